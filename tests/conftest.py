@@ -1,0 +1,89 @@
+"""Fixtures that tests share: the shipped model, a trained model where the real data is, trees of random tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from toolkit import models
+from toolkit.locating import ModelRef, resolve
+from toolkit.recipe import ModelSection
+from toolkit.scoring import Tree
+
+FP32 = ModelSection(name="tiny", dtype="float32", lora=None)
+# The shipped tokenizer's special ids; random trees hold none of them.
+N_SPECIAL = 3
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_ref() -> ModelRef:
+    return resolve("tiny")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_ref: ModelRef) -> Any:
+    return models.load_tokenizer(tiny_ref)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_ref: ModelRef) -> Any:
+    """The shipped model in fp32, for tests that leave its weights alone."""
+    return models.load_policy(tiny_ref, FP32).requires_grad_(False)
+
+
+@pytest.fixture
+def new_tiny(tiny_ref: ModelRef) -> Callable[[], Any]:
+    """Makes fresh copies of the shipped model, to change at will."""
+    return lambda: models.load_policy(tiny_ref, FP32)
+
+
+@pytest.fixture(scope="session")
+def stories_folder() -> Path:
+    """stories260K, a trained 260 k parameter Llama that lies beside the real data."""
+    data = os.environ.get("DUEL_REAL_DATA")
+    if not data:
+        pytest.skip("DUEL_REAL_DATA is not set")
+    folder = Path(data).parent / "models" / "stories260K"
+    if not folder.is_dir():
+        pytest.skip(f"there is no {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories(stories_folder: Path) -> Any:
+    section = FP32.model_copy(update={"name": str(stories_folder)})
+    return models.load_policy(resolve(str(stories_folder)), section).requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def make_trees() -> Callable[..., list[Tree]]:
+    """``make_trees(n, vocabulary, seed=, k=, longest=)``: trees of random tokens whose responses end with id 2."""
+
+    def make(
+        n: int, vocabulary: int = 512, *, seed: int = 0, k: int = 3, shortest: int = 1, longest: int = 14
+    ) -> list[Tree]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def length() -> int:
+            return int(torch.randint(shortest, longest, (1,), generator=generator))
+
+        def ids() -> list[int]:
+            return torch.randint(N_SPECIAL, vocabulary, (length(),), generator=generator).tolist()
+
+        return [Tree(ids(), [[*ids(), 2] for _ in range(k)]) for _ in range(n)]
+
+    return make

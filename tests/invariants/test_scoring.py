@@ -1,0 +1,442 @@
+"""The tree batch gives what one unpadded forward pass per response gives, however it is packed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForSequenceClassification,
+    BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MambaConfig,
+    MistralConfig,
+)
+
+from toolkit import scoring
+from toolkit.scoring import Engine, Tree, batches, by_response, pack
+
+Trees = Callable[..., list[Tree]]
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.3,  # large, so that what a model does differently moves the result by nats
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def random_model(config: Any, cls: Any = AutoModelForCausalLM.from_config, **more: Any) -> Any:
+    torch.manual_seed(0)
+    return cls(config, **more).eval()
+
+
+def llama(**more: Any) -> Any:
+    return random_model(LlamaConfig(**SMALL, **more))
+
+
+def classifier(**more: Any) -> Any:
+    return random_model(LlamaConfig(**(SMALL | {"num_labels": 1} | more)), LlamaForSequenceClassification)
+
+
+def engine(model: Any, **more: Any) -> Engine:
+    return Engine(model, 0, dtype=torch.float32, **more)
+
+
+def oracle(model: Any, trees: Sequence[Tree], temperature: float = 1.0) -> list[list[torch.Tensor]]:
+    """One response at a time, without padding, mask or positions, through the model's own head; softmax in fp64."""
+    return [[_one(model, tree.prompt_ids, ids, temperature)[0] for ids in tree.response_ids] for tree in trees]
+
+
+def _one(model: Any, prompt: list[int], ids: list[int], temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    log_p = (logits.double() / temperature).log_softmax(-1)
+    return log_p.gather(1, torch.tensor(ids)[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+def score_oracle(model: Any, trees: Sequence[Tree]) -> list[list[float]]:
+    return [
+        [model(input_ids=torch.tensor([tree.prompt_ids + ids])).logits.item() for ids in tree.response_ids]
+        for tree in trees
+    ]
+
+
+def assert_same(ours: Sequence[Sequence[Any]], expected: Sequence[Sequence[Any]], tolerance: float = 1e-4) -> None:
+    assert [len(row) for row in ours] == [len(row) for row in expected]
+    for row, expected_row in zip(ours, expected, strict=True):
+        for a, b in zip(row, expected_row, strict=True):
+            a, b = torch.as_tensor(a).double(), torch.as_tensor(b).detach().double()
+            torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+            assert abs(float(a.sum() - b.sum())) < 5 * tolerance
+
+
+# ---------------------------------------------------------------- packing
+
+
+def test_the_layout_by_hand() -> None:
+    batch = pack([Tree([5, 6], [[7, 2], [8]]), Tree([9], [[3]])], pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 2, 8], [9, 3, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 1, 0, 0, 0]]
+    assert batch.predictor.tolist() == [1, 2, 1, 5]
+    assert batch.target.tolist() == [7, 2, 8, 3]
+    assert batch.owner.tolist() == [0, 0, 1, 2]
+    assert batch.last.tolist() == [3, 4, 6]
+    assert batch.tree.tolist() == [0, 0, 1]
+    assert batch.attention_mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+    assert (batch.n_responses, batch.n_tokens) == (3, 10)
+    assert by_response(torch.tensor([1.0, 2.0, 4.0, 8.0]), batch).tolist() == [3.0, 4.0, 8.0]
+
+
+def test_the_plain_layout_by_hand() -> None:
+    batch = pack([Tree([5, 6], [[7, 2], [8]])], pad_id=0, plain=True)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 2], [5, 6, 8, 0]]
+    assert batch.attention_mask.tolist() == [[True] * 4, [True, True, True, False]]
+    assert (batch.predictor.tolist(), batch.last.tolist(), batch.tree.tolist()) == ([1, 2, 5], [3, 6], [0, 0])
+
+
+@pytest.mark.parametrize("tree", [Tree([], [[1]]), Tree([1], [[2], []])])
+def test_nothing_to_predict_is_refused(tree: Tree) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        pack([tree], 0)
+
+
+def test_batches_hold_each_tree_once_within_the_budget(make_trees: Trees) -> None:
+    trees = make_trees(30)
+    for budget in (1, 60, 100, 10_000):
+        found = list(batches(trees, budget))
+        assert sorted(i for part in found for i in part) == list(range(30))
+        for part in found:
+            padded = len(part) * max(len(trees[i]) for i in part)
+            assert padded <= budget or len(part) == 1
+
+
+# ---------------------------------------------------------------- the same numbers
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_tiny_log_probabilities(tiny: Any, make_trees: Trees, temperature: float) -> None:
+    trees = make_trees(6, seed=1)
+    scorer = engine(tiny)
+    assert_same(scorer.logps(trees, temperature=temperature), oracle(tiny, trees, temperature))
+    assert scorer.plain is False
+
+
+def test_trained_log_probabilities(stories: Any, make_trees: Trees) -> None:
+    trees = make_trees(6, seed=2, longest=60)
+    scorer = engine(stories)
+    assert_same(scorer.logps(trees), oracle(stories, trees))
+    assert scorer.plain is False
+
+
+def test_eager_attention_and_one_long_response_beside_short_ones(make_trees: Trees) -> None:
+    model = random_model(LlamaConfig(**SMALL), attn_implementation="eager")
+    trees = [Tree([5], [[2], list(range(3, 60)), [7, 2]]), *make_trees(3, 64)]
+    assert_same(engine(model).logps(trees), oracle(model, trees))
+
+
+def test_scores(make_trees: Trees) -> None:
+    model, trees = classifier(), make_trees(5, 64)
+    scorer = engine(model)
+    assert_same(scorer.scores(trees), score_oracle(model, trees))
+    assert scorer.plain is False
+
+
+@pytest.mark.parametrize("budget", [1, 40, 97, 100_000])
+def test_the_token_budget_changes_nothing(tiny: Any, make_trees: Trees, budget: int) -> None:
+    trees = make_trees(9, seed=3)
+    assert_same(engine(tiny, token_budget=budget).logps(trees), engine(tiny).logps(trees), 3e-5)
+
+
+def test_the_order_of_trees_changes_nothing(tiny: Any, make_trees: Trees) -> None:
+    trees = make_trees(9, seed=4)
+    order = [4, 8, 0, 2, 6, 1, 3, 7, 5]
+    there = engine(tiny, token_budget=90).logps([trees[i] for i in order])
+    here = engine(tiny, token_budget=90).logps(trees)
+    assert_same(there, [here[i] for i in order], 3e-5)
+
+
+def test_siblings_change_nothing(tiny: Any, make_trees: Trees) -> None:
+    """K responses together, alone, in another order, and beside copies of themselves."""
+    [tree] = make_trees(1, seed=5, k=4)
+    [together] = engine(tiny).logps([tree])
+    alone = engine(tiny).logps([Tree(tree.prompt_ids, [ids]) for ids in tree.response_ids])
+    [turned] = engine(tiny).logps([Tree(tree.prompt_ids, tree.response_ids[::-1])])
+    [doubled] = engine(tiny).logps([Tree(tree.prompt_ids, [ids for ids in tree.response_ids for _ in range(2)])])
+    assert_same([together], [[row[0] for row in alone]], 3e-5)
+    assert_same([together], [turned[::-1]], 3e-5)
+    assert_same([together], [doubled[::2]], 3e-5)
+    assert_same([together], [doubled[1::2]], 3e-5)
+
+
+def test_siblings_change_no_score(make_trees: Trees) -> None:
+    [tree] = make_trees(1, 64, seed=5, k=4)
+    model = classifier()
+    alone = engine(model).scores([Tree(tree.prompt_ids, [ids]) for ids in tree.response_ids])
+    assert_same(engine(model).scores([tree]), [[row[0] for row in alone]], 3e-5)
+
+
+def test_the_padding_id_changes_nothing(tiny: Any, make_trees: Trees) -> None:
+    trees = make_trees(4, seed=6)
+    results = []
+    for pad_id in (0, 2, 77):
+        scorer = Engine(tiny, pad_id, dtype=torch.float32)
+        results.append(scorer.logps(trees))
+    assert_same(results[0], results[1], 3e-5)
+    assert_same(results[0], results[2], 3e-5)
+
+
+def test_bf16_stays_near(tiny: Any, make_trees: Trees) -> None:
+    trees = make_trees(4, seed=7)
+    scorer = Engine(tiny, 0, dtype=torch.bfloat16)
+    ours = scorer.logps(trees)
+    assert scorer.plain is False
+    assert all(values.dtype == torch.float32 for row in ours for values in row)
+    assert_same(ours, oracle(tiny, trees), 0.2)
+
+
+def test_an_adapter_counts(make_trees: Trees) -> None:
+    model = get_peft_model(
+        llama(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    ).eval()
+    trees = make_trees(4, 64)
+    with_adapter = engine(model).logps(trees)
+    assert_same(with_adapter, oracle(model, trees))
+    with model.disable_adapter():
+        without = engine(model).logps(trees)
+        assert_same(without, oracle(model, trees))
+    assert abs(float(with_adapter[0][0].sum() - without[0][0].sum())) > 0.1
+
+
+# ---------------------------------------------------------------- gradients, chunks, entropy
+
+
+def loss_of(logps_N: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """Weighs every response and token differently, so that a mix-up shows."""
+    weights = torch.linspace(-1, 1, logps_N.numel(), dtype=logps_N.dtype) * (1 + owner)
+    return (weights * logps_N).sum()
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def assert_same_gradients(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == expected.keys() and ours
+    for name, gradient in ours.items():
+        assert float((gradient - expected[name]).norm() / expected[name].norm()) < 1e-3, name
+
+
+@pytest.mark.parametrize("rows", [1024, 3, 1])
+def test_gradients_equal_those_of_plain_passes(
+    make_trees: Trees, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """With few rows at a time the logits are computed in chunks, and again in the backward pass."""
+    monkeypatch.setattr(scoring, "LOGIT_ROWS", rows)
+    model, trees = llama(), make_trees(3, 64, seed=8)
+    batch = engine(model).pack(trees)
+    ours, entropy = scoring.token_logps(model, batch, temperature=0.8, with_entropy=True)
+    loss_of(ours, batch.owner).backward()
+    found = gradients(model)
+    pairs = [_one(model, tree.prompt_ids, ids, 0.8) for tree in trees for ids in tree.response_ids]
+    expected = torch.cat([logps for logps, _ in pairs])
+    loss_of(expected, batch.owner).backward()
+    assert_same_gradients(found, gradients(model))
+    assert_same([[ours.detach()]], [[expected]])
+    assert entropy is not None and not entropy.requires_grad
+    assert_same([[entropy]], [[torch.cat([entropies for _, entropies in pairs])]])
+
+
+def test_chunks_are_recomputed_and_not_kept(make_trees: Trees, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "LOGIT_ROWS", 2)
+    model = llama()
+    batch = pack(make_trees(2, 64), 0)
+    calls: list[int] = []
+    whole = scoring.logits_of
+
+    def counted(model: Any, states: torch.Tensor) -> torch.Tensor:
+        calls.append(states.shape[0])
+        return whole(model, states)
+
+    monkeypatch.setattr(scoring, "logits_of", counted)
+    logps, _ = scoring.token_logps(model, batch)
+    forward = len(calls)
+    assert max(calls) <= 2 and sum(calls) == batch.target.numel()
+    logps.sum().backward()
+    assert len(calls) == 2 * forward
+    calls.clear()
+    with torch.no_grad():
+        scoring.token_logps(model, batch)
+    assert len(calls) == forward
+
+
+def test_gradients_of_scores_equal_those_of_plain_passes(make_trees: Trees) -> None:
+    model, trees = classifier(), make_trees(3, 64, seed=9)
+    batch = engine(model).pack(trees)
+    scores_R = scoring.branch_scores(model, batch)
+    weights_R = torch.linspace(-1, 2, scores_R.numel())
+    (weights_R * scores_R).sum().backward()
+    found = gradients(model)
+    plain = [
+        model(input_ids=torch.tensor([tree.prompt_ids + ids])).logits[0, 0]
+        for tree in trees
+        for ids in tree.response_ids
+    ]
+    (weights_R * torch.stack(plain)).sum().backward()
+    assert_same_gradients(found, gradients(model))
+
+
+def test_entropy_lies_between_zero_and_log_of_the_vocabulary(tiny: Any, make_trees: Trees) -> None:
+    scorer = engine(tiny)
+    batch = scorer.pack(make_trees(6, seed=10))
+    _, hot = scorer.token_logps(batch, temperature=100.0, with_entropy=True)
+    _, cold = scorer.token_logps(batch, temperature=1e-3, with_entropy=True)
+    assert hot is not None and cold is not None
+    limit = torch.tensor(float(tiny.config.vocab_size)).log()
+    for entropy in (hot, cold):
+        assert bool((entropy >= 0).all()) and bool((entropy <= limit + 1e-4).all())
+    assert bool((hot > 0.99 * limit).all())
+    assert float(cold.mean()) < 0.05
+
+
+# ---------------------------------------------------------------- heads that scale or cap their logits
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma2Config(**SMALL, head_dim=16, final_logit_softcapping=3.0),
+        GraniteConfig(**SMALL, logits_scaling=4.0),
+        CohereConfig(**SMALL, logit_scale=0.25),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_scaled_and_capped_logits(config: Any, make_trees: Trees) -> None:
+    model, trees = random_model(config), make_trees(4, 64)
+    scorer = engine(model)
+    assert_same(scorer.logps(trees), oracle(model, trees))
+    assert scorer.plain is False  # so it is the engine's own head that is right
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)],
+    ids=lambda config: config.model_type,
+)
+def test_learned_positions(config: Any, make_trees: Trees) -> None:
+    model, trees = random_model(config), make_trees(4, 64)
+    assert_same(engine(model).logps(trees), oracle(model, trees))
+
+
+# ---------------------------------------------------------------- models that cannot take the mask
+
+
+class DeafLlama(LlamaForCausalLM):
+    """Reads a row from left to right and ignores a block mask, as a recurrent model would."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        whole = self.model.forward
+
+        def forward(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+            if attention_mask is not None and attention_mask.dim() == 4:
+                attention_mask = None
+            return whole(*args, attention_mask=attention_mask, **kwargs)
+
+        self.model.forward = forward  # type: ignore[method-assign]
+
+
+def assert_falls_back(model: Any, trees: list[Tree]) -> None:
+    scorer = engine(model, token_budget=80)
+    with pytest.warns(UserWarning, match="does not take the tree mask"):
+        ours = scorer.logps(trees)
+    assert scorer.plain is True
+    assert_same(ours, oracle(model, trees))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # it is said once
+        scorer.logps(trees[:1])
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_model_that_ignores_the_mask_falls_back(make_trees: Trees, k: int) -> None:
+    assert_falls_back(random_model(LlamaConfig(**SMALL), DeafLlama), make_trees(4, 64, k=k, shortest=3))
+
+
+def test_a_sliding_window_that_bites_falls_back(make_trees: Trees) -> None:
+    assert_falls_back(random_model(MistralConfig(**SMALL, sliding_window=4)), make_trees(4, 64, shortest=4))
+
+
+def test_a_sliding_window_that_bites_only_the_longer_trees(make_trees: Trees) -> None:
+    """A first, short tree must not decide for the long ones."""
+    model = random_model(MistralConfig(**SMALL, sliding_window=16))
+    trees = [Tree([5, 6], [[7, 8], [9, 2]]), *make_trees(4, 64, shortest=14, longest=30)]
+    assert_same(engine(model).logps(trees), oracle(model, trees))
+
+
+def test_a_state_space_model_falls_back(make_trees: Trees) -> None:
+    config = MambaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, pad_token_id=0, eos_token_id=2, initializer_range=0.3
+    )
+    assert_falls_back(random_model(config), make_trees(3, 64, shortest=3))
+
+
+def test_a_model_that_refuses_the_mask_falls_back(make_trees: Trees) -> None:
+    """BLOOM builds its position bias from a mask of two dimensions."""
+    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=2, initializer_range=0.3, pad_token_id=0)
+    assert_falls_back(random_model(config), make_trees(3, 64, shortest=3))
+
+
+def test_the_fallback_has_the_gradients_of_plain_passes(make_trees: Trees) -> None:
+    model, trees = random_model(LlamaConfig(**SMALL), DeafLlama), make_trees(3, 64, seed=8)
+    scorer = engine(model)
+    with pytest.warns(UserWarning):
+        batch = scorer.pack(trees)
+    ours, _ = scorer.token_logps(batch)
+    loss_of(ours, batch.owner).backward()
+    found = gradients(model)
+    expected = [_one(model, tree.prompt_ids, ids, 1.0)[0] for tree in trees for ids in tree.response_ids]
+    loss_of(torch.cat(expected), batch.owner).backward()
+    assert_same_gradients(found, gradients(model))
+
+
+def test_an_encoder_reward_model_takes_whole_rows(make_trees: Trees) -> None:
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_labels=1,
+        initializer_range=0.3,
+    )
+    model, trees = random_model(config, BertForSequenceClassification), make_trees(3, 64)
+    assert_same(engine(model).scores(trees), score_oracle(model, trees))
+
+
+def test_a_reward_model_whose_configuration_names_no_padding(make_trees: Trees) -> None:
+    model, trees = classifier(pad_token_id=None), make_trees(3, 64)
+    assert_same(engine(model).scores(trees), score_oracle(model, trees))

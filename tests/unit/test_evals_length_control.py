@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from toolkit.errors import DataError
+from toolkit.evals import length_control
+from toolkit.evals.length_control import _Block, _fit_l1_logistic, length_controlled_win_rate, load_length_table
+
+
+def simulated(
+    n: int, length_effect: float, policy_effect: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    baseline, policy = rng.integers(100, 900, n), rng.integers(400, 1800, n)
+    delta = (baseline - policy).astype(float)
+    p = 1 / (1 + np.exp(-(length_effect * np.tanh(delta / delta.std(ddof=1)) + policy_effect)))
+    return (rng.random(n) < p).astype(float), policy.astype(float), baseline.astype(float)
+
+
+def write_table(folder: Path, n: int = 60, sums: tuple[float, float] = (-1.0, 2.0)) -> None:
+    rng = np.random.default_rng(0)
+    rows = [f"{k},id{k},set,100,{v}" for k, v in enumerate(rng.normal(size=n))]
+    header = "index,instruction_id,dataset,len_baseline,instruction_difficulty"
+    (folder / "instruction_difficulty.csv").write_text("\n".join([header, *rows]))
+    gamed = [f"m,{k},{v}" for k, v in enumerate(rng.uniform(-1, 1, n))]
+    (folder / "gamed_features.csv").write_text("\n".join(["model,index,tanh_std_delta_len", *gamed]))
+    stats = {"tanh_std_delta_len": sums[0], "instruction_difficulty": sums[1], "row_weight": 0.1}
+    (folder / "gamed_sufficient_stats.json").write_text(json.dumps(stats))
+
+
+def test_length_bias_is_removed() -> None:
+    # the judge only likes length, the policies are equal, and the policy writes about twice as much
+    preferences, policy, baseline = simulated(3000, -2.0, 0.0, 1)
+    assert preferences.mean() > 0.7
+    fit = length_controlled_win_rate(preferences, policy, baseline, n_resamples=300)
+    assert fit.ci_low < 0.5 < fit.ci_high and fit.ci_high - fit.ci_low < 0.12  # type: ignore[operator]
+    assert fit.length == pytest.approx(-2.0, abs=0.3) and fit.difficulty is None and fit.n == 3000
+
+
+def test_interval_covers_the_truth() -> None:
+    truth = 1 / (1 + np.exp(-0.5))
+    inside = 0
+    for seed in range(100):
+        fit = length_controlled_win_rate(*simulated(200, -1.0, 0.5, seed), n_resamples=200, seed=seed)
+        inside += fit.ci_low <= truth <= fit.ci_high  # type: ignore[operator]
+    assert 88 <= inside <= 99
+
+
+def test_draws_equal_refits_to_full_convergence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_table(tmp_path)
+    table = load_length_table(tmp_path)
+    data = simulated(60, -1.0, -1.5, 7)
+    fast = length_controlled_win_rate(*data, difficulty=table.difficulty_by_index, table=table, n_resamples=150)
+    monkeypatch.setattr(length_control, "_DRAW_TOLERANCE", 1e-10)
+    exact = length_controlled_win_rate(*data, difficulty=table.difficulty_by_index, table=table, n_resamples=150)
+    assert (fast.ci_low, fast.ci_high) == pytest.approx((exact.ci_low, exact.ci_high), abs=1e-4)
+    assert fast.lc_win_rate == exact.lc_win_rate
+
+
+def test_targets_reproduce_the_sufficient_statistics(tmp_path: Path) -> None:
+    write_table(tmp_path)
+    table = load_length_table(tmp_path)
+    assert table.gamed_targets @ table.gamed_features == pytest.approx([-1.0, 2.0], abs=1e-9)
+    assert table.difficulty["id3"] == table.difficulty_by_index[3] and table.row_weight == 0.1
+
+
+def test_strong_penalty_gives_exact_zeros() -> None:
+    rng = np.random.default_rng(0)
+    own, targets = rng.normal(size=50), (rng.random(50) < 0.9).astype(float)
+    beta = _fit_l1_logistic(
+        [_Block(own, np.ones((1, 50)), np.ones(50), targets)], np.zeros((2, 2)), np.array([1e-4, 0.1]), 1e-9
+    )
+    assert beta[0].tolist() == [0.0, 0.0]
+    assert beta[1, 0] == 0.0 and beta[1, 1] > 0.1  # the noise feature is dropped, the constant is kept
+
+
+def test_equal_lengths_leave_the_win_rate_as_it_is() -> None:
+    preferences = np.array([1.0] * 30 + [0.0] * 20)
+    fit = length_controlled_win_rate(preferences, np.full(50, 80.0), np.full(50, 80.0), n_resamples=50)
+    assert fit.lc_win_rate == pytest.approx(0.6, abs=0.01) and fit.length == 0.0
+
+
+def test_rows_without_preference_or_length_are_left_out() -> None:
+    preferences, policy, baseline = simulated(100, -1.0, 0.3, 3)
+    preferences[:5], policy[5:10] = np.nan, np.nan
+    assert length_controlled_win_rate(preferences, policy, baseline, n_resamples=20).n == 90
+    few = length_controlled_win_rate([1.0, 0.0], [1, 2], [3, 4])
+    assert few.lc_win_rate is None and few.n == 2
+
+
+def test_bad_tables_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="auxiliary table"):
+        load_length_table(tmp_path / "nowhere")
+    write_table(tmp_path, sums=(-1.0, 500.0))
+    with pytest.raises(DataError, match="sufficient statistics"):
+        load_length_table(tmp_path)
+    write_table(tmp_path)
+    (tmp_path / "gamed_sufficient_stats.json").write_text("{}")
+    with pytest.raises(DataError, match="cannot read"):
+        load_length_table(tmp_path)
+    write_table(tmp_path)
+    with pytest.raises(DataError, match="come together"):
+        length_controlled_win_rate([1.0], [1], [1], table=load_length_table(tmp_path))

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from toolkit.errors import DataError
+from toolkit.evals.rm_quality import expected_calibration_error, fit_temperature, reliability_curve, rm_quality
+
+
+def calibrated(
+    n: int, scale: float, seed: int = 0
+) -> tuple[list[tuple[int, int, int, float, float]], list[list[float]]]:
+    """Labels drawn with P = sigmoid(margin), rewards reported ``scale`` times as large."""
+    rng = np.random.default_rng(seed)
+    margin = rng.normal(scale=1.5, size=n)
+    wins = rng.random(n) < 1 / (1 + np.exp(-margin))
+    return [(k, 0, 1, float(w), 1.0) for k, w in enumerate(wins)], [[scale * m, 0.0] for m in margin]
+
+
+def test_hand_worked() -> None:
+    # margins ln 3 (q = 3/4) right, -ln 3 (q = 1/4) wrong
+    comparisons = [(0, 0, 1, 1.0, 1.0), (1, 0, 1, 1.0, 1.0)]
+    result = rm_quality(comparisons, [[math.log(3), 0.0], [0.0, math.log(3)]], n_resamples=50)
+    assert result["accuracy"]["value"] == 0.5  # type: ignore[index]
+    assert result["nll"] == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
+    assert result["brier"] == pytest.approx((1 / 16 + 9 / 16) / 2)
+    assert result["ece"] == pytest.approx(0.25)  # both have confidence 3/4, accuracy 1/2
+    assert result["margin_mean"]["value"] == pytest.approx(0.0)  # type: ignore[index]
+    assert result["temperature"] is None and result["after_temperature"] is None
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 4.0])
+def test_temperature_undoes_the_scale(scale: float) -> None:
+    comparisons, rewards = calibrated(8000, scale)
+    result = rm_quality(comparisons, rewards, n_resamples=50)
+    assert result["temperature"] == pytest.approx(scale, rel=0.08)
+    after = result["after_temperature"]
+    assert after["nll"] <= result["nll"] + 1e-12 and after["ece"] < 0.02  # type: ignore[index,operator]
+    if scale == 4.0:
+        assert result["ece"] > 0.1  # type: ignore[operator]
+
+
+def test_temperature_exists_only_for_mixed_evidence() -> None:
+    one = np.ones(3)
+    assert fit_temperature([1.0, 2.0, 3.0], one, one) is None  # all right: T -> 0
+    assert fit_temperature([-1.0, -2.0, 3.0], one, one) is None  # balanced: T -> infinity
+    assert fit_temperature([0.0, 0.0, 0.0], one, one) is None
+
+
+def test_reliability_bins_are_a_partition() -> None:
+    comparisons, rewards = calibrated(500, 2.0)
+    margin = np.array([r[0] for r in rewards])
+    p = np.array([c[3] for c in comparisons])
+    bins = reliability_curve(margin, p, np.ones(500))
+    assert len(bins) == 10 and bins[0]["low"] == 0.5 and bins[-1]["high"] == 1.0
+    assert sum(b["n"] for b in bins) == 500 and sum(b["share"] for b in bins) == pytest.approx(1.0)  # type: ignore[misc]
+    for b in bins:
+        if b["confidence"] is not None:
+            assert b["low"] <= b["confidence"] <= b["high"]  # type: ignore[operator]
+    certain = reliability_curve([800.0], [1.0], [1.0])
+    assert certain[-1]["n"] == 1 and expected_calibration_error(certain) == pytest.approx(0.0)
+
+
+def test_a_model_that_measures_length_is_seen() -> None:
+    rng = np.random.default_rng(1)
+    lengths = [rng.permutation([10.0, 20.0, 30.0, 40.0]) for _ in range(80)]
+    comparisons = [(k, 0, 1, float(rng.random() < 0.5), 1.0) for k in range(80)]
+    result = rm_quality(comparisons, [0.1 * a for a in lengths], lengths=lengths, n_resamples=50)
+    assert result["accuracy_preferred_longer"]["value"] == 1.0  # type: ignore[index]
+    assert result["accuracy_preferred_shorter"]["value"] == 0.0  # type: ignore[index]
+    assert result["length_spearman"]["value"] == pytest.approx(1.0)  # type: ignore[index]
+    counts = [result[name]["n"] for name in ("accuracy_preferred_longer", "accuracy_preferred_shorter")]  # type: ignore[index]
+    assert sum(counts) == 80
+    assert result["longer_preferred_rate"]["value"] == pytest.approx(counts[0] / 80)  # type: ignore[index]
+
+
+def test_tied_labels_prefer_neither() -> None:
+    comparisons = [(0, 0, 1, 0.5, 1.0), (1, 0, 1, 1.0, 1.0), (2, 1, 0, 1.0, 1.0)]
+    result = rm_quality(
+        comparisons, [[5.0, 0.0], [1.0, 0.0], [1.0, 0.0]], lengths=[[9, 1], [9, 1], [9, 1]], n_resamples=20
+    )
+    assert result["margin_mean"]["value"] == pytest.approx(0.0) and result["margin_mean"]["n"] == 2  # type: ignore[index]
+    assert result["accuracy"]["value"] == 0.5  # type: ignore[index]
+
+
+def test_accuracy_by_margin_rises_for_a_calibrated_model() -> None:
+    fifths = rm_quality(*calibrated(4000, 1.0), n_resamples=50)["accuracy_by_margin"]
+    assert len(fifths) == 5 and fifths[0]["value"] < 0.6 < 0.85 < fifths[-1]["value"]  # type: ignore[arg-type,index]
+
+
+def test_no_comparisons_are_refused() -> None:
+    with pytest.raises(DataError, match="no comparisons"):
+        rm_quality([], [[0.0, 1.0]])

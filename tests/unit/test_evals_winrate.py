@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit.errors import DataError
+from toolkit.evals.winrate import (
+    average_within_prompt,
+    bradley_terry,
+    holm,
+    permutation_test,
+    power_prompts,
+    sign_test,
+    win_rate,
+)
+
+NAMES = {"policy": "a", "baseline": "b", "judge": "j"}
+CONTRACT = [
+    "policy",
+    "baseline",
+    "judge",
+    "win",
+    "tie",
+    "loss",
+    "win_rate",
+    "standard_error",
+    "ci_low",
+    "ci_high",
+    "p_value",
+    "n_prompts",
+    "n_judged",
+    "n_failed",
+    "lc_win_rate",
+    "lc_ci_low",
+    "lc_ci_high",
+    "position_consistency",
+]
+
+
+def test_hand_worked_row() -> None:
+    # 5 wins, 2 ties, 1 loss, 1 not judged: mean 6/8, variance (5/16 + 2/16 + 9/16)/7 = 1/7
+    row = win_rate([1, 1, 1, 1, 1, 0.5, 0.5, 0, math.nan], **NAMES)
+    assert (row.win, row.tie, row.loss, row.win_rate) == (5 / 8, 2 / 8, 1 / 8, 6 / 8)
+    assert row.standard_error == pytest.approx(math.sqrt(1 / 7 / 8))
+    assert row.p_value == pytest.approx(14 / 64)  # 5 or more of 6 decided, on either side: 2*(6 + 1)/2^6
+    assert row.sign_test_p == pytest.approx(14 / 64)
+    assert (row.n_prompts, row.n_judged, row.n_failed) == (9, 8, 1)
+    assert row.ci_low < row.win_rate < row.ci_high  # type: ignore[operator]
+    assert list(row.as_dict())[: len(CONTRACT)] == CONTRACT
+    assert row.position_consistency is None and row.lc_win_rate is None
+
+
+def test_failures_are_never_ties() -> None:
+    row = win_rate([1.0, math.nan, math.nan, 1.0], n_failed=3, **NAMES)
+    assert (row.win_rate, row.tie, row.n_judged, row.n_failed) == (1.0, 0.0, 2, 3)
+
+
+def test_nothing_judged() -> None:
+    row = win_rate([math.nan, math.nan], **NAMES)
+    assert row.win_rate is row.win is row.ci_low is row.p_value is row.prompts_needed is None
+    assert (row.n_prompts, row.n_judged, row.n_failed) == (2, 0, 2)
+
+
+def test_all_wins_have_an_interval_that_is_not_a_point() -> None:
+    row = win_rate([1.0] * 10, **NAMES)
+    assert row.ci_low == pytest.approx(0.025 ** (1 / 10)) and row.ci_high == 1.0
+    assert row.p_value == pytest.approx(2 / 2**10)
+
+
+def test_all_ties_are_undecidable() -> None:
+    row = win_rate([0.5] * 30, **NAMES)
+    assert (row.win_rate, row.p_value, row.sign_test_p, row.prompts_needed) == (0.5, 1.0, 1.0, None)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5])
+def test_preferences_outside_0_1_are_refused(value: float) -> None:
+    with pytest.raises(DataError, match=r"outside \[0, 1\]"):
+        win_rate([0.5, value], **NAMES)
+
+
+def test_swapping_the_policies_mirrors_the_row() -> None:
+    p = np.random.default_rng(0).choice([0, 0.25, 0.5, 1.0], size=60)
+    a, b = win_rate(p, **NAMES), win_rate(1 - p, **NAMES)
+    assert a.win == b.loss and a.win_rate == pytest.approx(1 - b.win_rate) and a.p_value == pytest.approx(b.p_value)  # type: ignore[operator]
+    assert a.ci_low == pytest.approx(1 - b.ci_high, abs=0.01)  # type: ignore[operator]
+
+
+def brute_force(preferences: list[float]) -> float:
+    d = np.array(preferences) - 0.5
+    sums = [abs(float(np.dot(s, d))) for s in itertools.product((-1, 1), repeat=len(d))]
+    return float(np.mean([s >= abs(float(d.sum())) - 1e-12 for s in sums]))
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 0.75, 5 / 6, 1.0]), min_size=1, max_size=9))
+def test_permutation_test_is_exact_on_a_lattice(preferences: list[float]) -> None:
+    assert permutation_test(preferences) == pytest.approx(brute_force(preferences), abs=1e-12)
+
+
+def test_permutation_test_on_continuous_preferences_is_monte_carlo_close() -> None:
+    preferences = np.random.default_rng(3).beta(2, 1.4, size=14).tolist()
+    exact = brute_force(preferences)
+    assert permutation_test(preferences) == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 9999))
+    assert permutation_test([0.9 + 0.001 * k for k in range(60)]) == 1e-4  # never 0
+
+
+def test_sign_test_drops_ties() -> None:
+    assert sign_test([1, 1, 1, 1, 1, 1, 0.5, 0.5]) == pytest.approx(2 / 64)
+    assert sign_test([0.5, 0.5]) == 1.0 and sign_test([]) is None
+
+
+def test_average_within_prompt() -> None:
+    ids, means = average_within_prompt(["q", "p", "q", "p", "r"], [1.0, 0.5, 0.0, math.nan, math.nan])
+    assert ids.tolist() == ["q", "p", "r"]
+    assert means[:2].tolist() == [0.5, 0.5] and math.isnan(means[2])
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, None, 0.03]) == pytest.approx([0.03, 0.06, None, 0.06])
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(("rate", "prompts"), [(0.60, 194), (0.55, 783), (0.52, 4903), (0.40, 194)])
+def test_power_prompts(rate: float, prompts: int) -> None:
+    assert power_prompts(rate) == prompts
+
+
+def test_ties_lower_the_prompts_needed() -> None:
+    fewer = power_prompts(0.6, tie_share=0.3)
+    assert fewer is not None and 120 < fewer < 150
+    assert power_prompts(0.5) is None
+    with pytest.raises(DataError, match="cannot occur"):
+        power_prompts(0.9, tie_share=0.4)
+
+
+def test_prompts_needed_is_the_power_formula_at_the_observed_effect() -> None:
+    row = win_rate([1.0] * 60 + [0.0] * 40, **NAMES)
+    assert row.prompts_needed == 194
+
+
+def test_bradley_terry_two_policies_is_the_log_odds() -> None:
+    # 30 wins of 40: log strength difference ln 3
+    fit = bradley_terry(list(range(40)), ["a"] * 40, ["b"] * 40, [1.0] * 30 + [0.0] * 10)
+    assert fit.policies == ("a", "b") and fit.n == 40
+    assert fit.log_strength == pytest.approx((math.log(3) / 2, -math.log(3) / 2))
+    assert fit.win_rate == pytest.approx((0.75, 0.25))
+    assert fit.ci_low[0] is not None and 0 < fit.ci_low[0] < fit.log_strength[0] < fit.ci_high[0]  # type: ignore[operator]
+
+
+def test_bradley_terry_without_a_maximum_is_null() -> None:
+    fit = bradley_terry([0, 1, 2, 3], ["a", "a", "b", "c"], ["b", "c", "c", "b"], [1.0, 1.0, 1.0, 1.0])
+    assert fit.log_strength == (None, None, None)  # a never lost
+
+
+def test_bradley_terry_ignores_unjudged_rows_and_refuses_self_comparisons() -> None:
+    fit = bradley_terry([0, 1, 2], ["a", "a", "a"], ["b", "b", "b"], [1.0, 0.0, math.nan])
+    assert fit.n == 2 and fit.log_strength == pytest.approx((0.0, 0.0))
+    with pytest.raises(DataError, match="itself"):
+        bradley_terry([0], ["a"], ["a"], [1.0])

@@ -1,0 +1,522 @@
+"""The command line. Commands parse, call and print; the work and the heavy imports are in what they call."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from toolkit.errors import DuelError, nearest
+
+USER_ERROR, DEFECT, INTERRUPTED = 2, 1, 130
+
+
+class Group(click.Group):
+    """A group that suggests the nearest command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            ctx.fail(f"there is no command {args[0]!r}; {nearest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, results and errors only.")
+@click.version_option(package_name="rlhf-duel", prog_name="duel")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
+    """DPO, or a reward model and PPO? Both arms on your preference data, one evaluation, one verdict."""
+    ctx.obj = {"debug": debug, "quiet": quiet}
+
+
+def main() -> NoReturn:
+    """The console script: errors become one message and an exit code (0 done, 2 input, 1 defect, 130 interrupted)."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        cli.main(standalone_mode=False)
+        sys.exit(0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        sys.exit(USER_ERROR)
+    except DuelError as error:
+        _show(debug)
+        print(f"error: {error.render()}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except OSError as error:
+        _show(debug)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or os.getcwd()
+            print(
+                f"error: the disk is full\n  where: {where}\n  fix:   free space, then run the same command",
+                file=sys.stderr,
+            )
+            sys.exit(USER_ERROR)
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            print(
+                f"error: {error.strerror}\n  where: {error.filename}\n  fix:   choose a folder you can write",
+                file=sys.stderr,
+            )
+            sys.exit(USER_ERROR)
+        _defect(error, debug)
+    except Exception as error:
+        _defect(error, debug)
+
+
+def _show(debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+
+
+def _defect(error: Exception, debug: bool) -> NoReturn:
+    if "No space left on device" in str(error):  # some writers wrap the system's error
+        print(
+            f"error: the disk is full\n  where: {error}\n  fix:   free space, then run the same command",
+            file=sys.stderr,
+        )
+        sys.exit(USER_ERROR)
+    _show(debug)
+    print(
+        f"internal error: {type(error).__name__}: {error}\n  This is a defect of duel. Please report it with the "
+        "output of `duel env` and of the same command under `duel --debug`.",
+        file=sys.stderr,
+    )
+    sys.exit(DEFECT)
+
+
+def _reporter(ctx: click.Context) -> Any:
+    from toolkit.progress import Reporter
+
+    reporter = Reporter(quiet=ctx.obj["quiet"])
+    # What the libraries say is for their developers; what we say about them goes through the reporter.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+        if "toolkit" in Path(filename).parts:
+            reporter.line(f"note: {message}")
+
+    warnings.showwarning = show
+    return reporter
+
+
+def _quiet_libraries() -> None:
+    """Once transformers is imported, its bars are off: ours say how long things take."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def _emit(document: Any) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+SET = click.option("--set", "sets", multiple=True, metavar="a.b=v", help="Set a value of the recipe; repeatable.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else there.")
+PATH = click.Path(path_type=Path)
+
+
+# ---------------------------------------------------------------- the paired run
+
+
+@cli.command(context_settings={"allow_interspersed_args": True})
+@click.argument("recipe")
+@click.argument("launch", nargs=-1, type=click.UNPROCESSED)
+@click.option("--out", type=PATH, help="Run folder; default runs/NAME.")
+@SET
+@click.option("--only", metavar="STAGE", help="Run this stage alone; its inputs must be there.")
+@click.option("--until", metavar="STAGE", help="Stop behind this stage.")
+@click.option("--force", is_flag=True, help="Run stages again that are done.")
+@click.option("--dry-run", is_flag=True, help="Say what would run, with counts and an example, and stop.")
+@JSON
+@click.pass_context
+def run(
+    ctx: click.Context,
+    recipe: str,
+    launch: tuple[str, ...],
+    out: Path | None,
+    sets: tuple[str, ...],
+    only: str | None,
+    until: str | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run RECIPE: both arms, one evaluation, one verdict. A rerun continues, and computes nothing twice.
+
+    What follows -- goes to `accelerate launch` for the sft, reward_model and dpo stages.
+    """
+    from toolkit import pipeline
+    from toolkit.recipe import load_recipe
+    from toolkit.store import read_json
+
+    loaded = load_recipe(recipe, sets)
+    out = out or Path("runs") / loaded.recipe.name
+    reporter = _reporter(ctx)
+    if dry_run:
+        from toolkit.dry_run import describe, render
+
+        _quiet_libraries()
+        plan = describe(loaded.recipe, out)
+        _emit(plan) if as_json else print(render(plan))
+        return
+    manifest = pipeline.run(
+        loaded,
+        out,
+        reporter,
+        only=only,
+        until=until,
+        force=force,
+        launch=launch,
+        command=["duel", *sys.argv[1:]],
+        before_stage=_quiet_libraries,
+    )
+    results = (
+        read_json(out / "results.json") if (out / "results.json").is_file() and manifest["status"] == "done" else {}
+    )
+    if as_json:
+        facts = {"out": str(out), "status": manifest["status"], "stages": manifest["stages"]}
+        _emit(
+            {**facts, **{key: results[key] for key in ("verdict", "win_rates", "cost", "warnings") if key in results}}
+        )
+    elif results:
+        from toolkit.tables import result_tables
+
+        print(result_tables(results))
+        print(f"\nreport: {out / 'report.html'}")
+
+
+@cli.command()
+@click.argument("recipe")
+@SET
+@JSON
+def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
+    """Check RECIPE without data, model or network."""
+    from toolkit.recipe import arm_differences, flat, load_recipe
+
+    loaded = load_recipe(recipe, sets)
+    differences = {name: list(pair) for name, pair in arm_differences(loaded.recipe).items()}
+    if as_json:
+        _emit({"valid": True, "name": loaded.recipe.name, "arm_differences": differences, "origins": loaded.origins})
+        return
+    changed = sum(origin != "default" for origin in loaded.origins.values())
+    print(f"{loaded.recipe.name}: valid, {len(flat(loaded.recipe))} settings, {changed} of them not defaults")
+    for name, (ppo, dpo) in differences.items():
+        print(f"  note: the arms differ in {name}: PPO {ppo}, DPO {dpo}")
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe file, for editors."""
+    from toolkit.recipe import json_schema
+
+    _emit(json_schema())
+
+
+@cli.group(cls=Group)
+def recipes() -> None:
+    """The recipes that ship with duel."""
+
+
+@recipes.command("list")
+@JSON
+def recipes_list(as_json: bool) -> None:
+    """Names and what they are for."""
+    from toolkit.recipe import shipped_recipes
+
+    found = {}
+    for name, path in shipped_recipes().items():
+        lines = [
+            line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+        ]
+        found[name] = lines[0] if lines else ""
+    if as_json:
+        _emit([{"name": name, "summary": text} for name, text in found.items()])
+        return
+    width = max(map(len, found))
+    for name, text in found.items():
+        print(f"{name:{width}}  {text}")
+
+
+@recipes.command("show")
+@click.argument("name")
+def recipes_show(name: str) -> None:
+    """Print a recipe as it ships, with its comments."""
+    from toolkit.recipe import load_recipe
+
+    path = load_recipe(name).path
+    if path is not None:
+        print(path.read_text(encoding="utf-8"), end="")
+
+
+@recipes.command("copy")
+@click.argument("name")
+@click.argument("target", type=PATH, required=False)
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+def recipes_copy(name: str, target: Path | None, force: bool) -> None:
+    """Copy a recipe to TARGET (default NAME.yaml) to start your own."""
+    from toolkit.recipe import copy_recipe
+
+    print(copy_recipe(name, target or Path(f"{name}.yaml"), force))
+
+
+@cli.command()
+@click.argument("folder", type=PATH, nargs=-1, required=True)
+@click.option("--out", type=PATH, help="File to write; default FOLDER/report.html.")
+@click.option("--title", help="Title of the page.")
+def report(folder: tuple[Path, ...], out: Path | None, title: str | None) -> None:
+    """Write the HTML report of FOLDER from what is on disk; several folders stand side by side."""
+    from toolkit.report.page import build
+
+    from toolkit.store import write_text
+
+    target = out or folder[0] / ("report.html" if len(folder) == 1 else "report-side-by-side.html")
+    write_text(target, build(folder, title=title, max_samples=500))
+    print(target)
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--grid", multiple=True, metavar="a.b=v1,v2", help="Values of a setting; several grids are crossed.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Run each point with seeds 0..N-1.")
+@click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True, help="Where runs go.")
+@click.option("--out", type=PATH, help="Folder of the runs; default runs/NAME-sweep.")
+@SET
+@JSON
+@click.pass_context
+def sweep(
+    ctx: click.Context,
+    recipe: str,
+    grid: tuple[str, ...],
+    seeds: int,
+    engine: str,
+    out: Path | None,
+    sets: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Frontiers: many paired runs that share every stage that is equal."""
+    from toolkit.sweep import run_sweep
+    from toolkit.tables import sweep_table
+
+    rows = run_sweep(recipe, list(sets), list(grid), seeds, out, _reporter(ctx), before_stage=_quiet_libraries)
+    _emit({"runs": rows}) if as_json else print(sweep_table(rows))
+
+
+# ---------------------------------------------------------------- rewards, scores, comparisons
+
+
+def _dtype(function: Any) -> Any:
+    return click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Precision of the forward passes.",
+    )(function)
+
+
+def _reading(function: Any) -> Any:
+    for option in (
+        click.option("--limit", type=click.IntRange(1), help="Use so many prompts."),
+        click.option("--split", default="train", show_default=True, help="Split of a hub data set."),
+        click.option("--max-prompt-tokens", type=click.IntRange(1), default=2048, show_default=True),
+        click.option("--max-response-tokens", type=click.IntRange(1), default=1024, show_default=True),
+        click.option("--batch-tokens", type=click.IntRange(1), default=4096, show_default=True, help="Tokens at once."),
+    ):
+        function = option(function)
+    return function
+
+
+@cli.command()
+@click.option("--policy", required=True, help="The trained policy.")
+@click.option("--reference", required=True, help="What it was trained from, or none.")
+@click.option("--data", required=True, help="Preference data.")
+@click.option("--beta", type=float, help="Default: the policy's own, where known, else 0.1.")
+@click.option("--per-token", is_flag=True, help="Add the rewards of the tokens.")
+@click.option("--with-ids", is_flag=True, help="Add the token ids.")
+@click.option("--rm", help="An explicit reward model to check against.")
+@click.option("--out", type=PATH, required=True, help="Parquet file to write.")
+@click.option("--any-reference", is_flag=True, help="Accept a reference other than the one trained against.")
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+@_reading
+@_dtype
+@JSON
+@click.pass_context
+def rewards(ctx: click.Context, as_json: bool, **options: Any) -> None:
+    """Implicit rewards beta * log(pi/pi_ref) of every response; with --rm, the check against the explicit RM."""
+    from toolkit.rewards import implicit_rewards
+    from toolkit.tables import rewards_table
+
+    reporter = _reporter(ctx)
+    _quiet_libraries()
+    summary = implicit_rewards(reporter=reporter, **options)
+    _emit(summary) if as_json else print(rewards_table(summary))
+
+
+@cli.command()
+@click.option("--rm", required=True, help="The reward model.")
+@click.option("--data", required=True, help="Preference data.")
+@click.option("--out", type=PATH, required=True, help="Parquet file to write.")
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+@_reading
+@_dtype
+@JSON
+@click.pass_context
+def score(ctx: click.Context, as_json: bool, **options: Any) -> None:
+    """Explicit rewards of every response."""
+    from toolkit.rewards import explicit_rewards
+    from toolkit.tables import rewards_table
+
+    reporter = _reporter(ctx)
+    _quiet_libraries()
+    summary = explicit_rewards(reporter=reporter, **options)
+    _emit(summary) if as_json else print(rewards_table(summary))
+
+
+@cli.command()
+@click.argument("policies", nargs=-1, required=True)
+@click.option("--data", required=True, help="Prompts: preference data, a .jsonl with a prompt column, or a .txt.")
+@click.option(
+    "--judge", "judge", multiple=True, required=True, help="gold, rm:MODEL, implicit:P,R, python:M:F, file:PATH."
+)
+@click.option("--out", type=PATH, required=True, help="Folder to write.")
+@click.option("--samples-per-prompt", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Use so many prompts.")
+@click.option("--split", default="train", show_default=True, help="Split of a hub data set.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@_dtype
+@JSON
+@click.pass_context
+def compare(ctx: click.Context, as_json: bool, policies: tuple[str, ...], **options: Any) -> None:
+    """Sample POLICIES (two or more) on the same prompts, judge them, and give win rates."""
+    from toolkit.comparing import compare_policies
+    from toolkit.tables import win_rate_table
+
+    if len(policies) < 2:
+        raise click.UsageError("name at least two policies to compare")
+    reporter = _reporter(ctx)
+    _quiet_libraries()
+    rows = compare_policies(policies, reporter=reporter, **options)
+    _emit({"win_rates": rows}) if as_json else print(win_rate_table(rows))
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, type=PATH)
+@click.option("--length-control", is_flag=True, help="Add the length-controlled win rate.")
+@click.option("--lc-table", type=PATH, help="AlpacaEval's auxiliary table (a folder).")
+@click.option(
+    "--bootstrap", type=click.IntRange(100), default=2000, show_default=True, help="Resamples of the prompts."
+)
+@click.option(
+    "--confidence", type=click.FloatRange(0.5, 1, min_open=True, max_open=True), default=0.95, show_default=True
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@JSON
+def winrate(
+    files: tuple[Path, ...],
+    length_control: bool,
+    lc_table: Path | None,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Win rates of recorded judgements: our Parquet/JSONL, or AlpacaEval's annotations.json."""
+    from toolkit.judging.records import winrate_report
+    from toolkit.tables import win_rate_table
+
+    rows = winrate_report(
+        files,
+        length_control=length_control or lc_table is not None,
+        lc_table=lc_table,
+        n_resamples=bootstrap,
+        confidence=confidence,
+        seed=seed,
+    )
+    _emit({"win_rates": rows}) if as_json else print(win_rate_table(rows))
+
+
+@cli.command()
+@click.option("--policy", default="smollm2-135m", show_default=True, help="The policy to sample responses from.")
+@click.option("--data", required=True, help="Prompts: preference data, a .jsonl with a prompt column, or a .txt.")
+@click.option("--k", type=click.IntRange(2), default=6, show_default=True, help="Responses per prompt.")
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=40, show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Use so many prompts.")
+@click.option("--split", default="train", show_default=True, help="Split of a hub data set.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=PATH, required=True, help="A .jsonl.gz to write.")
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+@_dtype
+@JSON
+@click.pass_context
+def simulate(ctx: click.Context, as_json: bool, **options: Any) -> None:
+    """Preference data from a policy, the known gold reward, and three biased, noisy annotators."""
+    from toolkit.simulating import simulate_data
+
+    reporter = _reporter(ctx)
+    _quiet_libraries()
+    summary = simulate_data(reporter=reporter, **options)
+    if as_json:
+        _emit(summary)
+    else:
+        print("\n".join(f"{name:24} {value}" for name, value in summary.items()))
+
+
+@cli.command()
+@JSON
+def env(as_json: bool) -> None:
+    """What a bug report needs: versions, machine, devices, short names that resolve here."""
+    import platform
+
+    import torch
+
+    from toolkit.errors import ModelError
+    from toolkit.locating import SHORT_NAMES, resolve
+    from toolkit.pipeline import versions
+
+    names = {}
+    for name in SHORT_NAMES:
+        try:
+            names[name] = resolve(name).path
+        except ModelError as error:
+            names[name] = f"not here: {error.what}"
+    facts = {
+        "versions": versions(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "models": names,
+    }
+    if as_json:
+        _emit(facts)
+        return
+    for section, value in facts.items():
+        items = value.items() if isinstance(value, dict) else [("", value)]
+        print("\n".join(f"{section if not i else '':13} {name} {item}" for i, (name, item) in enumerate(items)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,341 @@
+"""Length-controlled win rates: what the win rate would be if both responses were equally long.
+
+With AlpacaEval's auxiliary table this is AlpacaEval 2's estimate (Dubois et al. 2024, arXiv 2404.04475): a logistic
+regression of the preference on tanh of the standardised length difference, the instruction's difficulty and the policy,
+evaluated at no length difference. Without the table there is no difficulty and no regularising data: the logistic
+regression of length and policy alone. Intervals resample prompts and refit, since the standard error that AlpacaEval
+publishes is the spread of fitted values and leaves the uncertainty of the fit out.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from toolkit.errors import DataError
+from toolkit.evals.intervals import Floats, check_settings, resample_counts
+from toolkit.evals.winrate import checked_preferences
+
+_CS = np.logspace(-4, 4, 10)  # sklearn's Cs=10, which AlpacaEval uses
+_FOLDS = 5
+_FIT_TOLERANCE = 1e-9
+# Newton converges quadratically: stopping behind a step of 2e-3 leaves about 1e-6 in the coefficients, three orders
+# below the spread of the draws
+_DRAW_TOLERANCE = 2e-3
+_DRAWS_AT_ONCE = 64  # 64 x 805 doubles stay in the second-level cache
+
+
+@dataclass(frozen=True)
+class LengthTable:
+    """AlpacaEval's auxiliary data: difficulty of each instruction, and the rows of the baseline's own "gamed" variants.
+
+    The gamed rows carry two features (tanh of the standardised length difference, difficulty) and the targets that
+    reproduce their known sufficient statistics; ``row_weight`` is their weight beside a row of the policy.
+    """
+
+    difficulty: dict[str, float]  # by instruction id
+    difficulty_by_index: Floats
+    gamed_features: Floats  # (n_gamed, 2)
+    gamed_targets: Floats
+    row_weight: float
+
+
+@dataclass(frozen=True)
+class LengthControlled:
+    """A length-controlled win rate, as a fraction of one, and the regression behind it.
+
+    ``length`` is the coefficient of tanh(D/sd(D)), D = characters of the baseline minus characters of the policy;
+    ``difficulty`` and ``policy`` those of the instruction's difficulty and of the policy itself. ``c`` is the inverse
+    strength of the L1 penalty, by cross-validation.
+    """
+
+    lc_win_rate: float | None
+    standard_error: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    length: float | None = None
+    difficulty: float | None = None
+    policy: float | None = None
+    c: float | None = None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows of a weighted logistic regression, for B regressions at once.
+
+    ``shared`` (K-1, N) are features common to all of them; ``own`` (N,) or (B, N) is feature 0; ``weights`` (N,) or
+    (B, N); ``targets`` (N,) are probabilities.
+    """
+
+    own: Floats
+    shared: Floats
+    weights: Floats
+    targets: Floats
+
+    def rows(self, which: NDArray[np.intp]) -> _Block:
+        own = self.own if self.own.ndim == 1 else self.own[which]
+        return _Block(own, self.shared, self.weights if self.weights.ndim == 1 else self.weights[which], self.targets)
+
+
+def load_length_table(folder: str | Path) -> LengthTable:
+    """Read ``instruction_difficulty*.csv``, ``gamed_features.csv(.gz)`` and ``gamed_sufficient_stats.json``.
+
+    The preferences of the gamed rows are known through their sufficient statistics only, sum of y*x, which is all that
+    a logistic fit sees. The targets are the fitted probabilities of the logistic model with these statistics: the same
+    sums, and so the same fit, in a form that cross-validation can split.
+
+    Raises:
+        DataError: a file is missing or lacks a column.
+    """
+    folder = Path(folder)
+    difficulty_files = sorted(folder.glob("instruction_difficulty*.csv*")) if folder.is_dir() else []
+    feature_files = sorted(folder.glob("gamed_features.csv*")) if folder.is_dir() else []
+    stats_file = folder / "gamed_sufficient_stats.json"
+    if not difficulty_files or not feature_files or not stats_file.is_file():
+        raise DataError(
+            "not a folder with AlpacaEval's auxiliary table",
+            where=str(folder),
+            fix="it needs instruction_difficulty*.csv, gamed_features.csv(.gz) and gamed_sufficient_stats.json",
+        )
+    try:
+        instructions = _read_csv(difficulty_files[0])
+        by_index = np.array([float(row["instruction_difficulty"]) for row in instructions])
+        gamed_x = np.array(
+            [(float(r["tanh_std_delta_len"]), by_index[int(r["index"])]) for r in _read_csv(feature_files[0])]
+        )
+        stats = json.loads(stats_file.read_text(encoding="utf-8"))
+        sums = np.array([stats["tanh_std_delta_len"], stats["instruction_difficulty"]], dtype=np.float64)
+        row_weight = float(stats["row_weight"])
+        in_order = [int(row["index"]) for row in instructions] == list(range(len(instructions)))
+        by_id = {row["instruction_id"]: float(row["instruction_difficulty"]) for row in instructions}
+    except (KeyError, ValueError, IndexError, OSError) as error:
+        raise DataError(f"cannot read the length-control table: {error!r}", where=str(folder)) from error
+    if not in_order or not len(gamed_x):
+        raise DataError("rows must run from index 0 without gaps", where=str(difficulty_files[0]))
+    targets = _targets_from_sums(gamed_x, sums, str(stats_file))
+    return LengthTable(by_id, by_index, gamed_x, targets, row_weight)
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return list(csv.DictReader(text.decode("utf-8").splitlines()))
+
+
+def _targets_from_sums(features: Floats, sums: Floats, where: str) -> Floats:
+    """Probabilities sigmoid(x.b) whose sum of p*x is ``sums``: the logistic maximum likelihood for these statistics."""
+    b = np.zeros(features.shape[1])
+    for _ in range(100):
+        p = expit(features @ b)
+        step = np.linalg.solve((features * (p * (1 - p))[:, None]).T @ features, sums - features.T @ p)
+        b += np.clip(step, -2.0, 2.0)
+        if np.abs(step).max() < 1e-12:
+            return np.asarray(expit(features @ b), dtype=np.float64)
+    raise DataError("no preferences of the gamed rows have these sufficient statistics", where=where)
+
+
+def length_controlled_win_rate(
+    preferences: ArrayLike,
+    policy_length: ArrayLike,
+    baseline_length: ArrayLike,
+    *,
+    difficulty: ArrayLike | None = None,
+    table: LengthTable | None = None,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> LengthControlled:
+    """Length-controlled win rate of one policy from one row per prompt (n,); lengths in characters.
+
+    With ``table`` and each row's ``difficulty`` the regression is AlpacaEval 2's: L1 penalised, its strength chosen by
+    5-fold cross-validation, no intercept. Without them ``logit p = a*tanh(D/sd(D)) + c`` in the same way. Rows without
+    a preference or a length are left out. All fields are None for fewer than 10 rows (two per fold).
+
+    The interval is the percentile interval of refits on resampled prompts, sd(D) and all coefficients included, with
+    the penalty's strength and the gamed rows held fixed.
+
+    Raises:
+        DataError: arrays of different lengths, or a table without difficulties.
+    """
+    check_settings(n_resamples, confidence)
+    p_N = checked_preferences(preferences)
+    delta_N = np.asarray(baseline_length, dtype=np.float64) - np.asarray(policy_length, dtype=np.float64)
+    if (table is None) != (difficulty is None):
+        raise DataError("the auxiliary table and the difficulty of each row come together", where="length control")
+    g_N = np.zeros_like(p_N) if difficulty is None else np.asarray(difficulty, dtype=np.float64)
+    if not p_N.shape == delta_N.shape == g_N.shape:
+        raise DataError("every preference needs two lengths", where=f"{p_N.shape}, {delta_N.shape}, {g_N.shape}")
+    kept = np.isfinite(p_N) & np.isfinite(delta_N) & np.isfinite(g_N)
+    p_N, delta_N, g_N = p_N[kept], delta_N[kept], g_N[kept]
+    n = len(p_N)
+    if n < 2 * _FOLDS:
+        return LengthControlled(None, None, None, None, n)
+
+    one_N = np.ones((1, n))
+    shared = one_N if table is None else np.vstack([g_N[None], one_N])
+    sd = float(delta_N.std(ddof=1))
+    own_N = np.tanh(delta_N / sd) if sd > 0.0 else np.zeros(n)
+    blocks = [_Block(own_N, shared, one_N[0], p_N)]
+    if table is not None:
+        gamed = table.gamed_features
+        gamed_shared = np.vstack([gamed[:, 1], np.zeros(len(gamed))])
+        blocks.append(_Block(gamed[:, 0], gamed_shared, np.full(len(gamed), table.row_weight), table.gamed_targets))
+    c = _cross_validated_c(blocks)
+    start = np.zeros((1, len(shared) + 1))
+    beta = _fit_l1_logistic(blocks, start, np.array([c]), _FIT_TOLERANCE)[0]
+
+    def counterfactual(beta_BK: Floats) -> Floats:
+        return np.asarray(expit(beta_BK[:, 1:] @ shared), dtype=np.float64)
+
+    value = float(counterfactual(beta[None]).mean())
+    draws = []
+    for counts_CN in resample_counts(n, n_resamples, seed):
+        for at in range(0, len(counts_CN), _DRAWS_AT_ONCE):
+            counts_BN = counts_CN[at : at + _DRAWS_AT_ONCE]
+            sd_B = np.sqrt(np.maximum(counts_BN @ delta_N**2 - (counts_BN @ delta_N) ** 2 / n, 0.0) / (n - 1))
+            own_BN = np.tanh(delta_N / np.where(sd_B > 0.0, sd_B, np.inf)[:, None])
+            drawn = [_Block(own_BN, shared, counts_BN, p_N), *blocks[1:]]
+            starts_BK = np.tile(beta, (len(counts_BN), 1))
+            beta_BK = _fit_l1_logistic(drawn, starts_BK, np.full(len(counts_BN), c), _DRAW_TOLERANCE)
+            draws.append(np.einsum("bn,bn->b", counterfactual(beta_BK), counts_BN) / n)
+    draws_B = np.concatenate(draws)
+    alpha = (1.0 - confidence) / 2.0
+    low, high = np.quantile(draws_B, [alpha, 1.0 - alpha])
+    return LengthControlled(
+        value,
+        float(draws_B.std(ddof=1)) if n_resamples > 1 else None,
+        float(low),
+        float(high),
+        n,
+        length=float(beta[0]),
+        difficulty=float(beta[1]) if table is not None else None,
+        policy=float(beta[-1]),
+        c=c,
+    )
+
+
+def _cross_validated_c(blocks: Sequence[_Block]) -> float:
+    """The C with the smallest held-out log loss: rows dealt into 5 folds, the mean loss of a fold weighted by row."""
+    sizes = [len(b.targets) for b in blocks]
+    fold_N = np.split(np.arange(sum(sizes))[::-1] % _FOLDS, np.cumsum(sizes)[:-1])
+    trained = []
+    for b, fold in zip(blocks, fold_N, strict=True):
+        weights_FN = b.weights * (fold != np.arange(_FOLDS)[:, None])
+        trained.append(_Block(b.own, b.shared, np.repeat(weights_FN, len(_CS), axis=0), b.targets))
+    start = np.zeros((_FOLDS * len(_CS), len(blocks[0].shared) + 1))
+    beta_BK = _fit_l1_logistic(trained, start, np.tile(_CS, _FOLDS), _FIT_TOLERANCE)
+    loss_FC, rows_F = np.zeros((_FOLDS, len(_CS))), np.zeros(_FOLDS)
+    for b, fold in zip(blocks, fold_N, strict=True):
+        eta = beta_BK[:, :1] * b.own + beta_BK[:, 1:] @ b.shared
+        entropy = (b.weights * (np.logaddexp(0.0, eta) - b.targets * eta)).reshape(_FOLDS, len(_CS), -1)
+        held = fold == np.arange(_FOLDS)[:, None]
+        loss_FC += np.einsum("fcn,fn->fc", entropy, held)
+        rows_F += held.sum(axis=1)
+    return float(_CS[int(np.argmin((loss_FC / rows_F[:, None]).mean(axis=0)))])
+
+
+def _fit_l1_logistic(blocks: Sequence[_Block], start_BK: Floats, c_B: Floats, tolerance: float) -> Floats:
+    """B logistic regressions without intercept: argmin |b|_1 + C * sum w * logloss (liblinear's objective).
+
+    Proximal Newton: each step minimises the quadratic model plus the penalty. A fit is done behind the first step that
+    is shorter than ``tolerance``; the others go on alone.
+
+    Raises:
+        ArithmeticError: no convergence in 200 steps.
+    """
+    beta_BK = start_BK.copy()
+    constant_BK = _linear_part(blocks, len(beta_BK))
+    active = np.arange(len(beta_BK))
+    for _ in range(200):
+        everything = len(active) == len(beta_BK)
+        current = blocks if everything else [b.rows(active) for b in blocks]
+        gradient, hessian = _derivatives(current, beta_BK[active])
+        step = _proximal_step(beta_BK[active], gradient - constant_BK[active], hessian, 1.0 / c_B[active])
+        beta_BK[active] += np.clip(step, -2.0, 2.0)
+        active = active[np.abs(step).max(axis=1) >= tolerance]
+        if len(active) == 0:
+            return beta_BK
+    raise ArithmeticError("the length-control regression did not converge in 200 Newton steps")
+
+
+def _linear_part(blocks: Sequence[_Block], b: int) -> Floats:
+    """Sum of w*y*x: the part of the gradient that no coefficient changes, (B, K)."""
+    total: Floats = np.zeros((b, len(blocks[0].shared) + 1), dtype=np.float64)
+    for block in blocks:
+        weighted = block.weights * block.targets
+        total[:, 0] += (weighted * block.own).sum(axis=-1)
+        total[:, 1:] += weighted @ block.shared.T
+    return total
+
+
+def _derivatives(blocks: Sequence[_Block], beta_BK: Floats) -> tuple[Floats, Floats]:
+    """Sum of w*p*x (B, K), and the Hessian sum of w*p*(1-p)*x*x' (B, K, K)."""
+    b, k = beta_BK.shape
+    gradient, hessian = np.zeros((b, k)), np.zeros((b, k, k))
+    for block in blocks:
+        eta = beta_BK[:, 1:] @ block.shared
+        eta += beta_BK[:, :1] * block.own
+        np.negative(eta, out=eta)
+        with np.errstate(over="ignore"):  # exp(-eta) = inf gives p = 0, which is right
+            np.exp(eta, out=eta)
+        eta += 1.0
+        p = np.reciprocal(eta, out=eta)
+        weighted = block.weights * p
+        if block.own.ndim == 1:
+            gradient[:, 0] += weighted @ block.own
+        else:
+            gradient[:, 0] += np.einsum("bn,bn->b", weighted, block.own)
+        gradient[:, 1:] += weighted @ block.shared.T
+        p *= weighted
+        curvature = np.subtract(weighted, p, out=weighted)
+        for i in range(1, k):
+            for j in range(i, k):
+                hessian[:, i, j] += curvature @ (block.shared[i - 1] * block.shared[j - 1])
+        if block.own.ndim == 1:
+            hessian[:, 0, 0] += curvature @ block.own**2
+            hessian[:, 0, 1:] += curvature @ (block.own * block.shared).T
+        else:
+            curvature *= block.own
+            hessian[:, 0, 0] += np.einsum("bn,bn->b", curvature, block.own)
+            hessian[:, 0, 1:] += curvature @ block.shared.T
+    upper = np.triu(np.ones((k, k)), 1).astype(bool)
+    hessian.transpose(0, 2, 1)[:, upper] = hessian[:, upper]
+    return gradient, hessian
+
+
+def _proximal_step(beta_BK: Floats, gradient_BK: Floats, hessian_BKK: Floats, penalty_B: Floats) -> Floats:
+    """argmin_d gradient.d + d.H.d/2 + penalty*|beta + d|_1 for each of the B problems.
+
+    Where no coefficient changes its sign this is one linear solve; the rest goes through coordinate descent.
+    """
+    k = beta_BK.shape[1]
+    hessian_BKK = hessian_BKK + 1e-10 * np.eye(k)  # a feature that is 0 everywhere (equal lengths) stays solvable
+    sign = np.sign(beta_BK)
+    slope_BK1 = (gradient_BK + penalty_B[:, None] * sign)[:, :, None]
+    step = -np.asarray(np.linalg.solve(hessian_BKK, slope_BK1), dtype=np.float64)[:, :, 0]
+    rest = np.flatnonzero(((sign == 0.0) | (np.sign(beta_BK + step) != sign)).any(axis=1))
+    if len(rest) == 0:
+        return step
+    h, g, b, penalty = hessian_BKK[rest], gradient_BK[rest], beta_BK[rest], penalty_B[rest]
+    d = np.zeros_like(b)
+    for _ in range(500):
+        moved = 0.0
+        for i in range(k):
+            slope = g[:, i] + np.einsum("bk,bk->b", h[:, i], d)
+            target = b[:, i] + d[:, i] - slope / h[:, i, i]
+            shrunk = np.sign(target) * np.maximum(np.abs(target) - penalty / h[:, i, i], 0.0)
+            change = shrunk - b[:, i] - d[:, i]
+            d[:, i] += change
+            moved = max(moved, float(np.abs(change).max()))
+        if moved < 1e-12:
+            break
+    step[rest] = d
+    return step

@@ -1,0 +1,166 @@
+"""How good a reward model is on comparisons: accuracy, calibration, margins, and whether it merely measures length.
+
+A reward is read as Bradley-Terry: P(i preferred to j) = sigmoid(r_i - r_j).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+
+from toolkit.errors import DataError
+from toolkit.evals.agreement import (
+    Comparison,
+    EstimateDict,
+    agreement_with_preference,
+    comparison_columns,
+    estimate_dict,
+    margins,
+    pairwise_accuracy,
+    within_prompt_correlation,
+)
+from toolkit.evals.intervals import NO_ESTIMATE, Floats, bootstrap_statistic, ratio, sums_by_prompt
+
+_BINS = 10
+
+
+def _log_loss(margin: Floats, p: Floats, weight: Floats) -> float:
+    """Mean of -p*log q - (1-p)*log(1-q), q = sigmoid(margin), in nats."""
+    return float(np.sum(weight * (np.logaddexp(0.0, margin) - p * margin)) / weight.sum())
+
+
+def reliability_curve(
+    margin: ArrayLike, p: ArrayLike, weight: ArrayLike, *, n_bins: int = _BINS
+) -> list[dict[str, float | int | None]]:
+    """Bins of the confidence max(q, 1-q) in [0.5, 1]: weighted mean confidence, accuracy, share and count.
+
+    Bins are equally wide over [0.5, 1], the range that a confidence can have; an empty one has None for its means.
+    """
+    margin_M, p_M, w_M = (np.asarray(a, dtype=np.float64) for a in (margin, p, weight))
+    confidence = expit(np.abs(margin_M))
+    right = agreement_with_preference(margin_M, p_M)
+    which = np.clip(((confidence - 0.5) * 2.0 * n_bins).astype(np.int64), 0, n_bins - 1)
+    edges = np.linspace(0.5, 1.0, n_bins + 1)
+    rows: list[dict[str, float | int | None]] = []
+    for k in range(n_bins):
+        inside = which == k
+        mass = float(w_M[inside].sum())
+        rows.append(
+            {
+                "low": float(edges[k]),
+                "high": float(edges[k + 1]),
+                "confidence": float(np.sum(w_M[inside] * confidence[inside]) / mass) if mass else None,
+                "accuracy": float(np.sum(w_M[inside] * right[inside]) / mass) if mass else None,
+                "share": mass / float(w_M.sum()),
+                "n": int(inside.sum()),
+            }
+        )
+    return rows
+
+
+def expected_calibration_error(bins: Sequence[dict[str, float | int | None]]) -> float:
+    """Mean |accuracy - confidence| over the bins of :func:`reliability_curve`, weighted by share (Guo et al. 2017)."""
+    gaps = [(b["share"], b["accuracy"], b["confidence"]) for b in bins]
+    return float(sum(s * abs(a - c) for s, a, c in gaps if s is not None and a is not None and c is not None))
+
+
+def fit_temperature(margin: ArrayLike, p: ArrayLike, weight: ArrayLike) -> float | None:
+    """The T > 0 that minimises the log loss of sigmoid(margin / T).
+
+    None where no finite positive T does: every pair is ordered right (T -> 0), or the margins carry no or a reversed
+    signal (T -> infinity).
+    """
+    margin_M, p_M, w_M = (np.asarray(a, dtype=np.float64) for a in (margin, p, weight))
+    scale = float(np.abs(margin_M).max(initial=0.0))
+    if scale == 0.0 or float(np.sum(w_M * (p_M - 0.5) * margin_M)) <= 0.0:
+        return None  # the slope of the loss at 1/T = 0 says whether any positive 1/T helps
+    if np.all(np.where(margin_M > 0, 1.0 - p_M, np.where(margin_M < 0, p_M, 0.0)) == 0.0):
+        return None
+    result = minimize_scalar(
+        lambda log_t: _log_loss(margin_M / np.exp(log_t), p_M, w_M),
+        bounds=(np.log(scale) - 12.0, np.log(scale) + 12.0),
+        method="bounded",
+        options={"xatol": 1e-10},
+    )
+    return float(np.exp(result.x))
+
+
+def _calibration(margin: Floats, p: Floats, weight: Floats) -> dict[str, object]:
+    bins = reliability_curve(margin, p, weight)
+    return {
+        "nll": _log_loss(margin, p, weight),
+        "brier": float(np.sum(weight * (expit(margin) - p) ** 2) / weight.sum()),
+        "ece": expected_calibration_error(bins),
+        "reliability": bins,
+    }
+
+
+def rm_quality(
+    comparisons: Sequence[Comparison],
+    rewards: Sequence[ArrayLike],
+    *,
+    lengths: Sequence[ArrayLike] | None = None,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, object]:
+    """Quality of ``rewards`` (one array (K,) per prompt) on ``comparisons``, tuples (prompt, i, j, p, weight).
+
+    Returns ``accuracy`` with its interval over prompts (ties half), ``nll`` (nats), ``brier`` (squared error of the
+    predicted probability against p), ``ece`` with 10 bins and its ``reliability`` curve, the same under
+    ``after_temperature`` with the ``temperature`` fitted on these comparisons (so an optimistic bound; null if none
+    fits), ``margin_mean`` towards the preferred response, and ``accuracy_by_margin`` in fifths. With ``lengths``:
+    ``accuracy_preferred_longer`` and ``accuracy_preferred_shorter``, ``longer_preferred_rate``, and
+    ``length_spearman``, the within-prompt rank correlation of reward and length.
+
+    Raises:
+        DataError: comparisons, rewards and lengths that do not fit each other.
+    """
+    prompt, i, j, p, weight = comparison_columns(comparisons, rewards)
+    result: dict[str, object] = {"n_prompts": len(np.unique(prompt)), "n_pairs": len(prompt)}
+    if len(prompt) == 0:
+        raise DataError("no comparisons to judge the reward model by", where="rm_quality")
+
+    def over_prompts(which: NDArray[np.bool_], numerator: Floats, denominator: Floats) -> EstimateDict:
+        if not which.any():
+            return estimate_dict(NO_ESTIMATE)
+        sums = sums_by_prompt(prompt[which], numerator[which], denominator[which])
+        return estimate_dict(
+            bootstrap_statistic(sums, ratio, n_resamples=n_resamples, confidence=confidence, seed=seed)
+        )
+
+    margin = margins(rewards, prompt, i, j)
+    right = agreement_with_preference(margin, p)
+    result["accuracy"] = estimate_dict(
+        pairwise_accuracy(comparisons, rewards, n_resamples=n_resamples, confidence=confidence, seed=seed)
+    )
+    result.update(_calibration(margin, p, weight))
+    result["temperature"] = temperature = fit_temperature(margin, p, weight)
+    result["after_temperature"] = None if temperature is None else _calibration(margin / temperature, p, weight)
+    # a tie prefers neither response: its expected margin is 0 by construction and says nothing
+    decided = p != 0.5
+    result["margin_mean"] = over_prompts(decided, weight * (2.0 * p - 1.0) * margin, weight * np.abs(2.0 * p - 1.0))
+    cuts = np.quantile(np.abs(margin), [0.2, 0.4, 0.6, 0.8])
+    fifth = np.searchsorted(cuts, np.abs(margin), side="right")
+    result["accuracy_by_margin"] = [
+        {"margin": float(np.abs(margin[fifth == k]).mean()), **over_prompts(fifth == k, weight * right, weight)}
+        for k in range(5)
+        if np.any(fifth == k)
+    ]
+    if lengths is not None:
+        if [len(np.asarray(a)) for a in lengths] != [len(np.asarray(r)) for r in rewards]:
+            raise DataError("lengths and rewards differ in their numbers of responses", where="rm_quality")
+        # towards the preferred response: > 0 where it is the longer one
+        longer = np.sign(margins(lengths, prompt, i, j)) * np.sign(p - 0.5)
+        unequal = decided & (longer != 0.0)
+        result["accuracy_preferred_longer"] = over_prompts(longer > 0.0, weight * right, weight)
+        result["accuracy_preferred_shorter"] = over_prompts(longer < 0.0, weight * right, weight)
+        result["longer_preferred_rate"] = over_prompts(unequal, weight * (longer > 0.0), weight)
+        result["length_spearman"] = estimate_dict(
+            within_prompt_correlation(rewards, lengths, n_resamples=n_resamples, confidence=confidence, seed=seed)
+        )
+    return result

@@ -1,0 +1,362 @@
+"""Policies, references, reward models and critics: checking, loading, saving. Finding them: ``locating.py``."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from toolkit.errors import ModelError
+from toolkit.locating import REWARD_HEAD_FILE, TRAINING_RECORD_FILE, ModelRef, resolve_base
+from toolkit.recipe import Lora, ModelSection
+from toolkit.store import read_json, write_json
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# Tokens that model families reserve and that text never holds, in the order we would use them as padding.
+PAD_CANDIDATES = (
+    "<|endoftext|>",
+    "<pad>",
+    "[PAD]",
+    "<|padding|>",
+    "<|finetune_right_pad_id|>",
+    "<|vision_pad|>",
+    "<unk>",
+)
+
+
+def convert_gguf(file: Path, target: Path) -> None:
+    """Write a GGUF file's weights as a plain bf16 model folder, whole or not at all.
+
+    transformers dequantises the file, but the result refuses ``save_pretrained``; so the model is built
+    again from its configuration without the quantisation and takes the state dict.
+    """
+    name = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    loaded = AutoModelForCausalLM.from_pretrained(**name, dtype=torch.float32)
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.bfloat16)
+    plain.load_state_dict(loaded.state_dict())
+    plain.tie_weights()
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    plain.save_pretrained(partial)
+    tokenizer = AutoTokenizer.from_pretrained(**name)
+    _separate_pad(tokenizer)
+    tokenizer.save_pretrained(partial)
+    if not target.exists():
+        os.rename(partial, target)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+def load_tokenizer(ref: ModelRef, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a model, with a padding token that is not the end of text where one exists.
+
+    Raises ModelError where it cannot be read.
+    """
+    path = ref.path
+    if ref.kind == "adapter" and not (Path(path) / "tokenizer_config.json").is_file():
+        return load_tokenizer(resolve_base(Path(path)), chat_template)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=ref.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the tokenizer of {ref.spec!r} cannot be read: {_first_line(error)}", where=path) from error
+    _separate_pad(tokenizer)
+    if chat_template:
+        template = Path(chat_template)
+        if not template.is_file():
+            raise ModelError("there is no such chat template", where=chat_template, fix="correct model.chat_template")
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _separate_pad(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Sequence-classification heads pool the last token that is not padding, so padding must not be the EOS."""
+    if tokenizer.pad_token is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    known = tokenizer.get_vocab()
+    for token in PAD_CANDIDATES:
+        if token in known and token != tokenizer.eos_token:
+            tokenizer.pad_token = token
+            return
+    # Our own code never infers padding from ids, so the EOS will do where there is nothing else.
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase, spec: str) -> None:
+    """Raises ModelError when conversations meet a tokenizer that has no template for them."""
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"the data holds conversations, and the tokenizer of {spec!r} has no chat template",
+            where="model.name",
+            fix="set model.chat_template to a Jinja file, or data.conversational=false to train on plain transcripts",
+        )
+
+
+def eos_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends a response: the tokenizer's and the generation configuration's."""
+    ids = set()
+    if tokenizer.eos_token_id is not None:
+        ids.add(int(tokenizer.eos_token_id))
+    configured = model.generation_config.eos_token_id
+    ids.update(int(i) for i in (configured if isinstance(configured, list) else [configured]) if i is not None)
+    if not ids:
+        raise ModelError(
+            "neither the tokenizer nor the generation configuration names an end of text", where="eos_token_id"
+        )
+    return sorted(ids)
+
+
+def check_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase, spec: str) -> None:
+    """Raises ModelError when the tokenizer can produce ids that the model has no embedding for."""
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise ModelError(
+            f"the tokenizer of {spec!r} has ids up to {highest}, the model has {rows} embeddings",
+            where="model.name",
+            fix="use the tokenizer that the model was trained with, or resize the embeddings first",
+        )
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_policy(
+    ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | None = None
+) -> PreTrainedModel | PeftModel:
+    """A causal language model, in evaluation mode, without dropout. An adapter stays unmerged on its base.
+
+    Raises ModelError where it cannot be read, or where its weights are not finite.
+    """
+    dtype = dtype or DTYPES[section.dtype]
+    if ref.kind == "adapter":
+        base = load_policy(resolve_base(Path(ref.path)), section, dtype=dtype)
+        model: Any = PeftModel.from_pretrained(base, ref.path)
+    else:
+        model = _from_pretrained(AutoModelForCausalLM, ref, section, dtype)
+    check_finite(model, ref.spec)
+    return disable_dropout(model).eval()
+
+
+def load_reward_model(
+    ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | None = None
+) -> PreTrainedModel | PeftModel:
+    """A sequence classifier with one output. Its centring is read with :func:`reward_mean`.
+
+    Raises ModelError where the head has more than one output, or there is none.
+    """
+    dtype = dtype or DTYPES[section.dtype]
+    if ref.kind == "adapter":
+        base = _from_pretrained(
+            AutoModelForSequenceClassification, resolve_base(Path(ref.path)), section, dtype, num_labels=1
+        )
+        model: Any = PeftModel.from_pretrained(base, ref.path)
+    else:
+        config = AutoConfig.from_pretrained(ref.path, revision=ref.revision)
+        if not any("SequenceClassification" in name for name in config.architectures or []):
+            raise ModelError(
+                f"{ref.spec!r} is no reward model: its architecture is {config.architectures}",
+                where="reward model",
+                fix="name a folder of a sequence classifier with one output, such as RUN/reward_model/model",
+            )
+        if config.num_labels != 1:
+            raise ModelError(
+                f"{ref.spec!r} has {config.num_labels} outputs, a reward model has one", where="reward model"
+            )
+        model = _from_pretrained(AutoModelForSequenceClassification, ref, section, dtype)
+    check_finite(model, ref.spec)
+    return disable_dropout(model).eval()
+
+
+def _from_pretrained(
+    cls: Any, ref: ModelRef, section: ModelSection, dtype: torch.dtype, **more: Any
+) -> PreTrainedModel:
+    try:
+        return cls.from_pretrained(
+            ref.path, revision=ref.revision, dtype=dtype, attn_implementation=section.attn_implementation, **more
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{ref.spec!r} cannot be loaded: {_first_line(error)}", where=ref.path) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def check_finite(model: nn.Module, spec: str) -> None:
+    """Raises ModelError naming the first weight that is NaN or infinite."""
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(
+                "this model has weights that are not finite", where=f"{spec}: {name}", fix="use an earlier checkpoint"
+            )
+
+
+def disable_dropout(model: Any) -> Any:
+    """Dropout off for good: PPO's ratio must be 1 before the first update."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for config in (model.config, getattr(model.config, "text_config", None)):
+        for name in (
+            "attention_dropout",
+            "hidden_dropout",
+            "resid_pdrop",
+            "embd_pdrop",
+            "attn_pdrop",
+            "classifier_dropout",
+        ):
+            if config is not None and getattr(config, name, None):
+                setattr(config, name, 0.0)
+    for module in model.modules():
+        # Attention modules copy the rate out of the configuration when they are built.
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model
+
+
+@contextmanager
+def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """The autocast under which training, old log-probabilities, reference and evaluation all run."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        yield
+
+
+# ---------------------------------------------------------------- training
+
+
+def trainable(model: PreTrainedModel, lora: Lora | None, *, task: str, modules_to_save: list[str] | None = None) -> Any:
+    """Make a model trainable: a LoRA adapter on frozen weights, or all weights in fp32."""
+    if lora is None:
+        return model.float().requires_grad_(True)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        target_modules=lora.target_modules,
+        task_type=task,
+        modules_to_save=modules_to_save,
+    )
+    return get_peft_model(model, config)
+
+
+def new_reward_model(ref: ModelRef, section: ModelSection, pad_token_id: int, seed: int) -> PreTrainedModel:
+    """A reward model from a causal language model: a scalar head of std 1/sqrt(d+1) replaces the unembedding.
+
+    Source: Huang et al. 2024 (arXiv 2403.17031), detail 11; Stiennon et al. 2020.
+    """
+    dtype = DTYPES[section.dtype] if section.lora is not None else torch.float32
+    model = _from_pretrained(AutoModelForSequenceClassification, ref, section, dtype, num_labels=1)
+    model.config.pad_token_id = pad_token_id
+    generator = torch.Generator().manual_seed(seed)
+    head = model.score.weight
+    with torch.no_grad():
+        head.copy_(torch.randn(head.shape, generator=generator) / math.sqrt(head.shape[1] + 1))
+    return disable_dropout(model)
+
+
+def reward_mean(folder: str | Path) -> float:
+    """What the reward model's raw score is shifted by, as its training stage measured it; 0 for any other model."""
+    path = Path(folder) / REWARD_HEAD_FILE
+    return float(read_json(path)["mean"]) if path.is_file() else 0.0
+
+
+def write_reward_mean(folder: Path, mean: float) -> None:
+    write_json(folder / REWARD_HEAD_FILE, {"mean": mean})
+
+
+def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
+    """Write a plain model: an adapter is merged in fp32 first, so that rounding happens once."""
+    if isinstance(model, PeftModel):
+        model = model.float().merge_and_unload()
+    model.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def save_policy(
+    model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype, base: Path
+) -> None:
+    """Write an adapter that names its base, or a plain model that stands alone; with the tokenizer."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        path = folder / "adapter_config.json"
+        # peft would name the folder that the base was loaded from, which a stage may have resolved through a link.
+        write_json(path, read_json(path) | {"base_model_name_or_path": str(base.resolve())})
+    else:
+        model.save_pretrained(
+            folder, state_dict={name: weight.to(dtype) for name, weight in model.state_dict().items()}
+        )
+    tokenizer.save_pretrained(folder)
+
+
+def write_training_record(folder: Path, **facts: object) -> None:
+    """What a policy was trained with (arm, beta, reference fingerprint), beside its weights."""
+    write_json(folder / TRAINING_RECORD_FILE, facts)
+
+
+@contextmanager
+def merged(model: Any) -> Iterator[Any]:
+    """The active LoRA adapters folded into the weights, for rollouts; the exact weights come back afterwards.
+
+    Unmerging by subtraction would leave rounding errors in bf16 weights at every rollout, so they are kept.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    kept = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        for layer, weight in zip(layers, kept, strict=True):
+            total = weight.float()
+            for name in layer.active_adapters:
+                if name in layer.lora_A:
+                    total = total + layer.get_delta_weight(name).float()
+            layer.get_base_layer().weight.data = total.to(weight.dtype)
+        with _adapters_off(model) if layers else _nothing():
+            yield model
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data = weight
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _adapters_off(model: Any) -> Iterator[None]:
+    """peft's ``disable_adapter`` for whichever module carries the adapters."""
+    for owner in model.modules():
+        if isinstance(owner, PeftModel):
+            with owner.disable_adapter():
+                yield
+            return
+    yield
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def best_device() -> torch.device:
+    """This process's accelerator where there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")

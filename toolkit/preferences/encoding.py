@@ -1,0 +1,91 @@
+"""From preference rows to token ids: prompt and response apart, joined as ids, an EOS at the end of a response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.errors import ModelError
+from toolkit.preferences.formats import Prompt
+from toolkit.scoring import Tree
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as token ids. ``truncated[k]`` says that response k was cut at the limit and has no EOS."""
+
+    tree: Tree
+    truncated: list[bool]
+
+
+def is_conversation(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str)
+
+
+def response_end(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> int:
+    """The id that ends a response: what the chat template puts behind an assistant turn, else the EOS.
+
+    Raises ModelError where there is neither.
+    """
+    if conversational:
+        marker = "duel-response-text"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
+        behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(marker)[2]
+        ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
+        if ids and ids[0] in tokenizer.all_special_ids:
+            return int(ids[0])
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer names no end of text, and a response needs one",
+            where=str(tokenizer.name_or_path),
+            fix="set eos_token in tokenizer_config.json",
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Ids of a prompt; the BOS stands once, by the tokenizer for text and by the template for messages."""
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+        # Some tokenizers close every text; the response is still to come.
+        while ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id) and len(ids) > 1:
+            ids = ids[:-1]
+        return list(ids)
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_responses(
+    tokenizer: PreTrainedTokenizerBase, responses: Sequence[str], *, end_id: int, max_tokens: int
+) -> tuple[list[list[int]], list[bool]]:
+    """Ids of responses with their end, cut at ``max_tokens``, and which of them were cut."""
+    encoded = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+    ids = [[*response, end_id][:max_tokens] for response in encoded]
+    return ids, [len(response) + 1 > max_tokens for response in encoded]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    responses: Sequence[str],
+    *,
+    end_id: int,
+    max_response_tokens: int,
+) -> Encoded:
+    """One prompt and its responses."""
+    ids, truncated = encode_responses(tokenizer, responses, end_id=end_id, max_tokens=max_response_tokens)
+    return Encoded(Tree(encode_prompt(tokenizer, prompt), ids), truncated)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of a response without its end and other special tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> list[dict[str, Any]]:
+    """For people: the first response's tokens, each with whether the loss sees it."""
+    tokens = [(i, False) for i in encoded.tree.prompt_ids] + [(i, True) for i in encoded.tree.response_ids[0]]
+    return [{"id": i, "text": str(tokenizer.decode([i])), "response": flag} for i, flag in tokens]

@@ -1,0 +1,353 @@
+"""The gold reward: a known, fixed function of text that stands in for what people really want, in simulation.
+
+It wants the response to be *a well-formed English sentence or two that speaks well of something*: the sentiment of
+each sentence by VADER's lexicon and rules (Hutto and Gilbert 2014), less penalties for text that is no prose. A
+policy that is trained against it (or against a reward model learned from it) must not win by stuffing, so:
+
+- a sentiment word counts once (``love, loved, loving`` are one), further ones count less and less, capitals,
+  exclamation marks and emoji count nothing, and sentences are averaged, never added;
+- every penalty also takes away from a positive sentiment, so no amount of praise pays for broken text:
+  ``reward = sentiment * max(0, 1 - penalty) - penalty`` for a positive sentiment, ``sentiment - penalty`` else,
+  within [-1.5, 1].
+
+An ordinary positive sentence has 0.5 to 0.9, a neutral one about 0, a negative one less, degenerate text -0.8 and
+below. It is a proxy too, with a wide blind spot: it knows nothing of truth or sense, and a search that may put any
+word anywhere still finds strings of five or six words that no list of triples tells from English.
+
+>>> gold_reward("The hotel was", " clean and quiet, and I would love to stay there again.") > 0.5
+True
+>>> gold_reward("The hotel was", " great great great great") < -0.8
+True
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from importlib import resources
+
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer, SentiText
+
+LEAST, MOST = -1.5, 1.0
+SALAD_FREE, SALAD_SHARE, SALAD_SLOPE = 0.6, 0.24, 5.0
+
+
+def _word_set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+FUNCTION_WORDS = _word_set(
+    """a about above after again against all also although always am an and another any anyone anything are aren't
+    around as at away be because been before behind being below between both but by can can't cannot could
+    couldn't did didn't do does doesn't doing don't down during each either else enough even ever every everyone
+    everything few for from had hadn't has hasn't have haven't having he he's her here here's hers herself him
+    himself his how however i i'd i'll i'm i've if in instead into is isn't it it's its itself just least less
+    let let's like many may maybe me might mine more most much must my myself neither never no nobody none nor
+    not nothing now of off often on once one only onto or other others our ours ourselves out over own perhaps
+    quite rather really same shall she she's should shouldn't since so some someone something sometimes soon
+    still such than that that's the their theirs them themselves then there there's these they they'd they'll
+    they're they've this those though through thus to together too toward towards under unless until up upon us
+    very was wasn't we we'd we'll we're we've well were weren't what what's whatever when whenever where
+    wherever whether which while who who's whoever whole whom whose why will with within without won't would
+    wouldn't yet you you'd you'll you're you've your yours yourself"""
+)
+DEGREES = _word_set("so very really quite too more most all rather such")
+# Words whose valence in the lexicon is mostly a second meaning: "looks like", "kind of", "no doubt", "as well".
+AMBIGUOUS = _word_set("like kind no well please pretty number matter sure okay ok")
+LIKERS = _word_set("i we you they really also not don't didn't doesn't to would")
+ABBREVIATIONS = _word_set("mr mrs ms dr st vs etc jr sr prof e.g i.e a.m p.m u.s")
+
+_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|\d+(?:[.,:]\d+)*|[,;:]")
+_END = re.compile(r"""(\S*?)([.!?]+)["')\]]*(?=\s|$)""")
+_PLAIN = str.maketrans(
+    {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u2026": "..."}
+)
+_SUFFIX = re.compile(r"(?:fully|ness|ingly|edly|ing|est|ful|ed|ly|er|es|s|e|d)$")
+_PROSE = re.compile(r"""[A-Za-z0-9\s.,;:!?'"()$%&/\-]""")
+
+
+@dataclass(frozen=True)
+class GoldComponents:
+    """Why a response got its gold reward: ``reward`` follows from ``sentiment`` and the sum of the penalties.
+
+    ``sentiment`` is in [-1, 1]; every penalty is at least 0, and 0 for ordinary text.
+    """
+
+    reward: float
+    sentiment: float
+    unfinished: float
+    """No sentence end at the end."""
+    short: float
+    """Fewer than four words, or sentences of one or two words behind the first."""
+    repetition: float
+    """Words, word pairs and triples that come again."""
+    stuffing: float
+    """Too many sentiment words, too few function words, or a run of words without any."""
+    salad: float
+    """Adjacent words that English does not put side by side."""
+    gibberish: float
+    """Words that are not in the word list."""
+    shouting: float
+    """Capitals, exclamation marks, runs of punctuation."""
+    symbols: float
+    """Emoji, markup and other characters that are not prose, and too many digits."""
+    copying: float
+    """Word triples taken over from the prompt."""
+
+    @property
+    def penalty(self) -> float:
+        """Sum of the penalties."""
+        return sum(getattr(self, f.name) for f in fields(self) if f.name not in ("reward", "sentiment"))
+
+
+@lru_cache(maxsize=1)
+def _analyzer() -> SentimentIntensityAnalyzer:
+    return SentimentIntensityAnalyzer()
+
+
+def _lines(name: str) -> list[str]:
+    data = resources.files("toolkit.preferences").joinpath("assets", name).read_bytes()
+    return gzip.decompress(data).decode().splitlines()
+
+
+@lru_cache(maxsize=1)
+def known_words() -> frozenset[str]:
+    """The shipped word list, lower case: words of model-written reviews and of a model's vocabulary."""
+    return frozenset(_lines("words.txt.gz")) | FUNCTION_WORDS
+
+
+@lru_cache(maxsize=1)
+def known_triples() -> tuple[frozenset[str], frozenset[tuple[str, str, str]]]:
+    """(words that are a class of their own, triples of adjacent word classes of model-written text), as shipped."""
+    lines = _lines("triples.txt.gz")
+    triples = (line.split() for line in lines[1:])
+    return frozenset(lines[0].split()), frozenset((a, b, c) for a, b, c in triples)
+
+
+@lru_cache(maxsize=1 << 16)
+def word_class(word: str, own: frozenset[str]) -> str:
+    """The class of a word in the list of triples: itself if it is in ``own``, ``#`` for a number, ``,`` for a comma,
+    else ``+`` or ``~`` for one that the sentiment lexicon knows as good or bad, else its ending, or ``*``.
+    """
+    if word in own:
+        return word
+    if not word[0].isalpha():
+        return "#" if word[0].isdigit() else ","
+    for ending in ("ly", "ing", "ed", "s"):
+        if word.endswith(ending) and len(word) > len(ending) + 2:
+            return "-" + ending
+    valence = _analyzer().lexicon.get(word, 0.0)
+    return "+" if valence > 0.5 else "~" if valence < -0.5 else "*"
+
+
+def word_triples(parts: list[list[str]], own: frozenset[str]) -> list[tuple[str, str, str]]:
+    """Triples of adjacent word classes of each sentence; ``.`` stands for its edges."""
+    chains = ([".", *(word_class(w, own) for w in part), "."] for part in parts)
+    return [triple for chain in chains for triple in zip(chain, chain[1:], chain[2:], strict=False)]
+
+
+def sentences(text: str) -> list[list[str]]:
+    """Lower-case words of each sentence of ``text``, commas (and ``;``, ``:``) included as words of their own."""
+    text = text.translate(_PLAIN).lower()
+    parts, start = [], 0
+    for match in _END.finditer(text):
+        word, mark = match[1].lstrip("\"'(["), match[2]
+        if mark == "." and (word in ABBREVIATIONS or (len(word) == 1 and word.isalpha() and word != "i")):
+            continue
+        parts.append(text[start : match.end()])
+        start = match.end()
+    parts.append(text[start:])
+    return [words for words in (_WORD.findall(part) for part in parts) if any(w[0].isalnum() for w in words)]
+
+
+@lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> str:
+    """One form for love, loved, lovely and loving; happy, happier and happily. Crude, and enough to count repeats."""
+    stem = _SUFFIX.sub("", word) if len(word) > 4 else word
+    stem = stem.rstrip("e")
+    return (stem[:-1] + "i" if stem.endswith("y") else stem)[:6]
+
+
+def _sentiment(parts: list[list[str]]) -> tuple[float, int]:
+    """(mean sentiment of the sentences, number of sentiment words). A sentence without sentiment weighs one half."""
+    analyzer = _analyzer()
+    lexicon, known = analyzer.lexicon, known_words()
+    seen: set[str] = set()
+    total = weight = 0.0
+    n_charged = 0
+    for words in parts:
+        spoken = [w for w in words if w[0].isalpha()]
+        charged = [
+            i
+            for i, w in enumerate(spoken)
+            if w in lexicon and w in known and (w not in AMBIGUOUS or (w == "like" and i and spoken[i - 1] in LIKERS))
+        ]
+        n_charged += len(charged)
+        valences: list[float] = []
+        if charged:
+            senti_text = SentiText(" ".join(spoken))
+            senti_text.words_and_emoticons = spoken  # its own splitting would drop what stands at the edges of words
+            turn = spoken.index("but") if "but" in spoken else 0
+            for i in charged:
+                stem = _stem(spoken[i])
+                if stem in seen:
+                    continue
+                seen.add(stem)
+                valence = analyzer.sentiment_valence(0.0, senti_text, spoken[i], i, [])[-1]
+                if (
+                    i < turn
+                ):  # VADER halves what stands before "but"; that it adds to what follows would invite stuffing
+                    valence *= 0.5
+                valences.append(valence)
+        s = 0.0
+        for sign in (1, -1):
+            same = sorted((abs(v) for v in valences if v * sign > 0), reverse=True)
+            s += sign * sum(v * 0.5**k for k, v in enumerate(same))
+        s /= (s * s + 8.0) ** 0.5
+        w = 1.0 if abs(s) > 0.1 else 0.5
+        total += s * w
+        weight += w
+    return (total / weight if weight else 0.0), n_charged
+
+
+def _repeats(items: Sequence[object]) -> int:
+    return len(items) - len(set(items))
+
+
+def _repetition(parts: list[list[str]], words: list[str]) -> float:
+    """Penalty for repeats: sentences, adjacent words; content words, pairs and triples beyond what a short text has."""
+    n = len(words)
+    whole = _repeats([tuple(part) for part in parts])
+    adjacent = sum(a == b for a, b in zip(words, words[1:], strict=False))
+    stems = [_stem(w) for w in words if w not in FUNCTION_WORDS]
+    content = max(0.0, _repeats(stems) - 1 - n / 20) / max(1, len(stems))
+    pairs = max(0.0, _repeats(list(zip(words, words[1:], strict=False))) - 2 - n / 30) / max(1, n - 1)
+    triples = max(0.0, _repeats(list(zip(words, words[1:], words[2:], strict=False))) - n / 15) / max(1, n - 2)
+    most = max(0, max(Counter(words).values(), default=0) - 3 - n // 15) / max(1, n)
+    return 0.6 * whole + 0.3 * adjacent + 2.0 * content + 3.0 * pairs + 5.0 * triples + 3.0 * most
+
+
+def _stuffing(parts: list[list[str]], words: list[str], n_charged: int) -> float:
+    """Penalty for a text that is more keywords than grammar."""
+    n = len(words)
+    function = sum(w in FUNCTION_WORDS for w in words) / n
+    run = longest = 0
+    for word in (w for part in parts for w in [*part, "the"]):
+        run = 0 if word in FUNCTION_WORDS else run + (word[0] not in ",;:")
+        longest = max(longest, run)
+    few = max(0.0, 0.25 - function) * 5 if n >= 4 else 0.0
+    many = max(0.0, function - 0.85) * 6 if n >= 5 else 0.0
+    dense = max(0.0, n_charged / n - 0.42) * 3 + 0.25 * max(0, n_charged - 4 - n // 12)
+    degrees = sum(w in DEGREES for w in words)
+    commas = sum(w == "," for part in parts for w in part)
+    return (
+        few
+        + many
+        + dense
+        + 0.3 * max(0, degrees - 1 - n // 7)
+        + 0.2 * max(0, longest - 5)
+        + 0.2 * max(0.0, commas - 1 - n / 6)
+    )
+
+
+def _salad(parts: list[list[str]]) -> float:
+    """Penalty for adjacent words whose classes the shipped list does not know side by side, beyond the usual share."""
+    own, known = known_triples()
+    triples = word_triples(parts, own)
+    unknown = sum(triple not in known for triple in triples[1:])  # the left edge is the prompt's
+    return max(0.0, (unknown - SALAD_FREE) / (len(triples) + 1) - SALAD_SHARE) * SALAD_SLOPE
+
+
+def _gibberish(words: list[str], text: str) -> float:
+    """Penalty for words outside the list, beyond a fifth; half of one that starts with a capital inside a sentence."""
+    known = known_words()
+    names = set(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", text))
+    unknown = 0.0
+    for word in words:
+        if word[0].isdigit() or word in known or word.removesuffix("'s") in known:
+            continue
+        if all(piece in known for piece in word.split("-")) or _SUFFIX.sub("", word) in known:
+            continue
+        unknown += 0.5 if word.capitalize() in names else 1.0
+    return max(0.0, (unknown - 0.5) / len(words) - 0.15) * 3
+
+
+def _shouting(text: str, words: list[str], n_sentences: int) -> float:
+    capitals = sum(len(w) > 1 and w.isupper() for w in re.findall(r"[A-Za-z']+", text))
+    marks = text.count("!")
+    runs = len(re.findall(r"[!?]{2,}|\.{4,}|[,;:]{2,}|-{3,}", text))
+    return (
+        max(0.0, capitals - 1) / max(1, len(words)) * 5 + 0.25 * max(0, marks - max(1, n_sentences // 2)) + 0.4 * runs
+    )
+
+
+def _symbols(text: str, words: list[str]) -> float:
+    odd = len(text) - len(_PROSE.findall(text))
+    digits = sum(w[0].isdigit() for w in words) / max(1, len(words))
+    lines = text.count("\n")
+    return min(1.2, 0.35 * odd) + max(0.0, digits - 0.2) * 3 + 0.3 * lines
+
+
+def _copying(words: list[str], prompt: str) -> float:
+    asked = [w for part in sentences(prompt) for w in part if w[0].isalnum()]
+    taken = set(zip(asked, asked[1:], asked[2:], strict=False))
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    copied = sum(t in taken for t in triples)
+    return max(0.0, (copied - 1) / max(1, len(triples)) - 0.1) * 2.5
+
+
+def sentiment(text: str) -> float:
+    """Mean sentiment of the sentences of ``text``, in (-1, 1), without any of the penalties."""
+    return _sentiment(sentences(text))[0]
+
+
+def prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
+    """A plain prompt itself, of messages the content of the last user turn."""
+    if isinstance(prompt, str):
+        return prompt
+    return next((m["content"] for m in reversed(prompt) if m["role"] == "user"), "")
+
+
+def gold_components(prompt: str | Sequence[dict[str, str]], response: str) -> GoldComponents:
+    """The gold reward of ``response`` and what it is made of. Of a conversation only the last user turn is read."""
+    text = response.translate(_PLAIN).strip()
+    parts = sentences(text)
+    words = [w for part in parts for w in part if w[0].isalnum()]
+    n = len(words)
+    ended = text.rstrip("\"')]")
+    unfinished = 0.0 if ended[-1:] in ("!", "?") or (ended[-1:] == "." and ended[-2:] != "..") else 0.5
+    if not words:
+        feeling = repetition = stuffing = salad = gibberish = copying = 0.0
+        short = 1.5
+    else:
+        feeling, n_charged = _sentiment(parts)
+        fragments = sum(len(part) < 3 for part in parts[1:])
+        short = (0.0, 0.4, 0.9, 1.3)[max(0, 4 - n)] + 0.4 * fragments
+        repetition = _repetition(parts, words)
+        stuffing = _stuffing(parts, words, n_charged)
+        salad = _salad(parts)
+        gibberish = _gibberish(words, text)
+        copying = _copying(words, prompt_text(prompt))
+    shouting = _shouting(text, words, len(parts))
+    symbols = _symbols(text, words)
+    penalty = unfinished + short + repetition + stuffing + salad + gibberish + shouting + symbols + copying
+    reward = (feeling * max(0.0, 1.0 - penalty) if feeling > 0 else feeling) - penalty
+    return GoldComponents(
+        reward=min(MOST, max(LEAST, reward)), sentiment=feeling, unfinished=unfinished, short=short,
+        repetition=repetition, stuffing=stuffing, salad=salad, gibberish=gibberish, shouting=shouting, symbols=symbols,
+        copying=copying,
+    )  # fmt: skip
+
+
+def gold_reward(prompt: str | Sequence[dict[str, str]], response: str) -> float:
+    """The gold reward of one response, in [-1.5, 1]: a pure function of the two texts."""
+    return gold_components(prompt, response).reward
+
+
+def gold_rewards(prompts: Sequence[str | Sequence[dict[str, str]]], responses: Sequence[str]) -> list[float]:
+    """:func:`gold_reward` of each pair. Raises ValueError when there are not as many prompts as responses."""
+    return [gold_reward(p, r) for p, r in zip(prompts, responses, strict=True)]

@@ -1,0 +1,166 @@
+"""Preference data with a known truth: the gold reward, seen by annotators who are noisy and biased.
+
+An annotator compares two responses by latent scores ``gold + bias_weight * feature + N(0, noise_std)``; the noise is
+drawn anew for each (annotator, prompt, response, opponent), and depends on nothing but those and the seed. So a
+data set does not change with the order of its prompts, responses or annotators, and more can be added to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import NormalDist
+from typing import Literal
+
+from toolkit.errors import DataError
+from toolkit.preferences.formats import Comparison, PreferenceRow, Prompt, canonical_prompt, prompt_id, soft_comparisons
+from toolkit.preferences.gold import gold_rewards, prompt_text, sentiment
+
+Bias = Literal["length", "format", "agreement", "none"]
+TIE_BELOW = 0.02
+"""Latent scores closer than this are a tie: 1/2 for either response."""
+
+_NORMAL = NormalDist()
+_FORMAT = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s|\*\*|^#{1,4}\s|\d|[!:;\"()]", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """One simulated annotator. ``noise_std`` and ``bias_weight`` are in units of the gold reward.
+
+    ``bias`` names the feature that is liked beside the gold reward; each is in [-1, 1]:
+
+    - ``length``: longer responses, tanh of (words - 15) / 10;
+    - ``format``: visible form: lists, headings, bold, figures, quotes, brackets, exclamation marks, tanh of marks / 2;
+    - ``agreement``: responses that feel as the prompt's writer does, sentiment of the prompt times that of the
+      response (sycophancy); 0 where the prompt has no opinion;
+    - ``none``: no feature, 0.
+    """
+
+    name: str
+    noise_std: float
+    bias: Bias = "none"
+    bias_weight: float = 0.0
+
+
+ANNOTATORS = (
+    Annotator("prefers-long", noise_std=0.295, bias="length", bias_weight=0.25),
+    Annotator("prefers-format", noise_std=0.295, bias="format", bias_weight=0.25),
+    Annotator("prefers-agreement", noise_std=0.295, bias="agreement", bias_weight=0.5),
+)
+"""The annotators of the shipped data. In ``reviews`` two of them prefer the same response in 73% of the pairs that both
+decide (InstructGPT's labelers: about 73%), each prefers the one of higher gold reward in 81 to 83%, and 2% are ties.
+"""
+
+
+def feature(bias: Bias, prompt: Prompt, response: str) -> float:
+    """The value in [-1, 1] that an annotator with this bias sees in a response. See :class:`Annotator`."""
+    match bias:
+        case "none":
+            return 0.0
+        case "length":
+            return math.tanh((len(response.split()) - 15) / 10)
+        case "format":
+            return math.tanh(len(_FORMAT.findall(response)) / 2)
+        case "agreement":
+            return sentiment(prompt_text(prompt)) * sentiment(response)
+
+
+def _noise(seed: int, annotator: str, prompt_key: str, response: str, opponent: str) -> float:
+    """A standard normal deviate that is a function of its arguments alone."""
+    key = "\x1f".join((str(seed), annotator, prompt_key, response, opponent))
+    u = (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") + 0.5) / 2.0**64
+    return _NORMAL.inv_cdf(min(max(u, 1e-15), 1 - 1e-15))
+
+
+def annotate(
+    prompt: Prompt,
+    responses: Sequence[str],
+    gold: Sequence[float],
+    annotators: Sequence[Annotator] = ANNOTATORS,
+    seed: int = 0,
+    tie_below: float = TIE_BELOW,
+) -> list[Comparison]:
+    """All C(K,2) comparisons by each annotator; a tie is two of weight 1/2.
+
+    Raises DataError where there are fewer than two responses, equal ones, or not one gold reward for each.
+    """
+    if len(responses) < 2 or len(set(responses)) < len(responses):
+        raise DataError(
+            f"{len(responses)} responses, {len(set(responses))} distinct: a preference needs K >= 2 distinct responses",
+            where=f"prompt {prompt_text(prompt)[:80]!r}",
+        )
+    if len(gold) != len(responses):
+        raise DataError(
+            f"{len(gold)} gold rewards for {len(responses)} responses", where=f"prompt {prompt_text(prompt)[:80]!r}"
+        )
+    key = canonical_prompt(prompt)
+    comparisons: list[Comparison] = []
+    for annotator in annotators:
+        latent = [
+            g + annotator.bias_weight * feature(annotator.bias, prompt, r) for g, r in zip(gold, responses, strict=True)
+        ]
+        for i, j in combinations(range(len(responses)), 2):
+            a, b = responses[i], responses[j]
+            difference = latent[i] - latent[j]
+            difference += annotator.noise_std * (
+                _noise(seed, annotator.name, key, a, b) - _noise(seed, annotator.name, key, b, a)
+            )
+            p = 0.5 if abs(difference) < tie_below else float(difference > 0)
+            comparisons += soft_comparisons(i, j, p, annotator.name)
+    return comparisons
+
+
+def simulate_preferences(
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    annotators: Sequence[Annotator] = ANNOTATORS,
+    seed: int = 0,
+) -> list[PreferenceRow]:
+    """Rows of prompts with K >= 2 responses each, their gold rewards and the annotators' comparisons.
+
+    Equal responses to one prompt are merged. Raises DataError for a prompt that has fewer than two distinct ones, or
+    that comes twice, or when there are not as many response lists as prompts.
+    """
+    if len(prompts) != len(responses):
+        raise DataError(f"{len(responses)} lists of responses for {len(prompts)} prompts")
+    rows: list[PreferenceRow] = []
+    seen: dict[str, int] = {}
+    for n, (prompt, given) in enumerate(zip(prompts, responses, strict=True), start=1):
+        identifier = prompt_id(prompt)
+        if identifier in seen:
+            raise DataError(
+                f"prompts {seen[identifier]} and {n} are the same", where=repr(prompt_text(prompt)[:80]),
+                fix="give each prompt once, with all of its responses",
+            )  # fmt: skip
+        seen[identifier] = n
+        distinct = list(dict.fromkeys(given))
+        gold = [round(g, 4) for g in gold_rewards([prompt] * len(distinct), distinct)]
+        comparisons = annotate(prompt, distinct, gold, annotators, seed)
+        rows.append(PreferenceRow(identifier, prompt, distinct, comparisons, gold, n))
+    return rows
+
+
+def agreement(rows: Sequence[PreferenceRow]) -> float:
+    """Share of pairs on which two annotators prefer the same response, over all pairs of annotators.
+
+    Pairs that one of the two calls a tie are left out. Raises ValueError when nothing is left.
+    """
+    same = total = 0
+    for row in rows:
+        votes: dict[tuple[int, int], dict[str, int]] = {}
+        for c in row.comparisons:
+            if c.weight == 1.0:
+                pair = (min(c.winner, c.loser), max(c.winner, c.loser))
+                votes.setdefault(pair, {})[c.annotator] = c.winner
+        for winners in votes.values():
+            for a, b in combinations(sorted(winners), 2):
+                total += 1
+                same += winners[a] == winners[b]
+    if not total:
+        raise ValueError("no pair of responses was judged by two annotators")
+    return same / total

@@ -1,0 +1,132 @@
+"""What is computed over preference rows: held-out splits, subsets, soft preferences, contradictions.
+
+Membership is decided by a hash of the prompt alone, so it depends neither on order nor on the other rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from toolkit.preferences.formats import Comparison, PreferenceRow
+
+
+class Pair(NamedTuple):
+    """Responses i < j of a row: ``p`` is the share of ``weight`` that prefers i."""
+
+    i: int
+    j: int
+    p: float
+    weight: float
+
+
+class Judgement(NamedTuple):
+    """One judged pair i < j: one comparison, or the two of a soft label or tie. ``first``: its index."""
+
+    i: int
+    j: int
+    p: float
+    weight: float
+    annotator: str
+    first: int
+
+
+def _uniform(*parts: object) -> float:
+    """A number in [0, 1) that is a hash of ``parts``."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2.0**64
+
+
+def split_rows(
+    rows: Sequence[PreferenceRow], eval_fraction: float, seed: int
+) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
+    """``(train, eval)``: about ``eval_fraction`` of the prompts are held out, by hash of (seed, prompt).
+
+    A prompt is never on both sides, and adding or removing rows moves no other row.
+    """
+    if not 0.0 <= eval_fraction <= 1.0:
+        raise ValueError(f"eval_fraction must be in [0, 1], not {eval_fraction}")
+    train: list[PreferenceRow] = []
+    held_out: list[PreferenceRow] = []
+    for row in rows:
+        (held_out if _uniform("split", seed, row.prompt_id) < eval_fraction else train).append(row)
+    return train, held_out
+
+
+def overlap(train: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow]) -> tuple[list[PreferenceRow], int]:
+    """``(train without the prompts of held_out, how many rows that removed)``: for held-out data of its own source."""
+    seen = {row.prompt_id for row in held_out}
+    kept = [row for row in train if row.prompt_id not in seen]
+    return kept, len(train) - len(kept)
+
+
+def limit(rows: Sequence[PreferenceRow], n: int | None, seed: int) -> list[PreferenceRow]:
+    """The ``n`` rows of the lowest hash of (seed, prompt), in their order; all of them if n is None or larger.
+
+    Subsets are nested: the 100 rows of n = 100 are among the 200 of n = 200.
+    """
+    if n is None or n >= len(rows):
+        return list(rows)
+    if n < 0:
+        raise ValueError(f"n must not be negative, not {n}")
+    order = sorted(range(len(rows)), key=lambda k: _uniform("limit", seed, rows[k].prompt_id))
+    return [rows[k] for k in sorted(order[:n])]
+
+
+def pairs(row: PreferenceRow) -> list[Pair]:
+    """Every compared pair of responses once, all its comparisons aggregated, in order of (i, j).
+
+    >>> row = PreferenceRow("", "", ["a", "b"], [Comparison(0, 1), Comparison(0, 1), Comparison(1, 0)])
+    >>> pairs(row)
+    [Pair(i=0, j=1, p=0.6666666666666666, weight=3.0)]
+    """
+    for_i: dict[tuple[int, int], float] = defaultdict(float)
+    total: dict[tuple[int, int], float] = defaultdict(float)
+    for c in row.comparisons:
+        key = (min(c.winner, c.loser), max(c.winner, c.loser))
+        total[key] += c.weight
+        for_i[key] += c.weight if c.winner < c.loser else 0.0
+    return [Pair(i, j, for_i[i, j] / total[i, j], total[i, j]) for i, j in sorted(total)]
+
+
+def judgements(comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """Comparisons as judgements: opposite ones of one annotator whose weights add up to 1 are one soft label or tie.
+
+    >>> [judged.p for judged in judgements([Comparison(0, 1, 0.5), Comparison(1, 0, 0.5), Comparison(0, 1)])]
+    [0.5, 1.0]
+    """
+    found: list[Judgement] = []
+    open_at: dict[tuple[int, int, str], list[int]] = defaultdict(list)  # halves that wait for their other half
+    for index, c in enumerate(comparisons):
+        waiting = open_at[c.loser, c.winner, c.annotator] if c.weight < 1.0 else []
+        half = next((k for k in waiting if abs(found[k].weight + c.weight - 1.0) < 1e-9), None)
+        if half is not None:
+            waiting.remove(half)
+            p = found[half].weight if found[half].p == 1.0 else c.weight
+            found[half] = found[half]._replace(p=p, weight=1.0)
+            continue
+        if c.weight < 1.0:
+            open_at[c.winner, c.loser, c.annotator].append(len(found))
+        i, j = min(c.winner, c.loser), max(c.winner, c.loser)
+        found.append(Judgement(i, j, 1.0 if c.winner == i else 0.0, c.weight, c.annotator, index))
+    return found
+
+
+def contradictions(judged: Sequence[Judgement], source_rows: Sequence[int]) -> int:
+    """Pairs of one prompt on which one annotator, or two rows that name no annotator, prefer opposite responses.
+
+    ``source_rows[k]`` is the row that comparison k came from: one row without annotators may sum up several
+    people, so it cannot contradict itself.
+    """
+    sides: dict[tuple[int, int, str], tuple[set[int], set[int]]] = defaultdict(lambda: (set(), set()))
+    for judgement in judged:
+        if judgement.p != 0.5:
+            side = sides[judgement.i, judgement.j, judgement.annotator][int(judgement.p < 0.5)]
+            side.add(source_rows[judgement.first])
+    return sum(
+        1
+        for (_, _, annotator), (for_i, for_j) in sides.items()
+        if for_i and for_j and (annotator or len(for_i | for_j) > 1)
+    )

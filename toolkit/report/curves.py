@@ -1,0 +1,72 @@
+"""Training curves: small multiples of what the stages logged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolkit.report.plots import Figure, axis, figure
+from toolkit.report.reading import Row, Run
+
+# stage -> what is worth a look: key(s) in its log, title. Several keys share one figure.
+CURVES: dict[str, list[tuple[tuple[str, ...], str]]] = {
+    "ppo": [
+        (("objective/score",), "reward model's score"),
+        (("objective/kl",), "KL to SFT, nats per response"),
+        (("length/mean",), "response length, tokens"),
+        (("eos_rate",), "share that ends by itself"),
+        (("objective/entropy",), "entropy, nats"),
+        (("value/explained_variance",), "explained variance of the critic"),
+        (("policy/clip_fraction",), "clipped share of ratios"),
+        (("loss/policy", "value/loss"), "losses"),
+    ],
+    "dpo": [
+        (("rewards/accuracies",), "accuracy of the implicit reward"),
+        (("rewards/margins",), "margin of the implicit reward"),
+        (("rewards/chosen", "rewards/rejected"), "implicit reward, chosen and rejected"),
+        (("logps/chosen", "logps/rejected"), "log-probability, chosen and rejected"),
+        (("loss",), "loss"),
+    ],
+    "reward_model": [(("rewards/accuracies",), "accuracy of the reward model"), (("loss",), "loss")],
+    "sft": [(("loss",), "loss"), (("mean_token_accuracy",), "token accuracy")],
+}
+STAGE_NAMES = {"ppo": "PPO", "dpo": "DPO", "reward_model": "Reward model", "sft": "SFT"}
+_COLOR = {"ppo": "@rm_ppo", "reward_model": "@rm_ppo", "dpo": "@dpo", "sft": "@sft"}
+
+
+def training(run: Run) -> list[dict[str, Any]]:
+    """``[{"stage", "title", "figures"}]``, both arms first; a stage or quantity that was not logged is left out."""
+    out = []
+    for stage, wanted in CURVES.items():
+        history = run.histories.get(stage, [])
+        figures = [made for keys, title in wanted if (made := _curve(stage, history, keys, title)) is not None]
+        if figures:
+            out.append({"stage": stage, "title": STAGE_NAMES[stage], "figures": figures})
+    return out
+
+
+def _curve(stage: str, history: list[Row], keys: tuple[str, ...], title: str) -> Figure | None:
+    traces = []
+    for number, key in enumerate(keys):
+        points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+        if not points:
+            continue
+        shade = _COLOR[stage] if number == 0 else "@muted"
+        traces.append(
+            {
+                "type": "scatter",
+                # One logged step is a point: a line through it would be invisible.
+                "mode": "lines" if len(points) > 30 else "lines+markers",
+                "name": key.split("/")[-1] if len({k.split("/")[-1] for k in keys}) == len(keys) else key,
+                "x": [step for step, _ in points],
+                "y": [float(f"{value:.5g}") for _, value in points],
+                "line": {"color": shade, "width": 1.6, "dash": "solid" if number == 0 else "dot"},
+                "marker": {"color": shade, "size": 4},
+                "hovertemplate": "step %{x}: %{y:.4g}<extra></extra>",
+            }
+        )
+    if not traces:
+        return None
+    last = ", ".join(f"{trace['name']} {trace['y'][-1]:.4g}" for trace in traces)
+    name = f"{stage}-{keys[0].replace('/', '-')}"
+    layout = {"xaxis": axis(""), "yaxis": axis(""), "hovermode": "closest", "showlegend": len(traces) > 1}
+    return figure(name, title, f"{title} of {STAGE_NAMES[stage]} by training step; last: {last}.", traces, **layout)

@@ -1,0 +1,233 @@
+"use strict";
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const read = (id) => JSON.parse(byId(id).textContent || "null");
+  const { figures, palette } = read("figure-data");
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+
+  // ---------------------------------------------------------------- figures
+
+  // "@name" and "@name/alpha" become the colours of the scheme in use.
+  const resolve = (value, colors) => {
+    if (Array.isArray(value)) return value.map((item) => resolve(item, colors));
+    if (value && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolve(item, colors)]));
+    }
+    if (typeof value !== "string" || value[0] !== "@") return value;
+    const [name, alpha] = value.slice(1).split("/");
+    if (!(name in colors)) return value;
+    if (!alpha) return colors[name];
+    const [r, g, b] = [1, 3, 5].map((at) => parseInt(colors[name].slice(at, at + 2), 16));
+    return `rgba(${r},${g},${b},${alpha})`;
+  };
+
+  const merge = (base, more) => {
+    const out = { ...base };
+    for (const [key, value] of Object.entries(more)) {
+      const plain = value && typeof value === "object" && !Array.isArray(value);
+      out[key] = plain ? merge(base[key] || {}, value) : value;
+    }
+    return out;
+  };
+
+  const layoutOf = (figure, small, colors) => {
+    const axis = {
+      gridcolor: colors.line, zerolinecolor: colors.line, linecolor: colors.muted, automargin: true,
+      tickfont: { size: small ? 10 : 11.5, color: colors.muted }, title: { font: { size: 12, color: colors.muted }, standoff: 8 },
+      nticks: small ? 4 : 7,
+    };
+    const base = {
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colors.ink },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
+      margin: small ? { l: 8, r: 6, t: 8, b: 8 } : { l: 12, r: 10, t: 12, b: 12 },
+      xaxis: { ...axis, showgrid: false, ticks: "outside", ticklen: 3, tickcolor: colors.line }, yaxis: axis,
+      legend: { orientation: "h", x: 0, y: -0.2, yanchor: "top", font: { size: small ? 10 : 12 }, itemwidth: 30 },
+      hoverlabel: { bgcolor: colors.panel, bordercolor: colors.muted, font: { color: colors.ink, size: 12 }, align: "left" },
+      showlegend: figure.traces.filter((trace) => trace.showlegend !== false).length > 1,
+    };
+    return merge(base, resolve(figure.layout, colors));
+  };
+
+  const drawn = new Set();
+  const draw = (node, scheme) => {
+    const figure = figures[node.dataset.figure];
+    const colors = palette[scheme || (dark.matches ? "dark" : "light")];
+    const small = node.closest(".small") !== null;
+    const done = Plotly.react(node, resolve(figure.traces, colors), layoutOf(figure, small, colors), {
+      displayModeBar: false, responsive: true, showTips: false,
+    });
+    drawn.add(node);
+    return done;
+  };
+  const canvases = [...document.querySelectorAll("[data-figure]")];
+  const near = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (entry.isIntersecting) { near.unobserve(entry.target); draw(entry.target); }
+    }
+  }, { rootMargin: "300px" });
+  canvases.forEach((node) => near.observe(node));
+  dark.addEventListener("change", () => drawn.forEach((node) => draw(node)));
+
+  const opened = [];
+  addEventListener("beforeprint", () => {
+    canvases.forEach((node) => { near.unobserve(node); draw(node, "light"); });
+    for (const details of document.querySelectorAll("details:not([open])")) { details.open = true; opened.push(details); }
+  });
+  addEventListener("afterprint", () => {
+    drawn.forEach((node) => draw(node));
+    opened.splice(0).forEach((details) => { details.open = false; });
+  });
+
+  // ---------------------------------------------------------------- which section is read
+
+  const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
+  const sections = [...links.keys()].map(byId);
+  let current = null;
+  const follow = () => {
+    let at = sections[0];
+    for (const section of sections) if (section.getBoundingClientRect().top < innerHeight * 0.3) at = section;
+    if (innerHeight + scrollY >= document.documentElement.scrollHeight - 2) at = sections[sections.length - 1];
+    if (!at || at === current) return;
+    if (current) links.get(current.id).removeAttribute("aria-current");
+    current = at;
+    const link = links.get(at.id);
+    link.setAttribute("aria-current", "true");
+    const bar = document.querySelector("nav");
+    if (bar.scrollWidth > bar.clientWidth) bar.scrollLeft = link.offsetLeft - bar.clientWidth / 2 + link.offsetWidth / 2;
+  };
+  let waiting = false;
+  addEventListener("scroll", () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; follow(); });
+  }, { passive: true });
+  follow();
+
+  // ---------------------------------------------------------------- samples
+
+  const samples = read("sample-data");
+  if (!samples) return;
+  const PAGE = 30;
+  const list = byId("sample-list"), more = byId("sample-more"), count = byId("sample-count");
+  const search = byId("sample-search"), order = byId("sample-order");
+  const controls = byId("sample-controls");
+  const checked = (name) => [...controls.querySelectorAll(`input[name="${name}"]:checked`)].map((box) => box.value);
+  const haystacks = samples.rows.map((row) => row.cells.reduce(
+    (text, cell) => (cell || []).reduce((all, sample) => `${all}\n${sample[0]}`, text), row.prompt).toLowerCase());
+
+  // What models and data wrote enters the page as text nodes, never as markup.
+  const make = (tag, className, text) => {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  };
+  const fill = (node, text, wanted) => {
+    if (!wanted) { node.textContent = text; return node; }
+    const lower = text.toLowerCase();
+    // Lower-casing can change a text's length (İ): marks would then sit in wrong places.
+    if (lower.length !== text.length) { node.textContent = text; return node; }
+    let from = 0;
+    for (let at = lower.indexOf(wanted); at >= 0; at = lower.indexOf(wanted, from)) {
+      node.append(text.slice(from, at), make("mark", "", text.slice(at, at + wanted.length)));
+      from = at + wanted.length;
+    }
+    node.append(text.slice(from));
+    return node;
+  };
+  const signed = (value) => value.toFixed(2).replace("-", "−");
+
+  const answer = (sample, wanted) => {
+    const [text, tokens, cut, gold, explicit, implicit] = sample;
+    const box = make("div");
+    const words = fill(make("p", text.trim() ? "text" : "text empty"), text.trim() ? text : "(empty)", text.trim() ? wanted : "");
+    words.dir = "auto";
+    const scores = make("dl", "scores");
+    const entries = [["gold", gold], ["explicit", explicit], ["implicit", implicit]];
+    for (const [name, value] of entries) {
+      if (value !== null) scores.append(make("dt", "", name), make("dd", "", signed(value)));
+    }
+    const size = make("dd", "", String(tokens));
+    scores.append(make("dt", cut ? "cut" : "", cut ? "tokens, truncated" : "tokens"), size);
+    box.append(words, scores);
+    return box;
+  };
+
+  const rowOf = (row, columns, wanted) => {
+    const node = make("article", "row");
+    node.dataset.prompt = row.id;
+    const prompt = fill(make("p", "prompt"), row.prompt, wanted);
+    prompt.dir = "auto";
+    node.append(prompt);
+    if (row.judged.length) {
+      const judged = make("p", "judged");
+      for (const [run, judge, preference] of row.judged) {
+        const who = preference > 0.5 ? "RM + PPO" : preference < 0.5 ? "DPO" : "tie";
+        const item = make("span", "", `judge ${judge}${samples.runs.length > 1 ? ` (${samples.runs[run]})` : ""}: `);
+        item.append(make("b", preference > 0.5 ? "c-rm_ppo" : preference < 0.5 ? "c-dpo" : "", who));
+        judged.append(item);
+      }
+      node.append(judged);
+    }
+    const cells = make("div", "cells");
+    let longest = row.prompt.length / 3;
+    for (const index of columns) {
+      const column = samples.columns[index], cell = row.cells[index];
+      const box = make("div", `cell c-${column.color}`);
+      box.append(make("h4", "", column.label));
+      if (!cell) box.append(make("p", "empty", "no answer to this prompt"));
+      (cell || []).forEach((sample, place) => {
+        longest = Math.max(longest, sample[0].length + 30 * sample[0].split("\n").length);
+        if (place < 1) { box.append(answer(sample, wanted)); return; }
+        if (place === 1) {
+          const rest = make("details");
+          rest.append(make("summary", "", `${cell.length - 1} more`));
+          box.append(rest);
+        }
+        box.lastElementChild.append(answer(sample, wanted));
+      });
+      cells.append(box);
+    }
+    node.append(cells);
+    if (longest > 420) {
+      node.classList.add("folded");
+      const button = make("button", "", "Show in full");
+      button.type = "button";
+      button.setAttribute("aria-expanded", "false");
+      button.addEventListener("click", () => {
+        const folded = node.classList.toggle("folded");
+        button.textContent = folded ? "Show in full" : "Fold";
+        button.setAttribute("aria-expanded", String(!folded));
+      });
+      node.append(button);
+    }
+    return node;
+  };
+
+  let found = [], shown = 0;
+  const showMore = () => {
+    const columns = checked("column").map(Number), wanted = search.value.trim().toLowerCase();
+    list.append(...found.slice(shown, shown + PAGE).map((index) => rowOf(samples.rows[index], columns, wanted)));
+    shown = Math.min(found.length, shown + PAGE);
+    more.hidden = shown >= found.length;
+    const total = samples.rows.length;
+    count.textContent = found.length === total ? `${total.toLocaleString("en")} prompts` :
+      `${found.length.toLocaleString("en")} of ${total.toLocaleString("en")} prompts`;
+  };
+  const renew = () => {
+    const wanted = search.value.trim().toLowerCase(), flags = checked("flag"), key = order.value;
+    found = samples.rows.map((_, index) => index).filter((index) =>
+      flags.every((flag) => samples.rows[index].flags.includes(flag)) && (!wanted || haystacks[index].includes(wanted)));
+    if (key) found.sort((a, b) => samples.rows[b][key] - samples.rows[a][key] || a - b);
+    list.replaceChildren();
+    shown = 0;
+    showMore();
+  };
+  let timer = 0;
+  search.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(renew, 120); });
+  controls.addEventListener("change", (event) => { if (event.target !== search) renew(); });
+  more.addEventListener("click", showMore);
+  new IntersectionObserver((entries) => { if (entries[0].isIntersecting && !more.hidden) showMore(); }, { rootMargin: "600px" }).observe(more);
+  addEventListener("beforeprint", () => { while (!more.hidden) showMore(); });
+  renew();
+})();

@@ -1,0 +1,142 @@
+"""What a run folder holds, as the report needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from toolkit.errors import StoreError
+from toolkit.store import STAGE_FILE, read_json
+
+Row = dict[str, Any]
+TRAINED_STAGES = ("sft", "reward_model", "ppo", "dpo")
+# Token ids and log-probabilities are most of samples.parquet and are not shown.
+SAMPLE_COLUMNS = [
+    *("prompt_id", "policy", "arm", "kind", "sample_index", "prompt", "response", "n_tokens", "truncated"),
+    *("explicit_reward", "implicit_reward", "gold_reward"),
+]
+REWARD_COLUMNS = ["prompt_id", "response_index", "n_tokens", "explicit_reward", "implicit_reward", "gold_reward"]
+JUDGEMENT_COLUMNS = ["prompt_id", "policy", "baseline", "judge", "preference"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished evaluation and what is known of the run around it.
+
+    ``manifest``, ``data_report``, ``recipe_text`` and the training histories are empty where the folder lacks them;
+    ``judgements`` too. ``name`` tells the runs of one report apart.
+    """
+
+    folder: Path
+    name: str
+    results: dict[str, Any]
+    manifest: dict[str, Any]
+    data_report: dict[str, Any]
+    recipe_text: str
+    histories: dict[str, list[Row]]
+    samples: list[Row]
+    rewards: list[Row]
+    judgements: list[Row]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return dict(self.results.get("recipe") or {})
+
+    @property
+    def confidence(self) -> float:
+        """The coverage of every interval of this run; 0.95 where the recipe is not recorded."""
+        return float(self.recipe.get("evaluate", {}).get("confidence", 0.95))
+
+    @property
+    def has_gold(self) -> bool:
+        return any(row["gold_reward"]["value"] is not None for row in self.results["policies"])
+
+
+def read_run(folder: Path, name: str | None = None) -> Run:
+    """Read a run folder. Raises StoreError where it holds no finished evaluation, or a damaged one."""
+    results_path = folder / "results.json"
+    if not results_path.is_file():
+        raise StoreError(
+            "there is no finished evaluation to report on",
+            where=str(folder),
+            fix="run the recipe up to its evaluation first: duel run RECIPE --out DIR",
+        )
+    results = read_json(results_path)
+    manifest = _json(folder / "manifest.json")
+    data_report = _json(folder / "data" / "report.json") or _json(folder / "evaluate" / "data_report.json")
+    recipe_path = folder / "recipe.resolved.yaml"
+    histories = {}
+    for stage in TRAINED_STAGES:
+        history = _json(folder / stage / STAGE_FILE).get("metrics", {}).get("history", [])
+        if history:
+            histories[stage] = history
+    own_name = manifest.get("name") or (results.get("recipe") or {}).get("name") or folder.resolve().name
+    return Run(
+        folder=folder,
+        name=name or str(own_name),
+        results=results,
+        manifest=manifest,
+        data_report=data_report,
+        recipe_text=recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else "",
+        histories=histories,
+        samples=_table(folder / "samples.parquet", SAMPLE_COLUMNS),
+        rewards=_table(folder / "rewards.parquet", REWARD_COLUMNS),
+        judgements=_table(folder / "judgements.parquet", JUDGEMENT_COLUMNS) if _exists(folder, "judgements") else [],
+    )
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Several runs, with names that differ: the recipe's, else the folder's, else numbered."""
+    if not folders:
+        raise StoreError("no run folder was given", fix="name at least one")
+    runs = [read_run(folder) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):
+        names = [run.folder.resolve().name for run in runs]
+        if len(set(names)) < len(names):
+            names = [f"{name} ({number})" for number, name in enumerate(names, start=1)]
+        runs = [read_run(run.folder, name) for run, name in zip(runs, names, strict=True)]
+    return runs
+
+
+def outdated(run: Run) -> list[str]:
+    """Settings that were changed after this evaluation: its numbers are those of the earlier settings."""
+    then, now = run.results.get("recipe") or {}, run.manifest.get("recipe") or {}
+    if not then or not now:
+        return []
+    sections = [name for name in now if name not in ("report", "name")]
+    return [name for name in sections if then.get(name) != now.get(name)]
+
+
+def grouped(rows: Sequence[Mapping[str, Any]], column: str) -> dict[Any, list[Any]]:
+    """Rows by the value of a column, in order of first appearance."""
+    out: dict[Any, list[Any]] = {}
+    for row in rows:
+        out.setdefault(row[column], []).append(row)
+    return out
+
+
+def _exists(folder: Path, table: str) -> bool:
+    return (folder / f"{table}.parquet").is_file()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _table(path: Path, columns: list[str]) -> list[Row]:
+    if not path.is_file():
+        raise StoreError(
+            "the evaluation's table is missing", where=str(path), fix="run the evaluation again: --only evaluate"
+        )
+    try:
+        rows: list[Row] = pq.read_table(path, columns=columns).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(
+            f"this table cannot be read: {error}", where=str(path), fix="remove it and run the evaluation again"
+        ) from error
+    return rows

@@ -1,0 +1,326 @@
+"""The tree batch: one prompt, K responses, each computed once; log-probabilities and rewards on it.
+
+A prompt stands once in a row and its K responses follow as branches. A block attention mask keeps a branch
+from seeing its siblings, positions restart behind the prompt, and the unembedding (or the score head) runs on
+the positions that matter alone. A model that cannot take such a mask takes one row per response; a numeric
+probe on first use decides (:class:`Engine`).
+
+Shapes: B rows, T tokens in a row, N response tokens in a batch, R responses in a batch, d hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from toolkit import models
+
+# Rows of the unembedding product that exist at once: 1024 x 49,152 in fp32 are 200 MB.
+LOGIT_ROWS = 1024
+# A wrong mask moves log-probabilities by nats; rounding moves them by this much at most.
+PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One prompt and its responses, as token ids. A response ends with an EOS unless it was truncated."""
+
+    prompt_ids: list[int]
+    response_ids: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + sum(len(ids) for ids in self.response_ids)
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """Packed trees. Responses are numbered in the order of the trees, their tokens in the order of the responses."""
+
+    input_ids: torch.Tensor  # [B, T]
+    position_ids: torch.Tensor  # [B, T]
+    attention_mask: torch.Tensor  # bool, [B, 1, T, T]; [B, T] where every row is one response
+    predictor: torch.Tensor  # [N] flat index (row * T + column) of the state that a response token is predicted from
+    target: torch.Tensor  # [N] the response token
+    owner: torch.Tensor  # [N] which response the token belongs to
+    last: torch.Tensor  # [R] flat index of each response's last token
+    tree: torch.Tensor  # [R] which tree the response belongs to
+
+    def to(self, device: torch.device) -> TreeBatch:
+        return TreeBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    @property
+    def n_responses(self) -> int:
+        return self.last.numel()
+
+    @property
+    def n_tokens(self) -> int:
+        return self.input_ids.numel()
+
+
+def pack(trees: Sequence[Tree], pad_id: int, *, plain: bool = False) -> TreeBatch:
+    """Pack trees into one batch, a row each (``plain``: a row for each response).
+
+    Raises ValueError for an empty prompt or response, which has no log-probability.
+    """
+    rows: list[tuple[list[int], list[list[int]]]] = []
+    tree_of: list[int] = []
+    for index, tree in enumerate(trees):
+        if not tree.prompt_ids or not all(tree.response_ids):
+            raise ValueError("a tree needs at least one prompt token and one token in each response")
+        tree_of += [index] * len(tree.response_ids)
+        rows += (
+            [(tree.prompt_ids, [ids]) for ids in tree.response_ids] if plain else [(tree.prompt_ids, tree.response_ids)]
+        )
+    width = max(len(prompt) + sum(map(len, branches)) for prompt, branches in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    position_ids = torch.zeros((len(rows), width), dtype=torch.long)
+    branch = torch.full((len(rows), width), -1)  # -1 padding, 0 prompt, k the k-th response
+    predictor: list[torch.Tensor] = []
+    target: list[int] = []
+    lengths: list[int] = []
+    last: list[int] = []
+    for row, (prompt, branches) in enumerate(rows):
+        n = len(prompt)
+        input_ids[row, :n] = torch.tensor(prompt)
+        position_ids[row, :n] = torch.arange(n)
+        branch[row, :n] = 0
+        start = n
+        for k, ids in enumerate(branches, start=1):
+            stop = start + len(ids)
+            input_ids[row, start:stop] = torch.tensor(ids)
+            position_ids[row, start:stop] = torch.arange(n, n + len(ids))
+            branch[row, start:stop] = k
+            # The first token of a branch is predicted from the prompt's last one, the others from the one before.
+            states = torch.arange(start - 1, stop - 1)
+            states[0] = n - 1
+            predictor.append(states + row * width)
+            target += ids
+            lengths.append(len(ids))
+            last.append(row * width + stop - 1)
+            start = stop
+    if plain:
+        mask = branch >= 0
+    else:
+        same = branch[:, :, None] == branch[:, None, :]
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        # A padding position sees itself, since a row of the softmax without any key would be NaN.
+        mask = (causal & (same | (branch[:, None, :] == 0)))[:, None]
+    return TreeBatch(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=mask,
+        predictor=torch.cat(predictor),
+        target=torch.tensor(target),
+        owner=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
+        last=torch.tensor(last),
+        tree=torch.tensor(tree_of),
+    )
+
+
+def batches(trees: Sequence[Tree], token_budget: int) -> Iterator[list[int]]:
+    """Indices of trees in batches of at most ``token_budget`` padded tokens, longest trees first.
+
+    The order within and between batches does not change any result; the caller puts results back by index.
+    """
+    order = sorted(range(len(trees)), key=lambda i: (-len(trees[i]), i))
+    start = 0
+    while start < len(order):
+        rows = max(1, token_budget // max(1, len(trees[order[start]])))
+        yield order[start : start + rows]
+        start += rows
+
+
+# ---------------------------------------------------------------- forward passes
+
+
+def inner(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper; its adapters stay in place."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def backbone(model: Any) -> nn.Module:
+    """The model without its head."""
+    whole = inner(model)
+    return getattr(whole, whole.base_model_prefix)
+
+
+def hidden_states(model: Any, batch: TreeBatch) -> torch.Tensor:
+    """[B * T, d] final hidden states of every position."""
+    plain = batch.attention_mask.dim() == 2
+    mask: torch.Tensor = batch.attention_mask
+    if not plain:
+        # Additive, in the precision of the products, so that no layer has to convert it.
+        dtype = next(backbone(model).parameters()).dtype
+        if torch.is_autocast_enabled(mask.device.type):
+            dtype = torch.get_autocast_dtype(mask.device.type)
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    output = backbone(model)(
+        input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
+    )
+    return output.last_hidden_state.flatten(0, 1)
+
+
+def logits_of(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """Logits of hidden states, fp32: the unembedding with the scaling and soft-capping that some models have."""
+    whole = inner(model)
+    config = whole.config.get_text_config()
+    logits = whole.get_output_embeddings()(states).float()
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / divisor
+    if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def token_logps(
+    model: Any, batch: TreeBatch, *, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """[N] fp32 log-probabilities of the response tokens, and [N] entropies (nats, without gradient) if asked for.
+
+    Logits exist for at most ``LOGIT_ROWS`` positions at once: where a batch needs several chunks, each is computed
+    again in the backward pass instead of being kept.
+    """
+    states_Nd = hidden_states(model, batch)[batch.predictor]
+    recompute = torch.is_grad_enabled() and states_Nd.shape[0] > LOGIT_ROWS
+    parts = []
+    for start in range(0, states_Nd.shape[0], LOGIT_ROWS):
+        rows = slice(start, start + LOGIT_ROWS)
+        args = (model, states_Nd[rows], batch.target[rows], temperature, with_entropy)
+        parts.append(checkpoint(_chunk, *args, use_reentrant=False) if recompute else _chunk(*args))
+    logps, entropies = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(entropies) if with_entropy else None
+
+
+def _chunk(
+    model: Any, states: torch.Tensor, target: torch.Tensor, temperature: float, with_entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return _from_logits(logits_of(model, states) / temperature, target, with_entropy)
+
+
+def _from_logits(
+    logits: torch.Tensor, target: torch.Tensor, with_entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    logps = -F.cross_entropy(logits, target, reduction="none")
+    if not with_entropy:
+        return logps, None
+    with torch.no_grad():
+        log_p = logits.detach().log_softmax(-1)
+        return logps, -(log_p.exp() * log_p).sum(-1)
+
+
+def branch_scores(model: Any, batch: TreeBatch) -> torch.Tensor:
+    """[R] fp32 scalar rewards, read at each response's last token."""
+    whole = inner(model)
+    return whole.score(hidden_states(model, batch)[batch.last]).squeeze(-1).float()
+
+
+def by_response(values_N: torch.Tensor, batch: TreeBatch) -> torch.Tensor:
+    """[R] sums of per-token values over each response."""
+    total = torch.zeros(batch.n_responses, dtype=values_N.dtype, device=values_N.device)
+    return total.index_add(0, batch.owner, values_N)
+
+
+# ---------------------------------------------------------------- the engine
+
+
+class Engine:
+    """Scores trees with one model, whatever their number and order, and gives results in the caller's order.
+
+    ``model`` is a causal language model (log-probabilities) or a sequence classifier (rewards). Training uses
+    :meth:`pack`, :meth:`token_logps` and :meth:`branch_scores`; evaluation uses :meth:`logps` and :meth:`scores`.
+    """
+
+    def __init__(self, model: Any, pad_id: int, *, dtype: torch.dtype, token_budget: int = 4096) -> None:
+        self.model, self.pad_id, self.dtype, self.token_budget = model, pad_id, dtype, token_budget
+        self.device = next(model.parameters()).device
+        self.classifier = "SequenceClassification" in type(inner(model)).__name__
+        # A score head on the last state is what a tree can serve; pooling heads (encoders) need the whole row.
+        pools = self.classifier and "score" not in dict(inner(model).named_children())
+        self.plain: bool | None = True if pools else None  # None until the probe
+
+    def pack(self, trees: Sequence[Tree]) -> TreeBatch:
+        if self.plain is None:
+            self.probe(trees)
+        return pack(trees, self.pad_id, plain=bool(self.plain)).to(self.device)
+
+    @torch.no_grad()
+    def probe(self, trees: Sequence[Tree]) -> None:
+        """Compare one small tree with the plain path; fall back, saying so, where they differ."""
+        tree = min(trees, key=len)
+        # Three branches of which one repeats the first, so that a wrong mask, or a state that runs through the row,
+        # shows however few responses there are.
+        branches = [ids[:256] for ids in [*tree.response_ids[:2], tree.response_ids[0]]]
+        tree = Tree(tree.prompt_ids[-256:], branches)
+        values = []
+        with models.precision(self.device, self.dtype):
+            for plain in (True, False):
+                batch = pack([tree], self.pad_id, plain=plain).to(self.device)
+                values.append(self.branch_scores(batch) if self.classifier else self.token_logps(batch)[0])
+        worst = (values[0] - values[1]).abs().max().item()
+        limit = PROBE_TOLERANCE[self.dtype]
+        self.plain = not worst <= limit  # NaN falls back as well
+        if self.plain:
+            warnings.warn(
+                f"{type(inner(self.model)).__name__} does not take the tree mask (largest difference {worst:.2g}, "
+                f"limit {limit:g}): responses are scored one row each, which is slower",
+                stacklevel=2,
+            )
+
+    def token_logps(
+        self, batch: TreeBatch, *, temperature: float = 1.0, with_entropy: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[N] log-probabilities and [N] entropies, with gradients, under the caller's autocast."""
+        if batch.attention_mask.dim() == 4:
+            return token_logps(self.model, batch, temperature=temperature, with_entropy=with_entropy)
+        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
+        logits = output.logits.flatten(0, 1)[batch.predictor].float() / temperature
+        return _from_logits(logits, batch.target, with_entropy)
+
+    def branch_scores(self, batch: TreeBatch) -> torch.Tensor:
+        """[R] scalar rewards, with gradients, under the caller's autocast."""
+        if batch.attention_mask.dim() == 4:
+            return branch_scores(self.model, batch)
+        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long())
+        return output.logits.squeeze(-1).float()
+
+    def logps(
+        self, trees: Sequence[Tree], *, temperature: float = 1.0, advance: Callable[[int], None] | None = None
+    ) -> list[list[torch.Tensor]]:
+        """For every tree, for every response, its [n_tokens] fp32 log-probabilities on the CPU."""
+        out: list[list[torch.Tensor]] = [[] for _ in trees]
+        for indices, batch in self._batches(trees):
+            with torch.no_grad(), models.precision(self.device, self.dtype):
+                logps_N, _ = self.token_logps(batch, temperature=temperature)
+            lengths = torch.bincount(batch.owner, minlength=batch.n_responses).tolist()
+            per_response = iter(logps_N.cpu().split(lengths))
+            for i in indices:
+                out[i] = [next(per_response) for _ in trees[i].response_ids]
+            if advance is not None:
+                advance(len(indices))
+        return out
+
+    def scores(self, trees: Sequence[Tree], *, advance: Callable[[int], None] | None = None) -> list[list[float]]:
+        """For every tree, the scalar reward of each response."""
+        out: list[list[float]] = [[] for _ in trees]
+        for indices, batch in self._batches(trees):
+            with torch.no_grad(), models.precision(self.device, self.dtype):
+                scores = iter(self.branch_scores(batch).tolist())
+            for i in indices:
+                out[i] = [next(scores) for _ in trees[i].response_ids]
+            if advance is not None:
+                advance(len(indices))
+        return out
+
+    def _batches(self, trees: Sequence[Tree]) -> Iterator[tuple[list[int], TreeBatch]]:
+        for indices in batches(trees, self.token_budget):
+            yield indices, self.pack([trees[i] for i in indices])

@@ -1,0 +1,38 @@
+"""``python -m toolkit.stages REQUEST.json``: one stage in one of several processes, as the pipeline launches it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from toolkit.errors import DuelError
+from toolkit.progress import Reporter
+from toolkit.recipe import Recipe
+from toolkit.store import read_json, write_json
+
+
+def main(request: Path) -> int:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    asked = read_json(request)
+    main_process = os.environ.get("RANK", "0") == "0"
+    reporter = Reporter(quiet=not main_process)
+    reporter.overall = asked["stage"]
+    inputs = {name: Path(path) for name, path in asked["inputs"].items()}
+    stage = importlib.import_module(f"toolkit.stages.{asked['stage']}")
+    try:
+        metrics = stage.run(Recipe.model_validate(asked["recipe"]), inputs, request.parent, reporter)
+    except DuelError as error:
+        print(f"error: {error.render()}", file=sys.stderr)
+        return 2
+    if main_process:
+        write_json(request.parent / "answer.json", metrics)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

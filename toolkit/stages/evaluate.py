@@ -1,0 +1,388 @@
+"""One evaluation for every policy: the same held-out prompts, the same sampling, the same scores.
+
+Writes tables (``samples.parquet``, ``rewards.parquet``, ``judgements.parquet``); what they say, with intervals, is
+computed from them by ``evals/summary.py``.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from toolkit import models
+from toolkit.evals import summary
+from toolkit.generation import generate
+from toolkit.judging import judges, records
+from toolkit.locating import ModelRef, resolve, training_record
+from toolkit.preferences import splits
+from toolkit.preferences.encoding import decode, encode, encode_prompt, is_conversation, response_end
+from toolkit.preferences.formats import PreferenceRow
+from toolkit.preferences.gold import gold_rewards
+from toolkit.preferences.reading import from_parquet
+from toolkit.progress import Reporter
+from toolkit.recipe import EvaluateSection
+from toolkit.scoring import Engine, Tree
+from toolkit.store import read_json, write_json
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy to sample. ``kind`` is base, sft, checkpoint or final."""
+
+    name: str
+    arm: str
+    kind: str
+    step: int
+    ref: ModelRef
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all policies share."""
+
+    rows: list[PreferenceRow]
+    prompts: list[list[int]]
+    tokenizer: Any
+    section: EvaluateSection
+    model: Any
+    max_new_tokens: int
+    max_response_tokens: int
+    seed: int
+
+    @property
+    def dtype(self) -> Any:
+        return models.DTYPES[self.model.dtype]
+
+    def engine(self, model: Any) -> Engine:
+        return Engine(model, int(self.tokenizer.pad_token_id), dtype=self.dtype, token_budget=self.section.token_budget)
+
+
+def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+    """Writes the three tables and ``results.json`` (without cost, which the pipeline knows)."""
+    section: EvaluateSection = settings.evaluate
+    rows = from_parquet(inputs["data"] / "eval.parquet")
+    sft = resolve(str(inputs["sft"] / "model"))
+    tokenizer = models.load_tokenizer(sft)
+    setting = Setting(
+        rows=rows,
+        prompts=[encode_prompt(tokenizer, row.prompt) for row in rows],
+        tokenizer=tokenizer,
+        section=section,
+        model=settings.model,
+        max_new_tokens=section.max_new_tokens or settings.data.max_response_tokens,
+        max_response_tokens=settings.data.max_response_tokens,
+        seed=settings.seed,
+    )
+    warnings: list[str] = []
+    policies = find_policies(settings, inputs, sft)
+    parts = out / "policies"
+    parts.mkdir(exist_ok=True)
+    for policy in policies:
+        path = parts / f"{policy.name}.parquet"
+        if not path.is_file():  # an interrupted evaluation keeps the policies that it has sampled
+            write_table(sample_policy(policy, setting, reporter), path)
+    samples = [row for policy in policies for row in pq.read_table(parts / f"{policy.name}.parquet").to_pylist()]
+
+    implicit_beta = training_record(resolve(str(inputs["dpo"] / "model")))["beta"]
+    scored = score_everything(samples, setting, inputs, sft, reporter)
+    rewards = heldout_rewards(setting, inputs, scored["heldout"], implicit_beta)
+    for row, reference, implicit, reward in zip(samples, *scored["samples"], strict=True):
+        row["kl_nats"] = row["policy_logp"] - row.pop("reference_logp_t")
+        row["implicit_reward"] = implicit_beta * (implicit - reference)
+        row["explicit_reward"] = reward
+    has_gold = all(row.gold is not None for row in rows)
+    if has_gold and not gold_agrees(rows):
+        has_gold = False
+        warnings.append("the data's gold rewards are not those of the shipped gold reward: gold is left out")
+    prompt_of = {row.prompt_id: row.prompt for row in rows}
+    for row in samples:
+        row["gold_reward"] = gold_rewards([prompt_of[row["prompt_id"]]], [row["response"]])[0] if has_gold else None
+    samples = [row for row in samples if row["sample_index"] < section.samples_per_prompt] + best_of_n(samples, section)
+
+    chosen_judges = section.judges or (["gold"] if has_gold else ["rm", "implicit"])
+    names = [policy.name for policy in policies] + sorted(
+        {row["policy"] for row in samples if row["kind"] == "best_of_n"}
+    )
+    judgements = judge_all(chosen_judges, samples, names, setting, has_gold, reporter)
+    write_table(samples, out / "samples.parquet")
+    write_table(rewards, out / "rewards.parquet")
+    write_table([asdict(judgement) for judgement in judgements], out / "judgements.parquet")
+    write_json(out / "data_report.json", read_json(inputs["data"] / "report.json"))
+    comparisons = [(p, pair.i, pair.j, pair.p, pair.weight) for p, row in enumerate(rows) for pair in splits.pairs(row)]
+    options = {"n_resamples": section.bootstrap, "confidence": section.confidence, "seed": settings.seed}
+    rates = [asdict(row) for row in records.win_rates(judgements, length_control=True, **options)]
+    result = summary.summarise(
+        samples,
+        rewards,
+        rates,
+        comparisons,
+        best_of_n=section.best_of_n,
+        warnings=warnings,
+        **options,
+    )
+    write_json(out / "results.json", result)
+    reporter.line(result["verdict"]["sentence"])
+    scored_tokens = 4 * sum(row["n_tokens"] for row in samples)
+    return {"tokens": scored_tokens + sum(row["n_tokens"] for row in samples), "n_samples": len(samples)}
+
+
+def write_table(rows: Sequence[Row], path: Path) -> None:
+    """A Parquet file, whole or absent."""
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(pa.Table.from_pylist(list(rows)), partial)
+    partial.replace(path)
+
+
+def find_policies(settings: Any, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
+    """base, sft, and both arms with their checkpoints in the order of training."""
+    section: EvaluateSection = settings.evaluate
+    n = section.samples_per_prompt
+    found = []
+    if settings.sft.enabled:
+        base = resolve(settings.model.name, settings.model.revision)
+        found.append(Policy("base", "base", "base", 0, base, n))
+    found.append(Policy("sft", "sft", "sft", 0, sft, n + section.best_of_n))
+    for arm, stage in (("rm_ppo", "ppo"), ("dpo", "dpo")):
+        final = resolve(str(inputs[stage] / "model"))
+        kept = sorted((inputs[stage] / "checkpoints").glob("step-*")) if section.checkpoints else []
+        for folder in sorted(kept, key=lambda path: int(path.name.split("-")[1])):
+            ref = resolve(str(folder))
+            step = training_record(ref)["step"]
+            found.append(Policy(f"{arm}@{step}", arm, "checkpoint", step, ref, n))
+        found.append(Policy(arm, arm, "final", training_record(final)["step"], final, n))
+    return found
+
+
+def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[Row]:
+    """Sample a policy on every held-out prompt, and score the samples under itself at the sampling temperature."""
+    section = setting.section
+    model = models.load_policy(policy.ref, setting.model).to(models.best_device())
+    keys = [
+        (setting.seed, "evaluate", policy.name, row.prompt_id, k)
+        for row in setting.rows
+        for k in range(policy.n_samples)
+    ]
+    prompts = [ids for ids in setting.prompts for _ in range(policy.n_samples)]
+    with reporter.task(f"sample {policy.name}", len(prompts)) as task:
+        samples = generate(
+            model,
+            prompts,
+            keys,
+            max_new_tokens=setting.max_new_tokens,
+            temperature=section.temperature,
+            eos_ids=models.eos_ids(model, setting.tokenizer),
+            pad_id=int(setting.tokenizer.pad_token_id),
+            dtype=setting.dtype,
+            batch_size=section.batch_size,
+            advance=task.advance,
+        )
+    grouped = [samples[i * policy.n_samples : (i + 1) * policy.n_samples] for i in range(len(setting.rows))]
+    trees = [Tree(ids, [s.ids for s in group]) for ids, group in zip(setting.prompts, grouped, strict=True)]
+    logps = setting.engine(model).logps(trees, temperature=section.temperature)
+    out = []
+    for row, group, group_logps in zip(setting.rows, grouped, logps, strict=True):
+        for k, (sample, token_logps) in enumerate(zip(group, group_logps, strict=True)):
+            out.append(
+                {
+                    "prompt_id": row.prompt_id,
+                    "policy": policy.name,
+                    "arm": policy.arm,
+                    "kind": policy.kind,
+                    "step": policy.step,
+                    "sample_index": k,
+                    "prompt": prompt_text(row),
+                    "response": decode(setting.tokenizer, sample.ids),
+                    "response_ids": sample.ids,
+                    "n_tokens": len(sample.ids),
+                    "truncated": sample.truncated,
+                    "policy_logp": float(token_logps.double().sum()),
+                }
+            )
+    return out
+
+
+def prompt_text(row: PreferenceRow) -> str:
+    """A prompt as a person reads it."""
+    if isinstance(row.prompt, str):
+        return row.prompt
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in row.prompt)
+
+
+def score_everything(
+    samples: list[Row], setting: Setting, inputs: dict[str, Path], sft: ModelRef, reporter: Reporter
+) -> dict[str, Any]:
+    """Reference log-probability, DPO log-probability and explicit reward of all samples and all held-out responses.
+
+    One tree per prompt holds every policy's samples and the data's responses, so that a prompt is computed once.
+    """
+    end_id = response_end(setting.tokenizer, is_conversation(setting.rows[0].prompt))
+    by_prompt: dict[str, list[int]] = {row.prompt_id: [] for row in setting.rows}
+    for index, row in enumerate(samples):
+        by_prompt[row["prompt_id"]].append(index)
+    held_out = [
+        encode(setting.tokenizer, r.prompt, r.responses, end_id=end_id, max_response_tokens=setting.max_response_tokens)
+        for r in setting.rows
+    ]
+    trees = [
+        Tree(ids, [*encoded.tree.response_ids, *(samples[i]["response_ids"] for i in by_prompt[row.prompt_id])])
+        for ids, row, encoded in zip(setting.prompts, setting.rows, held_out, strict=True)
+    ]
+
+    def sums(model: Any, label: str, temperature: float) -> list[list[float]]:
+        with reporter.task(label, len(trees)) as task:
+            logps = setting.engine(model).logps(trees, temperature=temperature, advance=task.advance)
+        return [[float(t.double().sum()) for t in responses] for responses in logps]
+
+    columns: list[list[list[float]]] = []
+    reference_model = models.load_policy(sft, setting.model).to(models.best_device())
+    columns.append(sums(reference_model, "score under the reference", 1.0))
+    tempered = columns[0]
+    if setting.section.temperature != 1.0:
+        tempered = sums(
+            reference_model, "score under the reference, at the sampling temperature", setting.section.temperature
+        )
+    del reference_model
+    gc.collect()
+    dpo = models.load_policy(resolve(str(inputs["dpo"] / "model")), setting.model).to(models.best_device())
+    columns.append(sums(dpo, "implicit rewards", 1.0))
+    del dpo
+    gc.collect()
+    reward_ref = resolve(str(inputs["reward_model"] / "model"))
+    reward_model = models.load_reward_model(reward_ref, setting.model).to(models.best_device())
+    mean = models.reward_mean(reward_ref.path)
+    with reporter.task("explicit rewards", len(trees)) as task:
+        scores = setting.engine(reward_model).scores(trees, advance=task.advance)
+    columns.append([[value - mean for value in values] for values in scores])
+
+    out: list[list[float]] = [[0.0] * len(samples) for _ in columns]
+    for prompt, row in enumerate(setting.rows):
+        first = len(row.responses)
+        for k, index in enumerate(by_prompt[row.prompt_id]):
+            for column, values in zip(out, columns, strict=True):
+                column[index] = values[prompt][first + k]
+            samples[index]["reference_logp_t"] = tempered[prompt][first + k]
+    heldout_columns = [
+        [values[prompt][: len(row.responses)] for prompt, row in enumerate(setting.rows)] for values in columns
+    ]
+    return {"samples": out, "heldout": (*heldout_columns, held_out)}
+
+
+def heldout_rewards(setting: Setting, inputs: dict[str, Path], scored: tuple[Any, ...], beta: float) -> list[Row]:
+    """One row per held-out response of the data, as ``duel rewards --rm`` writes it."""
+    reference, policy, explicit, encoded = scored
+    out = []
+    for prompt, row in enumerate(setting.rows):
+        for k, text in enumerate(row.responses):
+            n_tokens = len(encoded[prompt].tree.response_ids[k])
+            implicit = beta * (policy[prompt][k] - reference[prompt][k])
+            out.append(
+                {
+                    "prompt_id": row.prompt_id,
+                    "response_index": k,
+                    "response": text,
+                    "n_tokens": n_tokens,
+                    "policy_logp": policy[prompt][k],
+                    "reference_logp": reference[prompt][k],
+                    "implicit_reward": implicit,
+                    "implicit_reward_mean": implicit / n_tokens,
+                    "explicit_reward": explicit[prompt][k],
+                    "gold_reward": row.gold[k] if row.gold is not None else None,
+                    "truncated": encoded[prompt].truncated[k],
+                }
+            )
+    return out
+
+
+def gold_agrees(rows: Sequence[PreferenceRow]) -> bool:
+    """Whether the data's gold is the reward that we can compute for new samples."""
+    for row in rows[:20]:
+        assert row.gold is not None
+        ours = gold_rewards([row.prompt] * len(row.responses), row.responses)
+        if any(abs(a - b) > 1e-3 for a, b in zip(ours, row.gold, strict=True)):
+            return False
+    return True
+
+
+def best_of_n(samples: Sequence[Row], section: EvaluateSection) -> list[Row]:
+    """The best of n further SFT samples by the explicit and by the implicit reward, as policies of their own.
+
+    Their samples are not those of the ``sft`` policy, so that both are independent draws.
+    """
+    n, first = section.best_of_n, section.samples_per_prompt
+    pools: dict[str, list[Row]] = {}
+    for row in samples:
+        if row["policy"] == "sft" and row["sample_index"] >= first:
+            pools.setdefault(row["prompt_id"], []).append(row)
+    out = []
+    for name, column in ((f"best_of_{n}_rm", "explicit_reward"), (f"best_of_{n}_implicit", "implicit_reward")):
+        for pool in pools.values():
+            best = max(pool, key=lambda row: (row[column], -row["sample_index"]))
+            out.append({**best, "policy": name, "arm": name, "kind": "best_of_n", "sample_index": 0})
+    return out
+
+
+def judge_all(
+    specs: Sequence[str],
+    samples: Sequence[Row],
+    names: Sequence[str],
+    setting: Setting,
+    has_gold: bool,
+    reporter: Reporter,
+) -> list[records.Judgement]:
+    """Every policy against SFT, and the arms against each other, by every judge."""
+    pairs = [(name, "sft") for name in names if name != "sft"] + [("rm_ppo", "dpo")]
+    prompt_ids = [row.prompt_id for row in setting.rows]
+    table: dict[tuple[str, str], list[Row]] = {}
+    for row in samples:
+        table.setdefault((row["policy"], row["prompt_id"]), []).append(row)
+    texts = {name: [[r["response"] for r in table[name, p]] for p in prompt_ids] for name in names}
+    out = []
+    for spec in specs:
+        if spec.startswith("file:"):
+            out += records.read_judgements([spec.removeprefix("file:")])
+            continue
+        column = {"gold": "gold_reward", "rm": "explicit_reward", "implicit": "implicit_reward"}.get(spec)
+        if spec == "gold" and not has_gold:
+            raise judges.RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
+        if column is not None:
+            by_name = {name: [[r[column] for r in table[name, p]] for p in prompt_ids] for name in names}
+        else:
+            reporter.line(f"judge {spec}")
+            flat = [[text for name in names for text in texts[name][i]] for i in range(len(prompt_ids))]
+            scores = judges.score(
+                spec,
+                [row.prompt for row in setting.rows],
+                flat,
+                setting.model,
+                max_response_tokens=max(setting.max_response_tokens, setting.max_new_tokens),
+                token_budget=setting.section.token_budget,
+            )
+            by_name = _unflatten(scores, names, texts)
+        for policy, baseline in pairs:
+            out += judges.compare(
+                spec,
+                policy,
+                baseline,
+                prompt_ids,
+                (by_name[policy], by_name[baseline]),
+                (texts[policy], texts[baseline]),
+            )
+    return out
+
+
+def _unflatten(scores: judges.Scores, names: Sequence[str], texts: dict[str, Any]) -> dict[str, judges.Scores]:
+    out: dict[str, judges.Scores] = {name: [] for name in names}
+    for i, values in enumerate(scores):
+        rest = iter(values)
+        for name in names:
+            out[name].append([next(rest) for _ in texts[name][i]])
+    return out

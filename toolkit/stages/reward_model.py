@@ -1,0 +1,104 @@
+"""The explicit reward model: a scalar head on the SFT policy, Bradley-Terry over all comparisons of a prompt."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import TrainingArguments
+
+from toolkit import models, training
+from toolkit.generation import generate
+from toolkit.locating import resolve
+from toolkit.preferences.encoding import encode_prompt
+from toolkit.preferences.reading import from_parquet
+from toolkit.progress import Reporter
+from toolkit.recipe import RewardModelSection
+from toolkit.scoring import Engine, Tree
+
+# SFT samples that the score is centred on; the mean of 128 has a standard error of 0.09 standard deviations.
+CENTRING_PROMPTS = 128
+
+
+def bradley_terry(
+    engine: Engine, center_rewards_coefficient: float, batch: training.PairBatch
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """-log sigmoid(r_i - r_j) for each comparison, soft labels weighted, each response computed once.
+
+    Ouyang et al. 2022 (arXiv 2203.02155), equation 1.
+    """
+    rewards_R = engine.branch_scores(batch.trees)
+    first, second = rewards_R[batch.first], rewards_R[batch.second]
+    margin = first - second
+    nll = -(batch.prefer_first * F.logsigmoid(margin) + (1 - batch.prefer_first) * F.logsigmoid(-margin))
+    loss = (batch.weight * nll).sum()
+    if center_rewards_coefficient:
+        loss = loss + center_rewards_coefficient * (batch.weight * (first + second).square()).sum()
+    with torch.no_grad():
+        sign = torch.sign(batch.prefer_first - 0.5)
+        decided = sign != 0
+        right = ((margin * sign > 0).float() + 0.5 * (margin == 0).float())[decided]
+        metrics = {
+            "rewards/accuracies": right.mean().item() if decided.any() else 0.5,
+            "rewards/margins": (margin * sign)[decided].mean().item() if decided.any() else 0.0,
+            "rewards/mean": rewards_R.mean().item(),
+        }
+    return loss, metrics
+
+
+def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+    """Writes ``model/``: a sequence classifier (an adapter on the SFT model, or plain weights) and its centring."""
+    section: RewardModelSection = settings.reward_model
+    sft_folder = inputs["sft"] / "model"
+    sft = resolve(str(sft_folder))
+    tokenizer = models.load_tokenizer(sft)
+    dtype = models.DTYPES[settings.model.dtype]
+    pad_id = int(tokenizer.pad_token_id)
+    training.seed_everything(settings.seed)
+    model = models.new_reward_model(sft, settings.model, pad_id, settings.seed)
+    model = models.trainable(model, settings.model.lora, task="SEQ_CLS", modules_to_save=["score"]).to(
+        models.best_device()
+    )
+
+    rows = from_parquet(inputs["data"] / "train.parquet")
+    examples = training.examples_of(rows, tokenizer, settings.data.max_response_tokens)
+    steps = training.total_steps(section, len(examples))
+    engine = Engine(model, pad_id, dtype=dtype)
+    watch = training.Watch(reporter, "reward_model", steps)
+    trainer = training.EngineTrainer(
+        model=model,
+        args=TrainingArguments(
+            **training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
+        ),
+        train_dataset=list(enumerate(examples)),
+        data_collator=partial(training.collate, engine),
+        loss_fn=partial(bradley_terry, engine, section.center_rewards_coefficient),
+        callbacks=[watch],
+    )
+    trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
+    model.eval()
+    models.save_policy(model, tokenizer, out / "model", dtype=dtype, base=sft_folder)
+
+    mean = 0.0
+    if section.center:
+        prompts = [(row.prompt_id, encode_prompt(tokenizer, row.prompt)) for row in rows[:CENTRING_PROMPTS]]
+        policy = models.load_policy(sft, settings.model).to(engine.device)
+        samples = generate(
+            policy,
+            [ids for _, ids in prompts],
+            [(settings.seed, "centring", prompt_id) for prompt_id, _ in prompts],
+            max_new_tokens=settings.data.max_response_tokens,
+            temperature=1.0,
+            eos_ids=models.eos_ids(policy, tokenizer),
+            pad_id=pad_id,
+            dtype=dtype,
+        )
+        scores = engine.scores([Tree(ids, [s.ids]) for (_, ids), s in zip(prompts, samples, strict=True)])
+        mean = sum(score for [score] in scores) / len(scores)
+    models.write_reward_mean(out / "model", mean)
+    mean_tokens = sum(len(example.tree) for example in examples) / len(examples)
+    seen = steps * section.per_device_train_batch_size * section.gradient_accumulation_steps
+    return {"tokens": round(seen * mean_tokens), "history": watch.history, "mean": mean, "steps": steps}

@@ -1,0 +1,86 @@
+"""Supervised fine-tuning, merged into plain weights: the policy that both arms start from and refer to."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, PrinterCallback
+
+from toolkit import models, training
+from toolkit.locating import resolve
+from toolkit.preferences import splits
+from toolkit.preferences.encoding import encode, is_conversation, response_end
+from toolkit.preferences.formats import PreferenceRow
+from toolkit.preferences.reading import from_parquet
+from toolkit.progress import Reporter
+from toolkit.recipe import SftSection
+
+
+def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+    """Writes ``model/``, plain merged weights in ``model.dtype``. With ``sft.enabled`` off, the model as it came."""
+    from trl import SFTConfig, SFTTrainer
+
+    section: SftSection = settings.sft
+    ref = resolve(settings.model.name, settings.model.revision)
+    tokenizer = models.load_tokenizer(ref, settings.model.chat_template)
+    dtype = models.DTYPES[settings.model.dtype]
+    policy = models.load_policy(ref, settings.model, dtype=None if settings.model.lora else torch.float32)
+    models.check_vocabulary(policy.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
+    if ref.kind == "adapter":
+        # Both arms must refer to the weights with this adapter in them, not to the base below it.
+        policy = policy.merge_and_unload()
+    if not section.enabled:
+        models.merge_and_save(policy, tokenizer, out / "model", dtype)
+        return {"tokens": 0, "history": []}
+
+    rows = from_parquet(inputs["data"] / "train.parquet")
+    end_id = response_end(tokenizer, is_conversation(rows[0].prompt))
+    examples = []
+    for row in rows:
+        chosen = [row.responses[i] for i in targets(row, section.train_on)]
+        encoded = encode(
+            tokenizer, row.prompt, chosen, end_id=end_id, max_response_tokens=settings.data.max_response_tokens
+        )
+        prompt = encoded.tree.prompt_ids
+        for ids in encoded.tree.response_ids:
+            examples.append({"input_ids": prompt + ids, "labels": [-100] * len(prompt) + ids})
+
+    steps = training.total_steps(section, len(examples))
+    training.seed_everything(settings.seed)
+    policy = models.trainable(policy, settings.model.lora, task="CAUSAL_LM")
+    watch = training.Watch(reporter, "sft", steps)
+    with warnings.catch_warnings():
+        # The data is tokenised here (prompt and response apart), which the trainer takes as it is.
+        warnings.simplefilter("ignore")
+        trainer = SFTTrainer(
+            model=policy,
+            args=SFTConfig(
+                **training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps),
+                max_length=None,
+            ),
+            train_dataset=Dataset.from_list(examples),
+            processing_class=tokenizer,
+            data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+            callbacks=[watch],
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
+    models.merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out / "model", dtype)
+    seen = steps * section.per_device_train_batch_size * section.gradient_accumulation_steps
+    mean_tokens = sum(len(example["input_ids"]) for example in examples) / len(examples)
+    return {"tokens": round(seen * mean_tokens), "history": watch.history, "n_examples": len(examples), "steps": steps}
+
+
+def targets(row: PreferenceRow, train_on: str) -> list[int]:
+    """Which responses to imitate: all, or the one that wins most of its comparisons (the first of equals)."""
+    if train_on == "all":
+        return list(range(len(row.responses)))
+    wins = [0.0] * len(row.responses)
+    for i, j, p, weight in splits.pairs(row):
+        wins[i] += p * weight
+        wins[j] += (1 - p) * weight
+    return [max(range(len(wins)), key=lambda i: (wins[i], -i))]

@@ -1,0 +1,252 @@
+"""What every training stage shares: arguments, progress, checkpoints, resume, gradients across processes."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from toolkit.preferences import splits
+from toolkit.preferences.encoding import encode, is_conversation, response_end
+from toolkit.preferences.formats import PreferenceRow
+from toolkit.progress import Reporter
+from toolkit.recipe import Arm, Training
+from toolkit.scoring import Engine, Tree, TreeBatch
+
+# An interrupted stage loses at most this share of its steps.
+RESUME_POINTS = 6
+
+
+def total_steps(section: Training, n_items: int) -> int:
+    """Optimiser steps of a stage that goes over ``n_items`` prompts."""
+    if section.max_steps > 0:
+        return section.max_steps
+    per_epoch = math.ceil(n_items / (section.per_device_train_batch_size * section.gradient_accumulation_steps))
+    return max(1, math.ceil(per_epoch * section.num_train_epochs))
+
+
+def arguments(section: Training, out: Path, *, seed: int, dtype: str, steps: int) -> dict[str, Any]:
+    """Keyword arguments of ``TrainingArguments``; precision and schedule come from here for every stage."""
+    warmup = math.ceil(section.warmup_ratio * steps)
+    # Named only where it is on: newer transformers has another name for it, and says so.
+    checkpointing = {"gradient_checkpointing": True} if section.gradient_checkpointing else {}
+    return {
+        **checkpointing,
+        "output_dir": str(out / "trainer"),
+        "per_device_train_batch_size": section.per_device_train_batch_size,
+        "gradient_accumulation_steps": section.gradient_accumulation_steps,
+        "learning_rate": section.learning_rate,
+        "lr_scheduler_type": section.lr_scheduler_type,
+        "warmup_steps": warmup,
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_grad_norm,
+        "adam_epsilon": section.adam_epsilon,
+        "optim": "adamw_torch",
+        "max_steps": steps,
+        "bf16": dtype == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": section.logging_steps,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": max(1, math.ceil(steps / RESUME_POINTS)),
+        "save_total_limit": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "seed": seed,
+        "data_seed": seed,
+    }
+
+
+def last_checkpoint(out: Path) -> str | None:
+    """The newest whole checkpoint of an interrupted stage. The trainer's state is the last file that it writes."""
+    whole = [path for path in (out / "trainer").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def milestones(section: Arm, steps: int) -> list[int]:
+    """Steps at which an arm's policy is kept for evaluation, evenly spaced, the last included."""
+    n = min(section.num_checkpoints, steps)
+    return sorted({round(steps * (i + 1) / n) for i in range(n)})
+
+
+def policy_folder(out: Path, step: int, *, final: bool) -> Path:
+    """Where an arm's policy of this step is kept."""
+    return out / "model" if final else out / "checkpoints" / f"step-{step}"
+
+
+class Watch(TrainerCallback):
+    """Progress and metrics of a stage."""
+
+    def __init__(self, reporter: Reporter, stage: str, steps: int) -> None:
+        self.reporter, self.stage, self.steps = reporter, stage, steps
+        self.history: list[dict[str, float]] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.context = self.reporter.task(self.stage, self.steps)
+        self.task = self.context.__enter__()
+        self.history = [entry for entry in state.log_history if "loss" in entry]
+        if state.global_step:
+            self.task.resume_at(state.global_step)
+            self.reporter.line(f"{self.stage}: resumed at step {state.global_step} of {self.steps}")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.task.advance(state.global_step - self.task.done)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        if not logs or "train_runtime" in logs:
+            return
+        entry = {"step": state.global_step, **{k: v for k, v in logs.items() if isinstance(v, int | float)}}
+        self.history.append(entry)
+        self.reporter.log(self.stage, entry)
+        shown = ("rewards/accuracies", "objective/score", "objective/kl")
+        note = " ".join(f"{name.split('/')[-1]} {logs[name]:.3g}" for name in ("loss", *shown) if name in logs)
+        self.task.advance(0, note=note)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.context.__exit__(None, None, None)
+
+
+class KeepPolicies(TrainerCallback):
+    """Calls ``keep(step)`` at an arm's milestones, before the trainer's own checkpoint of that step is written."""
+
+    def __init__(self, steps: Sequence[int], keep: Callable[[int], None]) -> None:
+        self.steps, self.keep = set(steps), keep
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step in self.steps and state.is_world_process_zero:
+            self.keep(state.global_step)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt for a comparison loss. ``pairs`` are (i, j, share of the weight that prefers i, weight)."""
+
+    tree: Tree
+    pairs: list[tuple[int, int, float, float]]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Packed prompts with all their comparisons, P in all. Each prompt's weights add up to 1 / prompts of the batch,
+    so that a weighted sum is the mean over prompts of the mean over comparisons (Ouyang et al. 2022, equation 1)."""
+
+    trees: TreeBatch
+    first: torch.Tensor  # [P] response i
+    second: torch.Tensor  # [P] response j
+    prefer_first: torch.Tensor  # [P] in [0, 1]
+    weight: torch.Tensor  # [P]
+    example: torch.Tensor  # [B] which of the stage's examples each prompt is
+
+    def to(self, device: torch.device) -> PairBatch:
+        return PairBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def examples_of(
+    rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, max_response_tokens: int
+) -> list[Example]:
+    """Rows as token ids, those without any comparison left out."""
+    end_id = response_end(tokenizer, is_conversation(rows[0].prompt)) if rows else 0
+    out = []
+    for row in rows:
+        found = splits.pairs(row)
+        if found:
+            encoded = encode(
+                tokenizer, row.prompt, row.responses, end_id=end_id, max_response_tokens=max_response_tokens
+            )
+            out.append(Example(encoded.tree, [(pair.i, pair.j, pair.p, pair.weight) for pair in found]))
+    return out
+
+
+def collate(engine: Engine, examples: Sequence[tuple[int, Example]]) -> dict[str, PairBatch]:
+    """Pack numbered examples into one batch on the engine's device, under the key ``batch``."""
+    first, second, prefer, weight = [], [], [], []
+    offset = 0
+    for _, example in examples:
+        total = sum(w for *_, w in example.pairs)
+        for i, j, p, w in example.pairs:
+            first.append(offset + i)
+            second.append(offset + j)
+            prefer.append(p)
+            weight.append(w / total / len(examples))
+        offset += len(example.tree.response_ids)
+    batch = PairBatch(
+        trees=engine.pack([example.tree for _, example in examples]),
+        first=torch.tensor(first),
+        second=torch.tensor(second),
+        prefer_first=torch.tensor(prefer),
+        weight=torch.tensor(weight),
+        example=torch.tensor([index for index, _ in examples]),
+    )
+    return {"batch": batch.to(engine.device)}
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Average gradients over the processes. Our forward passes go through the engine and not through DDP's wrapper."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    for weight in model.parameters():
+        if weight.requires_grad:
+            gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
+            dist.all_reduce(gradient)
+            weight.grad = gradient / dist.get_world_size()
+
+
+class EngineTrainer(Trainer):
+    """A transformers Trainer whose loss is a function of one collated batch, with averaged metrics in its log.
+
+    ``loss_fn(inputs) -> (loss, metrics)``; the loss is a mean over prompts.
+    """
+
+    def __init__(self, *, loss_fn: Callable[[Any], tuple[torch.Tensor, dict[str, float]]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.loss_fn = loss_fn
+        self.sums: dict[str, list[float]] = defaultdict(list)
+        # Our loss is already a mean, so the trainer must divide it by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, metrics = self.loss_fn(inputs["batch"])
+        for name, value in metrics.items():
+            self.sums[name].append(value)
+        return (loss, None) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            average_gradients(self.accelerator.unwrap_model(self.model))
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for name, values in self.sums.items():
+            logs[name] = sum(values) / len(values)
+        self.sums.clear()
+        super().log(logs, start_time)
+
+
+def seed_everything(seed: int) -> None:
+    """Python, numpy and torch; each stage seeds anew, so that a cached stage before it changes nothing."""
+    set_seed(seed)
