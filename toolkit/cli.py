@@ -286,7 +286,6 @@ def recipes_copy(name: str, target: Path | None, force: bool) -> None:
 def report(folder: tuple[Path, ...], out: Path | None, title: str | None) -> None:
     """Write the HTML report of FOLDER from what is on disk; several folders stand side by side."""
     from toolkit.report.page import build
-
     from toolkit.store import write_text
 
     target = out or folder[0] / ("report.html" if len(folder) == 1 else "report-side-by-side.html")

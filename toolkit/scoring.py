@@ -204,7 +204,11 @@ def token_logps(
 def _chunk(
     model: Any, states: torch.Tensor, target: torch.Tensor, temperature: float, with_entropy: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return _from_logits(logits_of(model, states) / temperature, target, with_entropy)
+    return _from_logits(_tempered(logits_of(model, states), temperature), target, with_entropy)
+
+
+def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits if temperature == 1.0 else logits / temperature
 
 
 def _from_logits(
@@ -283,7 +287,7 @@ class Engine:
         if batch.attention_mask.dim() == 4:
             return token_logps(self.model, batch, temperature=temperature, with_entropy=with_entropy)
         output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
-        logits = output.logits.flatten(0, 1)[batch.predictor].float() / temperature
+        logits = _tempered(output.logits.flatten(0, 1)[batch.predictor].float(), temperature)
         return _from_logits(logits, batch.target, with_entropy)
 
     def branch_scores(self, batch: TreeBatch) -> torch.Tensor:

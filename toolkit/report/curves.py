@@ -7,27 +7,27 @@ from typing import Any
 from toolkit.report.plots import Figure, axis, figure
 from toolkit.report.reading import Row, Run
 
-# stage -> what is worth a look: key(s) in its log, title. Several keys share one figure.
-CURVES: dict[str, list[tuple[tuple[str, ...], str]]] = {
+# stage -> what is worth a look: the log's keys with their names, and a title. Several keys share one figure.
+CURVES: dict[str, list[tuple[dict[str, str], str]]] = {
     "ppo": [
-        (("objective/score",), "reward model's score"),
-        (("objective/kl",), "KL to SFT, nats per response"),
-        (("length/mean",), "response length, tokens"),
-        (("eos_rate",), "share that ends by itself"),
-        (("objective/entropy",), "entropy, nats"),
-        (("value/explained_variance",), "explained variance of the critic"),
-        (("policy/clip_fraction",), "clipped share of ratios"),
-        (("loss/policy", "value/loss"), "losses"),
+        ({"objective/score": "score"}, "reward model's score"),
+        ({"objective/kl": "KL"}, "KL to SFT, nats per response"),
+        ({"length/mean": "length"}, "response length, tokens"),
+        ({"eos_rate": "share"}, "share that ends by itself"),
+        ({"objective/entropy": "entropy"}, "entropy, nats"),
+        ({"value/explained_variance": "share"}, "explained variance of the critic"),
+        ({"policy/clip_fraction": "share"}, "clipped share of ratios"),
+        ({"loss/policy": "policy", "value/loss": "critic"}, "losses"),
     ],
     "dpo": [
-        (("rewards/accuracies",), "accuracy of the implicit reward"),
-        (("rewards/margins",), "margin of the implicit reward"),
-        (("rewards/chosen", "rewards/rejected"), "implicit reward, chosen and rejected"),
-        (("logps/chosen", "logps/rejected"), "log-probability, chosen and rejected"),
-        (("loss",), "loss"),
+        ({"rewards/accuracies": "accuracy"}, "accuracy of the implicit reward"),
+        ({"rewards/margins": "margin"}, "margin of the implicit reward"),
+        ({"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward"),
+        ({"logps/chosen": "chosen", "logps/rejected": "rejected"}, "log-probability, nats"),
+        ({"loss": "loss"}, "loss"),
     ],
-    "reward_model": [(("rewards/accuracies",), "accuracy of the reward model"), (("loss",), "loss")],
-    "sft": [(("loss",), "loss"), (("mean_token_accuracy",), "token accuracy")],
+    "reward_model": [({"rewards/accuracies": "accuracy"}, "accuracy of the reward model"), ({"loss": "loss"}, "loss")],
+    "sft": [({"loss": "loss"}, "loss"), ({"mean_token_accuracy": "accuracy"}, "token accuracy")],
 }
 STAGE_NAMES = {"ppo": "PPO", "dpo": "DPO", "reward_model": "Reward model", "sft": "SFT"}
 _COLOR = {"ppo": "@rm_ppo", "reward_model": "@rm_ppo", "dpo": "@dpo", "sft": "@sft"}
@@ -44,9 +44,9 @@ def training(run: Run) -> list[dict[str, Any]]:
     return out
 
 
-def _curve(stage: str, history: list[Row], keys: tuple[str, ...], title: str) -> Figure | None:
+def _curve(stage: str, history: list[Row], keys: dict[str, str], title: str) -> Figure | None:
     traces = []
-    for number, key in enumerate(keys):
+    for number, (key, label) in enumerate(keys.items()):
         points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
         if not points:
             continue
@@ -56,7 +56,7 @@ def _curve(stage: str, history: list[Row], keys: tuple[str, ...], title: str) ->
                 "type": "scatter",
                 # One logged step is a point: a line through it would be invisible.
                 "mode": "lines" if len(points) > 30 else "lines+markers",
-                "name": key.split("/")[-1] if len({k.split("/")[-1] for k in keys}) == len(keys) else key,
+                "name": label,
                 "x": [step for step, _ in points],
                 "y": [float(f"{value:.5g}") for _, value in points],
                 "line": {"color": shade, "width": 1.6, "dash": "solid" if number == 0 else "dot"},
@@ -67,6 +67,6 @@ def _curve(stage: str, history: list[Row], keys: tuple[str, ...], title: str) ->
     if not traces:
         return None
     last = ", ".join(f"{trace['name']} {trace['y'][-1]:.4g}" for trace in traces)
-    name = f"{stage}-{keys[0].replace('/', '-')}"
+    name = f"{stage}-{next(iter(keys)).replace('/', '-')}"
     layout = {"xaxis": axis(""), "yaxis": axis(""), "hovermode": "closest", "showlegend": len(traces) > 1}
     return figure(name, title, f"{title} of {STAGE_NAMES[stage]} by training step; last: {last}.", traces, **layout)

@@ -4,6 +4,13 @@
   const read = (id) => JSON.parse(byId(id).textContent || "null");
   const { figures, palette } = read("figure-data");
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  // What models and data wrote enters the page as text nodes, never as markup.
+  const make = (tag, className, text) => {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  };
 
   // ---------------------------------------------------------------- figures
 
@@ -41,11 +48,41 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
       margin: small ? { l: 8, r: 6, t: 8, b: 8 } : { l: 12, r: 10, t: 12, b: 12 },
       xaxis: { ...axis, showgrid: false, ticks: "outside", ticklen: 3, tickcolor: colors.line }, yaxis: axis,
-      legend: { orientation: "h", x: 0, y: -0.2, yanchor: "top", font: { size: small ? 10 : 12 }, itemwidth: 30 },
       hoverlabel: { bgcolor: colors.panel, bordercolor: colors.muted, font: { color: colors.ink, size: 12 }, align: "left" },
-      showlegend: figure.traces.filter((trace) => trace.showlegend !== false).length > 1,
+      showlegend: false, // the buttons above the figure can be reached by keyboard, Plotly's own legend cannot
     };
     return merge(base, resolve(figure.layout, colors));
+  };
+
+  const hidden = new Map(); // figure -> indices of the traces that are switched off
+  const swatch = (trace) => {
+    if (trace.mode === "lines") return (trace.line.dash || "solid") === "solid" ? "line" : "dashed";
+    const symbol = (trace.marker || {}).symbol || "";
+    return typeof symbol === "string" && symbol ? symbol : trace.mode === "markers" ? "point" : "line";
+  };
+  const legendOf = (node) => {
+    const figure = figures[node.dataset.figure];
+    const off = new Set(figure.traces.flatMap((trace, index) => (trace.visible === "legendonly" ? [index] : [])));
+    hidden.set(node, off);
+    const named = figure.traces.map((trace, index) => [trace, index]).filter(([trace]) => trace.showlegend !== false);
+    if (named.length < 2) return;
+    const box = make("div", "keys");
+    for (const [trace, index] of named) {
+      const button = make("button");
+      button.type = "button";
+      const mark = make("i", `swatch ${swatch(trace)}`);
+      const shade = ((trace.mode === "markers" ? trace.marker : trace.line) || {}).color || "@muted";
+      mark.style.color = `var(--${shade.slice(1).split("/")[0]})`;
+      button.append(mark, trace.name);
+      button.setAttribute("aria-pressed", String(!off.has(index)));
+      button.addEventListener("click", () => {
+        if (!off.delete(index)) off.add(index);
+        button.setAttribute("aria-pressed", String(!off.has(index)));
+        draw(node);
+      });
+      box.append(button);
+    }
+    node.before(box);
   };
 
   const drawn = new Set();
@@ -53,7 +90,8 @@
     const figure = figures[node.dataset.figure];
     const colors = palette[scheme || (dark.matches ? "dark" : "light")];
     const small = node.closest(".small") !== null;
-    const done = Plotly.react(node, resolve(figure.traces, colors), layoutOf(figure, small, colors), {
+    const traces = figure.traces.map((trace, index) => ({ ...trace, visible: !hidden.get(node).has(index) }));
+    const done = Plotly.react(node, resolve(traces, colors), layoutOf(figure, small, colors), {
       displayModeBar: false, responsive: true, showTips: false,
     });
     drawn.add(node);
@@ -65,6 +103,7 @@
       if (entry.isIntersecting) { near.unobserve(entry.target); draw(entry.target); }
     }
   }, { rootMargin: "300px" });
+  canvases.forEach(legendOf);
   canvases.forEach((node) => near.observe(node));
   dark.addEventListener("change", () => drawn.forEach((node) => draw(node)));
 
@@ -115,13 +154,6 @@
   const haystacks = samples.rows.map((row) => row.cells.reduce(
     (text, cell) => (cell || []).reduce((all, sample) => `${all}\n${sample[0]}`, text), row.prompt).toLowerCase());
 
-  // What models and data wrote enters the page as text nodes, never as markup.
-  const make = (tag, className, text) => {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    if (text !== undefined) node.textContent = text;
-    return node;
-  };
   const fill = (node, text, wanted) => {
     if (!wanted) { node.textContent = text; return node; }
     const lower = text.toLowerCase();
@@ -147,8 +179,8 @@
     for (const [name, value] of entries) {
       if (value !== null) scores.append(make("dt", "", name), make("dd", "", signed(value)));
     }
-    const size = make("dd", "", String(tokens));
-    scores.append(make("dt", cut ? "cut" : "", cut ? "tokens, truncated" : "tokens"), size);
+    scores.append(make("dt", "", "tokens"), make("dd", "", tokens.toLocaleString("en")));
+    if (cut) scores.append(make("dt", "cut", "truncated"));
     box.append(words, scores);
     return box;
   };

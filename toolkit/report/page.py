@@ -26,6 +26,7 @@ def build(run_folders: Sequence[Path], *, title: str | None, max_samples: int) -
     runs = read_runs(run_folders)
     views = [_view(run) for run in runs]
     browser = samples.browser(runs, max_samples)
+    between = tables.between_runs(runs)
     figures: dict[str, Any] = {}
     for number, view in enumerate(views):
         for made in _figures(view):
@@ -34,11 +35,12 @@ def build(run_folders: Sequence[Path], *, title: str | None, max_samples: int) -
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"percent": percent, "number": number_text, "count": count_text}
+    environment.filters |= {"percent": percent, "number": number_text, "count": count_text, "p": p_text}
     return environment.get_template("page.html.j2").render(
         title=title or " and ".join(run.name for run in runs) + ": RM + PPO against DPO",
         views=views,
-        sections=_sections(views, browser is not None),
+        sections=_sections(views, bool(between), browser is not None),
+        between=between,
         browser=browser,
         palette=plots.PALETTE,
         # Our own files; what a model or a data set wrote goes through autoescape or _embed.
@@ -82,7 +84,7 @@ def _figures(view: dict[str, Any]) -> list[plots.Figure]:
     return [made for group in own for made in group]
 
 
-def _sections(views: list[dict[str, Any]], has_samples: bool) -> list[tuple[str, str]]:
+def _sections(views: list[dict[str, Any]], runs_differ: bool, has_samples: bool) -> list[tuple[str, str]]:
     """(id, title) of the sections that at least one run has data for, in the order of the page."""
     wanted = (
         ("verdict", "Verdict", ("verdict",)),
@@ -100,6 +102,8 @@ def _sections(views: list[dict[str, Any]], has_samples: bool) -> list[tuple[str,
         ("reproduction", "Data and reproduction", ("reproduction", "data")),
     )
     found = [(name, title) for name, title, keys in wanted if any(view[key] for view in views for key in keys)]
+    if runs_differ:
+        found.insert(1, ("between", "What differs between the runs"))
     return found + ([("samples", "Samples")] if has_samples else [])
 
 
@@ -124,6 +128,11 @@ def number_text(value: float | None, digits: int = 2, sign: bool = False) -> str
     if float(text.replace(",", "")) == 0:
         text = text.lstrip("+-")
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def p_text(value: float | None) -> str:
+    """Three digits of a p-value, which is never 0."""
+    return "" if value is None else "<0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def count_text(value: float | None) -> str:

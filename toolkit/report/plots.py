@@ -54,6 +54,8 @@ REWARDS = {"gold_reward": "gold reward", "explicit_reward": "explicit reward", "
 REWARD_COLOR = {"gold_reward": "@ink", "explicit_reward": "@rm_ppo", "implicit_reward": "@dpo"}
 MAX_POINTS = 2000
 Figure = dict[str, Any]
+# The start of an arm is SFT, which has a trace of its own.
+_SIZE = {"final": 11, "start": 0, "best_of_n": 9}
 
 
 def policy_name(policy: str) -> str:
@@ -85,11 +87,15 @@ def frontier(run: Run) -> list[Figure]:
         return []
     figures = []
     for reward, label in REWARDS.items():
-        known = [{**row, "y": row[reward]["value"], "y_ci": row[reward]} for row in rows if row[reward]["value"] is not None]
+        known = [
+            {**row, "y": row[reward]["value"], "y_ci": row[reward]} for row in rows if row[reward]["value"] is not None
+        ]
         if known:
             traces = _curves(known, ".3f")
             alt = f"Mean {label} of every policy against its KL divergence from SFT. " + _in_words(known, ".3f")
-            figures.append(figure(f"frontier-{reward}", f"{label.capitalize()} against KL", alt, traces, **_against_kl(label)))
+            figures.append(
+                figure(f"frontier-{reward}", f"{label.capitalize()} against KL", alt, traces, **_against_kl(label))
+            )
     judges = dict.fromkeys(judge for row in rows for judge in row["win_rate_over_sft"])
     for number, judge in enumerate(judges):
         known = [
@@ -138,18 +144,6 @@ def _curves(rows: Sequence[Row], form: str) -> list[Row]:
 
 
 def _trace(rows: Sequence[Row], name: str, shade: str, form: str, *, mode: str) -> Row:
-    def arms_of(key: str, low: str, high: str, value: str) -> Row:
-        def of(row: Row, column: str) -> float | None:
-            found = (row[key] if key else row).get(column)
-            return None if found is None else float(found)
-
-        up = [(of(row, high) - row[value]) if of(row, high) is not None else None for row in rows]  # type: ignore[operator]
-        down = [(row[value] - of(row, low)) if of(row, low) is not None else None for row in rows]  # type: ignore[operator]
-        return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": f"{shade}/0.45"} | {
-            "thickness": 1,
-            "width": 3,
-        }
-
     hover = []
     for row in rows:
         low, high = row["y_ci"].get("ci_low"), row["y_ci"].get("ci_high")
@@ -167,14 +161,25 @@ def _trace(rows: Sequence[Row], name: str, shade: str, form: str, *, mode: str) 
         "x": [row["kl_nats"] for row in rows],
         "y": [row["y"] for row in rows],
         "error_x": _standard_errors(rows, shade),
-        "error_y": arms_of("y_ci", "ci_low", "ci_high", "y"),
+        "error_y": interval_bars([(row["y"], row["y_ci"]) for row in rows], shade),
         "text": hover,
         "hovertemplate": "%{text}<extra></extra>",
         "line": {"color": shade, "width": 2},
-        "marker": {"color": shade, "size": [11 if row["kind"] == "final" else 0 if row["kind"] == "start" else 7 for row in rows]}
-        if mode != "markers"
-        else {"color": shade, "size": 9},
+        "marker": {
+            "color": shade,
+            "size": [_SIZE.get(row["kind"], 7) for row in rows],
+            "opacity": 1,
+            "line": {"width": 0},
+        },
     }
+
+
+def interval_bars(points: Sequence[tuple[float, Mapping[str, Any]]], shade: str) -> Row:
+    """Error bars from ``ci_low`` to ``ci_high`` of each (value, estimate); none where there is no interval."""
+    up = [None if e["ci_high"] is None else e["ci_high"] - value for value, e in points]
+    down = [None if e["ci_low"] is None else value - e["ci_low"] for value, e in points]
+    bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
+    return bars | {"color": f"{shade}/0.45", "thickness": 1, "width": 3}
 
 
 def _standard_errors(rows: Sequence[Row], shade: str) -> Row:
@@ -183,7 +188,9 @@ def _standard_errors(rows: Sequence[Row], shade: str) -> Row:
 
 
 def _in_words(rows: Sequence[Row], form: str) -> str:
-    return "; ".join(f"{policy_name(row['policy'])}: {row['y']:{form}} at {row['kl_nats']:.2f} nats" for row in rows) + "."
+    return (
+        "; ".join(f"{policy_name(row['policy'])}: {row['y']:{form}} at {row['kl_nats']:.2f} nats" for row in rows) + "."
+    )
 
 
 def overoptimization(run: Run) -> list[Figure]:
@@ -201,7 +208,8 @@ def overoptimization(run: Run) -> list[Figure]:
                 continue
             shade = REWARD_COLOR[reward]
             hover = [
-                f"<b>{policy_name(p['policy'])}</b><br>{label} {p[reward]:+.3f}<br>KL {p['kl_nats']:.2f} nats" for p in points
+                f"<b>{policy_name(p['policy'])}</b><br>{label} {p[reward]:+.3f}<br>KL {p['kl_nats']:.2f} nats"
+                for p in points
             ]
             fit = (found[arm].get("fits", {}).get(reward) or {}).get("rl")
             traces.append(
@@ -276,11 +284,13 @@ def margins(run: Run) -> list[Figure]:
         for (name, points), shade in zip(groups.items(), shades, strict=True)
         if points
     ]
-    note = "Each pair is turned so that its explicit margin is positive: above the line both rewards agree, below it they differ."
+    note = "Each pair is turned so that its explicit margin is positive: above the line both rewards agree."
     if len(kept) < len(pairs):
-        note += f" Every {math.ceil(len(pairs) / MAX_POINTS)}th of {len(pairs):,} pairs is drawn."
+        note += f" One pair in {math.ceil(len(pairs) / MAX_POINTS)} of {len(pairs):,} is drawn."
     agree = sum(p[0] * p[1] > 0 for p in pairs) / len(pairs)
-    alt = f"Implicit against explicit reward margin of {len(pairs)} pairs within prompts; {agree:.0%} have the same sign."
+    alt = (
+        f"Implicit against explicit reward margin of {len(pairs)} pairs within prompts; {agree:.0%} have the same sign."
+    )
     layout = {"xaxis": axis("explicit margin"), "yaxis": axis("implicit margin"), "shapes": [_level(0.0)]}
     layout["hovermode"] = "closest"
     return [figure("margins", "Margins of the same pairs under both rewards", alt, traces, note=note, **layout)]
@@ -314,7 +324,12 @@ def reliability(run: Run) -> list[Figure]:
                 "y": _round([b["accuracy"] for b in bins]),
                 "line": {"color": shade, "width": 1.5},
                 # The area says how many comparisons stand behind the point.
-                "marker": {"color": shade, "size": [5 + 17 * math.sqrt(b["share"]) for b in bins], "opacity": 0.85},
+                "marker": {
+                    "color": shade,
+                    "size": [5 + 17 * math.sqrt(b["share"]) for b in bins],
+                    "opacity": 0.85,
+                    "line": {"width": 0},
+                },
                 "text": [f"{b['n']} comparisons, {b['share']:.0%}" for b in bins],
                 "hovertemplate": "confidence %{x:.1%}<br>accuracy %{y:.1%}<br>%{text}<extra></extra>",
             }
@@ -327,15 +342,7 @@ def reliability(run: Run) -> list[Figure]:
                 "name": f"{kind} reward",
                 "x": _round([f["margin"] for f in fifths]),
                 "y": _round([f["value"] for f in fifths]),
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [None if f["ci_high"] is None else f["ci_high"] - f["value"] for f in fifths],
-                    "arrayminus": [None if f["ci_low"] is None else f["value"] - f["ci_low"] for f in fifths],
-                    "color": f"{shade}/0.5",
-                    "thickness": 1,
-                    "width": 3,
-                },
+                "error_y": interval_bars([(f["value"], f) for f in fifths], shade),
                 "line": {"color": shade, "width": 1.5},
                 "marker": {"color": shade, "size": 7},
                 "hovertemplate": "margin %{x:.3f}<br>accuracy %{y:.1%}<extra></extra>",
@@ -377,37 +384,68 @@ def lengths(run: Run) -> list[Figure]:
     }
     if not by_policy:
         return []
-    top = max(max(values) for values in by_policy.values())
-    edges = np.linspace(0, top + 1, min(top + 1, 24) + 1)
     traces = []
     for name, values in by_policy.items():
-        share = np.histogram(values, bins=edges)[0] / len(values)
+        sizes, counts = np.unique(values, return_counts=True)
         minor = name not in ("sft", "rm_ppo", "dpo")
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines",
                 "name": policy_name(name),
-                "x": _round(edges),
-                "y": _round([*share, share[-1]]),
+                "x": [0, *(int(size) for size in sizes)],
+                "y": _round([0.0, *np.cumsum(counts) / len(values)]),
                 "line": {"color": color(name), "width": 2, "shape": "hv", "dash": "dot" if minor else "solid"},
                 "visible": "legendonly" if minor else True,
-                "hovertemplate": "from %{x:.0f} tokens: %{y:.1%}<extra>" + policy_name(name) + "</extra>",
+                "hovertemplate": "up to %{x} tokens: %{y:.1%}<extra>" + policy_name(name) + "</extra>",
             }
         )
     means = "; ".join(f"{policy_name(name)}: mean {np.mean(values):.1f}" for name, values in by_policy.items())
-    return [
-        figure(
-            "lengths",
-            "Length of responses",
-            f"Distribution of response lengths in tokens. {means}.",
-            traces,
-            note="A pile at the right end is responses that were cut at the limit. Dotted policies are shown by their legend entry.",
-            xaxis=axis("tokens", rangemode="tozero"),
-            yaxis=axis("share of responses", tickformat=".0%", rangemode="tozero"),
-            hovermode="closest",
+    distribution = figure(
+        "lengths",
+        "Share of responses that are no longer than",
+        f"Cumulative distribution of response lengths in tokens. {means}.",
+        traces,
+        note="A jump at the right end is responses cut at the limit. Policies that are struck out show on a click.",
+        xaxis=axis("tokens", rangemode="tozero"),
+        yaxis=axis("share of responses", tickformat=".0%", range=[0, 1.03]),
+        hovermode="closest",
+    )
+    return [distribution, *_along_training(run, "eos_rate", "Share that ends by itself", ".1%")]
+
+
+def _along_training(run: Run, column: str, title: str, form: str) -> list[Figure]:
+    """A measure of the policies at SFT and at each checkpoint of both arms, by share of the arm's training."""
+    rows = run.results["policies"]
+    start = [row for row in rows if row["kind"] == "sft"]
+    traces = []
+    for arm in ("rm_ppo", "dpo"):
+        own = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["step"])
+        if not own:
+            continue
+        points = start + own
+        last = max(row["step"] for row in own) or 1
+        shade = color(arm)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": ARM_NAMES[arm],
+                "x": [row["step"] / last for row in points],
+                "y": [row[column]["value"] for row in points],
+                "error_y": interval_bars([(row[column]["value"], row[column]) for row in points], shade),
+                "text": [policy_name(row["policy"]) for row in points],
+                "hovertemplate": f"<b>%{{text}}</b><br>%{{y:{form}}}<extra></extra>",
+                "line": {"color": shade, "width": 2},
+                "marker": {"color": shade, "size": 7},
+            }
         )
-    ]
+    if not traces:
+        return []
+    alt = f"{title} at SFT and along the training of both arms."
+    x = axis("share of the arm's training", tickformat=".0%")
+    y = axis("share of responses", tickformat=".0%", rangemode="tozero")
+    return [figure(f"along-{column}", title, alt, traces, xaxis=x, yaxis=y, hovermode="closest")]
 
 
 def _round(values: Any) -> list[float]:

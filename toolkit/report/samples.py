@@ -17,8 +17,8 @@ def browser(runs: Sequence[Run], max_samples: int) -> Row | None:
     """The data of the sample browser; None where no run has samples.
 
     ``columns``: ``{label, run, policy, color, shown}``. ``rows``: ``{id, prompt, cells, judged, flags, ...}`` with
-    ``cells[column]`` a list of ``[text, tokens, truncated, gold, explicit, implicit]``, or null where that policy did not
-    answer that prompt. ``judged`` lists ``[run, judge, mean preference for RM + PPO over DPO]``.
+    ``cells[column]`` a list of ``[text, tokens, truncated, gold, explicit, implicit]``, null where that policy did
+    not answer that prompt. ``judged`` lists ``[run, judge, mean preference for RM + PPO over DPO]``.
     """
     columns, cells_of = [], []
     for number, run in enumerate(runs):

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from toolkit.progress import duration
 from toolkit.report.plots import ARM_NAMES, REWARDS, policy_name
 from toolkit.report.reading import Row, Run, outdated
+from toolkit.store import flat
 
 # A judge that is the training signal of an arm says what that arm optimised, not which arm is better.
 SIGNALS = {"rm": "PPO's own training signal", "implicit": "DPO's own implicit reward"}
 # What an arm counts in its own unit says nothing when it differs: a step of PPO is a rollout, one of DPO a batch.
-OWN_UNITS = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "logging_steps")
+OWN_UNITS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "logging_steps",
+)
 FEATURES = {
     "n_tokens": "length, tokens",
     "n_words": "length, words",
@@ -50,6 +57,8 @@ def verdict(run: Run) -> Row:
     if undecided_by_noise and needed and judged and needed > judged:
         more = {"needed": needed, "judged": judged, "more": needed - judged}
     headline, _, rest = str(found["sentence"]).partition(": ")
+    if more:
+        rest = rest.partition(" To settle an effect")[0]  # said below, with how many more
     return {
         "headline": headline,
         "rest": rest[:1].upper() + rest[1:],
@@ -124,7 +133,8 @@ def agreement(run: Run) -> Row | None:
     if not found:
         return None
     columns = {"held-out responses": found["held_out"]} | {
-        f"samples of {name}" if name != "all" else "all samples": part for name, part in found["on_samples"].items()
+        f"samples of {name.replace('sft', 'SFT')}" if name != "all" else "all samples": part
+        for name, part in found["on_samples"].items()
     }
     measures = (
         ("accuracy_explicit", "accuracy of the explicit reward", True),
@@ -174,9 +184,7 @@ def quality(run: Run) -> Row | None:
 def drift(run: Run) -> Row | None:
     """Difference from SFT of each text feature, a column per policy."""
     found = run.results.get("hacking", {})
-    by_policy = {
-        name: {row["feature"]: row for row in rows} for name, rows in found.items() if name != "sft" and rows
-    }
+    by_policy = {name: {row["feature"]: row for row in rows} for name, rows in found.items() if name != "sft" and rows}
     if not by_policy:
         return None
     features = [f for f in FEATURES if any(f in rows for rows in by_policy.values())]
@@ -186,7 +194,9 @@ def drift(run: Run) -> Row | None:
     for feature in features:
         cells = [by_policy[name].get(feature) for name in names]
         start = next(cell["sft"] for cell in cells if cell is not None)
-        rows.append({"label": FEATURES.get(feature, feature), "percent": feature in RATES, "sft": start, "cells": cells})
+        rows.append(
+            {"label": FEATURES.get(feature, feature), "percent": feature in RATES, "sft": start, "cells": cells}
+        )
     flagged = {name: sum(bool(row["flagged"]) for row in by_policy[name].values()) for name in names}
     columns = [{"name": policy_name(name), "color": arm_of(name), "flagged": flagged[name]} for name in names]
     return {"columns": columns, "rows": rows}
@@ -199,7 +209,12 @@ def cost(run: Run) -> Row | None:
         return None
     longest = max(row["wall_s"] for row in found["stages"]) or 1.0
     stages = [
-        {**row, "time": duration(row["wall_s"]), "share": row["wall_s"] / longest, "label": row["stage"].replace("_", " ")}
+        {
+            **row,
+            "time": duration(row["wall_s"]),
+            "share": row["wall_s"] / longest,
+            "label": row["stage"].replace("_", " "),
+        }
         for row in found["stages"]
     ]
     arms = []
@@ -281,9 +296,23 @@ def data(run: Run) -> Row | None:
     return {"sides": {"training": report["train"], "held out": report["eval"]}, "notes": notes}
 
 
+def between_runs(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Settings of the recipes that are not the same in all runs: name, and each run's value."""
+    recipes = [flat(run.recipe) for run in runs]
+    names = dict.fromkeys(name for recipe in recipes for name in recipe if not name.startswith("report."))
+    absent = object()
+    return [
+        (name, ["" if name not in recipe else show(recipe[name]) for recipe in recipes])
+        for name in names
+        if any(recipe.get(name, absent) != recipes[0].get(name, absent) for recipe in recipes)
+    ]
+
+
 def show(value: object) -> str:
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
