@@ -217,7 +217,9 @@ def test_the_first_update_starts_at_the_policy_and_the_reference(
 
 def test_the_reference_is_the_sft_policy_and_not_its_base(folders: Folders, tiny: Any) -> None:
     trees = [Tree(p.ids, [[7, 8, 9, 2]]) for p in PROMPTS]
-    expected = Engine(models.load_policy(resolve(str(folders.sft)), ModelSection(dtype="float32")), 0, dtype=torch.float32)
+    expected = Engine(
+        models.load_policy(resolve(str(folders.sft)), ModelSection(dtype="float32")), 0, dtype=torch.float32
+    )
     for kind in ("full", "lora", "mixed"):
         actors = folders.actors(kind)
         batch = actors.engine.pack(trees)
@@ -432,7 +434,9 @@ def test_every_update_is_an_optimiser_step_and_the_frozen_models_stay(
 
 def test_accumulation_does_not_take_updates_away(folders: Folders, tmp_path: Path) -> None:
     """A minibatch is divided by token_budget; transformers' own accumulation must not merge updates or add rollouts."""
-    trainer, record = make_trainer(folders.actors("lora"), folders, tmp_path, changed(SECTION, gradient_accumulation_steps=2))
+    trainer, record = make_trainer(
+        folders.actors("lora"), folders, tmp_path, changed(SECTION, gradient_accumulation_steps=2)
+    )
     steps: list[tuple[int, int]] = []
     step = trainer.training_step
 

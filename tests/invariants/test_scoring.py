@@ -252,9 +252,7 @@ def assert_same_gradients(ours: dict[str, torch.Tensor], expected: dict[str, tor
 
 
 @pytest.mark.parametrize("rows", [1024, 3, 1])
-def test_gradients_equal_those_of_plain_passes(
-    make_trees: Trees, monkeypatch: pytest.MonkeyPatch, rows: int
-) -> None:
+def test_gradients_equal_those_of_plain_passes(make_trees: Trees, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """With few rows at a time the logits are computed in chunks, and again in the backward pass."""
     monkeypatch.setattr(scoring, "LOGIT_ROWS", rows)
     model, trees = llama(), make_trees(3, 64, seed=8)

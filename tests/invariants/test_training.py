@@ -81,7 +81,9 @@ def test_pair_weights_by_hand(tiny: Any, make_trees: Any) -> None:
 
 def test_rows_become_examples(tokenizer: Any) -> None:
     rows = [
-        PreferenceRow("a", "The film", [" is good", " is bad", " is"], [Comparison(1, 0, 0.25), Comparison(0, 1, 0.75)]),
+        PreferenceRow(
+            "a", "The film", [" is good", " is bad", " is"], [Comparison(1, 0, 0.25), Comparison(0, 1, 0.75)]
+        ),
         PreferenceRow("b", "Nobody compared", [" this", " that"], []),
         PreferenceRow("c", "A tie", [" one", " two"], [Comparison(0, 1, 0.5), Comparison(1, 0, 0.5)]),
     ]
@@ -162,7 +164,9 @@ def test_dpo_on_k_responses_is_the_mean_over_prompts_of_the_mean_over_comparison
     assert loss.item() == pytest.approx(total, rel=1e-4)
     assert metrics["rewards/margins"] == pytest.approx(sum(margins) / len(margins), abs=1e-4)
     assert metrics["rewards/accuracies"] == pytest.approx(sum(m > 0 for m in margins) / len(margins))
-    assert metrics["rewards/chosen"] - metrics["rewards/rejected"] == pytest.approx(metrics["rewards/margins"], abs=1e-4)
+    assert metrics["rewards/chosen"] - metrics["rewards/rejected"] == pytest.approx(
+        metrics["rewards/margins"], abs=1e-4
+    )
 
 
 def test_dpo_starts_at_the_logarithm_of_two(tiny: Any, make_trees: Any) -> None:

@@ -45,7 +45,7 @@ def training(run: Run) -> list[dict[str, Any]]:
 
 
 def _curve(stage: str, history: list[Row], keys: dict[str, str], title: str) -> Figure | None:
-    traces = []
+    traces: list[Row] = []
     for number, (key, label) in enumerate(keys.items()):
         points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
         if not points:
@@ -68,5 +68,5 @@ def _curve(stage: str, history: list[Row], keys: dict[str, str], title: str) -> 
         return None
     last = ", ".join(f"{trace['name']} {trace['y'][-1]:.4g}" for trace in traces)
     name = f"{stage}-{next(iter(keys)).replace('/', '-')}"
-    layout = {"xaxis": axis(""), "yaxis": axis(""), "hovermode": "closest", "showlegend": len(traces) > 1}
+    layout: Row = {"xaxis": axis(""), "yaxis": axis(""), "hovermode": "closest"}
     return figure(name, title, f"{title} of {STAGE_NAMES[stage]} by training step; last: {last}.", traces, **layout)

@@ -56,9 +56,9 @@
 
   const hidden = new Map(); // figure -> indices of the traces that are switched off
   const swatch = (trace) => {
-    if (trace.mode === "lines") return (trace.line.dash || "solid") === "solid" ? "line" : "dashed";
+    if (trace.mode.startsWith("lines")) return (trace.line.dash || "solid") === "solid" ? "line" : "dashed";
     const symbol = (trace.marker || {}).symbol || "";
-    return typeof symbol === "string" && symbol ? symbol : trace.mode === "markers" ? "point" : "line";
+    return symbol || "point";
   };
   const legendOf = (node) => {
     const figure = figures[node.dataset.figure];
@@ -167,7 +167,7 @@
     node.append(text.slice(from));
     return node;
   };
-  const signed = (value) => value.toFixed(2).replace("-", "−");
+  const signed = (value) => value.toFixed(2).replace(/^-(?=0\.00$)/, "").replace("-", "−");
 
   const answer = (sample, wanted) => {
     const [text, tokens, cut, gold, explicit, implicit] = sample;

@@ -228,7 +228,7 @@ def overoptimization(run: Run) -> list[Figure]:
             if fit:
                 traces.append(_fitted(fit, max(p["sqrt_kl"] for p in points), f"{label}, fit", shade))
         alt = f"Rewards of {ARM_NAMES[arm]} above those of SFT, by checkpoint, against the square root of KL."
-        layout = {"xaxis": axis("√KL to SFT, √nats"), "yaxis": axis("reward above SFT's"), "shapes": [_level(0.0)]}
+        layout: Row = {"xaxis": axis("√KL to SFT, √nats"), "yaxis": axis("reward above SFT's"), "shapes": [_level(0.0)]}
         if traces:
             figures.append(figure(f"over-{arm}", ARM_NAMES[arm], alt, traces, **layout))
     return figures
@@ -407,7 +407,7 @@ def lengths(run: Run) -> list[Figure]:
         f"Cumulative distribution of response lengths in tokens. {means}.",
         traces,
         note="A jump at the right end is responses cut at the limit. Policies that are struck out show on a click.",
-        xaxis=axis("tokens", rangemode="tozero"),
+        xaxis=axis("tokens", range=[0, 1.03 * max(max(values) for values in by_policy.values())]),
         yaxis=axis("share of responses", tickformat=".0%", range=[0, 1.03]),
         hovermode="closest",
     )
