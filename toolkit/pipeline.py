@@ -38,7 +38,6 @@ from toolkit.store import (
 
 PACKAGE = Path(__file__).parent
 Runner = Callable[["StageSpec", Recipe, dict[str, Path], Path, Reporter], dict[str, Any]]
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 # PPO's rollouts are not divided among processes yet: several would repeat each other's work.
 LAUNCHED = ("sft", "reward_model", "dpo")
 
@@ -194,7 +193,6 @@ def run(
     """
     recipe = loaded.recipe
     folder = RunFolder(out)
-    keep_freed_memory()
     with folder.lock():
         write_text(out / "recipe.resolved.yaml", resolved_yaml(loaded))
         reporter.metrics = out / "metrics.jsonl"
@@ -425,17 +423,6 @@ def new_manifest(loaded: LoadedRecipe, plans: Sequence[Plan], command: Sequence[
         "started": time.time(),
         "stages": {},
     }
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks for the next tensor instead of giving them back to the system.
-
-    Logits of 200 MB come and go at every step, and zeroing fresh pages for them takes the system's time.
-    """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1)):
-            libc.mallopt(option, value)
 
 
 @contextmanager

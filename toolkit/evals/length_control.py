@@ -25,6 +25,7 @@ from toolkit.evals.intervals import Floats, check_settings, resample_counts
 from toolkit.evals.winrate import checked_preferences
 
 _CS = np.logspace(-4, 4, 10)  # sklearn's Cs=10, which AlpacaEval uses
+_PLAIN_C = 10.0  # moves the mean prediction by 1/(10 n) at most, and keeps a policy that wins everything finite
 _FOLDS = 5
 _FIT_TOLERANCE = 1e-9
 # Newton converges quadratically: stopping behind a step of 2e-3 leaves about 1e-6 in the coefficients, three orders
@@ -156,7 +157,8 @@ def length_controlled_win_rate(
     """Length-controlled win rate of one policy from one row per prompt (n,); lengths in characters.
 
     With ``table`` and each row's ``difficulty`` the regression is AlpacaEval 2's: L1 penalised, its strength chosen by
-    5-fold cross-validation, no intercept. Without them ``logit p = a*tanh(D/sd(D)) + c`` in the same way. Rows without
+    5-fold cross-validation, no intercept. Without them it is ``logit p = a*tanh(D/sd(D)) + c`` with a fixed,
+    weak penalty: cross-validation on a few dozen prompts would shrink the win rate to exactly one half. Rows without
     a preference or a length are left out. All fields are None for fewer than 10 rows (two per fold).
 
     The interval is the percentile interval of refits on resampled prompts, sd(D) and all coefficients included, with
@@ -188,7 +190,7 @@ def length_controlled_win_rate(
         gamed = table.gamed_features
         gamed_shared = np.vstack([gamed[:, 1], np.zeros(len(gamed))])
         blocks.append(_Block(gamed[:, 0], gamed_shared, np.full(len(gamed), table.row_weight), table.gamed_targets))
-    c = _cross_validated_c(blocks)
+    c = _cross_validated_c(blocks) if table is not None else _PLAIN_C
     start = np.zeros((1, len(shared) + 1))
     beta = _fit_l1_logistic(blocks, start, np.array([c]), _FIT_TOLERANCE)[0]
 

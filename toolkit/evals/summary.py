@@ -173,9 +173,9 @@ def overoptimization_by_arm(policies: Sequence[Row]) -> dict[str, Any]:
                 "policy": row["policy"],
                 "step": row["step"],
                 "kind": "rl",
-                "kl_nats": row["kl_nats"],
+                "kl_nats": max(row["kl_nats"], 0.0),  # an estimate near 0 may fall below it
             }
-            point["sqrt_kl"] = math.sqrt(max(row["kl_nats"], 0.0))
+            point["sqrt_kl"] = math.sqrt(point["kl_nats"])
             for reward in ("gold_reward", "explicit_reward", "implicit_reward"):
                 value, origin = row[reward]["value"], start[reward]["value"]
                 point[reward] = None if value is None or origin is None else value - origin

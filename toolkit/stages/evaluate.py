@@ -96,7 +96,9 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     scored = score_everything(samples, setting, inputs, sft, reporter)
     rewards = heldout_rewards(setting, inputs, scored["heldout"], implicit_beta)
     for row, reference, implicit, reward in zip(samples, *scored["samples"], strict=True):
-        row["kl_nats"] = row["policy_logp"] - row.pop("reference_logp_t")
+        tempered = row.pop("reference_logp_t")
+        row["policy_logp"] = tempered if row["policy_logp"] is None else row["policy_logp"]
+        row["kl_nats"] = row["policy_logp"] - tempered
         row["implicit_reward"] = implicit_beta * (implicit - reference)
         row["explicit_reward"] = reward
     has_gold = all(row.gold is not None for row in rows)
@@ -187,10 +189,12 @@ def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[
         )
     grouped = [samples[i * policy.n_samples : (i + 1) * policy.n_samples] for i in range(len(setting.rows))]
     trees = [Tree(ids, [s.ids for s in group]) for ids, group in zip(setting.prompts, grouped, strict=True)]
-    logps = setting.engine(model).logps(trees, temperature=section.temperature)
+    # SFT is the reference, under which everything is scored later: once is enough.
+    known = policy.kind != "sft"
+    logps = setting.engine(model).logps(trees, temperature=section.temperature) if known else None
     out = []
-    for row, group, group_logps in zip(setting.rows, grouped, logps, strict=True):
-        for k, (sample, token_logps) in enumerate(zip(group, group_logps, strict=True)):
+    for i, (row, group) in enumerate(zip(setting.rows, grouped, strict=True)):
+        for k, sample in enumerate(group):
             out.append(
                 {
                     "prompt_id": row.prompt_id,
@@ -204,7 +208,7 @@ def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[
                     "response_ids": sample.ids,
                     "n_tokens": len(sample.ids),
                     "truncated": sample.truncated,
-                    "policy_logp": float(token_logps.double().sum()),
+                    "policy_logp": float(logps[i][k].double().sum()) if logps is not None else None,
                 }
             )
     return out

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, PrinterCallback
+from transformers import TrainingArguments
 
 from toolkit import models, training
 from toolkit.locating import resolve
@@ -18,12 +17,11 @@ from toolkit.preferences.formats import PreferenceRow
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe import SftSection
+from toolkit.scoring import Engine, Tree
 
 
 def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``, plain merged weights in ``model.dtype``. With ``sft.enabled`` off, the model as it came."""
-    from trl import SFTConfig, SFTTrainer
-
     section: SftSection = settings.sft
     ref = resolve(settings.model.name, settings.model.revision)
     tokenizer = models.load_tokenizer(ref, settings.model.chat_template)
@@ -42,37 +40,37 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     examples = []
     for row in rows:
         chosen = [row.responses[i] for i in targets(row, section.train_on)]
-        encoded = encode(
-            tokenizer, row.prompt, chosen, end_id=end_id, max_response_tokens=settings.data.max_response_tokens
-        )
-        prompt = encoded.tree.prompt_ids
-        for ids in encoded.tree.response_ids:
-            examples.append({"input_ids": prompt + ids, "labels": [-100] * len(prompt) + ids})
+        limit = settings.data.max_response_tokens
+        encoded = encode(tokenizer, row.prompt, chosen, end_id=end_id, max_response_tokens=limit)
+        examples += [training.Example(Tree(encoded.tree.prompt_ids, [ids]), []) for ids in encoded.tree.response_ids]
 
     steps = training.total_steps(section, len(examples))
     training.seed_everything(settings.seed)
-    policy = models.trainable(policy, settings.model.lora, task="CAUSAL_LM")
+    policy = models.trainable(policy, settings.model.lora, task="CAUSAL_LM").to(models.best_device())
+    engine = Engine(policy, int(tokenizer.pad_token_id), dtype=dtype)
     watch = training.Watch(reporter, "sft", steps)
-    with warnings.catch_warnings():
-        # The data is tokenised here (prompt and response apart), which the trainer takes as it is.
-        warnings.simplefilter("ignore")
-        trainer = SFTTrainer(
-            model=policy,
-            args=SFTConfig(
-                **training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps),
-                max_length=None,
-            ),
-            train_dataset=Dataset.from_list(examples),
-            processing_class=tokenizer,
-            data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
-            callbacks=[watch],
-        )
-    trainer.remove_callback(PrinterCallback)
+    trainer = training.EngineTrainer(
+        model=policy,
+        args=TrainingArguments(
+            **training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
+        ),
+        train_dataset=list(enumerate(examples)),
+        data_collator=partial(training.collate, engine),
+        loss_fn=partial(completion_loss, engine),
+        callbacks=[watch],
+    )
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
-    models.merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out / "model", dtype)
+    models.merge_and_save(policy, tokenizer, out / "model", dtype)
     seen = steps * section.per_device_train_batch_size * section.gradient_accumulation_steps
-    mean_tokens = sum(len(example["input_ids"]) for example in examples) / len(examples)
+    mean_tokens = sum(len(example.tree) for example in examples) / len(examples)
     return {"tokens": round(seen * mean_tokens), "history": watch.history, "n_examples": len(examples), "steps": steps}
+
+
+def completion_loss(engine: Engine, batch: training.PairBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Mean negative log-likelihood of the response tokens, in nats; the prompt is not trained on."""
+    logps_N, _ = engine.token_logps(batch.trees)
+    loss = -logps_N.mean()
+    return loss, {"nll/token": loss.item()}
 
 
 def targets(row: PreferenceRow, train_on: str) -> list[int]:
