@@ -9,7 +9,8 @@ exponentials that ``torch.multinomial`` draws.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from toolkit import models
+from toolkit.models import inner
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ def uniforms(keys: Sequence[Sequence[object]], length: int) -> np.ndarray:
     return out
 
 
+@contextmanager
+def _own_settings(model: Any) -> Iterator[None]:
+    """Without the model's generation configuration, whose penalties and suppressed tokens would fill our gaps."""
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
+
+
 def generate(
     model: Any,
     prompts: Sequence[list[int]],
@@ -85,7 +97,7 @@ def generate(
     ends = set(eos_ids)
     out: list[Sample | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    with torch.inference_mode(), models.merged(model):
+    with torch.inference_mode(), models.merged(model), _own_settings(inner(model)):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             width = max(len(prompts[i]) for i in indices)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -111,9 +113,32 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, spec: str) -> None
         )
 
 
+def response_end(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> int:
+    """The id that ends a response: what the chat template puts behind an assistant turn, else the EOS.
+
+    Raises ModelError where there is neither.
+    """
+    if conversational:
+        marker = "duel-response-text"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
+        behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(marker)[2]
+        ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
+        if ids and ids[0] in tokenizer.all_special_ids:
+            return int(ids[0])
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer names no end of text, and a response needs one",
+            where=str(tokenizer.name_or_path),
+            fix="set eos_token in tokenizer_config.json",
+        )
+    return int(tokenizer.eos_token_id)
+
+
 def eos_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a response: the tokenizer's and the generation configuration's."""
+    """Every id that ends a response: the tokenizer's, the chat template's and the generation configuration's."""
     ids = set()
+    if tokenizer.chat_template is not None:
+        ids.add(response_end(tokenizer, True))
     if tokenizer.eos_token_id is not None:
         ids.add(int(tokenizer.eos_token_id))
     configured = model.generation_config.eos_token_id
@@ -149,7 +174,7 @@ def load_policy(
     dtype = dtype or DTYPES[section.dtype]
     if ref.kind == "adapter":
         base = load_policy(resolve_base(Path(ref.path)), section, dtype=dtype)
-        model: Any = PeftModel.from_pretrained(base, ref.path)
+        model: Any = _with_adapter(base, ref)
     else:
         model = _from_pretrained(AutoModelForCausalLM, ref, section, dtype)
     check_finite(model, ref.spec)
@@ -165,12 +190,22 @@ def load_reward_model(
     """
     dtype = dtype or DTYPES[section.dtype]
     if ref.kind == "adapter":
+        if read_json(Path(ref.path) / "adapter_config.json").get("task_type") != "SEQ_CLS":
+            raise ModelError(
+                f"{ref.spec!r} is the adapter of a policy, not of a reward model",
+                where="reward model",
+                fix="name a reward model, such as RUN/reward_model/model",
+            )
+        below = resolve_base(Path(ref.path))
         base = _from_pretrained(
-            AutoModelForSequenceClassification, resolve_base(Path(ref.path)), section, dtype, num_labels=1
+            AutoModelForSequenceClassification, below, section, dtype, may_miss="score", num_labels=1
         )
-        model: Any = PeftModel.from_pretrained(base, ref.path)
+        model: Any = _with_adapter(base, ref)
     else:
-        config = AutoConfig.from_pretrained(ref.path, revision=ref.revision)
+        try:
+            config = AutoConfig.from_pretrained(ref.path, revision=ref.revision)
+        except UNREADABLE as error:
+            raise _unreadable(ref, error) from error
         if not any("SequenceClassification" in name for name in config.architectures or []):
             raise ModelError(
                 f"{ref.spec!r} is no reward model: its architecture is {config.architectures}",
@@ -186,15 +221,39 @@ def load_reward_model(
     return disable_dropout(model).eval()
 
 
+# What reading a damaged, foreign or half-downloaded model raises, by library.
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError, SafetensorError)
+
+
+def _unreadable(ref: ModelRef, error: Exception) -> ModelError:
+    fix = "check that the folder is complete and belongs to this kind of model"
+    return ModelError(f"{ref.spec!r} cannot be loaded: {_first_line(error)}", where=ref.path, fix=fix)
+
+
 def _from_pretrained(
-    cls: Any, ref: ModelRef, section: ModelSection, dtype: torch.dtype, **more: Any
+    cls: Any, ref: ModelRef, section: ModelSection, dtype: torch.dtype, *, may_miss: str = "", **more: Any
 ) -> PreTrainedModel:
+    """Load, and refuse weights that are not all there (``may_miss``: but for a new head of this name)."""
+    settings = {"revision": ref.revision, "dtype": dtype, "attn_implementation": section.attn_implementation, **more}
     try:
-        return cls.from_pretrained(
-            ref.path, revision=ref.revision, dtype=dtype, attn_implementation=section.attn_implementation, **more
+        model, report = cls.from_pretrained(ref.path, output_loading_info=True, **settings)
+    except UNREADABLE as error:
+        raise _unreadable(ref, error) from error
+    missing = sorted(name for name in report["missing_keys"] if not may_miss or not name.startswith(may_miss))
+    if missing:
+        raise ModelError(
+            f"{len(missing)} weights of {ref.spec!r} are not in its files, {missing[0]} among them",
+            where=ref.path,
+            fix="use a complete copy of the model",
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{ref.spec!r} cannot be loaded: {_first_line(error)}", where=ref.path) from error
+    return model
+
+
+def _with_adapter(base: PreTrainedModel, ref: ModelRef) -> PeftModel:
+    try:
+        return PeftModel.from_pretrained(base, ref.path)
+    except UNREADABLE as error:
+        raise _unreadable(ref, error) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -256,7 +315,12 @@ def trainable(model: PreTrainedModel, lora: Lora | None, *, task: str, modules_t
         task_type=task,
         modules_to_save=modules_to_save,
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    for weight in adapted.parameters():
+        # peft keeps the adapters in fp32, but not the heads that train in full.
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return adapted
 
 
 def new_reward_model(ref: ModelRef, section: ModelSection, pad_token_id: int, seed: int) -> PreTrainedModel:
@@ -265,7 +329,7 @@ def new_reward_model(ref: ModelRef, section: ModelSection, pad_token_id: int, se
     Source: Huang et al. 2024 (arXiv 2403.17031), detail 11; Stiennon et al. 2020.
     """
     dtype = DTYPES[section.dtype] if section.lora is not None else torch.float32
-    model = _from_pretrained(AutoModelForSequenceClassification, ref, section, dtype, num_labels=1)
+    model = _from_pretrained(AutoModelForSequenceClassification, ref, section, dtype, may_miss="score", num_labels=1)
     model.config.pad_token_id = pad_token_id
     generator = torch.Generator().manual_seed(seed)
     head = model.score.weight
@@ -320,6 +384,11 @@ def merged(model: Any) -> Iterator[Any]:
     Unmerging by subtraction would leave rounding errors in bf16 weights at every rollout, so they are kept.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    if not all(_is_plain_lora(layer) for layer in layers) or any(
+        isinstance(module, ModulesToSaveWrapper) for module in model.modules()
+    ):
+        yield model  # other kinds of adapters run as they are
+        return
     kept = [layer.get_base_layer().weight.data for layer in layers]
     try:
         for layer, weight in zip(layers, kept, strict=True):
@@ -333,6 +402,15 @@ def merged(model: Any) -> Iterator[Any]:
     finally:
         for layer, weight in zip(layers, kept, strict=True):
             layer.get_base_layer().weight.data = weight
+
+
+def _is_plain_lora(layer: LoraLayer) -> bool:
+    """Whether ``W + sum of deltas`` is all that the layer's active adapters do."""
+    return (
+        isinstance(layer.get_base_layer(), nn.Linear)
+        and not layer.lora_embedding_A
+        and not any(layer.use_dora.get(name) or layer.lora_bias.get(name) for name in layer.active_adapters)
+    )
 
 
 @contextmanager
@@ -360,3 +438,8 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
+
+
+def inner(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper; its adapters stay in place."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model

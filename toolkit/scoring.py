@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from toolkit import models
+from toolkit.models import inner
 
 # Rows of the unembedding product that exist at once: 1024 x 49,152 in fp32 are 200 MB.
 LOGIT_ROWS = 1024
@@ -52,9 +53,11 @@ class TreeBatch:
     owner: torch.Tensor  # [N] which response the token belongs to
     last: torch.Tensor  # [R] flat index of each response's last token
     tree: torch.Tensor  # [R] which tree the response belongs to
+    trees: tuple[Tree, ...]  # what was packed, for a model that needs it packed in another way
 
     def to(self, device: torch.device) -> TreeBatch:
-        return TreeBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trees"}
+        return TreeBatch(trees=self.trees, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
     @property
     def n_responses(self) -> int:
@@ -122,6 +125,7 @@ def pack(trees: Sequence[Tree], pad_id: int, *, plain: bool = False) -> TreeBatc
         owner=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
         last=torch.tensor(last),
         tree=torch.tensor(tree_of),
+        trees=tuple(trees),
     )
 
 
@@ -139,11 +143,6 @@ def batches(trees: Sequence[Tree], token_budget: int) -> Iterator[list[int]]:
 
 
 # ---------------------------------------------------------------- forward passes
-
-
-def inner(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper; its adapters stay in place."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def backbone(model: Any) -> nn.Module:
@@ -223,9 +222,17 @@ def _from_logits(
 
 
 def branch_scores(model: Any, batch: TreeBatch) -> torch.Tensor:
-    """[R] fp32 scalar rewards, read at each response's last token."""
-    whole = inner(model)
-    return whole.score(hidden_states(model, batch)[batch.last]).squeeze(-1).float()
+    """[R] fp32 scalar rewards, read at each response's last token; the head runs in fp32, whatever autocast is on."""
+    head = inner(model).score
+    if isinstance(head, ModulesToSaveWrapper):
+        head = head.modules_to_save[head.active_adapter]
+    return apply_head(head, hidden_states(model, batch)[batch.last])
+
+
+def apply_head(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """[...] outputs of a scalar head in fp32: values and rewards are small differences of large sums."""
+    with torch.autocast(states.device.type, enabled=False):
+        return F.linear(states.float(), head.weight.float()).squeeze(-1)
 
 
 def by_response(values_N: torch.Tensor, batch: TreeBatch) -> torch.Tensor:
@@ -251,34 +258,49 @@ class Engine:
         # A score head on the last state is what a tree can serve; pooling heads (encoders) need the whole row.
         pools = self.classifier and "score" not in dict(inner(model).named_children())
         self.plain: bool | None = True if pools else None  # None until the probe
+        self.probed = 0  # tokens of the longest tree probed
+        if self.classifier and inner(model).config.pad_token_id is None:
+            inner(model).config.pad_token_id = pad_id  # the head finds the last token by it
 
     def pack(self, trees: Sequence[Tree]) -> TreeBatch:
-        if self.plain is None:
+        # A window or a position limit may bite only in longer rows than were probed: look again when they come.
+        if not self.plain and max(map(len, trees)) > 1.5 * self.probed:
             self.probe(trees)
         return pack(trees, self.pad_id, plain=bool(self.plain)).to(self.device)
 
+    def suited(self, batch: TreeBatch) -> TreeBatch:
+        """A batch that another model's engine packed, packed anew where this model cannot take it."""
+        if self.plain is None:
+            self.probe(batch.trees)
+        return self.pack(batch.trees) if self.plain and batch.attention_mask.dim() == 4 else batch
+
     @torch.no_grad()
     def probe(self, trees: Sequence[Tree]) -> None:
-        """Compare one small tree with the plain path; fall back, saying so, where they differ."""
-        tree = min(trees, key=len)
-        # Three branches of which one repeats the first, so that a wrong mask, or a state that runs through the row,
-        # shows however few responses there are.
-        branches = [ids[:256] for ids in [*tree.response_ids[:2], tree.response_ids[0]]]
-        tree = Tree(tree.prompt_ids[-256:], branches)
-        values = []
-        with models.precision(self.device, self.dtype):
-            for plain in (True, False):
-                batch = pack([tree], self.pad_id, plain=plain).to(self.device)
-                values.append(self.branch_scores(batch) if self.classifier else self.token_logps(batch)[0])
-        worst = (values[0] - values[1]).abs().max().item()
+        """Compare the longest tree with the plain path; fall back, saying so, where they differ or it is refused."""
+        tree = max(trees, key=len)
+        self.probed = len(tree)
+        # One branch comes again at the end, so that a wrong mask, or a state that runs through the row, shows even
+        # where there is one response.
+        tree = Tree(tree.prompt_ids, [*tree.response_ids, tree.response_ids[0]])
         limit = PROBE_TOLERANCE[self.dtype]
+        with models.precision(self.device, self.dtype):
+            expected = self._probe_values(tree, plain=True)
+            try:
+                worst = (expected - self._probe_values(tree, plain=False)).abs().max().item()
+                why = f"largest difference {worst:.2g}, limit {limit:g}"
+            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+                worst, why = float("nan"), f"{type(error).__name__}: {error}".splitlines()[0][:200]
         self.plain = not worst <= limit  # NaN falls back as well
         if self.plain:
             warnings.warn(
-                f"{type(inner(self.model)).__name__} does not take the tree mask (largest difference {worst:.2g}, "
-                f"limit {limit:g}): responses are scored one row each, which is slower",
+                f"{type(inner(self.model)).__name__} does not take the tree mask ({why}): responses are scored one row "
+                "each, which is slower",
                 stacklevel=2,
             )
+
+    def _probe_values(self, tree: Tree, *, plain: bool) -> torch.Tensor:
+        batch = pack([tree], self.pad_id, plain=plain).to(self.device)
+        return self.branch_scores(batch) if self.classifier else self.token_logps(batch)[0]
 
     def token_logps(
         self, batch: TreeBatch, *, temperature: float = 1.0, with_entropy: bool = False

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from toolkit.models import precision
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import encode, is_conversation, response_end
 from toolkit.preferences.formats import PreferenceRow
@@ -254,7 +255,9 @@ class EngineTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss, metrics = self.loss_fn(inputs["batch"])
+        # transformers leaves autocast to the model's wrapped forward, which the engine does not go through.
+        with precision(self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32):
+            loss, metrics = self.loss_fn(inputs["batch"])
         for name, value in metrics.items():
             self.sums[name].append(value)
         return (loss, None) if return_outputs else loss

@@ -399,9 +399,12 @@ def test_check_without_origins():
 
 
 def test_arm_differences():
-    recipe = load_recipe("smoke", ["dpo.learning_rate=1e-3", "ppo.adam_epsilon=1e-8", "dpo.warmup_ratio=0"]).recipe
+    recipe = load_recipe(
+        "smoke", ["ppo.learning_rate=3e-4", "dpo.learning_rate=1e-3", "ppo.adam_epsilon=1e-8", "dpo.warmup_ratio=0"]
+    ).recipe
     assert arm_differences(recipe) == {"learning_rate": (3e-4, 1e-3), "warmup_ratio": (0.1, 0.0)}
-    same = load_recipe("smoke", ["ppo.adam_epsilon=1e-8", "ppo.per_device_train_batch_size=32"]).recipe
+    equal = ["ppo.learning_rate=1e-4", "dpo.learning_rate=1e-4", "ppo.adam_epsilon=1e-8"]
+    same = load_recipe("smoke", [*equal, "ppo.per_device_train_batch_size=32"]).recipe
     assert arm_differences(same) == {}
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit import models
 from toolkit.locating import ModelRef, resolve_base
 from toolkit.recipe import ModelSection
-from toolkit.scoring import Engine, TreeBatch, branch_scores, hidden_states
+from toolkit.scoring import Engine, TreeBatch, apply_head, hidden_states
 
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
 
@@ -88,12 +88,6 @@ def linear_head(weight: torch.Tensor) -> nn.Linear:
     with torch.no_grad():
         head.weight.copy_(weight.float())
     return head
-
-
-def apply_head(head: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-    """[...] scalar outputs in fp32, whatever autocast is on: values and rewards are sums of small differences."""
-    with torch.autocast(states.device.type, enabled=False):
-        return head(states.float()).squeeze(-1)
 
 
 class SharedBase(Actors):
@@ -208,6 +202,7 @@ class SeparateModels(Actors):
             nn.init.zeros_(self.critic.score.weight)
         self.engine = Engine(policy, pad_id, dtype=dtype)
         self.reference_engine = Engine(reference, pad_id, dtype=dtype)
+        self.reward_engine = Engine(reward_model, pad_id, dtype=dtype)
 
     def use_policy(self) -> None:
         return None
@@ -222,11 +217,12 @@ class SeparateModels(Actors):
         return self.reference_engine.token_logps(batch, temperature=temperature)[0]
 
     def values(self, batch: TreeBatch) -> torch.Tensor:
+        batch = self.reward_engine.suited(batch)
         return apply_head(self.critic.score, hidden_states(self.critic, batch)[batch.predictor]) - self.value_shift
 
     @torch.no_grad()
     def scores(self, batch: TreeBatch) -> torch.Tensor:
-        return branch_scores(self.reward_model, batch) - self.mean
+        return self.reward_engine.branch_scores(self.reward_engine.suited(batch)) - self.mean
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return list(self.policy.parameters())

@@ -38,6 +38,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from toolkit import models
 from toolkit.errors import RecipeError
 from toolkit.ppo import objective
 from toolkit.ppo.actors import Actors
@@ -100,6 +101,8 @@ class PPOTrainer(Trainer):
     ) -> None:
         self.section, self.eos_ids, self.response_length, self.dtype = section, eos_ids, response_length, dtype
         self.token_budget = token_budget
+        # A minibatch is divided by tokens; the Trainer's own accumulation would merge updates and add rollouts.
+        args.gradient_accumulation_steps = 1
         self.schedule = Schedule(prompts, section, args.seed)
         self.rollout: Rollout | None = None
         self.controller = objective.AdaptiveKl(section.kl_coef, section.adaptive_kl_target, section.adaptive_kl_horizon)
@@ -175,7 +178,7 @@ class PPOTrainer(Trainer):
     def _backward(self, part: Part, n_tokens: int) -> dict[str, float]:
         """Gradients of one part. Two backward passes, since policy and critic never live in memory together."""
         section, width = self.section, part.mask_ST.shape[1]
-        with self.compute_loss_context_manager():
+        with models.precision(self.args.device, self.dtype):
             logps_N, _ = self.actors.policy_logps(part.batch, section.temperature)
         policy = objective.policy_loss(
             dense(logps_N, part.batch, width),
@@ -186,7 +189,7 @@ class PPOTrainer(Trainer):
             n_tokens=n_tokens,
         )
         self.accelerator.backward(policy.loss)
-        with self.compute_loss_context_manager():
+        with models.precision(self.args.device, self.dtype):
             values_N = self.actors.values(part.batch)
         value, value_clipped = objective.value_loss(
             dense(values_N, part.batch, width),

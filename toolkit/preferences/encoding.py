@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.errors import ModelError
+from toolkit.models import response_end
 from toolkit.preferences.formats import Prompt
 from toolkit.scoring import Tree
 
@@ -23,27 +23,6 @@ class Encoded:
 
 def is_conversation(prompt: Prompt) -> bool:
     return not isinstance(prompt, str)
-
-
-def response_end(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> int:
-    """The id that ends a response: what the chat template puts behind an assistant turn, else the EOS.
-
-    Raises ModelError where there is neither.
-    """
-    if conversational:
-        marker = "duel-response-text"
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
-        behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(marker)[2]
-        ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
-        if ids and ids[0] in tokenizer.all_special_ids:
-            return int(ids[0])
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            "the tokenizer names no end of text, and a response needs one",
-            where=str(tokenizer.name_or_path),
-            fix="set eos_token in tokenizer_config.json",
-        )
-    return int(tokenizer.eos_token_id)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -89,3 +68,15 @@ def rendered(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> list[dict[
     """For people: the first response's tokens, each with whether the loss sees it."""
     tokens = [(i, False) for i in encoded.tree.prompt_ids] + [(i, True) for i in encoded.tree.response_ids[0]]
     return [{"id": i, "text": str(tokenizer.decode([i])), "response": flag} for i, flag in tokens]
+
+
+__all__ = [
+    "Encoded",
+    "decode",
+    "encode",
+    "encode_prompt",
+    "encode_responses",
+    "is_conversation",
+    "rendered",
+    "response_end",
+]
