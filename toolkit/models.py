@@ -123,7 +123,7 @@ def response_end(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> in
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
         behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(marker)[2]
         ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
-        if ids and ids[0] in tokenizer.all_special_ids:
+        if ids and ids[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}:
             return int(ids[0])
     if tokenizer.eos_token_id is None:
         raise ModelError(
