@@ -56,45 +56,53 @@ def main() -> NoReturn:
         _show(debug)
         print(f"error: {error.render()}", file=sys.stderr)
         sys.exit(USER_ERROR)
-    except OSError as error:
-        _show(debug)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = error.filename or os.getcwd()
-            print(
-                f"error: the disk is full\n  where: {where}\n  fix:   free space, then run the same command",
-                file=sys.stderr,
-            )
-            sys.exit(USER_ERROR)
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            print(
-                f"error: {error.strerror}\n  where: {error.filename}\n  fix:   choose a folder you can write",
-                file=sys.stderr,
-            )
-            sys.exit(USER_ERROR)
-        _defect(error, debug)
     except Exception as error:
-        _defect(error, debug)
+        if _interrupted(error):
+            print("\ninterrupted; run the same command again to continue", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        _show(debug)
+        if (message := _system_message(error)) is not None:
+            print(message, file=sys.stderr)
+            sys.exit(USER_ERROR)
+        print(
+            f"internal error: {type(error).__name__}: {error}\n  This is a defect of duel. Please report it with the "
+            "output of `duel env` and of the same command under `duel --debug`.",
+            file=sys.stderr,
+        )
+        sys.exit(DEFECT)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C stands behind an error: one that comes in the middle of an import surfaces as something else."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _system_message(error: BaseException | None) -> str | None:
+    """What a person can do about a full disk or a missing permission; None for any other error.
+
+    Some writers wrap the system's error in one of their own, so causes and texts are looked at as well.
+    """
+    while error is not None:
+        text = str(error)
+        number = error.errno if isinstance(error, OSError) else None
+        where = getattr(error, "filename", None) or os.getcwd()
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
+            return f"error: the disk is full\n  where: {where}\n  fix:   free space, then run the same command"
+        if number == errno.EFBIG or "File too large" in text:
+            return f"error: the disk takes no file this large\n  where: {where}\n  fix:   raise the limit (ulimit -f)"
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+            return f"error: {os.strerror(number)}\n  where: {where}\n  fix:   choose a folder you can write"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _show(debug: bool) -> None:
     if debug:
         traceback.print_exc()
-
-
-def _defect(error: Exception, debug: bool) -> NoReturn:
-    if "No space left on device" in str(error):  # some writers wrap the system's error
-        print(
-            f"error: the disk is full\n  where: {error}\n  fix:   free space, then run the same command",
-            file=sys.stderr,
-        )
-        sys.exit(USER_ERROR)
-    _show(debug)
-    print(
-        f"internal error: {type(error).__name__}: {error}\n  This is a defect of duel. Please report it with the "
-        "output of `duel env` and of the same command under `duel --debug`.",
-        file=sys.stderr,
-    )
-    sys.exit(DEFECT)
 
 
 def _reporter(ctx: click.Context) -> Any:

@@ -198,7 +198,7 @@ def test_json_is_one_document_and_nothing_else(run_folder: Path) -> None:
 
 def test_dry_run_says_what_is_cached_and_marks_the_response(run_folder: Path) -> None:
     text = duel("run", "smoke", "--out", str(run_folder), *SMALL, "--dry-run").stdout
-    assert text.count("cached") == 7 and "memory: about" in text and "[<|im_end|>]" in text
+    assert text.count("cached") == 7 and "memory: about" in text and "][" in text
     plan = json.loads(duel("run", "smoke", "--out", "/nonexistent/x", *SMALL, "--dry-run", "--json").stdout)
     assert plan["data"]["train"]["n_prompts"] == 24
     assert next(s for s in plan["stages"] if s["stage"] == "ppo")["steps"] == 2 * 2 * 2
