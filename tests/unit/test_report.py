@@ -189,7 +189,7 @@ def test_settings_that_changed_after_the_evaluation_are_named(copy):
 def test_differences_between_the_arms(run):
     found = tables.settings(reading.read_run(run))
     assert found is not None
-    assert [row["name"] for row in found["shared"] if row["differs"]] == ["adam_epsilon"]
+    assert [row["name"] for row in found["shared"] if row["differs"]] == ["learning_rate", "adam_epsilon"]
     assert "beta" in dict(found["dpo"]) and "kl_coef" in dict(found["ppo"])
 
 
