@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -201,6 +202,10 @@ def load_reward_model(
             AutoModelForSequenceClassification, below, section, dtype, may_miss="score", num_labels=1
         )
         model: Any = _with_adapter(base, ref)
+        # peft rounds the head to the base's precision; in bf16 that moved scores by whole units.
+        saved = load_file(Path(ref.path) / "adapter_model.safetensors")
+        head = model.get_base_model().score.modules_to_save["default"]
+        head.weight.data = next(weight for name, weight in saved.items() if "score" in name).float()
     else:
         try:
             config = AutoConfig.from_pretrained(ref.path, revision=ref.revision)
