@@ -202,7 +202,7 @@ def load_reward_model(
             AutoModelForSequenceClassification, below, section, dtype, may_miss="score", num_labels=1
         )
         model: Any = _with_adapter(base, ref)
-        # peft rounds the head to the base's precision; in bf16 that moved scores by whole units.
+        # peft rounds the head to the base's precision, and scores must be those of the model that was trained.
         saved = load_file(Path(ref.path) / "adapter_model.safetensors")
         head = model.get_base_model().score.modules_to_save["default"]
         head.weight.data = next(weight for name, weight in saved.items() if "score" in name).float()

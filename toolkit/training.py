@@ -217,7 +217,7 @@ def average_gradients(model: nn.Module) -> None:
 
 class ByLength(Sampler[int]):
     """Random order with trees of like lengths together, a function of seed and epoch alone (so that a resumed run
-    goes on as it would have). A row is as wide as its batch's longest tree; this spares a quarter of the padding."""
+    goes on as it would have). A row is as wide as its batch's longest tree; this spares padding."""
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
