@@ -341,13 +341,34 @@ def _dtype(function: Any) -> Any:
     )(function)
 
 
+def _asking(function: Any) -> Any:
+    for option in (
+        click.option("--template", help="What llm: and openai: are asked: choice, score, logprob, or a YAML file."),
+        click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at once."),
+        click.option(
+            "--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _judge_settings(options: dict[str, Any]) -> Any:
+    """Takes the options of :func:`_asking` out of ``options``."""
+    from toolkit.recipe import JudgeSettings
+
+    return JudgeSettings(
+        template=options.pop("template"), concurrency=options.pop("concurrency"), timeout_s=options.pop("timeout")
+    )
+
+
 def _reading(function: Any) -> Any:
     for option in (
         click.option("--limit", type=click.IntRange(1), help="Use so many prompts."),
         click.option("--split", default="train", show_default=True, help="Split of a hub data set."),
         click.option("--max-prompt-tokens", type=click.IntRange(1), default=2048, show_default=True),
         click.option("--max-response-tokens", type=click.IntRange(1), default=1024, show_default=True),
-        click.option("--batch-tokens", type=click.IntRange(1), default=4096, show_default=True, help="Tokens at once."),
+        click.option("--batch-tokens", type=click.IntRange(1), help="Tokens at once; 1024 on a CPU, 16384 on a GPU."),
     ):
         function = option(function)
     return function
@@ -403,8 +424,13 @@ def score(ctx: click.Context, as_json: bool, **options: Any) -> None:
 @click.argument("policies", nargs=-1, required=True)
 @click.option("--data", required=True, help="Prompts: preference data, a .jsonl with a prompt column, or a .txt.")
 @click.option(
-    "--judge", "judge", multiple=True, required=True, help="gold, rm:MODEL, implicit:P,R, python:M:F, file:PATH."
+    "--judge",
+    "judge",
+    multiple=True,
+    required=True,
+    help="gold, rm:MODEL, implicit:P,R, llm:MODEL, openai:MODEL@BASE_URL, python:M:F, file:PATH.",
 )
+@_asking
 @click.option("--out", type=PATH, required=True, help="Folder to write.")
 @click.option("--samples-per-prompt", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
@@ -424,7 +450,37 @@ def compare(ctx: click.Context, as_json: bool, policies: tuple[str, ...], **opti
         raise click.UsageError("name at least two policies to compare")
     reporter = _reporter(ctx)
     _quiet_libraries()
-    rows = compare_policies(policies, reporter=reporter, **options)
+    rows = compare_policies(policies, reporter=reporter, judge_settings=_judge_settings(options), **options)
+    _emit({"win_rates": rows}) if as_json else print(win_rate_table(rows))
+
+
+@cli.command()
+@click.argument("samples", type=PATH)
+@click.option("--policy", required=True, help="Whose responses are judged.")
+@click.option("--baseline", required=True, help="Against whose.")
+@click.option("--human", is_flag=True, help="Serve a page of blind pairs on this machine, for people to vote on.")
+@click.option(
+    "--judge", help="Or ask a judge: gold, rm:MODEL, implicit:P,R, llm:MODEL, openai:MODEL@BASE_URL, python:M:F."
+)
+@click.option("--annotator", default="me", show_default=True, help="Whose votes these are.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the page; 0 takes a free one.")
+@_asking
+@click.option("--limit", type=click.IntRange(1), help="Judge so many prompts.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order of pairs and places.")
+@click.option("--out", type=PATH, required=True, help="Parquet file of judgements to write; duel winrate reads it.")
+@_dtype
+@JSON
+@click.pass_context
+def judge(ctx: click.Context, as_json: bool, human: bool, judge: str | None, **options: Any) -> None:
+    """Judge recorded SAMPLES: a run folder, or its samples.parquet."""
+    from toolkit.rejudging import judge_samples
+    from toolkit.tables import win_rate_table
+
+    if human == bool(judge):
+        raise click.UsageError("name a judge with --judge, or ask people with --human")
+    reporter = _reporter(ctx)
+    _quiet_libraries()
+    rows = judge_samples(reporter=reporter, judge=judge, judge_settings=_judge_settings(options), **options)
     _emit({"win_rates": rows}) if as_json else print(win_rate_table(rows))
 
 

@@ -8,21 +8,20 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit import models
 from toolkit.errors import DataError
 from toolkit.generation import generate
-from toolkit.judging import judges, records
+from toolkit.judging import asking, judges, records
 from toolkit.locating import ModelRef, resolve
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import decode, encode_prompt, is_conversation
 from toolkit.preferences.formats import Prompt, prompt_id
 from toolkit.preferences.reading import read_preferences
 from toolkit.progress import Reporter
-from toolkit.recipe import ModelSection
-from toolkit.store import RunFolder, fingerprint, write_json
+from toolkit.recipe import JudgeSettings, ModelSection
+from toolkit.store import RunFolder, fingerprint, write_json, write_table
 
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "messages")
 
@@ -113,6 +112,7 @@ def compare_policies(
     split: str,
     seed: int,
     dtype: str,
+    judge_settings: JudgeSettings,
 ) -> list[dict[str, Any]]:
     """Writes ``samples-*.parquet``, ``judgements.parquet`` and ``results.json`` to ``out``; returns the win-rate rows.
 
@@ -155,7 +155,7 @@ def compare_policies(
                     for (key, _), group in zip(prompts, rows, strict=True)
                     for k, row in enumerate(group)
                 ]
-                _write(flat, path)
+                write_table(flat, path)
             kept = pq.read_table(path).to_pylist()
             n = samples_per_prompt
             table[name] = [kept[i * n : (i + 1) * n] for i in range(len(prompts))]
@@ -167,6 +167,18 @@ def compare_policies(
             if spec.startswith("file:"):
                 judgements += records.read_judgements([spec.removeprefix("file:")])
                 continue
+            if asking.asks(spec):
+                judgements += asking.judge_pairs(
+                    spec,
+                    list(combinations(policies, 2)),
+                    ids,
+                    [prompt for _, prompt in prompts],
+                    texts,
+                    judge_settings,
+                    section,
+                    reporter,
+                )
+                continue
             reporter.line(f"judge {spec}")
             all_texts = [[t for name in policies for t in texts[name][i]] for i in range(len(ids))]
             scores = judges.score(
@@ -176,13 +188,7 @@ def compare_policies(
             by_name = {name: [row[p * n : (p + 1) * n] for row in scores] for p, name in enumerate(policies)}
             for a, b in combinations(policies, 2):
                 judgements += judges.compare(spec, a, b, ids, (by_name[a], by_name[b]), (texts[a], texts[b]))
-        _write([asdict(judgement) for judgement in judgements], out / "judgements.parquet")
+        write_table([asdict(judgement) for judgement in judgements], out / "judgements.parquet")
         win_rates = [asdict(row) for row in records.win_rates(judgements, length_control=True, seed=seed)]
         write_json(out / "results.json", {"schema_version": 1, "policies": list(policies), "win_rates": win_rates})
     return win_rates
-
-
-def _write(rows: list[dict[str, Any]], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows), partial)
-    partial.replace(path)

@@ -37,10 +37,9 @@ def describe(recipe: Recipe, out: Path) -> dict[str, Any]:
         sides[name] = (kept, counts)
     kept, counts = sides["train"]
     n_pairs_rows = sum(bool(splits.pairs(row)) for row in kept)
-    n_sft = counts["n_responses"] if recipe.sft.train_on == "all" else counts["n_prompts"]
     schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed)
     steps = {
-        "sft": training.total_steps(recipe.sft, n_sft) if recipe.sft.enabled else 0,
+        "sft": training.total_steps(recipe.sft, counts["n_prompts"]) if recipe.sft.enabled else 0,
         "reward_model": training.total_steps(recipe.reward_model, n_pairs_rows),
         "ppo": len(schedule),
         "dpo": training.total_steps(recipe.dpo, n_pairs_rows),

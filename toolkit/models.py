@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +357,8 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path,
     """Write a plain model: an adapter is merged in fp32 first, so that rounding happens once."""
     if isinstance(model, PeftModel):
         model = model.float().merge_and_unload()
+    # A reward model on these weights finds the end of a row by it, wherever it is loaded.
+    model.config.pad_token_id = tokenizer.pad_token_id
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -402,7 +404,7 @@ def merged(model: Any) -> Iterator[Any]:
                 if name in layer.lora_A:
                     total = total + layer.get_delta_weight(name).float()
             layer.get_base_layer().weight.data = total.to(weight.dtype)
-        with _adapters_off(model) if layers else _nothing():
+        with _adapters_off(model) if layers else nullcontext():
             yield model
     finally:
         for layer, weight in zip(layers, kept, strict=True):
@@ -416,11 +418,6 @@ def _is_plain_lora(layer: LoraLayer) -> bool:
         and not layer.lora_embedding_A
         and not any(layer.use_dora.get(name) or layer.lora_bias.get(name) for name in layer.active_adapters)
     )
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager
@@ -448,3 +445,9 @@ def best_device() -> torch.device:
 def inner(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper; its adapters stay in place."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def backbone(model: Any) -> nn.Module:
+    """The model without its head."""
+    whole = inner(model)
+    return getattr(whole, whole.base_model_prefix)

@@ -185,7 +185,9 @@ class PpoSection(Arm):
     )
     response_length: PositiveInt | None = Field(None, description="Tokens; null takes data.max_response_tokens.")
     temperature: PositiveFloat = 1.0
-    value_head_init: Literal["reward_model", "zero"] = "reward_model"
+    value_head_init: Literal["reward_model", "zero"] = Field(
+        "zero", description="The trunk of the critic is the reward model's in either case."
+    )
     max_kl: PositiveFloat | None = Field(
         None, description="Stop when KL to the reference passes this many nats per response."
     )
@@ -199,19 +201,30 @@ class DpoSection(Arm):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(0.0, description="Conservative DPO's label noise.")
 
 
+class JudgeSettings(Section):
+    template: str | None = Field(
+        None, description="choice, score, logprob, or a YAML file; null: logprob for llm:, choice for openai:."
+    )
+    concurrency: PositiveInt = Field(8, description="Requests to an endpoint at once.")
+    timeout_s: PositiveFloat = Field(60.0, description="Seconds until a request is tried again.")
+
+
 class EvaluateSection(Section):
     judges: list[str] = Field(
         default_factory=list,
-        description="gold, rm:MODEL, implicit:POLICY,REFERENCE, file:PATH, python:module:function; empty picks gold "
-        "where the data has it, and the run's own reward signals otherwise.",
+        description="gold, rm:MODEL, implicit:POLICY,REFERENCE, llm:MODEL, openai:MODEL@BASE_URL, file:PATH, "
+        "python:module:function; empty picks gold where the data has it, and the run's own reward signals otherwise.",
     )
+    judge: JudgeSettings = Field(default_factory=JudgeSettings, description="Of the judges llm: and openai:.")
     temperature: PositiveFloat = 1.0
     samples_per_prompt: PositiveInt = Field(1, description="Responses per held-out prompt and policy.")
     max_new_tokens: PositiveInt | None = Field(None, description="null takes data.max_response_tokens.")
     best_of_n: NonNegativeInt = Field(4, description="n of the best-of-n policies; 0 leaves them out.")
     checkpoints: bool = Field(True, description="Evaluate intermediate checkpoints as well.")
     batch_size: PositiveInt = Field(64, description="Responses sampled at once.")
-    token_budget: PositiveInt = Field(4096, description="Tokens scored at once.")
+    token_budget: PositiveInt | None = Field(
+        None, description="Tokens scored at once; null: 1,024 on a CPU, 16,384 on a GPU."
+    )
     bootstrap: PositiveInt = Field(2000, description="Resamples of the prompts for every interval.")
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
 

@@ -30,7 +30,7 @@ from toolkit.preferences.reading import PreferenceData, read_preferences
 from toolkit.progress import Reporter
 from toolkit.recipe import ModelSection
 from toolkit.scoring import Engine, Tree
-from toolkit.store import fingerprint, write_json
+from toolkit.store import fingerprint, write_json, write_table
 
 PROMPTS_PER_PART = 256
 DEFAULT_BETA = 0.1
@@ -125,7 +125,7 @@ def implicit_rewards(
     split: str = "train",
     max_prompt_tokens: int = 2048,
     max_response_tokens: int = 1024,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any]:
     """Write ``out`` and return the summary. An interrupted call continues where it stopped.
@@ -218,7 +218,7 @@ def implicit_rewards(
             if with_ids:
                 record["prompt_ids"], record["response_ids"] = item.tree.prompt_ids, ids
             rows.append(record)
-    _write(rows, out)
+    write_table(rows, out)
     for folder in out.parent.glob(f".{out.name}.*.partial"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -247,7 +247,7 @@ def explicit_rewards(
     split: str = "train",
     max_prompt_tokens: int = 2048,
     max_response_tokens: int = 1024,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any]:
     """Write the reward model's score of every response to ``out`` and return the summary."""
@@ -276,7 +276,7 @@ def explicit_rewards(
                 "truncated": item.truncated[k],
             }
             rows.append(record | ({"label": label[k]} if label is not None else {}))
-    _write(rows, out)
+    write_table(rows, out)
     lengths = _by_prompt(rows, "n_tokens", len(reading.rows))
     return _summary(reading, [np.array(v) for v in scores], started, lengths=lengths) | {"out": str(out)}
 
@@ -288,7 +288,12 @@ def _refuse_existing(out: Path, force: bool) -> None:
 
 
 def _explicit(
-    rm: str, reading: Reading, section: ModelSection, batch_tokens: int, max_response_tokens: int, reporter: Reporter
+    rm: str,
+    reading: Reading,
+    section: ModelSection,
+    batch_tokens: int | None,
+    max_response_tokens: int,
+    reporter: Reporter,
 ) -> list[list[float]]:
     ref = resolve(rm)
     tokenizer = models.load_tokenizer(ref)
@@ -346,9 +351,3 @@ def _summary(
     if not_finite:
         raise ModelError(f"{not_finite} rewards are not finite", where="policy, reference or reward model")
     return summary | {"seconds": round(seconds, 3), "responses_per_second": round(n_responses / seconds, 3)}
-
-
-def _write(rows: list[dict[str, Any]], out: Path) -> None:
-    partial = out.with_name(f".{out.name}.partial-file")
-    pq.write_table(pa.Table.from_pylist(rows), partial)
-    partial.replace(out)

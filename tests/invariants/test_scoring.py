@@ -435,6 +435,30 @@ def test_an_encoder_reward_model_takes_whole_rows(make_trees: Trees) -> None:
     assert_same(engine(model).scores(trees), score_oracle(model, trees))
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_reward_is_read_at_the_end_whatever_the_configuration_pads_with(make_trees: Trees, plain: bool) -> None:
+    """SmolLM2's configuration pads with the EOS: read from there, a score would be that of the token before it."""
+    model, trees = classifier(), make_trees(3, 64)
+    trees = [Tree(tree.prompt_ids, [[*ids, 2] for ids in tree.response_ids]) for tree in trees]
+    expected = score_oracle(model, trees)
+    model.config.pad_token_id = 2
+    scorer = engine(model)
+    scorer.plain = plain
+    assert_same(scorer.scores(trees), expected)
+
+
+def test_a_head_with_a_bias(make_trees: Trees) -> None:
+    model, trees = classifier(), make_trees(3, 64)
+    model.score = torch.nn.Linear(32, 1)
+    assert_same(engine(model).scores(trees), score_oracle(model, trees))
+
+
+def test_a_head_of_several_layers_takes_the_models_own_way(make_trees: Trees) -> None:
+    model, trees = classifier(), make_trees(3, 64)
+    model.score = torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    assert_same(engine(model).scores(trees), score_oracle(model, trees))
+
+
 def test_a_reward_model_whose_configuration_names_no_padding(make_trees: Trees) -> None:
     model, trees = classifier(pad_token_id=None), make_trees(3, 64)
     assert_same(engine(model).scores(trees), score_oracle(model, trees))

@@ -10,9 +10,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from scipy import stats
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from toolkit import models
-from toolkit.generation import InverseCdf, Sample, generate, uniforms
+from toolkit.generation import Sample, draw, generate, uniforms
 from toolkit.preferences.encoding import response_end
 
 PROMPTS = [[5], [9, 30, 41], [77, 13, 200, 8, 9, 10, 11], [40, 41, 42], [300, 301], [17, 5, 6, 8, 1999]]
@@ -61,22 +62,18 @@ def test_uniforms_are_uniform() -> None:
 # ---------------------------------------------------------------- the draw
 
 
-def draw(scores: torch.Tensor, u: float, temperature: float = 1.0) -> int:
-    processor = InverseCdf(torch.tensor([[u]], dtype=torch.float32), temperature, prompt_length=1)
-    return int(processor(torch.zeros(1, 1, dtype=torch.long), scores[None]).argmax())
+def drawn(scores: torch.Tensor, u: float) -> int:
+    return int(draw(scores[None], torch.tensor([u], dtype=torch.float32), 1.0))
 
 
 def test_the_draw_by_hand() -> None:
     scores = torch.tensor([0.5, 0.0, 0.25, 0.25]).log()
-    found = [draw(scores, u) for u in (0.0, 0.49, 0.51, 0.74, 0.76, 0.99999994)]
+    found = [drawn(scores, u) for u in (0.0, 0.49, 0.51, 0.74, 0.76, 0.99999994)]
     assert found == [0, 0, 2, 2, 3, 3]  # the second token has no probability
 
 
-def test_each_place_has_a_number_of_its_own() -> None:
-    processor = InverseCdf(torch.tensor([[0.15, 0.95, 0.65]]), 1.0, prompt_length=4)
-    scores = torch.zeros(1, 10)
-    drawn = [int(processor(torch.zeros(1, 4 + step, dtype=torch.long), scores).argmax()) for step in range(3)]
-    assert drawn == [1, 9, 6]
+def test_each_row_has_a_number_of_its_own() -> None:
+    assert draw(torch.zeros(3, 10), torch.tensor([0.15, 0.95, 0.65]), 1.0).tolist() == [1, 9, 6]
 
 
 def test_a_draw_next_to_one_stays_inside_the_support() -> None:
@@ -85,16 +82,15 @@ def test_a_draw_next_to_one_stays_inside_the_support() -> None:
     scores[100:] = -torch.inf
     scores[0] = -torch.inf
     top = float(np.nextafter(np.float32(1), np.float32(0)))
-    assert draw(scores, top) < 100
-    assert draw(scores, 0.0) == 1
+    assert drawn(scores, top) < 100
+    assert drawn(scores, 0.0) == 1
 
 
 def test_every_token_is_drawn_as_often_as_it_is_likely() -> None:
     scores = torch.tensor([1.0, -1.0, 0.3, 2.0, -3.0])
     u = torch.from_numpy(uniforms([(seed,) for seed in range(20_000)], 1))
     for temperature in (1.0, 0.5, 2.0):
-        processor = InverseCdf(u, temperature, prompt_length=1)
-        chosen = processor(torch.zeros(len(u), 1, dtype=torch.long), scores.expand(len(u), -1)).argmax(1)
+        chosen = draw(scores.expand(len(u), -1), u[:, 0], temperature)
         counts = torch.bincount(chosen, minlength=5).numpy()
         expected = (scores.double() / temperature).softmax(0).numpy() * len(u)
         assert stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 1e-3
@@ -145,6 +141,40 @@ def test_the_models_own_generation_settings_do_not_count(new_tiny: Make, tiny: A
 
 
 # ---------------------------------------------------------------- batches
+
+
+def naive(model: Any, prompt: list[int], key: Any, ends: list[int], length: int = 12) -> Sample:
+    """One response by whole forward passes: no cache, no batch, no padding."""
+    u = torch.from_numpy(uniforms([key], length))[0]
+    ids = list(prompt)
+    for step in range(length):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1]
+        ids.append(int(draw(logits[None], u[step : step + 1], 1.0)))
+        if ids[-1] in ends:
+            break
+    return Sample(ids[len(prompt) :], truncated=ids[-1] not in ends)
+
+
+def test_the_same_tokens_as_whole_forward_passes(tiny: Any) -> None:
+    """Several samples of one prompt, among prompts of other lengths, some of which end early and leave the batch."""
+    prompts = [ids for ids in PROMPTS for _ in range(5)]
+    keys = [(1, i) for i in range(len(prompts))]
+    ends = sorted({s.ids[k] for s in sample(tiny, prompts, keys, eos_ids=[2047]) for k in (2, 5)})[:8]
+    expected = [naive(tiny, prompt, key, ends) for prompt, key in zip(prompts, keys, strict=True)]
+    assert 5 <= sum(s.truncated for s in expected) <= 25
+    assert sample(tiny, prompts, keys, eos_ids=ends) == expected
+
+
+def test_a_model_whose_state_runs_through_the_row() -> None:
+    """No prompt is shared and no row leaves: the cache has no rows to choose from."""
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.3)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    prompts = [[5, 7, 9], [5, 7, 9], [8, 10, 11]]
+    keys = [(2, i) for i in range(3)]
+    expected = [naive(model, prompt, key, [2]) for prompt, key in zip(prompts, keys, strict=True)]
+    assert sample(model, prompts, keys) == expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])

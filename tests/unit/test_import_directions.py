@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "toolkit"
 LAYERS = [
     {"cli", "__main__"},
-    {"pipeline", "rewards", "comparing", "simulating", "sweep", "dry_run", "tables"},
+    {"pipeline", "rewards", "comparing", "rejudging", "simulating", "sweep", "dry_run", "tables"},
     {"stages"},
     {"ppo", "training", "judging", "evals", "generation", "scoring", "preferences", "report", "metrics"},
     {"models"},

@@ -33,7 +33,7 @@ def score(
     section: ModelSection,
     *,
     max_response_tokens: int,
-    token_budget: int = 4096,
+    token_budget: int | None = None,
 ) -> Scores:
     """For every prompt, the judge's score of each of its responses.
 

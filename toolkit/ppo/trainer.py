@@ -3,7 +3,8 @@
 The details that decide whether PPO works, each with its source (N+ is Huang et al. 2024, arXiv 2403.17031):
 
  1. Dropout is off in every model, so that the ratio of the first update is exactly 1 (N+, detail 4; ``models.py``).
- 2. The critic starts from the reward model, head included (N+; Ouyang et al. 2022; ``actors.py``).
+ 2. The critic starts from the reward model's trunk with a head of zeros (N+; ``actors.py``), so that its first values
+    are 0, the mean of the centred scores; ``value_head_init=reward_model`` keeps the head (Ouyang et al. 2022).
  3. The reward model is centred so that SFT samples score 0 (N+; Ouyang et al. 2022; ``stages/reward_model.py``).
  4. Rollouts are sampled with temperature alone: no top-k, top-p or repetition penalty (``generation.py``), and the
     logits are divided by that temperature in rollout, training and reference alike (N+, detail 9).

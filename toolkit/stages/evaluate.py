@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit import models
 from toolkit.evals import summary
 from toolkit.generation import generate
-from toolkit.judging import judges, records
+from toolkit.judging import asking, judges, records
 from toolkit.locating import ModelRef, resolve, training_record
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import decode, encode, encode_prompt, is_conversation, response_end
@@ -28,7 +27,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe import EvaluateSection
 from toolkit.scoring import Engine, Tree
-from toolkit.store import read_json, write_json
+from toolkit.store import read_json, write_json, write_table
 
 Row = dict[str, Any]
 
@@ -97,7 +96,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     rewards = heldout_rewards(setting, inputs, scored["heldout"], implicit_beta)
     for row, reference, implicit, reward in zip(samples, *scored["samples"], strict=True):
         tempered = row.pop("reference_logp_t")
-        row["policy_logp"] = tempered if row["policy_logp"] is None else row["policy_logp"]
+        if row["policy_logp"] is None:
+            row["policy_logp"] = tempered if row["kind"] == "sft" else implicit
         row["kl_nats"] = row["policy_logp"] - tempered
         row["implicit_reward"] = implicit_beta * (implicit - reference)
         row["explicit_reward"] = reward
@@ -135,13 +135,6 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     reporter.line(result["verdict"]["sentence"])
     scored_tokens = 4 * sum(row["n_tokens"] for row in samples)
     return {"tokens": scored_tokens + sum(row["n_tokens"] for row in samples), "n_samples": len(samples)}
-
-
-def write_table(rows: Sequence[Row], path: Path) -> None:
-    """A Parquet file, whole or absent."""
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(list(rows)), partial)
-    partial.replace(path)
 
 
 def find_policies(settings: Any, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
@@ -189,9 +182,9 @@ def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[
         )
     grouped = [samples[i * policy.n_samples : (i + 1) * policy.n_samples] for i in range(len(setting.rows))]
     trees = [Tree(ids, [s.ids for s in group]) for ids, group in zip(setting.prompts, grouped, strict=True)]
-    # SFT is the reference, under which everything is scored later: once is enough.
-    known = policy.kind != "sft"
-    logps = setting.engine(model).logps(trees, temperature=section.temperature) if known else None
+    # Everything is scored under SFT, the reference, and under the DPO policy later: once is enough.
+    later = policy.kind == "sft" or (policy.name == "dpo" and section.temperature == 1.0)
+    logps = None if later else setting.engine(model).logps(trees, temperature=section.temperature)
     out = []
     for i, (row, group) in enumerate(zip(setting.rows, grouped, strict=True)):
         for k, sample in enumerate(group):
@@ -353,6 +346,12 @@ def judge_all(
     for spec in specs:
         if spec.startswith("file:"):
             out += records.read_judgements([spec.removeprefix("file:")])
+            continue
+        if asking.asks(spec):
+            prompts = [row.prompt for row in setting.rows]
+            out += asking.judge_pairs(
+                spec, pairs, prompt_ids, prompts, texts, setting.section.judge, setting.model, reporter
+            )
             continue
         column = {"gold": "gold_reward", "rm": "explicit_reward", "implicit": "implicit_reward"}.get(spec)
         if spec == "gold" and not has_gold:

@@ -17,7 +17,7 @@ from toolkit.preferences.formats import PreferenceRow
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe import SftSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
 
 
 def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         chosen = [row.responses[i] for i in targets(row, section.train_on)]
         limit = settings.data.max_response_tokens
         encoded = encode(tokenizer, row.prompt, chosen, end_id=end_id, max_response_tokens=limit)
-        examples += [training.Example(Tree(encoded.tree.prompt_ids, [ids]), []) for ids in encoded.tree.response_ids]
+        examples.append(training.Example(encoded.tree, []))
 
     steps = training.total_steps(section, len(examples))
     training.seed_everything(settings.seed)

@@ -1,0 +1,115 @@
+"""What a language model is asked, and how its answer is read.
+
+A template is a YAML file with ``kind``, ``system``, ``user`` (Jinja2) and ``max_tokens``. Three ship: ``choice`` (a
+verdict in words), ``score`` (1 to 10, one response at a time), ``logprob`` (the probabilities of A and B). A file of
+one's own takes their place.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+import jinja2.meta
+import yaml
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+
+from toolkit.errors import RecipeError
+from toolkit.preferences.formats import Prompt
+from toolkit.store import fingerprint
+
+SHIPPED = ("choice", "score", "logprob")
+_NEEDS = {"choice": ("prompt", "response_a", "response_b"), "score": ("prompt", "response")}
+_NEEDS["logprob"] = _NEEDS["choice"]
+_VERDICT = re.compile(r"\[\[([^\[\]]*)\]\]")
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["choice", "score", "logprob"]
+    user: str
+    system: str = ""
+    max_tokens: PositiveInt = 512
+
+
+@dataclass(frozen=True)
+class Template:
+    """``fingerprint`` names its content: another wording is another judge."""
+
+    name: str
+    kind: Literal["choice", "score", "logprob"]
+    system: str
+    user: str
+    max_tokens: int
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint([self.kind, self.system, self.user, self.max_tokens])
+
+    def messages(self, prompt: Prompt, first: str, second: str) -> list[dict[str, str]]:
+        """The conversation to send. ``score`` shows ``first`` alone."""
+        shown = prompt if isinstance(prompt, str) else "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+        values = {"prompt": shown, "response": first, "response_a": first, "response_b": second}
+        user = jinja2.Template(self.user, undefined=jinja2.StrictUndefined).render(**values)
+        return [
+            *([{"role": "system", "content": self.system}] if self.system else []),
+            {"role": "user", "content": user},
+        ]
+
+
+def load_template(name_or_path: str) -> Template:
+    """A shipped template by name, or a YAML file.
+
+    Raises RecipeError where there is none, or where it leaves out what a judge has to see.
+    """
+    if name_or_path in SHIPPED:
+        text = resources.files("toolkit.judging").joinpath("templates", f"{name_or_path}.yaml").read_text("utf-8")
+    else:
+        path = Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise RecipeError(
+                "there is no such judge template", where=name_or_path, fix=f"name {', '.join(SHIPPED)}, or a YAML file"
+            )
+        text = path.read_text(encoding="utf-8")
+    try:
+        file = _File.model_validate(yaml.safe_load(text))
+        used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(file.user))
+    except (yaml.YAMLError, ValidationError, jinja2.TemplateSyntaxError) as error:
+        raise RecipeError(f"this judge template cannot be read: {error}", where=name_or_path) from error
+    if used != set(_NEEDS[file.kind]):
+        raise RecipeError(
+            f"the template uses {sorted(used)}, a {file.kind} template uses {sorted(_NEEDS[file.kind])}",
+            where=name_or_path,
+            fix="write them as {{ prompt }}",
+        )
+    return Template(name_or_path, file.kind, file.system, file.user, file.max_tokens)
+
+
+def read_verdict(kind: Literal["choice", "score"], reply: str) -> tuple[float | None, str]:
+    """``(value, "")`` of a reply in words, or ``(None, why)``: 1, 0 or 1/2 for A, B or C; 1 to 10 for a score.
+
+    Strict: one verdict in double brackets, nothing guessed.
+
+    >>> read_verdict("choice", "Both are fine, A is clearer. [[A]]")
+    (1.0, '')
+    >>> read_verdict("choice", "A is better.")
+    (None, 'no verdict in double brackets')
+    >>> read_verdict("score", "[[11]]")
+    (None, "'11' is no verdict")
+    """
+    found = {match.strip() for match in _VERDICT.findall(reply)}
+    if not found:
+        return None, "no verdict in double brackets"
+    if len(found) > 1:
+        return None, f"{len(found)} different verdicts"
+    [verdict] = found
+    if kind == "choice":
+        value = {"A": 1.0, "B": 0.0, "C": 0.5}.get(verdict)
+    else:
+        value = float(verdict) if re.fullmatch(r"[1-9]|10", verdict) else None
+    return (value, "") if value is not None else (None, f"{verdict!r} is no verdict")
