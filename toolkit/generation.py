@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def generate(
     device = next(model.parameters()).device
     out: list[Sample | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    with torch.inference_mode(), models.merged(model), _autocast(model, device, dtype):
+    with torch.inference_mode(), models.merged(model), _autocast(model, device, dtype), _decoding(inner(model)):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             draws = torch.from_numpy(uniforms([keys[i] for i in indices], max_new_tokens)).to(device)
@@ -96,6 +96,23 @@ def _autocast(model: Any, device: torch.device, dtype: torch.dtype) -> AbstractC
     """Nothing where the weights have the precision already: autocast costs a lookup for each product."""
     same = next(inner(model).parameters()).dtype == dtype
     return nullcontext() if same else models.precision(device, dtype)
+
+
+@contextmanager
+def _decoding(model: Any) -> Iterator[None]:
+    """sdpa in the place of eager attention, which repeats the keys for every group of heads at each token.
+
+    Training on a CPU is faster with eager attention, where rows are short; decoding is not.
+    """
+    chosen = model.config._attn_implementation
+    if chosen != "eager" or getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        yield  # sdpa has no soft-capping
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(chosen)
 
 
 def _decode(
