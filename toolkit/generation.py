@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,14 +105,15 @@ def _decoding(model: Any) -> Iterator[None]:
     Training on a CPU is faster with eager attention, where rows are short; decoding is not.
     """
     chosen = model.config._attn_implementation
-    if chosen != "eager" or getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
-        yield  # sdpa has no soft-capping
-        return
-    model.set_attn_implementation("sdpa")
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if chosen == "eager" and not capped:  # sdpa has no soft-capping
+        with suppress(ValueError):  # what transformers raises for a model without sdpa: it stays as it is
+            model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        model.set_attn_implementation(chosen)
+        if model.config._attn_implementation != chosen:
+            model.set_attn_implementation(chosen)
 
 
 def _decode(

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, MambaConfig
 from toolkit import models
 from toolkit.generation import Sample, draw, generate, uniforms
 from toolkit.preferences.encoding import response_end
+from toolkit.recipe import ModelSection
 
 PROMPTS = [[5], [9, 30, 41], [77, 13, 200, 8, 9, 10, 11], [40, 41, 42], [300, 301], [17, 5, 6, 8, 1999]]
 KEYS = [(0, "test", i) for i in range(len(PROMPTS))]
@@ -164,6 +165,15 @@ def test_the_same_tokens_as_whole_forward_passes(tiny: Any) -> None:
     expected = [naive(tiny, prompt, key, ends) for prompt, key in zip(prompts, keys, strict=True)]
     assert 5 <= sum(s.truncated for s in expected) <= 25
     assert sample(tiny, prompts, keys, eos_ids=ends) == expected
+
+
+def test_eager_attention_stays_what_the_model_trains_with(tiny_ref: Any, tiny: Any) -> None:
+    section = ModelSection(name="tiny", dtype="float32", lora=None, attn_implementation="eager")
+    model = models.load_policy(tiny_ref, section)
+    seen = []
+    model.lm_head.register_forward_hook(lambda *_: seen.append(model.config._attn_implementation))
+    assert sample(model) == sample(tiny)
+    assert set(seen) == {"sdpa"} and model.config._attn_implementation == "eager"
 
 
 def test_a_model_whose_state_runs_through_the_row() -> None:
