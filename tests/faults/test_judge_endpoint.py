@@ -15,6 +15,7 @@ import pytest
 
 from toolkit.errors import ModelError, RecipeError
 from toolkit.judging import asking
+from toolkit.judging.memory import Memory
 from toolkit.judging.records import Judgement, win_rates
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
@@ -227,7 +228,7 @@ def test_a_server_that_dies_midway_loses_nothing(serve: Any) -> None:
         return (0, {}, b"") if dead else None
 
     server = serve(script)
-    real = asking.Memory.keep
+    real = Memory.keep
     kept = 0
 
     def counting(self: Any, question: Any, answer: Any) -> None:
@@ -237,7 +238,7 @@ def test_a_server_that_dies_midway_loses_nothing(serve: Any) -> None:
         dead = dead or kept >= 5
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asking.Memory, "keep", counting)
+        patch.setattr(Memory, "keep", counting)
         patch.setattr(asking, "RETRIES", 0)
         with pytest.raises(ModelError, match="does not answer any more"):
             judge(server.spec, concurrency=2)
