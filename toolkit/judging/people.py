@@ -16,7 +16,7 @@ from typing import Any
 from toolkit.errors import StoreError
 from toolkit.judging.memory import Answer, Memory, Question, remembering
 from toolkit.judging.records import Judgement
-from toolkit.preferences.formats import Prompt
+from toolkit.preferences.formats import Prompt, readable
 
 _VALUES = {"A": 1.0, "B": 0.0, "tie": 0.5}
 
@@ -83,8 +83,7 @@ def serving(pairs: Sequence[Pair], memory_path: Path, port: int = 0) -> Iterator
             if pair is None:
                 return {"pair": None, "voted": voted, "total": len(pairs)}
             question = pair.question
-            prompt = question.prompt
-            text = prompt if isinstance(prompt, str) else "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+            text = readable(question.prompt)
             shown = {"id": question.key, "prompt": text, "a": question.first, "b": question.second}
             return {"pair": shown, "voted": voted, "total": len(pairs)}
 

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from toolkit.errors import RecipeError
-from toolkit.preferences.formats import Prompt
+from toolkit.preferences.formats import Prompt, readable
 from toolkit.store import fingerprint
 
 SHIPPED = ("choice", "score", "logprob")
@@ -53,8 +53,7 @@ class Template:
 
     def messages(self, prompt: Prompt, first: str, second: str) -> list[dict[str, str]]:
         """The conversation to send. ``score`` shows ``first`` alone."""
-        shown = prompt if isinstance(prompt, str) else "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-        values = {"prompt": shown, "response": first, "response_a": first, "response_b": second}
+        values = {"prompt": readable(prompt), "response": first, "response_a": first, "response_b": second}
         user = jinja2.Template(self.user, undefined=jinja2.StrictUndefined).render(**values)
         return [
             *([{"role": "system", "content": self.system}] if self.system else []),

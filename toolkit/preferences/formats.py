@@ -139,6 +139,11 @@ def canonical_prompt(prompt: Prompt) -> str:
     return f"[{','.join(parts)}]"
 
 
+def readable(prompt: Prompt) -> str:
+    """A prompt as a person reads it."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+
+
 def prompt_id(prompt: Prompt) -> str:
     """First 16 hex digits of the sha256 of the prompt's canonical JSON."""
     return hashlib.sha256(canonical_prompt(prompt).encode()).hexdigest()[:16]

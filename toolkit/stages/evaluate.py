@@ -21,7 +21,7 @@ from toolkit.judging import asking, judges, records
 from toolkit.locating import ModelRef, resolve, training_record
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import decode, encode, encode_prompt, is_conversation, response_end
-from toolkit.preferences.formats import PreferenceRow
+from toolkit.preferences.formats import PreferenceRow, readable
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
@@ -196,7 +196,7 @@ def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[
                     "kind": policy.kind,
                     "step": policy.step,
                     "sample_index": k,
-                    "prompt": prompt_text(row),
+                    "prompt": readable(row.prompt),
                     "response": decode(setting.tokenizer, sample.ids),
                     "response_ids": sample.ids,
                     "n_tokens": len(sample.ids),
@@ -205,13 +205,6 @@ def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[
                 }
             )
     return out
-
-
-def prompt_text(row: PreferenceRow) -> str:
-    """A prompt as a person reads it."""
-    if isinstance(row.prompt, str):
-        return row.prompt
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in row.prompt)
 
 
 def score_everything(
