@@ -41,7 +41,8 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tor
     """
     if temperature == 0.0:
         return logits.argmax(-1)
-    cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1)
+    logits = logits.float()
+    cumulative = (logits if temperature == 1.0 else logits / temperature).softmax(-1).cumsum(-1)
     # The last entry is 1 up to rounding: scaling by it keeps the draw inside the support.
     target = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[-1] - 1).squeeze(1)

@@ -29,6 +29,10 @@ LOGIT_ROWS = 1024
 # Tokens of a forward pass by default. A CPU is fastest where a layer's activations stay in its cache: 1024 scored
 # 10 to 25% faster than 4096 (SmolLM2-135M in bf16, 2 cores).
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 16_384}
+# Tokens of a row at which attention costs as much as everything else. A tree is as wide as all its responses, and
+# attention computes the pairs of siblings only to mask them. On a CPU rows of 600 tokens scored a quarter slower than
+# rows of 250 (SmolLM2-135M in bf16, 2 cores), which gives this figure; kernels of a GPU have no such need.
+ATTENTION_TOKENS = {"cpu": 700}
 # A wrong mask moves log-probabilities by nats; rounding moves them by this much at most.
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 
@@ -130,6 +134,24 @@ def pack(trees: Sequence[Tree], pad_id: int, *, plain: bool = False) -> TreeBatc
         tree=torch.tensor(tree_of),
         trees=tuple(trees),
     )
+
+
+def pieces(tree: Tree, attention_tokens: int) -> list[Tree]:
+    """A wide tree as several with the same prompt, the responses in their order: what is cheapest to compute.
+
+    P prompt tokens and R response tokens in a row cost (P + R) (1 + (P + R) / C), C being ``attention_tokens``; per
+    response token that is least at R = sqrt(P (P + C)).
+    """
+    prompt, lengths = len(tree.prompt_ids), [len(ids) for ids in tree.response_ids]
+    best = (prompt * (prompt + attention_tokens)) ** 0.5
+    n = max(1, min(len(lengths), round(sum(lengths) / best)))
+    share = sum(lengths) / n
+    groups: list[list[list[int]]] = [[] for _ in range(n)]
+    before = 0
+    for ids in tree.response_ids:  # by the place of its middle token, so that the pieces are about equal
+        groups[min(n - 1, int((before + len(ids) / 2) / share))].append(ids)
+        before += len(ids)
+    return [Tree(tree.prompt_ids, group) for group in groups if group]
 
 
 def batches(trees: Sequence[Tree], token_budget: int) -> Iterator[list[int]]:
@@ -327,30 +349,41 @@ class Engine:
         self, trees: Sequence[Tree], *, temperature: float = 1.0, advance: Callable[[int], None] | None = None
     ) -> list[list[torch.Tensor]]:
         """For every tree, for every response, its [n_tokens] fp32 log-probabilities on the CPU."""
-        out: list[list[torch.Tensor]] = [[] for _ in trees]
-        for indices, batch in self._batches(trees):
-            with torch.no_grad(), models.precision(self.device, self.dtype):
-                logps_N, _ = self.token_logps(batch, temperature=temperature)
-            lengths = torch.bincount(batch.owner, minlength=batch.n_responses).tolist()
-            per_response = iter(logps_N.cpu().split(lengths))
-            for i in indices:
-                out[i] = [next(per_response) for _ in trees[i].response_ids]
-            if advance is not None:
-                advance(len(indices))
-        return out
+
+        def run(batch: TreeBatch) -> list[torch.Tensor]:
+            logps_N, _ = self.token_logps(batch, temperature=temperature)
+            return list(logps_N.cpu().split(torch.bincount(batch.owner, minlength=batch.n_responses).tolist()))
+
+        return self._each(trees, run, advance)
 
     def scores(self, trees: Sequence[Tree], *, advance: Callable[[int], None] | None = None) -> list[list[float]]:
         """For every tree, the scalar reward of each response."""
-        out: list[list[float]] = [[] for _ in trees]
-        for indices, batch in self._batches(trees):
-            with torch.no_grad(), models.precision(self.device, self.dtype):
-                scores = iter(self.branch_scores(batch).tolist())
-            for i in indices:
-                out[i] = [next(scores) for _ in trees[i].response_ids]
-            if advance is not None:
-                advance(len(indices))
-        return out
+        return self._each(trees, lambda batch: self.branch_scores(batch).tolist(), advance)
 
-    def _batches(self, trees: Sequence[Tree]) -> Iterator[tuple[list[int], TreeBatch]]:
-        for indices in batches(trees, self.token_budget):
-            yield indices, self.pack([trees[i] for i in indices])
+    def _each(
+        self, trees: Sequence[Tree], run: Callable[[TreeBatch], list[Any]], advance: Callable[[int], None] | None
+    ) -> list[list[Any]]:
+        """What ``run`` gives for each response of a batch, for every tree in the caller's order."""
+        limit = ATTENTION_TOKENS.get(self.device.type)
+        parts = [
+            (index, piece) for index, tree in enumerate(trees) for piece in (pieces(tree, limit) if limit else [tree])
+        ]
+        results: list[list[Any]] = [[] for _ in parts]
+        left = [0] * len(trees)
+        for index, _ in parts:
+            left[index] += 1
+        for indices in batches([piece for _, piece in parts], self.token_budget):
+            batch = self.pack([parts[i][1] for i in indices])
+            with torch.no_grad(), models.precision(self.device, self.dtype):
+                values = iter(run(batch))
+            done = 0
+            for i in indices:
+                results[i] = [next(values) for _ in parts[i][1].response_ids]
+                left[parts[i][0]] -= 1
+                done += left[parts[i][0]] == 0
+            if advance is not None:
+                advance(done)
+        out: list[list[Any]] = [[] for _ in trees]
+        for (index, _), values_of in zip(parts, results, strict=True):
+            out[index] += values_of
+        return out

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from toolkit import scoring
-from toolkit.scoring import Engine, Tree, batches, by_response, pack
+from toolkit.scoring import Engine, Tree, batches, by_response, pack, pieces
 
 Trees = Callable[..., list[Tree]]
 SMALL = {
@@ -131,6 +131,39 @@ def test_batches_hold_each_tree_once_within_the_budget(make_trees: Trees) -> Non
         for part in found:
             padded = len(part) * max(len(trees[i]) for i in part)
             assert padded <= budget or len(part) == 1
+
+
+@pytest.mark.parametrize(("prompt", "lengths"), [(25, [40] * 13), (1, [5] * 60), (400, [30] * 6), (30, [300, 2, 2, 2])])
+def test_pieces_keep_the_responses_in_order_and_cost_what_the_best_number_of_them_costs(
+    prompt: int, lengths: list[int]
+) -> None:
+    limit = 700
+    tree = Tree([1] * prompt, [[2 + k] * n for k, n in enumerate(lengths)])
+    found = pieces(tree, limit)
+    assert [ids for piece in found for ids in piece.response_ids] == tree.response_ids
+    assert all(piece.prompt_ids == tree.prompt_ids and piece.response_ids for piece in found)
+
+    def cost(rows: Sequence[int]) -> float:
+        return sum(width + width**2 / limit for width in rows)
+
+    even = [cost([prompt + sum(lengths) / n] * n) for n in range(1, len(lengths) + 1)]
+    assert cost([len(piece) for piece in found]) < 1.15 * max(min(even), cost([prompt + max(lengths)]))
+
+
+def test_a_wide_tree_gives_the_same_numbers_in_pieces(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees = [
+        Tree([9, 8, 7], [[(7 * k + i) % 90 + 3 for i in range(3 + k % 5)] for k in range(40)]),
+        Tree([5], [[6, 7]]),
+    ]
+    packed: list[int] = []
+    steps: list[int] = []
+    scorer = engine(tiny)
+    take = scorer.pack
+    monkeypatch.setattr(scorer, "pack", lambda parts: packed.extend(map(len, parts)) or take(parts))
+    ours = scorer.logps(trees, advance=steps.append)
+    assert len(packed) > 3 and max(packed) < len(trees[0])
+    assert sum(steps) == len(trees)
+    assert_same(ours, oracle(tiny, trees))
 
 
 # ---------------------------------------------------------------- the same numbers
