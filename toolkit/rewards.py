@@ -172,13 +172,13 @@ def implicit_rewards(
         found: list[list[list[float]]] = []
         folder = out.with_name(f".{out.name}.{fingerprint([ref.fingerprint, *identity[2:]])}.partial")
         folder.mkdir(parents=True, exist_ok=True)
-        with reporter.task(label, len(trees)) as task:
+        with reporter.task(label, sum(len(tree.response_ids) for tree in trees)) as task:
             for start in range(0, len(trees), PROMPTS_PER_PART):
                 part = trees[start : start + PROMPTS_PER_PART]
                 path = folder / f"{start:08d}.parquet"
                 if path.is_file():
                     column = pq.read_table(path).column("logps").to_pylist()
-                    task.resume_at(start + len(part))
+                    task.resume_at(sum(len(tree.response_ids) for tree in trees[: start + len(part)]))
                 else:
                     column = [[t.tolist() for t in group] for group in engine.logps(part, advance=task.advance)]
                     partial = path.with_suffix(".partial")
@@ -308,7 +308,7 @@ def _explicit(
         for row in reading.rows
     ]
     engine = Engine(model, int(tokenizer.pad_token_id), dtype=models.DTYPES[section.dtype], token_budget=batch_tokens)
-    with reporter.task("reward model", len(trees)) as task:
+    with reporter.task("reward model", sum(len(tree.response_ids) for tree in trees)) as task:
         scores = engine.scores(trees, advance=task.advance)
     mean = models.reward_mean(ref.path)
     return [[value - mean for value in values] for values in scores]

@@ -363,26 +363,23 @@ class Engine:
     def _each(
         self, trees: Sequence[Tree], run: Callable[[TreeBatch], list[Any]], advance: Callable[[int], None] | None
     ) -> list[list[Any]]:
-        """What ``run`` gives for each response of a batch, for every tree in the caller's order."""
+        """What ``run`` gives for each response of a batch, for every tree in the caller's order.
+
+        ``advance`` is told how many responses are done.
+        """
         limit = ATTENTION_TOKENS.get(self.device.type)
         parts = [
             (index, piece) for index, tree in enumerate(trees) for piece in (pieces(tree, limit) if limit else [tree])
         ]
         results: list[list[Any]] = [[] for _ in parts]
-        left = [0] * len(trees)
-        for index, _ in parts:
-            left[index] += 1
         for indices in batches([piece for _, piece in parts], self.token_budget):
             batch = self.pack([parts[i][1] for i in indices])
             with torch.no_grad(), models.precision(self.device, self.dtype):
                 values = iter(run(batch))
-            done = 0
             for i in indices:
                 results[i] = [next(values) for _ in parts[i][1].response_ids]
-                left[parts[i][0]] -= 1
-                done += left[parts[i][0]] == 0
             if advance is not None:
-                advance(done)
+                advance(batch.n_responses)
         out: list[list[Any]] = [[] for _ in trees]
         for (index, _), values_of in zip(parts, results, strict=True):
             out[index] += values_of

@@ -89,7 +89,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     examples = training.examples_of(rows, tokenizer, settings.data.max_response_tokens)
     steps = training.total_steps(section, len(examples))
     policy.eval()
-    with reporter.task("reference log-probabilities", len(examples)) as task:
+    n_responses = sum(len(example.tree.response_ids) for example in examples)
+    with reporter.task("reference log-probabilities", n_responses) as task:
         # Before its first step the policy is the reference: a new adapter changes nothing.
         per_token = engine.logps([example.tree for example in examples], advance=task.advance)
     reference = [torch.stack([logps.sum() for logps in responses]) for responses in per_token]

@@ -227,8 +227,10 @@ def score_everything(
         for ids, row, encoded in zip(setting.prompts, setting.rows, held_out, strict=True)
     ]
 
+    n_responses = sum(len(tree.response_ids) for tree in trees)
+
     def sums(model: Any, label: str, temperature: float) -> list[list[float]]:
-        with reporter.task(label, len(trees)) as task:
+        with reporter.task(label, n_responses) as task:
             logps = setting.engine(model).logps(trees, temperature=temperature, advance=task.advance)
         return [[float(t.double().sum()) for t in responses] for responses in logps]
 
@@ -249,7 +251,7 @@ def score_everything(
     reward_ref = resolve(str(inputs["reward_model"] / "model"))
     reward_model = models.load_reward_model(reward_ref, setting.model).to(models.best_device())
     mean = models.reward_mean(reward_ref.path)
-    with reporter.task("explicit rewards", len(trees)) as task:
+    with reporter.task("explicit rewards", n_responses) as task:
         scores = setting.engine(reward_model).scores(trees, advance=task.advance)
     columns.append([[value - mean for value in values] for values in scores])
 
