@@ -211,6 +211,13 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+def leave_together() -> None:
+    """Wait for the other processes and close the group: gloo aborts a process whose peer has gone."""
+    if world()[1] > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def all_sum(total: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor over the processes."""
     if world()[1] > 1:

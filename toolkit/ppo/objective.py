@@ -21,15 +21,15 @@ def alone(total: torch.Tensor) -> torch.Tensor:
 
 def masked_mean(values_ST: torch.Tensor, mask_ST: torch.Tensor, over: Sum = alone) -> torch.Tensor:
     """Mean over the sampled tokens of all processes."""
-    total, n = over(torch.stack([torch.where(mask_ST, values_ST, 0.0).sum(), mask_ST.sum().to(values_ST.dtype)]))
-    return total / n
+    sums = over(torch.stack([torch.where(mask_ST, values_ST, 0.0).sum(), mask_ST.sum().to(values_ST.dtype)]))
+    return sums[0] / sums[1]
 
 
 def masked_var(values_ST: torch.Tensor, mask_ST: torch.Tensor, over: Sum = alone) -> torch.Tensor:
     """Variance over the sampled tokens of all processes, with Bessel's correction."""
     centred = torch.where(mask_ST, values_ST - masked_mean(values_ST, mask_ST, over), 0.0)
-    total, n = over(torch.stack([centred.square().sum(), mask_ST.sum().to(values_ST.dtype)]))
-    return total / (n - 1).clamp(min=1)
+    sums = over(torch.stack([centred.square().sum(), mask_ST.sum().to(values_ST.dtype)]))
+    return sums[0] / (sums[1] - 1).clamp(min=1)
 
 
 def masked_whiten(

@@ -16,6 +16,8 @@ from toolkit.store import read_json, write_json
 def main(request: Path) -> int:
     import transformers
 
+    from toolkit.training import leave_together
+
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     asked = read_json(request)
@@ -31,6 +33,7 @@ def main(request: Path) -> int:
         return 2
     if main_process:
         write_json(request.parent / "answer.json", metrics)
+    leave_together()
     return 0
 
 
