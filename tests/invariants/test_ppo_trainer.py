@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,19 @@ def test_a_function_gets_what_its_signature_names(tokenizer: Any) -> None:
     assert combine([first], [1.0])[0][1] != combine([first], [1.0])[0][1]  # NaN: no reward applies
 
 
+def test_an_async_function_in_a_running_loop(tokenizer: Any) -> None:
+    """As in a notebook."""
+
+    async def later(completions: list[str]) -> list[float]:
+        await asyncio.sleep(0)
+        return [3.0] * len(completions)
+
+    async def notebook() -> Any:
+        return function_source(later)(sampled(tokenizer, ["a", "b"]))
+
+    assert asyncio.run(notebook()) == [3.0, 3.0]
+
+
 def test_conversational_completions_come_as_messages(tokenizer: Any) -> None:
     def score(completions: list[Any], **_: Any) -> list[float]:
         assert completions == [[{"role": "assistant", "content": "yes"}]]
@@ -209,6 +223,22 @@ def test_every_kind_of_reward_trains(
     assert any(".default." in name for name in moved)
     assert any(".critic." in name for name in moved) is not share_trunk
     assert any("value_head" in name for name in moved)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_gradient_checkpointing_changes_no_number(kind: str, tmp_path: Path, new_tiny: Any) -> None:
+    def weights(on: bool) -> dict[str, torch.Tensor]:
+        more = {"gradient_checkpointing": True} if on else {}
+        peft = LORA if kind == "lora" else None
+        trainer = PPOTrainer("tiny", config(tmp_path, **more), length_reward, PROMPTS, peft_config=peft)
+        trainer.train()
+        layer = models.backbone(trainer.actors.policy).layers[0]
+        assert layer.gradient_checkpointing is on
+        return trainer.actors.trained_state()
+
+    plain, recomputed = weights(False), weights(True)
+    for name, weight in plain.items():
+        torch.testing.assert_close(recomputed[name], weight, rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("share_trunk", [False, True])

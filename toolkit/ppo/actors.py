@@ -76,6 +76,15 @@ class Actors(nn.Module, ABC):
         logps_N, entropy_N = self.policy_logps(batch, temperature, with_entropy=with_entropy)
         return logps_N, entropy_N, self.values(batch)
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """What transformers' Trainer calls where ``gradient_checkpointing`` is on: for policy and critic."""
+        how = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        for model in self.trained_models():
+            inner(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+
+    def trained_models(self) -> list[Any]:
+        return [self.policy]
+
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The weights that training changes, by name."""
         return {name: weight.detach() for name, weight in self.named_parameters() if weight.requires_grad}
@@ -304,6 +313,9 @@ class SeparateModels(Actors):
 
     def critic_parameters(self) -> list[nn.Parameter]:
         return [self.value_head.weight] if self.critic is None else list(self.critic.parameters())
+
+    def trained_models(self) -> list[Any]:
+        return [self.policy] if self.critic is None else [self.policy, self.critic]
 
     def save_policy(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         self.policy.save_pretrained(folder)

@@ -151,7 +151,7 @@ def policy_loss(
     """The clipped surrogate (Schulman et al. 2017, equation 7), to be minimised.
 
     ``dual_clip`` = c > 1 bounds it from below by c A where the advantage A is negative, so that a ratio that ran away
-    cannot dominate (Ye et al. 2020, arXiv 1912.09729, equation 5).
+    cannot dominate (Ye et al. 2020, arXiv 1912.09729).
     ``n_tokens`` is the count of the whole minibatch over all its parts and processes, so that accumulating parts
     gives the gradient of the whole. ``approx_kl`` is k3 of old against new.
     """

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,8 +52,7 @@ Source = Callable[[Sampled], Sequence[Value]]
 class Ensemble:
     """Several reward models as one, against over-optimisation (Coste et al. 2024, arXiv 2310.02743).
 
-    ``how``: ``mean``; ``wco`` the worst member (equation 3); ``uwo`` mean minus ``lam`` times the members' variance
-    (equation 4).
+    ``how``: ``mean``; ``wco`` the worst member; ``uwo`` the mean minus ``lam`` times the members' variance.
     """
 
     members: Sequence[str | PreTrainedModel]
@@ -137,7 +137,7 @@ def function_source(function: Callable[..., Any]) -> Source:
             **sampled.columns,
         }
         result = function(**(offered if takes_all else {key: offered[key] for key in takes if key in offered}))
-        values = list(asyncio.run(result) if inspect.iscoroutine(result) else result)
+        values = list(_waited(result) if inspect.iscoroutine(result) else result)
         if len(values) != len(completions):
             raise ModelError(
                 f"the reward function gave {len(values)} values for {len(completions)} completions", where=name
@@ -145,6 +145,16 @@ def function_source(function: Callable[..., Any]) -> Source:
         return [_checked(value, ids, name) for value, ids in zip(values, sampled.completion_ids, strict=True)]
 
     return score
+
+
+def _waited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine, also inside a notebook, whose own loop is running."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def _checked(value: Any, ids: list[int], name: str) -> Value:

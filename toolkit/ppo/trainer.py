@@ -139,7 +139,8 @@ class PPOLoop(Trainer):
             args.max_steps = len(self.schedule)
         # Inside a rollout a checkpoint could not be resumed: its samples are not kept.
         if args.save_strategy == "steps":
-            args.save_steps = max(1, round(args.save_steps / self.schedule.updates)) * self.schedule.updates
+            every = args.save_steps if args.save_steps >= 1 else args.save_steps * args.max_steps  # a share of all
+            args.save_steps = max(1, round(every / self.schedule.updates)) * self.schedule.updates
         # A minibatch is divided by tokens; the Trainer's own accumulation would merge updates and add rollouts.
         self.accumulation = args.gradient_accumulation_steps
         args.gradient_accumulation_steps = 1
