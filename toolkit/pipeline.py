@@ -39,8 +39,7 @@ from toolkit.store import (
 
 PACKAGE = Path(__file__).parent
 Runner = Callable[["StageSpec", Recipe, dict[str, Path], Path, Reporter], dict[str, Any]]
-# PPO's rollouts are not divided among processes yet: several would repeat each other's work.
-LAUNCHED = ("sft", "reward_model", "dpo")
+LAUNCHED = ("sft", "reward_model", "ppo", "dpo")
 
 
 @dataclass(frozen=True)
@@ -330,7 +329,7 @@ def launched(arguments: Sequence[str]) -> Runner:
         request = work / "request.json"
         paths = {name: str(path.resolve()) for name, path in inputs.items()}
         write_json(request, {"stage": spec.name, "recipe": recipe.model_dump(mode="json"), "inputs": paths})
-        accelerate = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
+        accelerate = [sys.executable, "-m", "accelerate.commands.launch", *for_this_machine(arguments)]
         done = subprocess.run([*accelerate, "-m", "toolkit.stages", str(request.resolve())], check=False)
         answer = work / "answer.json"
         if done.returncode or not answer.is_file():
@@ -345,6 +344,19 @@ def launched(arguments: Sequence[str]) -> Runner:
         return dict(metrics)
 
     return run_launched
+
+
+def for_this_machine(arguments: Sequence[str]) -> list[str]:
+    """Arguments of ``accelerate launch``. Without a GPU it would start one process, whatever the number asked for:
+    its launcher for several devices starts them all, and they talk through gloo."""
+    import torch
+
+    out = list(arguments)
+    asked = [int(n) for a, n in zip(out, [*out[1:], "1"], strict=True) if a == "--num_processes" and n.isdigit()]
+    asked += [int(a.partition("=")[2]) for a in out if a.startswith("--num_processes=")]
+    if torch.cuda.is_available() or max(asked, default=1) < 2:
+        return out
+    return [*(["--multi_gpu"] if "--multi_gpu" not in out else []), *(a for a in out if a != "--cpu")]
 
 
 def visible(recipe: Recipe, spec: StageSpec) -> SimpleNamespace:

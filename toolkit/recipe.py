@@ -188,9 +188,19 @@ class PpoSection(Arm):
     value_head_init: Literal["reward_model", "zero"] = Field(
         "zero", description="The trunk of the critic is the reward model's in either case."
     )
+    share_trunk: bool = Field(False, description="The critic is a head on the policy's own states, not a model.")
+    target_kl: PositiveFloat | None = Field(
+        None, description="Skip a rollout's further updates when approx_kl passes this (nats per token)."
+    )
     max_kl: PositiveFloat | None = Field(
         None, description="Stop when KL to the reference passes this many nats per response."
     )
+    kl_milestones: list[PositiveFloat] | None = Field(
+        None, description="Keep the policy for evaluation when its KL first passes each of these (nats per response)."
+    )
+    dual_clip: PositiveFloat | None = Field(None, description="c > 1 of the dual clip; null: off.")
+    critic_warmup_rollouts: NonNegativeInt = Field(0, description="First rollouts that train the critic alone.")
+    ema_decay: Fraction | None = Field(None, description="Average the policy's weights, and keep the average.")
     adam_epsilon: PositiveFloat = 1e-5
 
 

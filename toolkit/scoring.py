@@ -209,11 +209,18 @@ def token_logps(
     again in the backward pass instead of being kept.
     """
     states_Nd = hidden_states(model, batch)[batch.predictor]
+    return state_logps(model, states_Nd, batch.target, temperature=temperature, with_entropy=with_entropy)
+
+
+def state_logps(
+    model: Any, states_Nd: torch.Tensor, target_N: torch.Tensor, *, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """:func:`token_logps` from the states that the tokens are predicted from, [N, d]."""
     recompute = torch.is_grad_enabled() and states_Nd.shape[0] > LOGIT_ROWS
     parts = []
     for start in range(0, states_Nd.shape[0], LOGIT_ROWS):
         rows = slice(start, start + LOGIT_ROWS)
-        args = (model, states_Nd[rows], batch.target[rows], temperature, with_entropy)
+        args = (model, states_Nd[rows], target_N[rows], temperature, with_entropy)
         parts.append(checkpoint(_chunk, *args, use_reentrant=False) if recompute else _chunk(*args))
     logps, entropies = zip(*parts, strict=True)
     return torch.cat(logps), torch.cat(entropies) if with_entropy else None
@@ -354,16 +361,19 @@ class Engine:
             logps_N, _ = self.token_logps(batch, temperature=temperature)
             return list(logps_N.cpu().split(torch.bincount(batch.owner, minlength=batch.n_responses).tolist()))
 
-        return self._each(trees, run, advance)
+        return self.each(trees, run, advance)
 
     def scores(self, trees: Sequence[Tree], *, advance: Callable[[int], None] | None = None) -> list[list[float]]:
         """For every tree, the scalar reward of each response."""
-        return self._each(trees, lambda batch: self.branch_scores(batch).tolist(), advance)
+        return self.each(trees, lambda batch: self.branch_scores(batch).tolist(), advance)
 
-    def _each(
-        self, trees: Sequence[Tree], run: Callable[[TreeBatch], list[Any]], advance: Callable[[int], None] | None
+    def each(
+        self,
+        trees: Sequence[Tree],
+        run: Callable[[TreeBatch], list[Any]],
+        advance: Callable[[int], None] | None = None,
     ) -> list[list[Any]]:
-        """What ``run`` gives for each response of a batch, for every tree in the caller's order.
+        """What ``run`` gives for each response of a batch, for every tree in the caller's order, without gradients.
 
         ``advance`` is told how many responses are done.
         """

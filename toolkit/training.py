@@ -204,15 +204,48 @@ def collate(engine: Engine, examples: Sequence[tuple[int, Example]]) -> dict[str
     return {"batch": batch.to(engine.device)}
 
 
-def average_gradients(model: nn.Module) -> None:
-    """Average gradients over the processes. Our forward passes go through the engine and not through DDP's wrapper."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+def world() -> tuple[int, int]:
+    """This process's rank, and how many share the training."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def leave_together() -> None:
+    """Wait for the other processes and close the group: gloo aborts a process whose peer has gone."""
+    if world()[1] > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def all_sum(total: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over the processes."""
+    if world()[1] > 1:
+        total = total.clone()
+        dist.all_reduce(total)
+    return total
+
+
+def all_items(items: list[Any]) -> list[Any]:
+    """The items of all processes, by rank."""
+    if world()[1] == 1:
+        return items
+    gathered: list[list[Any]] = [[] for _ in range(world()[1])]
+    dist.all_gather_object(gathered, items)
+    return [item for part in gathered for item in part]
+
+
+def reduce_gradients(model: nn.Module, *, mean: bool = True) -> None:
+    """Average (or add up) gradients over the processes. Our forward passes go through the engine and not through
+    DDP's wrapper."""
+    size = world()[1]
+    if size == 1:
         return
     for weight in model.parameters():
         if weight.requires_grad:
             gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
             dist.all_reduce(gradient)
-            weight.grad = gradient / dist.get_world_size()
+            weight.grad = gradient / size if mean else gradient
 
 
 class ByLength(Sampler[int]):
@@ -265,7 +298,7 @@ class EngineTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
-            average_gradients(self.accelerator.unwrap_model(self.model))
+            reduce_gradients(self.accelerator.unwrap_model(self.model))
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ HH = "pairs.jsonl.gz"
 README = ROOT / "README.md"
 BLOCKS = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
 COMMANDS = [line.strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
 
 
 def runnable(command: str) -> bool:
@@ -46,3 +50,12 @@ def test_every_duel_command_runs(command: str, folder: Path) -> None:
     done = duel(*arguments, cwd=folder, check=None)
     assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     assert done.stdout, command
+
+
+def test_the_examples_in_python_run(folder: Path) -> None:
+    """Behind the commands, whose files they read; one after another, as a reader would."""
+    script = folder / "examples.py"
+    script.write_text("\n".join(EXAMPLES), encoding="utf-8")
+    done = subprocess.run([sys.executable, script.name], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (folder / "ppo" / "policy" / "adapter_config.json").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -339,3 +340,55 @@ def test_adaptive_kl_by_hand() -> None:
     assert controller.coef == pytest.approx(0.2 * 1.01)
     controller.update(6.0, 1000)
     assert controller.coef == pytest.approx(0.2 * 1.01)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss"),
+    [
+        (10.0, -1.0, 3.0),  # the plain clip would give 10: c bounds it
+        (2.0, -1.0, 2.0),  # below c nothing changes
+        (10.0, 1.0, -1.2),  # a positive advantage has the plain clip
+    ],
+)
+def test_the_dual_clip_by_hand(ratio: float, advantage: float, loss: float) -> None:
+    logps = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    one = torch.tensor([[True]])
+    found = objective.policy_loss(
+        logps, torch.zeros(1, 1), torch.tensor([[advantage]]), one, cliprange=0.2, n_tokens=1, dual_clip=3.0
+    )
+    assert found.loss.item() == pytest.approx(loss, rel=1e-5)
+
+
+def test_step_rewards_are_added_at_their_tokens() -> None:
+    rewards = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0]])
+    out = objective.add_steps(rewards, [[(0, 0.5), (1, -1.0), (0, 0.25)], []])
+    assert out.tolist() == [[0.75, 0.0, 0.0], [2.0, 0.0, 0.0]]
+    assert rewards.tolist() == [[0.0, 1.0, 0.0], [2.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_whitening_in_two_processes_is_that_of_one(shift_mean: bool) -> None:
+    """Two shares whose sums are added up, as all_reduce does, against the whole."""
+    values = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(6, 5, generator=torch.Generator().manual_seed(1)) < 0.7
+    shares = [(values[:2], mask[:2]), (values[2:], mask[2:])]
+    expected = objective.masked_whiten(values, mask, shift_mean=shift_mean)
+    known: list[torch.Tensor] = []
+    for _ in range(8):  # every pass knows one more of the sums
+        asked: list[list[torch.Tensor]] = [[], []]
+        both = [
+            objective.masked_whiten(v, m, shift_mean=shift_mean, over=_known(known, asked[rank]))
+            for rank, (v, m) in enumerate(shares)
+        ]
+        if len(known) == len(asked[0]):
+            break
+        known.append(asked[0][len(known)] + asked[1][len(known)])
+    torch.testing.assert_close(torch.cat(both), expected)
+
+
+def _known(known: list[torch.Tensor], asked: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def over(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append(tensor)
+        return known[len(asked) - 1] if len(asked) <= len(known) else tensor
+
+    return over

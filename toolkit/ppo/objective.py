@@ -6,30 +6,42 @@ arithmetic is in fp32. Masked entries never reach a result, whatever they hold.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-
-def masked_mean(values_ST: torch.Tensor, mask_ST: torch.Tensor) -> torch.Tensor:
-    """Mean over the sampled tokens."""
-    return torch.where(mask_ST, values_ST, 0.0).sum() / mask_ST.sum()
+# Adds a tensor up over the processes that share a rollout. One process alone has nothing to add.
+Sum = Callable[[torch.Tensor], torch.Tensor]
 
 
-def masked_var(values_ST: torch.Tensor, mask_ST: torch.Tensor) -> torch.Tensor:
-    """Variance over the sampled tokens, with Bessel's correction."""
-    n = mask_ST.sum()
-    centred = values_ST - masked_mean(values_ST, mask_ST)
-    return torch.where(mask_ST, centred, 0.0).square().sum() / (n - 1).clamp(min=1)
+def alone(total: torch.Tensor) -> torch.Tensor:
+    return total
 
 
-def masked_whiten(values_ST: torch.Tensor, mask_ST: torch.Tensor, *, shift_mean: bool = True) -> torch.Tensor:
+def masked_mean(values_ST: torch.Tensor, mask_ST: torch.Tensor, over: Sum = alone) -> torch.Tensor:
+    """Mean over the sampled tokens of all processes."""
+    sums = over(torch.stack([torch.where(mask_ST, values_ST, 0.0).sum(), mask_ST.sum().to(values_ST.dtype)]))
+    return sums[0] / sums[1]
+
+
+def masked_var(values_ST: torch.Tensor, mask_ST: torch.Tensor, over: Sum = alone) -> torch.Tensor:
+    """Variance over the sampled tokens of all processes, with Bessel's correction."""
+    centred = torch.where(mask_ST, values_ST - masked_mean(values_ST, mask_ST, over), 0.0)
+    sums = over(torch.stack([centred.square().sum(), mask_ST.sum().to(values_ST.dtype)]))
+    return sums[0] / (sums[1] - 1).clamp(min=1)
+
+
+def masked_whiten(
+    values_ST: torch.Tensor, mask_ST: torch.Tensor, *, shift_mean: bool = True, over: Sum = alone
+) -> torch.Tensor:
     """Unit variance over the sampled tokens; zero mean as well unless ``shift_mean`` is off (rewards keep theirs).
 
-    Huang et al. 2024 (arXiv 2403.17031), detail "per-minibatch whitening", here over the whole rollout.
+    Huang et al. 2024 (arXiv 2403.17031), detail "per-minibatch whitening", here over the whole rollout of all
+    processes.
     """
-    mean = masked_mean(values_ST, mask_ST)
-    whitened = (values_ST - mean) * torch.rsqrt(masked_var(values_ST, mask_ST) + 1e-8)
+    mean = masked_mean(values_ST, mask_ST, over)
+    whitened = (values_ST - mean) * torch.rsqrt(masked_var(values_ST, mask_ST, over) + 1e-8)
     if not shift_mean:
         whitened = whitened + mean
     return torch.where(mask_ST, whitened, 0.0)
@@ -79,6 +91,15 @@ def token_rewards(kl_ST: torch.Tensor, scores_S: torch.Tensor, mask_ST: torch.Te
     return rewards_ST
 
 
+def add_steps(rewards_ST: torch.Tensor, steps_S: list[list[tuple[int, float]]]) -> torch.Tensor:
+    """Token rewards plus a process reward's steps, each a (token position, value)."""
+    out = rewards_ST.clone()
+    for row, steps in enumerate(steps_S):
+        for position, value in steps:
+            out[row, position] += value
+    return out
+
+
 def gae(
     rewards_ST: torch.Tensor, values_ST: torch.Tensor, mask_ST: torch.Tensor, *, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,9 +146,12 @@ def policy_loss(
     *,
     cliprange: float,
     n_tokens: int,
+    dual_clip: float | None = None,
 ) -> PolicyLoss:
     """The clipped surrogate (Schulman et al. 2017, equation 7), to be minimised.
 
+    ``dual_clip`` = c > 1 bounds it from below by c A where the advantage A is negative, so that a ratio that ran away
+    cannot dominate (Ye et al. 2020, arXiv 1912.09729).
     ``n_tokens`` is the count of the whole minibatch over all its parts and processes, so that accumulating parts
     gives the gradient of the whole. ``approx_kl`` is k3 of old against new.
     """
@@ -135,7 +159,10 @@ def policy_loss(
     ratio = log_ratio.exp()
     unclipped = -advantages_ST * ratio
     clipped = -advantages_ST * ratio.clamp(1 - cliprange, 1 + cliprange)
-    per_token = torch.where(mask_ST, torch.maximum(unclipped, clipped), 0.0)
+    worse = torch.maximum(unclipped, clipped)
+    if dual_clip is not None:
+        worse = torch.where(advantages_ST < 0, torch.minimum(worse, -dual_clip * advantages_ST), worse)
+    per_token = torch.where(mask_ST, worse, 0.0)
     ratio, log_ratio = ratio.detach(), log_ratio.detach()
     return PolicyLoss(
         loss=per_token.sum() / n_tokens,

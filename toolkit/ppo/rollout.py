@@ -1,26 +1,57 @@
-"""One rollout: sample, score, and lay out everything that the updates need."""
+"""One rollout: sample, score, and lay out everything that the updates need.
+
+A rollout is one set of prompts whatever the number of processes: its samples are seeded by their place in it, its
+minibatches are drawn for all processes together, and each process computes a share of every minibatch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from toolkit import models
-from toolkit.generation import generate
+from toolkit.errors import ModelError
+from toolkit.generation import Sample, generate
 from toolkit.ppo import objective
 from toolkit.ppo.actors import Actors
-from toolkit.recipe import PpoSection
+from toolkit.ppo.config import PPOConfig
+from toolkit.ppo.rewards import Sampled, Steps
+from toolkit.preferences.encoding import decode
+from toolkit.preferences.formats import Prompt
 from toolkit.scoring import Tree, TreeBatch
+from toolkit.training import all_items, all_sum, world
+
+# Scores, and steps of a process reward, of a rollout's responses in their order.
+Score = Callable[[Sampled], tuple[list[float], list[Steps]]]
 
 
 @dataclass(frozen=True)
 class PromptIds:
-    """A prompt to sample from. ``prompt_id`` seeds its samples."""
+    """A prompt to sample from. ``prompt_id`` seeds its samples; ``columns`` are what else the data says of it."""
 
     prompt_id: str
     ids: list[int]
+    prompt: Prompt = ""
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What sampling needs beside the model."""
+
+    tokenizer: Any
+    eos_ids: Sequence[int]
+    dtype: torch.dtype
+    seed: int
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -37,12 +68,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Rollout:
-    """``minibatches[m]`` are the parts of minibatch m; their packing is the one that the old log-probabilities had."""
+    """This process's share. ``minibatches[m]`` are the parts of minibatch m, packed as the old log-probabilities were;
+    ``metrics`` are of all processes together; ``table`` has one row per response of this process."""
 
     index: int
     minibatches: list[list[Part]]
     metrics: dict[str, float]
-    samples: list[tuple[list[int], list[int], float]]  # prompt ids, response ids, score
+    table: list[dict[str, Any]]
 
 
 def dense(values_N: torch.Tensor, batch: TreeBatch, width: int) -> torch.Tensor:
@@ -60,84 +92,130 @@ def split_evenly(n: int, parts: int, generator: torch.Generator) -> list[list[in
     return [order[m::parts] for m in range(parts)]
 
 
-@torch.no_grad()
-def collect(
+def sample(
     actors: Actors,
     prompts: Sequence[PromptIds],
-    section: PpoSection,
-    *,
-    index: int,
-    seed: int,
-    kl_coef: float,
-    response_length: int,
-    eos_ids: Sequence[int],
-    pad_id: int,
-    dtype: torch.dtype,
-    token_budget: int,
-) -> Rollout:
-    """Sample ``samples_per_prompt`` responses for each prompt and compute rewards, advantages and returns."""
-    k = section.samples_per_prompt
+    keys: Sequence[Sequence[object]],
+    config: PPOConfig,
+    how: Generator,
+    n_samples: int,
+    batch_size: int,
+) -> tuple[list[Sample], Sampled]:
+    """``n_samples`` responses for each prompt, ``keys`` one for each response."""
     actors.eval()
     actors.use_policy()
     samples = generate(
         actors.policy,
-        [p.ids for p in prompts for _ in range(k)],
-        [(seed, "rollout", index, position, p.prompt_id, j) for position, p in enumerate(prompts) for j in range(k)],
-        max_new_tokens=response_length,
-        temperature=section.temperature,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        dtype=dtype,
-        batch_size=section.per_device_train_batch_size,
+        [p.ids for p in prompts for _ in range(n_samples)],
+        keys,
+        max_new_tokens=config.response_length,
+        temperature=config.temperature,
+        eos_ids=how.eos_ids,
+        pad_id=how.pad_id,
+        dtype=how.dtype,
+        batch_size=batch_size,
     )
-    trees = [Tree(p.ids, [s.ids for s in samples[i * k : (i + 1) * k]]) for i, p in enumerate(prompts)]
-    width = max(len(s.ids) for s in samples)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    each = [p for p in prompts for _ in range(n_samples)]
+    names = prompts[0].columns if prompts else {}
+    sampled = Sampled(
+        prompts=[p.prompt for p in each],
+        completions=[decode(how.tokenizer, s.ids) for s in samples],
+        truncated=[s.truncated for s in samples],
+        trees=[
+            Tree(p.ids, [s.ids for s in samples[i * n_samples : (i + 1) * n_samples]]) for i, p in enumerate(prompts)
+        ],
+        columns={name: [p.columns[name] for p in each] for name in names},
+    )
+    return samples, sampled
+
+
+def scored(score: Score, sampled: Sampled) -> tuple[list[float], list[Steps]]:
+    """Scores and steps of the responses. Raises ModelError where there is no finite one."""
+    if not sampled.completions:
+        return [], []
+    scores, steps = score(sampled)
+    for text, value, found in zip(sampled.completions, scores, steps, strict=True):
+        if not math.isfinite(value) or not all(math.isfinite(step) for _, step in found):
+            what = "no reward applies to a response" if math.isnan(value) else "a reward is not finite"
+            raise ModelError(what, where=f"the response {text[:80]!r}", fix="check the rewards; None means no reward")
+    return scores, steps
+
+
+@torch.no_grad()
+def collect(
+    actors: Actors,
+    prompts: Sequence[PromptIds],
+    config: PPOConfig,
+    score: Score,
+    how: Generator,
+    *,
+    index: int,
+    kl_coef: float,
+    passes: int = 1,
+) -> Rollout:
+    """Sample ``samples_per_prompt`` responses for each prompt and compute rewards, advantages and returns.
+
+    ``prompts`` are those of all processes; a minibatch is computed in ``passes`` or more.
+    """
+    k = config.samples_per_prompt
+    rank, size = world()
+    generator = torch.Generator().manual_seed(how.seed * 1_000_003 + index)
+    minibatch_prompts = [part[rank::size] for part in split_evenly(len(prompts), config.num_mini_batches, generator)]
+    places = [place for part in minibatch_prompts for place in part]  # of this process's prompts in the rollout
+    own = [prompts[place] for place in places]
+    keys = [(how.seed, "rollout", index, place, prompts[place].prompt_id, j) for place in places for j in range(k)]
+    began = time.perf_counter()
+    samples, sampled = sample(actors, own, keys, config, how, k, config.per_device_train_batch_size)
+    generated = time.perf_counter()
+    device = next(actors.parameters()).device
+    with models.precision(device, how.dtype):
+        own_scores, own_steps = scored(score, sampled)
 
     # The packs are made once: the first pass of an update then repeats the very computation of the old
     # log-probabilities, and its ratio is exactly 1.
-    device = next(actors.parameters()).device
+    trees = sampled.trees
+    width = max((len(s.ids) for s in samples), default=1)
     packs: list[tuple[int, list[int], TreeBatch]] = []
-    for minibatch, chosen in enumerate(split_evenly(len(trees), section.num_mini_batches, generator)):
-        chosen.sort(key=lambda i: (-len(trees[i]), i))
-        start = 0
-        while start < len(chosen):
-            rows = max(1, token_budget // len(trees[chosen[start]]))
-            part = chosen[start : start + rows]
-            packs.append((minibatch, part, actors.engine.pack([trees[i] for i in part]).to(device)))
-            start += rows
+    first = 0
+    for minibatch, part in enumerate(minibatch_prompts):
+        chosen = sorted(range(first, first + len(part)), key=lambda i: (-len(trees[i]), i))
+        first += len(part)
+        for rows in _fitting(chosen, trees, config.token_budget, passes):
+            packs.append((minibatch, rows, actors.engine.pack([trees[i] for i in rows]).to(device)))
 
-    columns: dict[str, list[torch.Tensor]] = {
-        name: [] for name in ("mask", "logps", "ref", "values", "entropy", "scores", "cut")
-    }
-    with models.precision(device, dtype):
-        for _, part, batch in packs:
-            logps_N, entropy_N = actors.policy_logps(batch, section.temperature, with_entropy=True)
+    columns: dict[str, list[torch.Tensor]] = {name: [] for name in ("mask", "logps", "ref", "values", "entropy")}
+    with models.precision(device, how.dtype):
+        for _, _, batch in packs:
+            logps_N, entropy_N, values_N = actors.logps_and_values(batch, config.temperature, with_entropy=True)
             assert entropy_N is not None
             columns["logps"].append(dense(logps_N, batch, width))
             columns["entropy"].append(dense(entropy_N, batch, width))
-            columns["ref"].append(dense(actors.reference_logps(batch, section.temperature), batch, width))
-            columns["values"].append(dense(actors.values(batch), batch, width))
-            columns["scores"].append(actors.scores(batch))
+            columns["ref"].append(dense(actors.reference_logps(batch, config.temperature), batch, width))
+            columns["values"].append(dense(values_N, batch, width))
             columns["mask"].append(dense(torch.ones_like(logps_N), batch, width) > 0)
-            columns["cut"].append(
-                torch.tensor([samples[i * k + j].truncated for i in part for j in range(k)], device=device)
-            )
-    logps, ref, values, entropy = (torch.cat(columns[name]) for name in ("logps", "ref", "values", "entropy"))
-    mask, raw_scores, truncated = (torch.cat(columns[name]) for name in ("mask", "scores", "cut"))
+    empty = torch.zeros(0, width, device=device)
+    logps, ref, values, entropy, mask = (
+        torch.cat([empty.bool() if name == "mask" else empty, *columns[name]])
+        for name in ("logps", "ref", "values", "entropy", "mask")
+    )
+    # From here on rows are in the order of the packs.
+    order = [i * k + j for _, part, _ in packs for i in part for j in range(k)]
+    raw_scores = torch.tensor([own_scores[i] for i in order], device=device)
+    truncated = torch.tensor([samples[i].truncated for i in order], dtype=torch.bool, device=device)
+    steps = [own_steps[i] for i in order]
 
     scores = objective.shape_scores(
-        raw_scores, truncated, clip=section.reward_clip, missing_eos_penalty=section.missing_eos_penalty
+        raw_scores, truncated, clip=config.reward_clip, missing_eos_penalty=config.missing_eos_penalty
     )
-    kl = objective.kl_tokens(logps, ref, section.kl_estimator)
-    rewards = objective.token_rewards(kl, scores, mask, kl_coef)
-    if section.whiten_rewards:
-        rewards = objective.masked_whiten(rewards, mask, shift_mean=False)
-    advantages, returns = objective.gae(rewards, values, mask, gamma=section.gamma, lam=section.lam)
-    if section.whiten_advantages:
-        advantages = objective.masked_whiten(advantages, mask)
+    kl = objective.kl_tokens(logps, ref, config.kl_estimator)
+    rewards = objective.add_steps(objective.token_rewards(kl, scores, mask, kl_coef), steps)
+    if config.whiten_rewards:
+        rewards = objective.masked_whiten(rewards, mask, shift_mean=False, over=all_sum)
+    advantages, returns = objective.gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+    if config.whiten_advantages:
+        advantages = objective.masked_whiten(advantages, mask, over=all_sum)
 
-    minibatches: list[list[Part]] = [[] for _ in range(section.num_mini_batches)]
+    minibatches: list[list[Part]] = [[] for _ in range(config.num_mini_batches)]
     start = 0
     for minibatch, _, batch in packs:
         rows_ = slice(start, start + batch.n_responses)
@@ -146,25 +224,84 @@ def collect(
         )
         start += batch.n_responses
 
-    lengths = mask.sum(1).float()
-    k1, k3 = objective.kl_tokens(logps, ref, "k1"), objective.kl_tokens(logps, ref, "k3")
-    unexplained = objective.masked_var(returns - values, mask) / objective.masked_var(returns, mask).clamp(min=1e-8)
-    quantiles = torch.quantile(raw_scores, torch.tensor([0.1, 0.5, 0.9], device=device)).tolist()
-    metrics = {
-        "objective/kl": torch.where(mask, k1, 0.0).sum(1).mean().item(),
-        "objective/kl_k3": torch.where(mask, k3, 0.0).sum(1).mean().item(),
-        "objective/entropy": objective.masked_mean(entropy, mask).item(),
-        "objective/score": raw_scores.mean().item(),
-        "objective/score_shaped": scores.mean().item(),
-        "objective/rlhf_reward": rewards.sum(1).mean().item(),
-        "objective/kl_coef": kl_coef,
-        **{f"objective/score_q{q}": value for q, value in zip((10, 50, 90), quantiles, strict=True)},
-        "value/explained_variance": 1 - unexplained.item(),
-        "length/mean": lengths.mean().item(),
-        "eos_rate": 1 - truncated.float().mean().item(),
-        "tokens": float(lengths.sum().item()),
+    def sums(values_ST: torch.Tensor) -> list[float]:
+        return torch.where(mask, values_ST, 0.0).double().sum(1).tolist()  # type: ignore[no-any-return]
+
+    total_steps = [sum(value for _, value in found) for found in steps]
+    facts = {
+        "kl": sums(objective.kl_tokens(logps, ref, "k1")),
+        "kl_k3": sums(objective.kl_tokens(logps, ref, "k3")),
+        "entropy": sums(entropy),
+        "score": [value + more for value, more in zip(raw_scores.tolist(), total_steps, strict=True)],
+        "score_shaped": [value + more for value, more in zip(scores.tolist(), total_steps, strict=True)],
+        "rlhf_reward": sums(rewards),
+        "length": mask.sum(1).tolist(),
+        "ended": (~truncated).double().tolist(),
+        "returns": sums(returns),
+        "returns2": sums(returns.square()),
+        "error": sums(returns - values),
+        "error2": sums((returns - values).square()),
     }
-    order = [i for _, part, _ in packs for i in part]
-    flat_scores = iter(raw_scores.tolist())
-    shown = [(prompts[i].ids, samples[i * k + j].ids, next(flat_scores)) for i in order for j in range(k)]
-    return Rollout(index, minibatches, metrics, shown)
+    at = [(places[i // k], i % k) for i in order]
+    rows_of = [{"at": at[row], **{name: values_[row] for name, values_ in facts.items()}} for row in range(len(order))]
+    metrics = summarise(sorted(all_items(rows_of), key=lambda row: row["at"])) | {"objective/kl_coef": kl_coef}
+    done = time.perf_counter()
+    tokens = sum(len(s.ids) for s in samples)
+    metrics |= {
+        "speed/generate_tokens_per_s": tokens / max(generated - began, 1e-9),
+        "speed/score_tokens_per_s": tokens / max(done - generated, 1e-9),
+    }
+    table = [
+        {
+            "rollout": index,
+            "prompt_id": own[i // k].prompt_id,
+            "prompt": own[i // k].prompt,
+            "completion": sampled.completions[i],
+            "score": facts["score"][row],
+            "kl_nats": facts["kl"][row],
+            "n_tokens": len(samples[i].ids),
+            "truncated": samples[i].truncated,
+        }
+        for row, i in enumerate(order)
+    ]
+    return Rollout(index, minibatches, metrics, table)
+
+
+def _fitting(chosen: list[int], trees: Sequence[Tree], token_budget: int, passes: int) -> list[list[int]]:
+    """Trees, longest first, in as many parts as the token budget needs, and at least ``passes``."""
+    most = max(1, math.ceil(len(chosen) / passes))
+    out, start = [], 0
+    while start < len(chosen):
+        rows = min(most, max(1, token_budget // len(trees[chosen[start]])))
+        out.append(chosen[start : start + rows])
+        start += rows
+    return out
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Metrics of a rollout from sums over each response's tokens, in fp64 and in the order of the rollout, so that
+    they are the same for any number of processes."""
+    n, tokens = len(rows), sum(row["length"] for row in rows)
+
+    def mean(name: str) -> float:
+        return float(sum(row[name] for row in rows) / n)
+
+    def variance(name: str) -> float:
+        total = sum(row[name] for row in rows)
+        return float(sum(row[f"{name}2"] for row in rows) - total * total / tokens) / max(tokens - 1, 1)
+
+    scores = torch.tensor([row["score"] for row in rows], dtype=torch.float64)
+    quantiles = torch.quantile(scores, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+    return {
+        "objective/kl": mean("kl"),
+        "objective/kl_k3": mean("kl_k3"),
+        "objective/entropy": float(sum(row["entropy"] for row in rows) / tokens),
+        "objective/score": mean("score"),
+        "objective/score_shaped": mean("score_shaped"),
+        "objective/rlhf_reward": mean("rlhf_reward"),
+        **{f"objective/score_q{q}": value for q, value in zip((10, 50, 90), quantiles, strict=True)},
+        "value/explained_variance": 1 - variance("error") / max(variance("returns"), 1e-8),
+        "length/mean": mean("length"),
+        "eos_rate": mean("ended"),
+        "tokens": float(tokens),
+    }

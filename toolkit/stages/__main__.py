@@ -16,6 +16,8 @@ from toolkit.store import read_json, write_json
 def main(request: Path) -> int:
     import transformers
 
+    from toolkit.training import leave_together, world
+
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     asked = read_json(request)
@@ -30,7 +32,8 @@ def main(request: Path) -> int:
         print(f"error: {error.render()}", file=sys.stderr)
         return 2
     if main_process:
-        write_json(request.parent / "answer.json", metrics)
+        write_json(request.parent / "answer.json", {**metrics, "processes": world()[1]})
+    leave_together()
     return 0
 
 

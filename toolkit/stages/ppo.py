@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
-
 from toolkit import models, training
 from toolkit.locating import resolve
-from toolkit.ppo.actors import build
+from toolkit.ppo.actors import SharedBase, build
+from toolkit.ppo.config import PPOConfig
+from toolkit.ppo.public import adapter_source
+from toolkit.ppo.rewards import model_source
 from toolkit.ppo.rollout import PromptIds
-from toolkit.ppo.trainer import PPOTrainer, Schedule
+from toolkit.ppo.trainer import PPOLoop, Schedule
 from toolkit.preferences.encoding import encode_prompt
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
@@ -25,16 +28,29 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     reward = resolve(str(inputs["reward_model"] / "model"))
     tokenizer = models.load_tokenizer(sft)
     training.seed_everything(settings.seed)
-    actors = build(sft, reward, settings.model, tokenizer, value_head_init=section.value_head_init)
+    actors, reward_model = build(
+        sft,
+        reward,
+        settings.model,
+        tokenizer,
+        value_head_init=section.value_head_init,
+        share_trunk=section.share_trunk,
+    )
+    dtype = models.DTYPES[settings.model.dtype]
+    if reward_model is None:
+        assert isinstance(actors, SharedBase)
+        source = adapter_source(actors)
+    else:
+        source = model_source(reward_model, tokenizer, tokenizer, dtype=dtype, mean=models.reward_mean(reward.path))
 
     rows = from_parquet(inputs["data"] / "train.parquet")
-    prompts = [PromptIds(row.prompt_id, encode_prompt(tokenizer, row.prompt)) for row in rows]
-    schedule = Schedule(prompts, section, settings.seed)
+    prompts = [PromptIds(row.prompt_id, encode_prompt(tokenizer, row.prompt), row.prompt) for row in rows]
+    config = configuration(section, out, settings)
+    schedule = Schedule(prompts, config, settings.seed, config.world_size)
     steps = len(schedule)
-    arguments = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
-    # A checkpoint inside a rollout could not be resumed: its samples are not kept.
-    per_save = max(1, round(arguments["save_steps"] / schedule.updates))
-    arguments |= {"save_steps": per_save * schedule.updates, "logging_steps": schedule.updates}
+    config.max_steps, config.logging_steps = steps, schedule.updates
+    config.warmup_steps = math.ceil(section.warmup_ratio * steps)
+    config.save_steps = max(1, math.ceil(steps / training.RESUME_POINTS))
 
     facts = {"arm": "rm_ppo", "beta": section.kl_coef, "reference_fingerprint": sft.fingerprint}
     facts["reward_model_fingerprint"] = reward.fingerprint
@@ -43,28 +59,44 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
 
     def keep(step: int) -> None:
         folder = training.policy_folder(out, step, final=step in (steps, stopped_at))
-        actors.save_policy(folder, tokenizer)
+        trainer.export(folder)
         models.write_training_record(folder, step=step, **facts)
 
     watch = training.Watch(reporter, "ppo", steps)
     at = training.milestones(section, schedule.rollouts)
-    trainer = PPOTrainer(
+    trainer = PPOLoop(
         actors,
-        TrainingArguments(**arguments),
-        section,
+        config,
         prompts,
+        [source],
         tokenizer,
-        eos_ids=models.eos_ids(actors.policy, tokenizer),
-        response_length=section.response_length or settings.data.max_response_tokens,
-        dtype=models.DTYPES[settings.model.dtype],
+        eos_ids=models.eos_ids(models.inner(actors.policy), tokenizer),
+        dtype=dtype,
+        keep=keep,
         callbacks=[watch, training.KeepPolicies([rollout * schedule.updates for rollout in at], keep)],
     )
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
     if trainer.state.global_step < steps:
         reporter.line(f"ppo: stopped at step {trainer.state.global_step} of {steps}, KL passed {section.max_kl} nats")
         stopped_at = trainer.state.global_step
-        keep(stopped_at)
-    actors.save_critic(out / "critic")
+        if trainer.is_world_process_zero():
+            keep(stopped_at)
+    if trainer.is_world_process_zero():
+        actors.save_critic(out / "critic")
     sampled = sum(entry["tokens"] for entry in watch.history if "tokens" in entry)
     prompt_tokens = sum(len(p.ids) for p in prompts) / len(prompts) * schedule.rollouts * schedule.per_rollout
     return {"tokens": round(sampled + prompt_tokens), "history": watch.history, "steps": trainer.state.global_step}
+
+
+def configuration(section: PpoSection, out: Path, settings: Any) -> PPOConfig:
+    """The recipe's section as the trainer's settings: equal names mean equal things."""
+    shared = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=1)
+    known = {f.name for f in fields(PPOConfig)}
+    own = {
+        name: value
+        for name, value in section.model_dump().items()
+        if name in known - {"warmup_ratio"} and name not in shared
+    }
+    own["response_length"] = section.response_length or settings.data.max_response_tokens
+    # Optimiser steps are counted from the episodes, and they are the stage's to say.
+    return PPOConfig(**{**shared, "max_steps": -1, "warmup_steps": 0}, **own)

@@ -1,0 +1,194 @@
+"""PPO: samples per second and peak memory of this trainer and of TRL 1.12's, the last with PPO.
+
+usage: python scripts/bench/ppo.py [--rounds 2] [--rollouts 4] [--peer-venv .venv-trl] [--out FILE.json]
+
+The same model (SmolLM2-135M in bf16, LoRA of rank 16 on the policy), prompts, batch (32 prompts, one sample each),
+length (32 tokens, no end of text) and two inner epochs. The peers alternate, each in a process of its own; the first
+rollout of each is left out. TRL's critic is a whole model, as its trainer has it; ours is a second adapter, or a head
+on the policy's states. TRL lives in a virtual environment of its own, which the script makes where it is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+TRL = "trl==1.12.0"
+PEERS = ("adapters", "trunk", "trl")
+N_PROMPTS, N_TOKENS, N_EPOCHS, RANK = 32, 32, 2, 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rollouts", type=int, default=4)
+    parser.add_argument("--peer-venv", type=Path, default=Path(".venv-trl"))
+    parser.add_argument("--out", type=Path, default=Path("scripts/bench/results/ppo.json"))
+    parser.add_argument("--worker", nargs=2, metavar=("PEER", "FOLDER"))
+    args = parser.parse_args()
+    if args.worker:
+        peer, folder = args.worker
+        print(json.dumps(worker(peer, Path(folder), args.rollouts)))
+        return
+    peer_python = args.peer_venv / "bin" / "python"
+    if not peer_python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(args.peer_venv)], check=True)
+        for packages in (["torch==2.13.0"], [TRL, "peft"]):
+            subprocess.run([str(peer_python), "-m", "pip", "install", "--quiet", *packages], check=True)
+    runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in PEERS}
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
+        for _ in range(args.rounds):
+            for peer in PEERS:
+                python = peer_python if peer == "trl" else sys.executable
+                command = [str(python), __file__, "--rollouts", str(args.rollouts), "--worker", peer, folder]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                runs[peer].append(json.loads(done.stdout.splitlines()[-1]))
+                print(peer, runs[peer][-1], file=sys.stderr, flush=True)
+    best = {peer: max(run["samples_per_s"] for run in found) for peer, found in runs.items()}
+    peak = {peer: min(run["peak_gib"] for run in found) for peer, found in runs.items()}
+    result = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {processors()} cores",
+        "settings": {"prompts": N_PROMPTS, "tokens": N_TOKENS, "inner_epochs": N_EPOCHS, "lora_rank": RANK},
+        "runs": runs,
+        "speed_over_trl": {peer: round(best[peer] / best["trl"], 2) for peer in PEERS[:2]},
+        "memory_over_trl": {peer: round(peak[peer] / peak["trl"], 2) for peer in PEERS[:2]},
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({name: result[name] for name in ("speed_over_trl", "memory_over_trl")}))
+
+
+def processors() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0))
+
+
+def prepare(folder: Path) -> None:
+    """The policy, a reward model on it (whole, and as an adapter), and prompts, as plain files for every peer."""
+    import torch
+
+    from toolkit import models
+    from toolkit.locating import resolve
+    from toolkit.preferences.reading import read_preferences
+    from toolkit.recipe import Lora, ModelSection
+
+    ref = resolve("smollm2-135m")
+    tokenizer = models.load_tokenizer(ref)
+    section = ModelSection(name="smollm2-135m", lora=Lora(r=RANK, alpha=2 * RANK))
+    whole = models.new_reward_model(ref, section, tokenizer.pad_token_id, seed=0)
+    models.save_policy(whole, tokenizer, folder / "reward", dtype=torch.bfloat16, base=Path(ref.path))
+    adapter = models.trainable(whole, section.lora, task="SEQ_CLS", modules_to_save=["score"])
+    models.save_policy(adapter, tokenizer, folder / "reward_adapter", dtype=torch.bfloat16, base=Path(ref.path))
+    prompts = [row.prompt for row in read_preferences("reviews", split="train").rows[:N_PROMPTS]]
+    settings = {"model": ref.path, "prompts": prompts}
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def worker(peer: str, folder: Path, rollouts: int) -> dict[str, Any]:
+    """Train for some rollouts; the clock starts at the end of the first."""
+    from transformers import TrainerCallback
+
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    times: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+    steps_of_rollout = 1 if peer == "trl" else N_EPOCHS
+    trainer = (trl_trainer if peer == "trl" else our_trainer)(peer, folder, settings, rollouts)
+    trainer.add_callback(Clock())
+    trainer.train()
+    if len(times) != rollouts * steps_of_rollout:
+        raise SystemExit(f"{peer}: {len(times)} steps, expected {rollouts * steps_of_rollout}")
+    seconds = times[-1] - times[steps_of_rollout - 1]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    speeds = {
+        name.split("/")[1]: round(value, 1)
+        for name, value in (trainer.state.log_history[-2] if len(trainer.state.log_history) > 1 else {}).items()
+        if name.startswith("speed/")
+    }
+    return {"samples_per_s": round(N_PROMPTS * (rollouts - 1) / seconds, 3), "peak_gib": round(peak, 2), **speeds}
+
+
+def our_trainer(peer: str, folder: Path, settings: dict[str, Any], rollouts: int) -> Any:
+    from peft import LoraConfig
+
+    from toolkit.ppo import PPOConfig, PPOTrainer
+
+    args = PPOConfig(
+        output_dir=str(folder / peer),
+        per_device_train_batch_size=N_PROMPTS,
+        total_episodes=N_PROMPTS * rollouts,
+        num_ppo_epochs=N_EPOCHS,
+        response_length=N_TOKENS,
+        stop_token_ids=[1],  # an id that the model does not emit
+        missing_eos_penalty=None,
+        share_trunk=peer == "trunk",
+        learning_rate=1e-5,
+        bf16=True,
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
+    prompts = [{"prompt": prompt} for prompt in settings["prompts"]]
+    return PPOTrainer(settings["model"], args, str(folder / "reward_adapter"), prompts, peft_config=lora)
+
+
+def trl_trainer(peer: str, folder: Path, settings: dict[str, Any], rollouts: int) -> Any:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(settings["model"], padding_side="left")
+    args = PPOConfig(
+        output_dir=str(folder / peer),
+        per_device_train_batch_size=N_PROMPTS,
+        gradient_accumulation_steps=1,
+        num_mini_batches=1,
+        num_ppo_epochs=N_EPOCHS,
+        total_episodes=N_PROMPTS * rollouts,
+        response_length=N_TOKENS,
+        local_rollout_forward_batch_size=N_PROMPTS,
+        num_sample_generations=0,
+        temperature=1.0,
+        gradient_checkpointing=False,  # its default saves memory and costs time
+        learning_rate=1e-5,
+        bf16=True,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+    )
+    classifier = {"num_labels": 1, "dtype": torch.bfloat16}
+    return PPOTrainer(
+        args=args,
+        processing_class=tokenizer,
+        model=AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16),
+        ref_model=None,
+        reward_model=AutoModelForSequenceClassification.from_pretrained(folder / "reward", **classifier),
+        value_model=AutoModelForSequenceClassification.from_pretrained(folder / "reward", **classifier),
+        train_dataset=Dataset.from_list([{"input_ids": tokenizer(p)["input_ids"]} for p in settings["prompts"]]),
+        eval_dataset=Dataset.from_list([{"input_ids": tokenizer(p)["input_ids"]} for p in settings["prompts"]]),
+        peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""A run whose training stages have two processes: what follows ``--`` reaches ``accelerate launch``, and they share the
+work, also where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from tests.e2e.test_cli import SMALL, duel
+
+
+def test_two_processes_train_every_stage(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = [*SMALL, "--out", str(out), "--until", "dpo"]
+    done = duel("run", "smoke", *options, "--", "--num_processes", "2", env={"OMP_NUM_THREADS": "1"})
+    assert "Traceback" not in done.stderr
+    for stage in ("sft", "reward_model", "ppo", "dpo"):
+        record = json.loads((out / stage / "stage.json").read_text(encoding="utf-8"))
+        assert record["metrics"]["processes"] == 2, stage
+    for arm in ("ppo", "dpo"):
+        assert os.listdir(out / arm / "checkpoints") and (out / arm / "model" / "adapter_config.json").is_file()
+    curves = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    # The smoke recipe's 16 responses are those of each process: one rollout of 32 for both.
+    rollouts = [entry for entry in curves if entry.get("stage") == "ppo" and "objective/kl" in entry]
+    assert len(rollouts) == 1 and rollouts[0]["objective/kl"] == 0

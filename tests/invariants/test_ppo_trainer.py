@@ -1,0 +1,474 @@
+"""``PPOTrainer`` as its users call it: rewards of every kind, options, export, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
+
+from toolkit import models
+from toolkit.errors import DataError, ModelError, RecipeError
+from toolkit.locating import resolve
+from toolkit.ppo import Ensemble, PPOConfig, PPOTrainer
+from toolkit.ppo.actors import SeparateModels, SharedBase
+from toolkit.ppo.rewards import Sampled, combine, function_source, model_source
+from toolkit.recipe import Lora, ModelSection
+from toolkit.scoring import Engine, Tree
+
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+PROMPTS = [{"prompt": f"The film was {word}", "wanted": i} for i, word in enumerate(("good", "bad", "long", "new"))]
+
+
+def config(out: Path, **values: Any) -> PPOConfig:
+    settings: dict[str, Any] = {
+        "output_dir": str(out),
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 8,
+        "samples_per_prompt": 2,
+        "total_episodes": 16,
+        "num_ppo_epochs": 1,
+        "num_mini_batches": 2,
+        "response_length": 8,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "lr_scheduler_type": "constant",
+    }
+    return PPOConfig(**(settings | values))
+
+
+def length_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [-float(len(ids)) for ids in completion_ids]
+
+
+def train(trainer: PPOTrainer) -> list[dict[str, float]]:
+    trainer.train()
+    return [log for log in trainer.state.log_history if "loss" in log]
+
+
+@pytest.fixture(scope="module")
+def reward_folder(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, tokenizer: Any) -> Path:
+    """A reward model on the shipped policy, all weights."""
+    folder = tmp_path_factory.mktemp("rm")
+    section = ModelSection(name="tiny", dtype="float32", lora=None)
+    model = models.new_reward_model(tiny_ref, section, tokenizer.pad_token_id, seed=1)
+    models.save_policy(model, tokenizer, folder, dtype=torch.float32, base=folder)
+    models.write_reward_mean(folder, 0.25)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reward_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, tokenizer: Any) -> Path:
+    """A reward model that is an adapter on the shipped policy."""
+    folder = tmp_path_factory.mktemp("rm_adapter")
+    section = ModelSection(name="tiny", dtype="float32", lora=Lora(r=4, alpha=8))
+    model = models.new_reward_model(tiny_ref, section, tokenizer.pad_token_id, seed=1)
+    model = models.trainable(model, section.lora, task="SEQ_CLS", modules_to_save=["score"])
+    models.save_policy(model, tokenizer, folder, dtype=torch.float32, base=Path(tiny_ref.path))
+    return folder
+
+
+# ---------------------------------------------------------------- rewards
+
+
+def sampled(tokenizer: Any, texts: list[str], truncated: bool = False) -> Sampled:
+    prompt = tokenizer("The film")["input_ids"]
+    end = [] if truncated else [tokenizer.eos_token_id]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in texts]
+    flags = [truncated] * len(texts)
+    return Sampled(["The film"] * len(texts), texts, flags, [Tree(prompt, ids)], {"wanted": [7] * len(texts)})
+
+
+def test_a_function_gets_what_its_signature_names(tokenizer: Any) -> None:
+    seen: dict[str, Any] = {}
+
+    def score(prompts: list[str], completions: list[str], wanted: list[int]) -> list[Any]:
+        seen.update(prompts=prompts, completions=completions, wanted=wanted)
+        return [1, None]
+
+    async def later(completions: list[str], **columns: Any) -> list[float]:
+        seen["columns"] = sorted(columns)
+        return [2.0, 3.0]
+
+    rollout = sampled(tokenizer, [" was good.", " was bad."])
+    first, second = function_source(score)(rollout), function_source(later)(rollout)
+    assert seen["completions"] == [" was good.", " was bad."] and seen["wanted"] == [7, 7]
+    assert seen["columns"] == ["completion_ids", "prompts", "wanted"]
+    scores, steps = combine([first, second], [0.5, 2.0])
+    assert scores == [0.5 + 4.0, 6.0]  # None is left out of the sum
+    assert steps == [[], []]
+    assert combine([first], [1.0])[0][1] != combine([first], [1.0])[0][1]  # NaN: no reward applies
+
+
+def test_an_async_function_in_a_running_loop(tokenizer: Any) -> None:
+    """As in a notebook."""
+
+    async def later(completions: list[str]) -> list[float]:
+        await asyncio.sleep(0)
+        return [3.0] * len(completions)
+
+    async def notebook() -> Any:
+        return function_source(later)(sampled(tokenizer, ["a", "b"]))
+
+    assert asyncio.run(notebook()) == [3.0, 3.0]
+
+
+def test_conversational_completions_come_as_messages(tokenizer: Any) -> None:
+    def score(completions: list[Any], **_: Any) -> list[float]:
+        assert completions == [[{"role": "assistant", "content": "yes"}]]
+        return [1.0]
+
+    prompt = [{"role": "user", "content": "?"}]
+    assert list(function_source(score)(Sampled([prompt], ["yes"], [False], [Tree([5], [[6]])]))) == [1.0]
+
+
+def test_step_rewards_stand_at_their_tokens(tokenizer: Any) -> None:
+    def steps(completion_ids: list[list[int]], **_: Any) -> list[Any]:
+        return [[(0, 0.5), (len(ids) - 1, 1.0)] for ids in completion_ids]
+
+    def beyond(completion_ids: list[list[int]], **_: Any) -> list[Any]:
+        return [[(len(ids), 1.0)] for ids in completion_ids]
+
+    rollout = sampled(tokenizer, [" was good."])
+    scores, found = combine([function_source(steps)(rollout)], [2.0])
+    last = len(rollout.completion_ids[0]) - 1
+    assert (scores, found) == ([0.0], [[(0, 1.0), (last, 2.0)]])
+    with pytest.raises(ModelError, match="step reward stands at token"):
+        function_source(beyond)(rollout)
+    with pytest.raises(ModelError, match="1 values for 2 completions"):
+        function_source(lambda completions: [0.0])(sampled(tokenizer, ["a", "b"]))
+
+
+@pytest.mark.parametrize(("how", "expected"), [("mean", 2.0), ("wco", 1.0), ("uwo", 2.0 - 0.5 * 2 / 3)])
+def test_ensembles(how: Any, expected: float) -> None:
+    assert Ensemble((), how=how, lam=0.5).combine([1.0, 2.0, 3.0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("truncated", [True, False])
+def test_a_reward_model_with_another_tokenizer_reads_the_text(
+    tokenizer: Any, reward_folder: Path, truncated: bool
+) -> None:
+    """The policy's ids are shifted; what is scored must be the reward model's own ids of the same text."""
+    ref = resolve(str(reward_folder))
+    reward = models.load_reward_model(ref, ModelSection(name="tiny", dtype="float32", lora=None))
+    other = models.load_tokenizer(ref)
+    other.add_tokens(["<never seen>"])
+    texts = [" was good.", " was very bad indeed."]
+    rollout = sampled(tokenizer, texts, truncated)
+    foreign = Sampled(
+        rollout.prompts, texts, rollout.truncated, [Tree([5, 6], [[7, 8], [9]])]
+    )  # ids that mean something else
+    scores = model_source(reward, other, tokenizer, dtype=torch.float32)(foreign)
+    direct = model_source(reward, tokenizer, tokenizer, dtype=torch.float32)(rollout)
+    assert scores == pytest.approx(direct, abs=1e-4)
+    with torch.no_grad():
+        tree = rollout.trees[0]
+        plain = [reward(input_ids=torch.tensor([tree.prompt_ids + ids])).logits.item() for ids in tree.response_ids]
+    assert direct == pytest.approx(plain, abs=1e-4)
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_a_function_teaches_the_policy(tmp_path: Path) -> None:
+    """Short answers are rewarded, so answers get shorter: 0.1 of a token is far beyond the noise of the seed."""
+    args = config(
+        tmp_path,
+        per_device_train_batch_size=64,
+        samples_per_prompt=16,
+        total_episodes=64 * 12,
+        num_ppo_epochs=2,
+        learning_rate=3e-3,
+        missing_eos_penalty=None,
+        kl_coef=0.0,
+        response_length=12,
+    )
+    logs = train(PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA))
+    scores = [log["objective/score"] for log in logs if "objective/score" in log]
+    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 1.0
+    assert scores == [-log["length/mean"] for log in logs if "length/mean" in log]
+
+
+@pytest.mark.parametrize("share_trunk", [False, True])
+@pytest.mark.parametrize("kind", ["adapter", "folder", "loaded", "ensemble", "list"])
+def test_every_kind_of_reward_trains(
+    kind: str, share_trunk: bool, tmp_path: Path, reward_folder: Path, reward_adapter: Path
+) -> None:
+    section = ModelSection(name="tiny", dtype="float32", lora=None)
+    loaded = models.load_reward_model(resolve(str(reward_folder)), section)
+    reward: Any = {
+        "adapter": str(reward_adapter),
+        "folder": str(reward_folder),
+        "loaded": loaded,
+        "ensemble": Ensemble([str(reward_folder), str(reward_adapter)], how="uwo"),
+        "list": [str(reward_folder), length_reward],
+    }[kind]
+    args = config(tmp_path, share_trunk=share_trunk, reward_weights=[1.0, 0.1] if kind == "list" else None)
+    trainer = PPOTrainer("tiny", args, reward, PROMPTS, peft_config=LORA)
+    assert isinstance(trainer.actors, SharedBase)
+    before = {name: weight.clone() for name, weight in trainer.actors.trained_state().items()}
+    logs = train(trainer)
+    assert len(logs) == 4 and logs[0]["objective/kl"] == 0 and logs[0]["policy/first_ratio_error"] <= 1e-6
+    moved = [name for name, weight in trainer.actors.trained_state().items() if not torch.equal(weight, before[name])]
+    assert any(".default." in name for name in moved)
+    assert any(".critic." in name for name in moved) is not share_trunk
+    assert any("value_head" in name for name in moved)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_gradient_checkpointing_changes_no_number(kind: str, tmp_path: Path, new_tiny: Any) -> None:
+    def weights(on: bool) -> dict[str, torch.Tensor]:
+        more = {"gradient_checkpointing": True} if on else {}
+        peft = LORA if kind == "lora" else None
+        trainer = PPOTrainer("tiny", config(tmp_path, **more), length_reward, PROMPTS, peft_config=peft)
+        trainer.train()
+        layer = models.backbone(trainer.actors.policy).layers[0]
+        assert layer.gradient_checkpointing is on
+        return trainer.actors.trained_state()
+
+    plain, recomputed = weights(False), weights(True)
+    for name, weight in plain.items():
+        torch.testing.assert_close(recomputed[name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("share_trunk", [False, True])
+def test_full_fine_tuning(tmp_path: Path, new_tiny: Any, reward_folder: Path, share_trunk: bool) -> None:
+    args = config(tmp_path, share_trunk=share_trunk, value_head_init="reward_model")
+    trainer = PPOTrainer(new_tiny(), args, str(reward_folder), PROMPTS)
+    actors = trainer.actors
+    assert isinstance(actors, SeparateModels) and (actors.critic is None) is share_trunk
+    if not share_trunk:  # the reward model can be the critic, with its mean
+        assert actors.value_shift == 0.25 and bool(actors.value_head.weight.any())
+    logs = train(trainer)
+    assert logs[0]["objective/kl"] == 0 and logs[2]["objective/kl"] != 0
+
+
+def test_an_adapter_goes_on_training_against_a_copy_of_itself(tmp_path: Path, new_tiny: Any) -> None:
+    policy = get_peft_model(new_tiny(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                weight.add_(torch.randn(weight.shape, generator=generator) * 0.02)
+    tree = [Tree([300, 301, 302], [[400, 401, 2]])]
+    with torch.no_grad():
+        started = Engine(policy, 0, dtype=torch.float32).logps(tree)[0][0]
+    trainer = PPOTrainer(policy, config(tmp_path), length_reward, PROMPTS)
+    logs = train(trainer)
+    assert logs[0]["objective/kl"] == 0 and logs[0]["policy/first_ratio_error"] <= 1e-6
+    batch = trainer.actors.engine.pack(tree)
+    torch.testing.assert_close(trainer.actors.reference_logps(batch, 1.0), started, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        assert not torch.allclose(trainer.actors.policy_logps(batch, 1.0)[0], started, atol=1e-4)
+
+
+def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: Any, tokenizer: Any) -> None:
+    args = config(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=2,
+        kl_milestones=[1e-6],
+        log_completions_steps=2,
+        ema_decay=0.5,
+    )
+    trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, eval_dataset=PROMPTS[:3], peft_config=LORA)
+    trainer.train()
+    evaluations = [log for log in trainer.state.log_history if "eval_objective/score" in log]
+    assert [log["step"] for log in evaluations] == [2, 4]
+    assert all(log["eval_objective/score"] == -log["eval_length/mean"] for log in evaluations)
+    assert evaluations[-1]["eval_objective/kl"] != 0 and 0 <= evaluations[-1]["eval_eos_rate"] <= 1
+
+    tables = sorted((tmp_path / "completions").glob("*.parquet"))
+    rows = pq.read_table(tables[-1]).to_pylist()
+    assert len(tables) == 2 and len(rows) == 8
+    assert {"step", "prompt", "completion", "score", "kl_nats", "n_tokens", "truncated"} <= rows[0].keys()
+    assert rows[0]["prompt"].startswith("The film was") and rows[0]["score"] == -rows[0]["n_tokens"]
+
+    kept = list((tmp_path / "milestones").glob("step-*"))
+    assert [path.name for path in kept] == ["step-2"]  # the first rollout has KL 0, the second has passed the bound
+
+    trainer.save_model(str(tmp_path / "final"))
+    card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
+    assert "objective/score" in card and "| `kl_coef` | 0.05 |" in card
+    assert (tmp_path / "final" / "critic" / "value_head.safetensors").is_file()
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), tmp_path / "final")
+    with trainer.averaged():
+        expected = Engine(trainer.actors.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+    trainer.actors.use_policy()
+    latest = Engine(trainer.actors.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+    ours = Engine(models.disable_dropout(loaded).eval(), 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)  # what is exported is the average
+    assert not torch.equal(expected, latest)
+
+
+def test_the_average_is_what_its_equation_says(tmp_path: Path) -> None:
+    trainer = PPOTrainer("tiny", config(tmp_path, ema_decay=0.9), length_reward, PROMPTS, peft_config=LORA)
+    expected = {name: weight.double().clone() for name, weight in trainer._policy_state().items()}
+    step = trainer.training_step
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if trainer.state.global_step:
+            weights.append({name: weight.double().clone() for name, weight in trainer._policy_state().items()})
+        return step(*args, **kwargs)
+
+    trainer.training_step = watched  # type: ignore[method-assign]
+    trainer.train()
+    weights.append({name: weight.double() for name, weight in trainer._policy_state().items()})
+    for state in weights:
+        expected = {name: 0.9 * weight + 0.1 * state[name] for name, weight in expected.items()}
+    assert trainer.average is not None and len(weights) == 4
+    for name, weight in expected.items():
+        torch.testing.assert_close(trainer.average[name].double(), weight, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("share_trunk", [False, True])
+def test_a_warming_critic_leaves_the_policy(tmp_path: Path, share_trunk: bool) -> None:
+    args = config(tmp_path, critic_warmup_rollouts=1, share_trunk=share_trunk)
+    logs = train(PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA))
+    assert [log["policy/ratio"] == pytest.approx(1.0, abs=1e-6) for log in logs] == [True, True, True, False]
+    assert logs[1]["value/loss"] != logs[0]["value/loss"]
+    assert logs[2]["objective/kl"] == 0
+
+
+def test_a_rollout_that_moved_too_far_is_left(tmp_path: Path) -> None:
+    logs = train(
+        PPOTrainer(
+            "tiny",
+            config(tmp_path, target_kl=1e-9, num_ppo_epochs=3, total_episodes=8),
+            length_reward,
+            PROMPTS,
+            peft_config=LORA,
+        )
+    )
+    seen = ["policy/approx_kl" in log for log in logs]
+    assert seen == [True, True, False, False, False, False]  # the second update sees what the first one did
+    assert logs[-1]["grad_norm"] == 0
+
+
+def test_other_text_is_mixed_in(tmp_path: Path) -> None:
+    text = [{"prompt": "The film was", "completion": " a triumph."}, {"prompt": "The book", "completion": " was dull."}]
+    args = config(
+        tmp_path, ptx_coef=10.0, ptx_batch_size=2, total_episodes=8 * 8, missing_eos_penalty=None, kl_coef=0.0
+    )
+    logs = train(
+        PPOTrainer(
+            "tiny", args, lambda completions: [0.0] * len(completions), PROMPTS, ptx_dataset=text, peft_config=LORA
+        )
+    )
+    losses = [log["loss/ptx"] for log in logs]
+    assert losses[-1] < 0.7 * losses[0]
+    with pytest.raises(RecipeError, match="no text to mix in"):
+        PPOTrainer("tiny", config(tmp_path, ptx_coef=1.0), length_reward, PROMPTS, peft_config=LORA)
+
+
+def test_centring_makes_the_start_zero(tmp_path: Path, reward_folder: Path) -> None:
+    args = config(
+        tmp_path,
+        center_samples=64,
+        per_device_train_batch_size=64,
+        samples_per_prompt=16,
+        num_mini_batches=1,
+        total_episodes=64,
+    )
+    logs = train(PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA))
+    assert abs(logs[0]["objective/score"]) < 1.0 < logs[0]["length/mean"]
+
+
+@pytest.mark.parametrize("options", [{}, {"share_trunk": True}, {"ema_decay": 0.9, "center_samples": 4}])
+def test_a_resumed_trainer_equals_an_uninterrupted_one(tmp_path: Path, options: dict[str, Any]) -> None:
+    def make(name: str, **more: Any) -> PPOTrainer:
+        args = config(tmp_path / name, save_strategy="steps", save_steps=1, kl_milestones=[1e-6], **options, **more)
+        return PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
+
+    whole, part = make("whole"), make("part")
+    whole.train()
+    part.train()
+    resumed = make("part")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
+    assert resumed.state.global_step == 4 and resumed.milestones == whole.milestones == []
+    for name, weight in resumed.actors.trained_state().items():
+        torch.testing.assert_close(weight, whole.actors.trained_state()[name], rtol=0, atol=1e-6, msg=name)
+    if whole.average is not None:
+        for name, weight in whole.average.items():
+            torch.testing.assert_close(weight, resumed.average[name], rtol=0, atol=1e-6)  # type: ignore[index]
+
+
+def test_a_checkpoint_holds_what_training_changes(tmp_path: Path) -> None:
+    args = config(tmp_path, save_strategy="steps", save_steps=1)
+    PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert all(
+        ".lora_" in name or "value_head" in name for name in load_file(tmp_path / "checkpoint-4/actors.safetensors")
+    )
+    assert json.loads((tmp_path / "checkpoint-4/ppo_state.json").read_text())["kl_coef"] == 0.05
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"per_device_train_batch_size": 7}, "do not fill"),
+        ({"num_mini_batches": 5}, "do not fill"),
+        ({"kl_estimator": "k2"}, "no KL estimator 'k2'"),
+        ({"value_head_init": "policy"}, "no such start of a critic"),
+        ({"dual_clip": 0.9}, "above 1"),
+        ({"share_trunk": True, "value_learning_rate": 0.5}, "no learning rate of its own"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        config(tmp_path, **values)
+
+
+def test_what_the_trainer_refuses(tmp_path: Path, new_tiny: Any, tokenizer: Any, reward_folder: Path) -> None:
+    def make(model: Any = "tiny", reward: Any = length_reward, data: Any = None, **more: Any) -> PPOTrainer:
+        values = more.pop("values", {})
+        return PPOTrainer(model, config(tmp_path, **values), reward, PROMPTS if data is None else data, **more)
+
+    with pytest.raises(DataError, match="no column prompt"):
+        make(data=[{"text": "a"}])
+    with pytest.raises(DataError, match="there is no prompt"):
+        make(data=[])
+    with pytest.raises(DataError, match="no prompt is left"):
+        make(values={"max_prompt_length": 1})
+    with pytest.warns(UserWarning, match="1 of 2 prompts have more than 8 tokens"):
+        make(data=[PROMPTS[0], {"prompt": "a film " * 20, "wanted": 0}], values={"max_prompt_length": 8})
+    with pytest.raises(RecipeError, match="2 rewards and 1 weights"):
+        make(reward=[length_reward, length_reward], values={"reward_weights": [1.0]})
+    with pytest.raises(RecipeError, match="int is no reward"):
+        make(reward=3)
+    with pytest.raises(RecipeError, match="an ensemble needs members"):
+        make(reward=Ensemble([]))
+    with pytest.raises(ModelError, match="no reward model"):
+        make(reward="tiny")
+    with pytest.raises(ModelError, match="there is no model"):
+        make(model="no-such-model")
+    with pytest.raises(RecipeError, match="an adapter already"):
+        adapted = get_peft_model(new_tiny(), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+        make(model=adapted, peft_config=LORA)
+    with pytest.raises(ModelError, match="one output"):
+        two = AutoModelForSequenceClassification.from_config(
+            LlamaConfig(vocab_size=2048, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+        )
+        make(value_model=two)
+    trainer = make(reward=lambda completions: [None] * len(completions))
+    with pytest.raises(ModelError, match="no reward applies"):
+        trainer.train()
+    trainer = make(reward=lambda completions: [float("inf")] * len(completions))
+    with pytest.raises(ModelError, match="not finite"):
+        trainer.train()
+    with pytest.raises(DataError, match="no prompt to evaluate on"):
+        make().evaluate()

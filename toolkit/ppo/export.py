@@ -1,0 +1,55 @@
+"""What PPO leaves behind for people: a model card, and tables of completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from toolkit.ppo.config import PPOConfig
+from toolkit.preferences.formats import readable
+from toolkit.store import write_table
+
+SHOWN = ("objective/score", "objective/kl", "objective/entropy", "length/mean", "eos_rate", "value/explained_variance")
+
+
+def own_settings(args: PPOConfig) -> dict[str, Any]:
+    """What PPO adds to ``TrainingArguments``, and the learning rate and seed."""
+    base = {f.name for f in fields(transformers.TrainingArguments)}
+    redefined = {"learning_rate", "per_device_train_batch_size", "seed", "max_steps", "adam_epsilon", "bf16"}
+    return {f.name: getattr(args, f.name) for f in fields(args) if f.name not in base or f.name in redefined}
+
+
+def write_card(folder: Path, args: PPOConfig, history: Sequence[dict[str, Any]], rollouts: int) -> None:
+    """``README.md`` of an exported policy: how it was trained, and its curves' first and last points."""
+    logs = [entry for entry in history if "objective/score" in entry]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [ppo, rlhf, rlhf-duel]",
+        "---",
+        "",
+        "# A policy trained with PPO",
+        "",
+        f"Trained by `toolkit.ppo.PPOTrainer` of rlhf-duel in {rollouts} rollouts. It loads with transformers, with",
+        "peft as well where it is an adapter.",
+        "",
+    ]
+    if logs:
+        lines += ["| metric | first logged | last logged |", "|---|---|---|"]
+        lines += [f"| `{name}` | {logs[0][name]:.4g} | {logs[-1][name]:.4g} |" for name in SHOWN if name in logs[-1]]
+        lines += ["", "`objective/kl` is in nats per response to the policy that training started from.", ""]
+    lines += ["| setting | value |", "|---|---|"]
+    lines += [f"| `{name}` | {value} |" for name, value in own_settings(args).items()]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_completions(rows: Sequence[dict[str, Any]], out: Path, step: int) -> None:
+    """``completions/completions_STEP.parquet``, as TRL's online trainers name it: one row per response."""
+    folder = out / "completions"
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = [{"step": step, **row, "prompt": readable(row["prompt"])} for row in rows]
+    write_table(shown, folder / f"completions_{step:05d}.parquet")
