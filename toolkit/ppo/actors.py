@@ -76,11 +76,13 @@ class Actors(nn.Module, ABC):
         logps_N, entropy_N = self.policy_logps(batch, temperature, with_entropy=with_entropy)
         return logps_N, entropy_N, self.values(batch)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
+    ) -> None:
         """What transformers' Trainer calls where ``gradient_checkpointing`` is on: for policy and critic."""
-        how = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        how = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         for model in self.trained_models():
-            inner(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+            inner(model).activation_checkpointing_enable(activation_checkpointing_kwargs=how, **more)
 
     def trained_models(self) -> list[Any]:
         return [self.policy]
