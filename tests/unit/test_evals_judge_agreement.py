@@ -72,7 +72,9 @@ def test_comparisons_of_a_prompt_are_resampled_together() -> None:
     pairs = [("a", str(k)) for k in range(8)]
     x = [Opinion(f"p{k}", pair, "x", 1.0) for k in range(40) for pair in pairs]
     y = [Opinion(f"p{k}", pair, "y", float(same[k])) for k in range(40) for pair in pairs]
-    [clustered] = agreement(x, y).pairs
+    found = agreement(x, y)
+    [clustered] = found.pairs
+    assert found.krippendorff_alpha is not None and found.krippendorff_alpha["n"] == 40
     [plain] = agreement(opinions("x", [1.0] * 320), opinions("y", np.repeat(same, 8).astype(float).tolist())).pairs
     width = [part["ci_high"] - part["ci_low"] for part in (clustered.same_verdict, plain.same_verdict)]  # type: ignore[operator]
     assert clustered.same_verdict["n"] == 40 and width[0] > 2 * width[1]
