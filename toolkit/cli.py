@@ -348,6 +348,9 @@ def _asking(function: Any) -> Any:
         click.option(
             "--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds."
         ),
+        click.option(
+            "--price", type=click.FloatRange(0), nargs=2, metavar="IN OUT", help="USD per million tokens, for the sum."
+        ),
     ):
         function = option(function)
     return function
@@ -357,8 +360,13 @@ def _judge_settings(options: dict[str, Any]) -> Any:
     """Takes the options of :func:`_asking` out of ``options``."""
     from toolkit.recipe import JudgeSettings
 
+    prices = options.pop("price") or (None, None)
     return JudgeSettings(
-        template=options.pop("template"), concurrency=options.pop("concurrency"), timeout_s=options.pop("timeout")
+        template=options.pop("template"),
+        concurrency=options.pop("concurrency"),
+        timeout_s=options.pop("timeout"),
+        prompt_price_usd=prices[0],
+        completion_price_usd=prices[1],
     )
 
 
@@ -432,6 +440,7 @@ def score(ctx: click.Context, as_json: bool, **options: Any) -> None:
 )
 @_asking
 @click.option("--out", type=PATH, required=True, help="Folder to write.")
+@click.option("--annotations", type=PATH, help="Write AlpacaEval's annotations.json (or .json.gz) as well.")
 @click.option("--samples-per-prompt", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True)
@@ -444,14 +453,14 @@ def score(ctx: click.Context, as_json: bool, **options: Any) -> None:
 def compare(ctx: click.Context, as_json: bool, policies: tuple[str, ...], **options: Any) -> None:
     """Sample POLICIES (two or more) on the same prompts, judge them, and give win rates."""
     from toolkit.comparing import compare_policies
-    from toolkit.tables import win_rate_table
+    from toolkit.tables import judging_tables
 
     if len(policies) < 2:
         raise click.UsageError("name at least two policies to compare")
     reporter = _reporter(ctx)
     _quiet_libraries()
-    rows = compare_policies(policies, reporter=reporter, judge_settings=_judge_settings(options), **options)
-    _emit({"win_rates": rows}) if as_json else print(win_rate_table(rows))
+    found = compare_policies(policies, reporter=reporter, judge_settings=_judge_settings(options), **options)
+    _emit(found) if as_json else print(judging_tables(found))
 
 
 @cli.command()
@@ -460,64 +469,91 @@ def compare(ctx: click.Context, as_json: bool, policies: tuple[str, ...], **opti
 @click.option("--baseline", required=True, help="Against whose.")
 @click.option("--human", is_flag=True, help="Serve a page of blind pairs on this machine, for people to vote on.")
 @click.option(
-    "--judge", help="Or ask a judge: gold, rm:MODEL, implicit:P,R, llm:MODEL, openai:MODEL@BASE_URL, python:M:F."
+    "--judge",
+    help="Or ask a judge: gold, rm:MODEL, implicit:P,R, llm:MODEL, openai:MODEL@BASE_URL, python:M:F, file:PATH.",
 )
-@click.option("--annotator", default="me", show_default=True, help="Whose votes these are.")
+@click.option("--annotator", default="me", show_default=True, help="Who votes where the page is not told a name.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the page; 0 takes a free one.")
 @_asking
 @click.option("--limit", type=click.IntRange(1), help="Judge so many prompts.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of pairs and places.")
 @click.option("--out", type=PATH, required=True, help="Parquet file of judgements to write; duel winrate reads it.")
+@click.option("--annotations", type=PATH, help="Write AlpacaEval's annotations.json (or .json.gz) as well.")
 @_dtype
 @JSON
 @click.pass_context
 def judge(ctx: click.Context, as_json: bool, human: bool, judge: str | None, **options: Any) -> None:
     """Judge recorded SAMPLES: a run folder, or its samples.parquet."""
     from toolkit.rejudging import judge_samples
-    from toolkit.tables import win_rate_table
+    from toolkit.tables import judging_tables
 
     if human == bool(judge):
         raise click.UsageError("name a judge with --judge, or ask people with --human")
     reporter = _reporter(ctx)
     _quiet_libraries()
-    rows = judge_samples(reporter=reporter, judge=judge, judge_settings=_judge_settings(options), **options)
-    _emit({"win_rates": rows}) if as_json else print(win_rate_table(rows))
+    found = judge_samples(reporter=reporter, judge=judge, judge_settings=_judge_settings(options), **options)
+    _emit(found) if as_json else print(judging_tables(found))
 
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, type=PATH)
 @click.option("--length-control", is_flag=True, help="Add the length-controlled win rate.")
 @click.option("--lc-table", type=PATH, help="AlpacaEval's auxiliary table (a folder).")
+@click.option("--style-control", is_flag=True, help="Add the win rate at equal length, lists, headers and bold.")
+@click.option("--by", metavar="COLUMN", help="Slices: a row for each value of this column as well.")
+@click.option("--attributes", type=PATH, help="File of prompts that holds the column, if the judgements do not.")
+@click.option("--pool-judges", is_flag=True, help="Add all judges together, averaged inside each prompt.")
+@click.option("--ranking", is_flag=True, help="Add Bradley-Terry strengths of three or more policies.")
+@click.option("--reference", metavar="JUDGE", help="Measure the other judges against this one; default gold, if there.")
 @click.option(
-    "--bootstrap", type=click.IntRange(100), default=2000, show_default=True, help="Resamples of the prompts."
+    "--bootstrap", "n_resamples", type=click.IntRange(100), default=2000, show_default=True, help="Resamples."
 )
 @click.option(
     "--confidence", type=click.FloatRange(0.5, 1, min_open=True, max_open=True), default=0.95, show_default=True
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @JSON
-def winrate(
-    files: tuple[Path, ...],
-    length_control: bool,
-    lc_table: Path | None,
-    bootstrap: int,
-    confidence: float,
-    seed: int,
-    as_json: bool,
-) -> None:
+def winrate(files: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Win rates of recorded judgements: our Parquet/JSONL, or AlpacaEval's annotations.json."""
-    from toolkit.judging.records import winrate_report
-    from toolkit.tables import win_rate_table
+    from toolkit.judging.statistics import winrate_report
+    from toolkit.tables import judging_tables
 
-    rows = winrate_report(
-        files,
-        length_control=length_control or lc_table is not None,
-        lc_table=lc_table,
-        n_resamples=bootstrap,
-        confidence=confidence,
-        seed=seed,
-    )
-    _emit({"win_rates": rows}) if as_json else print(win_rate_table(rows))
+    found = winrate_report(files, **options)
+    _emit(found) if as_json else print(judging_tables(found))
+
+
+@cli.command()
+@click.option("--data", required=True, help="Responses to label: preference data, or a run folder's samples.")
+@click.option("--policy", help="Sample the responses from this policy; --data then gives the prompts.")
+@click.option("--judge", required=True, help="llm:MODEL or openai:MODEL@BASE_URL.")
+@click.option("--principles", required=True, help="hhh (shipped), or a file: one on each line, or a YAML list.")
+@click.option(
+    "--draw", type=click.Choice(["one", "all"]), default="one", show_default=True, help="Per comparison; all: a vote."
+)
+@click.option("--labels", type=click.Choice(["soft", "hard"]), default="soft", show_default=True)
+@_asking
+@click.option("--k", type=click.IntRange(2), default=4, show_default=True, help="Responses per prompt to sample.")
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Use so many prompts.")
+@click.option("--split", default="train", show_default=True, help="Split of a hub data set.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=PATH, required=True, help="A .jsonl.gz to write; data.source reads it.")
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+@_dtype
+@JSON
+@click.pass_context
+def label(ctx: click.Context, as_json: bool, **options: Any) -> None:
+    """Preference data by written principles: a language model compares the responses to each prompt."""
+    from toolkit.labelling import label_data
+
+    reporter = _reporter(ctx)
+    _quiet_libraries()
+    summary = label_data(reporter=reporter, judge_settings=_judge_settings(options), **options)
+    if as_json:
+        _emit(summary)
+    else:
+        print("\n".join(f"{name:24} {value}" for name, value in summary.items()))
 
 
 @cli.command()

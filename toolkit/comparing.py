@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from toolkit import models
 from toolkit.errors import DataError
 from toolkit.generation import generate
-from toolkit.judging import asking, judges, records
+from toolkit.judging import asking, export, judges, records, statistics
 from toolkit.locating import ModelRef, resolve
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import decode, encode_prompt, is_conversation
-from toolkit.preferences.formats import Prompt, prompt_id
+from toolkit.preferences.formats import Prompt, prompt_id, readable
 from toolkit.preferences.reading import read_preferences
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
@@ -113,8 +113,9 @@ def compare_policies(
     seed: int,
     dtype: str,
     judge_settings: JudgeSettings,
-) -> list[dict[str, Any]]:
-    """Writes ``samples-*.parquet``, ``judgements.parquet`` and ``results.json`` to ``out``; returns the win-rate rows.
+    annotations: Path | None = None,
+) -> dict[str, Any]:
+    """Writes ``samples-*.parquet``, ``judgements.parquet`` and ``results.json`` to ``out``, and returns the results.
 
     Rerunning continues: a policy's samples are kept under the fingerprint of all that they depend on.
     """
@@ -163,12 +164,13 @@ def compare_policies(
         ids = [key for key, _ in prompts]
         texts = {name: [[row["response"] for row in group] for group in groups] for name, groups in table.items()}
         judgements: list[records.Judgement] = []
+        usage: list[asking.Usage] = []
         for spec in judge:
             if spec.startswith("file:"):
                 judgements += records.read_judgements([spec.removeprefix("file:")])
                 continue
             if asking.asks(spec):
-                judgements += asking.judge_pairs(
+                found, used = asking.judge_pairs(
                     spec,
                     list(combinations(policies, 2)),
                     ids,
@@ -178,6 +180,8 @@ def compare_policies(
                     section,
                     reporter,
                 )
+                judgements += found
+                usage.append(used)
                 continue
             reporter.line(f"judge {spec}")
             all_texts = [[t for name in policies for t in texts[name][i]] for i in range(len(ids))]
@@ -189,6 +193,12 @@ def compare_policies(
             for a, b in combinations(policies, 2):
                 judgements += judges.compare(spec, a, b, ids, (by_name[a], by_name[b]), (texts[a], texts[b]))
         write_table([asdict(judgement) for judgement in judgements], out / "judgements.parquet")
-        win_rates = [asdict(row) for row in records.win_rates(judgements, length_control=True, seed=seed)]
-        write_json(out / "results.json", {"schema_version": 1, "policies": list(policies), "win_rates": win_rates})
-    return win_rates
+        if annotations is not None:
+            export.write_annotations(judgements, ids, [readable(prompt) for _, prompt in prompts], texts, annotations)
+        results: dict[str, Any] = {"schema_version": 1, "policies": list(policies)}
+        results |= statistics.report(
+            judgements, length_control=True, style_control=True, where_recorded=True, seed=seed
+        )
+        results["judge_usage"] = [asdict(used) for used in usage]
+        write_json(out / "results.json", results)
+    return results

@@ -84,7 +84,15 @@ STAGES = (
         "shared",
         ("data", "sft", "reward_model", "ppo", "dpo"),
         ("evaluate", "sft.enabled", *_READS),
-        ("stages/evaluate.py", "evals/*.py", "judging/*.py", "preferences/gold.py", "generation.py", *_TRAINING_CODE),
+        (
+            "stages/evaluate.py",
+            "evals/*.py",
+            "judging/*.py",
+            "judging/templates/*",
+            "preferences/gold.py",
+            "generation.py",
+            *_TRAINING_CODE,
+        ),
     ),
     StageSpec("report", "shared", ("evaluate",), ("report",), ("stages/report.py", "report/*")),
 )
@@ -384,7 +392,7 @@ def publish(folder: RunFolder, loaded: LoadedRecipe, manifest: Mapping[str, Any]
     ]
     results["warnings"] = [*results["warnings"], *differences]
     results["recipe"] = loaded.recipe.model_dump(mode="json")
-    results["cost"] = cost(manifest["stages"])
+    results["cost"] = cost(manifest["stages"]) | {"judges": results.pop("judge_usage", [])}
     write_json(folder.root / "results.json", results)
 
 

@@ -217,6 +217,8 @@ class JudgeSettings(Section):
     )
     concurrency: PositiveInt = Field(8, description="Requests to an endpoint at once.")
     timeout_s: PositiveFloat = Field(60.0, description="Seconds until a request is tried again.")
+    prompt_price_usd: NonNegativeFloat | None = Field(None, description="USD per million prompt tokens; null: no sum.")
+    completion_price_usd: NonNegativeFloat | None = Field(None, description="USD per million completion tokens.")
 
 
 class EvaluateSection(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit.errors import DataError, nearest
-from toolkit.judging import asking, judges, people, records
+from toolkit.judging import asking, export, judges, people, records, statistics
 from toolkit.judging.memory import remembering
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
@@ -68,22 +69,52 @@ def judge_samples(
     out: Path,
     dtype: str,
     reporter: Reporter,
-) -> list[dict[str, Any]]:
-    """Writes judgements to ``out`` and returns win-rate rows; without ``judge``, people vote on a local page."""
+    annotations: Path | None = None,
+) -> dict[str, Any]:
+    """Writes judgements to ``out``, and to ``annotations`` in AlpacaEval's format; without ``judge``, people vote on a
+    local page. Returns :func:`toolkit.judging.statistics.report` with ``judge_usage``.
+    """
     ids, prompts, texts = read_samples(samples, (policy, baseline), limit)
     section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
+    usage: list[asking.Usage] = []
     if judge is None:
         found = ask_people(ids, prompts, texts, policy, baseline, annotator, port, seed, out, reporter)
     elif asking.asks(judge):
-        found = asking.judge_pairs(judge, [(policy, baseline)], ids, prompts, texts, judge_settings, section, reporter)
+        found, used = asking.judge_pairs(
+            judge, [(policy, baseline)], ids, prompts, texts, judge_settings, section, reporter
+        )
+        usage.append(used)
+    elif judge.startswith("file:"):
+        found = recorded(judge.removeprefix("file:"), policy, baseline, ids)
     else:
         flat = [[*a, *b] for a, b in zip(texts[policy], texts[baseline], strict=True)]
         scores = judges.score(judge, prompts, flat, section, max_response_tokens=MAX_RESPONSE_TOKENS)
         split = [len(a) for a in texts[policy]]
         by = ([s[:n] for s, n in zip(scores, split, strict=True)], [s[n:] for s, n in zip(scores, split, strict=True)])
         found = judges.compare(judge, policy, baseline, ids, by, (texts[policy], texts[baseline]))
+    if annotations is not None:
+        export.write_annotations(found, ids, prompts, texts, annotations)
     write_table([asdict(judgement) for judgement in found], out)
-    return [asdict(row) for row in records.win_rates(found, length_control=True, seed=seed)] if found else []
+    report = statistics.report(found, length_control=True, style_control=True, where_recorded=True, seed=seed)
+    return report | {"judge_usage": [asdict(used) for used in usage]}
+
+
+def recorded(file: str, policy: str, baseline: str, ids: Sequence[str]) -> list[records.Judgement]:
+    """The judgements in ``file`` of these two policies on these prompts.
+
+    Raises DataError where there is none.
+    """
+    everything = records.read_judgements([file])
+    wanted = set(ids)
+    found = [j for j in everything if (j.policy, j.baseline) == (policy, baseline) and j.prompt_id in wanted]
+    if not found:
+        there = sorted({f"{j.policy} against {j.baseline}" for j in everything})
+        raise DataError(
+            f"no judgement of {policy!r} against {baseline!r} on these prompts",
+            where=file,
+            fix=f"it holds {', '.join(there[:5])}",
+        )
+    return found
 
 
 def ask_people(
@@ -99,9 +130,9 @@ def ask_people(
     reporter: Reporter,
 ) -> list[records.Judgement]:
     """Serve the page until Ctrl-C; votes of an earlier sitting count and are not asked for again."""
-    pairs = people.blind_pairs(policy, baseline, ids, prompts, texts, annotator=annotator, seed=seed)
+    ballots = people.Ballots(policy, baseline, ids, prompts, texts, seed)
     memory_path = out.with_suffix(".votes.sqlite")
-    with people.serving(pairs, memory_path, port) as server:
+    with people.serving(ballots, memory_path, port, annotator=annotator) as server:
         address = f"http://127.0.0.1:{server.server_address[1]}/"
         reporter.line(f"vote at {address} (Ctrl-C ends and writes {out})")
         try:
@@ -109,4 +140,4 @@ def ask_people(
         except KeyboardInterrupt:
             reporter.line("closing the page")
     with remembering(memory_path) as memory:
-        return people.votes(pairs, memory)
+        return people.votes(ballots, memory)

@@ -59,6 +59,65 @@ def win_rate_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return _text(table)
 
 
+def judging_tables(found: Mapping[str, Any]) -> str:
+    """What ``duel winrate``, ``compare`` and ``judge`` say: win rates, and the further tables where there are any."""
+    rows = found["win_rates"]
+    parts = [win_rate_table([row for row in rows if row["slice"] is None])]
+    sliced = [row for row in rows if row["slice"] is not None]
+    if sliced:
+        parts.append(win_rate_table([{**row, "policy": f"{row['policy']}, {row['slice']}"} for row in sliced]))
+    styled = [row for row in rows if row["sc_win_rate"] is not None]
+    if styled:
+        effects = list(styled[0]["style_effects"])
+        table = _table("At equal style", ["policy", "against", "judge", "win rate", "95% interval", *effects])
+        for row in styled:
+            table.add_row(
+                row["policy"] + (f", {row['slice']}" if row["slice"] else ""),
+                row["baseline"],
+                row["judge"],
+                percent(row["sc_win_rate"]),
+                interval(row["sc_ci_low"], row["sc_ci_high"]),
+                *(number(row["style_effects"][name], 2) for name in effects),
+            )
+        parts.append(_text(table))
+    for ranking in found["bradley_terry"]:
+        table = _table(
+            f"Bradley-Terry, judge {ranking['judge']}, {ranking['n_prompts']} prompts",
+            ["policy", "log strength", "95% interval", "beats the others"],
+        )
+        for row in ranking["policies"]:
+            table.add_row(
+                row["policy"],
+                number(row["log_strength"], 2),
+                interval(row["ci_low"], row["ci_high"], lambda value: number(value, 2)),
+                percent(row["win_rate"]),
+            )
+        parts.append(_text(table))
+    if found["judge_agreement"]:
+        parts.append(_agreement_table(found["judge_agreement"]))
+    return "\n\n".join(parts)
+
+
+def _agreement_table(found: Mapping[str, Any]) -> str:
+    def both(value: Mapping[str, Any] | None, form: Any) -> tuple[str, str]:
+        if value is None or value["value"] is None:
+            return "-", "-"
+        return form(value["value"]), interval(value["ci_low"], value["ci_high"], form)
+
+    table = _table("Judges", ["judge", "with", "measure", "value", "95% interval", "comparisons"])
+    for row in found["against_reference"]:
+        against = (row["judge"], found["reference"])
+        table.add_row(*against, "accuracy", *both(row["accuracy"], percent), str(row["n"]))
+        table.add_row(*against, "Cohen's kappa", *both(row["cohen_kappa"], number), str(row["n_all"]))
+    for row in found["pairs"]:
+        table.add_row(*row["judges"], "same verdict", *both(row["same_verdict"], percent), str(row["n"]))
+        table.add_row(*row["judges"], "Cohen's kappa", *both(row["cohen_kappa"], number), str(row["n"]))
+    alpha = found["krippendorff_alpha"]
+    if alpha is not None:
+        table.add_row("all", "", "Krippendorff's alpha", *both(alpha, number), "")
+    return _text(table)
+
+
 def result_tables(results: Mapping[str, Any]) -> str:
     """The end of a run: policies, win rates, what each arm cost, and the verdict last, where the eye is."""
     policies = _table(

@@ -69,7 +69,7 @@ def test_help_is_fast_and_lists_the_contract() -> None:
     started = time.monotonic()
     text = duel("--help").stdout
     assert time.monotonic() - started < 5  # the target is 0.3 s on an idle machine; scripts/bench measures it
-    contract = "run rewards score compare winrate simulate sweep report recipes validate schema env"
+    contract = "run rewards score compare judge winrate label simulate sweep report recipes validate schema env"
     for command in contract.split():
         assert f"\n  {command} " in text
     loaded = subprocess.run(
@@ -83,6 +83,9 @@ def test_the_run_folder_holds_what_the_contract_says(run_folder: Path) -> None:
         assert (run_folder / name).is_file(), name
     results = json.loads((run_folder / "results.json").read_text())
     assert results.keys() == TOP
+    assert results["cost"]["judges"] == []  # no language model was asked
+    judging = json.loads((run_folder / "evaluate" / "judging.json").read_text())
+    assert {row["judge"] for row in judging["bradley_terry"]} == {row["judge"] for row in results["win_rates"]}
     manifest = json.loads((run_folder / "manifest.json").read_text())
     assert manifest["status"] == "done"
     assert list(manifest["stages"]) == ["data", "sft", "reward_model", "ppo", "dpo", "evaluate", "report"]
@@ -252,6 +255,18 @@ def test_rewards_and_score_on_a_run(run_folder: Path, tmp_path: Path) -> None:
         assert row["explicit_reward"] == pytest.approx(by_rewards[row["prompt_id"], row["response_index"]], abs=1e-4)
 
 
+def test_labels_by_principles_are_a_data_source(tmp_path: Path) -> None:
+    out = tmp_path / "labels.jsonl.gz"
+    shared = ["--data", "reviews", "--limit", "12", "--judge", "llm:tiny", "--principles", "hhh", "--out", str(out)]
+    made = json.loads(duel("label", *shared, "--json").stdout)
+    assert made["n_prompts"] == 12 and made["n_failed"] == 0
+    assert made["judge_usage"]["n_questions"] == 2 * made["n_comparisons"] and made["judge_usage"]["prompt_tokens"] > 0
+    plan = duel("run", "smoke", f"--set=data.source={out}", "--dry-run", "--out", str(tmp_path / "x"),
+                "--set=data.eval_fraction=0.4", "--set=data.eval_prompts=4")  # fmt: skip
+    assert "reward_model" in plan.stdout and "dpo" in plan.stdout
+    assert "exists" in duel("label", *shared, check=2).stderr
+
+
 def test_compare_simulate_and_winrate(run_folder: Path, tmp_path: Path) -> None:
     sft, dpo = (str(run_folder / name / "model") for name in ("sft", "dpo"))
     shared = ["--data", "reviews", "--limit", "10", "--max-new-tokens", "10"]
@@ -259,6 +274,8 @@ def test_compare_simulate_and_winrate(run_folder: Path, tmp_path: Path) -> None:
         duel("compare", dpo, sft, "tiny", *shared, "--judge", "gold", "--out", str(tmp_path / "c"), "--json").stdout
     )["win_rates"]
     assert len(rows) == 3 and all(row["n_judged"] == 10 for row in rows)
+    [ranking] = json.loads((tmp_path / "c" / "results.json").read_text())["bradley_terry"]
+    assert {row["policy"] for row in ranking["policies"]} == {dpo, sft, "tiny"} and ranking["n_judged"] == 30
     again = json.loads(duel("winrate", str(tmp_path / "c" / "judgements.parquet"), "--json").stdout)["win_rates"]
     assert [row["win_rate"] for row in again] == [row["win_rate"] for row in rows]
     out = tmp_path / "sim.jsonl.gz"

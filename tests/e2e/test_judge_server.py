@@ -69,7 +69,7 @@ def test_smollm2_behind_a_real_server(server: str, tmp_path: Path, monkeypatch: 
     def judge() -> list[asking.Judgement]:
         ids = ["p0", "p1"]
         quiet = Reporter(quiet=True)
-        return asking.judge_pairs(server, [("a", "b")], ids, PROMPTS, TEXTS, settings, ModelSection(), quiet)
+        return asking.judge_pairs(server, [("a", "b")], ids, PROMPTS, TEXTS, settings, ModelSection(), quiet)[0]
 
     found = judge()
     assert len(found) == 4

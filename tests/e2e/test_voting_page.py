@@ -7,6 +7,7 @@ import shutil
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,9 @@ TEXTS = {
 }
 
 
-def pairs() -> list[people.Pair]:
-    ids = [f"p{i}" for i in range(N)]
-    prompts = [f"prompt {i}" for i in range(N)]
-    return people.blind_pairs("secret-ppo", "secret-sft", ids, prompts, TEXTS, annotator="ann", seed=3)
+BALLOTS = people.Ballots(
+    "secret-ppo", "secret-sft", [f"p{i}" for i in range(N)], [f"prompt {i}" for i in range(N)], TEXTS, seed=3
+)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[], str]]:
         ready = threading.Event()
 
         def run() -> None:
-            with people.serving(pairs(), tmp_path / "votes.sqlite") as server:
+            with people.serving(BALLOTS, tmp_path / "votes.sqlite", annotator="ann") as server:
                 servers.append(server)
                 ready.set()
                 server.serve_forever(poll_interval=0.01)
@@ -118,7 +118,63 @@ def test_vote_reload_resume_export(serve: Callable[[], str], browser: Any, tmp_p
     assert {vote["order"] for vote in exported} == {0, 1}
     assert all("from the" in text and "secret" not in text for text in sent)
     with remembering(tmp_path / "votes.sqlite") as memory:
-        assert [vote.preference for vote in people.votes(pairs(), memory)] == [v["preference"] for v in exported]
+        assert [vote.preference for vote in people.votes(BALLOTS, memory)] == [v["preference"] for v in exported]
+
+
+def get(address: str) -> Any:
+    with urllib.request.urlopen(address, timeout=10) as reply:
+        return json.loads(reply.read())
+
+
+def vote(address: str, **body: str) -> Any:
+    request = urllib.request.Request(
+        address + "vote", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        return json.loads(reply.read())
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)")
+def test_two_annotators_at_once(serve: Callable[[], str], browser: Any) -> None:
+    address = serve()
+    anna, bob = browser.new_page(), browser.new_page()
+    anna.goto(address)
+    bob.goto(address + "?annotator=bob")
+    anna.wait_for_function("document.getElementById('annotator').value === 'ann'")
+    anna.fill("#annotator", "anna b")  # the letters are also the keys of votes
+    anna.press("#annotator", "Enter")
+    anna.wait_for_function("location.search === '?annotator=anna%20b'")
+    for page, clicks in ((anna, 3), (bob, 2), (anna, 1)):
+        for _ in range(clicks):
+            before = page.inner_text("#progress")
+            page.click("[data-vote=A]")
+            page.wait_for_function(f"document.getElementById('progress').textContent !== '{before}'")
+    anna.reload()
+    anna.wait_for_function(f"document.getElementById('progress').textContent === '4 of {N}'")
+    assert bob.inner_text("#progress") == f"2 of {N}"
+    with urllib.request.urlopen(address + "export", timeout=10) as reply:
+        exported = [json.loads(line) for line in reply.read().decode().splitlines()]
+    assert sorted(row["judge"] for row in exported) == ["human:anna b"] * 4 + ["human:bob"] * 2
+
+
+def test_requests_of_many_annotators_lose_no_vote(serve: Callable[[], str], tmp_path: Path) -> None:
+    address = serve()
+
+    def sit(name: str) -> None:
+        state = get(f"{address}next?annotator={name}")
+        while state["pair"]:
+            state = vote(address, id=state["pair"]["id"], verdict="B", annotator=name)
+
+    people_voting = [threading.Thread(target=sit, args=(f"w{k}",)) for k in range(5)]
+    for thread in people_voting:
+        thread.start()
+    for thread in people_voting:
+        thread.join(60)
+    with remembering(tmp_path / "votes.sqlite") as memory:
+        found = people.votes(BALLOTS, memory)
+    assert Counter(row.judge for row in found) == {f"human:w{k}": N for k in range(5)}
+    # each sees an order of their own
+    assert len({tuple(pair.blank.prompt_id for pair in BALLOTS.of(f"w{k}")) for k in range(5)}) > 1
 
 
 def test_the_page_answers_nobody_else(serve: Callable[[], str]) -> None:
@@ -132,11 +188,11 @@ def test_the_page_answers_nobody_else(serve: Callable[[], str]) -> None:
         except urllib.error.HTTPError as error:
             return error.code
 
-    vote = json.dumps({"id": pairs()[0].question.key, "verdict": "A"}).encode()
+    body = json.dumps({"id": BALLOTS.of("ann")[0].question.key, "verdict": "A"}).encode()
     assert status("next", Host="evil.example") == 403  # a name that was made to point here
-    assert status("vote", body=vote, **{"Content-Type": "text/plain"}) == 400  # what a foreign form could send
+    assert status("vote", body=body, **{"Content-Type": "text/plain"}) == 400  # what a foreign form could send
     json_type = {"Content-Type": "application/json"}
     assert status("vote", body=b"[]", **json_type) == 400
     assert status("vote", body=b'{"id": "x", "verdict": "A"}', **json_type) == 400
     assert status("../../etc/passwd") == 404
-    assert status("vote", body=vote, **json_type) == 200
+    assert status("vote", body=body, **json_type) == 200

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,9 +19,11 @@ import pytest
 from toolkit.errors import ModelError, RecipeError
 from toolkit.judging import asking
 from toolkit.judging.memory import Memory
-from toolkit.judging.records import Judgement, win_rates
+from toolkit.judging.records import Judgement
+from toolkit.judging.statistics import win_rates, winrate_report
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
+from toolkit.store import write_table
 
 # The scripted judge prefers the response with the larger number in it.
 N = 12
@@ -124,9 +129,10 @@ def serve(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 def judge(spec: str, **settings: Any) -> list[Judgement]:
     chosen = JudgeSettings(**({"timeout_s": 2.0} | settings))
     ids = [f"p{i}" for i in range(N)]
-    return asking.judge_pairs(
+    found, _ = asking.judge_pairs(
         spec, [("good", "bad")], ids, PROMPTS, TEXTS, chosen, ModelSection(), Reporter(quiet=True)
     )
+    return found
 
 
 def test_both_orders_are_asked_and_nothing_is_asked_twice(serve: Any) -> None:
@@ -299,6 +305,75 @@ def test_a_template_of_ones_own(serve: Any, tmp_path: Any) -> None:
     mine.write_text("kind: choice\nuser: '{{ prompt }} {{ response_a }}'\n")
     with pytest.raises(RecipeError, match="response_b"):
         judge(server.spec, template=str(mine))
+
+
+def asked_of(spec: str, **settings: Any) -> asking.Usage:
+    ids = [f"p{i}" for i in range(N)]
+    chosen = JudgeSettings(**({"timeout_s": 2.0} | settings))
+    return asking.judge_pairs(
+        spec, [("good", "bad")], ids, PROMPTS, TEXTS, chosen, ModelSection(), Reporter(quiet=True)
+    )[1]
+
+
+def test_tokens_and_money_are_counted_once_and_failures_with_them(serve: Any) -> None:
+    broken = True
+
+    def script(before: int, user: str, prompt: str) -> Any:
+        return ok(completion("no idea")) if broken and prompt == "prompt 0" else None
+
+    server = serve(script)
+    prices = {"prompt_price_usd": 2.0, "completion_price_usd": 10.0}
+    first = asked_of(server.spec, **prices)
+    assert (first.n_questions, first.n_remembered, first.n_failed) == (24, 0, 2)
+    assert (first.prompt_tokens, first.completion_tokens) == (24 * 30, 24 * 5)
+    assert first.cost_usd == first.new_cost_usd == pytest.approx((720 * 2 + 120 * 10) / 1e6)
+    broken = False
+    second = asked_of(server.spec, **prices)
+    # two were asked again: what their failures took is not forgotten, and nothing is counted twice
+    assert (second.n_remembered, second.n_failed, second.new_prompt_tokens) == (22, 0, 60)
+    assert (second.prompt_tokens, second.completion_tokens) == (26 * 30, 26 * 5)
+    third = asked_of(server.spec)
+    assert (third.prompt_tokens, third.new_prompt_tokens, third.cost_usd) == (26 * 30, 0, None)
+
+
+def test_ctrl_c_and_rerun_ask_the_rest(serve: Any, tmp_path: Any) -> None:
+    """The command itself: interrupted with 130 after some answers, then finished without asking anything again."""
+
+    def script(before: int, user: str, prompt: str) -> Any:
+        time.sleep(0.1)
+        return None
+
+    server = serve(script)
+    rows = [
+        {"prompt_id": f"p{i}", "policy": name, "sample_index": 0, "prompt": PROMPTS[i], "response": TEXTS[name][i][0]}
+        for name in TEXTS
+        for i in range(N)
+    ]
+    write_table(rows, tmp_path / "samples.parquet")
+    out = tmp_path / "judged.parquet"
+    command = [sys.executable, "-m", "toolkit.cli", "judge", str(tmp_path / "samples.parquet"), "--policy", "good"]
+    command += ["--baseline", "bad", "--judge", server.spec, "--concurrency", "1", "--out", str(out), "--json"]
+    command += ["--annotations", str(tmp_path / "annotations.json"), "--price", "1", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while sum(server.asked.values()) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stdout == "" and "run the same command again" in stderr, stderr
+    assert not out.exists() and 4 <= sum(server.asked.values()) < 2 * N
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    [usage] = found["judge_usage"]
+    # at most the request that was under way when Ctrl-C came is asked a second time
+    assert len(server.asked) == 2 * N and sum(server.asked.values()) <= 2 * N + 1
+    assert usage["n_remembered"] >= 3 and usage["n_failed"] == 0 and usage["prompt_tokens"] == 2 * N * 30
+    assert usage["cost_usd"] == pytest.approx((2 * N * 30 * 1 + 2 * N * 5 * 2) / 1e6)
+    [row] = found["win_rates"]
+    assert (row["win_rate"], row["n_judged"], row["position_consistency"]) == (1.0, N, 1.0)
+    [again] = winrate_report([tmp_path / "annotations.json"])["win_rates"]
+    assert (again["win_rate"], again["policy"], again["judge"]) == (1.0, "good", server.spec)
 
 
 def test_equal_texts_are_a_tie_that_nobody_is_asked_about(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:

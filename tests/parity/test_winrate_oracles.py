@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from toolkit.evals.agreement import cohen_kappa, krippendorff_alpha
-from toolkit.evals.length_control import _Block, _fit_l1_logistic
+from toolkit.evals.logistic import Block, fit_l1_logistic
 from toolkit.evals.rm_quality import fit_temperature
 from toolkit.evals.winrate import bradley_terry, holm, permutation_test, sign_test, win_rate
 
@@ -118,8 +118,8 @@ def test_l1_regression_equals_liblinear(c: float) -> None:
     oracle = LogisticRegression(l1_ratio=1, C=c, solver="liblinear", fit_intercept=False, tol=1e-10, max_iter=10_000)
     soft = np.concatenate([p * weight, (1 - p) * weight])
     oracle.fit(np.vstack([x, x]), np.repeat([1, 0], 300), sample_weight=soft)
-    block = _Block(x[:, 0], np.ascontiguousarray(x[:, 1:].T), weight, p)
-    ours = _fit_l1_logistic([block], np.zeros((1, 3)), np.array([c]), 1e-10)[0]
+    block = Block(x[:, 0], np.ascontiguousarray(x[:, 1:].T), weight, p)
+    ours = fit_l1_logistic([block], np.zeros((1, 3)), np.array([c]), 1e-10)[0]
     assert ours == pytest.approx(oracle.coef_[0], abs=1e-5)
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import krippendorff
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from toolkit.evals.agreement import cohen_kappa, krippendorff_alpha
-from toolkit.judging.records import read_judgements, winrate_report
+from toolkit.judging.records import read_judgements
+from toolkit.judging.statistics import winrate_report
 
 ROOT = os.environ.get("DUEL_REAL_DATA")
 pytestmark = pytest.mark.skipif(not ROOT, reason="DUEL_REAL_DATA does not name the folder of real data sets")
@@ -43,6 +45,10 @@ MODELS = [
 ]
 
 
+def win_rates_of(files: list[Path], **options: Any) -> list[dict[str, Any]]:
+    return list(winrate_report(files, **options)["win_rates"])
+
+
 @pytest.fixture(scope="module")
 def leaderboard() -> dict[str, dict[str, str]]:
     with open(ALPACA / "leaderboard.csv", encoding="utf-8") as file:
@@ -52,7 +58,7 @@ def leaderboard() -> dict[str, dict[str, str]]:
 @pytest.fixture(scope="module")
 def report() -> dict[str, dict[str, float]]:
     files = sorted((ALPACA / "annotations").glob("*.json"))
-    rows = winrate_report(files, lc_table=ALPACA, n_resamples=300)
+    rows = win_rates_of(files, lc_table=ALPACA, n_resamples=300)
     return {str(row["policy"]): row for row in rows}  # type: ignore[misc]
 
 
@@ -76,7 +82,7 @@ def test_alpaca_eval_leaderboard(
 @pytest.mark.parametrize("model", ["alpaca-7b", "vicuna-7b-v1.5"])
 def test_full_annotations_equal_the_reduced_ones(model: str, report: dict[str, dict[str, float]]) -> None:
     file = ALPACA / "full" / f"{model}.json.gz"
-    (row,) = winrate_report([file], lc_table=ALPACA, n_resamples=300)
+    (row,) = win_rates_of([file], lc_table=ALPACA, n_resamples=300)
     assert row["judge"] == "weighted_alpaca_eval_gpt4_turbo" and row["policy"] == model
     for name in (
         "win_rate",
@@ -107,7 +113,7 @@ def test_llmbar_both_orders(tmp_path: Path) -> None:
                             "preference": preference, "order": int(shown_second)})  # fmt: skip
     path = tmp_path / "llmbar.jsonl"
     path.write_text("\n".join(json.dumps(record) for record in records))
-    report = {str(row["judge"]): row for row in winrate_report([path], n_resamples=50)}
+    report = {str(row["judge"]): row for row in win_rates_of([path], n_resamples=50)}
     assert len(report) == len({(r["subset"], r["judge"], r["prompt"]) for r in decisions})
     for judge, row in report.items():
         mine = [r for r in decisions if f"{r['subset']}/{r['judge']}/{r['prompt']}" == judge]
@@ -118,6 +124,33 @@ def test_llmbar_both_orders(tmp_path: Path) -> None:
         # output 1 stands first without the swap, output 2 with it
         first = np.mean([((r["winner_noswap"] == "1.0") + (r["winner_swap"] == "2.0")) / 2 for r in both])
         assert row["first_slot_rate"] == pytest.approx(first)
+    # per judge: accuracy in each order, and kappa of its verdict with the label
+    for judge in sorted(report)[::6]:
+        mine = [r for r in decisions if f"{r['subset']}/{r['judge']}/{r['prompt']}" == judge]
+        recorded = tmp_path / "one.jsonl"
+        by_output = [  # output 1 is the policy, so that the label is not always the same
+            {"prompt_id": r["index"], "policy": "output 1", "baseline": "output 2", "judge": name, "order": order,
+             "preference": None if not verdict else 1.0 if int(float(verdict)) == 1 else 0.0}
+            for r in mine
+            for name, order, verdict in (
+                ("label", None, r["label"]), ("judge", 0, r["winner_noswap"]), ("judge", 1, r["winner_swap"]))
+        ]  # fmt: skip
+        recorded.write_text("\n".join(map(json.dumps, by_output)))
+        found = winrate_report([recorded], reference="label", n_resamples=50)["judge_agreement"]
+        [against] = found["against_reference"]
+        right = {
+            c: [float(int(float(r[c])) == int(r["label"])) for r in mine if r[c]]
+            for c in ("winner_noswap", "winner_swap")
+        }
+        assert [part["value"] for part in against["by_order"]] == pytest.approx([np.mean(v) for v in right.values()])
+        verdicts = [
+            np.sign(np.mean([1.0 if int(float(r[c])) == 1 else -1.0 for c in right if r[c]]))
+            for r in mine
+            if any(r[c] for c in right)
+        ]
+        truth = [1.0 if r["label"] == "1" else -1.0 for r in mine if any(r[c] for c in right)]
+        assert against["cohen_kappa"]["value"] == pytest.approx(cohen_kappa_score(verdicts, truth), abs=1e-9)
+        assert against["accuracy"]["ci_low"] <= against["accuracy"]["value"] <= against["accuracy"]["ci_high"]
     gpt4 = report["Natural/GPT-4/CoT"]
     assert (gpt4["win_rate"], gpt4["position_consistency"]) == pytest.approx((0.945, 0.91))
 
@@ -133,3 +166,50 @@ def test_pandalm_annotators() -> None:
         assert ours.ci_low <= published <= ours.ci_high  # type: ignore[operator]  # published over all 999
     alpha = krippendorff_alpha(a, n_resamples=50)
     assert alpha.value == pytest.approx(krippendorff.alpha(a, level_of_measurement="nominal"), abs=1e-9)
+
+
+def test_pandalm_judges_against_the_annotators(tmp_path: Path) -> None:
+    with gzip.open(DATA / "pandalm" / "pairs.json.gz", "rb") as file:
+        pairs = json.load(file)
+    value: dict[int | None, float] = {0: 0.5, 1: 1.0, 2: 0.0}
+    two = {"policy": "1", "baseline": "2"}
+    rows: list[dict[str, Any]] = [
+        {**two, "prompt_id": pair["idx"], "judge": f"human{k}", "preference": value[pair[f"annotator{k}"]]}
+        for pair in pairs
+        for k in (1, 2, 3)
+    ]
+    majority = {}
+    for pair in pairs:
+        votes = [pair[f"annotator{k}"] for k in (1, 2, 3)]
+        majority[pair["idx"]] = max(sorted(set(votes)), key=votes.count)
+    rows += [{**two, "prompt_id": k, "judge": "majority", "preference": value[v]} for k, v in majority.items()]
+    labels: dict[str, dict[int, int]] = {}
+    for name, column in (("gpt35", "gpt_result"), ("pandalm7b", "pandalm_result")):
+        with gzip.open(DATA / "pandalm" / f"judge_{name}.json.gz", "rb") as file:
+            answers = {row["idx"]: str(row[column]) for row in json.load(file)}
+        # an answer without a verdict ("garbage") is a failure, not a tie
+        labels[name] = {k: {"Tie": 0, "0": 0, "1": 1, "2": 2}[text] for k, text in answers.items() if text != "garbage"}
+        verdicts = {k: value.get(labels[name].get(k)) for k in answers}
+        rows += [{**two, "prompt_id": k, "judge": name, "preference": v} for k, v in verdicts.items()]
+    path = tmp_path / "pandalm.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = winrate_report([path], reference="majority", n_resamples=300)["judge_agreement"]
+    against = {row["judge"]: row for row in found["against_reference"]}
+    for name, own in labels.items():
+        shared = [k for k in majority if k in own]
+        same = np.mean([own[k] == majority[k] for k in shared])
+        assert against[name]["same_verdict"]["value"] == pytest.approx(same) and against[name]["n_all"] == len(shared)
+        assert against[name]["same_verdict"]["ci_low"] < same < against[name]["same_verdict"]["ci_high"]
+        decided = [k for k in shared if majority[k] != 0]
+        right = np.mean([1.0 if own[k] == majority[k] else 0.5 if own[k] == 0 else 0.0 for k in decided])
+        assert against[name]["accuracy"]["value"] == pytest.approx(right)
+        assert against[name]["accuracy"]["ci_low"] > 0.5
+        kappa = cohen_kappa_score([own[k] for k in shared], [majority[k] for k in shared])
+        assert against[name]["cohen_kappa"]["value"] == pytest.approx(kappa, abs=1e-9)
+    kappas = {row["judges"]: row["cohen_kappa"] for row in found["pairs"]}
+    for both, published in (
+        (("human1", "human2"), 0.852),
+        (("human1", "human3"), 0.879),
+        (("human2", "human3"), 0.862),
+    ):
+        assert kappas[both]["ci_low"] <= published <= kappas[both]["ci_high"]

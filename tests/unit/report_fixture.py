@@ -10,7 +10,7 @@ import numpy as np
 
 from toolkit.evals.overoptimization import best_of_n_kl
 from toolkit.evals.summary import summarise
-from toolkit.judging import judges, records
+from toolkit.judging import judges, records, statistics
 from toolkit.pipeline import new_manifest, publish
 from toolkit.recipe import LoadedRecipe, load_recipe, resolved_yaml
 from toolkit.stages.evaluate import write_table
@@ -52,7 +52,7 @@ def write_run(
     judged = _judge(samples, prompt_ids, judge_names or (("gold", "rm") if gold else ("rm", "implicit")))
     options: dict[str, Any] = {"n_resamples": 100, "confidence": 0.95, "seed": seed}
     # Hostile texts are alike over all policies: there is no length to control for.
-    rates = [asdict(row) for row in records.win_rates(judged, length_control=not hostile, **options)]
+    rates = [asdict(row) for row in statistics.win_rates(judged, length_control=not hostile, **options)]
     evaluate = folder / "evaluate"
     evaluate.mkdir(parents=True)
     write_table(samples, evaluate / "samples.parquet")

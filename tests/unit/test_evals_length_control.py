@@ -8,7 +8,8 @@ import pytest
 
 from toolkit.errors import DataError
 from toolkit.evals import length_control
-from toolkit.evals.length_control import _Block, _fit_l1_logistic, length_controlled_win_rate, load_length_table
+from toolkit.evals.length_control import length_controlled_win_rate, load_length_table
+from toolkit.evals.logistic import Block, fit_l1_logistic
 
 
 def simulated(
@@ -71,8 +72,8 @@ def test_targets_reproduce_the_sufficient_statistics(tmp_path: Path) -> None:
 def test_strong_penalty_gives_exact_zeros() -> None:
     rng = np.random.default_rng(0)
     own, targets = rng.normal(size=50), (rng.random(50) < 0.9).astype(float)
-    beta = _fit_l1_logistic(
-        [_Block(own, np.ones((1, 50)), np.ones(50), targets)], np.zeros((2, 2)), np.array([1e-4, 0.1]), 1e-9
+    beta = fit_l1_logistic(
+        [Block(own, np.ones((1, 50)), np.ones(50), targets)], np.zeros((2, 2)), np.array([1e-4, 0.1]), 1e-9
     )
     assert beta[0].tolist() == [0.0, 0.0]
     assert beta[1, 0] == 0.0 and beta[1, 1] > 0.1  # the noise feature is dropped, the constant is kept

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -13,9 +14,14 @@ import pyarrow.parquet
 import pytest
 
 from toolkit.errors import DataError
-from toolkit.judging.records import read_judgements, winrate_report
+from toolkit.judging.records import read_judgements
+from toolkit.judging.statistics import winrate_report
 
 BASE = {"policy": "ppo", "baseline": "sft", "judge": "gold"}
+
+
+def win_rates_of(files: list[Path], **options: Any) -> list[dict[str, Any]]:
+    return list(winrate_report(files, **options)["win_rates"])
 
 
 def jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -33,7 +39,7 @@ def test_orders_and_seeds_are_averaged_inside_the_prompt(tmp_path: Path) -> None
         judgement("q", 1.0, order=0), judgement("q", 1.0, order=1),
         judgement("r", 0.0, order=0), judgement("r", 0.5, order=1),
     ]  # fmt: skip
-    (row,) = winrate_report([jsonl(tmp_path / "j.jsonl", rows)], n_resamples=50)
+    (row,) = win_rates_of([jsonl(tmp_path / "j.jsonl", rows)], n_resamples=50)
     assert row["win_rate"] == pytest.approx(
         (0.5 + 1.0 + 0.25) / 3
     )  # p: orders weigh alike though order 0 was seen twice
@@ -52,7 +58,7 @@ def test_failed_judgements_are_counted_and_never_ties(tmp_path: Path) -> None:
         judgement("e", 0.0, order=0),
         judgement("e", None, order=1, error="timeout"),
     ]
-    (row,) = winrate_report([jsonl(tmp_path / "j.jsonl", rows)], n_resamples=50)
+    (row,) = win_rates_of([jsonl(tmp_path / "j.jsonl", rows)], n_resamples=50)
     assert (row["n_prompts"], row["n_judged"], row["n_failed"]) == (5, 2, 4)
     assert (row["win_rate"], row["tie"]) == (0.5, 0.0) and row["position_consistency"] is None
 
@@ -63,15 +69,15 @@ def test_parquet_equals_jsonl_and_files_are_joined(tmp_path: Path) -> None:
     rows[3]["preference"] = None
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "j.parquet")
     text = jsonl(tmp_path / "j.jsonl", rows)
-    assert winrate_report([tmp_path / "j.parquet"], n_resamples=50) == winrate_report([text], n_resamples=50)
+    assert win_rates_of([tmp_path / "j.parquet"], n_resamples=50) == win_rates_of([text], n_resamples=50)
     halves = [jsonl(tmp_path / "1.jsonl", rows[:20]), jsonl(tmp_path / "2.jsonl", rows[20:])]
-    assert winrate_report(halves, n_resamples=50) == winrate_report([text], n_resamples=50)
+    assert win_rates_of(halves, n_resamples=50) == win_rates_of([text], n_resamples=50)
 
 
 def test_holm_over_the_rows_and_one_row_per_policy_and_judge(tmp_path: Path) -> None:
     rows = [judgement(f"p{k}", 1.0) for k in range(8)]
     rows += [{**judgement(f"p{k}", k % 2), "policy": "dpo"} for k in range(8)]
-    first, second = winrate_report([jsonl(tmp_path / "j.jsonl", rows)], n_resamples=50)
+    first, second = win_rates_of([jsonl(tmp_path / "j.jsonl", rows)], n_resamples=50)
     assert (first["policy"], second["policy"]) == ("ppo", "dpo")
     assert first["p_value"] == pytest.approx(2 / 2**8) and first["holm_p"] == pytest.approx(4 / 2**8)
     assert second["holm_p"] == pytest.approx(1.0)
@@ -93,7 +99,7 @@ def test_alpaca_eval_annotations(tmp_path: Path) -> None:
     assert (read[0].policy, read[0].baseline, read[0].judge, read[0].order) == ("model", "base", "gpt", None)
     assert (read[0].policy_length, read[0].baseline_length) == (5, 10)
     assert read[0].prompt_id == hashlib.sha1(b"x").hexdigest()[:12]
-    (row,) = winrate_report([path], n_resamples=50)
+    (row,) = win_rates_of([path], n_resamples=50)
     assert row["win_rate"] == pytest.approx((1 + 0.5 + 0.25) / 3) and row["n_failed"] == 1
 
 
@@ -113,14 +119,14 @@ def test_length_control_without_a_table_and_without_lengths(tmp_path: Path) -> N
     rows = [judgement(f"p{k}", float(rng.random() < 0.7), policy_length=int(rng.integers(50, 90)), baseline_length=60)
             for k in range(60)]  # fmt: skip
     path = jsonl(tmp_path / "j.jsonl", rows)
-    (plain,) = winrate_report([path], n_resamples=50)
-    (controlled,) = winrate_report([path], length_control=True, n_resamples=50)
+    (plain,) = win_rates_of([path], n_resamples=50)
+    (controlled,) = win_rates_of([path], length_control=True, n_resamples=50)
     assert plain["lc_win_rate"] is None
     assert controlled["lc_ci_low"] < controlled["lc_win_rate"] < controlled["lc_ci_high"]  # type: ignore[operator]
     assert {k: v for k, v in plain.items() if not k.startswith("lc_")}.items() <= controlled.items()
     bare = jsonl(tmp_path / "bare.jsonl", [judgement("p", 1.0)])
     with pytest.raises(DataError, match="records lengths"):
-        winrate_report([bare], length_control=True)
+        win_rates_of([bare], length_control=True)
 
 
 def test_difficulty_is_found_by_place_or_by_instruction(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,17 +147,17 @@ def test_difficulty_is_found_by_place_or_by_instruction(tmp_path: Path, caplog: 
     whole = tmp_path / "m.json"
     whole.write_text(json.dumps(rows))
     with caplog.at_level(logging.WARNING):
-        (by_place,) = winrate_report([whole], lc_table=table, n_resamples=20)
+        (by_place,) = win_rates_of([whole], lc_table=table, n_resamples=20)
     assert "89 of 99 rows" in caplog.text
-    (by_id,) = winrate_report([whole], lc_table=table, n_resamples=20, alignment="instruction")
+    (by_id,) = win_rates_of([whole], lc_table=table, n_resamples=20, alignment="instruction")
     assert by_place["lc_win_rate"] != by_id["lc_win_rate"]
     shuffled = tmp_path / "part.json"
     shuffled.write_text(json.dumps(rows[50:]))
-    assert winrate_report([shuffled], lc_table=table, n_resamples=20)[0]["lc_win_rate"] is not None
+    assert win_rates_of([shuffled], lc_table=table, n_resamples=20)[0]["lc_win_rate"] is not None
     rows[60]["instruction_id"] = "unknown"
     shuffled.write_text(json.dumps(rows[50:]))
     with pytest.raises(DataError, match="does not know 1 of 49 prompts"):
-        winrate_report([shuffled], lc_table=table, n_resamples=20)
+        win_rates_of([shuffled], lc_table=table, n_resamples=20)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +183,7 @@ def test_bad_files_are_the_users_error(tmp_path: Path, name: str, content: str |
     if content is not None:
         path.write_text(content)
     with pytest.raises(DataError, match=message) as error:
-        winrate_report([path])
+        win_rates_of([path])
     assert name in error.value.where
 
 

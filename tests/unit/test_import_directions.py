@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "toolkit"
 LAYERS = [
     {"cli", "__main__"},
-    {"pipeline", "rewards", "comparing", "rejudging", "simulating", "sweep", "dry_run", "tables"},
+    {"pipeline", "rewards", "comparing", "rejudging", "simulating", "labelling", "sweep", "dry_run", "tables"},
     {"stages"},
     {"ppo", "training", "judging", "evals", "generation", "scoring", "preferences", "report", "metrics"},
     {"models"},
@@ -27,6 +27,7 @@ SIDEWAYS = {
     "preferences": {"scoring"},
     "rewards": {"comparing"},
     "simulating": {"comparing"},
+    "labelling": {"comparing"},
     "sweep": {"pipeline"},
     "dry_run": {"pipeline"},
     "judging": {"scoring", "generation", "evals", "preferences"},

@@ -12,10 +12,13 @@ import torch
 from toolkit.errors import DataError, RecipeError
 from toolkit.judging import asking
 from toolkit.judging.memory import Answer, Question, remembering
+from toolkit.judging.statistics import winrate_report
 from toolkit.judging.templates import load_template
+from toolkit.locating import resolve
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
 from toolkit.rejudging import judge_samples
+from toolkit.stages.evaluate import own_name
 from toolkit.store import write_table
 
 QUIET = Reporter(quiet=True)
@@ -33,7 +36,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def judge(template: str | None = None) -> list[Any]:
     section, settings = ModelSection(dtype="float32"), JudgeSettings(template=template)
-    return asking.judge_pairs("llm:tiny", [("a", "b")], ["p0", "p1"], PROMPTS, TEXTS, settings, section, QUIET)
+    return asking.judge_pairs("llm:tiny", [("a", "b")], ["p0", "p1"], PROMPTS, TEXTS, settings, section, QUIET)[0]
 
 
 def test_log_probabilities_of_a_local_model(tiny: Any, tokenizer: Any) -> None:
@@ -76,6 +79,16 @@ def test_a_failure_never_replaces_an_answer(tmp_path: Path) -> None:
         assert memory.answers([question]) == {question.key: Answer(0.25, raw="x")}
 
 
+def test_ppos_own_reward_model_by_its_path_is_not_neutral() -> None:
+    warnings: list[str] = []
+    own = resolve("tiny").fingerprint
+    assert own_name("rm:tiny", own, warnings) == "rm"
+    assert len(warnings) == 1 and "PPO was trained against" in warnings[0]
+    assert own_name("rm:tiny", "another", warnings) == "rm:tiny"  # held out: another model's weights
+    assert [own_name(spec, own, warnings) for spec in ("rm", "gold", "llm:tiny")] == ["rm", "gold", "llm:tiny"]
+    assert len(warnings) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -111,12 +124,19 @@ def rejudge(samples: Path, out: Path, **more: Any) -> Any:
 
 def test_recorded_samples_before_another_judge(tmp_path: Path) -> None:
     samples, out = table(tmp_path / "samples.parquet"), tmp_path / "judged.parquet"
-    [row] = rejudge(samples, out)
+    [row] = rejudge(samples, out)["win_rates"]
     assert (row["policy"], row["baseline"], row["judge"], row["n_judged"]) == ("a", "b", "gold", 2)
     assert row["win_rate"] == 1.0  # praise against none
     assert pq.read_table(out).num_rows == 2
-    [row] = rejudge(samples, out, judge="llm:tiny")
+    [row] = rejudge(samples, out, judge="llm:tiny")["win_rates"]
     assert row["n_judged"] == 2 and pq.read_table(out).num_rows == 4
+    judged = tmp_path / "again.parquet"
+    [row] = rejudge(samples, judged, judge=f"file:{out}", annotations=tmp_path / "annotations.json")["win_rates"]
+    assert (row["judge"], row["n_judged"]) == ("llm:tiny", 2)
+    [exported] = winrate_report([tmp_path / "annotations.json"])["win_rates"]
+    assert (exported["policy"], exported["win_rate"]) == ("a", pytest.approx(row["win_rate"]))
+    with pytest.raises(DataError, match="it holds a against b"):
+        rejudge(samples, judged, policy="b", baseline="a", judge=f"file:{out}")
     with pytest.raises(DataError, match="no policy 'ab'"):
         rejudge(samples, out, policy="ab")
     samples.unlink()

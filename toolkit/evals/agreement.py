@@ -285,6 +285,7 @@ def krippendorff_alpha(
     ratings: ArrayLike,
     *,
     level: str = "nominal",
+    unit_prompts: Sequence[object] | None = None,
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -292,7 +293,8 @@ def krippendorff_alpha(
     """Krippendorff's alpha (2011) of raters x units, (raters, units), NaN where a rater did not rate the unit.
 
     ``level`` is "nominal", "ordinal" or "interval". Units with fewer than two ratings are left out; ``n`` counts the
-    units that are in. Units are resampled whole, and an ordinal scale's distances are those of each resample.
+    units that are in. Units are resampled whole, or, with ``unit_prompts``, all those of a prompt
+    together, and ``n`` counts prompts; an ordinal scale's distances are those of each resample.
 
     Raises:
         DataError: an unknown level, or ratings that are not a table.
@@ -304,7 +306,8 @@ def krippendorff_alpha(
         raise DataError(f"unknown level {level!r}", where="krippendorff_alpha", fix="nominal, ordinal or interval")
     categories = np.unique(values_RU[~np.isnan(values_RU)])
     counts_UV = (values_RU[:, :, None] == categories).sum(axis=0).astype(np.float64)
-    counts_UV = counts_UV[counts_UV.sum(axis=1) >= 2]
+    rated_twice = counts_UV.sum(axis=1) >= 2
+    counts_UV = counts_UV[rated_twice]
     if len(counts_UV) == 0:
         return NO_ESTIMATE
     v = len(categories)
@@ -331,4 +334,6 @@ def krippendorff_alpha(
         return np.where(expected > 0.0, 1.0 - observed / np.where(expected > 0.0, expected, 1.0), np.nan)
 
     columns = list(pairs_UVV.reshape(len(pairs_UVV), -1).T)
+    if unit_prompts is not None:
+        columns = sums_by_prompt(np.asarray(unit_prompts)[rated_twice], *columns)
     return bootstrap_statistic(columns, alpha, n_resamples=n_resamples, confidence=confidence, seed=seed)

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from toolkit.errors import DataError
 from toolkit.evals.intervals import Floats, check_settings, resample_counts
+from toolkit.evals.logistic import Block, fit_l1_logistic
 from toolkit.evals.winrate import checked_preferences
 
 _CS = np.logspace(-4, 4, 10)  # sklearn's Cs=10, which AlpacaEval uses
@@ -67,24 +68,6 @@ class LengthControlled:
     difficulty: float | None = None
     policy: float | None = None
     c: float | None = None
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Rows of a weighted logistic regression, for B regressions at once.
-
-    ``shared`` (K-1, N) are features common to all of them; ``own`` (N,) or (B, N) is feature 0; ``weights`` (N,) or
-    (B, N); ``targets`` (N,) are probabilities.
-    """
-
-    own: Floats
-    shared: Floats
-    weights: Floats
-    targets: Floats
-
-    def rows(self, which: NDArray[np.intp]) -> _Block:
-        own = self.own if self.own.ndim == 1 else self.own[which]
-        return _Block(own, self.shared, self.weights if self.weights.ndim == 1 else self.weights[which], self.targets)
 
 
 def load_length_table(folder: str | Path) -> LengthTable:
@@ -185,14 +168,14 @@ def length_controlled_win_rate(
     shared = one_N if table is None else np.vstack([g_N[None], one_N])
     sd = float(delta_N.std(ddof=1))
     own_N = np.tanh(delta_N / sd) if sd > 0.0 else np.zeros(n)
-    blocks = [_Block(own_N, shared, one_N[0], p_N)]
+    blocks = [Block(own_N, shared, one_N[0], p_N)]
     if table is not None:
         gamed = table.gamed_features
         gamed_shared = np.vstack([gamed[:, 1], np.zeros(len(gamed))])
-        blocks.append(_Block(gamed[:, 0], gamed_shared, np.full(len(gamed), table.row_weight), table.gamed_targets))
+        blocks.append(Block(gamed[:, 0], gamed_shared, np.full(len(gamed), table.row_weight), table.gamed_targets))
     c = _cross_validated_c(blocks) if table is not None else _PLAIN_C
     start = np.zeros((1, len(shared) + 1))
-    beta = _fit_l1_logistic(blocks, start, np.array([c]), _FIT_TOLERANCE)[0]
+    beta = fit_l1_logistic(blocks, start, np.array([c]), _FIT_TOLERANCE)[0]
 
     def counterfactual(beta_BK: Floats) -> Floats:
         return np.asarray(expit(beta_BK[:, 1:] @ shared), dtype=np.float64)
@@ -204,9 +187,9 @@ def length_controlled_win_rate(
             counts_BN = counts_CN[at : at + _DRAWS_AT_ONCE]
             sd_B = np.sqrt(np.maximum(counts_BN @ delta_N**2 - (counts_BN @ delta_N) ** 2 / n, 0.0) / (n - 1))
             own_BN = np.tanh(delta_N / np.where(sd_B > 0.0, sd_B, np.inf)[:, None])
-            drawn = [_Block(own_BN, shared, counts_BN, p_N), *blocks[1:]]
+            drawn = [Block(own_BN, shared, counts_BN, p_N), *blocks[1:]]
             starts_BK = np.tile(beta, (len(counts_BN), 1))
-            beta_BK = _fit_l1_logistic(drawn, starts_BK, np.full(len(counts_BN), c), _DRAW_TOLERANCE)
+            beta_BK = fit_l1_logistic(drawn, starts_BK, np.full(len(counts_BN), c), _DRAW_TOLERANCE)
             draws.append(np.einsum("bn,bn->b", counterfactual(beta_BK), counts_BN) / n)
     draws_B = np.concatenate(draws)
     alpha = (1.0 - confidence) / 2.0
@@ -224,16 +207,16 @@ def length_controlled_win_rate(
     )
 
 
-def _cross_validated_c(blocks: Sequence[_Block]) -> float:
+def _cross_validated_c(blocks: Sequence[Block]) -> float:
     """The C with the smallest held-out log loss: rows dealt into 5 folds, the mean loss of a fold weighted by row."""
     sizes = [len(b.targets) for b in blocks]
     fold_N = np.split(np.arange(sum(sizes))[::-1] % _FOLDS, np.cumsum(sizes)[:-1])
     trained = []
     for b, fold in zip(blocks, fold_N, strict=True):
         weights_FN = b.weights * (fold != np.arange(_FOLDS)[:, None])
-        trained.append(_Block(b.own, b.shared, np.repeat(weights_FN, len(_CS), axis=0), b.targets))
+        trained.append(Block(b.own, b.shared, np.repeat(weights_FN, len(_CS), axis=0), b.targets))
     start = np.zeros((_FOLDS * len(_CS), len(blocks[0].shared) + 1))
-    beta_BK = _fit_l1_logistic(trained, start, np.tile(_CS, _FOLDS), _FIT_TOLERANCE)
+    beta_BK = fit_l1_logistic(trained, start, np.tile(_CS, _FOLDS), _FIT_TOLERANCE)
     loss_FC, rows_F = np.zeros((_FOLDS, len(_CS))), np.zeros(_FOLDS)
     for b, fold in zip(blocks, fold_N, strict=True):
         eta = beta_BK[:, :1] * b.own + beta_BK[:, 1:] @ b.shared
@@ -242,102 +225,3 @@ def _cross_validated_c(blocks: Sequence[_Block]) -> float:
         loss_FC += np.einsum("fcn,fn->fc", entropy, held)
         rows_F += held.sum(axis=1)
     return float(_CS[int(np.argmin((loss_FC / rows_F[:, None]).mean(axis=0)))])
-
-
-def _fit_l1_logistic(blocks: Sequence[_Block], start_BK: Floats, c_B: Floats, tolerance: float) -> Floats:
-    """B logistic regressions without intercept: argmin |b|_1 + C * sum w * logloss (liblinear's objective).
-
-    Proximal Newton: each step minimises the quadratic model plus the penalty. A fit is done behind the first step that
-    is shorter than ``tolerance``; the others go on alone.
-
-    Raises:
-        ArithmeticError: no convergence in 200 steps.
-    """
-    beta_BK = start_BK.copy()
-    constant_BK = _linear_part(blocks, len(beta_BK))
-    active = np.arange(len(beta_BK))
-    for _ in range(200):
-        everything = len(active) == len(beta_BK)
-        current = blocks if everything else [b.rows(active) for b in blocks]
-        gradient, hessian = _derivatives(current, beta_BK[active])
-        step = _proximal_step(beta_BK[active], gradient - constant_BK[active], hessian, 1.0 / c_B[active])
-        beta_BK[active] += np.clip(step, -2.0, 2.0)
-        active = active[np.abs(step).max(axis=1) >= tolerance]
-        if len(active) == 0:
-            return beta_BK
-    raise ArithmeticError("the length-control regression did not converge in 200 Newton steps")
-
-
-def _linear_part(blocks: Sequence[_Block], b: int) -> Floats:
-    """Sum of w*y*x: the part of the gradient that no coefficient changes, (B, K)."""
-    total: Floats = np.zeros((b, len(blocks[0].shared) + 1), dtype=np.float64)
-    for block in blocks:
-        weighted = block.weights * block.targets
-        total[:, 0] += (weighted * block.own).sum(axis=-1)
-        total[:, 1:] += weighted @ block.shared.T
-    return total
-
-
-def _derivatives(blocks: Sequence[_Block], beta_BK: Floats) -> tuple[Floats, Floats]:
-    """Sum of w*p*x (B, K), and the Hessian sum of w*p*(1-p)*x*x' (B, K, K)."""
-    b, k = beta_BK.shape
-    gradient, hessian = np.zeros((b, k)), np.zeros((b, k, k))
-    for block in blocks:
-        eta = beta_BK[:, 1:] @ block.shared
-        eta += beta_BK[:, :1] * block.own
-        np.negative(eta, out=eta)
-        with np.errstate(over="ignore"):  # exp(-eta) = inf gives p = 0, which is right
-            np.exp(eta, out=eta)
-        eta += 1.0
-        p = np.reciprocal(eta, out=eta)
-        weighted = block.weights * p
-        if block.own.ndim == 1:
-            gradient[:, 0] += weighted @ block.own
-        else:
-            gradient[:, 0] += np.einsum("bn,bn->b", weighted, block.own)
-        gradient[:, 1:] += weighted @ block.shared.T
-        p *= weighted
-        curvature = np.subtract(weighted, p, out=weighted)
-        for i in range(1, k):
-            for j in range(i, k):
-                hessian[:, i, j] += curvature @ (block.shared[i - 1] * block.shared[j - 1])
-        if block.own.ndim == 1:
-            hessian[:, 0, 0] += curvature @ block.own**2
-            hessian[:, 0, 1:] += curvature @ (block.own * block.shared).T
-        else:
-            curvature *= block.own
-            hessian[:, 0, 0] += np.einsum("bn,bn->b", curvature, block.own)
-            hessian[:, 0, 1:] += curvature @ block.shared.T
-    upper = np.triu(np.ones((k, k)), 1).astype(bool)
-    hessian.transpose(0, 2, 1)[:, upper] = hessian[:, upper]
-    return gradient, hessian
-
-
-def _proximal_step(beta_BK: Floats, gradient_BK: Floats, hessian_BKK: Floats, penalty_B: Floats) -> Floats:
-    """argmin_d gradient.d + d.H.d/2 + penalty*|beta + d|_1 for each of the B problems.
-
-    Where no coefficient changes its sign this is one linear solve; the rest goes through coordinate descent.
-    """
-    k = beta_BK.shape[1]
-    hessian_BKK = hessian_BKK + 1e-10 * np.eye(k)  # a feature that is 0 everywhere (equal lengths) stays solvable
-    sign = np.sign(beta_BK)
-    slope_BK1 = (gradient_BK + penalty_B[:, None] * sign)[:, :, None]
-    step = -np.asarray(np.linalg.solve(hessian_BKK, slope_BK1), dtype=np.float64)[:, :, 0]
-    rest = np.flatnonzero(((sign == 0.0) | (np.sign(beta_BK + step) != sign)).any(axis=1))
-    if len(rest) == 0:
-        return step
-    h, g, b, penalty = hessian_BKK[rest], gradient_BK[rest], beta_BK[rest], penalty_B[rest]
-    d = np.zeros_like(b)
-    for _ in range(500):
-        moved = 0.0
-        for i in range(k):
-            slope = g[:, i] + np.einsum("bk,bk->b", h[:, i], d)
-            target = b[:, i] + d[:, i] - slope / h[:, i, i]
-            shrunk = np.sign(target) * np.maximum(np.abs(target) - penalty / h[:, i, i], 0.0)
-            change = shrunk - b[:, i] - d[:, i]
-            d[:, i] += change
-            moved = max(moved, float(np.abs(change).max()))
-        if moved < 1e-12:
-            break
-    step[rest] = d
-    return step

@@ -31,7 +31,8 @@ class WinRate:
     ``win + tie + loss = 1`` over the judged prompts; ``win_rate`` is the mean preference, so a tie counts half.
     ``standard_error`` is sd(ddof 1)/sqrt n, ``ci_*`` the BCa bootstrap over prompts, ``p_value`` the paired permutation
     test of "no difference", ``holm_p`` the same corrected for the number of rows reported together, ``lc_*`` the
-    length-controlled win rate. ``position_consistency`` is the share of prompts, judged in both orders, whose verdict
+    length-controlled and ``sc_*`` the style-controlled win rate, ``slice`` the part of the prompts that the row is over
+    (None: all). ``position_consistency`` is the share of prompts, judged in both orders, whose verdict
     (win, tie, loss) did not change with the order; ``first_slot_rate`` the mean preference for the response shown first
     (0.5: no position bias). ``prompts_needed`` is how many prompts the observed effect needs for 80% power at 0.05.
     """
@@ -58,8 +59,14 @@ class WinRate:
     sign_test_p: float | None = None
     holm_p: float | None = None
     prompts_needed: int | None = None
+    n_tied: int = 0
+    sc_win_rate: float | None = None
+    sc_ci_low: float | None = None
+    sc_ci_high: float | None = None
+    style_effects: dict[str, float] | None = None
+    slice: str | None = None
 
-    def as_dict(self) -> dict[str, str | float | int | None]:
+    def as_dict(self) -> dict[str, str | float | int | dict[str, float] | None]:
         return asdict(self)
 
 
@@ -236,6 +243,7 @@ def win_rate(
         n_failed=max(n_failed, n_prompts - n),
         sign_test_p=sign_test(judged),
         prompts_needed=needed,
+        n_tied=int(np.sum(judged == 0.5)),
     )
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, RecipeError
 from toolkit.judging.memory import Answer, Question, remembering
-from toolkit.judging.records import Judgement
+from toolkit.judging.records import Judgement, measured
 from toolkit.judging.templates import Template, load_template, read_verdict
 from toolkit.locating import cache_folder
 from toolkit.preferences.formats import Prompt
@@ -28,6 +29,28 @@ Keep = Callable[[Question, Answer], None]
 # So many failures to connect in a row, as a multiple of the concurrency, mean that the server is gone.
 GONE_AFTER = 3
 RETRIES = 4
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a judge's answers took: tokens as counted by the endpoint, USD where prices are set.
+
+    Failed attempts count. ``new_*`` is what this call spent; the others, and ``n_questions``, cover remembered answers
+    as well: the price of having them all.
+    """
+
+    judge: str
+    template: str
+    n_questions: int
+    n_remembered: int
+    n_failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    new_prompt_tokens: int
+    new_completion_tokens: int
+    wall_s: float
+    cost_usd: float | None
+    new_cost_usd: float | None
 
 
 def asks(spec: str) -> bool:
@@ -49,51 +72,94 @@ def judge_pairs(
     settings: JudgeSettings,
     section: ModelSection,
     reporter: Reporter,
-) -> list[Judgement]:
-    """Judgements of ``(policy, baseline)`` pairs, the k-th sample of one against the k-th of the other.
+) -> tuple[list[Judgement], Usage]:
+    """Judgements of ``(policy, baseline)`` pairs, the k-th sample of one against the k-th of the other, and their cost.
 
     ``texts[name][prompt]`` are a policy's samples. Two judgements, one for each order, of every pair of samples; one
     where the template scores responses alone. Two equal texts are a tie that nobody is asked about.
     Raises ModelError where the judge cannot be used at all: what was answered until then is kept.
     """
     template = load_template(settings.template or ("logprob" if spec.startswith("llm:") else "choice"))
+    if template.principled:
+        raise RecipeError(
+            f"template {template.name!r} shows a principle, and none is given",
+            where=spec,
+            fix="label data with it (duel label --principles), or name another template",
+        )
     shown: list[tuple[Judgement, list[Question]]] = []
     for policy, baseline in pairs:
         for row, (identity, prompt) in enumerate(zip(prompt_ids, prompts, strict=True)):
             for a, b in zip(texts[policy][row], texts[baseline][row], strict=True):
                 for order in (None,) if template.kind == "score" else (0, 1):
-                    blank = Judgement(
-                        identity, policy, baseline, spec, None, order, policy_length=len(a), baseline_length=len(b)
-                    )
+                    blank = Judgement(identity, policy, baseline, spec, None, order, **measured(a, b))
                     first, second = (b, a) if order == 1 else (a, b)
                     if template.kind == "score":
                         questions = [Question(spec, template.fingerprint, prompt, text) for text in (a, b)]
                     else:
                         questions = [Question(spec, template.fingerprint, prompt, first, second)]
                     shown.append((blank, questions))
-    wanted = {q.key: q for blank, qs in shown for q in qs if not _same(blank, qs)}
+    wanted = [question for blank, questions in shown if not _same(blank, questions) for question in questions]
+    answers, usage = ask_all(spec, template, wanted, settings, section, reporter)
+    return [_judged(blank, questions, answers) for blank, questions in shown], usage
+
+
+def ask_all(
+    spec: str,
+    template: Template,
+    wanted: Sequence[Question],
+    settings: JudgeSettings,
+    section: ModelSection,
+    reporter: Reporter,
+) -> tuple[dict[str, Answer], Usage]:
+    """The answer to every question by its key, failures among them; what was answered before is not asked.
+
+    Raises ModelError where the judge cannot be used at all: what was answered until then is kept.
+    """
+    unique = {question.key: question for question in wanted}
+    started = time.monotonic()
     with remembering(memory_file()) as memory:
-        answers = memory.answers(wanted.values())
+        answers = memory.answers(unique.values())
         known = len(answers)
-        new = [question for key, question in wanted.items() if key not in answers]
-        failed: dict[str, Answer] = {}
-        tokens = [0, 0]
+        new = [question for key, question in unique.items() if key not in answers]
+        spent = [0, 0]
         with reporter.task(f"judge {spec}", len(new)) as task:
 
             def keep(question: Question, answer: Answer) -> None:
                 memory.keep(question, answer)
-                (failed if answer.value is None else answers)[question.key] = answer
-                tokens[0] += answer.prompt_tokens
-                tokens[1] += answer.completion_tokens
+                answers[question.key] = answer
+                spent[0] += answer.prompt_tokens
+                spent[1] += answer.completion_tokens
                 task.advance()
 
             if new:
                 _ask(spec, template, new, settings, section, keep)
-    reporter.line(
-        f"judge {spec}: {len(new)} asked, {known} remembered, {len(failed)} failed, "
-        f"{tokens[0]} + {tokens[1]} tokens (prompt + completion)"
+        tokens = memory.tokens(unique.values())
+    usage = Usage(
+        judge=spec,
+        template=template.name,
+        n_questions=len(unique),
+        n_remembered=known,
+        n_failed=sum(answer.value is None for answer in answers.values()),
+        prompt_tokens=tokens[0],
+        completion_tokens=tokens[1],
+        new_prompt_tokens=spent[0],
+        new_completion_tokens=spent[1],
+        wall_s=round(time.monotonic() - started, 3),
+        cost_usd=_cost(tokens, settings),
+        new_cost_usd=_cost((spent[0], spent[1]), settings),
     )
-    return [_judged(blank, questions, answers, failed) for blank, questions in shown]
+    money = "" if usage.new_cost_usd is None else f", {usage.new_cost_usd:.4f} USD"
+    reporter.line(
+        f"judge {spec}: {len(new)} asked, {known} remembered, {usage.n_failed} failed, "
+        f"{spent[0]} + {spent[1]} tokens (prompt + completion){money}"
+    )
+    return answers, usage
+
+
+def _cost(tokens: tuple[int, int], settings: JudgeSettings) -> float | None:
+    if settings.prompt_price_usd is None or settings.completion_price_usd is None:
+        return None
+    return (tokens[0] * settings.prompt_price_usd + tokens[1] * settings.completion_price_usd) / 1e6
 
 
 def _same(blank: Judgement, questions: Sequence[Question]) -> bool:
@@ -102,14 +168,12 @@ def _same(blank: Judgement, questions: Sequence[Question]) -> bool:
     return questions[0].first == questions[0].second
 
 
-def _judged(
-    blank: Judgement, questions: Sequence[Question], answers: dict[str, Answer], failed: dict[str, Answer]
-) -> Judgement:
+def _judged(blank: Judgement, questions: Sequence[Question], answers: dict[str, Answer]) -> Judgement:
     if _same(blank, questions):
         return replace(blank, preference=0.5)
     for question in questions:
-        if question.key not in answers:
-            answer = failed[question.key]
+        answer = answers[question.key]
+        if answer.value is None:
             return replace(blank, error=f"{answer.error}: {answer.raw[:300]!r}" if answer.raw else answer.error)
     values = [answers[question.key].value for question in questions]
     if len(values) == 2:
@@ -190,7 +254,7 @@ async def _ask_endpoint(
 
 
 async def _reply(client: Any, model: str, template: Template, question: Question) -> Answer:
-    messages = template.messages(question.prompt, question.first, question.second)
+    messages = template.messages(question.prompt, question.first, question.second, question.principle)
     more = {"logprobs": True, "top_logprobs": 20} if template.kind == "logprob" else {}
     completion = await client.chat.completions.create(
         model=model, messages=messages, temperature=0.0, max_tokens=template.max_tokens, **more
@@ -254,7 +318,7 @@ def _ask_local(spec: str, template: Template, questions: Sequence[Question], sec
     letters = [tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "AB"]
     for start in range(0, len(questions), 32):  # what is answered is kept as it comes
         part = questions[start : start + 32]
-        prompts = [encode_prompt(tokenizer, template.messages(q.prompt, q.first, q.second)) for q in part]
+        prompts = [encode_prompt(tokenizer, template.messages(q.prompt, q.first, q.second, q.principle)) for q in part]
         if template.kind == "logprob":
             found = Engine(model, pad_id, dtype=dtype).logps([Tree(ids, letters) for ids in prompts])
             for question, ids, (a, b) in zip(part, prompts, found, strict=True):

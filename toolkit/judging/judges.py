@@ -15,7 +15,7 @@ from typing import Any
 
 from toolkit import models
 from toolkit.errors import ModelError, RecipeError
-from toolkit.judging.records import Judgement
+from toolkit.judging.records import Judgement, measured
 from toolkit.locating import resolve
 from toolkit.preferences.encoding import encode, is_conversation, response_end
 from toolkit.preferences.formats import Prompt
@@ -130,8 +130,7 @@ def compare(
                         baseline=baseline,
                         judge=judge,
                         preference=preference,
-                        policy_length=len(text_a),
-                        baseline_length=len(text_b),
+                        **measured(text_a, text_b),
                         error="the judge gave no score" if failed else "",
                     )
                 )

@@ -30,10 +30,12 @@ class Question:
     prompt: Prompt
     first: str
     second: str = ""
+    principle: str = ""  # that the judge is to go by, where its template shows one
 
     @property
     def key(self) -> str:
-        return fingerprint([self.judge, self.template, self.prompt, self.first, self.second])
+        parts = [self.judge, self.template, self.prompt, self.first, self.second]
+        return fingerprint([*parts, self.principle] if self.principle else parts)
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,29 @@ class Memory:
                 found[question.key] = Answer(*row)
         return found
 
+    def tokens(self, questions: Iterable[Question]) -> tuple[int, int]:
+        """Prompt and completion tokens behind the answers to these questions, failed attempts included."""
+        prompt = completion = 0
+        for question in questions:
+            row = self.connection.execute(
+                "SELECT prompt_tokens, completion_tokens FROM answers WHERE key = ?", (question.key,)
+            ).fetchone()
+            if row is not None:
+                prompt, completion = prompt + row[0], completion + row[1]
+        return prompt, completion
+
+    def judges(self) -> list[str]:
+        """Who has answered anything."""
+        return [name for (name,) in self.connection.execute("SELECT DISTINCT judge FROM answers ORDER BY judge")]
+
     def keep(self, question: Question, answer: Answer) -> None:
-        """Write one answer down at once. It never replaces an answer by a failure."""
+        """Write one answer down at once. It never replaces an answer by a failure; tokens of all attempts add up."""
         self.connection.execute(
             "INSERT INTO answers (key, judge, template, prompt_id, first, second, value, raw, error, prompt_tokens, "
             "completion_tokens) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (key) DO UPDATE SET value = excluded.value, raw = excluded.raw, error = excluded.error, "
-            "prompt_tokens = excluded.prompt_tokens, completion_tokens = excluded.completion_tokens, "
+            "prompt_tokens = answers.prompt_tokens + excluded.prompt_tokens, "
+            "completion_tokens = answers.completion_tokens + excluded.completion_tokens, "
             "answered_at = CURRENT_TIMESTAMP WHERE answers.value IS NULL",
             (
                 question.key,
@@ -103,7 +121,7 @@ def remembering(path: Path) -> Iterator[Memory]:
     connection = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=60)
+        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)  # callers hold a lock
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(_SCHEMA)
     except (sqlite3.Error, OSError) as error:

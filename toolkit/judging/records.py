@@ -9,27 +9,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import logging
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from toolkit.errors import DataError
-from toolkit.evals.intervals import Floats
-from toolkit.evals.length_control import LengthTable, length_controlled_win_rate, load_length_table
-from toolkit.evals.winrate import WinRate, average_within_prompt, holm, win_rate
+from toolkit.errors import DataError, nearest
+from toolkit.evals.style import style_of
+from toolkit.preferences.formats import prompt_id
 
-_log = logging.getLogger(__name__)
-
-Alignment = Literal["alpaca_eval", "instruction"]
 _REQUIRED = ("prompt_id", "policy", "baseline", "judge", "preference")
+_MARKS = tuple(f"{side}_{mark}" for side in ("policy", "baseline") for mark in ("lists", "headers", "bold"))
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,9 @@ class Judgement:
     """One recorded judgement; ``preference`` in [0, 1] is for the policy, None where the judgement failed.
 
     ``order`` is 0 where the policy's response was shown first, 1 where the baseline's was, None where unknown. Lengths
-    are in characters. ``position`` is the row's place in its file.
+    are in characters, and ``*_lists``, ``*_headers`` and ``*_bold`` count marks of Markdown. ``position`` is the row's
+    place in its file, ``group`` the value of the attribute that the report is sliced by, ``source`` the judge itself
+    where ``judge`` stands for several.
     """
 
     prompt_id: str
@@ -52,14 +47,29 @@ class Judgement:
     error: str = ""
     position: int = 0
     alpaca_eval: bool = False
+    policy_lists: int | None = None
+    policy_headers: int | None = None
+    policy_bold: int | None = None
+    baseline_lists: int | None = None
+    baseline_headers: int | None = None
+    baseline_bold: int | None = None
+    group: str = ""
+    source: str = ""
 
 
-def read_judgements(files: Sequence[str | Path]) -> list[Judgement]:
+def measured(policy: str, baseline: str) -> dict[str, int]:
+    """The fields of a :class:`Judgement` that describe the two responses' texts."""
+    sides = {"policy": asdict(style_of(policy)), "baseline": asdict(style_of(baseline))}
+    return {f"{side}_{name}": int(value) for side, counts in sides.items() for name, value in counts.items()}
+
+
+def read_judgements(files: Sequence[str | Path], *, by: str | None = None) -> list[Judgement]:
     """All judgements of ``files``: ``.parquet``, ``.jsonl`` or ``.json``, the latter two also with ``.gz``.
 
     A row with ``generator_1`` and ``generator_2`` is AlpacaEval's: the policy is generator_2, the baseline generator_1,
     the preference is minus 1 (1..2 becomes 0..1), and 0 is a tie. Files reduced to lengths (``len_model`` instead of
-    ``output_2``) name their policy by the file's name.
+    ``output_2``) name their policy by the file's name. ``by`` names a column, AlpacaEval's ``dataset`` say, to keep as
+    each judgement's ``group``.
 
     Raises:
         DataError: a file that is missing, a folder, empty, unreadable, or with rows that are not judgements.
@@ -72,8 +82,33 @@ def read_judgements(files: Sequence[str | Path]) -> list[Judgement]:
         rows = _read_rows(path)
         if not rows:
             raise DataError("the file holds no judgements", where=str(path))
-        judgements.extend(_judgement(row, i, path) for i, row in enumerate(rows))
+        for i, row in enumerate(rows):
+            found = _judgement(row, i, path)
+            if by is not None:
+                if row.get(by) is None:
+                    raise DataError(f"there is no column {by!r}", where=f"{path}, row {i}", fix=nearest(by, row))
+                found = replace(found, group=str(row[by]))
+            judgements.append(found)
     return judgements
+
+
+def read_attributes(file: str | Path, by: str) -> dict[str, str]:
+    """``prompt_id -> value`` of the column ``by`` in a file that has ``prompt_id``, or ``prompt`` or ``instruction``.
+
+    Raises:
+        DataError: a missing column, or a prompt with two values.
+    """
+    path, found = Path(file), {}
+    for i, row in enumerate(_read_rows(path)):
+        where = f"{path}, row {i}"
+        prompt = next((row[name] for name in ("prompt", "instruction") if name in row), None)
+        if by not in row or ("prompt_id" not in row and prompt is None):
+            fix = nearest(by, row) if by not in row else "give prompt_id, prompt or instruction"
+            raise DataError(f"a row needs its prompt and {by!r}", where=where, fix=fix)
+        key = str(row["prompt_id"]) if "prompt_id" in row else prompt_id(prompt)  # type: ignore[arg-type]
+        if found.setdefault(key, str(row[by])) != str(row[by]):
+            raise DataError(f"one prompt has {by} {found[key]!r} and {row[by]!r}", where=where)
+    return found
 
 
 def _read_rows(path: Path) -> list[dict[str, object]]:
@@ -143,6 +178,7 @@ def _judgement(row: Mapping[str, object], position: int, path: Path) -> Judgemen
         seed=_integer(row.get("seed"), "seed", where),
         error=error,
         position=position,
+        **{name: _integer(row.get(name), name, where) for name in _MARKS},
     )
 
 
@@ -158,16 +194,18 @@ def _alpaca_eval_judgement(row: Mapping[str, object], position: int, path: Path,
     else:
         policy = str(row["generator_2"])
         policy_length, baseline_length = _length(row.get("output_2")), _length(row.get("output_1"))
+    texts = row.get("output_2"), row.get("output_1")
+    marks = measured(*texts) if isinstance(texts[0], str) and isinstance(texts[1], str) else {}
     if "instruction_id" in row:
-        prompt_id = str(row["instruction_id"])
+        identity = str(row["instruction_id"])
     elif "instruction" in row:
-        prompt_id = hashlib.sha1(str(row["instruction"]).encode(), usedforsecurity=False).hexdigest()[:12]
+        identity = hashlib.sha1(str(row["instruction"]).encode(), usedforsecurity=False).hexdigest()[:12]
     else:
         raise DataError("an annotation lacks its instruction", where=where, fix="keep instruction or instruction_id")
     # "swapped" means that output_2, the policy's, stood first
     order = None if row.get("swapped") is None else int(not row["swapped"])
     return Judgement(
-        prompt_id=prompt_id,
+        prompt_id=identity,
         policy=policy,
         baseline=str(row["generator_1"]),
         judge=str(row.get("annotator") or "alpaca_eval"),
@@ -178,6 +216,7 @@ def _alpaca_eval_judgement(row: Mapping[str, object], position: int, path: Path,
         error="no preference recorded" if preference is None else "",
         position=position,
         alpaca_eval=True,
+        **{name: marks.get(name) for name in _MARKS},
     )
 
 
@@ -205,182 +244,3 @@ def _integer(value: object, name: str, where: str) -> int | None:
     if number != int(number):
         raise DataError(f"{name} {value!r} is not a whole number", where=where)
     return int(number)
-
-
-def winrate_report(
-    files: Sequence[str | Path],
-    *,
-    length_control: bool = False,
-    lc_table: str | Path | None = None,
-    n_resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    alignment: Alignment = "alpaca_eval",
-) -> list[dict[str, str | float | int | None]]:
-    """One row of ``win_rates`` for each (policy, baseline, judge) in ``files``, in order of first appearance.
-
-    ``lc_table`` (a folder) implies ``length_control``. ``alignment`` says how a row of an AlpacaEval file finds its
-    instruction's difficulty: "alpaca_eval" by its place in the file, as the published numbers do, even where an earlier
-    instruction is missing and shifts the rest; "instruction" by the instruction itself. Other files, and files that
-    hold too little of the benchmark, go by the instruction (``prompt_id`` = AlpacaEval's instruction id).
-
-    Raises:
-        DataError: as :func:`read_judgements`; or length control without recorded lengths, or a table that does not know
-            the instructions.
-    """
-    table = load_length_table(lc_table) if lc_table is not None else None
-    rows = win_rates(
-        read_judgements(files),
-        length_control=length_control or table is not None,
-        table=table,
-        n_resamples=n_resamples,
-        confidence=confidence,
-        seed=seed,
-        alignment=alignment,
-    )
-    return [row.as_dict() for row in rows]
-
-
-def win_rates(
-    judgements: Sequence[Judgement],
-    *,
-    length_control: bool = False,
-    table: LengthTable | None = None,
-    n_resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    alignment: Alignment = "alpaca_eval",
-) -> list[WinRate]:
-    """Win rates of judgements already in memory; see :func:`winrate_report`. Orders, seeds and repeated judgements are
-    averaged inside a prompt first. ``holm_p`` corrects over all rows returned."""
-    groups: dict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        groups[judgement.policy, judgement.baseline, judgement.judge].append(judgement)
-    rows = []
-    for (policy, baseline, judge), members in groups.items():
-        ids = [m.prompt_id for m in members]
-        values = np.array([np.nan if m.preference is None else m.preference for m in members])
-        _, preferences = average_within_prompt(ids, _balance_orders(members, values))
-        row = win_rate(
-            preferences,
-            policy=policy,
-            baseline=baseline,
-            judge=judge,
-            n_failed=int(np.isnan(values).sum()),
-            n_resamples=n_resamples,
-            confidence=confidence,
-            seed=seed,
-        )
-        consistency, first_slot = _positions(members)
-        row = replace(row, position_consistency=consistency, first_slot_rate=first_slot)
-        if length_control:
-            row = _with_length_control(row, members, preferences, table, n_resamples, confidence, seed, alignment)
-        rows.append(row)
-    adjusted = holm([row.p_value for row in rows])
-    return [replace(row, holm_p=p) for row, p in zip(rows, adjusted, strict=True)]
-
-
-def _balance_orders(members: Sequence[Judgement], values: Floats) -> Floats:
-    """Replace each judgement by its order's mean within the prompt, so that the prompt's mean weighs both orders alike.
-
-    Only needed where a prompt has more judgements in one order than in the other.
-    """
-    sums: dict[tuple[str, int | None], list[float]] = defaultdict(list)
-    for member, value in zip(members, values, strict=True):
-        if not np.isnan(value):
-            sums[member.prompt_id, member.order].append(float(value))
-    seen: set[tuple[str, int | None]] = set()
-    balanced = np.full(len(values), np.nan)
-    for i, member in enumerate(members):
-        key = (member.prompt_id, member.order)
-        if key in sums and key not in seen:
-            seen.add(key)
-            balanced[i] = np.mean(sums[key])
-    return balanced
-
-
-def _positions(members: Sequence[Judgement]) -> tuple[float | None, float | None]:
-    """(share of prompts with the same verdict in both orders, mean preference for the first slot), None if unknown."""
-    by_order: tuple[dict[str, list[float]], dict[str, list[float]]] = (defaultdict(list), defaultdict(list))
-    for m in members:
-        if m.order is not None and m.preference is not None:
-            by_order[m.order][m.prompt_id].append(m.preference)
-    both = by_order[0].keys() & by_order[1].keys()
-    if both:
-        prompts = sorted(both)
-        shown_first = np.array([np.mean(by_order[0][prompt]) for prompt in prompts])
-        shown_second = np.array([np.mean(by_order[1][prompt]) for prompt in prompts])
-        consistency = float(np.mean(np.sign(shown_first - 0.5) == np.sign(shown_second - 0.5)))
-        # over prompts judged in both orders the policies' qualities cancel, and what is left is position
-        return consistency, float(np.mean((shown_first + 1.0 - shown_second) / 2.0))
-    if by_order[0] and by_order[1]:
-        # orders were drawn by prompt: weigh both orders alike, or a strong policy shown first more often would look
-        # like a position bias
-        policy_first = float(np.mean([np.mean(v) for v in by_order[0].values()]))
-        policy_second = float(np.mean([np.mean(v) for v in by_order[1].values()]))
-        return None, (policy_first + 1.0 - policy_second) / 2.0
-    return None, None
-
-
-def _with_length_control(
-    row: WinRate,
-    members: Sequence[Judgement],
-    preferences: Floats,
-    table: LengthTable | None,
-    n_resamples: int,
-    confidence: float,
-    seed: int,
-    alignment: Alignment,
-) -> WinRate:
-    ids = [m.prompt_id for m in members]
-    lengths = [
-        average_within_prompt(ids, np.array([np.nan if x is None else x for x in column], dtype=np.float64))[1]
-        for column in ([m.policy_length for m in members], [m.baseline_length for m in members])
-    ]
-    usable = ~np.isnan(preferences) & ~np.isnan(lengths[0]) & ~np.isnan(lengths[1])
-    if row.n_judged and not usable.any():
-        raise DataError(
-            f"no judgement of {row.policy!r} records lengths",
-            where="length control",
-            fix="record policy_length and baseline_length in characters, or leave length control out",
-        )
-    difficulty = None if table is None else _difficulties(members, table, alignment, row.policy)
-    result = length_controlled_win_rate(
-        preferences,
-        lengths[0],
-        lengths[1],
-        difficulty=difficulty,
-        table=table,
-        n_resamples=n_resamples,
-        confidence=confidence,
-        seed=seed,
-    )
-    return replace(row, lc_win_rate=result.lc_win_rate, lc_ci_low=result.ci_low, lc_ci_high=result.ci_high)
-
-
-def _difficulties(members: Sequence[Judgement], table: LengthTable, alignment: Alignment, policy: str) -> Floats:
-    """Difficulty of each prompt, in order of first appearance."""
-    prompts = list(dict.fromkeys(m.prompt_id for m in members))
-    known = np.array([table.difficulty.get(prompt, np.nan) for prompt in prompts])
-    size = len(table.difficulty_by_index)
-    whole_file = all(m.alpaca_eval for m in members) and len(prompts) == len(members)
-    if alignment == "alpaca_eval" and whole_file and 0.95 * size <= len(prompts) <= size:
-        by_place = table.difficulty_by_index[: len(prompts)]
-        moved = int(np.sum(~np.isnan(known) & (known != by_place)))
-        if moved:
-            _log.warning(
-                "%s: %d of %d rows stand at another place than in the benchmark, and get another instruction's "
-                "difficulty, as in AlpacaEval's published numbers; align by instruction for the corrected value",
-                policy,
-                moved,
-                len(prompts),
-            )
-        return by_place
-    if np.isnan(known).any():
-        missing = int(np.isnan(known).sum())
-        raise DataError(
-            f"the length-control table does not know {missing} of {len(prompts)} prompts of {policy!r}",
-            where=f"first unknown: {prompts[int(np.flatnonzero(np.isnan(known))[0])]}",
-            fix="leave the table out: length control then uses lengths alone",
-        )
-    return known

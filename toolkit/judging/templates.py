@@ -1,8 +1,9 @@
 """What a language model is asked, and how its answer is read.
 
 A template is a YAML file with ``kind``, ``system``, ``user`` (Jinja2) and ``max_tokens``. Three ship: ``choice`` (a
-verdict in words), ``score`` (1 to 10, one response at a time), ``logprob`` (the probabilities of A and B). A file of
-one's own takes their place.
+verdict in words), ``score`` (1 to 10, one response at a time), ``logprob`` (the probabilities of A and B);
+``principle`` and ``principle-logprob`` are the first and the last with a written principle to judge by. A file of one's
+own takes their place.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from toolkit.errors import RecipeError
 from toolkit.preferences.formats import Prompt, readable
 from toolkit.store import fingerprint
 
-SHIPPED = ("choice", "score", "logprob")
+SHIPPED = ("choice", "score", "logprob", "principle", "principle-logprob")
 _NEEDS = {"choice": ("prompt", "response_a", "response_b"), "score": ("prompt", "response")}
 _NEEDS["logprob"] = _NEEDS["choice"]
 _VERDICT = re.compile(r"\[\[([^\[\]]*)\]\]")
@@ -39,21 +40,23 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class Template:
-    """``fingerprint`` names its content: another wording is another judge."""
+    """``fingerprint`` names its content: another wording is another judge. ``principled``: it shows a principle."""
 
     name: str
     kind: Literal["choice", "score", "logprob"]
     system: str
     user: str
     max_tokens: int
+    principled: bool = False
 
     @property
     def fingerprint(self) -> str:
         return fingerprint([self.kind, self.system, self.user, self.max_tokens])
 
-    def messages(self, prompt: Prompt, first: str, second: str) -> list[dict[str, str]]:
+    def messages(self, prompt: Prompt, first: str, second: str, principle: str = "") -> list[dict[str, str]]:
         """The conversation to send. ``score`` shows ``first`` alone."""
         values = {"prompt": readable(prompt), "response": first, "response_a": first, "response_b": second}
+        values["principle"] = principle
         user = jinja2.Template(self.user, undefined=jinja2.StrictUndefined).render(**values)
         return [
             *([{"role": "system", "content": self.system}] if self.system else []),
@@ -80,13 +83,14 @@ def load_template(name_or_path: str) -> Template:
         used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(file.user))
     except (yaml.YAMLError, ValidationError, jinja2.TemplateSyntaxError) as error:
         raise RecipeError(f"this judge template cannot be read: {error}", where=name_or_path) from error
-    if used != set(_NEEDS[file.kind]):
+    principled = "principle" in used and file.kind != "score"
+    if used - ({"principle"} if principled else set()) != set(_NEEDS[file.kind]):
         raise RecipeError(
             f"the template uses {sorted(used)}, a {file.kind} template uses {sorted(_NEEDS[file.kind])}",
             where=name_or_path,
             fix="write them as {{ prompt }}",
         )
-    return Template(name_or_path, file.kind, file.system, file.user, file.max_tokens)
+    return Template(name_or_path, file.kind, file.system, file.user, file.max_tokens, principled)
 
 
 def read_verdict(kind: Literal["choice", "score"], reply: str) -> tuple[float | None, str]:

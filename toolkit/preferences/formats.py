@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import hashlib
+import io
 import json
 import math
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError
+from toolkit.store import write_bytes
 
 Prompt = str | list[dict[str, str]]
 """Plain text, or chat messages ``[{"role", "content"}...]`` that end before the assistant's turn."""
@@ -193,10 +195,15 @@ def row_from_dict(record: Record) -> PreferenceRow:
 
 
 def write_native(rows: Iterable[PreferenceRow], path: str | Path) -> None:
-    """Write gzipped JSON lines in the native format. Equal rows give equal bytes (no time, no file name inside)."""
-    with open(path, "wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as out:
+    """Write gzipped JSON lines in the native format, the file whole or not at all.
+
+    Equal rows give equal bytes (no time, no file name inside).
+    """
+    raw = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as out:
         for row in rows:
             out.write(json.dumps(row_to_dict(row)).encode() + b"\n")
+    write_bytes(Path(path), raw.getvalue())
 
 
 # ---------------------------------------------------------------------------------------------------- reading values

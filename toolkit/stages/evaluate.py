@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from toolkit import models
 from toolkit.evals import summary
 from toolkit.generation import generate
-from toolkit.judging import asking, judges, records
+from toolkit.judging import asking, judges, records, statistics
 from toolkit.locating import ModelRef, resolve, training_record
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import decode, encode, encode_prompt, is_conversation, response_end
@@ -114,23 +114,27 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     names = [policy.name for policy in policies] + sorted(
         {row["policy"] for row in samples if row["kind"] == "best_of_n"}
     )
-    judgements = judge_all(chosen_judges, samples, names, setting, has_gold, reporter)
+    trained_on = resolve(str(inputs["reward_model"] / "model")).fingerprint
+    chosen_judges = [own_name(spec, trained_on, warnings) for spec in chosen_judges]
+    judgements, usage = judge_all(list(dict.fromkeys(chosen_judges)), samples, names, setting, has_gold, reporter)
     write_table(samples, out / "samples.parquet")
     write_table(rewards, out / "rewards.parquet")
     write_table([asdict(judgement) for judgement in judgements], out / "judgements.parquet")
     write_json(out / "data_report.json", read_json(inputs["data"] / "report.json"))
     comparisons = [(p, pair.i, pair.j, pair.p, pair.weight) for p, row in enumerate(rows) for pair in splits.pairs(row)]
     options = {"n_resamples": section.bootstrap, "confidence": section.confidence, "seed": settings.seed}
-    rates = [asdict(row) for row in records.win_rates(judgements, length_control=True, **options)]
+    judged = statistics.report(judgements, length_control=True, style_control=True, where_recorded=True, **options)
+    write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
     result = summary.summarise(
         samples,
         rewards,
-        rates,
+        judged["win_rates"],
         comparisons,
         best_of_n=section.best_of_n,
         warnings=warnings,
         **options,
     )
+    result["judge_usage"] = [asdict(part) for part in usage]  # the pipeline adds it to the cost
     write_json(out / "results.json", result)
     reporter.line(result["verdict"]["sentence"])
     scored_tokens = 4 * sum(row["n_tokens"] for row in samples)
@@ -322,6 +326,15 @@ def best_of_n(samples: Sequence[Row], section: EvaluateSection) -> list[Row]:
     return out
 
 
+def own_name(spec: str, trained_on: str, warnings: list[str]) -> str:
+    """``rm`` for a reward model named by its path that is the one PPO was trained against: it cannot be neutral."""
+    kind, _, name = spec.partition(":")
+    if kind != "rm" or not name or resolve(name).fingerprint != trained_on:
+        return spec
+    warnings.append(f"{spec} is the reward model that PPO was trained against: as a judge it is called rm")
+    return "rm"
+
+
 def judge_all(
     specs: Sequence[str],
     samples: Sequence[Row],
@@ -329,24 +342,27 @@ def judge_all(
     setting: Setting,
     has_gold: bool,
     reporter: Reporter,
-) -> list[records.Judgement]:
-    """Every policy against SFT, and the arms against each other, by every judge."""
+) -> tuple[list[records.Judgement], list[asking.Usage]]:
+    """Every policy against SFT, and the arms against each other, by every judge; and what language models took."""
     pairs = [(name, "sft") for name in names if name != "sft"] + [("rm_ppo", "dpo")]
     prompt_ids = [row.prompt_id for row in setting.rows]
     table: dict[tuple[str, str], list[Row]] = {}
     for row in samples:
         table.setdefault((row["policy"], row["prompt_id"]), []).append(row)
     texts = {name: [[r["response"] for r in table[name, p]] for p in prompt_ids] for name in names}
-    out = []
+    out: list[records.Judgement] = []
+    usage: list[asking.Usage] = []
     for spec in specs:
         if spec.startswith("file:"):
             out += records.read_judgements([spec.removeprefix("file:")])
             continue
         if asking.asks(spec):
             prompts = [row.prompt for row in setting.rows]
-            out += asking.judge_pairs(
+            found, used = asking.judge_pairs(
                 spec, pairs, prompt_ids, prompts, texts, setting.section.judge, setting.model, reporter
             )
+            out += found
+            usage.append(used)
             continue
         column = {"gold": "gold_reward", "rm": "explicit_reward", "implicit": "implicit_reward"}.get(spec)
         if spec == "gold" and not has_gold:
@@ -374,7 +390,7 @@ def judge_all(
                 (by_name[policy], by_name[baseline]),
                 (texts[policy], texts[baseline]),
             )
-    return out
+    return out, usage
 
 
 def _unflatten(scores: judges.Scores, names: Sequence[str], texts: dict[str, Any]) -> dict[str, judges.Scores]:

@@ -1,0 +1,151 @@
+"""Weighted, penalised logistic regressions, many at once: what the bootstrap of a fitted win rate refits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from toolkit.evals.intervals import Floats
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of a weighted logistic regression, for B regressions at once.
+
+    ``shared`` (K-1, N) are features common to all of them; ``own`` (N,) or (B, N) is feature 0; ``weights`` (N,) or
+    (B, N); ``targets`` (N,) are probabilities.
+    """
+
+    own: Floats
+    shared: Floats
+    weights: Floats
+    targets: Floats
+
+    def rows(self, which: NDArray[np.intp]) -> Block:
+        own = self.own if self.own.ndim == 1 else self.own[which]
+        return Block(own, self.shared, self.weights if self.weights.ndim == 1 else self.weights[which], self.targets)
+
+
+def fit_l1_logistic(blocks: Sequence[Block], start_BK: Floats, c_B: Floats, tolerance: float) -> Floats:
+    """B logistic regressions without intercept: argmin |b|_1 + C * sum w * logloss (liblinear's objective).
+
+    Proximal Newton: each step minimises the quadratic model plus the penalty. A fit is done behind the first step that
+    is shorter than ``tolerance``; the others go on alone.
+
+    Raises:
+        ArithmeticError: no convergence in 200 steps.
+    """
+    beta_BK = start_BK.copy()
+    constant_BK = _linear_part(blocks, len(beta_BK))
+    active = np.arange(len(beta_BK))
+    for _ in range(200):
+        everything = len(active) == len(beta_BK)
+        current = blocks if everything else [b.rows(active) for b in blocks]
+        gradient, hessian = _derivatives(current, beta_BK[active])
+        step = _proximal_step(beta_BK[active], gradient - constant_BK[active], hessian, 1.0 / c_B[active])
+        beta_BK[active] += np.clip(step, -2.0, 2.0)
+        active = active[np.abs(step).max(axis=1) >= tolerance]
+        if len(active) == 0:
+            return beta_BK
+    raise ArithmeticError("the regression did not converge in 200 Newton steps")
+
+
+def _linear_part(blocks: Sequence[Block], b: int) -> Floats:
+    """Sum of w*y*x: the part of the gradient that no coefficient changes, (B, K)."""
+    total: Floats = np.zeros((b, len(blocks[0].shared) + 1), dtype=np.float64)
+    for block in blocks:
+        weighted = block.weights * block.targets
+        total[:, 0] += (weighted * block.own).sum(axis=-1)
+        total[:, 1:] += weighted @ block.shared.T
+    return total
+
+
+def _derivatives(blocks: Sequence[Block], beta_BK: Floats) -> tuple[Floats, Floats]:
+    """Sum of w*p*x (B, K), and the Hessian sum of w*p*(1-p)*x*x' (B, K, K)."""
+    b, k = beta_BK.shape
+    gradient, hessian = np.zeros((b, k)), np.zeros((b, k, k))
+    for block in blocks:
+        eta = beta_BK[:, 1:] @ block.shared
+        eta += beta_BK[:, :1] * block.own
+        np.negative(eta, out=eta)
+        with np.errstate(over="ignore"):  # exp(-eta) = inf gives p = 0, which is right
+            np.exp(eta, out=eta)
+        eta += 1.0
+        p = np.reciprocal(eta, out=eta)
+        weighted = block.weights * p
+        if block.own.ndim == 1:
+            gradient[:, 0] += weighted @ block.own
+        else:
+            gradient[:, 0] += np.einsum("bn,bn->b", weighted, block.own)
+        gradient[:, 1:] += weighted @ block.shared.T
+        p *= weighted
+        curvature = np.subtract(weighted, p, out=weighted)
+        for i in range(1, k):
+            for j in range(i, k):
+                hessian[:, i, j] += curvature @ (block.shared[i - 1] * block.shared[j - 1])
+        if block.own.ndim == 1:
+            hessian[:, 0, 0] += curvature @ block.own**2
+            hessian[:, 0, 1:] += curvature @ (block.own * block.shared).T
+        else:
+            curvature *= block.own
+            hessian[:, 0, 0] += np.einsum("bn,bn->b", curvature, block.own)
+            hessian[:, 0, 1:] += curvature @ block.shared.T
+    upper = np.triu(np.ones((k, k)), 1).astype(bool)
+    hessian.transpose(0, 2, 1)[:, upper] = hessian[:, upper]
+    return gradient, hessian
+
+
+def _proximal_step(beta_BK: Floats, gradient_BK: Floats, hessian_BKK: Floats, penalty_B: Floats) -> Floats:
+    """argmin_d gradient.d + d.H.d/2 + penalty*|beta + d|_1 for each of the B problems.
+
+    Where no coefficient changes its sign this is one linear solve; the rest goes through coordinate descent.
+    """
+    k = beta_BK.shape[1]
+    hessian_BKK = hessian_BKK + 1e-10 * np.eye(k)  # a feature that is 0 everywhere (equal lengths) stays solvable
+    sign = np.sign(beta_BK)
+    slope_BK1 = (gradient_BK + penalty_B[:, None] * sign)[:, :, None]
+    step = -np.asarray(np.linalg.solve(hessian_BKK, slope_BK1), dtype=np.float64)[:, :, 0]
+    rest = np.flatnonzero(((sign == 0.0) | (np.sign(beta_BK + step) != sign)).any(axis=1))
+    if len(rest) == 0:
+        return step
+    h, g, b, penalty = hessian_BKK[rest], gradient_BK[rest], beta_BK[rest], penalty_B[rest]
+    d = np.zeros_like(b)
+    for _ in range(500):
+        moved = 0.0
+        for i in range(k):
+            slope = g[:, i] + np.einsum("bk,bk->b", h[:, i], d)
+            target = b[:, i] + d[:, i] - slope / h[:, i, i]
+            shrunk = np.sign(target) * np.maximum(np.abs(target) - penalty / h[:, i, i], 0.0)
+            change = shrunk - b[:, i] - d[:, i]
+            d[:, i] += change
+            moved = max(moved, float(np.abs(change).max()))
+        if moved < 1e-12:
+            break
+    step[rest] = d
+    return step
+
+
+def fit_l2_logistic(x_NK: Floats, targets_N: Floats, weights_BN: Floats, c: float, tolerance: float) -> Floats:
+    """B logistic regressions without intercept, (B, K): argmin |b|^2 / 2 + c * sum w * logloss, by Newton's method.
+
+    Raises:
+        ArithmeticError: no convergence in 100 steps.
+    """
+    n, k = x_NK.shape
+    beta_BK = np.zeros((len(weights_BN), k))
+    products = (x_NK[:, :, None] * x_NK[:, None, :]).reshape(n, k * k)
+    for iteration in range(100):
+        p_BN = expit(beta_BK @ x_NK.T)
+        gradient = (weights_BN * (p_BN - targets_N)) @ x_NK + beta_BK / c
+        curvature = (weights_BN * p_BN * (1.0 - p_BN)) @ products
+        hessian = curvature.reshape(-1, k, k) + np.eye(k) / c
+        step = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        # far from the optimum of separable data a whole step may overshoot for ever; half of it does not
+        beta_BK += np.clip(step, -2.0, 2.0) * (1.0 if iteration < 20 else 0.5)
+        if np.abs(step).max() < tolerance:
+            return beta_BK
+    raise ArithmeticError("the regression did not converge in 100 Newton steps")

@@ -1,0 +1,112 @@
+"""Style-controlled win rates: what the win rate would be if both responses were written in the same style.
+
+A judge, or a person, may like long answers, lists, headings and bold type for themselves. As in Chatbot Arena's style
+control (Li, Angelopoulos and Chiang 2024, "Does style matter?"), each of the four is a feature of the comparison,
+(policy - baseline) / (policy + baseline), beside the policy itself in a logistic regression of the preference; the win
+rate is read off where no feature differs. Intervals resample prompts and refit.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit
+
+from toolkit.errors import DataError
+from toolkit.evals.intervals import check_settings, resample_counts
+from toolkit.evals.logistic import fit_l2_logistic
+from toolkit.evals.winrate import checked_preferences
+
+FEATURES = ("length", "lists", "headers", "bold")
+_C = 10.0  # of the ridge; weak: it keeps a policy that wins everything finite
+_TOLERANCE = 1e-8
+_DRAWS_AT_ONCE = 64
+_LEAST_ROWS = 25  # five for each coefficient
+_CODE = re.compile(r"```.*?(```|\Z)", re.DOTALL)
+_LIST = re.compile(r"^[ \t]*(?:[-*+]|\d+[.)])[ \t]+\S", re.MULTILINE)
+_HEADER = re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE)
+_BOLD = re.compile(r"\*\*[^*\n]+\*\*|(?<!\w)__[^_\n]+__(?!\w)")
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a response looks like: characters, and how many list items, headings and bold passages of Markdown."""
+
+    length: int
+    lists: int
+    headers: int
+    bold: int
+
+
+def style_of(text: str) -> Style:
+    r"""Count them; what stands in a block of code is no Markdown.
+
+    >>> style_of("# Two\n- **a**\n- b")
+    Style(length=17, lists=2, headers=1, bold=1)
+    """
+    prose = _CODE.sub("", text)
+    return Style(len(text), *(len(pattern.findall(prose)) for pattern in (_LIST, _HEADER, _BOLD)))
+
+
+@dataclass(frozen=True)
+class StyleControlled:
+    """A style-controlled win rate as a fraction of one; ``effects``: the log odds that a feature adds where
+    only the policy's response has it.
+
+    All None for fewer than 25 rows. A feature that never differs has effect 0.
+    """
+
+    win_rate: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    effects: dict[str, float] | None = None
+
+
+def style_controlled_win_rate(
+    preferences: ArrayLike,
+    policy: ArrayLike,
+    baseline: ArrayLike,
+    *,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> StyleControlled:
+    """From one row per prompt: preference (n,), NaN where not judged, and both responses' counts (n, 4), NaN where not
+    known, in the order of ``FEATURES``. Rows with a NaN are left out.
+
+    ``logit p = a . x + c`` with x the four feature differences, each in [-1, 1], under a weak ridge; the win rate is
+    sigmoid(c). The interval is the percentile interval of refits on resampled prompts. It is wide, as it should be,
+    where one side uses a feature always and the other never: the data then cannot tell policy and style apart.
+
+    Raises:
+        DataError: arrays of other shapes.
+    """
+    check_settings(n_resamples, confidence)
+    p_N = checked_preferences(preferences)
+    a_NK, b_NK = np.asarray(policy, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    if not a_NK.shape == b_NK.shape == (len(p_N), len(FEATURES)):
+        raise DataError(
+            "every preference needs four counts of each response",
+            where=f"{p_N.shape}, {a_NK.shape}, {b_NK.shape}",
+        )
+    x_NK = np.zeros_like(a_NK)
+    np.divide(a_NK - b_NK, a_NK + b_NK, out=x_NK, where=a_NK + b_NK != 0.0)
+    kept = np.isfinite(p_N) & np.isfinite(x_NK).all(axis=1)
+    p_N, x_NK = p_N[kept], x_NK[kept]
+    n = len(p_N)
+    if n < _LEAST_ROWS:
+        return StyleControlled(None, None, None, n)
+    x_NK = np.column_stack([x_NK, np.ones(n)])
+    beta_K = fit_l2_logistic(x_NK, p_N, np.ones((1, n)), _C, _TOLERANCE)[0]
+    draws = []
+    for counts_CN in resample_counts(n, n_resamples, seed):
+        for at in range(0, len(counts_CN), _DRAWS_AT_ONCE):
+            draws.append(fit_l2_logistic(x_NK, p_N, counts_CN[at : at + _DRAWS_AT_ONCE], _C, _TOLERANCE)[:, -1])
+    alpha = (1.0 - confidence) / 2.0
+    low, high = np.quantile(expit(np.concatenate(draws)), [alpha, 1.0 - alpha])
+    effects = dict(zip(FEATURES, beta_K[:-1].tolist(), strict=True))
+    return StyleControlled(float(expit(beta_K[-1])), float(low), float(high), n, effects)
