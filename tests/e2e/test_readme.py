@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-
-from tests.e2e.test_cli import ROOT, duel
+from running import ROOT, duel
 
 README = ROOT / "README.md"
 BLOCKS = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
+PYTHON = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
 COMMANDS = [line.strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
@@ -39,3 +41,11 @@ def test_every_duel_command_runs(command: str, folder: Path) -> None:
     done = duel(*arguments, cwd=folder, check=None)
     assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     assert done.stdout, command
+
+
+def test_the_python_block_runs(folder: Path) -> None:
+    assert len(PYTHON) == 1
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PYTHON[0]]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
