@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toolkit.rewards import implicit_rewards
+    from toolkit.api import compare, implicit_rewards, run
 
-__all__ = ["implicit_rewards"]
+__all__ = ["compare", "implicit_rewards", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "implicit_rewards":
-        from toolkit.rewards import implicit_rewards
+    if name in __all__:
+        from toolkit import api
 
-        return implicit_rewards
+        return getattr(api, name)
     raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *globals()]

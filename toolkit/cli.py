@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import errno
-import json
-import logging
 import os
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from toolkit.errors import DuelError, nearest
+from toolkit import cli_runs
+from toolkit.cli_options import (
+    JSON,
+    PATH,
+    SET,
+    Group,
+    complete_recipes,
+    complete_stages,
+    emit,
+    quiet_libraries,
+    reporter_of,
+)
+from toolkit.errors import DuelError
 
 USER_ERROR, DEFECT, INTERRUPTED = 2, 1, 130
-
-
-class Group(click.Group):
-    """A group that suggests the nearest command."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            ctx.fail(f"there is no command {args[0]!r}; {nearest(args[0], self.commands)}")
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,6 +36,10 @@ class Group(click.Group):
 def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     """DPO, or a reward model and PPO? Both arms on your preference data, one evaluation, one verdict."""
     ctx.obj = {"debug": debug, "quiet": quiet}
+
+
+for command in cli_runs.COMMANDS:
+    cli.add_command(command)
 
 
 def main() -> NoReturn:
@@ -105,54 +109,18 @@ def _show(debug: bool) -> None:
         traceback.print_exc()
 
 
-def _reporter(ctx: click.Context) -> Any:
-    from toolkit.progress import Reporter
-
-    reporter = Reporter(quiet=ctx.obj["quiet"])
-    # What the libraries say is for their developers; what we say about them goes through the reporter.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("DATASETS_VERBOSITY", "error")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-
-    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
-        if "toolkit" in Path(filename).parts:
-            reporter.line(f"note: {message}")
-
-    warnings.showwarning = show
-    return reporter
-
-
-def _quiet_libraries() -> None:
-    """Once transformers is imported, its bars are off: ours say how long things take."""
-    import datasets
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
-def _emit(document: Any) -> None:
-    print(json.dumps(document, indent=2, allow_nan=False))
-
-
-SET = click.option("--set", "sets", multiple=True, metavar="a.b=v", help="Set a value of the recipe; repeatable.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else there.")
-PATH = click.Path(path_type=Path)
-
-
 # ---------------------------------------------------------------- the paired run
 
 
 @cli.command(context_settings={"allow_interspersed_args": True})
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipes)
 @click.argument("launch", nargs=-1, type=click.UNPROCESSED)
 @click.option("--out", type=PATH, help="Run folder; default runs/NAME.")
 @SET
-@click.option("--only", metavar="STAGE", help="Run this stage alone; its inputs must be there.")
-@click.option("--until", metavar="STAGE", help="Stop behind this stage.")
+@click.option(
+    "--only", metavar="STAGE", shell_complete=complete_stages, help="Run this stage alone; its inputs must be there."
+)
+@click.option("--until", metavar="STAGE", shell_complete=complete_stages, help="Stop behind this stage.")
 @click.option("--force", is_flag=True, help="Run stages again that are done.")
 @click.option("--dry-run", is_flag=True, help="Say what would run, with counts and an example, and stop.")
 @JSON
@@ -179,13 +147,13 @@ def run(
 
     loaded = load_recipe(recipe, sets)
     out = out or Path("runs") / loaded.recipe.name
-    reporter = _reporter(ctx)
+    reporter = reporter_of(ctx)
     if dry_run:
         from toolkit.dry_run import describe, render
 
-        _quiet_libraries()
+        quiet_libraries()
         plan = describe(loaded.recipe, out)
-        _emit(plan) if as_json else print(render(plan))
+        emit(plan) if as_json else print(render(plan))
         return
     manifest = pipeline.run(
         loaded,
@@ -196,16 +164,14 @@ def run(
         force=force,
         launch=launch,
         command=["duel", *sys.argv[1:]],
-        before_stage=_quiet_libraries,
+        before_stage=quiet_libraries,
     )
     results = (
         read_json(out / "results.json") if (out / "results.json").is_file() and manifest["status"] == "done" else {}
     )
     if as_json:
         facts = {"out": str(out), "status": manifest["status"], "stages": manifest["stages"]}
-        _emit(
-            {**facts, **{key: results[key] for key in ("verdict", "win_rates", "cost", "warnings") if key in results}}
-        )
+        emit({**facts, **{key: results[key] for key in ("verdict", "win_rates", "cost", "warnings") if key in results}})
     elif results:
         from toolkit.tables import result_tables
 
@@ -214,7 +180,7 @@ def run(
 
 
 @cli.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipes)
 @SET
 @JSON
 def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
@@ -224,7 +190,7 @@ def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
     loaded = load_recipe(recipe, sets)
     differences = {name: list(pair) for name, pair in arm_differences(loaded.recipe).items()}
     if as_json:
-        _emit({"valid": True, "name": loaded.recipe.name, "arm_differences": differences, "origins": loaded.origins})
+        emit({"valid": True, "name": loaded.recipe.name, "arm_differences": differences, "origins": loaded.origins})
         return
     changed = sum(origin != "default" for origin in loaded.origins.values())
     print(f"{loaded.recipe.name}: valid, {len(flat(loaded.recipe))} settings, {changed} of them not defaults")
@@ -233,11 +199,13 @@ def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
 
 
 @cli.command()
-def schema() -> None:
-    """Print the JSON schema of a recipe file, for editors."""
+@click.option("--markdown", "as_markdown", is_flag=True, help="The recipe reference, for people.")
+def schema(as_markdown: bool) -> None:
+    """Print the JSON schema of a recipe file, for editors; or what every setting takes, for people."""
     from toolkit.recipe import json_schema
+    from toolkit.recipe_reference import markdown
 
-    _emit(json_schema())
+    print(markdown(), end="") if as_markdown else emit(json_schema())
 
 
 @cli.group(cls=Group)
@@ -258,7 +226,7 @@ def recipes_list(as_json: bool) -> None:
         ]
         found[name] = lines[0] if lines else ""
     if as_json:
-        _emit([{"name": name, "summary": text} for name, text in found.items()])
+        emit([{"name": name, "summary": text} for name, text in found.items()])
         return
     width = max(map(len, found))
     for name, text in found.items():
@@ -266,7 +234,7 @@ def recipes_list(as_json: bool) -> None:
 
 
 @recipes.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_recipes)
 def recipes_show(name: str) -> None:
     """Print a recipe as it ships, with its comments."""
     from toolkit.recipe import load_recipe
@@ -277,7 +245,7 @@ def recipes_show(name: str) -> None:
 
 
 @recipes.command("copy")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_recipes)
 @click.argument("target", type=PATH, required=False)
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def recipes_copy(name: str, target: Path | None, force: bool) -> None:
@@ -288,21 +256,7 @@ def recipes_copy(name: str, target: Path | None, force: bool) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=PATH, nargs=-1, required=True)
-@click.option("--out", type=PATH, help="File to write; default FOLDER/report.html.")
-@click.option("--title", help="Title of the page.")
-def report(folder: tuple[Path, ...], out: Path | None, title: str | None) -> None:
-    """Write the HTML report of FOLDER from what is on disk; several folders stand side by side."""
-    from toolkit.report.page import build
-    from toolkit.store import write_text
-
-    target = out or folder[0] / ("report.html" if len(folder) == 1 else "report-side-by-side.html")
-    write_text(target, build(folder, title=title, max_samples=500))
-    print(target)
-
-
-@cli.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipes)
 @click.option("--grid", multiple=True, metavar="a.b=v1,v2", help="Values of a setting; several grids are crossed.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Run each point with seeds 0..N-1.")
 @click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True, help="Where runs go.")
@@ -324,8 +278,8 @@ def sweep(
     from toolkit.sweep import run_sweep
     from toolkit.tables import sweep_table
 
-    rows = run_sweep(recipe, list(sets), list(grid), seeds, out, _reporter(ctx), before_stage=_quiet_libraries)
-    _emit({"runs": rows}) if as_json else print(sweep_table(rows))
+    rows = run_sweep(recipe, list(sets), list(grid), seeds, out, reporter_of(ctx), before_stage=quiet_libraries)
+    emit({"runs": rows}) if as_json else print(sweep_table(rows))
 
 
 # ---------------------------------------------------------------- rewards, scores, comparisons
@@ -402,10 +356,10 @@ def rewards(ctx: click.Context, as_json: bool, **options: Any) -> None:
     from toolkit.rewards import implicit_rewards
     from toolkit.tables import rewards_table
 
-    reporter = _reporter(ctx)
-    _quiet_libraries()
+    reporter = reporter_of(ctx)
+    quiet_libraries()
     summary = implicit_rewards(reporter=reporter, **options)
-    _emit(summary) if as_json else print(rewards_table(summary))
+    emit(summary) if as_json else print(rewards_table(summary))
 
 
 @cli.command()
@@ -422,10 +376,10 @@ def score(ctx: click.Context, as_json: bool, **options: Any) -> None:
     from toolkit.rewards import explicit_rewards
     from toolkit.tables import rewards_table
 
-    reporter = _reporter(ctx)
-    _quiet_libraries()
+    reporter = reporter_of(ctx)
+    quiet_libraries()
     summary = explicit_rewards(reporter=reporter, **options)
-    _emit(summary) if as_json else print(rewards_table(summary))
+    emit(summary) if as_json else print(rewards_table(summary))
 
 
 @cli.command()
@@ -457,10 +411,10 @@ def compare(ctx: click.Context, as_json: bool, policies: tuple[str, ...], **opti
 
     if len(policies) < 2:
         raise click.UsageError("name at least two policies to compare")
-    reporter = _reporter(ctx)
-    _quiet_libraries()
+    reporter = reporter_of(ctx)
+    quiet_libraries()
     found = compare_policies(policies, reporter=reporter, judge_settings=_judge_settings(options), **options)
-    _emit(found) if as_json else print(judging_tables(found))
+    emit(found) if as_json else print(judging_tables(found))
 
 
 @cli.command()
@@ -489,10 +443,10 @@ def judge(ctx: click.Context, as_json: bool, human: bool, judge: str | None, **o
 
     if human == bool(judge):
         raise click.UsageError("name a judge with --judge, or ask people with --human")
-    reporter = _reporter(ctx)
-    _quiet_libraries()
+    reporter = reporter_of(ctx)
+    quiet_libraries()
     found = judge_samples(reporter=reporter, judge=judge, judge_settings=_judge_settings(options), **options)
-    _emit(found) if as_json else print(judging_tables(found))
+    emit(found) if as_json else print(judging_tables(found))
 
 
 @cli.command()
@@ -519,7 +473,7 @@ def winrate(files: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     from toolkit.tables import judging_tables
 
     found = winrate_report(files, **options)
-    _emit(found) if as_json else print(judging_tables(found))
+    emit(found) if as_json else print(judging_tables(found))
 
 
 @cli.command()
@@ -547,11 +501,11 @@ def label(ctx: click.Context, as_json: bool, **options: Any) -> None:
     """Preference data by written principles: a language model compares the responses to each prompt."""
     from toolkit.labelling import label_data
 
-    reporter = _reporter(ctx)
-    _quiet_libraries()
+    reporter = reporter_of(ctx)
+    quiet_libraries()
     summary = label_data(reporter=reporter, judge_settings=_judge_settings(options), **options)
     if as_json:
-        _emit(summary)
+        emit(summary)
     else:
         print("\n".join(f"{name:24} {value}" for name, value in summary.items()))
 
@@ -574,11 +528,11 @@ def simulate(ctx: click.Context, as_json: bool, **options: Any) -> None:
     """Preference data from a policy, the known gold reward, and three biased, noisy annotators."""
     from toolkit.simulating import simulate_data
 
-    reporter = _reporter(ctx)
-    _quiet_libraries()
+    reporter = reporter_of(ctx)
+    quiet_libraries()
     summary = simulate_data(reporter=reporter, **options)
     if as_json:
-        _emit(summary)
+        emit(summary)
     else:
         print("\n".join(f"{name:24} {value}" for name, value in summary.items()))
 
@@ -610,7 +564,7 @@ def env(as_json: bool) -> None:
         "models": names,
     }
     if as_json:
-        _emit(facts)
+        emit(facts)
         return
     for section, value in facts.items():
         items = value.items() if isinstance(value, dict) else [("", value)]

@@ -70,7 +70,7 @@ def generate(
     pad_id: int,
     dtype: torch.dtype,
     batch_size: int = 64,
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[..., None] | None = None,
 ) -> list[Sample]:
     """One response for each prompt; ``keys[i]`` seeds the i-th. Adapters are merged for the while.
 
@@ -89,7 +89,7 @@ def generate(
                 end = next((k for k, token in enumerate(ids) if token in eos_ids), None)
                 out[i] = Sample(ids if end is None else ids[: end + 1], truncated=end is None)
             if advance is not None:
-                advance(len(indices))
+                advance(len(indices), tokens=sum(len(sample.ids) for i in indices if (sample := out[i]) is not None))
     return [sample for sample in out if sample is not None]
 
 

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -200,6 +201,8 @@ def run(
     imports none). Raises a DuelError for what the user can mend.
     """
     recipe = loaded.recipe
+    check_trackers(recipe.report_to)
+    reporter.trackers, reporter.run_name = tuple(recipe.report_to), recipe.name
     folder = RunFolder(out)
     with folder.lock():
         write_text(out / "recipe.resolved.yaml", resolved_yaml(loaded))
@@ -208,6 +211,7 @@ def run(
         manifest = new_manifest(loaded, plans, command)
         wanted = select(plans, only, until)
         status = "failed"
+        write_json(out / "manifest.json", manifest)
         try:
             for number, item in enumerate(plans, start=1):
                 name = item.spec.name
@@ -235,6 +239,13 @@ def run(
             if shutil.disk_usage(out).free > 1 << 20:  # on a full disk the first error is the one to tell
                 write_json(out / "manifest.json", manifest)
     return manifest
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises RecipeError where a tracker's package is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise RecipeError(f"{name} is not installed", where="report_to", fix=f"pip install 'rlhf-duel[{name}]'")
 
 
 def select(plans: Sequence[Plan], only: str | None, until: str | None) -> list[str]:

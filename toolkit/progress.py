@@ -7,6 +7,7 @@ stage logs go to ``metrics.jsonl`` whether or not anybody watches.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 PLAIN_EVERY_S = 10.0
+# How far the stage in hand is, in its run folder, for those who watch from another process.
+PROGRESS_FILE = ".progress.json"
+PROGRESS_EVERY_S = 1.0
 
 
 def duration(seconds: float) -> str:
@@ -36,33 +40,53 @@ class Task:
         self.reporter, self.label, self.total, self.done = reporter, label, total, 0
         self.started = self.printed = time.monotonic()
         self.first = 0  # work that an earlier, interrupted attempt had done says nothing about speed now
+        self.tokens = 0
         self.note = ""
         self.bar: TaskID | None = None
         if reporter.bars is not None:
-            self.bar = reporter.bars.add_task(label, total=total, note="", left="")
+            self.bar = reporter.bars.add_task(label, total=total, note="", left="", speed="", memory="")
 
     def resume_at(self, done: int) -> None:
         self.done = self.first = done
         self.advance(0)
 
-    def advance(self, n: int = 1, note: str = "") -> None:
+    def advance(self, n: int = 1, note: str = "", tokens: int = 0) -> None:
+        """``n`` more are done, ``tokens`` behind them where somebody counts tokens."""
         self.done += n
+        self.tokens += tokens
         self.note = note or self.note
         now = time.monotonic()
-        fresh = self.done - self.first
-        left = (now - self.started) / fresh * (self.total - self.done) if fresh > 0 else None
-        text = f"{duration(left)} left" if left is not None and self.done < self.total else ""
+        fresh, elapsed = self.done - self.first, now - self.started
+        left_s = elapsed / fresh * (self.total - self.done) if fresh > 0 and self.done < self.total else None
+        left = f"{duration(left_s)} left" if left_s is not None else ""
+        speed = f"{self.tokens / elapsed:,.0f} tokens/s" if self.tokens and elapsed else ""
+        self.reporter.leave_word(self, left_s)
         if self.reporter.bars is not None and self.bar is not None:
-            self.reporter.bars.update(self.bar, completed=self.done, note=self.note, left=text)
+            memory = f"{resident_gib():.1f} GiB"
+            fields = {"note": self.note, "left": left, "speed": speed, "memory": memory}
+            self.reporter.bars.update(self.bar, completed=self.done, **fields)
         elif not self.reporter.quiet and now - self.printed >= PLAIN_EVERY_S:
             self.printed = now
-            self.reporter.line(f"{self.label}: {self.done}/{self.total}  {text}  {self.note}".rstrip())
+            facts = [f"{self.done}/{self.total}", left, speed, f"{resident_gib():.1f} GiB", self.note]
+            self.reporter.line(f"{self.label}: " + "  ".join(filter(None, facts)))
+
+
+def resident_gib() -> float:
+    """What this process holds in memory now: its resident set on Linux, its peak so far elsewhere."""
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+    import resource
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB on the other systems
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 class Reporter:
     """Messages, bars and metrics of one command.
 
-    ``overall`` names the stage in hand, as in ``[4/7 ppo]``, in front of each line.
+    ``overall`` names the stage in hand, as in ``[4/7 ppo]``, in front of each line. ``trackers`` are who else hears of
+    a training stage's numbers (``report_to`` of the recipe), under the name ``run_name``-STAGE.
     """
 
     def __init__(self, *, quiet: bool = False, metrics: Path | None = None) -> None:
@@ -71,7 +95,9 @@ class Reporter:
         self.metrics = metrics
         self.bars: Progress | None = None
         self.overall = ""
-        self.started = time.monotonic()
+        self.trackers: tuple[str, ...] = ()
+        self.run_name = ""
+        self.left_word = -PROGRESS_EVERY_S
 
     def line(self, text: str) -> None:
         if self.quiet:
@@ -93,6 +119,8 @@ class Reporter:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("[cyan]{task.fields[left]}"),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("[dim]{task.fields[memory]}"),
             TextColumn("[dim]{task.fields[note]}"),
             console=self.console,
             transient=True,
@@ -102,6 +130,19 @@ class Reporter:
             finally:
                 bars, self.bars = self.bars, None
                 bars.stop()
+
+    def leave_word(self, task: Task, left_s: float | None) -> None:
+        """Write down how far the task is, at most once in PROGRESS_EVERY_S, beside ``metrics``."""
+        now = time.monotonic()
+        if self.metrics is None or now - self.left_word < PROGRESS_EVERY_S:
+            return
+        self.left_word = now
+        state = {"stage": self.overall.rpartition(" ")[2], "time": time.time(), "label": task.label}
+        state |= {"done": task.done, "total": task.total, "left_s": left_s, "note": task.note}
+        path = self.metrics.with_name(PROGRESS_FILE)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(state), encoding="utf-8")
+        partial.replace(path)
 
     def log(self, stage: str, values: dict[str, Any]) -> None:
         """Append one record to ``metrics.jsonl``."""

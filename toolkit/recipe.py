@@ -120,18 +120,22 @@ class DataSection(Section):
 class Training(Section):
     """What every training stage has. Names follow transformers.TrainingArguments."""
 
-    learning_rate: PositiveFloat = 1e-4
-    num_train_epochs: PositiveFloat = 1.0
+    learning_rate: PositiveFloat = Field(1e-4, description="Of AdamW, at its peak.")
+    num_train_epochs: PositiveFloat = Field(1.0, description="Passes over the training prompts.")
     max_steps: int = Field(-1, description="If positive, overrides num_train_epochs.")
     per_device_train_batch_size: PositiveInt = Field(8, description="Prompts per step (PPO: responses per rollout).")
-    gradient_accumulation_steps: PositiveInt = 1
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    warmup_ratio: Fraction = 0.05
-    weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = 1.0
-    adam_epsilon: PositiveFloat = 1e-8
-    gradient_checkpointing: bool = False
-    logging_steps: PositiveInt = 5
+    gradient_accumulation_steps: PositiveInt = Field(1, description="Batches behind one step.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="How the rate falls."
+    )
+    warmup_ratio: Fraction = Field(0.05, description="Share of the steps in which the rate rises.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Of AdamW.")
+    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are clipped to this norm.")
+    adam_epsilon: PositiveFloat = Field(1e-8, description="Of AdamW.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, more time."
+    )
+    logging_steps: PositiveInt = Field(5, description="Steps between two entries of the log.")
 
 
 class SftSection(Training):
@@ -139,7 +143,7 @@ class SftSection(Training):
     train_on: Literal["preferred", "all"] = Field(
         "preferred", description="The most preferred response of a prompt, or all."
     )
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: PositiveFloat = Field(2e-4, description="Of AdamW, at its peak.")
 
 
 class RewardModelSection(Training):
@@ -150,8 +154,10 @@ class RewardModelSection(Training):
 class Arm(Training):
     """What the two arms share by construction: schedule, clipping, checkpoints."""
 
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    warmup_ratio: Fraction = 0.1
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="How the rate falls."
+    )
+    warmup_ratio: Fraction = Field(0.1, description="Share of the steps in which the rate rises.")
     num_checkpoints: PositiveInt = Field(
         3, description="Checkpoints along training that are evaluated, the last included."
     )
@@ -165,26 +171,28 @@ class PpoSection(Arm):
     per_device_train_batch_size: PositiveInt = Field(64, description="Responses per rollout.")
     samples_per_prompt: PositiveInt = Field(4, description="Responses sampled for each prompt of a rollout.")
     total_episodes: PositiveInt = Field(1024, description="Responses sampled in all.")
-    num_ppo_epochs: PositiveInt = 2
-    num_mini_batches: PositiveInt = 2
+    num_ppo_epochs: PositiveInt = Field(2, description="Passes over each rollout.")
+    num_mini_batches: PositiveInt = Field(2, description="Optimiser steps in a pass over a rollout.")
     kl_coef: NonNegativeFloat = Field(0.05, description="beta of the per-token KL penalty in the reward.")
-    kl_estimator: Literal["k1", "k3"] = "k1"
+    kl_estimator: Literal["k1", "k3"] = Field("k1", description="k1 is unbiased, k3 never negative (Schulman 2020).")
     adaptive_kl: bool = Field(False, description="Ziegler 2019 controller.")
     adaptive_kl_target: PositiveFloat = Field(6.0, description="Nats per response.")
     adaptive_kl_horizon: PositiveInt = Field(10_000, description="Responses.")
-    gamma: Fraction = 1.0
-    lam: Fraction = 0.95
-    cliprange: PositiveFloat = 0.2
-    cliprange_value: PositiveFloat = 0.2
-    vf_coef: NonNegativeFloat = 0.1
-    whiten_rewards: bool = False
-    whiten_advantages: bool = True
+    gamma: Fraction = Field(1.0, description="Discount of later rewards.")
+    lam: Fraction = Field(0.95, description="lambda of generalised advantage estimation.")
+    cliprange: PositiveFloat = Field(0.2, description="Ratios are clipped to 1 +- this.")
+    cliprange_value: PositiveFloat = Field(0.2, description="The critic's change is clipped to +- this.")
+    vf_coef: NonNegativeFloat = Field(0.1, description="Weight of the critic's loss.")
+    whiten_rewards: bool = Field(False, description="Divide rewards by their standard deviation, the mean kept.")
+    whiten_advantages: bool = Field(True, description="Advantages of a rollout get mean 0 and standard deviation 1.")
     reward_clip: PositiveFloat | None = Field(10.0, description="Scores are clipped to +-this; null does not clip.")
     missing_eos_penalty: float | None = Field(
         -1.0, description="Replaces the score of a truncated response; null keeps it."
     )
     response_length: PositiveInt | None = Field(None, description="Tokens; null takes data.max_response_tokens.")
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat = Field(
+        1.0, description="Of rollouts; the logits of policy and reference are divided by it in training too."
+    )
     value_head_init: Literal["reward_model", "zero"] = Field(
         "zero", description="The trunk of the critic is the reward model's in either case."
     )
@@ -201,13 +209,15 @@ class PpoSection(Arm):
     dual_clip: PositiveFloat | None = Field(None, description="c > 1 of the dual clip; null: off.")
     critic_warmup_rollouts: NonNegativeInt = Field(0, description="First rollouts that train the critic alone.")
     ema_decay: Fraction | None = Field(None, description="Average the policy's weights, and keep the average.")
-    adam_epsilon: PositiveFloat = 1e-5
+    adam_epsilon: PositiveFloat = Field(
+        1e-5, description="Of AdamW (N+: larger than usual, so that early updates are calm)."
+    )
 
 
 class DpoSection(Arm):
-    learning_rate: PositiveFloat = 1e-4
-    beta: PositiveFloat = 0.1
-    loss_type: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    learning_rate: PositiveFloat = Field(1e-4, description="Of AdamW, at its peak.")
+    beta: PositiveFloat = Field(0.1, description="Of the implicit reward beta * log(pi / pi_ref).")
+    loss_type: Literal["sigmoid", "ipo", "hinge"] = Field("sigmoid", description="TRL's names.")
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(0.0, description="Conservative DPO's label noise.")
 
 
@@ -228,7 +238,7 @@ class EvaluateSection(Section):
         "python:module:function; empty picks gold where the data has it, and the run's own reward signals otherwise.",
     )
     judge: JudgeSettings = Field(default_factory=JudgeSettings, description="Of the judges llm: and openai:.")
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat = Field(1.0, description="Of the samples that are judged.")
     samples_per_prompt: PositiveInt = Field(1, description="Responses per held-out prompt and policy.")
     max_new_tokens: PositiveInt | None = Field(None, description="null takes data.max_response_tokens.")
     best_of_n: NonNegativeInt = Field(4, description="n of the best-of-n policies; 0 leaves them out.")
@@ -238,17 +248,20 @@ class EvaluateSection(Section):
         None, description="Tokens scored at once; null: 1,024 on a CPU, 16,384 on a GPU."
     )
     bootstrap: PositiveInt = Field(2000, description="Resamples of the prompts for every interval.")
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(0.95, description="Coverage of every interval.")
 
 
 class ReportSection(Section):
-    title: str | None = None
+    title: str | None = Field(None, description="Of the page; null makes one of the name.")
     max_samples: PositiveInt = Field(500, description="Held-out prompts shown side by side.")
 
 
 class Recipe(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: NonNegativeInt = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Of the run, and of its folder.")]
+    seed: NonNegativeInt = Field(0, description="Of splits, initial heads, orders and samples.")
+    report_to: list[Literal["wandb", "trackio", "tensorboard"]] = Field(
+        default_factory=list, description="Who else hears of the training stages' numbers; changes no result."
+    )
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection = Field(default_factory=DataSection)
     sft: SftSection = Field(default_factory=SftSection)

@@ -324,12 +324,12 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
-def _sections(model: type[BaseModel], above: Keys = ()) -> Iterator[tuple[Keys, type[BaseModel]]]:
+def sections_of(model: type[BaseModel], above: Keys = ()) -> Iterator[tuple[Keys, type[BaseModel]]]:
     yield above, model
     for name, info in model.model_fields.items():
         section = _section_of(info)
         if section is not None:
-            yield from _sections(section, (*above, name))
+            yield from sections_of(section, (*above, name))
 
 
 def _wrong_keys(error: ValidationError, root: type[BaseModel]) -> dict[Keys, str]:
@@ -350,7 +350,7 @@ def _wrong_keys(error: ValidationError, root: type[BaseModel]) -> dict[Keys, str
 
 def schema_error(error: ValidationError, root: type[BaseModel], tree: Tree, path: Path) -> RecipeError:
     """What pydantic found wrong, in one RecipeError: key, line, the value as typed, what is allowed, the likely fix."""
-    sections = dict(_sections(root))
+    sections = dict(sections_of(root))
     found = _wrong_keys(error, root).items()
     return combined([_schema_problem(keys, kind, sections, tree, path) for keys, kind in found], path.name)
 
@@ -362,11 +362,11 @@ def _schema_problem(keys: Keys, kind: str, sections: dict[Keys, type[BaseModel]]
     if kind == "extra_forbidden":
         return Problem(f"unknown key {dotted}", mark.where if mark else str(path), _suggest(keys, sections))
     schema = model.model_json_schema()["properties"][keys[-1]]
-    allowed = _allowed(schema)
+    expected = allowed(schema)
     if kind == "missing" or mark is None:
-        return Problem(f"{dotted} is missing", str(path), f"add `{keys[-1]}: ...`, {allowed}")
+        return Problem(f"{dotted} is missing", str(path), f"add `{keys[-1]}: ...`, {expected}")
     text = mark.text if len(mark.text) <= 60 and "\n" not in mark.text else mark.text.split("\n")[0][:57] + "..."
-    what = f"{dotted} must be {allowed}, not {text or 'empty'}"
+    what = f"{dotted} must be {expected}, not {text or 'empty'}"
     field = model.model_fields[keys[-1]]
     typed_list = text.startswith(("[", "-"))
     if _section_of(field) is not None:
@@ -376,11 +376,11 @@ def _schema_problem(keys: Keys, kind: str, sections: dict[Keys, type[BaseModel]]
         fix = nearest(text.strip("'\""), schema["enum"])
     elif "pattern" in schema:
         fix = f"for instance {keys[-1]}: my-recipe"
-    elif "text" in allowed and typed_list:
+    elif "text" in expected and typed_list:
         fix = "quote its items"
-    elif "a list" in allowed and not text.startswith("{"):
+    elif "a list" in expected and not text.startswith("{"):
         fix = f"{keys[-1]}: [{text}]"
-    elif "text" in allowed and not text.startswith("{"):
+    elif "text" in expected and not text.startswith("{"):
         fix = f'quote it: {keys[-1]}: "{text}"'
     elif field.is_required():
         fix = ""
@@ -428,17 +428,17 @@ def _suggest(keys: Keys, sections: dict[Keys, type[BaseModel]]) -> str:
     return "; ".join(hints) or f"{'.'.join(keys[:-1]) or 'a recipe'} has the keys {', '.join(here)}"
 
 
-def _allowed(schema: Mapping[str, Any]) -> str:
+def allowed(schema: Mapping[str, Any]) -> str:
     """A JSON schema in words: "a number > 0 or null"."""
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_allowed(branch) for branch in schema["anyOf"]))
+        return " or ".join(dict.fromkeys(allowed(branch) for branch in schema["anyOf"]))
     if "$ref" in schema:
         return "a section"
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
     kind = schema["type"]
     if kind == "array":
-        return f"a list of {_allowed(schema['items'])}"
+        return f"a list of {allowed(schema['items'])}"
     names = {
         "null": "null",
         "boolean": "true or false",

@@ -152,6 +152,17 @@ class RunFolder:
                 ) from error
             yield
 
+    def busy(self) -> bool:
+        """Whether a process works on this run now. Its lock is tried for an instant, shared with other askers."""
+        try:
+            with (self.root / ".lock").open() as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
     def stage_dir(self, stage: str) -> Path:
         return self.root / stage
 

@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
+import html
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from toolkit.progress import duration
 
-def _text(*tables: Table | str) -> str:
+
+@dataclass
+class Sheet:
+    """A table for eyes: columns, and rows of text, the first column to the left and numbers to the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+
+    def add_row(self, *cells: str) -> None:
+        self.rows.append(cells)
+
+
+def _text(*sheets: Sheet) -> str:
     buffer = io.StringIO()
     # Wide enough that no number wraps; colour is for terminals, and this text may go to a file.
-    console = Console(file=buffer, width=120, no_color=True, highlight=False)
-    for table in tables:
-        console.print(table, markup=False)
+    console = Console(file=buffer, width=160, no_color=True, highlight=False)
+    for sheet in sheets:
+        table = Table(title=escape(sheet.title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for number, column in enumerate(sheet.columns):
+            table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        for row in sheet.rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
-    return table
+def text_of(sheets: Sequence[Sheet]) -> str:
+    """Sheets as text, a blank line between them."""
+    return "\n\n".join(_text(sheet) for sheet in sheets)
+
+
+def as_html(sheets: Sequence[Sheet], sentence: str = "") -> str:
+    """Sheets as HTML tables, for a notebook. Every text is escaped."""
+    parts = [f"<p>{html.escape(sentence)}</p>"] if sentence else []
+    for sheet in sheets:
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in sheet.columns)
+        rows = ("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in sheet.rows)
+        caption = f"<caption>{html.escape(sheet.title)}</caption>"
+        parts.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
+    return "\n".join(parts)
+
+
+def _table(title: str, columns: Sequence[str]) -> Sheet:
+    return Sheet(title, columns)
 
 
 def percent(value: float | None) -> str:
@@ -39,6 +75,10 @@ def interval(low: float | None, high: float | None, form: Any = percent) -> str:
 
 
 def win_rate_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    return _text(win_rate_sheet(rows))
+
+
+def win_rate_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
     table = _table(
         "Win rates",
         ["policy", "against", "judge", "win rate", "95% interval", "length-controlled", "p", "prompts", "failed"],
@@ -56,7 +96,7 @@ def win_rate_table(rows: Sequence[Mapping[str, Any]]) -> str:
             str(row["n_judged"]),
             str(row["n_failed"]),
         )
-    return _text(table)
+    return table
 
 
 def judging_tables(found: Mapping[str, Any]) -> str:
@@ -120,6 +160,18 @@ def _agreement_table(found: Mapping[str, Any]) -> str:
 
 def result_tables(results: Mapping[str, Any]) -> str:
     """The end of a run: policies, win rates, what each arm cost, and the verdict last, where the eye is."""
+    notes = [f"warning: {text}" for text in results["warnings"]]
+    return "\n\n".join(
+        [
+            text_of(result_sheets(results)),
+            *(["\n".join(notes)] if notes else []),
+            results["verdict"]["sentence"],
+        ]
+    )
+
+
+def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
+    """Policies, win rates of the final ones, held-out accuracy, cost."""
     policies = _table(
         "Policies on held-out prompts", ["policy", "gold", "RM", "implicit", "KL (nats)", "tokens", "ended"]
     )
@@ -148,17 +200,7 @@ def result_tables(results: Mapping[str, Any]) -> str:
         cost.add_row(
             row["stage"], row["arm"], number(row["wall_s"], 1), f"{row['tokens']:,}", number(row["peak_gib"], 2)
         )
-    notes = [f"warning: {text}" for text in results["warnings"]]
-    return "\n\n".join(
-        [
-            _text(policies),
-            win_rate_table(final),
-            _text(accuracy),
-            _text(cost),
-            *(["\n".join(notes)] if notes else []),
-            results["verdict"]["sentence"],
-        ]
-    )
+    return [policies, win_rate_sheet(final), accuracy, cost]
 
 
 def rewards_table(summary: Mapping[str, Any]) -> str:
@@ -185,6 +227,21 @@ def rewards_table(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"written: {summary['out']}"])
 
 
+def rewards_sheets(summary: Mapping[str, Any]) -> list[Sheet]:
+    """The summary of ``implicit_rewards`` for a notebook."""
+    table = _table("Implicit rewards", ["", "value", "95% interval"])
+    for name in ("n_prompts", "n_responses", "beta", "seconds", "responses_per_second"):
+        table.add_row(name.replace("_", " "), f"{summary[name]:,.4g}", "")
+    if summary["accuracy"] is not None:
+        table.add_row("pairwise accuracy", percent(summary["accuracy"]), interval(*summary["accuracy_ci"]))
+    against = _table("Implicit against explicit, within prompts", ["", "value", "95% interval"])
+    for name, found in summary.get("implicit_vs_explicit", {}).items():
+        if isinstance(found, Mapping) and found.get("value") is not None and "ci_low" in found:
+            cells = (number(found["value"]), interval(found["ci_low"], found["ci_high"], number))
+            against.add_row(name.replace("_", " "), *cells)
+    return [table, *([against] if against.rows else [])]
+
+
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
     table = _table("Sweep", ["settings", "PPO over SFT", "DPO over SFT", "KL PPO", "KL DPO", "verdict"])
     for row in rows:
@@ -197,3 +254,44 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
         kl = [number(final[arm]["kl_nats"], 2) for arm in ("rm_ppo", "dpo")]
         table.add_row(label, *cells, *kl, row["verdict"]["winner"])
     return _text(table)
+
+
+def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """``duel runs``."""
+    table = _table("Runs", ["run", "recipe", "seed", "status", "stages", "time", "started", "better", "RM + PPO wins"])
+    winners = {"rm_ppo": "RM + PPO", "dpo": "DPO", "undecided": "undecided", None: "-"}
+    for row in rows:
+        state = row["status"] if row["status"] == "done" or not row["stage"] else f"{row['status']}, {row['stage']}"
+        rate = "-"
+        if row["win_rate"] is not None:
+            rate = f"{percent(row['win_rate'])} ({interval(row['ci_low'], row['ci_high'])}, {row['judge']})"
+        started = f"{datetime.fromtimestamp(row['started']):%Y-%m-%d %H:%M}"
+        stages = f"{row['stages_done']}/{row['stages']}"
+        cells = (row["run"], row["recipe"], str(row["seed"]), state, stages, duration(row["wall_s"]), started)
+        table.add_row(*cells, winners[row["winner"]], rate)
+    return _text(table)
+
+
+def diff_tables(found: Mapping[str, Any]) -> str:
+    """``duel diff``."""
+    first, second = found["runs"]
+    parts = []
+    for title, key in (("Settings that differ", "settings"), ("Versions that differ", "versions")):
+        table = _table(title, ["", first, second])
+        for name, values in found[key].items():
+            table.add_row(name, *("-" if value is None else str(value) for value in values))
+        parts.append(_text(table) if table.rows else f"{title}: none")
+    same = [stage for stage, equal in found["stages"].items() if equal]
+    parts.append(f"stages with the same result: {', '.join(same) or 'none'}")
+    results = _table("Results (intervals are each run's own)", ["", first, second])
+    for row in found["results"]:
+        results.add_row(row["name"], *(_cell(row[side]) for side in ("first", "second")))
+    return "\n\n".join([*parts, *([_text(results)] if results.rows else [])])
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    form = percent if entry["unit"] == "rate" else number
+    known = entry.get("ci_low") is not None and entry.get("ci_high") is not None
+    return form(entry["value"]) + (f" ({interval(entry['ci_low'], entry['ci_high'], form)})" if known else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -23,6 +24,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from toolkit.models import precision
@@ -103,7 +105,12 @@ class Watch(TrainerCallback):
         self.reporter, self.stage, self.steps = reporter, stage, steps
         self.history: list[dict[str, float]] = []
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        self.trackers = trackers(self.reporter, self.stage, args)
+        for tracker in self.trackers:
+            tracker.on_train_begin(args, state, control, **more)
         self.context = self.reporter.task(self.stage, self.steps)
         self.task = self.context.__enter__()
         self.history = [entry for entry in state.log_history if "loss" in entry]
@@ -122,12 +129,31 @@ class Watch(TrainerCallback):
         entry = {"step": state.global_step, **{k: v for k, v in logs.items() if isinstance(v, int | float)}}
         self.history.append(entry)
         self.reporter.log(self.stage, entry)
+        for tracker in self.trackers:
+            tracker.on_log(args, state, control, logs=dict(logs))
         shown = ("rewards/accuracies", "objective/score", "objective/kl")
         note = " ".join(f"{name.split('/')[-1]} {logs[name]:.3g}" for name in ("loss", *shown) if name in logs)
-        self.task.advance(0, note=note)
+        self.task.advance(0, note=note, tokens=int(logs.get("tokens", 0)))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.context.__exit__(None, None, None)
+        for tracker in self.trackers:
+            tracker.on_train_end(args, state, control)
+        if "wandb" in self.reporter.trackers:
+            import wandb
+
+            wandb.finish()  # its callback leaves the run open, and the next stage would write into it
+
+
+def trackers(reporter: Reporter, stage: str, args: TrainingArguments) -> list[TrainerCallback]:
+    """transformers' own reports to wandb, trackio and tensorboard (RUN/tensorboard/STAGE), a run for each stage."""
+    args.run_name, args.project = f"{reporter.run_name}-{stage}", "duel"
+    os.environ.setdefault("WANDB_PROJECT", "duel")
+    found = [make() for make in get_reporting_integration_callbacks(list(reporter.trackers))]
+    for tracker in found:
+        if isinstance(tracker, TensorBoardCallback) and reporter.metrics is not None:
+            tracker.logging_dir = str(reporter.metrics.parent / "tensorboard" / stage)
+    return found
 
 
 class KeepPolicies(TrainerCallback):

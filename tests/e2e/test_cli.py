@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,21 +15,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from running import ROOT, SMALL, duel
 
-ROOT = Path(__file__).parents[2]
-# Every stage in its smallest useful size; what is checked is behaviour, not quality.
-SMALL = [
-    "--set=data.train_prompts=24",
-    "--set=data.eval_prompts=12",
-    "--set=data.max_responses=3",
-    "--set=data.max_response_tokens=12",
-    "--set=reward_model.num_train_epochs=1",
-    "--set=ppo.total_episodes=32",
-    "--set=ppo.per_device_train_batch_size=16",
-    "--set=dpo.num_train_epochs=1",
-    "--set=evaluate.best_of_n=2",
-    "--set=evaluate.bootstrap=200",
-]
 TOP = {
     "schema_version",
     "recipe",
@@ -45,31 +33,22 @@ TOP = {
 }
 
 
-def duel(*args: str, cwd: Path = ROOT, check: int | None = 0, **more: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "toolkit.cli", *args]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **more.pop("env", {})}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False, **more)
-    if check is not None:
-        assert done.returncode == check, done.stderr[-3000:]
-    return done
-
-
 def without_times(results: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in results.items() if key != "cost"}
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "small"
-    duel("run", "smoke", "--out", str(out), *SMALL)
-    return out
+def run_folder(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, which these tests go on with."""
+    return shutil.copytree(small_run, tmp_path_factory.mktemp("runs") / "small")
 
 
 def test_help_is_fast_and_lists_the_contract() -> None:
     started = time.monotonic()
     text = duel("--help").stdout
     assert time.monotonic() - started < 5  # the target is 0.3 s on an idle machine; scripts/bench measures it
-    contract = "run rewards score compare judge winrate label simulate sweep report recipes validate schema env"
+    contract = "run rewards score compare judge winrate label simulate sweep report recipes validate schema env "
+    contract += "runs diff watch push completion"
     for command in contract.split():
         assert f"\n  {command} " in text
     loaded = subprocess.run(

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from tests.e2e.test_cli import SMALL, duel
+from running import SMALL, duel
 
 
 def test_two_processes_train_every_stage(tmp_path: Path) -> None:

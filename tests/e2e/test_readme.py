@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.e2e.test_cli import ROOT, duel
+from running import ROOT, duel
 
 REAL_DATA = Path(os.environ["DUEL_REAL_DATA"]).resolve() if "DUEL_REAL_DATA" in os.environ else None
 HH = "pairs.jsonl.gz"

@@ -6,21 +6,17 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from report_fixture import HOSTILE, write_run
 
 from toolkit.report.page import build
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+from toolkit.store import write_table
 
 
 @pytest.fixture(scope="module")
@@ -31,65 +27,28 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     no_gold = write_run(root / "second", gold=False, seed=1)
     long = write_run(root / "long", n_prompts=200, checkpoints=1, judge_names=("gold",))
     made = {"hostile": [hostile], "no_gold": [no_gold], "two": [hostile, no_gold], "long": [long]}
+    made["huge"] = [repeated(long, root / "huge", 5_000)]
     out = {}
     for name, folders in made.items():
         out[name] = root / f"{name}.html"
-        out[name].write_text(build(folders, title=None, max_samples=500), encoding="utf-8")
+        out[name].write_text(build(folders, title=None, max_samples=5_000), encoding="utf-8")
     return out
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
-        launched.close()
-
-
-class Opened:
-    """A page with what went wrong on it."""
-
-    def __init__(self, browser: Any, path: Path, width: int = 1440, scheme: str = "light") -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.problems: list[str] = []
-        self.requests: list[str] = []
-        own = path.as_uri()
-        self.page.on("console", lambda m: self.problems.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.problems.append(dialog.message))
-        outside = (own, "data:", "blob:")
-        self.page.on("request", lambda r: None if r.url.startswith(outside) else self.requests.append(r.url))
-        self.page.goto(own)
-        self.page.add_style_tag(content="html { scroll-behavior: auto !important; }")
-
-    def run(self, script: str) -> Any:
-        return self.page.evaluate(script)
-
-    def draw_everything(self) -> tuple[int, int]:
-        """(drawn, all) after scrolling through the page."""
-        figures = self.page.locator("[data-figure]")
-        for index in range(figures.count()):
-            figures.nth(index).scroll_into_view_if_needed()
-            figures.nth(index).locator(".main-svg").first.wait_for(state="attached", timeout=10_000)
-        # A figure without a single mark would be an empty frame.
-        marks = "n => n.querySelectorAll('.scatterlayer .points path, .scatterlayer .js-line').length > 0"
-        return self.run(f"[...document.querySelectorAll('[data-figure]')].filter({marks}).length"), figures.count()
-
-    def prompts(self) -> list[str]:
-        return self.run("[...document.querySelectorAll('.row')].map(n => n.dataset.prompt)")
+def repeated(run: Path, target: Path, n_prompts: int) -> Path:
+    """A copy of the run whose samples and judgements are repeated under new prompts until there are so many."""
+    shutil.copytree(run, target)
+    for name in ("samples", "judgements"):
+        rows = pq.read_table(run / f"{name}.parquet").to_pylist()
+        times = range(n_prompts // len({row["prompt_id"] for row in rows}))
+        more = [{**row, "prompt_id": f"{k}-{row['prompt_id']}"} for k in times for row in rows]
+        write_table(more, target / f"{name}.parquet")
+    return target
 
 
 @pytest.fixture
-def opened(browser, pages) -> Iterator[Any]:
-    made: list[Opened] = []
-
-    def open_page(name: str, **options: Any) -> Opened:
-        made.append(Opened(browser, pages[name], **options))
-        return made[-1]
-
-    yield open_page
-    for view in made:
-        view.page.close()
+def opened(open_page, pages) -> Any:
+    return lambda name, **options: open_page(pages[name].as_uri(), **options)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -195,6 +154,28 @@ def test_all_rows_come_while_scrolling(opened):
         if len(view.prompts()) == 200:
             break
     assert len(set(view.prompts())) == 200 and view.page.locator("#sample-more").is_hidden()
+
+
+def test_five_thousand_rows_scroll_search_and_filter(opened, pages):
+    view = opened("huge")
+    rows = rows_of(pages["huge"])
+    assert len(rows) == 5_000
+    for _ in range(400):
+        view.run("scrollTo(0, document.documentElement.scrollHeight)")
+        if view.page.locator("#sample-more").is_hidden():
+            break
+        view.page.wait_for_timeout(20)
+    assert view.run("document.querySelectorAll('.row').length") == 5_000
+    # With every row on the page, a screen is still painted at once: rows out of sight cost nothing.
+    frame = "new Promise((done) => { const t = performance.now(); scrollBy(0, -5000); "
+    frame += "requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - t))); })"
+    assert sorted(view.run(frame) for _ in range(5))[2] < 1_000
+    view.page.get_by_label(re.compile("is truncated")).check()
+    wanted = [row["id"] for row in rows if "truncated" in row["flags"]]
+    view.page.wait_for_function(f"document.getElementById('sample-count').textContent.startsWith('{len(wanted):,} of')")
+    assert 0 < len(wanted) < 5_000 and view.prompts() == wanted[:30] and view.problems == []
+    view.page.get_by_role("searchbox").fill("no such text anywhere")
+    view.page.wait_for_function("document.querySelectorAll('.row').length === 0")
 
 
 def test_the_keyboard_reaches_what_the_mouse_does(opened):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -17,9 +16,6 @@ import pytest
 from toolkit.judging import people
 from toolkit.judging.memory import remembering
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 N = 8
 HOSTILE = "<script>window.hacked = 1</script></script>{{ 7 * 7 }}"
 TEXTS = {
@@ -60,15 +56,6 @@ def serve(tmp_path: Path) -> Iterator[Callable[[], str]]:
         thread.join(10)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
-        launched.close()
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)")
 def test_vote_reload_resume_export(serve: Callable[[], str], browser: Any, tmp_path: Path) -> None:
     address = serve()
     page = browser.new_page()
@@ -134,7 +121,6 @@ def vote(address: str, **body: str) -> Any:
         return json.loads(reply.read())
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)")
 def test_two_annotators_at_once(serve: Callable[[], str], browser: Any) -> None:
     address = serve()
     anna, bob = browser.new_page(), browser.new_page()

@@ -14,7 +14,7 @@ from toolkit.judging import judges, records, statistics
 from toolkit.pipeline import new_manifest, publish
 from toolkit.recipe import LoadedRecipe, load_recipe, resolved_yaml
 from toolkit.stages.evaluate import write_table
-from toolkit.store import STAGE_FILE, RunFolder, write_json, write_text
+from toolkit.store import STAGE_FILE, RunFolder, read_json, write_json, write_text
 
 HOSTILE = [
     "<script>window.harmed = 'script'</script>",
@@ -84,6 +84,15 @@ def _publish(folder: Path, loaded: LoadedRecipe, manifest: bool) -> None:
     }
     made = new_manifest(loaded, [], ["duel", "run", "smoke", "--out", "a folder"]) | {"stages": stages}
     publish(RunFolder(folder), loaded, made)
+    results = read_json(folder / "results.json")
+    results["cost"]["judges"] = [
+        {
+            **{"judge": "openai:judge", "template": "0" * 16, "n_questions": 96, "n_remembered": 40},
+            **{"n_failed": 2, "prompt_tokens": 52_000, "completion_tokens": 1_200, "new_prompt_tokens": 30_000},
+            **{"new_completion_tokens": 700, "wall_s": 12.5, "cost_usd": 0.1452, "new_cost_usd": 0.08},
+        }
+    ]
+    write_json(folder / "results.json", results)
     if manifest:
         write_json(folder / "manifest.json", made | {"keys": {name: f"{k:016x}" for k, name in enumerate(stages)}})
         write_text(folder / "recipe.resolved.yaml", resolved_yaml(loaded))

@@ -205,7 +205,7 @@ def test_keys_and_not_places_seed_the_samples(tiny: Any) -> None:
 
 def test_progress_counts_every_prompt(tiny: Any) -> None:
     seen: list[int] = []
-    sample(tiny, batch_size=4, advance=seen.append)
+    sample(tiny, batch_size=4, advance=lambda n, tokens: seen.append(n))
     assert seen == [4, 2]
 
 

@@ -13,12 +13,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "toolkit"
 LAYERS = [
-    {"cli", "__main__"},
-    {"pipeline", "rewards", "comparing", "rejudging", "simulating", "labelling", "sweep", "dry_run", "tables"},
+    {"cli", "api", "__main__"},
+    {"pipeline", "rewards", "comparing", "rejudging", "simulating", "labelling", "sweep", "dry_run", "tables"}
+    | {"runs", "watching", "pushing"},
     {"stages"},
     {"ppo", "training", "judging", "evals", "generation", "scoring", "preferences", "report", "metrics"},
     {"models"},
-    {"store", "progress", "recipe", "errors"},
+    {"store", "progress", "recipe", "errors", "local_server"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 SIDEWAYS = {
@@ -28,6 +29,7 @@ SIDEWAYS = {
     "rewards": {"comparing"},
     "simulating": {"comparing"},
     "labelling": {"comparing"},
+    "pushing": {"tables"},
     "sweep": {"pipeline"},
     "dry_run": {"pipeline"},
     "judging": {"scoring", "generation", "evals", "preferences"},
@@ -36,8 +38,11 @@ SIDEWAYS = {
     "recipe": {"errors"},
     "store": {"errors"},
     "progress": {"errors"},
+    "local_server": {"errors"},
 }
-HALVES = {"locating": "models", "recipe_loading": "recipe"}  # one component in two files
+# One component in several files.
+HALVES = {"locating": "models", "recipe_loading": "recipe", "recipe_reference": "recipe"}
+HALVES |= {"cli_options": "cli", "cli_runs": "cli"}
 TORCH = {"torch", "transformers", "trl", "peft", "accelerate"}
 
 

@@ -273,6 +273,20 @@ def test_flags_of_the_samples(run):
     assert [c["policy"] for c in browser["columns"]][:4] == ["rm_ppo", "dpo", "sft", "base"]
 
 
+def test_what_judges_took(run):
+    cost = text_of(build(run), "cost")
+    assert "openai:judge 96 2 52,000 1,200 30,700 tokens, $0.08 $0.15" in cost
+
+
+def test_only_sure_rates_are_bold(run):
+    rows = tables.win_rates(reading.read_run(run))
+    assert {row["sure"] for row in rows} == {True, False}
+    for row in rows:
+        assert row["sure"] == (not row["ci_low"] <= 0.5 <= row["ci_high"])
+        known = row["lc_ci_low"] is not None
+        assert row["lc_sure"] == (known and not row["lc_ci_low"] <= 0.5 <= row["lc_ci_high"])
+
+
 def test_margins_are_turned_and_capped(run, monkeypatch):
     loaded = reading.read_run(run)
     (whole,) = plots.margins(loaded)

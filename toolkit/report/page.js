@@ -142,11 +142,14 @@
   }, { passive: true });
   follow();
 
+  // What the page of a run that still goes on needs of this one (live.js).
+  window.report = { figures, redraw: () => drawn.forEach((node) => draw(node)) };
+
   // ---------------------------------------------------------------- samples
 
   const samples = read("sample-data");
   if (!samples) return;
-  const PAGE = 30;
+  const PAGE = 30, MOST = 480; // who scrolls on gets more at a time
   const list = byId("sample-list"), more = byId("sample-more"), count = byId("sample-count");
   const search = byId("sample-search"), order = byId("sample-order");
   const controls = byId("sample-controls");
@@ -239,8 +242,9 @@
   let found = [], shown = 0;
   const showMore = () => {
     const columns = checked("column").map(Number), wanted = search.value.trim().toLowerCase();
-    list.append(...found.slice(shown, shown + PAGE).map((index) => rowOf(samples.rows[index], columns, wanted)));
-    shown = Math.min(found.length, shown + PAGE);
+    const next = Math.min(found.length, shown + Math.min(MOST, Math.max(PAGE, shown)));
+    list.append(...found.slice(shown, next).map((index) => rowOf(samples.rows[index], columns, wanted)));
+    shown = next;
     more.hidden = shown >= found.length;
     const total = samples.rows.length;
     count.textContent = found.length === total ? `${total.toLocaleString("en")} prompts` :
@@ -259,7 +263,14 @@
   search.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(renew, 120); });
   controls.addEventListener("change", (event) => { if (event.target !== search) renew(); });
   more.addEventListener("click", showMore);
-  new IntersectionObserver((entries) => { if (entries[0].isIntersecting && !more.hidden) showMore(); }, { rootMargin: "600px" }).observe(more);
+  const end = new IntersectionObserver((entries) => {
+    if (!entries[entries.length - 1].isIntersecting || more.hidden) return;
+    showMore();
+    // Observed anew, since it may still be in sight, and only a change would be told.
+    end.unobserve(more);
+    end.observe(more);
+  }, { rootMargin: "600px" });
+  end.observe(more);
   addEventListener("beforeprint", () => { while (!more.hidden) showMore(); });
   renew();
 })();

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from toolkit.report import curves, plots, samples, tables
-from toolkit.report.reading import Run, read_runs
+from toolkit.report.reading import Run, read_live, read_runs
 
 HERE = Path(__file__).parent
 
@@ -23,7 +23,21 @@ def build(run_folders: Sequence[Path], *, title: str | None, max_samples: int) -
     It makes no request: scripts, styles and data are inside, about 4.8 MB of it plotly.js. Raises StoreError where a
     folder holds no finished evaluation.
     """
-    runs = read_runs(run_folders)
+    return _page(read_runs(run_folders), title, max_samples)
+
+
+def build_live(run_folder: Path, *, version: str, max_samples: int) -> str:
+    """The page of a run that may still go on, for the server of ``duel watch``: it asks that server for a newer
+    ``version`` of itself, and takes plotly.js from it. Raises StoreError where there is no run."""
+    return _page([read_live(run_folder)], None, max_samples, version)
+
+
+def plotly_script() -> str:
+    """plotly.js as its package ships it."""
+    return str(get_plotlyjs())
+
+
+def _page(runs: Sequence[Run], title: str | None, max_samples: int, live: str | None = None) -> str:
     views = [_view(run) for run in runs]
     browser = samples.browser(runs, max_samples)
     between = tables.between_runs(runs)
@@ -43,10 +57,12 @@ def build(run_folders: Sequence[Path], *, title: str | None, max_samples: int) -
         between=between,
         browser=browser,
         palette=plots.PALETTE,
+        live=live,
         # Our own files; what a model or a data set wrote goes through autoescape or _embed.
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
-        plotly=Markup(get_plotlyjs()) if figures else "",
+        live_script=Markup((HERE / "live.js").read_text(encoding="utf-8")) if live is not None else "",
+        plotly=Markup(plotly_script()) if figures and live is None else "",
         figures=_embed({"figures": figures, "palette": plots.PALETTE}),
         samples=_embed(browser) if browser else "",
     )
@@ -57,7 +73,8 @@ def _view(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "confidence": run.confidence,
-        "verdict": tables.verdict(run),
+        "progress": tables.progress(run),
+        "verdict": tables.verdict(run) if "verdict" in run.results else None,
         "policies": tables.policies(run),
         "win_rates": tables.win_rates(run),
         "frontier": plots.frontier(run),
@@ -87,6 +104,7 @@ def _figures(view: dict[str, Any]) -> list[plots.Figure]:
 def _sections(views: list[dict[str, Any]], runs_differ: bool, has_samples: bool) -> list[tuple[str, str]]:
     """(id, title) of the sections that at least one run has data for, in the order of the page."""
     wanted = (
+        ("progress", "Progress", ("progress",)),
         ("verdict", "Verdict", ("verdict",)),
         ("win-rates", "Win rates", ("win_rates",)),
         ("frontier", "Reward and KL", ("frontier",)),

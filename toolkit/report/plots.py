@@ -269,7 +269,11 @@ def margins(run: Run) -> list[Figure]:
         "gold sides against it": [p for p in kept if p[2] is not None and p[2] < 0],
         "pairs" if not run.has_gold else "gold ties": [p for p in kept if p[2] is None or p[2] == 0],
     }
-    shades = ("@ink/0.55", "@warn/0.75", "@ink/0.45")
+    looks = (
+        ("@ink/0.55", "circle"),
+        ("@warn/0.75", "x-thin"),
+        ("@muted/0.8", "circle-open") if run.has_gold else ("@ink/0.55", "circle"),
+    )
     traces = [
         {
             "type": "scatter",
@@ -277,11 +281,11 @@ def margins(run: Run) -> list[Figure]:
             "name": name,
             "x": _round([p[0] for p in points]),
             "y": _round([p[1] for p in points]),
-            "marker": {"color": shade, "size": 5, "symbol": "x-thin" if "against" in name else "circle"}
-            | ({"line": {"color": shade, "width": 1.4}} if "against" in name else {}),
+            "marker": {"color": shade, "size": 5, "symbol": symbol}
+            | ({} if symbol == "circle" else {"line": {"color": shade, "width": 1.4}}),
             "hovertemplate": "explicit %{x:+.3f}<br>implicit %{y:+.3f}<extra></extra>",
         }
-        for (name, points), shade in zip(groups.items(), shades, strict=True)
+        for (name, points), (shade, symbol) in zip(groups.items(), looks, strict=True)
         if points
     ]
     note = "Each pair is turned so that its explicit margin is positive: above the line both rewards agree."

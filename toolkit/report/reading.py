@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit.errors import StoreError
-from toolkit.store import STAGE_FILE, read_json
+from toolkit.progress import PROGRESS_FILE
+from toolkit.store import STAGE_FILE, RunFolder, read_json
 
 Row = dict[str, Any]
 TRAINED_STAGES = ("sft", "reward_model", "ppo", "dpo")
@@ -29,7 +32,8 @@ class Run:
     """A finished evaluation and what is known of the run around it.
 
     ``manifest``, ``data_report``, ``recipe_text`` and the training histories are empty where the folder lacks them;
-    ``judgements`` too. ``name`` tells the runs of one report apart.
+    ``judgements`` too. ``name`` tells the runs of one report apart. ``progress`` has the stages of a run that is
+    watched; before its evaluation ``results`` holds nothing but the recipe and empty lists.
     """
 
     folder: Path
@@ -42,6 +46,7 @@ class Run:
     samples: list[Row]
     rewards: list[Row]
     judgements: list[Row]
+    progress: list[Row] = field(default_factory=list)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -72,13 +77,12 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     recipe_path = folder / "recipe.resolved.yaml"
     histories = {}
     for stage in TRAINED_STAGES:
-        history = _json(folder / stage / STAGE_FILE).get("metrics", {}).get("history", [])
+        history = _record(folder, stage).get("history", [])
         if history:
             histories[stage] = history
-    own_name = manifest.get("name") or (results.get("recipe") or {}).get("name") or folder.resolve().name
     return Run(
         folder=folder,
-        name=name or str(own_name),
+        name=name or str(manifest.get("name") or (results.get("recipe") or {}).get("name") or folder.resolve().name),
         results=results,
         manifest=manifest,
         data_report=data_report,
@@ -103,12 +107,85 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
+def read_live(folder: Path) -> Run:
+    """What a run that may still go on has shown so far. Raises StoreError where there is no run.
+
+    Results of an earlier recipe in the same folder are left out until this one's evaluation is there.
+    """
+    manifest = _json(folder / "manifest.json")
+    if not manifest:
+        raise StoreError("there is no run", where=str(folder), fix="start one: duel run RECIPE --out DIR")
+    keys, finished = manifest["keys"], manifest["stages"]
+    store = RunFolder(folder)
+    working = [stage for stage in keys if stage not in finished and store.work_dir(stage, keys[stage]).is_dir()]
+    progress = _progress(folder, manifest, working[0] if working else None, store.busy())
+    if "evaluate" in finished and (folder / "results.json").is_file():
+        run = read_run(folder)
+        run.progress.extend(progress)
+        return run
+    histories = {stage: _record(folder, stage).get("history", []) for stage in TRAINED_STAGES if stage in finished}
+    histories |= {stage: _logged(folder, stage) for stage in TRAINED_STAGES if stage in working}
+    recipe_path = folder / "recipe.resolved.yaml"
+    return Run(
+        folder=folder,
+        name=str(manifest["name"]),
+        results={"policies": [], "win_rates": [], "warnings": [], "recipe": manifest["recipe"]},
+        manifest=manifest,
+        data_report=_json(folder / "data" / "report.json") if "data" in finished else {},
+        recipe_text=recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else "",
+        histories={stage: history for stage, history in histories.items() if history},
+        samples=[],
+        rewards=[],
+        judgements=[],
+        progress=progress,
+    )
+
+
+def _progress(folder: Path, manifest: Mapping[str, Any], current: str | None, busy: bool) -> list[Row]:
+    """Each stage with its state: done, running, interrupted or waiting; of a running one how far it is."""
+    now = _json(folder / PROGRESS_FILE) if current and busy else {}
+    out = []
+    for stage in manifest["keys"]:
+        row: Row = {"stage": stage, "state": "waiting"}
+        if stage in manifest["stages"]:
+            row |= {key: manifest["stages"][stage][key] for key in ("arm", "wall_s", "tokens", "peak_gib")}
+            row["state"] = "done"
+        elif stage == current:
+            row["state"] = "running" if busy else "interrupted"
+            if now.get("stage") == stage and now["time"] >= manifest["started"]:
+                row |= {key: now[key] for key in ("label", "done", "total", "left_s", "note")}
+                if row["left_s"] is not None:
+                    row["left_s"] = max(0.0, row["left_s"] - (time.time() - now["time"]))
+        out.append(row)
+    return out
+
+
+def _logged(folder: Path, stage: str) -> list[Row]:
+    """What an unfinished stage has logged. A resumed stage repeats steps: the later entry of a step holds."""
+    path = folder / "metrics.jsonl"
+    rows: list[Row] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the line that is being written
+            continue
+        if entry["stage"] == stage and "step" in entry:
+            while rows and rows[-1]["step"] >= entry["step"]:
+                rows.pop()
+            rows.append(entry)
+    return rows
+
+
+def _record(folder: Path, stage: str) -> dict[str, Any]:
+    return dict(_json(folder / stage / STAGE_FILE).get("metrics", {}))
+
+
 def outdated(run: Run) -> list[str]:
     """Settings that were changed after this evaluation: its numbers are those of the earlier settings."""
     then, now = run.results.get("recipe") or {}, run.manifest.get("recipe") or {}
     if not then or not now:
         return []
-    sections = [name for name in now if name not in ("report", "name")]
+    sections = [name for name in now if name not in ("report", "report_to", "name")]
     return [name for name in sections if then.get(name) != now.get(name)]
 
 

@@ -42,6 +42,24 @@ RATES = {"eos", "repetition", "distinct_1", "distinct_2", "distinct_3", "list_de
 }
 
 
+def progress(run: Run) -> list[Row]:
+    """The stages of a run that is watched, with their state in words; nothing for any other."""
+    rows = []
+    for row in run.progress:
+        label = row["stage"].replace("_", " ")
+        shown = {"label": label, "state": row["state"], "arm": row.get("arm", "base"), "share": None, "facts": []}
+        if row["state"] == "done":
+            shown["facts"] = [duration(row["wall_s"]), f"{row['tokens']:,} tokens", f"peak {row['peak_gib']:.2f} GiB"]
+        elif "total" in row:
+            shown["share"] = row["done"] / row["total"] if row["total"] else None
+            left = f"{duration(row['left_s'])} left" if row["left_s"] is not None else ""
+            shown["facts"] = [
+                text for text in (f"{row['label']} {row['done']}/{row['total']}", left, row["note"]) if text
+            ]
+        rows.append(shown)
+    return rows
+
+
 def verdict(run: Run) -> Row:
     """The sentence, and what stands under it: each judge's row of the two arms, and how many more prompts it takes."""
     found = run.results["verdict"]
@@ -70,8 +88,11 @@ def verdict(run: Run) -> Row:
 
 
 def win_rate(row: Mapping[str, Any]) -> Row:
-    """A row of ``win_rates`` with the names that are shown; ``sure`` where the interval leaves out one half."""
-    low, high = row["ci_low"], row["ci_high"]
+    """A row of ``win_rates`` with the names that are shown; ``sure`` where an interval leaves out one half."""
+
+    def sure(low: float | None, high: float | None) -> bool:
+        return low is not None and high is not None and not low <= 0.5 <= high
+
     return {
         **row,
         "name": policy_name(row["policy"]),
@@ -79,7 +100,8 @@ def win_rate(row: Mapping[str, Any]) -> Row:
         "arm": arm_of(row["policy"]),
         "checkpoint": "@" in row["policy"],
         "signal": SIGNALS.get(row["judge"], ""),
-        "sure": low is not None and not low <= 0.5 <= high,
+        "sure": sure(row["ci_low"], row["ci_high"]),
+        "lc_sure": sure(row["lc_ci_low"], row["lc_ci_high"]),
     }
 
 
@@ -203,7 +225,8 @@ def drift(run: Run) -> Row | None:
 
 
 def cost(run: Run) -> Row | None:
-    """Time, tokens and peak memory by stage and by arm; ``share`` is of the longest stage, for the bars."""
+    """Time, tokens and peak memory by stage and by arm, and what language-model judges took; ``share`` is of the
+    longest stage, for the bars."""
     found = run.results.get("cost")
     if not found or not found["stages"]:
         return None
@@ -225,7 +248,8 @@ def cost(run: Run) -> Row | None:
     total = sum(part["wall_s"] for part in found["arms"].values())
     tokens = sum(part["tokens"] for part in found["arms"].values())
     peak = max(part["peak_gib"] for part in found["arms"].values())
-    return {"stages": stages, "arms": arms, "total": {"time": duration(total), "tokens": tokens, "peak_gib": peak}}
+    together = {"time": duration(total), "tokens": tokens, "peak_gib": peak}
+    return {"stages": stages, "arms": arms, "total": together, "judges": found.get("judges", [])}
 
 
 def settings(run: Run) -> Row | None:
@@ -299,7 +323,9 @@ def data(run: Run) -> Row | None:
 def between_runs(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Settings of the recipes that are not the same in all runs: name, and each run's value."""
     recipes = [flat(run.recipe) for run in runs]
-    names = dict.fromkeys(name for recipe in recipes for name in recipe if not name.startswith("report."))
+    names = dict.fromkeys(
+        name for recipe in recipes for name in recipe if not name.startswith(("report.", "report_to"))
+    )
     absent = object()
     return [
         (name, ["" if name not in recipe else show(recipe[name]) for recipe in recipes])

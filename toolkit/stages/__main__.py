@@ -22,8 +22,11 @@ def main(request: Path) -> int:
     transformers.utils.logging.set_verbosity_error()
     asked = read_json(request)
     main_process = os.environ.get("RANK", "0") == "0"
-    reporter = Reporter(quiet=not main_process)
+    # The request lies in RUN/.work/STAGE-KEY.
+    metrics = request.parents[2] / "metrics.jsonl" if main_process else None
+    reporter = Reporter(quiet=not main_process, metrics=metrics)
     reporter.overall = asked["stage"]
+    reporter.trackers, reporter.run_name = tuple(asked["recipe"]["report_to"]), asked["recipe"]["name"]
     inputs = {name: Path(path) for name, path in asked["inputs"].items()}
     stage = importlib.import_module(f"toolkit.stages.{asked['stage']}")
     try:

@@ -1,0 +1,156 @@
+"""duel from Python: ``from toolkit import run, implicit_rewards, compare``. Results show themselves as tables."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.progress import Reporter
+from toolkit.tables import Sheet, as_html, result_sheets, rewards_sheets, text_of, win_rate_sheet
+
+Data = str | Path | Iterable[Mapping[str, Any]]
+"""What the command line takes as data, or records (dicts, a ``datasets.Dataset``) in any format that it reads."""
+
+
+class Result(dict[str, Any]):
+    """A mapping of numbers that shows itself as tables: as HTML in a notebook, as text where it is printed."""
+
+    def __init__(self, values: Mapping[str, Any], sheets: Sequence[Sheet], sentence: str = "") -> None:
+        super().__init__(values)
+        self.sheets, self.sentence = list(sheets), sentence
+
+    def _repr_html_(self) -> str:
+        return as_html(self.sheets, self.sentence)
+
+    def __str__(self) -> str:
+        return "\n\n".join(filter(None, [text_of(self.sheets), self.sentence]))
+
+
+def run(
+    recipe: str | Path,
+    *,
+    data: Data | None = None,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    until: str | None = None,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Result:
+    """``duel run``: the paired run of a recipe (a file, or a shipped name), or what is left of it.
+
+    ``settings`` maps dotted names to values, as ``{"dpo.beta": 0.3}``; ``data`` stands for ``data.source``. Records are
+    written to ``out/records.jsonl``. Returns ``results.json`` with ``out`` (the run folder) and ``status`` added; up to
+    a stage before the evaluation, those two alone. Raises DuelError for what the user can mend.
+    """
+    from toolkit import pipeline
+    from toolkit.recipe import load_recipe
+    from toolkit.recipe_loading import one_line
+    from toolkit.store import read_json
+
+    sets = [f"{name}={one_line(value)}" for name, value in (settings or {}).items()]
+    folder = Path(out) if out is not None else Path("runs") / load_recipe(str(recipe), sets).recipe.name
+    if data is not None:
+        sets.append(f"data.source={one_line(_source(data, folder))}")
+    loaded = load_recipe(str(recipe), sets)
+    command = ["python", "-c", f"from toolkit import run; run({str(recipe)!r}, settings={dict(settings or {})!r})"]
+    manifest = pipeline.run(loaded, folder, reporter or Reporter(), until=until, force=force, command=command)
+    facts = {"out": str(folder), "status": manifest["status"]}
+    if "evaluate" not in manifest["stages"]:
+        return Result(facts, [])
+    results = read_json(folder / "results.json")
+    return Result({**results, **facts}, result_sheets(results), results["verdict"]["sentence"])
+
+
+def implicit_rewards(
+    policy: str,
+    reference: str,
+    data: Data,
+    *,
+    out: str | Path | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Result:
+    """``duel rewards``: beta * log(pi/pi_ref) of every response, with the options of the command (``beta=``, ``rm=``,
+    ``per_token=``, ``limit=`` ...).
+
+    Returns the summary, with one dict for each response under ``rows``. Without ``out`` no file is left behind.
+    Raises ModelError for a reference that is not the one trained against.
+    """
+    from toolkit import rewards
+
+    def into(folder: Path, target: Path) -> Result:
+        import pyarrow.parquet as pq
+
+        source, quiet = _source(data, folder), Reporter(quiet=True)
+        summary = rewards.implicit_rewards(policy, reference, source, out=target, reporter=reporter or quiet, **options)
+        kept = {**summary, "out": str(out) if out is not None else None, "rows": pq.read_table(target).to_pylist()}
+        return Result(kept, rewards_sheets(summary))
+
+    return _in_folder(out, "rewards.parquet", into)
+
+
+def compare(
+    *policies: str,
+    data: Data,
+    judge: str | Sequence[str],
+    out: str | Path | None = None,
+    samples_per_prompt: int = 1,
+    temperature: float = 1.0,
+    max_new_tokens: int = 128,
+    limit: int | None = None,
+    split: str = "train",
+    seed: int = 0,
+    dtype: str = "float32",
+    reporter: Reporter | None = None,
+) -> Result:
+    """``duel compare``: sample two or more policies on the same prompts, judge them, and give win rates.
+
+    Returns ``{"win_rates": [row...], "samples": [row...]}``. Without ``out`` no file is left behind.
+    """
+    from toolkit.comparing import compare_policies
+    from toolkit.recipe import JudgeSettings
+
+    def into(folder: Path, target: Path) -> Result:
+        import pyarrow.parquet as pq
+
+        rows = compare_policies(
+            policies,
+            data=_source(data, folder),
+            judge=[judge] if isinstance(judge, str) else list(judge),
+            out=target,
+            reporter=reporter or Reporter(quiet=True),
+            samples_per_prompt=samples_per_prompt,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            limit=limit,
+            split=split,
+            seed=seed,
+            dtype=dtype,
+            judge_settings=JudgeSettings(),
+        )
+        samples = [row for path in sorted(target.glob("samples-*.parquet")) for row in pq.read_table(path).to_pylist()]
+        return Result({"win_rates": rows, "samples": samples}, [win_rate_sheet(rows)])
+
+    return _in_folder(out, "comparison", into)
+
+
+def _in_folder(out: str | Path | None, name: str, work: Callable[[Path, Path], Result]) -> Result:
+    """``work(folder for records, target)``, in a folder that goes away where the user named no target."""
+    if out is not None:
+        return work(Path(out).parent, Path(out))
+    with tempfile.TemporaryDirectory() as folder:
+        return work(Path(folder), Path(folder) / name)
+
+
+def _source(data: Data, folder: Path) -> str:
+    """A name or file as it is; records as a file in ``folder``, the same for the same records."""
+    if isinstance(data, str | Path):
+        return str(data)
+    from toolkit.store import write_text
+
+    path = folder / "records.jsonl"
+    write_text(path, "".join(json.dumps(dict(record), ensure_ascii=False) + "\n" for record in data))
+    return str(path)
