@@ -23,7 +23,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 SIDEWAYS = {
-    "ppo": {"scoring", "generation", "training"},
+    "ppo": {"scoring", "generation", "training", "preferences"},
     "training": {"scoring", "preferences"},
     "preferences": {"scoring"},
     "rewards": {"comparing"},
