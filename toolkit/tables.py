@@ -81,7 +81,18 @@ def win_rate_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def win_rate_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
     table = _table(
         "Win rates",
-        ["policy", "against", "judge", "win rate", "95% interval", "length-controlled", "p", "prompts", "failed"],
+        [
+            "policy",
+            "against",
+            "judge",
+            "win rate",
+            "95% interval",
+            "length-controlled",
+            "p",
+            "prompts",
+            "tied",
+            "failed",
+        ],
     )
     for row in rows:
         p = row["p_value"]
@@ -94,6 +105,7 @@ def win_rate_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
             percent(row["lc_win_rate"]),
             "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
             str(row["n_judged"]),
+            str(row["n_tied"]),
             str(row["n_failed"]),
         )
     return table

@@ -161,7 +161,7 @@ def rankings(judgements: Sequence[Judgement], **bootstrap: Any) -> list[dict[str
         names = ("policy", "log_strength", "ci_low", "ci_high", "win_rate")
         columns = (fit.policies, fit.log_strength, fit.ci_low, fit.ci_high, fit.win_rate)
         rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-        rows.sort(key=lambda row: -np.inf if row["log_strength"] is None else -row["log_strength"])
+        rows.sort(key=lambda row: -(row["log_strength"] or 0.0))  # without a maximum all of them are None
         n_failed = int(np.isnan(values).sum())
         n_tied = int(np.sum(preferences == 0.5))
         out.append(
