@@ -114,6 +114,10 @@ def test_a_failed_order_leaves_the_comparison_out(asked: list[Question], monkeyp
     assert [(p.i, p.j) for p in splits.pairs(first)] == [(0, 1)]
     answer_with(monkeypatch, verdict)
     assert label().n_failed == 0  # failures are asked again
+    # a vote with a voice missing is no vote of all
+    answer_with(monkeypatch, lambda q: None if "shorter" in q.principle and q.second == "three" else verdict(q))
+    found = label("all", rules=["Choose the shorter one.", "Choose the longer one."])
+    assert found.n_failed == 2 and found.usage.n_failed == 2
 
 
 def test_the_principle_is_part_of_the_question(tmp_path: Path) -> None:
