@@ -312,6 +312,24 @@ def test_the_frontier_starts_at_sft_and_follows_training(run):
     assert "step 10" in ppo["text"][1] and "nats" in ppo["text"][1]
 
 
+def test_runs_side_by_side_share_their_axes(run, no_gold):
+    figures = data_of(build(run, no_gold), "figure-data")["figures"]
+    alone = data_of(build(run), "figure-data")["figures"]
+    shared = [name.removeprefix("run0-") for name in figures if name.startswith("run0-frontier-explicit")]
+    assert shared == ["frontier-explicit_reward"]
+    first, second = (figures[f"run{k}-{shared[0]}"] for k in (0, 1))
+    for axis in ("xaxis", "yaxis"):
+        assert first["layout"][axis]["range"] == second["layout"][axis]["range"]
+        assert "range" not in alone[f"run0-{shared[0]}"]["layout"][axis]
+    low, high = first["layout"]["yaxis"]["range"]
+    for trace in (*first["traces"], *second["traces"]):
+        for k, value in enumerate(trace["y"]):
+            assert low < value - (trace["error_y"]["arrayminus"][k] or 0)
+            assert value + (trace["error_y"]["array"][k] or 0) < high
+    ppo = [figures[f"run{k}-ppo-objective-kl"]["layout"]["xaxis"] for k in (0, 1)]
+    assert not any("range" in axis for axis in ppo)
+
+
 @pytest.mark.parametrize(
     ("value", "digits", "sign", "text"),
     [(-1.234, 2, False, "−1.23"), (-0.001, 2, False, "0.00"), (0.001, 2, True, "0.00"), (1234.5, 1, True, "+1,234.5")],

@@ -42,6 +42,8 @@ def _page(runs: Sequence[Run], title: str | None, max_samples: int, live: str | 
     browser = samples.browser(runs, max_samples)
     between = tables.between_runs(runs)
     figures: dict[str, Any] = {}
+    if len(runs) > 1:
+        plots.share_axes([made for view in views for made in _figures(view)])
     for number, view in enumerate(views):
         for made in _figures(view):
             made["id"] = f"run{number}-{made['name']}"

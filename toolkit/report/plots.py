@@ -53,6 +53,8 @@ REWARDS = {"gold_reward": "gold reward", "explicit_reward": "explicit reward", "
 # The explicit reward is what PPO climbs, the implicit one DPO's own: they carry their arm's colour.
 REWARD_COLOR = {"gold_reward": "@ink", "explicit_reward": "@rm_ppo", "implicit_reward": "@dpo"}
 MAX_POINTS = 2000
+# Figures whose axes mean the same in every run.
+SHARED = ("frontier-", "over-", "margins", "by-margin")
 Figure = dict[str, Any]
 # The start of an arm is SFT, which has a trace of its own.
 _SIZE = {"final": 11, "start": 0, "best_of_n": 9}
@@ -450,6 +452,29 @@ def _along_training(run: Run, column: str, title: str, form: str) -> list[Figure
     x = axis("share of the arm's training", tickformat=".0%")
     y = axis("share of responses", tickformat=".0%", rangemode="tozero")
     return [figure(f"along-{column}", title, alt, traces, xaxis=x, yaxis=y, hovermode="closest")]
+
+
+def share_axes(figures: Sequence[Figure]) -> None:
+    """Give figures of the same name in several runs the same ranges, so that they can be compared by eye.
+
+    Training curves keep their own: their steps are not the same thing in two runs.
+    """
+    for group in grouped([f for f in figures if f["name"].startswith(SHARED)], "name").values():
+        for axis_name in "xy":
+            ends = [end for made in group for trace in made["traces"] for end in _ends(trace, axis_name)]
+            margin = 0.06 * (max(ends) - min(ends)) or 0.5
+            for made in group:
+                made["layout"][f"{axis_name}axis"].setdefault("range", [min(ends) - margin, max(ends) + margin])
+
+
+def _ends(trace: Row, axis_name: str) -> list[float]:
+    """The values of a trace on one axis, and the ends of their error bars."""
+    values, bars = trace[axis_name], trace.get(f"error_{axis_name}", {})
+    up = bars.get("array") or [None] * len(values)
+    down = bars.get("arrayminus") or up
+    out = list(values)
+    out += [value + more for value, more in zip(values, up, strict=True) if more is not None]
+    return out + [value - less for value, less in zip(values, down, strict=True) if less is not None]
 
 
 def _round(values: Any) -> list[float]:
