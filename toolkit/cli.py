@@ -328,6 +328,7 @@ def _reading(function: Any) -> Any:
     for option in (
         click.option("--limit", type=click.IntRange(1), help="Use so many prompts."),
         click.option("--split", default="train", show_default=True, help="Split of a hub data set."),
+        click.option("--plain", is_flag=True, help="Read transcripts as text: for models without a chat template."),
         click.option("--max-prompt-tokens", type=click.IntRange(1), default=2048, show_default=True),
         click.option("--max-response-tokens", type=click.IntRange(1), default=1024, show_default=True),
         click.option("--batch-tokens", type=click.IntRange(1), help="Tokens at once; 1024 on a CPU, 16384 on a GPU."),
@@ -336,7 +337,8 @@ def _reading(function: Any) -> Any:
     return function
 
 
-@cli.command()
+@cli.command(context_settings={"allow_interspersed_args": True})
+@click.argument("launch", nargs=-1, type=click.UNPROCESSED)
 @click.option("--policy", required=True, help="The trained policy.")
 @click.option("--reference", required=True, help="What it was trained from, or none.")
 @click.option("--data", required=True, help="Preference data.")
@@ -351,15 +353,25 @@ def _reading(function: Any) -> Any:
 @_dtype
 @JSON
 @click.pass_context
-def rewards(ctx: click.Context, as_json: bool, **options: Any) -> None:
-    """Implicit rewards beta * log(pi/pi_ref) of every response; with --rm, the check against the explicit RM."""
+def rewards(ctx: click.Context, launch: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Implicit rewards beta * log(pi/pi_ref) of every response; with --rm, the check against the explicit RM.
+
+    What follows -- goes to `accelerate launch`, whose processes share the work.
+    """
+    if launch:
+        if "--" not in sys.argv:
+            raise click.UsageError(f"unexpected argument {launch[0]!r}")
+        from toolkit.pipeline import accelerate_launch
+
+        sys.exit(accelerate_launch(launch, "toolkit.cli", sys.argv[1 : sys.argv.index("--")]))
     from toolkit.rewards import implicit_rewards
     from toolkit.tables import rewards_table
 
     reporter = reporter_of(ctx)
     quiet_libraries()
     summary = implicit_rewards(reporter=reporter, **options)
-    emit(summary) if as_json else print(rewards_table(summary))
+    if summary:  # of several processes, the main one's
+        emit(summary) if as_json else print(rewards_table(summary))
 
 
 @cli.command()

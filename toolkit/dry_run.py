@@ -36,13 +36,15 @@ def describe(recipe: Recipe, out: Path) -> dict[str, Any]:
             )
         sides[name] = (kept, counts)
     kept, counts = sides["train"]
-    n_pairs_rows = sum(bool(splits.pairs(row)) for row in kept)
+    compared = [pairs for row in kept if (pairs := splits.pairs(row))]
+    # What one item of a step is: a prompt with all its comparisons, or for TRL's trainers a pair.
+    items = {"engine": len(compared), "trl": sum(pair.p != 0.5 for pairs in compared for pair in pairs)}
     schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed)
     steps = {
         "sft": training.total_steps(recipe.sft, counts["n_prompts"]) if recipe.sft.enabled else 0,
-        "reward_model": training.total_steps(recipe.reward_model, n_pairs_rows),
+        "reward_model": training.total_steps(recipe.reward_model, items[recipe.reward_model.trainer]),
         "ppo": len(schedule),
-        "dpo": training.total_steps(recipe.dpo, n_pairs_rows),
+        "dpo": training.total_steps(recipe.dpo, items[recipe.dpo.trainer]),
     }
     end_id = response_end(tokenizer, is_conversation(kept[0].prompt))
     example = encode(

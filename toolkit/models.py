@@ -110,7 +110,8 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, spec: str) -> None
         raise ModelError(
             f"the data holds conversations, and the tokenizer of {spec!r} has no chat template",
             where="model.name",
-            fix="set model.chat_template to a Jinja file, or data.conversational=false to train on plain transcripts",
+            fix="set model.chat_template to a Jinja file, or data.conversational=false to train on plain transcripts "
+            "(duel rewards, duel score: --plain)",
         )
 
 
@@ -312,7 +313,22 @@ def trainable(model: PreTrainedModel, lora: Lora | None, *, task: str, modules_t
     """Make a model trainable: a LoRA adapter on frozen weights, or all weights in fp32."""
     if lora is None:
         return model.float().requires_grad_(True)
-    config = LoraConfig(
+    adapted = get_peft_model(model, lora_config(lora, task=task, modules_to_save=modules_to_save))
+    for weight in adapted.parameters():
+        # peft keeps the adapters in fp32, but not the heads that train in full.
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    for module in adapted.modules():
+        # peft would turn every input into the adapter's fp32, for autocast to round it again: two copies of all
+        # activations, one of them kept for the backward pass, to no effect.
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+    return adapted
+
+
+def lora_config(lora: Lora, *, task: str, modules_to_save: list[str] | None = None) -> LoraConfig:
+    """peft's configuration of an adapter."""
+    return LoraConfig(
         r=lora.r,
         lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,  # type: ignore[arg-type]
         lora_dropout=0.0,
@@ -320,12 +336,6 @@ def trainable(model: PreTrainedModel, lora: Lora | None, *, task: str, modules_t
         task_type=task,
         modules_to_save=modules_to_save,
     )
-    adapted = get_peft_model(model, config)
-    for weight in adapted.parameters():
-        # peft keeps the adapters in fp32, but not the heads that train in full.
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-    return adapted
 
 
 def new_reward_model(ref: ModelRef, section: ModelSection, pad_token_id: int, seed: int) -> PreTrainedModel:

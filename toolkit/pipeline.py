@@ -54,7 +54,15 @@ class StageSpec:
     code: tuple[str, ...]  # globs under the package
 
 
-_TRAINING_CODE = ("training.py", "models.py", "scoring.py", "preferences/encoding.py", "preferences/splits.py")
+_TRAINING_CODE = (
+    "training.py",
+    "trl_trainers.py",
+    "logp_cache.py",
+    "models.py",
+    "scoring.py",
+    "preferences/encoding.py",
+    "preferences/splits.py",
+)
 _READS = ("data.max_response_tokens", "model")
 STAGES = (
     StageSpec(
@@ -348,12 +356,11 @@ def launched(arguments: Sequence[str]) -> Runner:
         request = work / "request.json"
         paths = {name: str(path.resolve()) for name, path in inputs.items()}
         write_json(request, {"stage": spec.name, "recipe": recipe.model_dump(mode="json"), "inputs": paths})
-        accelerate = [sys.executable, "-m", "accelerate.commands.launch", *for_this_machine(arguments)]
-        done = subprocess.run([*accelerate, "-m", "toolkit.stages", str(request.resolve())], check=False)
+        code = accelerate_launch(arguments, "toolkit.stages", [str(request.resolve())])
         answer = work / "answer.json"
-        if done.returncode or not answer.is_file():
+        if code or not answer.is_file():
             raise StoreError(
-                f"accelerate launch ended with exit code {done.returncode}",
+                f"accelerate launch ended with exit code {code}",
                 where=" ".join([*arguments, spec.name]),
                 fix="see its messages above",
             )
@@ -376,6 +383,12 @@ def for_this_machine(arguments: Sequence[str]) -> list[str]:
     if torch.cuda.is_available() or max(asked, default=1) < 2:
         return out
     return [*(["--multi_gpu"] if "--multi_gpu" not in out else []), *(a for a in out if a != "--cpu")]
+
+
+def accelerate_launch(arguments: Sequence[str], module: str, own: Sequence[str]) -> int:
+    """Run a module with its own arguments under `accelerate launch`; its exit code."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *for_this_machine(arguments), "-m", module, *own]
+    return subprocess.run(command, check=False).returncode
 
 
 def visible(recipe: Recipe, spec: StageSpec) -> SimpleNamespace:

@@ -56,6 +56,8 @@ __all__ = [
     "shipped_recipes",
 ]
 
+# Losses of a pair that the tree batch computes; the others are TRL's own.
+ENGINE_LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -147,6 +149,9 @@ class SftSection(Training):
 
 
 class RewardModelSection(Training):
+    trainer: Literal["engine", "trl"] = Field(
+        "engine", description="engine: all comparisons of a prompt at once. trl: TRL's RewardTrainer, on pairs."
+    )
     center: bool = Field(True, description="Shift the score so that SFT samples of training prompts average 0.")
     center_rewards_coefficient: NonNegativeFloat = Field(0.0, description="Auxiliary loss on (r_i + r_j)^2.")
 
@@ -216,9 +221,30 @@ class PpoSection(Arm):
 
 class DpoSection(Arm):
     learning_rate: PositiveFloat = Field(1e-4, description="Of AdamW, at its peak.")
+    trainer: Literal["engine", "trl"] = Field(
+        "engine", description="engine: all comparisons of a prompt at once. trl: TRL's DPOTrainer, on pairs."
+    )
     beta: PositiveFloat = Field(0.1, description="Of the implicit reward beta * log(pi / pi_ref).")
-    loss_type: Literal["sigmoid", "ipo", "hinge"] = Field("sigmoid", description="TRL's names.")
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(0.0, description="Conservative DPO's label noise.")
+    loss_type: Literal[
+        "sigmoid",
+        "sigmoid_norm",
+        "ipo",
+        "hinge",
+        "robust",
+        "exo_pair",
+        "nca_pair",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+        "aot_unpaired",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+        "sft",
+    ] = Field("sigmoid", description="TRL's names; those after robust need `trainer: trl`.")
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
+        0.0, description="Share of wrong labels: of conservative DPO (sigmoid), of robust, and of exo_pair."
+    )
 
 
 class JudgeSettings(Section):
@@ -374,9 +400,17 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
     if ppo.adaptive_kl and ppo.kl_coef == 0:
         fix = "start above 0 (Ziegler 2019: 0.2)"
         conflict("the adaptive controller multiplies a KL coefficient of 0", fix, "ppo.adaptive_kl", "ppo.kl_coef")
-    if dpo.label_smoothing and dpo.loss_type != "sigmoid":
-        what = f"dpo.label_smoothing belongs to the sigmoid loss; {dpo.loss_type} has none"
-        conflict(what, "0, or loss_type: sigmoid", "dpo.label_smoothing", "dpo.loss_type")
+    if dpo.trainer == "engine" and dpo.loss_type not in ENGINE_LOSSES:
+        what = f"the engine has no loss {dpo.loss_type}"
+        conflict(what, f"trainer: trl, or one of {', '.join(ENGINE_LOSSES)}", "dpo.loss_type", "dpo.trainer")
+    # TRL's sigmoid loss has no smoothing, and its exo_pair none of 0.
+    smoothed = ("sigmoid", "robust") if dpo.trainer == "engine" else ("robust", "exo_pair")
+    if dpo.label_smoothing and dpo.loss_type not in smoothed:
+        what = f"dpo.label_smoothing belongs to the losses {' and '.join(smoothed)} of trainer: {dpo.trainer}"
+        keys = ("dpo.label_smoothing", "dpo.loss_type", "dpo.trainer")
+        conflict(what, f"0, or loss_type: {smoothed[0]}", *keys)
+    if dpo.loss_type == "exo_pair" and not dpo.label_smoothing:
+        conflict("exo_pair needs label smoothing", "1e-3 (arXiv 2402.00856)", "dpo.label_smoothing", "dpo.loss_type")
     splits_itself = data.eval_source is None and (data.eval_split is None or not _on_the_hub(data.source))
     if splits_itself and not 0 < data.eval_fraction < 1:
         what = "data.eval_fraction must lie between 0 and 1 where the data has no held-out part of its own"

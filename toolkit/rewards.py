@@ -6,34 +6,54 @@ its ``beta log Z(x)``): comparable between responses to the same prompt only.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toolkit import models
-from toolkit.errors import DataError, ModelError, StoreError
-from toolkit.evals.agreement import LOG_Z_WARNING, Comparison, compare_rewards
-from toolkit.evals.rm_quality import rm_quality
+from toolkit import logp_cache, models
+from toolkit.errors import DataError, ModelError, RecipeError, StoreError
+from toolkit.evals.agreement import LOG_Z_WARNING, Comparison, compare_rewards, estimate_dict, pairwise_accuracy
+from toolkit.evals.rm_quality import calibration, rm_quality
+from toolkit.evals.slices import agreement_by_slice, disagreements
 from toolkit.locating import ModelRef, resolve, training_record
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import Encoded, encode, is_conversation, response_end
-from toolkit.preferences.formats import PreferenceRow
+from toolkit.preferences.formats import PreferenceRow, readable
 from toolkit.preferences.reading import PreferenceData, read_preferences
 from toolkit.progress import Reporter
 from toolkit.recipe import ModelSection
 from toolkit.scoring import Engine, Tree
-from toolkit.store import fingerprint, write_json, write_table
+from toolkit.store import write_json, write_row_groups, write_table, write_text
 
-PROMPTS_PER_PART = 256
 DEFAULT_BETA = 0.1
+# The columns of ``duel rewards``; which of the last ones are there depends on the data and the options.
+SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("response_index", pa.int64()),
+        ("n_tokens", pa.int64()),
+        ("policy_logp", pa.float64()),
+        ("reference_logp", pa.float64()),
+        ("implicit_reward", pa.float64()),
+        ("implicit_reward_mean", pa.float64()),
+        ("truncated", pa.bool_()),
+        ("label", pa.string()),
+        ("explicit_reward", pa.float64()),
+        ("token_rewards", pa.list_(pa.float64())),
+        ("prompt_ids", pa.list_(pa.int64())),
+        ("response_ids", pa.list_(pa.int64())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -52,12 +72,13 @@ def read(
     spec: str,
     *,
     split: str,
+    plain: bool,
     limit: int | None,
     max_prompt_tokens: int,
     max_response_tokens: int,
 ) -> Reading:
     """Read and tokenise. Prompts over the limit are left out, responses over it are cut; both are counted."""
-    found = read_preferences(data, split=split)
+    found = read_preferences(data, split=split, conversational=False if plain else None)
     rows = splits.limit(found.rows, limit, 0)
     conversational = is_conversation(rows[0].prompt)
     if conversational:
@@ -113,8 +134,8 @@ def implicit_rewards(
     reference: str,
     data: str,
     *,
-    out: Path,
-    reporter: Reporter,
+    out: str | Path | None = None,
+    reporter: Reporter | None = None,
     beta: float | None = None,
     per_token: bool = False,
     with_ids: bool = False,
@@ -123,16 +144,28 @@ def implicit_rewards(
     force: bool = False,
     limit: int | None = None,
     split: str = "train",
+    plain: bool = False,
     max_prompt_tokens: int = 2048,
     max_response_tokens: int = 1024,
     batch_tokens: int | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """Write ``out`` and return the summary. An interrupted call continues where it stopped.
+    """Write ``out`` and return the summary; without ``out``, the summary holds the table's ``rows``.
 
-    ``reference="none"`` gives reference-free rewards ``beta * log pi``, labelled as such.
-    Raises ModelError for a reference that is not the one trained against, StoreError where ``out`` exists.
+    ``plain`` reads "Human: ... Assistant: ..." transcripts as text, for models without a chat template.
+    ``reference="none"`` gives reference-free rewards ``beta * log pi``, labelled as such. An interrupted call continues
+    where it stopped. The reference's log-probabilities are kept in duel's cache folder: another beta, or another policy
+    that was trained from it, costs no forward pass of it.
+
+    Under `accelerate launch` the processes share the work; the summary is the main one's, that of the others is empty.
+
+    Raises ModelError for a reference that is not the one trained against and for results that are not finite,
+    StoreError where ``out`` exists, RecipeError for a beta that is not positive.
     """
+    scratch = TemporaryDirectory() if out is None else None
+    out = Path(scratch.name, "rewards.parquet") if scratch is not None else Path(str(out))
+    main = logp_cache.join_processes()
+    reporter = reporter if reporter is not None and main else Reporter(quiet=True)
     started = time.monotonic()
     _refuse_existing(out, force)
     section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
@@ -142,98 +175,178 @@ def implicit_rewards(
     if reference_ref is not None:
         check_reference(policy_ref, reference_ref, any_reference)
         check_same_tokens(tokenizer, models.load_tokenizer(reference_ref))
-    if beta is None:
-        recorded = training_record(policy_ref).get("beta")
-        beta = float(recorded) if recorded is not None else DEFAULT_BETA
-        source = "as the policy was trained" if recorded is not None else "the default, since the policy records none"
-        reporter.line(f"beta {beta:g}, {source}")
+    else:
+        reporter.line("reference-free: the rewards are beta * log pi, which longer and rarer texts lower")
+    beta = _beta(beta, policy_ref, reporter)
     reading = read(
         data,
         tokenizer,
         policy,
         split=split,
+        plain=plain,
         limit=limit,
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
     )
     trees = [item.tree for item in reading.encoded]
-    pad_id, torch_dtype = int(tokenizer.pad_token_id), models.DTYPES[section.dtype]
-    identity = [
-        policy_ref.fingerprint,
-        reference_ref.fingerprint if reference_ref else "none",
-        reading.data.fingerprint,
-    ]
-    identity += [str(limit), dtype, str(max_prompt_tokens), str(max_response_tokens), tokenizer.chat_template or ""]
+    work = out.with_name(f".{out.name}.partial")
+    counted = {"policy": 0, "reference": 0}
 
-    def logps_of(ref: ModelRef, label: str) -> list[list[list[float]]]:
-        model = models.load_policy(ref, section).to(models.best_device())
-        models.check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
-        engine = Engine(model, pad_id, dtype=torch_dtype, token_budget=batch_tokens)
-        found: list[list[list[float]]] = []
-        folder = out.with_name(f".{out.name}.{fingerprint([ref.fingerprint, *identity[2:]])}.partial")
-        folder.mkdir(parents=True, exist_ok=True)
-        with reporter.task(label, sum(len(tree.response_ids) for tree in trees)) as task:
-            for start in range(0, len(trees), PROMPTS_PER_PART):
-                part = trees[start : start + PROMPTS_PER_PART]
-                path = folder / f"{start:08d}.parquet"
-                if path.is_file():
-                    column = pq.read_table(path).column("logps").to_pylist()
-                    task.resume_at(sum(len(tree.response_ids) for tree in trees[: start + len(part)]))
-                else:
-                    column = [[t.tolist() for t in group] for group in engine.logps(part, advance=task.advance)]
-                    partial = path.with_suffix(".partial")
-                    pq.write_table(pa.table({"logps": column}), partial)
-                    partial.replace(path)
-                found += column
-        return found
+    n_responses = sum(len(tree.response_ids) for tree in trees)
 
-    of_policy = logps_of(policy_ref, "policy")
-    of_reference = logps_of(reference_ref, "reference") if reference_ref is not None else None
-    explicit = _explicit(rm, reading, section, batch_tokens, max_response_tokens, reporter) if rm else None
+    def passes(ref: ModelRef, label: str, folder: Path) -> Iterator[list[logp_cache.Values]]:
+        def load() -> Engine:
+            model = models.load_policy(ref, section).to(models.best_device())
+            models.check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
+            dtype = models.DTYPES[section.dtype]
+            return Engine(model, int(tokenizer.pad_token_id), dtype=dtype, token_budget=batch_tokens)
 
-    rows: list[dict[str, Any]] = []
-    for p, (row, item) in enumerate(zip(reading.rows, reading.encoded, strict=True)):
-        label = pairwise_label(row)
-        for k, ids in enumerate(item.tree.response_ids):
-            own = np.array(of_policy[p][k], dtype=np.float64)
-            ref = np.array(of_reference[p][k], dtype=np.float64) if of_reference is not None else None
-            token_rewards = beta * (own - ref if ref is not None else own)
-            total = float(token_rewards.sum())
-            record: dict[str, Any] = {
+        key = logp_cache.identity(ref, dtype=section.dtype, attention=section.attn_implementation)
+        with reporter.task(label, n_responses) as task:
+
+            def advance(n: int) -> None:
+                counted[label] += n
+                task.advance(n)
+
+            yield from logp_cache.logps(
+                trees, folder, key, load, advance=advance, skip=lambda n: task.resume_at(task.done + n)
+            )
+
+    # One model in memory at a time; the last pass writes each part's rows as they are complete.
+    of_policy = list(passes(policy_ref, "policy", work))
+    explicit = _explicit(rm, reading, section, batch_tokens, max_response_tokens, work, reporter) if rm else None
+    of_reference = passes(reference_ref, "reference", logp_cache.reference_folder()) if reference_ref else None
+    if not main:  # the other processes have computed their parts; the main one writes
+        for _ in of_reference or ():
+            pass
+        logp_cache.wait_for_all()
+        return {}
+    implicit: list[np.ndarray] = []
+
+    def row_groups() -> Iterator[list[dict[str, Any]]]:
+        for number, part in enumerate(of_policy):
+            first = number * logp_cache.PART
+            of_part = next(of_reference) if of_reference is not None else None
+            rows: list[dict[str, Any]] = []
+            for offset, responses in enumerate(part):
+                found = _rows(reading, first + offset, responses, of_part[offset] if of_part else None, beta)
+                implicit.append(np.array([row["implicit_reward"] for row in found]))
+                for k, row in enumerate(found):
+                    if explicit is not None:
+                        row["explicit_reward"] = explicit[first + offset][k]
+                rows += found
+            yield rows
+        for _ in of_reference or ():  # lets its progress bar end
+            pass
+
+    facts = {
+        "beta": beta,
+        "reference_free": reference_ref is None,
+        "policy": policy_ref.fingerprint,
+        "reference": reference_ref.fingerprint if reference_ref else None,
+    }
+    left_out = {"token_rewards": per_token, "prompt_ids": with_ids, "response_ids": with_ids, "explicit_reward": rm}
+    labelled = any(pairwise_label(row) for row in reading.rows)
+    names = [name for name in SCHEMA.names if left_out.get(name, True) and (labelled or name != "label")]
+    schema = pa.schema([SCHEMA.field(name) for name in names], metadata={"duel": json.dumps(facts)})
+    write_row_groups(row_groups(), schema, work / out.name)
+    (work / out.name).replace(out)
+    logp_cache.wait_for_all()  # the others read the parts too
+    shutil.rmtree(work)
+
+    lengths = [np.array([len(ids) for ids in tree.response_ids], dtype=np.float64) for tree in trees]
+    summary = _summary(reading, implicit, started, lengths=lengths)
+    summary |= {**facts, "out": str(out), "warning": LOG_Z_WARNING, "responses_computed": counted}
+    if summary["accuracy"] is not None:
+        per_token_rewards = [reward / n for reward, n in zip(implicit, lengths, strict=True)]
+        summary["accuracy_mean"] = estimate_dict(pairwise_accuracy(_comparisons(reading.rows), per_token_rewards))
+    if explicit is not None:
+        summary |= _against(reading, [np.array(v) for v in explicit], implicit, lengths, out)
+    if scratch is not None:
+        with scratch:
+            return {**summary, "out": None, "rows": pq.read_table(out).to_pylist()}
+    write_json(out.with_suffix(".summary.json"), summary)
+    return summary
+
+
+def _beta(beta: float | None, policy: ModelRef, reporter: Reporter) -> float:
+    if beta is None:
+        recorded = training_record(policy).get("beta")
+        beta = float(recorded) if recorded is not None else DEFAULT_BETA
+        source = "as the policy was trained" if recorded is not None else "the default, since the policy records none"
+        reporter.line(f"beta {beta:g}, {source}")
+    if not (math.isfinite(beta) and beta > 0):
+        raise RecipeError(f"beta is {beta:g}", where="--beta", fix="a positive number; DPO's default is 0.1")
+    return beta
+
+
+def _rows(
+    reading: Reading, index: int, of_policy: logp_cache.Values, of_reference: logp_cache.Values | None, beta: float
+) -> list[dict[str, Any]]:
+    """The table's rows of one prompt; sums in fp64."""
+    row, item = reading.rows[index], reading.encoded[index]
+    label = pairwise_label(row)
+    out = []
+    for k, ids in enumerate(item.tree.response_ids):
+        own = of_policy[k].astype(np.float64)
+        reference = of_reference[k].astype(np.float64) if of_reference is not None else None
+        token_rewards = beta * (own - reference if reference is not None else own)
+        total = float(token_rewards.sum())
+        out.append(
+            {
                 "prompt_id": row.prompt_id,
                 "response_index": k,
                 "n_tokens": len(ids),
                 "policy_logp": float(own.sum()),
-                "reference_logp": float(ref.sum()) if ref is not None else None,
+                "reference_logp": float(reference.sum()) if reference is not None else None,
                 "implicit_reward": total,
                 "implicit_reward_mean": total / len(ids),
                 "truncated": item.truncated[k],
+                "label": label[k] if label is not None else None,
+                "token_rewards": token_rewards,
+                "prompt_ids": item.tree.prompt_ids,
+                "response_ids": ids,
             }
-            if label is not None:
-                record["label"] = label[k]
-            if explicit is not None:
-                record["explicit_reward"] = explicit[p][k]
-            if per_token:
-                record["token_rewards"] = token_rewards.tolist()
-            if with_ids:
-                record["prompt_ids"], record["response_ids"] = item.tree.prompt_ids, ids
-            rows.append(record)
-    write_table(rows, out)
-    for folder in out.parent.glob(f".{out.name}.*.partial"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-    implicit = _by_prompt(rows, "implicit_reward", len(reading.rows))
-    summary = _summary(reading, implicit, started, lengths=_by_prompt(rows, "n_tokens", len(reading.rows)))
-    summary |= {"beta": beta, "reference_free": reference_ref is None, "out": str(out), "warning": LOG_Z_WARNING}
-    if explicit is not None:
-        summary["implicit_vs_explicit"] = compare_rewards(
-            [row.prompt_id for row in reading.rows],
-            _comparisons(reading.rows),
-            [np.array(v) for v in explicit],
-            implicit,
         )
-    write_json(out.with_suffix(".summary.json"), summary)
-    return summary
+    return out
+
+
+def _against(
+    reading: Reading,
+    explicit: list[np.ndarray],
+    implicit: list[np.ndarray],
+    lengths: list[np.ndarray],
+    out: Path,
+) -> dict[str, Any]:
+    """The check against the explicit rewards; disagreements go to ``OUT.disagreements.jsonl``, the clearest first."""
+    comparisons = _comparisons(reading.rows)
+    prompt_ids = [row.prompt_id for row in reading.rows]
+    found: dict[str, Any] = dict(compare_rewards(prompt_ids, comparisons, explicit, implicit))
+    if comparisons:
+        found["calibration"] = {
+            "explicit": calibration(comparisons, explicit, prompt_ids=prompt_ids),
+            "implicit": calibration(comparisons, implicit, prompt_ids=prompt_ids),
+        }
+        found["splits"] = agreement_by_slice(prompt_ids, comparisons, explicit, implicit, lengths)
+    lines = []
+    for index, x, y in disagreements(comparisons, explicit, implicit):
+        p, i, j, prefer_i, _ = comparisons[index]
+        row = reading.rows[p]
+        record = {
+            "prompt_id": row.prompt_id,
+            "prompt": readable(row.prompt),
+            "response_a": row.responses[i],
+            "response_b": row.responses[j],
+            "label_prefers_a": prefer_i,
+            "explicit_margin": x,
+            "implicit_margin": y,
+            "n_tokens_a": int(lengths[p][i]),
+            "n_tokens_b": int(lengths[p][j]),
+        }
+        lines.append(json.dumps(record, ensure_ascii=False))
+    path = out.with_suffix(".disagreements.jsonl")
+    write_text(path, "".join(line + "\n" for line in lines))
+    return {"implicit_vs_explicit": found, "n_disagreements": len(lines), "disagreements": str(path)}
 
 
 def explicit_rewards(
@@ -245,12 +358,13 @@ def explicit_rewards(
     force: bool = False,
     limit: int | None = None,
     split: str = "train",
+    plain: bool = False,
     max_prompt_tokens: int = 2048,
     max_response_tokens: int = 1024,
     batch_tokens: int | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """Write the reward model's score of every response to ``out`` and return the summary."""
+    """Write the reward model's score of every response to ``out`` and return the summary. Interrupted, it continues."""
     started = time.monotonic()
     _refuse_existing(out, force)
     section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
@@ -259,11 +373,13 @@ def explicit_rewards(
         models.load_tokenizer(resolve(rm)),
         rm,
         split=split,
+        plain=plain,
         limit=limit,
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
     )
-    scores = _explicit(rm, reading, section, batch_tokens, max_response_tokens, reporter)
+    work = out.with_name(f".{out.name}.partial")
+    scores = _explicit(rm, reading, section, batch_tokens, max_response_tokens, work, reporter)
     rows = []
     for p, (row, item) in enumerate(zip(reading.rows, reading.encoded, strict=True)):
         label = pairwise_label(row)
@@ -277,7 +393,8 @@ def explicit_rewards(
             }
             rows.append(record | ({"label": label[k]} if label is not None else {}))
     write_table(rows, out)
-    lengths = _by_prompt(rows, "n_tokens", len(reading.rows))
+    shutil.rmtree(work, ignore_errors=True)
+    lengths = [np.array([len(ids) for ids in item.tree.response_ids], dtype=np.float64) for item in reading.encoded]
     return _summary(reading, [np.array(v) for v in scores], started, lengths=lengths) | {"out": str(out)}
 
 
@@ -293,12 +410,11 @@ def _explicit(
     section: ModelSection,
     batch_tokens: int | None,
     max_response_tokens: int,
+    work: Path,
     reporter: Reporter,
 ) -> list[list[float]]:
     ref = resolve(rm)
     tokenizer = models.load_tokenizer(ref)
-    model = models.load_reward_model(ref, section).to(models.best_device())
-    models.check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, rm)
     conversational = is_conversation(reading.rows[0].prompt)
     if conversational:
         models.require_chat_template(tokenizer, rm)
@@ -307,25 +423,23 @@ def _explicit(
         encode(tokenizer, row.prompt, row.responses, end_id=end_id, max_response_tokens=max_response_tokens).tree
         for row in reading.rows
     ]
-    engine = Engine(model, int(tokenizer.pad_token_id), dtype=models.DTYPES[section.dtype], token_budget=batch_tokens)
+
+    def load() -> Engine:
+        model = models.load_reward_model(ref, section).to(models.best_device())
+        models.check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, rm)
+        dtype = models.DTYPES[section.dtype]
+        return Engine(model, int(tokenizer.pad_token_id), dtype=dtype, token_budget=batch_tokens)
+
+    key = logp_cache.identity(ref, dtype=section.dtype, attention=section.attn_implementation)
     with reporter.task("reward model", sum(len(tree.response_ids) for tree in trees)) as task:
-        scores = engine.scores(trees, advance=task.advance)
+        skip = lambda n: task.resume_at(task.done + n)  # noqa: E731
+        parts = list(logp_cache.scores(trees, work, key, load, advance=task.advance, skip=skip))
     mean = models.reward_mean(ref.path)
-    return [[value - mean for value in values] for values in scores]
+    return [[float(value[0]) - mean for value in row] for part in parts for row in part]
 
 
 def _comparisons(rows: Sequence[PreferenceRow]) -> list[Comparison]:
     return [(p, pair.i, pair.j, pair.p, pair.weight) for p, row in enumerate(rows) for pair in splits.pairs(row)]
-
-
-def _by_prompt(rows: Sequence[dict[str, Any]], column: str, n: int) -> list[np.ndarray]:
-    out: list[list[float]] = []
-    for row in rows:
-        if row["response_index"] == 0:
-            out.append([])
-        out[-1].append(float(row[column]))
-    assert len(out) == n
-    return [np.array(values) for values in out]
 
 
 def _summary(

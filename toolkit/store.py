@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,24 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_row_groups(groups: Iterable[Sequence[Mapping[str, Any]]], schema: Any, path: Path) -> None:
+    """Write a Parquet file of this pyarrow schema, a row group for each of ``groups`` as it comes, whole or not at all.
+
+    Columns that the schema does not name are left out.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with pq.ParquetWriter(partial, schema) as writer:
+            for rows in groups:
+                writer.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -228,12 +228,20 @@ def rewards_table(summary: Mapping[str, Any]) -> str:
             f"pairwise accuracy {percent(summary['accuracy'])} ({interval(low, high)}, "
             f"{summary['n_comparisons']} comparisons)"
         )
+    if summary.get("quality") is not None:
+        quality = summary["quality"]
+        margin = quality["margin_mean"]
+        lines.append(
+            f"margin towards the preferred {number(margin['value'])} "
+            f"({interval(margin['ci_low'], margin['ci_high'], number)}), read as sigmoid(margin): "
+            f"NLL {number(quality['nll'])}, Brier {number(quality['brier'])}, ECE {number(quality['ece'])}, "
+            f"temperature {number(quality['temperature'])}"
+        )
+    if summary.get("reference_free"):
+        lines.append("reference-free: the rewards are beta * log pi, without a reference")
     if "implicit_vs_explicit" in summary:
-        table = _table("Implicit against explicit", ["", "value", "95% interval"])
-        for name, found in summary["implicit_vs_explicit"].items():
-            if isinstance(found, Mapping) and "value" in found:
-                table.add_row(name, number(found["value"]), interval(found["ci_low"], found["ci_high"], number))
-        lines.append(_text(table))
+        lines += _against(summary["implicit_vs_explicit"])
+        lines.append(f"{summary['n_disagreements']} pairs ordered unlike, with their text: {summary['disagreements']}")
     if "warning" in summary:
         lines.append(f"note: {summary['warning']}")
     return "\n".join([*lines, f"written: {summary['out']}"])
@@ -252,6 +260,24 @@ def rewards_sheets(summary: Mapping[str, Any]) -> list[Sheet]:
             cells = (number(found["value"]), interval(found["ci_low"], found["ci_high"], number))
             against.add_row(name.replace("_", " "), *cells)
     return [table, *([against] if against.rows else [])]
+
+
+def _against(found: Mapping[str, Any]) -> list[str]:
+    """The check of implicit against explicit rewards: as a whole, calibration, and by slice."""
+    table = _table("Implicit against explicit", ["", "value", "95% interval"])
+    rows = {name: entry for name, entry in found.items() if isinstance(entry, Mapping) and "value" in entry}
+    for reward, entries in found.get("calibration", {}).items():
+        rows |= {f"{name} of {reward}": entry for name, entry in entries.items()}
+    for name, entry in rows.items():
+        table.add_row(name, number(entry["value"]), interval(entry["ci_low"], entry["ci_high"], number))
+    tables = [_text(table)]
+    for name, slices in found.get("splits", {}).items():
+        table = _table(f"By {name.replace('_', ' ')}", ["from", "to", "pairs", "explicit", "implicit", "agreement"])
+        for row in slices:
+            shares = [percent(row[key]["value"]) for key in ("accuracy_explicit", "accuracy_implicit", "agreement")]
+            table.add_row(f"{row['low']:.3g}", f"{row['high']:.3g}", str(row["n_pairs"]), *shares)
+        tables.append(_text(table))
+    return tables
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:

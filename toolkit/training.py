@@ -33,8 +33,9 @@ from toolkit.preferences.encoding import encode, is_conversation, response_end
 from toolkit.preferences.formats import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe import Arm, Training
-from toolkit.scoring import Engine, Tree, TreeBatch
+from toolkit.scoring import Engine, Tree, TreeBatch, batches
 
+LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 # An interrupted stage loses at most this share of its steps.
 RESUME_POINTS = 6
 
@@ -169,23 +170,30 @@ class KeepPolicies(TrainerCallback):
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt for a comparison loss. ``pairs`` are (i, j, share of the weight that prefers i, weight)."""
+    """One prompt for a comparison loss. ``pairs`` are (i, j, share of the weight that prefers i, weight).
+
+    ``margins``: for each pair, by how much the preferred reward should be higher; none where the data has none.
+    """
 
     tree: Tree
     pairs: list[tuple[int, int, float, float]]
+    margins: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Packed prompts with all their comparisons, P in all. Each prompt's weights add up to 1 / prompts of the batch,
-    so that a weighted sum is the mean over prompts of the mean over comparisons (Ouyang et al. 2022, equation 1)."""
+    """Packed prompts with all their comparisons, P in all: a batch, or a part of one that is computed at once. Each
+    prompt's weights add up to 1 / prompts of the whole batch, so that weighted sums, added over the parts, are the mean
+    over prompts of the mean over comparisons (Ouyang et al. 2022, equation 1)."""
 
     trees: TreeBatch
     first: torch.Tensor  # [P] response i
     second: torch.Tensor  # [P] response j
     prefer_first: torch.Tensor  # [P] in [0, 1]
     weight: torch.Tensor  # [P]
+    margin: torch.Tensor  # [P] by how much the preferred reward should be higher
     example: torch.Tensor  # [B] which of the stage's examples each prompt is
+    token_share: torch.Tensor  # [] this part's share of the whole batch's response tokens
 
     def to(self, device: torch.device) -> PairBatch:
         return PairBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -203,13 +211,27 @@ def examples_of(
             encoded = encode(
                 tokenizer, row.prompt, row.responses, end_id=end_id, max_response_tokens=max_response_tokens
             )
-            out.append(Example(encoded.tree, [(pair.i, pair.j, pair.p, pair.weight) for pair in found]))
+            pairs = [(pair.i, pair.j, pair.p, pair.weight) for pair in found]
+            out.append(Example(encoded.tree, pairs, tuple(splits.margins(row))))
     return out
 
 
-def collate(engine: Engine, examples: Sequence[tuple[int, Example]]) -> dict[str, PairBatch]:
-    """Pack numbered examples into one batch on the engine's device, under the key ``batch``."""
-    first, second, prefer, weight = [], [], [], []
+def collate(engine: Engine, examples: Sequence[tuple[int, Example]]) -> dict[str, list[PairBatch]]:
+    """Pack numbered examples into one batch on the engine's device, under the key ``batch``: the parts of it that fit
+    the engine's token budget. How many prompts make a step is statistics, how many are computed at once is hardware:
+    the gradients are the same, the memory is that of a part, and on a CPU a part that fits its cache is faster.
+    """
+    n_tokens = sum(len(ids) for _, example in examples for ids in example.tree.response_ids)
+    parts = []
+    for indices in batches([example.tree for _, example in examples], engine.token_budget):
+        chosen = [examples[i] for i in sorted(indices)]
+        parts.append(_pair_batch(engine, chosen, len(examples), n_tokens).to(engine.device))
+    return {"batch": parts}
+
+
+def _pair_batch(engine: Engine, examples: Sequence[tuple[int, Example]], n_prompts: int, n_tokens: int) -> PairBatch:
+    """A part of a batch of ``n_prompts`` prompts with ``n_tokens`` response tokens."""
+    first, second, prefer, weight, margin = [], [], [], [], []
     offset = 0
     for _, example in examples:
         total = sum(w for *_, w in example.pairs)
@@ -217,17 +239,20 @@ def collate(engine: Engine, examples: Sequence[tuple[int, Example]]) -> dict[str
             first.append(offset + i)
             second.append(offset + j)
             prefer.append(p)
-            weight.append(w / total / len(examples))
+            weight.append(w / total / n_prompts)
+        margin += example.margins or (0.0,) * len(example.pairs)
         offset += len(example.tree.response_ids)
-    batch = PairBatch(
-        trees=engine.pack([example.tree for _, example in examples]),
-        first=torch.tensor(first),
-        second=torch.tensor(second),
+    trees = engine.pack([example.tree for _, example in examples])
+    return PairBatch(
+        trees=trees,
+        first=torch.tensor(first, dtype=torch.long),
+        second=torch.tensor(second, dtype=torch.long),
         prefer_first=torch.tensor(prefer),
         weight=torch.tensor(weight),
+        margin=torch.tensor(margin),
         example=torch.tensor([index for index, _ in examples]),
+        token_share=torch.tensor(trees.target.numel() / n_tokens),
     )
-    return {"batch": batch.to(engine.device)}
 
 
 def world() -> tuple[int, int]:
@@ -295,13 +320,14 @@ class ByLength(Sampler[int]):
 class EngineTrainer(Trainer):
     """A transformers Trainer whose loss is a function of one collated batch, with averaged metrics in its log.
 
-    ``loss_fn(inputs) -> (loss, metrics)``; the loss is a mean over prompts.
+    ``loss_fn(part) -> (loss, metrics)``: losses add up over the parts of a batch to a mean over its prompts; a metric
+    is a tensor of values (of comparisons, of responses), and the log has the mean of all since the last entry.
     """
 
-    def __init__(self, *, loss_fn: Callable[[Any], tuple[torch.Tensor, dict[str, float]]], **kwargs: Any) -> None:
+    def __init__(self, *, loss_fn: LossFunction, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.loss_fn = loss_fn
-        self.sums: dict[str, list[float]] = defaultdict(list)
+        self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
         # Our loss is already a mean, so the trainer must divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
@@ -318,19 +344,21 @@ class EngineTrainer(Trainer):
         with precision(self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32):
             loss, metrics = self.loss_fn(inputs["batch"])
         for name, value in metrics.items():
-            self.sums[name].append(value)
+            self.values[name].append(value.detach().flatten())
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        losses = [super(EngineTrainer, self).training_step(model, {"batch": part}) for part in inputs["batch"]]
         if self.accelerator.sync_gradients:
             reduce_gradients(self.accelerator.unwrap_model(self.model))
-        return loss
+        return torch.stack(losses).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        for name, values in self.sums.items():
-            logs[name] = sum(values) / len(values)
-        self.sums.clear()
+        for name, values in self.values.items():
+            found = torch.cat(values)
+            if found.numel():
+                logs[name] = found.float().mean().item()
+        self.values.clear()
         super().log(logs, start_time)
 
 

@@ -272,6 +272,25 @@ def test_compare_simulate_and_winrate(run_folder: Path, tmp_path: Path) -> None:
     assert "comparisons" in plan.stdout
 
 
+def test_trls_own_trainers_train_both_models(tmp_path: Path) -> None:
+    out = tmp_path / "trl"
+    sets = ["--set=dpo.trainer=trl", "--set=dpo.loss_type=apo_zero", "--set=reward_model.trainer=trl"]
+    for stage in ("dpo", "reward_model"):
+        sets += [f"--set={stage}.per_device_train_batch_size=64", f"--set={stage}.logging_steps=1"]
+    duel("run", "smoke", "--out", str(out), *SMALL, *sets, "--until", "reward_model")
+    duel("run", "smoke", "--out", str(out), *SMALL, *sets, "--only", "dpo")
+    for stage, logged in (("reward_model", "margin"), ("dpo", "logps/chosen")):
+        record = json.loads((out / stage / "stage.json").read_text())
+        assert any(logged in entry for entry in record["metrics"]["history"])
+    assert json.loads((out / "dpo" / "model" / "duel.json").read_text())["loss_type"] == "apo_zero"
+    rewards = ["rewards", "--policy", str(out / "dpo" / "model"), "--reference", str(out / "sft" / "model")]
+    rewards += ["--rm", str(out / "reward_model" / "model"), "--data", "reviews", "--limit", "4"]
+    summary = json.loads(duel(*rewards, "--out", str(tmp_path / "r.parquet"), "--json").stdout)
+    assert summary["n_prompts"] == 4 and summary["implicit_vs_explicit"]["agreement"]["value"] is not None
+    wrong = duel("validate", "smoke", "--set=dpo.loss_type=apo_zero", check=2)
+    assert "trainer: trl" in wrong.stderr
+
+
 def test_sweep_shares_equal_stages(tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     done = duel("sweep", "smoke", "--grid", "dpo.beta=0.1,0.5", "--out", str(out), *SMALL, "--json")

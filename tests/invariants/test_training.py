@@ -46,12 +46,13 @@ def moved(model: Any, scale: float = 0.02) -> Any:
     return model
 
 
-def engine(model: Any) -> Engine:
-    return Engine(model, 0, dtype=torch.float32)
+def engine(model: Any, **more: Any) -> Engine:
+    return Engine(model, 0, dtype=torch.float32, **more)
 
 
 def pack_of(scorer: Engine, chosen: list[tuple[int, Example]]) -> PairBatch:
-    return collate(scorer, chosen)["batch"]
+    [part] = collate(scorer, chosen)["batch"]
+    return part
 
 
 def plain_sums(model: Any, tree: Tree) -> list[float]:
@@ -115,7 +116,9 @@ def test_the_examples_in_the_docstrings_are_true() -> None:
     st.floats(-20, 20),
     st.floats(0, 1),
     st.floats(0.01, 2),
-    st.sampled_from([("sigmoid", 0.0), ("sigmoid", 0.2), ("ipo", 0.0), ("hinge", 0.0)]),
+    st.sampled_from(
+        [("sigmoid", 0.0), ("sigmoid", 0.2), ("sigmoid_norm", 0.0), ("robust", 0.2), ("ipo", 0.0), ("hinge", 0.0)]
+    ),
 )
 def test_preference_losses(a: float, b: float, p: float, beta: float, kind: tuple[str, float]) -> None:
     loss_type, smoothing = kind
@@ -124,8 +127,11 @@ def test_preference_losses(a: float, b: float, p: float, beta: float, kind: tupl
     ours = float(dpo.preference_loss(*x, section))
 
     def one(d: float) -> float:
-        if loss_type == "sigmoid":
+        if loss_type.startswith("sigmoid"):
             return -(1 - smoothing) * log_sigmoid(beta * d) - smoothing * log_sigmoid(-beta * d)
+        if loss_type == "robust":  # unbiased: its mean over labels flipped with that probability is the clean loss
+            clean, other = -log_sigmoid(beta * d), -log_sigmoid(-beta * d)
+            return ((1 - smoothing) * clean - smoothing * other) / (1 - 2 * smoothing)
         return (d - 1 / (2 * beta)) ** 2 if loss_type == "ipo" else max(0.0, 1 - beta * d)
 
     assert ours == pytest.approx(p * one(a - b) + (1 - p) * one(b - a), rel=1e-6, abs=1e-9)
@@ -162,11 +168,13 @@ def test_dpo_on_k_responses_is_the_mean_over_prompts_of_the_mean_over_comparison
                 margins.append(section.beta * (ratios[i] - ratios[j]) * (1 if p > 0.5 else -1))
         total += per_prompt / weight_sum / len(chosen)
     assert loss.item() == pytest.approx(total, rel=1e-4)
-    assert metrics["rewards/margins"] == pytest.approx(sum(margins) / len(margins), abs=1e-4)
-    assert metrics["rewards/accuracies"] == pytest.approx(sum(m > 0 for m in margins) / len(margins))
-    assert metrics["rewards/chosen"] - metrics["rewards/rejected"] == pytest.approx(
-        metrics["rewards/margins"], abs=1e-4
-    )
+    mean = {name: values.mean().item() for name, values in metrics.items()}
+    assert mean["rewards/margins"] == pytest.approx(sum(margins) / len(margins), abs=1e-4)
+    assert mean["rewards/accuracies"] == pytest.approx(sum(m > 0 for m in margins) / len(margins))
+    assert mean["rewards/chosen"] - mean["rewards/rejected"] == pytest.approx(mean["rewards/margins"], abs=1e-4)
+    fallen = metrics["displacement/chosen"] < 0
+    assert mean["displacement/rate"] == pytest.approx(fallen.float().mean().item())
+    assert mean["rewards/chosen"] == pytest.approx(section.beta * mean["displacement/chosen"], abs=1e-5)
 
 
 def test_dpo_starts_at_the_logarithm_of_two(tiny: Any, make_trees: Any) -> None:
@@ -182,7 +190,7 @@ def test_only_ties_give_a_loss_and_no_accuracy(new_tiny: Make, make_trees: Any) 
     [tree] = make_trees(1, k=2)
     batch = pack_of(scorer, [(0, Example(tree, [(0, 1, 0.5, 1.0)]))])
     loss, metrics = dpo.dpo_loss(scorer, DpoSection(), [torch.zeros(2)], batch)
-    assert math.isfinite(loss.item()) and all(math.isfinite(value) for value in metrics.values())
+    assert math.isfinite(loss.item()) and all(values.numel() == 0 for values in metrics.values())
 
 
 # ---------------------------------------------------------------- the reward model
@@ -209,7 +217,8 @@ def test_bradley_terry_is_a_double_loop(tiny_ref: Any, make_trees: Any, coeffici
                 right.append(float((r[i] > r[j]) == (p > 0.5)))
     total.backward()
     assert loss.item() == pytest.approx(total.item(), abs=1e-5)
-    assert metrics["rewards/accuracies"] == pytest.approx(sum(right) / len(right))
+    assert metrics["rewards/accuracies"].mean().item() == pytest.approx(sum(right) / len(right))
+    assert torch.equal(metrics["margin"], metrics["rewards/chosen"] - metrics["rewards/rejected"])
     for name, weight in model.named_parameters():
         if weight.grad is not None:
             assert float((weight.grad - found[name]).norm() / weight.grad.norm().clamp(min=1e-9)) < 1e-3, name
@@ -263,6 +272,7 @@ def build(
     stop_at: int | None = None,
     seed: int = 0,
     items: list[Example] | None = None,
+    token_budget: int | None = None,
 ) -> tuple[EngineTrainer, Any]:
     """A trainer as the stages make it; ``kind`` is dpo or rm, with ``-lora`` behind it or not."""
     task, _, adapter = kind.partition("-")
@@ -275,7 +285,7 @@ def build(
     else:
         model = models.new_reward_model(tiny_ref, model_section, 0, seed=1)
         model = models.trainable(model, lora, task="SEQ_CLS", modules_to_save=["score"])
-    scorer = Engine(model, 0, dtype=models.DTYPES[dtype])
+    scorer = Engine(model, 0, dtype=models.DTYPES[dtype], token_budget=token_budget)
     if items is None:
         items = [Example(tree, [(0, 1, 1.0, 1.0), (1, 2, 0.3, 1.0)]) for tree in make_trees(8, seed=3)]
     if task == "dpo":
@@ -356,6 +366,41 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path, tiny_ref: Any
         assert loss == pytest.approx(results[0][1], abs=1e-4)
         assert norms == pytest.approx(results[0][2], rel=1e-3)
         assert_equal(weights, results[0][0], tolerance=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["dpo-lora", "rm"])
+def test_a_batch_in_parts_is_the_same_batch(tmp_path: Path, tiny_ref: Any, make_trees: Any, kind: str) -> None:
+    """The token budget is a matter of memory: losses, gradients, metrics and weights stay."""
+    items = examples(make_trees) * 2
+    results = []
+    for budget in (10_000, 120, 1):
+        section = settings_of(per_device_train_batch_size=4, max_steps=2, adam_epsilon=1e-3)
+        folder = tmp_path / str(budget)
+        trainer, model = build(kind, folder, tiny_ref, make_trees, section, items=items, token_budget=budget)
+        n_parts = len(trainer.data_collator(list(enumerate(items))[:4])["batch"])
+        trainer.train()
+        logged = [
+            {k: v for k, v in e.items() if "rewards" in k or k in ("loss", "grad_norm")}
+            for e in trainer.state.log_history
+        ]
+        results.append((n_parts, trained(model), [entry for entry in logged if "loss" in entry]))
+    assert results[0][0] == 1 < results[1][0] < results[2][0] == 4
+    for _, weights, logged in results[1:]:
+        assert_equal(weights, results[0][1], tolerance=2e-5)
+        for entry, expected in zip(logged, results[0][2], strict=True):
+            assert entry == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_imitation_in_parts_is_the_mean_over_all_tokens(tiny: Any, make_trees: Any) -> None:
+    items = [(k, Example(tree, [])) for k, tree in enumerate(make_trees(5, seed=8))]
+    whole, parts = (engine(tiny, token_budget=n) for n in (10_000, 40))
+    [batch] = collate(whole, items)["batch"]
+    expected, _ = sft.completion_loss(whole, batch)
+    split = [sft.completion_loss(parts, part)[0] for part in collate(parts, items)["batch"]]
+    assert len(split) > 1
+    assert sum(split).item() == pytest.approx(expected.item(), abs=1e-5)
+    every = torch.cat([t for row in whole.logps([e.tree for _, e in items]) for t in row])
+    assert expected.item() == pytest.approx(-every.mean().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["dpo", "dpo-lora", "rm-lora"])

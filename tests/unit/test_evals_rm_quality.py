@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from toolkit.errors import DataError
-from toolkit.evals.rm_quality import expected_calibration_error, fit_temperature, reliability_curve, rm_quality
+from toolkit.evals.rm_quality import (
+    calibration,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_curve,
+    rm_quality,
+)
 
 
 def calibrated(
@@ -93,3 +99,28 @@ def test_accuracy_by_margin_rises_for_a_calibrated_model() -> None:
 def test_no_comparisons_are_refused() -> None:
     with pytest.raises(DataError, match="no comparisons"):
         rm_quality([], [[0.0, 1.0]])
+
+
+def test_calibration_is_that_of_the_quality_with_intervals_over_prompts() -> None:
+    comparisons, rewards = calibrated(600, 2.0)
+    found, whole = calibration(comparisons, rewards, n_resamples=200), rm_quality(comparisons, rewards, n_resamples=10)
+    for name in ("nll", "brier", "ece"):
+        assert found[name]["value"] == pytest.approx(whole[name], abs=1e-12)
+    assert found["temperature"]["value"] == pytest.approx(whole["temperature"], rel=1e-3)
+    for entry in found.values():
+        assert entry["n"] == 600 and entry["ci_low"] < entry["ci_high"]
+    assert found["temperature"]["ci_low"] < 2.0 < found["temperature"]["ci_high"]
+
+
+def test_a_temperature_that_does_not_exist_has_no_value() -> None:
+    always_right = [(k, 0, 1, 1.0, 1.0) for k in range(20)]
+    found = calibration(always_right, [[1.0 + k, 0.0] for k in range(20)], n_resamples=50)
+    assert found["temperature"]["value"] is None
+    with pytest.raises(DataError):
+        calibration([], [[0.0, 1.0]])
+
+
+def test_prompts_that_are_the_same_are_resampled_together() -> None:
+    comparisons, rewards = calibrated(300, 1.0)
+    ids = [f"p{k // 3}" for k in range(300)]
+    assert calibration(comparisons, rewards, prompt_ids=ids, n_resamples=50)["nll"]["n"] == 100

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from toolkit.errors import DataError
 from toolkit.preferences.formats import (
     Comparison,
     PreferenceRow,
@@ -27,7 +28,7 @@ from toolkit.preferences.formats import (
     write_native,
 )
 from toolkit.preferences.reading import PreferenceData, from_parquet, read_preferences, shipped_names, to_parquet
-from toolkit.preferences.splits import judgements, pairs
+from toolkit.preferences.splits import judgements, margins, pairs
 
 REAL = os.environ.get("DUEL_REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL, reason="DUEL_REAL_DATA does not name the folder of real data")
@@ -600,3 +601,21 @@ def test_real_labels_point_at_the_right_response() -> None:
     by_prompt = {record["instruction"]: record["preference"] for record in full}
     for row in read_preferences(str(folder / "alpaca_eval/full/alpaca-7b.json.gz")).rows:
         assert 2 - pairs(row)[0].p == pytest.approx(by_prompt[row.prompt], abs=1e-12)
+
+
+def test_margins_are_read_kept_and_averaged(tmp_path: Path) -> None:
+    [row] = read_records(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1.5}]).rows
+    assert row.comparisons == [Comparison(0, 1, margin=1.5)]
+    native = {"prompt": "p", "responses": ["a", "b", "c"]}
+    comparisons = [
+        {"winner": 2, "loser": 0, "margin": 3},
+        {"winner": 0, "loser": 2, "weight": 2},
+        {"winner": 0, "loser": 1},
+    ]
+    [row] = read_records(tmp_path, [{**native, "comparisons": comparisons}]).rows
+    assert margins(row) == [0.0, 1.0] and [pair[:2] for pair in pairs(row)] == [(0, 1), (0, 2)]
+    assert row_from_dict(row_to_dict(row)) == row
+    to_parquet([row], tmp_path / "rows.parquet")
+    assert from_parquet(tmp_path / "rows.parquet") == [row]
+    with pytest.raises(DataError, match="margin -1.0 is negative"):
+        read_records(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}])

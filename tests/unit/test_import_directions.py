@@ -17,7 +17,19 @@ LAYERS = [
     {"pipeline", "rewards", "comparing", "rejudging", "simulating", "labelling", "sweep", "dry_run", "tables"}
     | {"runs", "watching", "pushing"},
     {"stages"},
-    {"ppo", "training", "judging", "evals", "generation", "scoring", "preferences", "report", "metrics"},
+    {
+        "ppo",
+        "training",
+        "trl_trainers",
+        "logp_cache",
+        "judging",
+        "evals",
+        "generation",
+        "scoring",
+        "preferences",
+        "report",
+        "metrics",
+    },
     {"models"},
     {"store", "progress", "recipe", "errors", "local_server"},
 ]
@@ -25,6 +37,8 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 SIDEWAYS = {
     "ppo": {"scoring", "generation", "training", "preferences"},
     "training": {"scoring", "preferences"},
+    "trl_trainers": {"training"},
+    "logp_cache": {"scoring"},
     "preferences": {"scoring"},
     "rewards": {"comparing"},
     "simulating": {"comparing"},

@@ -311,7 +311,9 @@ def test_copy_recipe(tmp_path):
         (["ppo.num_mini_batches=32"], "16 prompts in a rollout do not fill 32 mini-batches"),
         (["ppo.total_episodes=63"], "63 episodes do not fill one rollout of 64"),
         (["ppo.adaptive_kl=true", "ppo.kl_coef=0"], "KL coefficient of 0"),
-        (["dpo.label_smoothing=0.1", "dpo.loss_type=hinge"], "belongs to the sigmoid loss"),
+        (["dpo.label_smoothing=0.1", "dpo.loss_type=hinge"], "belongs to the losses sigmoid and robust"),
+        (["dpo.loss_type=apo_zero"], "the engine has no loss apo_zero"),
+        (["dpo.loss_type=exo_pair", "dpo.trainer=trl"], "exo_pair needs label smoothing"),
         (["data.eval_fraction=0"], "data.eval_fraction must lie between 0 and 1"),
         (["data.eval_fraction=1"], "data.eval_fraction must lie between 0 and 1"),
         (["data=f.jsonl", "data.eval_split=test", "data.eval_fraction=0"], "data.eval_fraction must lie between"),
@@ -394,7 +396,7 @@ def test_check_without_origins():
     recipe = Recipe(name="x", dpo=DpoSection(loss_type="ipo", label_smoothing=0.1))
     with pytest.raises(RecipeError) as caught:
         check(recipe)
-    assert caught.value.where == "dpo.label_smoothing = 0.1, dpo.loss_type = ipo"
+    assert caught.value.where == "dpo.label_smoothing = 0.1, dpo.loss_type = ipo, dpo.trainer = engine"
     check(Recipe(name="x"))
 
 

@@ -130,6 +130,32 @@ def pairwise_accuracy(
     )
 
 
+def order_agreement(
+    comparisons: Sequence[Comparison],
+    first: Sequence[ArrayLike],
+    second: Sequence[ArrayLike],
+    *,
+    prompt_ids: Sequence[str] | None = None,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Weighted share of compared pairs that both rewards order alike; a tie in one of them counts half."""
+    prompt, i, j, _, weight = comparison_columns(comparisons, first)
+    comparison_columns(comparisons, second)
+    if len(prompt) == 0:
+        return NO_ESTIMATE
+    x, y = margins(first, prompt, i, j), margins(second, prompt, i, j)
+    same = np.where((x == 0.0) | (y == 0.0), 0.5, (np.sign(x) == np.sign(y)).astype(np.float64))
+    return bootstrap_statistic(
+        sums_by_prompt(_clusters(prompt_ids, len(first))[prompt], weight * same, weight),
+        ratio,
+        n_resamples=n_resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+
+
 def within_prompt_correlation(
     first: Sequence[ArrayLike],
     second: Sequence[ArrayLike],
@@ -217,7 +243,6 @@ def compare_rewards(
     def over_prompts(columns: Sequence[Floats], fn: Callable[..., Floats]) -> EstimateDict:
         return estimate_dict(bootstrap(sums_by_prompt(cluster, *columns), fn))
 
-    same = np.where((x == 0.0) | (y == 0.0), 0.5, (np.sign(x) == np.sign(y)).astype(np.float64))
     # kappa of the two verdicts: each unordered pair enters in both directions, so that the chance level does not depend
     # on which response is called first
     both = [np.concatenate([x, -x]), np.concatenate([y, -y])]
@@ -229,7 +254,7 @@ def compare_rewards(
         "n_pairs": len(prompt),
         "accuracy_explicit": estimate_dict(pairwise_accuracy(comparisons, explicit, **options)),
         "accuracy_implicit": estimate_dict(pairwise_accuracy(comparisons, implicit, **options)),
-        "agreement": over_prompts([w * same, w], ratio),
+        "agreement": estimate_dict(order_agreement(comparisons, explicit, implicit, **options)),
         "cohen_kappa": estimate_dict(kappa),
         "spearman": estimate_dict(within_prompt_correlation(explicit, implicit, method="spearman", **options)),
         "kendall": estimate_dict(within_prompt_correlation(explicit, implicit, method="kendall", **options)),

@@ -219,14 +219,17 @@ def _on_samples(samples: Sequence[Row], options: Mapping[str, Any]) -> dict[str,
 
     The implicit reward is known to generalise worse off its training distribution (Lin et al. 2024, arXiv 2409.03650).
     """
-    kinds = {
+    sources = {
         "sft and base": ("base", "sft"),
-        "both arms": ("checkpoint", "final"),
-        "all": ("base", "sft", "checkpoint", "final"),
+        "PPO": ("rm_ppo",),
+        "DPO": ("dpo",),
+        "both arms": ("rm_ppo", "dpo"),
+        "all": ("base", "sft", "rm_ppo", "dpo"),
     }
+    drawn = [row for row in samples if row["kind"] != "best_of_n"]  # those are picked, and drawn before
     out: dict[str, Any] = {}
-    for label, wanted in kinds.items():
-        by_prompt = grouped([row for row in samples if row["kind"] in wanted], "prompt_id")
+    for label, arms in sources.items():
+        by_prompt = grouped([row for row in drawn if row["arm"] in arms], "prompt_id")
         usable = {prompt: rows for prompt, rows in by_prompt.items() if len(rows) > 1}
         if not usable:
             continue

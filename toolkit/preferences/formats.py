@@ -31,12 +31,16 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Comparison:
-    """``responses[winner]`` was preferred over ``responses[loser]``, with this weight, by this annotator."""
+    """``responses[winner]`` was preferred over ``responses[loser]``, with this weight, by this annotator.
+
+    ``margin``: by how much its reward should be higher at least (Touvron et al. 2023, equation 2); 0 where nobody said.
+    """
 
     winner: int
     loser: int
     weight: float = 1.0
     annotator: str = ""
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ class Unparsable(Exception):
 
 
 FORMATS = {
-    "native": "prompt, responses, comparisons [{winner, loser, weight?, annotator?}], gold?",
-    "chosen/rejected": "prompt?, chosen, rejected (text, messages, or Human:/Assistant: transcripts)",
+    "native": "prompt, responses, comparisons [{winner, loser, weight?, annotator?, margin?}], gold?",
+    "chosen/rejected": "prompt?, chosen, rejected (text, messages, or Human:/Assistant: transcripts), margin?",
     "ranked": "prompt, responses, ranks (1 = best, equal = tie) or ranking (indices, best first)",
     "scored": "prompt, responses, scores; or instruction, completions [{response, overall_score}]",
     "labelled pair": "prompt, response_a/_b or response_1/_2 or output_1/_2 or conversation_a/_b, and label, "
@@ -171,6 +175,7 @@ def row_to_dict(row: PreferenceRow) -> dict[str, Any]:
         "responses": row.responses,
         "comparisons": [
             {"winner": c.winner, "loser": c.loser, "weight": c.weight, "annotator": c.annotator}
+            | ({"margin": c.margin} if c.margin else {})
             for c in row.comparisons
         ],
     }
@@ -360,7 +365,8 @@ def _native(record: Record) -> Datum:
         weight = 1.0 if weight is None else _number(weight, "comparisons")
         if weight <= 0:
             raise RowProblem(f"{where}: weight {weight} is not positive", column="comparisons")
-        comparisons.append(Comparison(winner, loser, weight, "" if annotator is None else str(annotator)))
+        name = "" if annotator is None else str(annotator)
+        comparisons.append(Comparison(winner, loser, weight, name, _margin(item, "comparisons")))
     if record.get("gold") is None:
         return Datum(prompt, responses, comparisons)
     gold = _numbers(record, "gold", len(responses))
@@ -416,6 +422,14 @@ def _annotator(record: Record) -> str:
     return "" if value is None else str(value)
 
 
+def _margin(record: Record, column: str = "margin") -> float:
+    value = record.get("margin")
+    margin = 0.0 if value is None else _number(value, column)
+    if margin < 0:
+        raise RowProblem(f"margin {margin} is negative", column=column, fix="swap the two responses, or leave it out")
+    return margin
+
+
 def _pair(record: Record, *, prompts: Sequence[str], pair: tuple[str, str], labels: Sequence[str]) -> Datum:
     prompt, responses = _prompt_and_two(record, prompts, pair)
     comparisons: list[Comparison] = []
@@ -448,7 +462,7 @@ def _labelled_list(record: Record, *, prompts: Sequence[str], responses: Sequenc
 
 def _chosen_rejected(record: Record, *, prompts: Sequence[str]) -> Datum:
     prompt, responses = _prompt_and_two(record, prompts, ("chosen", "rejected"))
-    return Datum(prompt, responses, [Comparison(0, 1, 1.0, _annotator(record))])
+    return Datum(prompt, responses, [Comparison(0, 1, 1.0, _annotator(record), _margin(record))])
 
 
 def _prompt_and_two(record: Record, prompts: Sequence[str], pair: tuple[str, str]) -> tuple[Prompt, list[str]]:
@@ -493,7 +507,9 @@ def _transcripts(record: Record) -> Datum:
     if start < 0:
         raise Unparsable("the two transcripts share no turn that ends in 'Assistant:'")
     cut = start + len(_ASSISTANT)
-    return Datum(chosen[:cut], [chosen[cut:], rejected[cut:]], [Comparison(0, 1, 1.0, _annotator(record))])
+    return Datum(
+        chosen[:cut], [chosen[cut:], rejected[cut:]], [Comparison(0, 1, 1.0, _annotator(record), _margin(record))]
+    )
 
 
 def _implicit_prompt(record: Record) -> Datum:
@@ -508,7 +524,9 @@ def _implicit_prompt(record: Record) -> Datum:
         cut = len(chosen[:cut].rstrip())
     if not cut:
         raise Unparsable("the two texts share no first word")
-    return Datum(chosen[:cut], [chosen[cut:], rejected[cut:]], [Comparison(0, 1, 1.0, _annotator(record))])
+    return Datum(
+        chosen[:cut], [chosen[cut:], rejected[cut:]], [Comparison(0, 1, 1.0, _annotator(record), _margin(record))]
+    )
 
 
 def parse_transcript(text: str) -> list[dict[str, str]] | None:
@@ -615,7 +633,7 @@ def recognise(names: Iterable[str], sample: Sequence[Record]) -> Shape | None:
 
 
 def _recognise_chosen(columns: Columns, prompts: Sequence[str], extra: frozenset[str]) -> Shape:
-    used = extra | {"chosen", "rejected", *prompts}
+    used = extra | {"chosen", "rejected", *prompts, *(["margin"] if columns.has("margin") else [])}
     if prompts or columns.holds_list("chosen"):
         return Shape("chosen/rejected", used, partial(_chosen_rejected, prompts=prompts))
     for record in columns.sample:

@@ -303,7 +303,7 @@ def _merge(found: _Source, data: Iterable[tuple[int, Datum]]) -> tuple[list[Pref
             identical += [number] * len(splits.judgements(same))
         for c in datum.comparisons:
             if at[c.winner] != at[c.loser]:
-                entry.comparisons.append(Comparison(at[c.winner], at[c.loser], c.weight, c.annotator))
+                entry.comparisons.append(Comparison(at[c.winner], at[c.loser], c.weight, c.annotator, c.margin))
                 entry.comparison_rows.append(number)
         for text, gold in zip(responses, datum.gold or (), strict=False):
             if entry.gold.setdefault(text, gold) != gold:
@@ -611,7 +611,13 @@ def to_parquet(rows: Sequence[PreferenceRow], path: str | Path) -> None:
     import pyarrow.parquet as pq
 
     comparison = pa.struct(
-        [("winner", pa.int32()), ("loser", pa.int32()), ("weight", pa.float64()), ("annotator", pa.string())]
+        [
+            ("winner", pa.int32()),
+            ("loser", pa.int32()),
+            ("weight", pa.float64()),
+            ("annotator", pa.string()),
+            ("margin", pa.float64()),
+        ]
     )
     schema = pa.schema(
         [

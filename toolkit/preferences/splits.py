@@ -91,6 +91,20 @@ def pairs(row: PreferenceRow) -> list[Pair]:
     return [Pair(i, j, for_i[i, j] / total[i, j], total[i, j]) for i, j in sorted(total)]
 
 
+def margins(row: PreferenceRow) -> list[float]:
+    """For each of :func:`pairs`, the weighted mean of its comparisons' margins.
+
+    >>> margins(PreferenceRow("", "", ["a", "b"], [Comparison(0, 1, margin=3.0), Comparison(1, 0, 2.0)]))
+    [1.0]
+    """
+    sums: dict[tuple[int, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for c in row.comparisons:
+        entry = sums[min(c.winner, c.loser), max(c.winner, c.loser)]
+        entry[0] += c.weight * c.margin
+        entry[1] += c.weight
+    return [sums[key][0] / sums[key][1] for key in sorted(sums)]
+
+
 def judgements(comparisons: Sequence[Comparison]) -> list[Judgement]:
     """Comparisons as judgements: opposite ones of one annotator whose weights add up to 1 are one soft label or tie.
 

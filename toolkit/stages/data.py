@@ -11,7 +11,7 @@ from toolkit.locating import resolve
 from toolkit.models import load_tokenizer, require_chat_template
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import encode_prompt, is_conversation
-from toolkit.preferences.formats import Comparison, PreferenceRow
+from toolkit.preferences.formats import PreferenceRow
 from toolkit.preferences.reading import read_preferences, to_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe import DataSection
@@ -125,8 +125,6 @@ def fit(rows: list[PreferenceRow], tokenizer: Any, section: DataSection) -> tupl
 
 def keep_responses(row: PreferenceRow, n: int) -> PreferenceRow:
     """The row with its first ``n`` responses and the comparisons between them."""
-    comparisons = [
-        Comparison(c.winner, c.loser, c.weight, c.annotator) for c in row.comparisons if max(c.winner, c.loser) < n
-    ]
+    comparisons = [c for c in row.comparisons if max(c.winner, c.loser) < n]
     gold = row.gold[:n] if row.gold is not None else None
     return replace(row, responses=row.responses[:n], comparisons=comparisons, gold=gold)

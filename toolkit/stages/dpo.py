@@ -8,22 +8,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from toolkit import models, training
-from toolkit.locating import resolve
+from toolkit import logp_cache, models, training, trl_trainers
+from toolkit.locating import ModelRef, resolve
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
-from toolkit.recipe import DpoSection
-from toolkit.scoring import Engine, by_response
+from toolkit.recipe import DpoSection, ModelSection
+from toolkit.scoring import Engine, Tree, by_response
+
+# Losses on log-ratios per token instead of per response.
+LENGTH_NORMALISED = ("ipo", "sigmoid_norm")
 
 
 def preference_loss(
     log_ratio_i: torch.Tensor, log_ratio_j: torch.Tensor, prefer_i: torch.Tensor, section: DpoSection
 ) -> torch.Tensor:
-    """[P] losses of comparisons, from log pi/pi_ref of their two responses (for IPO: per token).
+    """[P] losses of comparisons, from log pi/pi_ref of their two responses (``LENGTH_NORMALISED``: per token).
 
     sigmoid: Rafailov et al. 2023 (arXiv 2305.18290), equation 7, with conservative label smoothing (Mitchell 2023).
+    sigmoid_norm: the same on length-averaged log-ratios (Lambert et al. 2024, arXiv 2411.15124, section 5.1.2).
+    robust: Chowdhury et al. 2024 (arXiv 2403.00409), unbiased where a share ``label_smoothing`` of labels is flipped.
     ipo: Azar et al. 2023 (arXiv 2310.12036), equation 17, on length-averaged log-ratios as in TRL.
     hinge: Zhao et al. 2023 (SLiC), as in TRL. A soft label weighs the loss of both orders.
 
@@ -32,45 +37,101 @@ def preference_loss(
     0.313262
     """
     difference = log_ratio_i - log_ratio_j
-    p = prefer_i * (1 - section.label_smoothing) + (1 - prefer_i) * section.label_smoothing
-    if section.loss_type == "sigmoid":
-        margin = section.beta * difference
+    margin = section.beta * difference
+    flipped = section.label_smoothing
+    if section.loss_type == "robust":
+        p = prefer_i
+        clean, other = -F.logsigmoid(margin), -F.logsigmoid(-margin)
+        for_i = ((1 - flipped) * clean - flipped * other) / (1 - 2 * flipped)
+        for_j = ((1 - flipped) * other - flipped * clean) / (1 - 2 * flipped)
+        return p * for_i + (1 - p) * for_j
+    p = prefer_i * (1 - flipped) + (1 - prefer_i) * flipped
+    if section.loss_type in ("sigmoid", "sigmoid_norm"):
         return -(p * F.logsigmoid(margin) + (1 - p) * F.logsigmoid(-margin))
     if section.loss_type == "ipo":
         target = 1 / (2 * section.beta)
         return p * (difference - target).square() + (1 - p) * (-difference - target).square()
-    margin = section.beta * difference
     return p * F.relu(1 - margin) + (1 - p) * F.relu(1 + margin)
 
 
 def dpo_loss(
     engine: Engine, section: DpoSection, reference: list[torch.Tensor], batch: training.PairBatch
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The mean over prompts of the mean over comparisons; ``reference[e]``: [K] log-probabilities of example e."""
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The weighted sum over comparisons; ``reference[e]``: [K] log-probabilities of example e.
+
+    Metrics are TRL's, of the decided comparisons, and ``displacement/*``: training may lower the log-probability of the
+    chosen responses too, as long as it lowers that of the rejected more (Razin et al. 2024, arXiv 2410.08847).
+    ``chosen`` and ``rejected`` are log pi/pi_ref in nats per response, ``rate`` is the share of chosen that fell.
+    """
     logps_N, _ = engine.token_logps(batch.trees)
     logps_R = by_response(logps_N, batch.trees)
     ref_R = torch.cat([reference[e] for e in batch.example.tolist()]).to(logps_R.device)
     ratio_R = logps_R - ref_R
-    rewards_R = section.beta * ratio_R.detach()
-    if section.loss_type == "ipo":
-        ratio_R = ratio_R / torch.bincount(batch.trees.owner, minlength=ratio_R.numel())
-    losses_P = preference_loss(ratio_R[batch.first], ratio_R[batch.second], batch.prefer_first, section)
+    scaled_R = ratio_R
+    if section.loss_type in LENGTH_NORMALISED:
+        scaled_R = ratio_R / torch.bincount(batch.trees.owner, minlength=ratio_R.numel())
+    losses_P = preference_loss(scaled_R[batch.first], scaled_R[batch.second], batch.prefer_first, section)
     with torch.no_grad():
         sign = torch.sign(batch.prefer_first - 0.5)
         decided = sign != 0
         chosen = torch.where(sign > 0, batch.first, batch.second)[decided]
         rejected = torch.where(sign > 0, batch.second, batch.first)[decided]
-        margin = rewards_R[chosen] - rewards_R[rejected]
-        logps = logps_R.detach()
+        logps, ratio = logps_R.detach(), ratio_R.detach()
+        margin = section.beta * (ratio[chosen] - ratio[rejected])
         metrics = {
-            "rewards/chosen": rewards_R[chosen].mean().item(),
-            "rewards/rejected": rewards_R[rejected].mean().item(),
-            "rewards/margins": margin.mean().item(),
-            "rewards/accuracies": ((margin > 0).float() + 0.5 * (margin == 0).float()).mean().item(),
-            "logps/chosen": logps[chosen].mean().item(),
-            "logps/rejected": logps[rejected].mean().item(),
+            "rewards/chosen": section.beta * ratio[chosen],
+            "rewards/rejected": section.beta * ratio[rejected],
+            "rewards/margins": margin,
+            "rewards/accuracies": (margin > 0).float() + 0.5 * (margin == 0).float(),
+            "logps/chosen": logps[chosen],
+            "logps/rejected": logps[rejected],
+            "displacement/chosen": ratio[chosen],
+            "displacement/rejected": ratio[rejected],
+            "displacement/rate": (ratio[chosen] < 0).float(),
         }
-    return (batch.weight * losses_P).sum(), metrics if bool(decided.any()) else {}
+    return (batch.weight * losses_P).sum(), metrics
+
+
+def reference_logps(
+    ref: ModelRef, section: ModelSection, policy: Any, pad_id: int, trees: list[Tree], reporter: Reporter
+) -> list[torch.Tensor]:
+    """For each tree, [K] summed log-probabilities under ``policy`` as it is before training, kept on disk."""
+    logp_cache.join_processes()
+    weights = str(policy.dtype).removeprefix("torch.")
+    key = logp_cache.identity(ref, dtype=section.dtype, attention=section.attn_implementation, weights=weights)
+    n_responses = sum(len(tree.response_ids) for tree in trees)
+    with reporter.task("reference log-probabilities", n_responses) as task:
+        parts = logp_cache.logps(
+            trees,
+            logp_cache.reference_folder(),
+            key,
+            lambda: Engine(policy, pad_id, dtype=models.DTYPES[section.dtype]),
+            advance=task.advance,
+            skip=lambda n: task.resume_at(task.done + n),
+        )
+        return [torch.stack([torch.from_numpy(t).sum() for t in row]) for part in parts for row in part]
+
+
+def engine_trainer(
+    policy: Any,
+    pad_id: int,
+    dtype: torch.dtype,
+    section: DpoSection,
+    arguments: dict[str, Any],
+    examples: list[training.Example],
+    reference: list[torch.Tensor],
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """The trainer on the tree batch, for a policy that :func:`models.trainable` prepared."""
+    engine = Engine(policy, pad_id, dtype=dtype)
+    return training.EngineTrainer(
+        model=policy,
+        args=TrainingArguments(**arguments),
+        train_dataset=list(enumerate(examples)),
+        data_collator=partial(training.collate, engine),
+        loss_fn=partial(dpo_loss, engine, section, reference),
+        callbacks=callbacks,
+    )
 
 
 def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
@@ -79,21 +140,15 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     sft_folder = inputs["sft"] / "model"
     sft = resolve(str(sft_folder))
     tokenizer = models.load_tokenizer(sft)
-    dtype = models.DTYPES[settings.model.dtype]
+    dtype, lora = models.DTYPES[settings.model.dtype], settings.model.lora
     training.seed_everything(settings.seed)
-    policy = models.load_policy(sft, settings.model, dtype=None if settings.model.lora else torch.float32)
-    policy = models.trainable(policy, settings.model.lora, task="CAUSAL_LM").to(models.best_device())
-    engine = Engine(policy, int(tokenizer.pad_token_id), dtype=dtype)
-
+    policy = models.load_policy(sft, settings.model, dtype=dtype if lora else torch.float32).to(models.best_device())
     rows = from_parquet(inputs["data"] / "train.parquet")
     examples = training.examples_of(rows, tokenizer, settings.data.max_response_tokens)
-    steps = training.total_steps(section, len(examples))
-    policy.eval()
-    n_responses = sum(len(example.tree.response_ids) for example in examples)
-    with reporter.task("reference log-probabilities", n_responses) as task:
-        # Before its first step the policy is the reference: a new adapter changes nothing.
-        per_token = engine.logps([example.tree for example in examples], advance=task.advance)
-    reference = [torch.stack([logps.sum() for logps in responses]) for responses in per_token]
+    pad_id = int(tokenizer.pad_token_id)
+    reference = reference_logps(sft, settings.model, policy, pad_id, [e.tree for e in examples], reporter)
+    n_items = trl_trainers.n_pairs(examples) if section.trainer == "trl" else len(examples)
+    steps = training.total_steps(section, n_items)
 
     facts = {
         "arm": "dpo",
@@ -108,17 +163,25 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         models.write_training_record(folder, step=step, **facts)
 
     watch = training.Watch(reporter, "dpo", steps)
-    trainer = training.EngineTrainer(
-        model=policy,
-        args=TrainingArguments(
-            **training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
-        ),
-        train_dataset=list(enumerate(examples)),
-        data_collator=partial(training.collate, engine),
-        loss_fn=partial(dpo_loss, engine, section, reference),
-        callbacks=[watch, training.KeepPolicies(training.milestones(section, steps), keep)],
-    )
+    callbacks = [watch, training.KeepPolicies(training.milestones(section, steps), keep)]
+    arguments = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
+    trainer: Trainer
+    if section.trainer == "trl":
+        trainer = trl_trainers.dpo(
+            policy, lora, tokenizer, section, arguments, examples, reference, callbacks, reporter
+        )
+        policy = trainer.model
+    else:
+        policy = models.trainable(policy, lora, task="CAUSAL_LM")
+        trainer = engine_trainer(policy, pad_id, dtype, section, arguments, examples, reference, callbacks)
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
+    fallen = next((row for row in reversed(watch.history) if "displacement/chosen" in row), None)
+    if fallen is not None and fallen["displacement/chosen"] < 0:
+        reporter.line(
+            f"likelihood displacement: in the last {section.logging_steps} steps the chosen responses stood "
+            f"{-fallen['displacement/chosen']:.1f} nats below the reference, {fallen['displacement/rate']:.0%} of them "
+            "below it"
+        )
     mean_tokens = sum(len(example.tree) for example in examples) / len(examples)
     seen = steps * section.per_device_train_batch_size * section.gradient_accumulation_steps
     tokens = round(seen * mean_tokens) + sum(len(example.tree) for example in examples)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from toolkit import models, training
+from toolkit import models, training, trl_trainers
 from toolkit.generation import generate
 from toolkit.locating import resolve
 from toolkit.preferences.encoding import encode_prompt
@@ -25,28 +25,57 @@ CENTRING_PROMPTS = 128
 
 def bradley_terry(
     engine: Engine, center_rewards_coefficient: float, batch: training.PairBatch
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """-log sigmoid(r_i - r_j) for each comparison, soft labels weighted, each response computed once.
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """-log sigmoid(r_i - r_j - margin) for each comparison, soft labels weighted, each response computed once.
 
-    Ouyang et al. 2022 (arXiv 2203.02155), equation 1.
+    Ouyang et al. 2022 (arXiv 2203.02155), equation 1; the margin: Touvron et al. 2023 (arXiv 2307.09288), equation 2.
     """
     rewards_R = engine.branch_scores(batch.trees)
     first, second = rewards_R[batch.first], rewards_R[batch.second]
     margin = first - second
-    nll = -(batch.prefer_first * F.logsigmoid(margin) + (1 - batch.prefer_first) * F.logsigmoid(-margin))
+    p = batch.prefer_first
+    nll = -(p * F.logsigmoid(margin - batch.margin) + (1 - p) * F.logsigmoid(-margin - batch.margin))
     loss = (batch.weight * nll).sum()
     if center_rewards_coefficient:
         loss = loss + center_rewards_coefficient * (batch.weight * (first + second).square()).sum()
     with torch.no_grad():
         sign = torch.sign(batch.prefer_first - 0.5)
         decided = sign != 0
-        right = ((margin * sign > 0).float() + 0.5 * (margin == 0).float())[decided]
+        chosen = torch.where(sign > 0, first, second)[decided]
+        rejected = torch.where(sign > 0, second, first)[decided]
+        right = ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).detach()
         metrics = {
-            "rewards/accuracies": right.mean().item() if decided.any() else 0.5,
-            "rewards/margins": (margin * sign)[decided].mean().item() if decided.any() else 0.0,
-            "rewards/mean": rewards_R.mean().item(),
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margins": chosen - rejected,
+            "rewards/accuracies": right,
+            # As RewardTrainer names them.
+            "accuracy": right,
+            "margin": chosen - rejected,
+            "mean_reward": rewards_R,
         }
     return loss, metrics
+
+
+def engine_trainer(
+    model: Any,
+    pad_id: int,
+    dtype: torch.dtype,
+    section: RewardModelSection,
+    arguments: dict[str, Any],
+    examples: list[training.Example],
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """The trainer on the tree batch, for a classifier that :func:`models.trainable` prepared."""
+    engine = Engine(model, pad_id, dtype=dtype)
+    return training.EngineTrainer(
+        model=model,
+        args=TrainingArguments(**arguments),
+        train_dataset=list(enumerate(examples)),
+        data_collator=partial(training.collate, engine),
+        loss_fn=partial(bradley_terry, engine, section.center_rewards_coefficient),
+        callbacks=callbacks,
+    )
 
 
 def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
@@ -58,28 +87,24 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     dtype = models.DTYPES[settings.model.dtype]
     pad_id = int(tokenizer.pad_token_id)
     training.seed_everything(settings.seed)
-    model = models.new_reward_model(sft, settings.model, pad_id, settings.seed)
-    model = models.trainable(model, settings.model.lora, task="SEQ_CLS", modules_to_save=["score"]).to(
-        models.best_device()
-    )
-
+    model: Any = models.new_reward_model(sft, settings.model, pad_id, settings.seed).to(models.best_device())
     rows = from_parquet(inputs["data"] / "train.parquet")
     examples = training.examples_of(rows, tokenizer, settings.data.max_response_tokens)
-    steps = training.total_steps(section, len(examples))
-    engine = Engine(model, pad_id, dtype=dtype)
+    n_items = trl_trainers.n_pairs(examples) if section.trainer == "trl" else len(examples)
+    steps = training.total_steps(section, n_items)
     watch = training.Watch(reporter, "reward_model", steps)
-    trainer = training.EngineTrainer(
-        model=model,
-        args=TrainingArguments(
-            **training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
-        ),
-        train_dataset=list(enumerate(examples)),
-        data_collator=partial(training.collate, engine),
-        loss_fn=partial(bradley_terry, engine, section.center_rewards_coefficient),
-        callbacks=[watch],
-    )
+    arguments = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
+    lora = settings.model.lora
+    trainer: Trainer
+    if section.trainer == "trl":
+        trainer = trl_trainers.reward_model(model, lora, tokenizer, section, arguments, examples, [watch], reporter)
+        model = trainer.model
+    else:
+        model = models.trainable(model, lora, task="SEQ_CLS", modules_to_save=["score"])
+        trainer = engine_trainer(model, pad_id, dtype, section, arguments, examples, [watch])
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
     model.eval()
+    engine = Engine(model, pad_id, dtype=dtype)
     models.save_policy(model, tokenizer, out / "model", dtype=dtype, base=sft_folder)
 
     mean = 0.0

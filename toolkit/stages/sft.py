@@ -66,11 +66,10 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     return {"tokens": round(seen * mean_tokens), "history": watch.history, "n_examples": len(examples), "steps": steps}
 
 
-def completion_loss(engine: Engine, batch: training.PairBatch) -> tuple[torch.Tensor, dict[str, float]]:
-    """Mean negative log-likelihood of the response tokens, in nats; the prompt is not trained on."""
+def completion_loss(engine: Engine, batch: training.PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Mean negative log-likelihood of the batch's response tokens, in nats; the prompt is not trained on."""
     logps_N, _ = engine.token_logps(batch.trees)
-    loss = -logps_N.mean()
-    return loss, {"nll/token": loss.item()}
+    return -logps_N.mean() * batch.token_share, {"nll/token": -logps_N}
 
 
 def targets(row: PreferenceRow, train_on: str) -> list[int]:
@@ -78,7 +77,7 @@ def targets(row: PreferenceRow, train_on: str) -> list[int]:
     if train_on == "all":
         return list(range(len(row.responses)))
     wins = [0.0] * len(row.responses)
-    for i, j, p, weight in splits.pairs(row):
-        wins[i] += p * weight
-        wins[j] += (1 - p) * weight
+    for pair in splits.pairs(row):
+        wins[pair.i] += pair.p * pair.weight
+        wins[pair.j] += (1 - pair.p) * pair.weight
     return [max(range(len(wins)), key=lambda i: (wins[i], -i))]

@@ -1,0 +1,114 @@
+"""Reward model training with LoRA on real data: ours against TRL's RewardTrainer, on pairs and on rankings of K = 6.
+
+Same model, ids, adapter, batch size, optimiser and precision, no gradient checkpointing. A ranking of 6 responses is
+15 comparisons: one element of our batch, 15 rows of TRL's. The rankings are the shipped ``reviews``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import harness
+
+
+def pairs_of(args: argparse.Namespace, n: int) -> tuple[Any, list[Any]]:
+    return harness.examples(args, harness.real_file("hh_harmless/pairs.jsonl.gz"), n)
+
+
+def rankings_of(args: argparse.Namespace, n: int) -> tuple[Any, list[Any]]:
+    from toolkit.training import Example
+
+    tokenizer, found = harness.examples(args, "reviews", n)
+    every = [(i, j, 1.0, 1.0) for i, j in itertools.combinations(range(6), 2)]
+    return tokenizer, [Example(example.tree, every) for example in found]
+
+
+def settings(args: argparse.Namespace, folder: str, batch: int, steps: int) -> tuple[Any, dict[str, Any]]:
+    from toolkit import training
+    from toolkit.recipe import RewardModelSection
+
+    section = RewardModelSection(
+        per_device_train_batch_size=batch, learning_rate=1e-4, warmup_ratio=0.0, logging_steps=1000
+    )
+    arguments = training.arguments(section, Path(folder), seed=0, dtype=args.dtype, steps=steps)
+    return section, arguments | {"save_strategy": "no"}
+
+
+def model_of(args: argparse.Namespace, tokenizer: Any) -> Any:
+    from toolkit import models, training
+    from toolkit.locating import resolve
+    from toolkit.recipe import ModelSection
+
+    training.seed_everything(0)
+    section = ModelSection(name=args.model, dtype=args.dtype)
+    return models.new_reward_model(resolve(args.model), section, int(tokenizer.pad_token_id), 0)
+
+
+def duel(args: argparse.Namespace, kind: str) -> dict[str, Any]:
+    from toolkit import models
+    from toolkit.recipe import Lora
+    from toolkit.stages.reward_model import engine_trainer
+
+    batch, steps = args.batch if kind == "pairs" else args.rankings, args.steps
+    tokenizer, examples = (pairs_of if kind == "pairs" else rankings_of)(args, batch * steps)
+    model = models.trainable(model_of(args, tokenizer), Lora(), task="SEQ_CLS", modules_to_save=["score"])
+    with tempfile.TemporaryDirectory() as folder:
+        section, arguments = settings(args, folder, batch, steps)
+        pad_id = int(tokenizer.pad_token_id)
+        trainer = engine_trainer(model, pad_id, models.DTYPES[args.dtype], section, arguments, examples, [])
+        return harness.measured(lambda: trainer.train() and sum(len(e.pairs) for e in examples))
+
+
+def trl(args: argparse.Namespace, kind: str) -> dict[str, Any]:
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    from toolkit import models
+    from toolkit.recipe import Lora
+
+    # The same comparisons in a step: all 15 of each ranking.
+    batch = args.batch if kind == "pairs" else args.rankings
+    tokenizer, examples = (pairs_of if kind == "pairs" else rankings_of)(args, batch * args.steps)
+    names = ("chosen_ids", "rejected_ids")
+    rows = [
+        {name: e.tree.prompt_ids + e.tree.response_ids[k] for name, k in zip(names, pair[:2], strict=True)}
+        for e in examples
+        for pair in e.pairs
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        _, arguments = settings(args, folder, len(rows) // args.steps, args.steps)
+        trainer = RewardTrainer(
+            model=model_of(args, tokenizer),
+            args=RewardConfig(**arguments, gradient_checkpointing=False, max_length=None),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=models.lora_config(Lora(), task="SEQ_CLS", modules_to_save=["score"]),
+        )
+        return harness.measured(lambda: trainer.train() and len(rows))
+
+
+if __name__ == "__main__":
+    found = harness.parser(__doc__.splitlines()[0], "reward_model")
+    found.add_argument("--batch", type=int, default=8)
+    found.add_argument("--steps", type=int, default=2)
+    found.add_argument("--rankings", type=int, default=2, help="rankings in a batch")
+    harness.main(
+        found.parse_args(),
+        {
+            "duel-pairs": lambda args: duel(args, "pairs"),
+            "trl-pairs": lambda args: trl(args, "pairs"),
+            "duel-rankings": lambda args: duel(args, "rankings"),
+            "trl-rankings": lambda args: trl(args, "rankings"),
+        },
+        {
+            "times TRL on pairs": ("duel-pairs", "trl-pairs", "pairs_per_s"),
+            "times TRL on rankings of 6": ("duel-rankings", "trl-rankings", "pairs_per_s"),
+            "of TRL's peak memory on pairs": ("duel-pairs", "trl-pairs", "peak_gib"),
+            "of TRL's peak memory on rankings": ("duel-rankings", "trl-rankings", "peak_gib"),
+        },
+        {"data": "hh_harmless pairs, the first of the file; reviews, 6 responses each", "unit": "comparisons/s"},
+    )

@@ -1,0 +1,119 @@
+"""Implicit rewards of real pairs: the engine, RewardBench's way, and the floor of a bare forward pass.
+
+- ``duel``: what ``duel rewards`` computes: policy and reference on tree batches.
+- ``rewardbench``: as RewardBench's DPO pipeline does it: all chosen and all rejected of a batch in one padded tensor,
+  logits of every position in fp32, a log-softmax over them, the responses' tokens gathered. By default in batches of 6.
+- ``floor``: the transformer alone on the same tree batches: no unembedding, no log-softmax.
+
+Policy and reference are two copies of one model; both are loaded before the clock starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import harness
+
+
+def loaded(args: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
+    """Tokenizer, trees, and the two models."""
+    from toolkit import models
+    from toolkit.locating import resolve
+    from toolkit.recipe import ModelSection
+
+    tokenizer, examples = harness.examples(args, harness.real_file("hh_harmless/pairs.jsonl.gz"), args.pairs)
+    section = ModelSection(name=args.model, dtype=args.dtype, lora=None)
+    pair = [models.load_policy(resolve(args.model), section) for _ in range(2)]
+    return tokenizer, [example.tree for example in examples], pair
+
+
+def duel(args: argparse.Namespace) -> dict[str, Any]:
+    from toolkit.models import DTYPES
+    from toolkit.scoring import Engine
+
+    tokenizer, trees, pair = loaded(args)
+    engines = [Engine(model, int(tokenizer.pad_token_id), dtype=DTYPES[args.dtype]) for model in pair]
+    for engine in engines:
+        engine.logps(trees[:2])  # the probe, and the libraries' first use
+
+    def work() -> int:
+        policy, reference = (engine.logps(trees) for engine in engines)
+        rewards = [
+            [0.1 * float((a.double() - b.double()).sum()) for a, b in zip(*row, strict=True)]
+            for row in zip(policy, reference, strict=True)
+        ]
+        return len(rewards)
+
+    return harness.measured(work)
+
+
+def floor(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from toolkit import models, scoring
+
+    tokenizer, trees, pair = loaded(args)
+    dtype = models.DTYPES[args.dtype]
+
+    def passes(chosen: list[Any]) -> int:
+        budget = scoring.TOKEN_BUDGET["cpu"]
+        with torch.no_grad(), models.precision(torch.device("cpu"), dtype):
+            for model in pair:
+                for indices in scoring.batches(chosen, budget):
+                    batch = scoring.pack([chosen[i] for i in indices], int(tokenizer.pad_token_id))
+                    scoring.hidden_states(model, batch)
+        return len(chosen)
+
+    passes(trees[:2])
+    return harness.measured(lambda: passes(trees))
+
+
+def rewardbench(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    tokenizer, trees, pair = loaded(args)
+
+    def padded(chosen: list[Any]) -> tuple[Any, Any, Any]:
+        rows = [(t.prompt_ids, t.response_ids[side]) for side in (0, 1) for t in chosen]
+        width = max(len(prompt) + len(response) for prompt, response in rows)
+        ids = torch.full((len(rows), width), int(tokenizer.pad_token_id))
+        attention, of_response = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width)
+        for k, (prompt, response) in enumerate(rows):
+            n = len(prompt) + len(response)
+            ids[k, :n] = torch.tensor(prompt + response)
+            attention[k, :n] = 1
+            of_response[k, len(prompt) : n] = 1
+        return ids, attention, of_response
+
+    def passes(chosen: list[Any]) -> int:
+        with torch.no_grad():
+            for start in range(0, len(chosen), args.batch):
+                ids, attention, of_response = padded(chosen[start : start + args.batch])
+                logps = []
+                for model in pair:
+                    logits = model(input_ids=ids, attention_mask=attention).logits.to(torch.float32)
+                    log_p = logits[:, :-1].log_softmax(-1)
+                    token = log_p.gather(2, ids[:, 1:, None]).squeeze(2)
+                    logps.append((token * of_response[:, 1:]).sum(-1))
+                (0.1 * (logps[0] - logps[1])).tolist()
+        return len(chosen)
+
+    passes(trees[:2])
+    return harness.measured(lambda: passes(trees[: args.slow_pairs]))
+
+
+if __name__ == "__main__":
+    found = harness.parser(__doc__.splitlines()[0], "rewards")
+    found.add_argument("--pairs", type=int, default=96)
+    found.add_argument("--slow-pairs", type=int, default=24, help="of these, for RewardBench's way")
+    found.add_argument("--batch", type=int, default=6, help="pairs in a batch of RewardBench's way")
+    harness.main(
+        found.parse_args(),
+        {"duel": duel, "rewardbench": rewardbench, "floor": floor},
+        {
+            "share of the floor": ("duel", "floor", "pairs_per_s"),
+            "times RewardBench's way": ("duel", "rewardbench", "pairs_per_s"),
+        },
+        {"data": "hh_harmless pairs, the first of the file", "unit": "pairs/s for policy and reference together"},
+    )
