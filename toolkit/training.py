@@ -219,7 +219,7 @@ def examples_of(
 def collate(engine: Engine, examples: Sequence[tuple[int, Example]]) -> dict[str, list[PairBatch]]:
     """Pack numbered examples into one batch on the engine's device, under the key ``batch``: the parts of it that fit
     the engine's token budget. How many prompts make a step is statistics, how many are computed at once is hardware:
-    the gradients are the same, the memory is that of a part, and on a CPU a part that fits its cache is faster.
+    the gradients are the same, and the memory is that of a part.
     """
     n_tokens = sum(len(ids) for _, example in examples for ids in example.tree.response_ids)
     parts = []
