@@ -147,12 +147,13 @@ def model_card(source: Source, part: str, name: str | None, *, end: str, convers
     repository = f"{name}-{part}" if name else part
     measured = _reward_measures(results) if part == "reward-model" else _policy_measures(results, POLICY_OF[part])
     section = {"reward-model": "reward_model"}.get(part, part)
+    data = _hub_id(recipe["data"]["source"]) or (f"{name}-preferences" if name else None)
     facts = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification" if part == "reward-model" else "text-generation",
         tags=["rlhf", "preference-optimization", "duel", part],
         base_model=f"{name}-sft" if name and part != "sft" else _hub_id(recipe["model"]["name"]),
-        datasets=_hub_id(recipe["data"]["source"]) or (f"{name}-preferences" if name else None),
+        datasets=[data] if data else None,
         model_name=repository,
         eval_results=[
             EvalResult(
