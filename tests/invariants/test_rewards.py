@@ -209,7 +209,7 @@ def test_parts_come_back_as_they_were(
     assert len(files) == 3
     files[0].unlink()
     _, computed, found = both()
-    assert sum(computed) + sum(found) == 10 and len(loads) == 2 and computed
+    assert sum(computed) + sum(found) == 30 and len(loads) == 2 and computed
 
 
 def test_killed_it_goes_on_and_writes_every_row_once(policy: str, tmp_path: Path) -> None:

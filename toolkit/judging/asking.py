@@ -23,6 +23,7 @@ from toolkit.locating import cache_folder
 from toolkit.preferences.formats import Prompt
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
+from toolkit.waiting import result_of
 
 KINDS = ("llm", "openai")
 Keep = Callable[[Question, Answer], None]
@@ -196,7 +197,7 @@ def _ask(
     kind, _, rest = spec.partition(":")
     if kind == "openai":
         model, _, base_url = rest.partition("@")
-        asyncio.run(_ask_endpoint(model, base_url, template, questions, settings, keep))
+        result_of(_ask_endpoint(model, base_url, template, questions, settings, keep))
     else:
         _ask_local(rest, template, questions, section, keep)
 

@@ -6,11 +6,9 @@ of it, or a list of (token position, value) steps, as a process reward model has
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +22,7 @@ from toolkit.preferences.encoding import encode_prompt, is_conversation, respons
 from toolkit.preferences.formats import Prompt
 from toolkit.recipe import ModelSection
 from toolkit.scoring import Engine, Tree
+from toolkit.waiting import result_of
 
 Steps = list[tuple[int, float]]
 Value = float | Steps
@@ -137,7 +136,7 @@ def function_source(function: Callable[..., Any]) -> Source:
             **sampled.columns,
         }
         result = function(**(offered if takes_all else {key: offered[key] for key in takes if key in offered}))
-        values = list(_waited(result) if inspect.iscoroutine(result) else result)
+        values = list(result_of(result) if inspect.iscoroutine(result) else result)
         if len(values) != len(completions):
             raise ModelError(
                 f"the reward function gave {len(values)} values for {len(completions)} completions", where=name
@@ -145,16 +144,6 @@ def function_source(function: Callable[..., Any]) -> Source:
         return [_checked(value, ids, name) for value, ids in zip(values, sampled.completion_ids, strict=True)]
 
     return score
-
-
-def _waited(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine, also inside a notebook, whose own loop is running."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
 
 
 def _checked(value: Any, ids: list[int], name: str) -> Value:
