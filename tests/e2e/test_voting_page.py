@@ -131,6 +131,7 @@ def test_two_annotators_at_once(serve: Callable[[], str], browser: Any) -> None:
     anna.press("#annotator", "Enter")
     anna.wait_for_function("location.search === '?annotator=anna%20b'")
     for page, clicks in ((anna, 3), (bob, 2), (anna, 1)):
+        page.wait_for_selector("[data-vote=A]", state="visible")
         for _ in range(clicks):
             before = page.inner_text("#progress")
             page.click("[data-vote=A]")
