@@ -317,11 +317,12 @@ def _ask_local(spec: str, template: Template, questions: Sequence[Question], sec
     model = models.load_policy(ref, section).to(models.best_device())
     dtype, pad_id = models.DTYPES[section.dtype], int(tokenizer.pad_token_id)
     letters = [tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "AB"]
+    engine = Engine(model, pad_id, dtype=dtype)
     for start in range(0, len(questions), 32):  # what is answered is kept as it comes
         part = questions[start : start + 32]
         prompts = [encode_prompt(tokenizer, template.messages(q.prompt, q.first, q.second, q.principle)) for q in part]
         if template.kind == "logprob":
-            found = Engine(model, pad_id, dtype=dtype).logps([Tree(ids, letters) for ids in prompts])
+            found = engine.logps([Tree(ids, letters) for ids in prompts])
             for question, ids, (a, b) in zip(part, prompts, found, strict=True):
                 margin = float(a.double().sum() - b.double().sum())
                 value = 1 / (1 + math.exp(-margin)) if margin > -700 else 0.0
