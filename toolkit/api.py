@@ -108,7 +108,8 @@ def compare(
 ) -> Result:
     """``duel compare``: sample two or more policies on the same prompts, judge them, and give win rates.
 
-    Returns ``{"win_rates": [row...], "samples": [row...]}``. Without ``out`` no file is left behind.
+    Returns ``{"win_rates": [row...], "samples": [row...]}`` and what else ``duel compare --json`` prints.
+    Without ``out`` no file is left behind.
     """
     from toolkit.comparing import compare_policies
     from toolkit.recipe import JudgeSettings
@@ -116,7 +117,7 @@ def compare(
     def into(folder: Path, target: Path) -> Result:
         import pyarrow.parquet as pq
 
-        rows = compare_policies(
+        found = compare_policies(
             policies,
             data=_source(data, folder),
             judge=[judge] if isinstance(judge, str) else list(judge),
@@ -132,7 +133,7 @@ def compare(
             judge_settings=JudgeSettings(),
         )
         samples = [row for path in sorted(target.glob("samples-*.parquet")) for row in pq.read_table(path).to_pylist()]
-        return Result({"win_rates": rows, "samples": samples}, [win_rate_sheet(rows)])
+        return Result({**found, "samples": samples}, [win_rate_sheet(found["win_rates"])])
 
     return _in_folder(out, "comparison", into)
 
