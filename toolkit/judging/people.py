@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from toolkit.errors import StoreError
 from toolkit.judging.memory import Answer, Memory, Question, remembering
 from toolkit.judging.records import Judgement, measured
+from toolkit.local_server import LocalHandler
 from toolkit.preferences.formats import Prompt, readable
 
 _VALUES = {"A": 1.0, "B": 0.0, "tie": 0.5}
@@ -101,23 +102,7 @@ def serving(
             text = readable(question.prompt)
             return {"pair": {"id": question.key, "prompt": text, "a": question.first, "b": question.second}, **facts}
 
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", f"{kind}; charset=utf-8")
-                self.send_header("Content-Length", str(len(body)))
-                self.send_header("Cache-Control", "no-store")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def trusted(self) -> bool:
-                """Whether the browser asked for this machine by name, and not a page elsewhere through it."""
-                host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
-                if host in ("127.0.0.1", "localhost"):
-                    return True
-                self.answer(HTTPStatus.FORBIDDEN, "text/plain", b"open this page as 127.0.0.1")
-                return False
-
+        class Handler(LocalHandler):
             def do_GET(self) -> None:
                 if not self.trusted():
                     return
@@ -155,9 +140,6 @@ def serving(
                     memory.keep(pair.question, Answer(value))
                     body = json.dumps(state(name)).encode()
                 self.answer(HTTPStatus.OK, "application/json", body)
-
-            def log_message(self, *args: Any) -> None:
-                return None
 
         try:
             server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
