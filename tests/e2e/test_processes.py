@@ -18,7 +18,7 @@ def test_two_processes_train_every_stage(tmp_path: Path) -> None:
         record = json.loads((out / stage / "stage.json").read_text(encoding="utf-8"))
         assert record["metrics"]["processes"] == 2, stage
     for arm in ("ppo", "dpo"):
-        assert (out / arm / "model" / "adapter_config.json").is_file()
+        assert (out / arm / "model" / "model.safetensors").is_file()
     curves = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     # The smoke recipe's 16 responses are those of each process: one rollout of 32 for both.
     rollouts = [entry for entry in curves if entry.get("stage") == "ppo" and "objective/kl" in entry]
