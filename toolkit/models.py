@@ -236,11 +236,17 @@ def _unreadable(ref: ModelRef, error: Exception) -> ModelError:
     return ModelError(f"{ref.spec!r} cannot be loaded: {_first_line(error)}", where=ref.path, fix=fix)
 
 
+def attention(section: ModelSection) -> str:
+    """The attention to load with: by default eager on a CPU, where rows are short and a tree's mask is dense (it scored
+    1.2 and trained PPO 1.2 times as fast as sdpa: SmolLM2-135M in bf16, rows of 50 to 300 tokens, 2 cores)."""
+    return section.attn_implementation or ("sdpa" if torch.cuda.is_available() else "eager")
+
+
 def _from_pretrained(
     cls: Any, ref: ModelRef, section: ModelSection, dtype: torch.dtype, *, may_miss: str = "", **more: Any
 ) -> PreTrainedModel:
     """Load, and refuse weights that are not all there (``may_miss``: but for a new head of this name)."""
-    settings = {"revision": ref.revision, "dtype": dtype, "attn_implementation": section.attn_implementation, **more}
+    settings = {"revision": ref.revision, "dtype": dtype, "attn_implementation": attention(section), **more}
     try:
         model, report = cls.from_pretrained(ref.path, output_loading_info=True, **settings)
     except UNREADABLE as error:

@@ -41,6 +41,7 @@ class Task:
         self.started = self.printed = time.monotonic()
         self.first = 0  # work that an earlier, interrupted attempt had done says nothing about speed now
         self.tokens = 0
+        self.speed = ""
         self.note = ""
         self.bar: TaskID | None = None
         if reporter.bars is not None:
@@ -59,15 +60,16 @@ class Task:
         fresh, elapsed = self.done - self.first, now - self.started
         left_s = elapsed / fresh * (self.total - self.done) if fresh > 0 and self.done < self.total else None
         left = f"{duration(left_s)} left" if left_s is not None else ""
-        speed = f"{self.tokens / elapsed:,.0f} tokens/s" if self.tokens and elapsed else ""
+        if tokens and elapsed:  # they may be counted more rarely than what is done
+            self.speed = f"{self.tokens / elapsed:,.0f} tokens/s"
         self.reporter.leave_word(self, left_s)
         if self.reporter.bars is not None and self.bar is not None:
             memory = f"{resident_gib():.1f} GiB"
-            fields = {"note": self.note, "left": left, "speed": speed, "memory": memory}
+            fields = {"note": self.note, "left": left, "speed": self.speed, "memory": memory}
             self.reporter.bars.update(self.bar, completed=self.done, **fields)
         elif not self.reporter.quiet and now - self.printed >= PLAIN_EVERY_S:
             self.printed = now
-            facts = [f"{self.done}/{self.total}", left, speed, f"{resident_gib():.1f} GiB", self.note]
+            facts = [f"{self.done}/{self.total}", left, self.speed, f"{resident_gib():.1f} GiB", self.note]
             self.reporter.line(f"{self.label}: " + "  ".join(filter(None, facts)))
 
 

@@ -90,7 +90,10 @@ class ModelSection(Section):
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Precision of the forward passes.")
     lora: Lora | None = Field(default_factory=Lora, description="null trains all weights.")
     chat_template: str | None = Field(None, description="A Jinja file that replaces the tokenizer's template.")
-    attn_implementation: str = Field("sdpa", description="sdpa or eager: both take the block mask of a tree batch.")
+    attn_implementation: str | None = Field(
+        None,
+        description="sdpa or eager: both take a tree batch's mask. null takes eager on a CPU, sdpa elsewhere.",
+    )
 
 
 class DataSection(Section):
@@ -166,6 +169,11 @@ class Arm(Training):
     num_checkpoints: PositiveInt = Field(
         3, description="Checkpoints along training that are evaluated, the last included."
     )
+    kl_milestones: list[PositiveFloat] | None = Field(
+        None,
+        description="Keep the policy for evaluation when its KL to SFT first passes each of these (nats per response). "
+        "PPO has the KL of each rollout; DPO samples for it every logging_steps.",
+    )
 
 
 class PpoSection(Arm):
@@ -207,9 +215,6 @@ class PpoSection(Arm):
     )
     max_kl: PositiveFloat | None = Field(
         None, description="Stop when KL to the reference passes this many nats per response."
-    )
-    kl_milestones: list[PositiveFloat] | None = Field(
-        None, description="Keep the policy for evaluation when its KL first passes each of these (nats per response)."
     )
     dual_clip: PositiveFloat | None = Field(None, description="c > 1 of the dual clip; null: off.")
     critic_warmup_rollouts: NonNegativeInt = Field(0, description="First rollouts that train the critic alone.")
@@ -400,6 +405,9 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
     if ppo.adaptive_kl and ppo.kl_coef == 0:
         fix = "start above 0 (Ziegler 2019: 0.2)"
         conflict("the adaptive controller multiplies a KL coefficient of 0", fix, "ppo.adaptive_kl", "ppo.kl_coef")
+    if dpo.trainer == "trl" and dpo.kl_milestones:
+        fix = "trainer: engine, or num_checkpoints alone"
+        conflict("TRL's trainer does not measure the KL", fix, "dpo.trainer", "dpo.kl_milestones")
     if dpo.trainer == "engine" and dpo.loss_type not in ENGINE_LOSSES:
         what = f"the engine has no loss {dpo.loss_type}"
         conflict(what, f"trainer: trl, or one of {', '.join(ENGINE_LOSSES)}", "dpo.loss_type", "dpo.trainer")

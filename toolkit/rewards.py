@@ -201,7 +201,7 @@ def implicit_rewards(
             dtype = models.DTYPES[section.dtype]
             return Engine(model, int(tokenizer.pad_token_id), dtype=dtype, token_budget=batch_tokens)
 
-        key = logp_cache.identity(ref, dtype=section.dtype, attention=section.attn_implementation)
+        key = logp_cache.identity(ref, dtype=section.dtype, attention=models.attention(section))
         with reporter.task(label, n_responses) as task:
 
             def advance(n: int) -> None:
@@ -430,7 +430,7 @@ def _explicit(
         dtype = models.DTYPES[section.dtype]
         return Engine(model, int(tokenizer.pad_token_id), dtype=dtype, token_budget=batch_tokens)
 
-    key = logp_cache.identity(ref, dtype=section.dtype, attention=section.attn_implementation)
+    key = logp_cache.identity(ref, dtype=section.dtype, attention=models.attention(section))
     with reporter.task("reward model", sum(len(tree.response_ids) for tree in trees)) as task:
         skip = lambda n: task.resume_at(task.done + n)  # noqa: E731
         parts = list(logp_cache.scores(trees, work, key, load, advance=task.advance, skip=skip))

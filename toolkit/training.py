@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,37 @@ class KeepPolicies(TrainerCallback):
             self.keep(state.global_step)
 
 
+class KeepAtKl(TrainerCallback):
+    """Calls ``keep(step)`` when the KL to the policy before training first passes each of ``milestones``.
+
+    ``measure(step)``, called every ``logging_steps``: [R] log pi / pi_ref in nats of this process's share of fresh
+    samples. Their mean goes into the log as ``objective/kl`` (through ``values``, those of an :class:`EngineTrainer`),
+    from which a resumed run knows what it has passed.
+    """
+
+    def __init__(
+        self,
+        milestones: Sequence[float],
+        measure: Callable[[int], torch.Tensor],
+        keep: Callable[[int], None],
+        values: dict[str, list[torch.Tensor]],
+    ) -> None:
+        self.milestones, self.measure, self.keep, self.values = milestones, measure, keep, values
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self.highest = max((entry.get("objective/kl", -math.inf) for entry in state.log_history), default=-math.inf)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        if state.global_step % int(args.logging_steps):
+            return
+        ratio_R = self.measure(state.global_step)
+        self.values["objective/kl"].append(ratio_R)
+        total, n = all_sum(torch.tensor([ratio_R.double().sum(), ratio_R.numel()], device=args.device)).tolist()
+        if any(self.highest < milestone <= total / n for milestone in self.milestones) and state.is_world_process_zero:
+            self.keep(state.global_step)
+        self.highest = max(self.highest, total / n)
+
+
 @dataclass(frozen=True)
 class Example:
     """One prompt for a comparison loss. ``pairs`` are (i, j, share of the weight that prefers i, weight).
@@ -320,14 +352,29 @@ class ByLength(Sampler[int]):
 class EngineTrainer(Trainer):
     """A transformers Trainer whose loss is a function of one collated batch, with averaged metrics in its log.
 
-    ``loss_fn(part) -> (loss, metrics)``: losses add up over the parts of a batch to a mean over its prompts; a metric
-    is a tensor of values (of comparisons, of responses), and the log has the mean of all since the last entry.
+    ``engine`` holds the model, made trainable before. ``loss_fn(part) -> (loss, metrics)``: losses add up over the
+    parts of a batch to a mean over its prompts; a metric is a tensor of values (of comparisons, of responses), and the
+    log has the mean of all since the last entry, and ``tokens``, how many went through the model since then.
     """
 
-    def __init__(self, *, loss_fn: LossFunction, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        engine: Engine,
+        arguments: dict[str, Any],
+        examples: Sequence[Example],
+        loss_fn: LossFunction,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        super().__init__(
+            model=engine.model,
+            args=TrainingArguments(**arguments),
+            train_dataset=list(enumerate(examples)),
+            data_collator=partial(collate, engine),
+            callbacks=callbacks,
+        )
         self.loss_fn = loss_fn
         self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.tokens = 0
         # Our loss is already a mean, so the trainer must divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
@@ -349,16 +396,21 @@ class EngineTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         losses = [super(EngineTrainer, self).training_step(model, {"batch": part}) for part in inputs["batch"]]
+        self.tokens += sum(len(tree) for part in inputs["batch"] for tree in part.trees.trees)
         if self.accelerator.sync_gradients:
             reduce_gradients(self.accelerator.unwrap_model(self.model))
         return torch.stack(losses).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        for name, values in self.values.items():
-            found = torch.cat(values)
-            if found.numel():
-                logs[name] = found.float().mean().item()
-        self.values.clear()
+        if self.values:
+            # Sums and counts over all processes: means of the whole batches, not of this process's share.
+            found = [torch.cat(values).double() for values in self.values.values()]
+            parts = [self.tokens, *(x for values in found for x in (values.sum().item(), values.numel()))]
+            tokens, *sums = all_sum(torch.tensor(parts, dtype=torch.float64, device=self.args.device)).tolist()
+            means = zip(self.values, sums[::2], sums[1::2], strict=True)
+            logs |= {name: total / n for name, total, n in means if n} | {"tokens": int(tokens)}
+            self.values.clear()
+            self.tokens = 0
         super().log(logs, start_time)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ def policy_of(args: argparse.Namespace) -> Any:
 def duel(args: argparse.Namespace, *, cached: bool = False) -> dict[str, Any]:
     import torch
 
-    from toolkit import models
+    from toolkit import models, training
     from toolkit.recipe import Lora
     from toolkit.scoring import Engine
-    from toolkit.stages.dpo import engine_trainer
+    from toolkit.stages.dpo import dpo_loss
 
     tokenizer, examples = harness.examples(
         args, harness.real_file("hh_harmless/pairs.jsonl.gz"), args.batch * args.steps
@@ -60,7 +61,9 @@ def duel(args: argparse.Namespace, *, cached: bool = False) -> dict[str, Any]:
             found = reference or reference_of()
             section, arguments = settings(args, folder, args.steps)
             policy_ = models.trainable(policy, Lora(), task="CAUSAL_LM")
-            engine_trainer(policy_, pad_id, dtype, section, arguments, examples, found, []).train()
+            engine = Engine(policy_, pad_id, dtype=dtype)
+            loss = partial(dpo_loss, engine, section, found)
+            training.EngineTrainer(engine, arguments, examples, loss).train()
             return args.batch * args.steps
 
         return harness.measured(work)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +50,19 @@ def model_of(args: argparse.Namespace, tokenizer: Any) -> Any:
 
 
 def duel(args: argparse.Namespace, kind: str) -> dict[str, Any]:
-    from toolkit import models
+    from toolkit import models, training
     from toolkit.recipe import Lora
-    from toolkit.stages.reward_model import engine_trainer
+    from toolkit.scoring import Engine
+    from toolkit.stages.reward_model import bradley_terry
 
     batch, steps = args.batch if kind == "pairs" else args.rankings, args.steps
     tokenizer, examples = (pairs_of if kind == "pairs" else rankings_of)(args, batch * steps)
     model = models.trainable(model_of(args, tokenizer), Lora(), task="SEQ_CLS", modules_to_save=["score"])
     with tempfile.TemporaryDirectory() as folder:
         section, arguments = settings(args, folder, batch, steps)
-        pad_id = int(tokenizer.pad_token_id)
-        trainer = engine_trainer(model, pad_id, models.DTYPES[args.dtype], section, arguments, examples, [])
+        engine = Engine(model, int(tokenizer.pad_token_id), dtype=models.DTYPES[args.dtype])
+        loss = partial(bradley_terry, engine, section.center_rewards_coefficient)
+        trainer = training.EngineTrainer(engine, arguments, examples, loss)
         return harness.measured(lambda: trainer.train() and sum(len(e.pairs) for e in examples))
 
 

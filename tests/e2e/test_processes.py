@@ -11,7 +11,8 @@ from running import SMALL, duel
 
 def test_two_processes_train_every_stage(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = [*SMALL, "--out", str(out), "--until", "dpo"]
+    milestones = ["--set=dpo.logging_steps=1", "--set=dpo.num_checkpoints=1", "--set=dpo.kl_milestones=[0.000001]"]
+    options = [*SMALL, *milestones, "--out", str(out), "--until", "dpo"]
     done = duel("run", "smoke", *options, "--", "--num_processes", "2", env={"OMP_NUM_THREADS": "1"})
     assert "Traceback" not in done.stderr
     for stage in ("sft", "reward_model", "ppo", "dpo"):
@@ -23,3 +24,7 @@ def test_two_processes_train_every_stage(tmp_path: Path) -> None:
     # The smoke recipe's 16 responses are those of each process: one rollout of 32 for both.
     rollouts = [entry for entry in curves if entry.get("stage") == "ppo" and "objective/kl" in entry]
     assert len(rollouts) == 1 and rollouts[0]["objective/kl"] == 0
+    # Each process samples its share of the prompts that DPO's KL is estimated on.
+    kl = [entry["objective/kl"] for entry in curves if entry.get("stage") == "dpo" and "objective/kl" in entry]
+    assert len(kl) == 2 and all(isinstance(value, float) for value in kl)
+    assert (out / "dpo" / "checkpoints").is_dir() == (kl[0] > 0.000001)

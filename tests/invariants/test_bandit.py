@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from toolkit import training
 from toolkit.ppo import PPOConfig, PPOTrainer
@@ -106,23 +106,19 @@ def test_dpo_finds_the_optimum(beta: float, tmp_path: Path) -> None:
     with torch.no_grad():
         reference = [torch.cat([logp for logp in engine.logps([tree])[0]])]
     section = DpoSection(beta=beta)
-    trainer = training.EngineTrainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(tmp_path),
-            learning_rate=5e-3,
-            lr_scheduler_type="cosine",
-            max_steps=200,
-            data_seed=0,
-            save_strategy="no",
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-        ),
-        train_dataset=list(enumerate([training.Example(tree, pairs)])),
-        data_collator=partial(training.collate, engine),
-        loss_fn=partial(dpo_loss, engine, section, reference),
-    )
+    arguments = {
+        "output_dir": str(tmp_path),
+        "learning_rate": 5e-3,
+        "lr_scheduler_type": "cosine",
+        "max_steps": 200,
+        "data_seed": 0,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+    loss = partial(dpo_loss, engine, section, reference)
+    trainer = training.EngineTrainer(engine, arguments, [training.Example(tree, pairs)], loss)
     trainer.train()
     assert distance(model, beta) < LIMIT_NATS

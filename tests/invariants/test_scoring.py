@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -266,6 +267,14 @@ def test_an_adapter_counts(make_trees: Trees) -> None:
 # ---------------------------------------------------------------- gradients, chunks, entropy
 
 
+SHAPES: dict[str, Callable[[], Any]] = {
+    "llama": llama,
+    "gemma2": lambda: random_model(Gemma2Config(**SMALL, head_dim=16, final_logit_softcapping=3.0)),
+    "granite": lambda: random_model(GraniteConfig(**SMALL, logits_scaling=4.0)),
+    "cohere": lambda: random_model(CohereConfig(**SMALL, logit_scale=0.25)),
+}
+
+
 def loss_of(logps_N: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
     """Weighs every response and token differently, so that a mix-up shows."""
     weights = torch.linspace(-1, 1, logps_N.numel(), dtype=logps_N.dtype) * (1 + owner)
@@ -285,10 +294,17 @@ def assert_same_gradients(ours: dict[str, torch.Tensor], expected: dict[str, tor
 
 
 @pytest.mark.parametrize("rows", [1024, 3, 1])
-def test_gradients_equal_those_of_plain_passes(make_trees: Trees, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    """With few rows at a time the logits are computed in chunks, and again in the backward pass."""
-    monkeypatch.setattr(scoring, "LOGIT_ROWS", rows)
-    model, trees = llama(), make_trees(3, 64, seed=8)
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained-head", "frozen-head"])
+@pytest.mark.parametrize("name", ["llama", "granite", "cohere", "gemma2"])
+def test_gradients_equal_those_of_plain_passes(
+    make_trees: Trees, monkeypatch: pytest.MonkeyPatch, name: str, frozen: bool, rows: int
+) -> None:
+    """In chunks of logits: computed again in the backward pass where the head trains, and not at all where it does
+    not."""
+    monkeypatch.setitem(scoring.LOGIT_ROWS, "cpu", rows)
+    monkeypatch.setitem(scoring.SOFTMAX_ROWS, "cpu", min(rows, 2))
+    model, trees = SHAPES[name](), make_trees(3, 64, seed=8)
+    model.get_output_embeddings().requires_grad_(not frozen)
     batch = engine(model).pack(trees)
     ours, entropy = scoring.token_logps(model, batch, temperature=0.8, with_entropy=True)
     loss_of(ours, batch.owner).backward()
@@ -302,23 +318,28 @@ def test_gradients_equal_those_of_plain_passes(make_trees: Trees, monkeypatch: p
     assert_same([[entropy]], [[torch.cat([entropies for _, entropies in pairs])]])
 
 
-def test_chunks_are_recomputed_and_not_kept(make_trees: Trees, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "LOGIT_ROWS", 2)
-    model = llama()
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained-head", "frozen-head"])
+def test_chunks_of_logits_are_not_kept(make_trees: Trees, monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
+    monkeypatch.setitem(scoring.LOGIT_ROWS, "cpu", 2)
+    model = random_model(LlamaConfig(**(SMALL | {"vocab_size": 70})))  # no other width is 70
+    model.get_output_embeddings().requires_grad_(not frozen)
     batch = pack(make_trees(2, 64), 0)
     calls: list[int] = []
-    whole = scoring.logits_of
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    saved: list[weakref.ref[torch.Tensor]] = []
 
-    def counted(model: Any, states: torch.Tensor) -> torch.Tensor:
-        calls.append(states.shape[0])
-        return whole(model, states)
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(weakref.ref(tensor))
+        return tensor
 
-    monkeypatch.setattr(scoring, "logits_of", counted)
-    logps, _ = scoring.token_logps(model, batch)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logps, _ = scoring.token_logps(model, batch)
+    kept = [tensor for reference in saved if (tensor := reference()) is not None]
+    assert kept and not [tensor.shape for tensor in kept if tensor.shape[-1:] == (70,) and tensor.shape[0] != 32]
     forward = len(calls)
     assert max(calls) <= 2 and sum(calls) == batch.target.numel()
     logps.sum().backward()
-    assert len(calls) == 2 * forward
+    assert len(calls) == forward if frozen else 2 * forward
     calls.clear()
     with torch.no_grad():
         scoring.token_logps(model, batch)

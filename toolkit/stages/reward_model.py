@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer
 
 from toolkit import models, training, trl_trainers
 from toolkit.generation import generate
@@ -57,27 +57,6 @@ def bradley_terry(
     return loss, metrics
 
 
-def engine_trainer(
-    model: Any,
-    pad_id: int,
-    dtype: torch.dtype,
-    section: RewardModelSection,
-    arguments: dict[str, Any],
-    examples: list[training.Example],
-    callbacks: list[TrainerCallback],
-) -> Trainer:
-    """The trainer on the tree batch, for a classifier that :func:`models.trainable` prepared."""
-    engine = Engine(model, pad_id, dtype=dtype)
-    return training.EngineTrainer(
-        model=model,
-        args=TrainingArguments(**arguments),
-        train_dataset=list(enumerate(examples)),
-        data_collator=partial(training.collate, engine),
-        loss_fn=partial(bradley_terry, engine, section.center_rewards_coefficient),
-        callbacks=callbacks,
-    )
-
-
 def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``: a sequence classifier (an adapter on the SFT model, or plain weights) and its centring."""
     section: RewardModelSection = settings.reward_model
@@ -101,7 +80,9 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         model = trainer.model
     else:
         model = models.trainable(model, lora, task="SEQ_CLS", modules_to_save=["score"])
-        trainer = engine_trainer(model, pad_id, dtype, section, arguments, examples, [watch])
+        engine = Engine(model, pad_id, dtype=dtype)
+        loss = partial(bradley_terry, engine, section.center_rewards_coefficient)
+        trainer = training.EngineTrainer(engine, arguments, examples, loss, [watch])
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
     model.eval()
     engine = Engine(model, pad_id, dtype=dtype)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
 
 from toolkit import models, training
 from toolkit.locating import resolve
@@ -49,16 +48,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     policy = models.trainable(policy, settings.model.lora, task="CAUSAL_LM").to(models.best_device())
     engine = Engine(policy, int(tokenizer.pad_token_id), dtype=dtype)
     watch = training.Watch(reporter, "sft", steps)
-    trainer = training.EngineTrainer(
-        model=policy,
-        args=TrainingArguments(
-            **training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
-        ),
-        train_dataset=list(enumerate(examples)),
-        data_collator=partial(training.collate, engine),
-        loss_fn=partial(completion_loss, engine),
-        callbacks=[watch],
-    )
+    arguments = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
+    trainer = training.EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [watch])
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
     models.merge_and_save(policy, tokenizer, out / "model", dtype)
     seen = steps * section.per_device_train_batch_size * section.gradient_accumulation_steps
