@@ -35,7 +35,7 @@ def duel(args: argparse.Namespace) -> dict[str, Any]:
     tokenizer, trees, pair = loaded(args)
     engines = [Engine(model, int(tokenizer.pad_token_id), dtype=DTYPES[args.dtype]) for model in pair]
     for engine in engines:
-        engine.logps(trees[:2])  # the probe, and the libraries' first use
+        engine.logps(sorted(trees, key=len)[-2:])  # the probe, and the libraries' first use
 
     def work() -> int:
         policy, reference = (engine.logps(trees) for engine in engines)
