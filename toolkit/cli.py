@@ -259,7 +259,13 @@ def recipes_copy(name: str, target: Path | None, force: bool) -> None:
 @click.argument("recipe", shell_complete=complete_recipes)
 @click.option("--grid", multiple=True, metavar="a.b=v1,v2", help="Values of a setting; several grids are crossed.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Run each point with seeds 0..N-1.")
-@click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True, help="Where runs go.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="One run after the other here, or all at once on Ray.",
+)
 @click.option("--out", type=PATH, help="Folder of the runs; default runs/NAME-sweep.")
 @SET
 @JSON
@@ -278,7 +284,9 @@ def sweep(
     from toolkit.sweep import run_sweep
     from toolkit.tables import sweep_table
 
-    rows = run_sweep(recipe, list(sets), list(grid), seeds, out, reporter_of(ctx), before_stage=quiet_libraries)
+    rows = run_sweep(
+        recipe, list(sets), list(grid), seeds, out, reporter_of(ctx), engine=engine, before_stage=quiet_libraries
+    )
     emit({"runs": rows}) if as_json else print(sweep_table(rows))
 
 
@@ -344,6 +352,7 @@ def _reading(function: Any) -> Any:
 @click.option("--data", required=True, help="Preference data.")
 @click.option("--beta", type=float, help="Default: the policy's own, where known, else 0.1.")
 @click.option("--per-token", is_flag=True, help="Add the rewards of the tokens.")
+@click.option("--samples", type=PATH, help="A run's samples.parquet: with --rm, the check on what its policies wrote.")
 @click.option("--with-ids", is_flag=True, help="Add the token ids.")
 @click.option("--rm", help="An explicit reward model to check against.")
 @click.option("--out", type=PATH, required=True, help="Parquet file to write.")

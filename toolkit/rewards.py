@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,17 +21,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit import logp_cache, models
-from toolkit.errors import DataError, ModelError, RecipeError, StoreError
-from toolkit.evals.agreement import LOG_Z_WARNING, Comparison, compare_rewards, estimate_dict, pairwise_accuracy
+from toolkit.errors import ModelError, RecipeError, StoreError
+from toolkit.evals.agreement import (
+    LOG_Z_WARNING,
+    Comparison,
+    compare_on_samples,
+    compare_rewards,
+    estimate_dict,
+    pairwise_accuracy,
+)
 from toolkit.evals.rm_quality import calibration, rm_quality
 from toolkit.evals.slices import agreement_by_slice, disagreements
 from toolkit.locating import ModelRef, resolve, training_record
 from toolkit.preferences import splits
-from toolkit.preferences.encoding import Encoded, encode, is_conversation, response_end
+from toolkit.preferences.encoding import encode, is_conversation, response_end
 from toolkit.preferences.formats import PreferenceRow, readable
-from toolkit.preferences.reading import PreferenceData, read_preferences
 from toolkit.progress import Reporter
 from toolkit.recipe import ModelSection
+from toolkit.scored_data import Reading, pairwise_label, read, with_samples
 from toolkit.scoring import Engine, Tree
 from toolkit.store import write_json, write_row_groups, write_table, write_text
 
@@ -41,6 +48,7 @@ SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
         ("response_index", pa.int64()),
+        ("source", pa.string()),
         ("n_tokens", pa.int64()),
         ("policy_logp", pa.float64()),
         ("reference_logp", pa.float64()),
@@ -54,57 +62,6 @@ SCHEMA = pa.schema(
         ("response_ids", pa.list_(pa.int64())),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Rows that fit the limits, as token ids, and what was left out."""
-
-    rows: list[PreferenceRow]
-    encoded: list[Encoded]
-    counts: dict[str, int]
-    data: PreferenceData
-
-
-def read(
-    data: str,
-    tokenizer: Any,
-    spec: str,
-    *,
-    split: str,
-    plain: bool,
-    limit: int | None,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-) -> Reading:
-    """Read and tokenise. Prompts over the limit are left out, responses over it are cut; both are counted."""
-    found = read_preferences(data, split=split, conversational=False if plain else None)
-    rows = splits.limit(found.rows, limit, 0)
-    conversational = is_conversation(rows[0].prompt)
-    if conversational:
-        models.require_chat_template(tokenizer, spec)
-    end_id = response_end(tokenizer, conversational)
-    kept, encoded = [], []
-    for row in rows:
-        item = encode(tokenizer, row.prompt, row.responses, end_id=end_id, max_response_tokens=max_response_tokens)
-        if 0 < len(item.tree.prompt_ids) <= max_prompt_tokens:
-            kept.append(row)
-            encoded.append(item)
-    if not kept:
-        raise DataError("every prompt is longer than the limit", where=data, fix="raise --max-prompt-tokens")
-    counts = {
-        "n_long_prompts": len(rows) - len(kept),
-        "n_truncated_responses": sum(sum(item.truncated) for item in encoded),
-    }
-    return Reading(kept, encoded, counts, found)
-
-
-def pairwise_label(row: PreferenceRow) -> list[str] | None:
-    """``chosen`` and ``rejected`` for a pair with a winner."""
-    found = splits.pairs(row)
-    if len(row.responses) != 2 or len(found) != 1 or found[0].p == 0.5:
-        return None
-    return ["chosen", "rejected"] if found[0].p > 0.5 else ["rejected", "chosen"]
 
 
 def check_reference(policy: ModelRef, reference: ModelRef, any_reference: bool) -> None:
@@ -143,6 +100,7 @@ def implicit_rewards(
     any_reference: bool = False,
     force: bool = False,
     limit: int | None = None,
+    samples: str | Path | None = None,
     split: str = "train",
     plain: bool = False,
     max_prompt_tokens: int = 2048,
@@ -155,7 +113,8 @@ def implicit_rewards(
     ``plain`` reads "Human: ... Assistant: ..." transcripts as text, for models without a chat template.
     ``reference="none"`` gives reference-free rewards ``beta * log pi``, labelled as such. An interrupted call continues
     where it stopped. The reference's log-probabilities are kept in duel's cache folder: another beta, or another policy
-    that was trained from it, costs no forward pass of it.
+    that was trained from it, costs no forward pass of it. ``samples``, a run's ``samples.parquet``, adds what its
+    policies wrote to the data's prompts, and the check against ``rm`` on each source of them.
 
     Under `accelerate launch` the processes share the work; the summary is the main one's, that of the others is empty.
 
@@ -188,6 +147,8 @@ def implicit_rewards(
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
     )
+    if samples is not None:
+        reading = with_samples(reading, Path(samples), tokenizer)
     trees = [item.tree for item in reading.encoded]
     work = out.with_name(f".{out.name}.partial")
     counted = {"policy": 0, "reference": 0}
@@ -245,7 +206,13 @@ def implicit_rewards(
         "policy": policy_ref.fingerprint,
         "reference": reference_ref.fingerprint if reference_ref else None,
     }
-    left_out = {"token_rewards": per_token, "prompt_ids": with_ids, "response_ids": with_ids, "explicit_reward": rm}
+    left_out = {
+        "source": samples,
+        "token_rewards": per_token,
+        "prompt_ids": with_ids,
+        "response_ids": with_ids,
+        "explicit_reward": rm,
+    }
     labelled = any(pairwise_label(row) for row in reading.rows)
     names = [name for name in SCHEMA.names if left_out.get(name, True) and (labelled or name != "label")]
     schema = pa.schema([SCHEMA.field(name) for name in names], metadata={"duel": json.dumps(facts)})
@@ -296,6 +263,7 @@ def _rows(
             {
                 "prompt_id": row.prompt_id,
                 "response_index": k,
+                "source": reading.sources[index],
                 "n_tokens": len(ids),
                 "policy_logp": float(own.sum()),
                 "reference_logp": float(reference.sum()) if reference is not None else None,
@@ -319,9 +287,23 @@ def _against(
     out: Path,
 ) -> dict[str, Any]:
     """The check against the explicit rewards; disagreements go to ``OUT.disagreements.jsonl``, the clearest first."""
+    n = reading.n_data
+    by_source = {
+        source: compare_on_samples(
+            *(
+                [values[p] for p, of in enumerate(reading.sources) if of == source]
+                for values in ([row.prompt_id for row in reading.rows], explicit, implicit)
+            ),
+            [row.gold for row, of in zip(reading.rows, reading.sources, strict=True) if of == source],
+        )
+        for source in dict.fromkeys(reading.sources[n:])
+    }
+    explicit, implicit, lengths = explicit[:n], implicit[:n], lengths[:n]
     comparisons = _comparisons(reading.rows)
-    prompt_ids = [row.prompt_id for row in reading.rows]
+    prompt_ids = [row.prompt_id for row in reading.rows[:n]]
     found: dict[str, Any] = dict(compare_rewards(prompt_ids, comparisons, explicit, implicit))
+    if by_source:
+        found["samples"] = by_source
     if comparisons:
         found["calibration"] = {
             "explicit": calibration(comparisons, explicit, prompt_ids=prompt_ids),
@@ -419,10 +401,14 @@ def _explicit(
     if conversational:
         models.require_chat_template(tokenizer, rm)
     end_id = response_end(tokenizer, conversational)
-    trees: list[Tree] = [
-        encode(tokenizer, row.prompt, row.responses, end_id=end_id, max_response_tokens=max_response_tokens).tree
-        for row in reading.rows
-    ]
+    trees: list[Tree] = []
+    for row, item, source in zip(reading.rows, reading.encoded, reading.sources, strict=True):
+        longest = max_response_tokens if source == "data" else sys.maxsize  # a sample is scored as it is
+        tree = encode(tokenizer, row.prompt, row.responses, end_id=end_id, max_response_tokens=longest).tree
+        if source != "data":  # and without the end that it did not come to
+            cut = zip(tree.response_ids, item.truncated, strict=True)
+            tree = Tree(tree.prompt_ids, [ids[:-1] if truncated else ids for ids, truncated in cut])
+        trees.append(tree)
 
     def load() -> Engine:
         model = models.load_reward_model(ref, section).to(models.best_device())
@@ -447,9 +433,10 @@ def _summary(
 ) -> dict[str, Any]:
     comparisons = _comparisons(reading.rows)
     n_responses = sum(len(values) for values in rewards)
+    rewards, lengths = rewards[: reading.n_data], lengths[: reading.n_data]
     seconds = time.monotonic() - started
     summary: dict[str, Any] = {
-        "n_prompts": len(reading.rows),
+        "n_prompts": reading.n_data,
         "n_responses": n_responses,
         "n_comparisons": len(comparisons),
         **reading.counts,

@@ -277,6 +277,13 @@ def _against(found: Mapping[str, Any]) -> list[str]:
             shares = [percent(row[key]["value"]) for key in ("accuracy_explicit", "accuracy_implicit", "agreement")]
             table.add_row(f"{row['low']:.3g}", f"{row['high']:.3g}", str(row["n_pairs"]), *shares)
         tables.append(_text(table))
+    if "samples" in found:
+        table = _table("On samples of", ["", "pairs", "explicit", "implicit", "agreement", "kappa"])
+        for source, row in found["samples"].items():
+            names = ("accuracy_explicit", "accuracy_implicit", "agreement")
+            shares = [percent(row[name]["value"]) if name in row else "-" for name in names]
+            table.add_row(source, str(row["n_pairs"]), *shares, number(row["cohen_kappa"]["value"]))
+        tables.append(_text(table))
     return tables
 
 

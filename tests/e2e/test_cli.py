@@ -234,6 +234,30 @@ def test_rewards_and_score_on_a_run(run_folder: Path, tmp_path: Path) -> None:
         assert row["explicit_reward"] == pytest.approx(by_rewards[row["prompt_id"], row["response_index"]], abs=1e-4)
 
 
+def test_rewards_on_what_the_policies_wrote(run_folder: Path, tmp_path: Path) -> None:
+    """The same figures as the run's own evaluation, which scored the samples when it drew them."""
+    policy, reference, rm = (str(run_folder / name / "model") for name in ("dpo", "sft", "reward_model"))
+    out = tmp_path / "rewards.parquet"
+    given = ["--policy", policy, "--reference", reference, "--rm", rm, "--with-ids", "--out", str(out), "--json"]
+    data, samples = run_folder / "data" / "eval.parquet", run_folder / "samples.parquet"
+    found = json.loads(duel("rewards", *given, "--data", str(data), "--samples", str(samples)).stdout)
+    of_run = json.loads((run_folder / "results.json").read_text())["implicit_vs_explicit"]["on_samples"]
+    by_source = found["implicit_vs_explicit"]["samples"]
+    assert by_source.keys() == {"sft", "rm_ppo", "dpo"}
+    for source, label in (("sft", "sft and base"), ("rm_ppo", "PPO"), ("dpo", "DPO")):
+        assert by_source[source]["n_pairs"] == of_run[label]["n_pairs"]
+        for name in ("accuracy_explicit", "accuracy_implicit", "agreement", "margin_correlation"):
+            assert by_source[source][name]["value"] == pytest.approx(of_run[label][name]["value"], abs=0.02), name
+    drawn = pq.read_table(samples).to_pylist()
+    written = [row for row in pq.read_table(out).to_pylist() if row["source"] != "data"]
+    assert sorted(row["response_ids"] for row in written) == sorted(
+        row["response_ids"] for row in drawn if row["kind"] != "best_of_n"
+    )
+    assert found["n_prompts"] == 12
+    wrong = duel("rewards", *given, "--data", str(data), "--samples", str(out), "--force", check=2)
+    assert "samples.parquet" in wrong.stderr
+
+
 def test_labels_by_principles_are_a_data_source(tmp_path: Path) -> None:
     out = tmp_path / "labels.jsonl.gz"
     shared = ["--data", "reviews", "--limit", "12", "--judge", "llm:tiny", "--principles", "hhh", "--out", str(out)]

@@ -362,3 +362,37 @@ def krippendorff_alpha(
     if unit_prompts is not None:
         columns = sums_by_prompt(np.asarray(unit_prompts)[rated_twice], *columns)
     return bootstrap_statistic(columns, alpha, n_resamples=n_resamples, confidence=confidence, seed=seed)
+
+
+def compare_on_samples(
+    prompt_ids: Sequence[str],
+    explicit: Sequence[ArrayLike],
+    implicit: Sequence[ArrayLike],
+    gold: Sequence[Sequence[float | None] | None],
+    *,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, EstimateDict | str | int]:
+    """:func:`compare_rewards` on all pairs of responses that nobody labelled: against the gold reward where it is
+    known, and without the accuracies where it is not.
+
+    The implicit reward is known to generalise worse off its training distribution (Lin et al. 2024, arXiv 2409.03650).
+    """
+    pairs: list[Comparison] = []
+    for p, values in enumerate(explicit):
+        n = len(np.asarray(values))
+        known = gold[p] or [None] * n
+        pairs += [(p, i, j, _preference(known[i], known[j]), 1.0) for i in range(n) for j in range(i + 1, n)]
+    found = compare_rewards(
+        prompt_ids, pairs, explicit, implicit, n_resamples=n_resamples, confidence=confidence, seed=seed
+    )
+    if not any(gold):
+        return {name: value for name, value in found.items() if not name.startswith("accuracy")}
+    return found
+
+
+def _preference(a: float | None, b: float | None) -> float:
+    if a is None or b is None or a == b:
+        return 0.5
+    return 1.0 if a > b else 0.0

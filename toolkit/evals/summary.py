@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.evals.agreement import LOG_Z_WARNING, Comparison, compare_rewards
+from toolkit.evals.agreement import LOG_Z_WARNING, Comparison, compare_on_samples, compare_rewards
 from toolkit.evals.hacking import corpus_drift, drift, text_features
 from toolkit.evals.intervals import bootstrap_mean
 from toolkit.evals.overoptimization import best_of_n_kl, overoptimization
@@ -215,10 +215,8 @@ def _by_prompt(rewards: Sequence[Row]) -> tuple[list[Any], list[Any], list[Any],
 
 
 def _on_samples(samples: Sequence[Row], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Explicit against implicit on what the policies wrote, all pairs of samples of a prompt; against gold where known.
-
-    The implicit reward is known to generalise worse off its training distribution (Lin et al. 2024, arXiv 2409.03650).
-    """
+    """Explicit against implicit on what the policies wrote, all pairs of samples of a prompt; against gold where
+    known."""
     sources = {
         "sft and base": ("base", "sft"),
         "PPO": ("rm_ppo",),
@@ -233,25 +231,14 @@ def _on_samples(samples: Sequence[Row], options: Mapping[str, Any]) -> dict[str,
         usable = {prompt: rows for prompt, rows in by_prompt.items() if len(rows) > 1}
         if not usable:
             continue
-        pairs: list[Comparison] = []
-        for p, rows in enumerate(usable.values()):
-            for i in range(len(rows)):
-                for j in range(i + 1, len(rows)):
-                    pairs.append((p, i, j, _preference(rows[i]["gold_reward"], rows[j]["gold_reward"]), 1.0))
-        explicit = [np.array([row["explicit_reward"] for row in rows]) for rows in usable.values()]
-        implicit = [np.array([row["implicit_reward"] for row in rows]) for rows in usable.values()]
-        found: dict[str, Any] = dict(compare_rewards(list(usable), pairs, explicit, implicit, **options))
-        if samples[0]["gold_reward"] is None:
-            # There is no label on new samples: what needs one is left out.
-            found = {name: value for name, value in found.items() if not name.startswith("accuracy")}
-        out[label] = found
+        columns = {
+            name: [[row[name] for row in rows] for rows in usable.values()]
+            for name in ("explicit_reward", "implicit_reward", "gold_reward")
+        }
+        gold = [None if None in values else values for values in columns["gold_reward"]]
+        explicit, implicit = columns["explicit_reward"], columns["implicit_reward"]
+        out[label] = compare_on_samples(list(usable), explicit, implicit, gold, **options)
     return out
-
-
-def _preference(a: float | None, b: float | None) -> float:
-    if a is None or b is None or a == b:
-        return 0.5
-    return 1.0 if a > b else 0.0
 
 
 def verdict(win_rates: Sequence[Row]) -> dict[str, Any]:
