@@ -22,8 +22,8 @@ from pathlib import Path
 from build_openings import REPO, continuations, load, openings
 
 sys.path.insert(0, str(REPO))
-from toolkit.preferences.formats import write_native
 from toolkit.preferences.gold import FUNCTION_WORDS, sentences, word_triples
+from toolkit.preferences.rows import write_native
 from toolkit.preferences.simulate import agreement, simulate_preferences
 
 ASSETS = REPO / "toolkit" / "preferences" / "assets"

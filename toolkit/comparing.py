@@ -17,8 +17,8 @@ from toolkit.judging import asking, export, judges, records, statistics
 from toolkit.locating import ModelRef, resolve
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import decode, encode_prompt, is_conversation
-from toolkit.preferences.formats import Prompt, prompt_id, readable
 from toolkit.preferences.reading import read_preferences
+from toolkit.preferences.rows import Prompt, prompt_id, readable
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
 from toolkit.store import RunFolder, fingerprint, write_json, write_table

@@ -15,8 +15,8 @@ from toolkit.judging import asking
 from toolkit.judging.principles import label_rows, load_principles
 from toolkit.locating import resolve
 from toolkit.preferences import splits
-from toolkit.preferences.formats import Prompt, write_native
 from toolkit.preferences.reading import from_parquet, read_preferences
+from toolkit.preferences.rows import Prompt, write_native
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
 

@@ -87,7 +87,7 @@ STAGES = (
         ("ppo", *_READS),
         ("stages/ppo.py", "ppo/*.py", "generation.py", *_TRAINING_CODE),
     ),
-    StageSpec("dpo", "dpo", ("data", "sft"), ("dpo", *_READS), ("stages/dpo.py", *_TRAINING_CODE)),
+    StageSpec("dpo", "dpo", ("data", "sft"), ("dpo", *_READS), ("stages/dpo.py", "generation.py", *_TRAINING_CODE)),
     StageSpec(
         "evaluate",
         "shared",
@@ -169,7 +169,7 @@ def external(spec: StageSpec, recipe: Recipe) -> dict[str, str]:
 
 def source_fingerprint(source: str, revision: str | None) -> str:
     """Content hash of a file or folder; the commit of a hub data set, where the hub can be asked."""
-    from toolkit.preferences.reading import shipped_path
+    from toolkit.preferences.loading import shipped_path
 
     path = shipped_path(source) or Path(source).expanduser()
     if path.is_file():

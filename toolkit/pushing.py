@@ -27,8 +27,8 @@ from toolkit.errors import RecipeError, StoreError, nearest
 from toolkit.locating import REWARD_HEAD_FILE, TRAINING_RECORD_FILE, resolve
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import is_conversation, response_end
-from toolkit.preferences.formats import PreferenceRow, row_to_dict
 from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.rows import PreferenceRow, row_to_dict
 from toolkit.progress import Reporter
 from toolkit.recipe import ModelSection
 from toolkit.store import copy_whole, read_json, write_table, write_text

@@ -92,7 +92,8 @@ class ModelSection(Section):
     chat_template: str | None = Field(None, description="A Jinja file that replaces the tokenizer's template.")
     attn_implementation: str | None = Field(
         None,
-        description="sdpa or eager: both take a tree batch's mask. null takes eager on a CPU, sdpa elsewhere.",
+        description="sdpa or eager: both take a tree batch's mask. null takes eager on a CPU and sdpa elsewhere; eager "
+        "keeps heads x tokens^2 of a row in training, so take sdpa for rows of a thousand tokens.",
     )
 
 
@@ -358,8 +359,9 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-# An arm counts these in its own unit (PPO: responses of a rollout, DPO: prompts of the data), or they only log.
+# An arm counts these in its own unit (PPO: responses of a rollout, DPO: prompts of the data), or they only log or keep.
 _OWN_UNITS = {
+    "kl_milestones",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "num_train_epochs",

@@ -34,8 +34,8 @@ from toolkit.evals.rm_quality import calibration, rm_quality
 from toolkit.evals.slices import agreement_by_slice, disagreements
 from toolkit.locating import ModelRef, resolve, training_record
 from toolkit.preferences import splits
-from toolkit.preferences.encoding import encode, is_conversation, response_end
-from toolkit.preferences.formats import PreferenceRow, readable
+from toolkit.preferences.encoding import Encoded, decode, encode, is_conversation, response_end
+from toolkit.preferences.rows import PreferenceRow, readable
 from toolkit.progress import Reporter
 from toolkit.recipe import ModelSection
 from toolkit.scored_data import Reading, pairwise_label, read, with_samples
@@ -43,7 +43,7 @@ from toolkit.scoring import Engine, Tree
 from toolkit.store import write_json, write_row_groups, write_table, write_text
 
 DEFAULT_BETA = 0.1
-# The columns of ``duel rewards``; which of the last ones are there depends on the data and the options.
+# The columns of ``duel rewards``; some are there with their option or kind of data alone.
 SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -263,7 +263,7 @@ def _rows(
             {
                 "prompt_id": row.prompt_id,
                 "response_index": k,
-                "source": reading.sources[index],
+                "source": reading.writers[index][k],
                 "n_tokens": len(ids),
                 "policy_logp": float(own.sum()),
                 "reference_logp": float(reference.sum()) if reference is not None else None,
@@ -405,9 +405,8 @@ def _explicit(
     for row, item, source in zip(reading.rows, reading.encoded, reading.sources, strict=True):
         longest = max_response_tokens if source == "data" else sys.maxsize  # a sample is scored as it is
         tree = encode(tokenizer, row.prompt, row.responses, end_id=end_id, max_response_tokens=longest).tree
-        if source != "data":  # and without the end that it did not come to
-            cut = zip(tree.response_ids, item.truncated, strict=True)
-            tree = Tree(tree.prompt_ids, [ids[:-1] if truncated else ids for ids, truncated in cut])
+        if source != "data":
+            tree = _as_sampled(tokenizer, row, item, tree)
         trees.append(tree)
 
     def load() -> Engine:
@@ -422,6 +421,17 @@ def _explicit(
         parts = list(logp_cache.scores(trees, work, key, load, advance=task.advance, skip=skip))
     mean = models.reward_mean(ref.path)
     return [[float(value[0]) - mean for value in row] for part in parts for row in part]
+
+
+def _as_sampled(tokenizer: Any, row: PreferenceRow, item: Encoded, tree: Tree) -> Tree:
+    """The ids that were sampled, where the reward model's tokenizer reads them as the same text; otherwise ``tree``,
+    the text in its own ids, without the end that a truncated sample did not come to."""
+    sampled = item.tree
+    texts = [decode(tokenizer, ids) for ids in sampled.response_ids]
+    if sampled.prompt_ids == tree.prompt_ids and texts == row.responses:
+        return sampled
+    cut = zip(tree.response_ids, item.truncated, strict=True)
+    return Tree(tree.prompt_ids, [(ids[:-1] or ids) if truncated else ids for ids, truncated in cut])
 
 
 def _comparisons(rows: Sequence[PreferenceRow]) -> list[Comparison]:

@@ -13,24 +13,25 @@ from toolkit import models
 from toolkit.errors import DataError
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import Encoded, decode, encode, is_conversation, response_end
-from toolkit.preferences.formats import PreferenceRow
 from toolkit.preferences.reading import PreferenceData, read_preferences
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.scoring import Tree
 
-SAMPLE_COLUMNS = ["prompt_id", "arm", "kind", "response", "response_ids", "truncated", "gold_reward"]
-SAMPLE_SOURCES = {"base": "sft"}  # the model that SFT started from writes before the arms do, as SFT does
+SAMPLE_COLUMNS = ["prompt_id", "policy", "arm", "kind", "response", "response_ids", "truncated", "gold_reward"]
+SAMPLE_SOURCES = {"base": "sft and base", "sft": "sft and base", "rm_ppo": "PPO", "dpo": "DPO"}  # as in a run's results
 
 
 @dataclass(frozen=True)
 class Reading:
     """Rows that fit the limits, as token ids, and what was left out. Behind the rows of the data may stand those of
-    samples: ``sources[p]`` says whose row p is, ``data`` or an arm."""
+    samples: ``sources[p]`` says whose row p is ("data", "PPO"), ``writers[p]`` which policy wrote each response."""
 
     rows: list[PreferenceRow]
     encoded: list[Encoded]
     counts: dict[str, int]
     data: PreferenceData
     sources: list[str]
+    writers: list[list[str]]
 
     @property
     def n_data(self) -> int:
@@ -68,7 +69,7 @@ def read(
         "n_long_prompts": len(rows) - len(kept),
         "n_truncated_responses": sum(sum(item.truncated) for item in encoded),
     }
-    return Reading(kept, encoded, counts, found, ["data"] * len(kept))
+    return Reading(kept, encoded, counts, found, ["data"] * len(kept), [["data"] * len(row.responses) for row in kept])
 
 
 def with_samples(reading: Reading, path: Path, tokenizer: Any) -> Reading:
@@ -92,7 +93,8 @@ def with_samples(reading: Reading, path: Path, tokenizer: Any) -> Reading:
     groups = {key: found for key, found in groups.items() if len(found) > 1}
     if not groups:
         raise DataError("no prompt of the data has two samples of one source", where=str(path), fix=fix)
-    rows, encoded, sources = list(reading.rows), list(reading.encoded), list(reading.sources)
+    rows, encoded = list(reading.rows), list(reading.encoded)
+    sources, writers = list(reading.sources), list(reading.writers)
     for (source, prompt_id), found in sorted(groups.items()):
         row, item = known[prompt_id]
         ids = [list(sample["response_ids"]) for sample in found]
@@ -109,7 +111,8 @@ def with_samples(reading: Reading, path: Path, tokenizer: Any) -> Reading:
         )
         encoded.append(Encoded(Tree(item.tree.prompt_ids, ids), [sample["truncated"] for sample in found]))
         sources.append(source)
-    return replace(reading, rows=rows, encoded=encoded, sources=sources)
+        writers.append([sample["policy"] for sample in found])
+    return replace(reading, rows=rows, encoded=encoded, sources=sources, writers=writers)
 
 
 def pairwise_label(row: PreferenceRow) -> list[str] | None:

@@ -390,7 +390,8 @@ class Engine:
         if batch.attention_mask.dim() == 4:
             return token_logps(self.model, batch, temperature=temperature, with_entropy=with_entropy)
         output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
-        logits = output.logits.flatten(0, 1)[batch.predictor].float() / temperature
+        logits = output.logits.flatten(0, 1)[batch.predictor].float()
+        logits = logits if temperature == 1.0 else logits / temperature
         logps, entropies = _from_logits(logits, batch.target, with_entropy)
         return logps, entropies if with_entropy else None
 

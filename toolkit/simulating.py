@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.comparing import read_prompts, sample
 from toolkit.errors import StoreError
 from toolkit.locating import resolve
-from toolkit.preferences.formats import write_native
+from toolkit.preferences.rows import write_native
 from toolkit.preferences.simulate import ANNOTATORS, agreement, simulate_preferences
 from toolkit.progress import Reporter
 from toolkit.recipe import ModelSection

@@ -15,7 +15,7 @@ from toolkit.progress import Reporter
 from toolkit.recipe import LoadedRecipe, load_recipe
 from toolkit.store import RunFolder, fingerprint, read_json, write_json
 
-# Of a task on Ray where there is no GPU; Ray gives its process as many threads.
+# Of a task on Ray where there is no GPU, and where a node has so many.
 CPUS_PER_TASK = 2
 
 
@@ -118,8 +118,10 @@ def compute_on_ray(jobs: Sequence[Job], reporter: Reporter) -> None:
         raise RecipeError("Ray is not installed", where="--engine ray", fix="pip install 'rlhf-duel[ray]'") from None
     ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
     try:
-        gpus = ray.cluster_resources().get("GPU", 0)
-        task = ray.remote(_until).options(num_gpus=1 if gpus else 0, num_cpus=1 if gpus else CPUS_PER_TASK)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = any(node.get("GPU", 0) for node in nodes)
+        cpus = 1 if gpus else min(CPUS_PER_TASK, max(int(node.get("CPU", 0)) for node in nodes))
+        task = ray.remote(_until).options(num_gpus=int(gpus), num_cpus=cpus)
         plans = [pipeline.plan(job.loaded.recipe, RunFolder(job.folder)) for job in jobs]
         for number, name in enumerate(pipeline.STAGE_NAMES):
             first = {plan[number].key: job for plan, job in reversed(list(zip(plans, jobs, strict=True)))}

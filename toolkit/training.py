@@ -31,7 +31,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from toolkit.models import precision
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import encode, is_conversation, response_end
-from toolkit.preferences.formats import PreferenceRow
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe import Arm, Training
 from toolkit.scoring import Engine, Tree, TreeBatch, batches
@@ -172,9 +172,9 @@ class KeepPolicies(TrainerCallback):
 class KeepAtKl(TrainerCallback):
     """Calls ``keep(step)`` when the KL to the policy before training first passes each of ``milestones``.
 
-    ``measure(step)``, called every ``logging_steps``: [R] log pi / pi_ref in nats of this process's share of fresh
-    samples. Their mean goes into the log as ``objective/kl`` (through ``values``, those of an :class:`EngineTrainer`),
-    from which a resumed run knows what it has passed.
+    ``measure(step)``, called every ``logging_steps`` and at the end: [R] log pi / pi_ref in nats of this process's
+    share of fresh samples. Their mean goes into the log as ``objective/kl`` (through ``values``, those of an
+    :class:`EngineTrainer`), from which a resumed run knows what it has passed.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class KeepAtKl(TrainerCallback):
         self.highest = max((entry.get("objective/kl", -math.inf) for entry in state.log_history), default=-math.inf)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        if state.global_step % int(args.logging_steps):
+        if state.global_step % int(args.logging_steps) and state.global_step < state.max_steps:
             return
         ratio_R = self.measure(state.global_step)
         self.values["objective/kl"].append(ratio_R)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ import time
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import harness
 
 TRL = "trl==1.12.0"
 PEERS = ("adapters", "trunk", "trl")
@@ -54,25 +57,33 @@ def main() -> None:
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 runs[peer].append(json.loads(done.stdout.splitlines()[-1]))
                 print(peer, runs[peer][-1], file=sys.stderr, flush=True)
-    best = {peer: max(run["samples_per_s"] for run in found) for peer, found in runs.items()}
-    peak = {peer: min(run["peak_gib"] for run in found) for peer, found in runs.items()}
-    result = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {processors()} cores",
-        "settings": {"prompts": N_PROMPTS, "tokens": N_TOKENS, "inner_epochs": N_EPOCHS, "lora_rank": RANK},
-        "runs": runs,
-        "speed_over_trl": {peer: round(best[peer] / best["trl"], 2) for peer in PEERS[:2]},
-        "memory_over_trl": {peer: round(peak[peer] / peak["trl"], 2) for peer in PEERS[:2]},
-    }
+    command = f"python scripts/bench/ppo.py --rounds {args.rounds} --rollouts {args.rollouts}"
+    result = {"command": command} | summary(runs)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({name: result[name] for name in ("speed_over_trl", "memory_over_trl")}))
 
 
-def processors() -> int:
-    import os
+def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Medians over the rounds, and ours over TRL's."""
+    median = {
+        peer: {field: statistics.median(run[field] for run in found) for field in ("samples_per_s", "peak_gib")}
+        for peer, found in runs.items()
+    }
 
-    return len(os.sched_getaffinity(0))
+    def over_trl(field: str) -> dict[str, float]:
+        return {peer: round(median[peer][field] / median["trl"][field], 2) for peer in PEERS[:2]}
+
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{harness.processor()}, {len(os.sched_getaffinity(0))} cores",
+        "versions": harness.versions() | {"peer": TRL},
+        "settings": {"prompts": N_PROMPTS, "tokens": N_TOKENS, "inner_epochs": N_EPOCHS, "lora_rank": RANK},
+        "runs": runs,
+        "median": median,
+        "speed_over_trl": over_trl("samples_per_s"),
+        "memory_over_trl": over_trl("peak_gib"),
+    }
 
 
 def prepare(folder: Path) -> None:

@@ -16,7 +16,7 @@ from hub_standin import TOKEN, Hub, standin
 from running import duel
 
 from toolkit import pushing
-from toolkit.preferences.formats import Comparison, PreferenceRow
+from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.store import read_json
 
 PLAIN = """

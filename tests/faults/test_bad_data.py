@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from toolkit.errors import DataError
-from toolkit.preferences.formats import PreferenceRow, row_from_dict
 from toolkit.preferences.reading import from_parquet, read_preferences, to_parquet
+from toolkit.preferences.rows import PreferenceRow
 
 REAL = os.environ.get("DUEL_REAL_DATA")
 GOOD = {"prompt": "p", "chosen": "x", "rejected": "y"}
@@ -253,11 +253,6 @@ def test_from_parquet_refuses_other_tables(tmp_path: Path) -> None:
         from_parquet(tmp_path / "cut.parquet")
 
 
-def test_row_from_dict_says_what_is_wrong() -> None:
-    with pytest.raises(DataError, match="no column 'responses'"):
-        row_from_dict({"prompt": "p", "comparisons": []})
-
-
 # ------------------------------------------------------------------------------------------------- names
 def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_bytes(lines([GOOD]))
@@ -270,9 +265,9 @@ def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path) -> None:
 
 
 def test_an_unknown_short_name_names_the_nearest_shipped_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from toolkit.preferences import reading
+    from toolkit.preferences import loading
 
-    monkeypatch.setattr(reading, "shipped_names", lambda: {"reviews": "reviews.jsonl.gz"})
+    monkeypatch.setattr(loading, "shipped_names", lambda: {"reviews": "reviews.jsonl.gz"})
     with pytest.raises(DataError, match="did you mean 'reviews'"):
         read_preferences("revews")
 

@@ -13,7 +13,7 @@ from comparisons import examples
 from transformers import TrainerCallback
 
 from toolkit import models, training
-from toolkit.preferences.formats import PreferenceRow
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.recipe import DataSection, DpoSection, Lora, ModelSection, RewardModelSection, Training
 from toolkit.scoring import Engine
 from toolkit.stages import dpo, reward_model
@@ -251,6 +251,15 @@ def test_the_probe_is_zero_at_the_start_and_the_log_ratio_later(tiny_ref: Any, t
                 logp = model(input_ids=ids).logits[0, len(tree.prompt_ids) - 1 : -1].double().log_softmax(-1)
             sums.append(logp.gather(1, torch.tensor(response)[:, None]).sum().item())
         assert ratio == pytest.approx(sums[0] - sums[1], abs=1e-4)
+
+
+def test_the_probe_samples_with_its_cache_under_gradient_checkpointing(tiny_ref: Any, tokenizer: Any) -> None:
+    """transformers drops the cache where a model in training mode checkpoints its activations."""
+    policy = moved(models.trainable(models.load_policy(tiny_ref, LORA_FP32), LORA, task="CAUSAL_LM"))
+    expected = probe_of(policy, None, tokenizer)(2)
+    policy.gradient_checkpointing_enable()
+    policy.train()
+    torch.testing.assert_close(probe_of(policy, None, tokenizer)(2), expected)
 
 
 def with_milestones(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit import models
-from toolkit.preferences.formats import Comparison, PreferenceRow
+from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.recipe import DpoSection, Lora, ModelSection
 from toolkit.scoring import Engine, Tree
 from toolkit.stages import dpo, reward_model, sft

@@ -56,7 +56,7 @@ SIDEWAYS = {
 }
 # One component in several files.
 HALVES = {"locating": "models", "recipe_loading": "recipe", "recipe_reference": "recipe"}
-HALVES |= {"cli_options": "cli", "cli_runs": "cli", "scored_data": "rewards"}
+HALVES |= {"cli_options": "cli", "cli_runs": "cli", "cli_measures": "cli", "scored_data": "rewards"}
 TORCH = {"torch", "transformers", "trl", "peft", "accelerate"}
 
 

@@ -14,7 +14,7 @@ from scipy.special import logit
 from toolkit.errors import DataError
 from toolkit.judging import export, statistics
 from toolkit.judging.records import Judgement, measured, read_judgements
-from toolkit.preferences.formats import prompt_id
+from toolkit.preferences.rows import prompt_id
 
 N = 60
 

@@ -15,8 +15,8 @@ from toolkit.judging.memory import Answer, Question, remembering
 from toolkit.judging.templates import load_template
 from toolkit.labelling import label_data
 from toolkit.preferences import splits
-from toolkit.preferences.formats import PreferenceRow, write_native
 from toolkit.preferences.reading import read_preferences
+from toolkit.preferences.rows import PreferenceRow, write_native
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
 from toolkit.store import write_table

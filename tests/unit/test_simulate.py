@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.errors import DataError
-from toolkit.preferences.formats import Comparison, prompt_id, row_from_dict, row_to_dict
 from toolkit.preferences.gold import gold_rewards
+from toolkit.preferences.reading import read_preferences
+from toolkit.preferences.rows import Comparison, prompt_id, write_native
 from toolkit.preferences.simulate import (
     ANNOTATORS,
     Annotator,
@@ -136,18 +139,18 @@ def test_a_bias_turns_preferences_its_way(bias: str) -> None:
     assert comparison.winner == 1
 
 
-def test_rows_carry_gold_rewards_and_survive_the_native_format() -> None:
+def test_rows_carry_gold_rewards_and_survive_the_native_format(tmp_path: Path) -> None:
     rows = simulate_preferences([PROMPT, "The hotel was"], [RESPONSES, [*RESPONSES[:2], RESPONSES[0]]], seed=2)
     assert [row.prompt_id for row in rows] == [prompt_id(PROMPT), prompt_id("The hotel was")]
     assert rows[1].responses == RESPONSES[:2]  # equal samples are one response
     assert rows[0].gold == pytest.approx(gold_rewards([PROMPT] * 4, RESPONSES), abs=1e-4)
     assert rows[0].comparisons == annotate(PROMPT, RESPONSES, rows[0].gold or [], ANNOTATORS, seed=2)
-    assert [row_from_dict(row_to_dict(row)) for row in rows] == rows
+    write_native(rows, tmp_path / "rows.jsonl.gz")
+    assert read_preferences(str(tmp_path / "rows.jsonl.gz")).rows == rows
 
 
 def test_agreement_counts_decided_pairs() -> None:
     row = simulate_preferences(["P"], [[" a.", " b."]], [Annotator("x", 0.0)])[0]
-    from dataclasses import replace
 
     def of(*comparisons: Comparison) -> float:
         return agreement([replace(row, responses=[" a.", " b.", " c."], comparisons=list(comparisons))])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.preferences.formats import Comparison, PreferenceRow, prompt_id, soft_comparisons
+from toolkit.preferences.rows import Comparison, PreferenceRow, prompt_id, soft_comparisons
 from toolkit.preferences.splits import contradictions, judgements, limit, overlap, pairs, split_rows
 
 

@@ -20,7 +20,7 @@ from toolkit.judging.memory import Answer, Question, remembering
 from toolkit.judging.records import Judgement, measured
 from toolkit.judging.templates import Template, load_template, read_verdict
 from toolkit.locating import cache_folder
-from toolkit.preferences.formats import Prompt
+from toolkit.preferences.rows import Prompt
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
 from toolkit.waiting import result_of

@@ -18,8 +18,8 @@ from toolkit.errors import ModelError, RecipeError
 from toolkit.judging.records import Judgement, measured
 from toolkit.locating import resolve
 from toolkit.preferences.encoding import encode, is_conversation, response_end
-from toolkit.preferences.formats import Prompt
 from toolkit.preferences.gold import gold_rewards
+from toolkit.preferences.rows import Prompt
 from toolkit.recipe import ModelSection
 from toolkit.scoring import Engine, Tree
 

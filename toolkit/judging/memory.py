@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import StoreError
-from toolkit.preferences.formats import Prompt, prompt_id
+from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.store import fingerprint
 
 _SCHEMA = """

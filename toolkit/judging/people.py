@@ -19,7 +19,7 @@ from toolkit.errors import StoreError
 from toolkit.judging.memory import Answer, Memory, Question, remembering
 from toolkit.judging.records import Judgement, measured
 from toolkit.local_server import LocalHandler
-from toolkit.preferences.formats import Prompt, readable
+from toolkit.preferences.rows import Prompt, readable
 
 _VALUES = {"A": 1.0, "B": 0.0, "tie": 0.5}
 _LONGEST_NAME = 60

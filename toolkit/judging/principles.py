@@ -20,7 +20,7 @@ from toolkit.errors import DataError, RecipeError
 from toolkit.judging.asking import Usage, ask_all
 from toolkit.judging.memory import Answer, Question
 from toolkit.judging.templates import load_template
-from toolkit.preferences.formats import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
+from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
 

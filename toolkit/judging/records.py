@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from toolkit.errors import DataError, nearest
 from toolkit.evals.style import style_of
-from toolkit.preferences.formats import prompt_id
+from toolkit.preferences.rows import prompt_id
 
 _REQUIRED = ("prompt_id", "policy", "baseline", "judge", "preference")
 _MARKS = tuple(f"{side}_{mark}" for side in ("policy", "baseline") for mark in ("lists", "headers", "bold"))

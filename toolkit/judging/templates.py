@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from toolkit.errors import RecipeError
-from toolkit.preferences.formats import Prompt, readable
+from toolkit.preferences.rows import Prompt, readable
 from toolkit.store import fingerprint
 
 SHIPPED = ("choice", "score", "logprob", "principle", "principle-logprob")

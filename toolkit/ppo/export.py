@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 
 from toolkit.ppo.config import PPOConfig
-from toolkit.preferences.formats import readable
+from toolkit.preferences.rows import readable
 from toolkit.store import write_table
 
 SHOWN = ("objective/score", "objective/kl", "objective/entropy", "length/mean", "eos_rate", "value/explained_variance")

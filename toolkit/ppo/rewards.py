@@ -19,7 +19,7 @@ from toolkit import models
 from toolkit.errors import ModelError, RecipeError
 from toolkit.locating import resolve
 from toolkit.preferences.encoding import encode_prompt, is_conversation, response_end
-from toolkit.preferences.formats import Prompt
+from toolkit.preferences.rows import Prompt
 from toolkit.recipe import ModelSection
 from toolkit.scoring import Engine, Tree
 from toolkit.waiting import result_of

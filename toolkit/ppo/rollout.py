@@ -22,7 +22,7 @@ from toolkit.ppo.actors import Actors
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.rewards import Sampled, Steps
 from toolkit.preferences.encoding import decode
-from toolkit.preferences.formats import Prompt
+from toolkit.preferences.rows import Prompt
 from toolkit.scoring import Tree, TreeBatch
 from toolkit.training import all_items, all_sum, world
 

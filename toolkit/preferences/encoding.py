@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.models import response_end
-from toolkit.preferences.formats import Prompt
+from toolkit.preferences.rows import Prompt
 from toolkit.scoring import Tree
 
 

@@ -1,61 +1,26 @@
-"""The one shape of preference data, and how a record of any known format becomes it.
+"""How a record of any known format becomes a prompt with responses and comparisons.
 
-Everything downstream sees :class:`PreferenceRow`: one prompt, K >= 2 responses, comparisons between them.
-:func:`recognise` looks at the columns of the data and returns the :class:`Shape` that reads its records;
-files, the hub and merging live in :mod:`toolkit.preferences.reading`.
+:func:`recognise` looks at the columns of the data and returns the :class:`Shape` that reads its records. Files and the
+hub are read by :mod:`toolkit.preferences.loading`, rows of one prompt merged by :mod:`toolkit.preferences.reading`.
 """
 
 from __future__ import annotations
 
 import difflib
-import gzip
-import hashlib
-import io
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError
-from toolkit.store import write_bytes
-
-Prompt = str | list[dict[str, str]]
-"""Plain text, or chat messages ``[{"role", "content"}...]`` that end before the assistant's turn."""
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """``responses[winner]`` was preferred over ``responses[loser]``, with this weight, by this annotator.
-
-    ``margin``: by how much its reward should be higher at least (Touvron et al. 2023, equation 2); 0 where nobody said.
-    """
-
-    winner: int
-    loser: int
-    weight: float = 1.0
-    annotator: str = ""
-    margin: float = 0.0
-
-
-@dataclass(frozen=True)
-class PreferenceRow:
-    """One prompt with K >= 2 distinct responses. ``gold`` is the true reward of each, in simulation only.
-
-    ``source_row`` is the 1-based row (JSON lines: line) of the prompt's first appearance in what was read.
-    """
-
-    prompt_id: str
-    prompt: Prompt
-    responses: list[str]
-    comparisons: list[Comparison]
-    gold: list[float] | None = None
-    source_row: int = 0
+from toolkit.preferences.rows import (
+    Comparison,
+    Prompt,
+    Record,
+    soft_comparisons,
+)
 
 
 @dataclass(frozen=True)
@@ -133,82 +98,6 @@ _P_FIRST = dict.fromkeys(_FIRST, 1.0) | dict.fromkeys(_SECOND, 0.0) | dict.fromk
 def is_known_column(name: str) -> bool:
     """Whether some format reads a column of this name."""
     return name in KNOWN_COLUMNS or bool(_NUMBERED.fullmatch(name) or _ANNOTATOR.fullmatch(name))
-
-
-# ---------------------------------------------------------------------------------------------------- building rows
-def canonical_prompt(prompt: Prompt) -> str:
-    """The JSON text that identifies a prompt: sorted keys, no spaces, ASCII."""
-    if isinstance(prompt, str):
-        return json.dumps(prompt)
-    # spelled out: json.dumps of a text alone is several times faster than of a list of objects
-    parts = (f'{{"content":{json.dumps(m["content"])},"role":{json.dumps(m["role"])}}}' for m in prompt)
-    return f"[{','.join(parts)}]"
-
-
-def readable(prompt: Prompt) -> str:
-    """A prompt as a person reads it."""
-    return prompt if isinstance(prompt, str) else "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-
-
-def prompt_id(prompt: Prompt) -> str:
-    """First 16 hex digits of the sha256 of the prompt's canonical JSON."""
-    return hashlib.sha256(canonical_prompt(prompt).encode()).hexdigest()[:16]
-
-
-def soft_comparisons(i: int, j: int, p: float, annotator: str = "") -> list[Comparison]:
-    """``P(i preferred over j) = p`` as comparisons: one for p of 0 or 1, else two with weights p and 1 - p.
-
-    >>> soft_comparisons(0, 1, 0.5)
-    [Comparison(winner=0, loser=1, weight=0.5, annotator=''), Comparison(winner=1, loser=0, weight=0.5, annotator='')]
-    """
-    if p == 1.0:
-        return [Comparison(i, j, 1.0, annotator)]
-    if 1.0 - p == 1.0:  # 0, or too small for the other weight to differ from 1
-        return [Comparison(j, i, 1.0, annotator)]
-    return [Comparison(i, j, p, annotator), Comparison(j, i, 1.0 - p, annotator)]
-
-
-def row_to_dict(row: PreferenceRow) -> dict[str, Any]:
-    """The native format of a row; :func:`row_from_dict` gives back an equal row."""
-    record: dict[str, Any] = {
-        "prompt": row.prompt,
-        "responses": row.responses,
-        "comparisons": [
-            {"winner": c.winner, "loser": c.loser, "weight": c.weight, "annotator": c.annotator}
-            | ({"margin": c.margin} if c.margin else {})
-            for c in row.comparisons
-        ],
-    }
-    if row.gold is not None:
-        record["gold"] = row.gold
-    if row.source_row:
-        record["source_row"] = row.source_row
-    return record
-
-
-def row_from_dict(record: Record) -> PreferenceRow:
-    """The row of a native record. Raises :class:`DataError` where it is not one."""
-    try:
-        datum = _native(record)
-    except RowProblem as problem:
-        where = f"column {problem.column!r}" if problem.column else ""
-        raise DataError(problem.what, where=where, fix=problem.fix) from problem
-    return PreferenceRow(
-        prompt_id(datum.prompt), datum.prompt, datum.responses, datum.comparisons, datum.gold,
-        int(record.get("source_row") or 0),
-    )  # fmt: skip
-
-
-def write_native(rows: Iterable[PreferenceRow], path: str | Path) -> None:
-    """Write gzipped JSON lines in the native format, the file whole or not at all.
-
-    Equal rows give equal bytes (no time, no file name inside).
-    """
-    raw = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as out:
-        for row in rows:
-            out.write(json.dumps(row_to_dict(row)).encode() + b"\n")
-    write_bytes(Path(path), raw.getvalue())
 
 
 # ---------------------------------------------------------------------------------------------------- reading values

@@ -6,31 +6,21 @@ what is left out is counted, never silent; wrong input is a :class:`DataError` t
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
 import hashlib
-import io
 import json
-import re
-import sys
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, nearest
 from toolkit.preferences import formats, splits
-from toolkit.preferences.formats import Comparison, Datum, PreferenceRow, Prompt, Record
+from toolkit.preferences.formats import Datum
+from toolkit.preferences.loading import PARQUET_KEY, Source, load, parquet_records
+from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, canonical_prompt, row_to_dict
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 FIRST_ROWS = 5  # row numbers that a report lists for what was left out
-PARQUET_KEY = b"duel.preference_rows"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_CSV_JSON = frozenset(["responses", "comparisons", "gold", "ranks", "ranking", "scores", "labels", "completions"])
-_CSV_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|content|from|value)"')
 
 
 @dataclass(frozen=True)
@@ -95,16 +85,6 @@ class PreferenceData:
     fingerprint: str
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Records as they are in the source, each with its 1-based number (``unit``: "row" or "line")."""
-
-    name: str
-    unit: str
-    records: list[tuple[int, Record]]
-    fingerprint: str | None = None
-
-
 @dataclass
 class _Merged:
     """One prompt while its rows are collected."""
@@ -142,7 +122,7 @@ def read_preferences(
         DataError: no such source; a format that is not known; a wrong record (with its row and column); plain
             and conversational prompts in one data set; fewer than two responses; nothing left.
     """
-    found = _load(source, split=split, config=config, revision=revision)
+    found = load(source, split=split, config=config, revision=revision)
     if not found.records:
         raise DataError("the data set is empty", where=found.name)
     if columns:
@@ -184,7 +164,7 @@ def read_preferences(
 
 
 # ---------------------------------------------------------------------------------------------------- from records on
-def _parse(found: _Source, shape: formats.Shape) -> tuple[list[tuple[int, Datum]], list[int]]:
+def _parse(found: Source, shape: formats.Shape) -> tuple[list[tuple[int, Datum]], list[int]]:
     """``(data, numbers of unparsable rows)``."""
     data: list[tuple[int, Datum]] = []
     unparsable: list[int] = []
@@ -209,7 +189,7 @@ def _parse(found: _Source, shape: formats.Shape) -> tuple[list[tuple[int, Datum]
 
 
 def _as_conversation(
-    found: _Source, shape: formats.Shape, data: list[tuple[int, Datum]], conversational: bool | None
+    found: Source, shape: formats.Shape, data: list[tuple[int, Datum]], conversational: bool | None
 ) -> tuple[list[tuple[int, Datum]], list[int]]:
     """Text prompts as messages where that is asked for, or is the default (transcripts that all parse)."""
     if conversational is False:
@@ -239,7 +219,7 @@ def _as_conversation(
     return converted, unparsable
 
 
-def _check_one_kind(found: _Source, data: Iterable[tuple[int, Datum]]) -> None:
+def _check_one_kind(found: Source, data: Iterable[tuple[int, Datum]]) -> None:
     first: dict[bool, int] = {}
     for number, datum in data:
         first.setdefault(isinstance(datum.prompt, list), number)
@@ -249,7 +229,7 @@ def _check_one_kind(found: _Source, data: Iterable[tuple[int, Datum]]) -> None:
             raise DataError(f"conversational and plain prompts in one data set: {what}", where=found.name, fix=fix)
 
 
-def _check_label_base(found: _Source, shape: formats.Shape) -> None:
+def _check_label_base(found: Source, shape: formats.Shape) -> None:
     """Refuse labels that are 0 and 1 throughout: read as 1 = first and 0 = tie they would lose every second win."""
     column = next((name for name in formats.LABELS if name in shape.columns), None)
     if column is None or shape.name != "labelled pair":
@@ -261,7 +241,7 @@ def _check_label_base(found: _Source, shape: formats.Shape) -> None:
         raise DataError(what, where=found.name, fix=fix)
 
 
-def _only_annotators(found: _Source, data: list[tuple[int, Datum]], names: Sequence[str]) -> list[tuple[int, Datum]]:
+def _only_annotators(found: Source, data: list[tuple[int, Datum]], names: Sequence[str]) -> list[tuple[int, Datum]]:
     known = {c.annotator for _, datum in data for c in datum.comparisons if c.annotator}
     for name in names:
         if name not in known:
@@ -274,7 +254,7 @@ def _only_annotators(found: _Source, data: list[tuple[int, Datum]], names: Seque
     ]
 
 
-def _merge(found: _Source, data: Iterable[tuple[int, Datum]]) -> tuple[list[PreferenceRow], dict[str, Any]]:
+def _merge(found: Source, data: Iterable[tuple[int, Datum]]) -> tuple[list[PreferenceRow], dict[str, Any]]:
     """Rows, one for each prompt in order of first appearance, and the counts of :class:`DataReport`."""
     merged: dict[str, _Merged] = {}
     seen: set[object] = set()
@@ -289,7 +269,7 @@ def _merge(found: _Source, data: Iterable[tuple[int, Datum]]) -> tuple[list[Pref
         if not last.strip() or not all(map(str.strip, responses)):
             empty.append(number)
             continue
-        key = formats.canonical_prompt(prompt)
+        key = canonical_prompt(prompt)
         entry = merged.setdefault(key, _Merged(prompt, number))
         whole = (key, tuple(responses), tuple(datum.comparisons))
         n["n_duplicates"] += whole in seen
@@ -327,11 +307,11 @@ def _merge(found: _Source, data: Iterable[tuple[int, Datum]]) -> tuple[list[Pref
 
 def _finished(key: str, entry: _Merged) -> PreferenceRow:
     gold = [entry.gold[text] for text in entry.index] if len(entry.gold) == len(entry.index) else None
-    ident = hashlib.sha256(key.encode()).hexdigest()[:16]  # as formats.prompt_id, whose JSON the key is
+    ident = hashlib.sha256(key.encode()).hexdigest()[:16]  # as prompt_id, whose JSON the key is
     return PreferenceRow(ident, entry.prompt, list(entry.index), entry.comparisons, gold, entry.source_row)
 
 
-def _check_unicode(found: _Source, number: int, texts: Iterable[str], column: str) -> None:
+def _check_unicode(found: Source, number: int, texts: Iterable[str], column: str) -> None:
     for text in texts:
         if not text.isascii():
             try:
@@ -341,7 +321,7 @@ def _check_unicode(found: _Source, number: int, texts: Iterable[str], column: st
                 raise _row_error(found, number, what, column=column) from error
 
 
-def _row_error(found: _Source, number: int, what: str, *, column: str = "", fix: str = "") -> DataError:
+def _row_error(found: Source, number: int, what: str, *, column: str = "", fix: str = "") -> DataError:
     where = f"{found.name}, {found.unit} {number}" + (f", column {column!r}" if column else "")
     return DataError(what, where=where, fix=fix)
 
@@ -363,7 +343,7 @@ def _unknown_format(name: str, columns: Sequence[str]) -> DataError:
     )
 
 
-def _renamed(found: _Source, columns: Mapping[str, str]) -> _Source:
+def _renamed(found: Source, columns: Mapping[str, str]) -> Source:
     """The source with ``columns`` (ours -> theirs) applied."""
     theirs = {str(name) for _, record in found.records[:100] for name in record}
     for ours, name in columns.items():
@@ -383,225 +363,8 @@ def _renamed(found: _Source, columns: Mapping[str, str]) -> _Source:
 def _rows_hash(rows: Iterable[PreferenceRow]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(formats.row_to_dict(row), sort_keys=True).encode() + b"\n")
+        digest.update(json.dumps(row_to_dict(row), sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------- sources
-def shipped_names() -> dict[str, str]:
-    """Names of the data sets inside this package -> their file's name."""
-    assets = resources.files("toolkit.preferences") / "assets"
-    found = sorted(item.name for item in assets.iterdir()) if assets.is_dir() else []
-    return {name.removesuffix(".jsonl.gz"): name for name in found if name.endswith(".jsonl.gz")}
-
-
-def shipped_path(name: str) -> Path | None:
-    """The file of a shipped data set, or None where there is none of that name."""
-    file = shipped_names().get(name)
-    return Path(str(resources.files("toolkit.preferences") / "assets" / file)) if file else None
-
-
-def _load(source: str, *, split: str, config: str | None, revision: str | None) -> _Source:
-    shipped = shipped_names()
-    if source in shipped:
-        with resources.as_file(resources.files("toolkit.preferences") / "assets" / shipped[source]) as path:
-            return replace(_read_file(path), name=source)
-    path = Path(source).expanduser()
-    if path.is_file():
-        return _read_file(path)
-    if path.is_dir():
-        return _read_hub(source, config=config, split=split, revision=None, folder=path)
-    looks_like_file = source.lower().endswith(SUFFIXES) or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if looks_like_file or path.suffix.lower() in (".gz", ".tsv", ".txt", ".arrow", ".zip"):
-        folder = path.parent
-        if not folder.is_dir():
-            raise DataError(f"no such file: {source}", where=source, fix=f"the folder {folder} does not exist either")
-        fix = nearest(path.name, (item.name for item in folder.iterdir()))
-        raise DataError(f"no such file: {source}", where=str(folder.resolve()), fix=fix)
-    if _HUB_ID.fullmatch(source):
-        return _read_hub(source, config=config, split=split, revision=revision, folder=None)
-    fix = f"{nearest(source, shipped)} A file ends in one of {', '.join(SUFFIXES)}; a hub id is OWNER/NAME".strip()
-    raise DataError(f"no data set is called {source!r}", where="data.source", fix=fix)
-
-
-def _read_file(path: Path) -> _Source:
-    name = str(path)
-    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), None)
-    if suffix is None:
-        fix = f"known endings: {', '.join(SUFFIXES)}"
-        raise DataError(f"a file with an ending that is not known: {path.name}", where=name, fix=fix)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
-    fingerprint = hashlib.sha256(raw).hexdigest()
-    if suffix == ".parquet":
-        return _Source(name, "row", list(enumerate(_parquet_records(raw, name), start=1)), fingerprint)
-    if suffix.endswith(".gz"):
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            fix = "the file is damaged or was cut off: copy or download it again"
-            raise DataError(f"not a whole gzip file: {error}", where=name, fix=fix) from error
-    if suffix.startswith(".csv"):
-        return _Source(name, "row", list(_csv_records(_decoded(raw, name), name)), fingerprint)
-    if suffix.startswith(".jsonl"):
-        return _Source(name, "line", list(_json_lines(raw, name)), fingerprint)
-    return _json_document(raw, name, fingerprint)
-
-
-def _decoded(raw: bytes, name: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        fix = "save the file as UTF-8"
-        raise DataError(
-            f"not UTF-8 text (byte {raw[error.start]:#04x})", where=f"{name}, line {line}", fix=fix
-        ) from error
-
-
-def _json_lines(raw: bytes, name: str) -> Iterator[tuple[int, Record]]:
-    # split at "\n" alone: str.splitlines also splits at U+2028 and others that JSON text may hold
-    for number, line in enumerate(_decoded(raw, name).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            fix = "each line must be one JSON object; a list of objects belongs into a .json file"
-            raise DataError(f"invalid JSON: {error}", where=f"{name}, line {number}", fix=fix) from error
-        if not isinstance(record, dict):
-            what = f"a JSON {type(record).__name__}, expected an object"
-            raise DataError(what, where=f"{name}, line {number}")
-        yield number, record
-
-
-def _json_document(raw: bytes, name: str, fingerprint: str) -> _Source:
-    text = _decoded(raw, name)
-    if not text.strip():
-        return _Source(name, "row", [], fingerprint)
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith(
-            "{"
-        ):  # JSON lines in a .json file, as many tools write
-            return _Source(name, "line", list(_json_lines(raw, name)), fingerprint)
-        raise DataError(f"invalid JSON: {error.msg}", where=f"{name}, line {error.lineno}") from error
-    except RecursionError as error:
-        raise DataError("JSON nested too deeply", where=name) from error
-    if isinstance(document, dict):
-        lists = [value for value in document.values() if isinstance(value, list)]
-        document = lists[0] if len(lists) == 1 else document
-    if not isinstance(document, list):
-        fix = "the file must hold a list of objects, one for each row"
-        raise DataError(f"a JSON {type(document).__name__} at the top, expected a list", where=name, fix=fix)
-    for number, record in enumerate(document, start=1):
-        if not isinstance(record, dict):
-            what = f"a JSON {type(record).__name__}, expected an object"
-            raise DataError(what, where=f"{name}, row {number}")
-    return _Source(name, "row", list(enumerate(document, start=1)), fingerprint)
-
-
-def _csv_records(text: str, name: str) -> Iterator[tuple[int, Record]]:
-    """Rows of a CSV file with a header; cells of list columns, and messages, hold JSON."""
-    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than some conversations
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for number, row in enumerate(reader, start=1):
-            if None in row or None in row.values():
-                n_cells = sum(value is not None for key, value in row.items() if key) + len(row.get(None) or ())
-                what = f"{n_cells} cells, but the header has {len(reader.fieldnames or ())}"
-                raise DataError(what, where=f"{name}, row {number} (line {reader.line_num})")
-            yield number, {key: _csv_cell(key, value, name, number) for key, value in row.items()}
-    except csv.Error as error:
-        raise DataError(f"invalid CSV: {error}", where=f"{name}, line {reader.reader.line_num}") from error
-
-
-def _csv_cell(column: str, value: str, name: str, number: int) -> Any:
-    if not (column in _CSV_JSON and value.strip()[:1] in ("[", "{")) and not _CSV_MESSAGES.match(value):
-        return None if column == "gold" and not value else value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise DataError(f"invalid JSON: {error}", where=f"{name}, row {number}, column {column!r}") from error
-
-
-def _parquet_records(raw: bytes, name: str) -> list[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(raw))
-    except (pa.ArrowException, OSError) as error:
-        fix = "the file is damaged or is not Parquet"
-        raise DataError(f"cannot read the Parquet file: {str(error).splitlines()[0]}", where=name, fix=fix) from error
-    records: list[Record] = table.to_pylist()
-    if PARQUET_KEY in (table.schema.metadata or {}):
-        return [{**record, "prompt": json.loads(record["prompt"])} for record in records]
-    return records
-
-
-def _read_hub(source: str, *, config: str | None, split: str, revision: str | None, folder: Path | None) -> _Source:
-    """Records of a folder or hub data set through ``datasets``, whose errors become :class:`DataError`."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # its first base is the error of whichever HTTP client this version of the hub library uses
-    errors: tuple[type[Exception], ...] = (
-        DatasetsError,
-        HfHubHTTPError.__bases__[0],
-        OSError,
-        ValueError,
-        RuntimeError,
-    )
-    where = ", ".join(f"{label} {value!r}" for label, value in (("config", config), ("split", split)) if value)
-    where = f"{source} ({where}{f', revision {revision!r}' if revision else ''})"
-    try:
-        if folder is not None and any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            data = datasets.load_from_disk(str(folder))
-            if isinstance(data, datasets.DatasetDict):
-                if split not in data:
-                    raise DataError(f"no split {split!r}", where=source, fix=nearest(split, data))
-                data = data[split]
-        else:
-            data = _load_dataset(str(folder or source), config=config, split=split, revision=revision)
-        records = [record for table in data.with_format("arrow").iter(1000) for record in table.to_pylist()]
-    except errors as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"cannot load the data set: {lines[0][:500]}", where=where, fix=_hub_fix(error)) from error
-    return _Source(source, "row", list(enumerate(records, start=1)))
-
-
-def _load_dataset(source: str, *, config: str | None, split: str, revision: str | None) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(source, name=config, split=split, revision=revision)
-    except ValueError as error:
-        if config is None or not str(error).startswith("BuilderConfig"):
-            raise
-        try:
-            return datasets.load_dataset(source, data_dir=config, split=split, revision=revision)
-        except (datasets.exceptions.DatasetsError, OSError) as second:
-            raise error from second  # the message that lists the configurations there are
-
-
-def _hub_fix(error: Exception) -> str:
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
-
-    text = str(error)
-    if "scripts are no longer supported" in text:
-        return "set data.revision to refs/convert/parquet, the hub's own conversion, or download a file"
-    if "Unknown split" in text or "BuilderConfig" in text:
-        return "set data.split (or data.eval_split), data.config to one of those named"
-    if isinstance(error, DatasetNotFoundError):
-        return "check the name OWNER/NAME on the hub; private and gated data need `hf auth login`"
-    if not isinstance(error, ValueError | RuntimeError | DatasetsError):
-        return "the hub cannot be reached: check the network and HF_HUB_OFFLINE, or give a local file"
-    return "check name, config, split and revision, or give a local file"
 
 
 # ---------------------------------------------------------------------------------------------------- Parquet
@@ -642,7 +405,7 @@ def from_parquet(path: str | Path) -> list[PreferenceRow]:
     except OSError as error:
         raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
     rows = []
-    for record in _parquet_records(raw, name):
+    for record in parquet_records(raw, name):
         if not {"prompt_id", "prompt", "responses", "comparisons", "gold", "source_row"} <= record.keys():
             fix = "read other Parquet files with read_preferences"
             raise DataError("not a Parquet file of preference rows", where=name, fix=fix)

@@ -17,8 +17,8 @@ from statistics import NormalDist
 from typing import Literal
 
 from toolkit.errors import DataError
-from toolkit.preferences.formats import Comparison, PreferenceRow, Prompt, canonical_prompt, prompt_id, soft_comparisons
 from toolkit.preferences.gold import gold_rewards, prompt_text, sentiment
+from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, canonical_prompt, prompt_id, soft_comparisons
 
 Bias = Literal["length", "format", "agreement", "none"]
 TIE_BELOW = 0.02

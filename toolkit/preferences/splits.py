@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from toolkit.preferences.formats import Comparison, PreferenceRow
+from toolkit.preferences.rows import Comparison, PreferenceRow
 
 
 class Pair(NamedTuple):

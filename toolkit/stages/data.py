@@ -11,8 +11,8 @@ from toolkit.locating import resolve
 from toolkit.models import load_tokenizer, require_chat_template
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import encode_prompt, is_conversation
-from toolkit.preferences.formats import PreferenceRow
 from toolkit.preferences.reading import read_preferences, to_parquet
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe import DataSection
 from toolkit.store import write_json

@@ -15,8 +15,8 @@ from toolkit import logp_cache, models, training, trl_trainers
 from toolkit.generation import generate
 from toolkit.locating import ModelRef, resolve
 from toolkit.preferences.encoding import encode_prompt
-from toolkit.preferences.formats import PreferenceRow
 from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe import DpoSection, ModelSection
 from toolkit.scoring import Engine, Tree, by_response
@@ -127,9 +127,11 @@ class KlProbe:
         self.policy, self.reference, self.seed = policy, reference, settings.seed
         self.dtype, self.pad_id = models.DTYPES[settings.model.dtype], int(tokenizer.pad_token_id)
         self.limit, self.eos_ids = settings.data.max_response_tokens, models.eos_ids(models.inner(policy), tokenizer)
+        self.tokens = 0  # sampled so far, with their prompts
 
     def __call__(self, step: int) -> torch.Tensor:
         """[R], nats per response."""
+        self.policy.eval()  # in training mode, gradient checkpointing would drop the cache; a step sets it again
         samples = generate(
             self.policy,
             [ids for _, ids in self.prompts],
@@ -141,10 +143,12 @@ class KlProbe:
             dtype=self.dtype,
         )
         trees = [Tree(ids, [sample.ids]) for (_, ids), sample in zip(self.prompts, samples, strict=True)]
+        self.tokens += sum(map(len, trees))
         ours = Engine(self.policy, self.pad_id, dtype=self.dtype).logps(trees)
         with self.policy.disable_adapter() if self.reference is None else nullcontext():
             theirs = Engine(self.reference or self.policy, self.pad_id, dtype=self.dtype).logps(trees)
-        return torch.stack([(a - b).double().sum() for [a], [b] in zip(ours, theirs, strict=True)])
+        sums = [float((a - b).double().sum()) for [a], [b] in zip(ours, theirs, strict=True)]
+        return torch.tensor(sums, dtype=torch.float64)
 
 
 def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
@@ -178,6 +182,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     watch = training.Watch(reporter, "dpo", steps)
     callbacks = [watch, training.KeepPolicies(training.milestones(section, steps), keep)]
     arguments = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
+    probe: KlProbe | None = None
     trainer: Trainer
     if section.trainer == "trl":
         trainer = trl_trainers.dpo(
@@ -190,8 +195,9 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         loss = partial(dpo_loss, engine, section, reference)
         trainer = training.EngineTrainer(engine, arguments, examples, loss, callbacks)
         if section.kl_milestones:
-            # With an adapter the reference is the base below it.
-            start = None if lora else models.load_policy(sft, settings.model).to(engine.device)
+            # With an adapter the reference is the base below it; without, a model of the policy's own precision, so
+            # that the KL of two equal models is 0.
+            start = None if lora else models.load_policy(sft, settings.model, dtype=torch.float32).to(engine.device)
             probe = KlProbe(policy, start, tokenizer, rows, settings)
             trainer.add_callback(training.KeepAtKl(section.kl_milestones, probe, keep, trainer.values))
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
@@ -205,4 +211,6 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     mean_tokens = sum(len(example.tree) for example in examples) / len(examples)
     seen = steps * section.per_device_train_batch_size * section.gradient_accumulation_steps
     tokens = round(seen * mean_tokens) + sum(len(example.tree) for example in examples)
+    if probe is not None:
+        tokens += int(training.all_sum(torch.tensor(probe.tokens, device=models.best_device())))
     return {"tokens": tokens, "history": watch.history, "steps": steps, "pairs": sum(len(e.pairs) for e in examples)}

@@ -21,9 +21,9 @@ from toolkit.judging import asking, judges, records, statistics
 from toolkit.locating import ModelRef, resolve, training_record
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import decode, encode, encode_prompt, is_conversation, response_end
-from toolkit.preferences.formats import PreferenceRow, readable
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.rows import PreferenceRow, readable
 from toolkit.progress import Reporter
 from toolkit.recipe import EvaluateSection
 from toolkit.scoring import Engine, Tree

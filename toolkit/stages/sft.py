@@ -12,8 +12,8 @@ from toolkit import models, training
 from toolkit.locating import resolve
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import encode, is_conversation, response_end
-from toolkit.preferences.formats import PreferenceRow
 from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe import SftSection
 from toolkit.scoring import Engine

@@ -1,0 +1,252 @@
+"""Records as they stand in a source: a shipped name, a file, a folder of ``datasets``, or a hub id."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import DataError, nearest
+from toolkit.preferences.rows import Record
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
+PARQUET_KEY = b"duel.preference_rows"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_CSV_JSON = frozenset(["responses", "comparisons", "gold", "ranks", "ranking", "scores", "labels", "completions"])
+_CSV_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|content|from|value)"')
+
+
+@dataclass(frozen=True)
+class Source:
+    """Records as they are in the source, each with its 1-based number (``unit``: "row" or "line")."""
+
+    name: str
+    unit: str
+    records: list[tuple[int, Record]]
+    fingerprint: str | None = None
+
+
+def shipped_names() -> dict[str, str]:
+    """Names of the data sets inside this package -> their file's name."""
+    assets = resources.files("toolkit.preferences") / "assets"
+    found = sorted(item.name for item in assets.iterdir()) if assets.is_dir() else []
+    return {name.removesuffix(".jsonl.gz"): name for name in found if name.endswith(".jsonl.gz")}
+
+
+def shipped_path(name: str) -> Path | None:
+    """The file of a shipped data set, or None where there is none of that name."""
+    file = shipped_names().get(name)
+    return Path(str(resources.files("toolkit.preferences") / "assets" / file)) if file else None
+
+
+def load(source: str, *, split: str, config: str | None, revision: str | None) -> Source:
+    shipped = shipped_names()
+    if source in shipped:
+        with resources.as_file(resources.files("toolkit.preferences") / "assets" / shipped[source]) as path:
+            return replace(_read_file(path), name=source)
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _read_file(path)
+    if path.is_dir():
+        return _read_hub(source, config=config, split=split, revision=None, folder=path)
+    looks_like_file = source.lower().endswith(SUFFIXES) or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if looks_like_file or path.suffix.lower() in (".gz", ".tsv", ".txt", ".arrow", ".zip"):
+        folder = path.parent
+        if not folder.is_dir():
+            raise DataError(f"no such file: {source}", where=source, fix=f"the folder {folder} does not exist either")
+        fix = nearest(path.name, (item.name for item in folder.iterdir()))
+        raise DataError(f"no such file: {source}", where=str(folder.resolve()), fix=fix)
+    if _HUB_ID.fullmatch(source):
+        return _read_hub(source, config=config, split=split, revision=revision, folder=None)
+    fix = f"{nearest(source, shipped)} A file ends in one of {', '.join(SUFFIXES)}; a hub id is OWNER/NAME".strip()
+    raise DataError(f"no data set is called {source!r}", where="data.source", fix=fix)
+
+
+def _read_file(path: Path) -> Source:
+    name = str(path)
+    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), None)
+    if suffix is None:
+        fix = f"known endings: {', '.join(SUFFIXES)}"
+        raise DataError(f"a file with an ending that is not known: {path.name}", where=name, fix=fix)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
+    fingerprint = hashlib.sha256(raw).hexdigest()
+    if suffix == ".parquet":
+        return Source(name, "row", list(enumerate(parquet_records(raw, name), start=1)), fingerprint)
+    if suffix.endswith(".gz"):
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            fix = "the file is damaged or was cut off: copy or download it again"
+            raise DataError(f"not a whole gzip file: {error}", where=name, fix=fix) from error
+    if suffix.startswith(".csv"):
+        return Source(name, "row", list(_csv_records(_decoded(raw, name), name)), fingerprint)
+    if suffix.startswith(".jsonl"):
+        return Source(name, "line", list(_json_lines(raw, name)), fingerprint)
+    return _json_document(raw, name, fingerprint)
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        fix = "save the file as UTF-8"
+        raise DataError(
+            f"not UTF-8 text (byte {raw[error.start]:#04x})", where=f"{name}, line {line}", fix=fix
+        ) from error
+
+
+def _json_lines(raw: bytes, name: str) -> Iterator[tuple[int, Record]]:
+    # split at "\n" alone: str.splitlines also splits at U+2028 and others that JSON text may hold
+    for number, line in enumerate(_decoded(raw, name).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            fix = "each line must be one JSON object; a list of objects belongs into a .json file"
+            raise DataError(f"invalid JSON: {error}", where=f"{name}, line {number}", fix=fix) from error
+        if not isinstance(record, dict):
+            what = f"a JSON {type(record).__name__}, expected an object"
+            raise DataError(what, where=f"{name}, line {number}")
+        yield number, record
+
+
+def _json_document(raw: bytes, name: str, fingerprint: str) -> Source:
+    text = _decoded(raw, name)
+    if not text.strip():
+        return Source(name, "row", [], fingerprint)
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip().startswith(
+            "{"
+        ):  # JSON lines in a .json file, as many tools write
+            return Source(name, "line", list(_json_lines(raw, name)), fingerprint)
+        raise DataError(f"invalid JSON: {error.msg}", where=f"{name}, line {error.lineno}") from error
+    except RecursionError as error:
+        raise DataError("JSON nested too deeply", where=name) from error
+    if isinstance(document, dict):
+        lists = [value for value in document.values() if isinstance(value, list)]
+        document = lists[0] if len(lists) == 1 else document
+    if not isinstance(document, list):
+        fix = "the file must hold a list of objects, one for each row"
+        raise DataError(f"a JSON {type(document).__name__} at the top, expected a list", where=name, fix=fix)
+    for number, record in enumerate(document, start=1):
+        if not isinstance(record, dict):
+            what = f"a JSON {type(record).__name__}, expected an object"
+            raise DataError(what, where=f"{name}, row {number}")
+    return Source(name, "row", list(enumerate(document, start=1)), fingerprint)
+
+
+def _csv_records(text: str, name: str) -> Iterator[tuple[int, Record]]:
+    """Rows of a CSV file with a header; cells of list columns, and messages, hold JSON."""
+    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than some conversations
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for number, row in enumerate(reader, start=1):
+            if None in row or None in row.values():
+                n_cells = sum(value is not None for key, value in row.items() if key) + len(row.get(None) or ())
+                what = f"{n_cells} cells, but the header has {len(reader.fieldnames or ())}"
+                raise DataError(what, where=f"{name}, row {number} (line {reader.line_num})")
+            yield number, {key: _csv_cell(key, value, name, number) for key, value in row.items()}
+    except csv.Error as error:
+        raise DataError(f"invalid CSV: {error}", where=f"{name}, line {reader.reader.line_num}") from error
+
+
+def _csv_cell(column: str, value: str, name: str, number: int) -> Any:
+    if not (column in _CSV_JSON and value.strip()[:1] in ("[", "{")) and not _CSV_MESSAGES.match(value):
+        return None if column == "gold" and not value else value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise DataError(f"invalid JSON: {error}", where=f"{name}, row {number}, column {column!r}") from error
+
+
+def parquet_records(raw: bytes, name: str) -> list[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(raw))
+    except (pa.ArrowException, OSError) as error:
+        fix = "the file is damaged or is not Parquet"
+        raise DataError(f"cannot read the Parquet file: {str(error).splitlines()[0]}", where=name, fix=fix) from error
+    records: list[Record] = table.to_pylist()
+    if PARQUET_KEY in (table.schema.metadata or {}):
+        return [{**record, "prompt": json.loads(record["prompt"])} for record in records]
+    return records
+
+
+def _read_hub(source: str, *, config: str | None, split: str, revision: str | None, folder: Path | None) -> Source:
+    """Records of a folder or hub data set through ``datasets``, whose errors become :class:`DataError`."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # its first base is the error of whichever HTTP client this version of the hub library uses
+    errors: tuple[type[Exception], ...] = (
+        DatasetsError,
+        HfHubHTTPError.__bases__[0],
+        OSError,
+        ValueError,
+        RuntimeError,
+    )
+    where = ", ".join(f"{label} {value!r}" for label, value in (("config", config), ("split", split)) if value)
+    where = f"{source} ({where}{f', revision {revision!r}' if revision else ''})"
+    try:
+        if folder is not None and any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            data = datasets.load_from_disk(str(folder))
+            if isinstance(data, datasets.DatasetDict):
+                if split not in data:
+                    raise DataError(f"no split {split!r}", where=source, fix=nearest(split, data))
+                data = data[split]
+        else:
+            data = _load_dataset(str(folder or source), config=config, split=split, revision=revision)
+        records = [record for table in data.with_format("arrow").iter(1000) for record in table.to_pylist()]
+    except errors as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"cannot load the data set: {lines[0][:500]}", where=where, fix=_hub_fix(error)) from error
+    return Source(source, "row", list(enumerate(records, start=1)))
+
+
+def _load_dataset(source: str, *, config: str | None, split: str, revision: str | None) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(source, name=config, split=split, revision=revision)
+    except ValueError as error:
+        if config is None or not str(error).startswith("BuilderConfig"):
+            raise
+        try:
+            return datasets.load_dataset(source, data_dir=config, split=split, revision=revision)
+        except (datasets.exceptions.DatasetsError, OSError) as second:
+            raise error from second  # the message that lists the configurations there are
+
+
+def _hub_fix(error: Exception) -> str:
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    text = str(error)
+    if "scripts are no longer supported" in text:
+        return "set data.revision to refs/convert/parquet, the hub's own conversion, or download a file"
+    if "Unknown split" in text or "BuilderConfig" in text:
+        return "set data.split (or data.eval_split), data.config to one of those named"
+    if isinstance(error, DatasetNotFoundError):
+        return "check the name OWNER/NAME on the hub; private and gated data need `hf auth login`"
+    if not isinstance(error, ValueError | RuntimeError | DatasetsError):
+        return "the hub cannot be reached: check the network and HF_HUB_OFFLINE, or give a local file"
+    return "check name, config, split and revision, or give a local file"
