@@ -63,6 +63,35 @@ def _reading(function: Any) -> Any:
     return function
 
 
+def _sampling(*, k: int, max_new_tokens: int) -> Any:
+    """Options of a command that samples a policy and writes preference data."""
+
+    def add(function: Any) -> Any:
+        for option in (
+            click.option("--force", is_flag=True, help="Overwrite the file."),
+            click.option("--out", type=PATH, required=True, help="A .jsonl.gz to write; data.source reads it."),
+            click.option("--seed", type=int, default=0, show_default=True),
+            click.option("--split", default="train", show_default=True, help="Split of a hub data set."),
+            click.option("--limit", type=click.IntRange(1), help="Use so many prompts."),
+            click.option("--max-new-tokens", type=click.IntRange(1), default=max_new_tokens, show_default=True),
+            click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True),
+            click.option(
+                "--k", type=click.IntRange(2), default=k, show_default=True, help="Responses per prompt to sample."
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
+def _show(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        emit(summary)
+    else:
+        print("\n".join(f"{name:24} {value}" for name, value in summary.items()))
+
+
 @click.command(context_settings={"allow_interspersed_args": True})
 @click.argument("launch", nargs=-1, type=click.UNPROCESSED)
 @click.option("--policy", required=True, help="The trained policy.")
@@ -225,14 +254,7 @@ def winrate(files: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 )
 @click.option("--labels", type=click.Choice(["soft", "hard"]), default="soft", show_default=True)
 @_asking
-@click.option("--k", type=click.IntRange(2), default=4, show_default=True, help="Responses per prompt to sample.")
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
-@click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--limit", type=click.IntRange(1), help="Use so many prompts.")
-@click.option("--split", default="train", show_default=True, help="Split of a hub data set.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=PATH, required=True, help="A .jsonl.gz to write; data.source reads it.")
-@click.option("--force", is_flag=True, help="Overwrite the file.")
+@_sampling(k=4, max_new_tokens=128)
 @_dtype
 @JSON
 @click.pass_context
@@ -242,24 +264,13 @@ def label(ctx: click.Context, as_json: bool, **options: Any) -> None:
 
     reporter = reporter_of(ctx)
     quiet_libraries()
-    summary = label_data(reporter=reporter, judge_settings=_judge_settings(options), **options)
-    if as_json:
-        emit(summary)
-    else:
-        print("\n".join(f"{name:24} {value}" for name, value in summary.items()))
+    _show(label_data(reporter=reporter, judge_settings=_judge_settings(options), **options), as_json)
 
 
 @click.command()
 @click.option("--policy", default="smollm2-135m", show_default=True, help="The policy to sample responses from.")
 @click.option("--data", required=True, help="Prompts: preference data, a .jsonl with a prompt column, or a .txt.")
-@click.option("--k", type=click.IntRange(2), default=6, show_default=True, help="Responses per prompt.")
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
-@click.option("--max-new-tokens", type=click.IntRange(1), default=40, show_default=True)
-@click.option("--limit", type=click.IntRange(1), help="Use so many prompts.")
-@click.option("--split", default="train", show_default=True, help="Split of a hub data set.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=PATH, required=True, help="A .jsonl.gz to write.")
-@click.option("--force", is_flag=True, help="Overwrite the file.")
+@_sampling(k=6, max_new_tokens=40)
 @_dtype
 @JSON
 @click.pass_context
@@ -269,11 +280,7 @@ def simulate(ctx: click.Context, as_json: bool, **options: Any) -> None:
 
     reporter = reporter_of(ctx)
     quiet_libraries()
-    summary = simulate_data(reporter=reporter, **options)
-    if as_json:
-        emit(summary)
-    else:
-        print("\n".join(f"{name:24} {value}" for name, value in summary.items()))
+    _show(simulate_data(reporter=reporter, **options), as_json)
 
 
 COMMANDS = (rewards, score, compare, judge, winrate, label, simulate)
