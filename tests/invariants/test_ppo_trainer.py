@@ -311,6 +311,14 @@ def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: 
     assert not torch.equal(expected, latest)
 
 
+def test_a_milestone_is_passed_once(tmp_path: Path) -> None:
+    args = config(tmp_path, kl_milestones=[1e-6, 1e6], total_episodes=32)
+    trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
+    trainer.train()
+    assert trainer.schedule.rollouts == 4
+    assert [path.name for path in (tmp_path / "milestones").glob("step-*")] == ["step-2"]
+
+
 def test_the_average_is_what_its_equation_says(tmp_path: Path) -> None:
     trainer = PPOTrainer("tiny", config(tmp_path, ema_decay=0.9), length_reward, PROMPTS, peft_config=LORA)
     expected = {name: weight.double().clone() for name, weight in trainer._policy_state().items()}
