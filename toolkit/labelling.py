@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit.comparing import read_prompts, sample
-from toolkit.errors import DataError, RecipeError, StoreError
+from toolkit.errors import DataError, RecipeError
 from toolkit.judging import asking
 from toolkit.judging.principles import label_rows, load_principles
 from toolkit.locating import resolve
@@ -19,6 +19,7 @@ from toolkit.preferences.reading import from_parquet, read_preferences
 from toolkit.preferences.rows import Prompt, write_native
 from toolkit.progress import Reporter
 from toolkit.recipe import JudgeSettings, ModelSection
+from toolkit.store import refuse_existing
 
 
 def label_data(
@@ -46,8 +47,7 @@ def label_data(
     The responses are those of ``data``, whose own preferences are not looked at, or ``k`` samples of ``policy``.
     Answers are kept as they arrive: an interrupted call, run again, asks for the rest.
     """
-    if out.exists() and not force:
-        raise StoreError("the file exists", where=str(out), fix="choose another --out, or give --force")
+    refuse_existing(out, force)
     if not asking.asks(judge):
         raise RecipeError(
             f"{judge!r} cannot read a principle", where="--judge", fix="name llm:MODEL or openai:MODEL@BASE_URL"

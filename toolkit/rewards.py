@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit import logp_cache, models
-from toolkit.errors import ModelError, RecipeError, StoreError
+from toolkit.errors import ModelError, RecipeError
 from toolkit.evals.agreement import (
     LOG_Z_WARNING,
     Comparison,
@@ -40,7 +40,7 @@ from toolkit.progress import Reporter
 from toolkit.recipe import ModelSection
 from toolkit.scored_data import Reading, pairwise_label, read, with_samples
 from toolkit.scoring import Engine, Tree
-from toolkit.store import write_json, write_row_groups, write_table, write_text
+from toolkit.store import refuse_existing, write_json, write_row_groups, write_table, write_text
 
 DEFAULT_BETA = 0.1
 # The columns of ``duel rewards``; some are there with their option or kind of data alone.
@@ -126,7 +126,8 @@ def implicit_rewards(
     main = logp_cache.join_processes()
     reporter = reporter if reporter is not None and main else Reporter(quiet=True)
     started = time.monotonic()
-    _refuse_existing(out, force)
+    refuse_existing(out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
     section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
     policy_ref = resolve(policy)
     reference_ref = resolve(reference) if reference != "none" else None
@@ -288,19 +289,14 @@ def _against(
 ) -> dict[str, Any]:
     """The check against the explicit rewards; disagreements go to ``OUT.disagreements.jsonl``, the clearest first."""
     n = reading.n_data
-    by_source = {
-        source: compare_on_samples(
-            *(
-                [values[p] for p, of in enumerate(reading.sources) if of == source]
-                for values in ([row.prompt_id for row in reading.rows], explicit, implicit)
-            ),
-            [row.gold for row, of in zip(reading.rows, reading.sources, strict=True) if of == source],
-        )
-        for source in dict.fromkeys(reading.sources[n:])
-    }
-    explicit, implicit, lengths = explicit[:n], implicit[:n], lengths[:n]
+    prompt_ids = [row.prompt_id for row in reading.rows]
+    by_source = {}
+    for source in dict.fromkeys(reading.sources[n:]):
+        at = [p for p, of in enumerate(reading.sources) if of == source]
+        columns = ([values[p] for p in at] for values in (prompt_ids, explicit, implicit))
+        by_source[source] = compare_on_samples(*columns, [reading.rows[p].gold for p in at])
+    prompt_ids, explicit, implicit, lengths = prompt_ids[:n], explicit[:n], implicit[:n], lengths[:n]
     comparisons = _comparisons(reading.rows)
-    prompt_ids = [row.prompt_id for row in reading.rows[:n]]
     found: dict[str, Any] = dict(compare_rewards(prompt_ids, comparisons, explicit, implicit))
     if by_source:
         found["samples"] = by_source
@@ -348,7 +344,8 @@ def explicit_rewards(
 ) -> dict[str, Any]:
     """Write the reward model's score of every response to ``out`` and return the summary. Interrupted, it continues."""
     started = time.monotonic()
-    _refuse_existing(out, force)
+    refuse_existing(out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
     section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
     reading = read(
         data,
@@ -378,12 +375,6 @@ def explicit_rewards(
     shutil.rmtree(work, ignore_errors=True)
     lengths = [np.array([len(ids) for ids in item.tree.response_ids], dtype=np.float64) for item in reading.encoded]
     return _summary(reading, [np.array(v) for v in scores], started, lengths=lengths) | {"out": str(out)}
-
-
-def _refuse_existing(out: Path, force: bool) -> None:
-    if out.exists() and not force:
-        raise StoreError("the file exists", where=str(out), fix="choose another --out, or give --force")
-    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _explicit(

@@ -200,6 +200,10 @@ def finished(model: Any, logits: torch.Tensor, temperature: float) -> torch.Tens
         logits = logits * factor
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
         logits = torch.tanh(logits / cap) * cap
+    return _tempered(logits, temperature)
+
+
+def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
@@ -390,8 +394,7 @@ class Engine:
         if batch.attention_mask.dim() == 4:
             return token_logps(self.model, batch, temperature=temperature, with_entropy=with_entropy)
         output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
-        logits = output.logits.flatten(0, 1)[batch.predictor].float()
-        logits = logits if temperature == 1.0 else logits / temperature
+        logits = _tempered(output.logits.flatten(0, 1)[batch.predictor].float(), temperature)
         logps, entropies = _from_logits(logits, batch.target, with_entropy)
         return logps, entropies if with_entropy else None
 

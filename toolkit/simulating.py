@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.comparing import read_prompts, sample
-from toolkit.errors import StoreError
 from toolkit.locating import resolve
 from toolkit.preferences.rows import write_native
 from toolkit.preferences.simulate import ANNOTATORS, agreement, simulate_preferences
 from toolkit.progress import Reporter
 from toolkit.recipe import ModelSection
+from toolkit.store import refuse_existing
 
 
 def simulate_data(
@@ -30,8 +30,7 @@ def simulate_data(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Writes native rows to ``out`` (.jsonl.gz). Prompts without two distinct responses are left out, and counted."""
-    if out.exists() and not force:
-        raise StoreError("the file exists", where=str(out), fix="choose another --out, or give --force")
+    refuse_existing(out, force)
     prompts = read_prompts(data, split=split, limit=limit, seed=seed)
     groups = sample(
         resolve(policy),

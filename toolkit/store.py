@@ -107,6 +107,12 @@ def write_row_groups(groups: Iterable[Sequence[Mapping[str, Any]]], schema: Any,
         partial.unlink(missing_ok=True)
 
 
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raises StoreError where there is a file already and nobody said ``--force``."""
+    if path.exists() and not force:
+        raise StoreError("the file exists", where=str(path), fix="choose another --out, or give --force")
+
+
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file so that the target is whole or unchanged."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")

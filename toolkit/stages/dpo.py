@@ -126,6 +126,9 @@ class KlProbe:
         self.prompts = [(row.prompt_id, encode_prompt(tokenizer, row.prompt)) for row in rows[:KL_PROMPTS][rank::size]]
         self.policy, self.reference, self.seed = policy, reference, settings.seed
         self.dtype, self.pad_id = models.DTYPES[settings.model.dtype], int(tokenizer.pad_token_id)
+        # Once for all measurements: a new engine would try the tree's mask anew.
+        self.ours = Engine(policy, self.pad_id, dtype=self.dtype)
+        self.theirs = self.ours if reference is None else Engine(reference, self.pad_id, dtype=self.dtype)
         self.limit, self.eos_ids = settings.data.max_response_tokens, models.eos_ids(models.inner(policy), tokenizer)
         self.tokens = 0  # sampled so far, with their prompts
 
@@ -144,9 +147,9 @@ class KlProbe:
         )
         trees = [Tree(ids, [sample.ids]) for (_, ids), sample in zip(self.prompts, samples, strict=True)]
         self.tokens += sum(map(len, trees))
-        ours = Engine(self.policy, self.pad_id, dtype=self.dtype).logps(trees)
+        ours = self.ours.logps(trees)
         with self.policy.disable_adapter() if self.reference is None else nullcontext():
-            theirs = Engine(self.reference or self.policy, self.pad_id, dtype=self.dtype).logps(trees)
+            theirs = self.theirs.logps(trees)
         sums = [float((a - b).double().sum()) for [a], [b] in zip(ours, theirs, strict=True)]
         return torch.tensor(sums, dtype=torch.float64)
 
