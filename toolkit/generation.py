@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from toolkit import models
+from toolkit import adapters, models
 from toolkit.models import backbone, inner
 
 # Finished rows leave a batch when they are this share of it: leaving copies the cache.
@@ -80,7 +80,7 @@ def generate(
     device = next(model.parameters()).device
     out: list[Sample | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    with torch.inference_mode(), models.merged(model), _autocast(model, device, dtype), _decoding(inner(model)):
+    with torch.inference_mode(), adapters.merged(model), _autocast(model, device, dtype), _decoding(inner(model)):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             draws = torch.from_numpy(uniforms([keys[i] for i in indices], max_new_tokens)).to(device)

@@ -6,14 +6,12 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -26,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from toolkit import adapters
 from toolkit.errors import ModelError
 from toolkit.locating import REWARD_HEAD_FILE, TRAINING_RECORD_FILE, ModelRef, resolve_base
 from toolkit.recipe import Lora, ModelSection
@@ -263,7 +262,7 @@ def _from_pretrained(
 
 def _with_adapter(base: PreTrainedModel, ref: ModelRef) -> PeftModel:
     try:
-        return PeftModel.from_pretrained(base, ref.path)
+        return adapters.lean(PeftModel.from_pretrained(base, ref.path))
     except UNREADABLE as error:
         raise _unreadable(ref, error) from error
 
@@ -324,12 +323,7 @@ def trainable(model: PreTrainedModel, lora: Lora | None, *, task: str, modules_t
         # peft keeps the adapters in fp32, but not the heads that train in full.
         if weight.requires_grad:
             weight.data = weight.data.float()
-    for module in adapted.modules():
-        # peft would turn every input into the adapter's fp32, for autocast to round it again: two copies of all
-        # activations, one of them kept for the backward pass, to no effect.
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
-    return adapted
+    return adapters.lean(adapted)
 
 
 def lora_config(lora: Lora, *, task: str, modules_to_save: list[str] | None = None) -> LoraConfig:
@@ -398,53 +392,6 @@ def save_policy(
 def write_training_record(folder: Path, **facts: object) -> None:
     """What a policy was trained with (arm, beta, reference fingerprint), beside its weights."""
     write_json(folder / TRAINING_RECORD_FILE, facts)
-
-
-@contextmanager
-def merged(model: Any) -> Iterator[Any]:
-    """The active LoRA adapters folded into the weights, for rollouts; the exact weights come back afterwards.
-
-    Unmerging by subtraction would leave rounding errors in bf16 weights at every rollout, so they are kept.
-    """
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    if not all(_is_plain_lora(layer) for layer in layers) or any(
-        isinstance(module, ModulesToSaveWrapper) for module in model.modules()
-    ):
-        yield model  # other kinds of adapters run as they are
-        return
-    kept = [layer.get_base_layer().weight.data for layer in layers]
-    try:
-        for layer, weight in zip(layers, kept, strict=True):
-            total = weight.float()
-            for name in layer.active_adapters:
-                if name in layer.lora_A:
-                    total = total + layer.get_delta_weight(name).float()
-            layer.get_base_layer().weight.data = total.to(weight.dtype)
-        with _adapters_off(model) if layers else nullcontext():
-            yield model
-    finally:
-        for layer, weight in zip(layers, kept, strict=True):
-            layer.get_base_layer().weight.data = weight
-
-
-def _is_plain_lora(layer: LoraLayer) -> bool:
-    """Whether ``W + sum of deltas`` is all that the layer's active adapters do."""
-    return (
-        isinstance(layer.get_base_layer(), nn.Linear)
-        and not layer.lora_embedding_A
-        and not any(layer.use_dora.get(name) or layer.lora_bias.get(name) for name in layer.active_adapters)
-    )
-
-
-@contextmanager
-def _adapters_off(model: Any) -> Iterator[None]:
-    """peft's ``disable_adapter`` for whichever module carries the adapters."""
-    for owner in model.modules():
-        if isinstance(owner, PeftModel):
-            with owner.disable_adapter():
-                yield
-            return
-    yield
 
 
 def parameter_count(model: nn.Module) -> int:

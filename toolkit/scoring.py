@@ -2,8 +2,8 @@
 
 A prompt stands once in a row and its K responses follow as branches. A block attention mask keeps a branch
 from seeing its siblings, positions restart behind the prompt, and the unembedding (or the score head) runs on
-the positions that matter alone. A model that cannot take such a mask takes one row per response; a numeric
-probe on first use decides (:class:`Engine`).
+the positions that matter alone. Short trees share a row, as long as the longest, where padding would be. A model
+that cannot take such a mask takes one row per response; a numeric probe on first use decides (:class:`Engine`).
 
 Shapes: B rows, T tokens in a row, N response tokens in a batch, R responses in a batch, d hidden, V vocabulary.
 """
@@ -11,6 +11,7 @@ Shapes: B rows, T tokens in a row, N response tokens in a batch, R responses in 
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -78,42 +79,69 @@ class TreeBatch:
         return self.input_ids.numel()
 
 
+def ascending(trees: Sequence[Tree]) -> tuple[list[int], list[int]]:
+    """Indices of trees, the longest last and of equals the first last, and their lengths."""
+    order = sorted(range(len(trees)), key=lambda i: (len(trees[i]), -i))
+    return order, [len(trees[i]) for i in order]
+
+
+def take_rows(order: list[int], lengths: list[int], n_rows: int) -> list[list[int]]:
+    """Take what fills up to ``n_rows`` rows as long as the longest off the end of :func:`ascending`'s lists.
+
+    A row begins with the longest tree left, and goes on with the longest that fits; so rows of a batch's trees alone
+    are the rows that the batch was made of.
+    """
+    width, rows = lengths[-1], []
+    while order and len(rows) < n_rows:
+        row, room = [], width
+        while fitting := bisect_right(lengths, room):
+            row.append(order.pop(fitting - 1))
+            room -= lengths.pop(fitting - 1)
+        rows.append(row)
+    return rows
+
+
 def pack(trees: Sequence[Tree], pad_id: int, *, plain: bool = False) -> TreeBatch:
-    """Pack trees into one batch, a row each (``plain``: a row for each response).
+    """Pack trees into one batch whose rows are as long as the longest (``plain``: a row for each response).
 
     Raises ValueError for an empty prompt or response, which has no log-probability.
     """
-    rows: list[tuple[list[int], list[list[int]]]] = []
-    tree_of: list[int] = []
-    for index, tree in enumerate(trees):
-        if not tree.prompt_ids or not all(tree.response_ids):
-            raise ValueError("a tree needs at least one prompt token and one token in each response")
-        tree_of += [index] * len(tree.response_ids)
-        rows += (
-            [(tree.prompt_ids, [ids]) for ids in tree.response_ids] if plain else [(tree.prompt_ids, tree.response_ids)]
-        )
-    width = max(len(prompt) + sum(map(len, branches)) for prompt, branches in rows)
+    if not all(tree.prompt_ids and all(tree.response_ids) for tree in trees):
+        raise ValueError("a tree needs at least one prompt token and one token in each response")
+    tree_of = [index for index, tree in enumerate(trees) for _ in tree.response_ids]
+    placed = [Tree(tree.prompt_ids, [ids]) for tree in trees for ids in tree.response_ids] if plain else trees
+    rows = [[i] for i in range(len(placed))] if plain else take_rows(*ascending(placed), n_rows=len(placed))
+    width = max(map(len, placed))
     input_ids = torch.full((len(rows), width), pad_id)
     position_ids = torch.zeros((len(rows), width), dtype=torch.long)
     branch = torch.full((len(rows), width), -1)  # -1 padding, 0 prompt, k the k-th response
+    member = torch.full((len(rows), width), -1)  # which of the trees
+    starts: dict[int, tuple[int, int]] = {}
+    for row, members in enumerate(rows):
+        start = 0
+        for i in members:
+            starts[i] = row, start
+            start += len(placed[i])
     predictor: list[torch.Tensor] = []
     target: list[int] = []
     lengths: list[int] = []
     last: list[int] = []
-    for row, (prompt, branches) in enumerate(rows):
-        n = len(prompt)
-        input_ids[row, :n] = torch.tensor(prompt)
-        position_ids[row, :n] = torch.arange(n)
-        branch[row, :n] = 0
-        start = n
-        for k, ids in enumerate(branches, start=1):
+    for i, tree in enumerate(placed):
+        row, first = starts[i]
+        n = len(tree.prompt_ids)
+        start = first + n
+        input_ids[row, first:start] = torch.tensor(tree.prompt_ids)
+        position_ids[row, first:start] = torch.arange(n)
+        branch[row, first:start] = 0
+        member[row, first : first + len(tree)] = i
+        for k, ids in enumerate(tree.response_ids, start=1):
             stop = start + len(ids)
             input_ids[row, start:stop] = torch.tensor(ids)
             position_ids[row, start:stop] = torch.arange(n, n + len(ids))
             branch[row, start:stop] = k
             # The first token of a branch is predicted from the prompt's last one, the others from the one before.
             states = torch.arange(start - 1, stop - 1)
-            states[0] = n - 1
+            states[0] = first + n - 1
             predictor.append(states + row * width)
             target += ids
             lengths.append(len(ids))
@@ -122,10 +150,11 @@ def pack(trees: Sequence[Tree], pad_id: int, *, plain: bool = False) -> TreeBatc
     if plain:
         mask = branch >= 0
     else:
-        same = branch[:, :, None] == branch[:, None, :]
+        same_tree = member[:, :, None] == member[:, None, :]
+        same_branch = branch[:, :, None] == branch[:, None, :]
         causal = torch.ones(width, width, dtype=torch.bool).tril()
         # A padding position sees itself, since a row of the softmax without any key would be NaN.
-        mask = (causal & (same | (branch[:, None, :] == 0)))[:, None]
+        mask = (causal & same_tree & (same_branch | (branch[:, None, :] == 0)))[:, None]
     return TreeBatch(
         input_ids=input_ids,
         position_ids=position_ids,
@@ -157,17 +186,20 @@ def pieces(tree: Tree, attention_tokens: int) -> list[Tree]:
     return [Tree(tree.prompt_ids, group) for group in groups if group]
 
 
-def batches(trees: Sequence[Tree], token_budget: int) -> Iterator[list[int]]:
-    """Indices of trees in batches of at most ``token_budget`` padded tokens, longest trees first.
+def batches(trees: Sequence[Tree], token_budget: int, *, plain: bool = False) -> Iterator[list[int]]:
+    """Indices of trees in batches of at most ``token_budget`` tokens with their padding, longest trees first.
 
-    The order within and between batches does not change any result; the caller puts results back by index.
+    The order within and between batches does not change any result; the caller puts results back by index. ``plain``:
+    trees that will not share rows.
     """
-    order = sorted(range(len(trees)), key=lambda i: (-len(trees[i]), i))
-    start = 0
-    while start < len(order):
-        rows = max(1, token_budget // max(1, len(trees[order[start]])))
-        yield order[start : start + rows]
-        start += rows
+    order, lengths = ascending(trees)
+    while order:
+        n_rows = max(1, token_budget // max(1, lengths[-1]))
+        if plain:
+            yield order[-n_rows:][::-1]
+            del order[-n_rows:], lengths[-n_rows:]
+        else:
+            yield [i for row in take_rows(order, lengths, n_rows) for i in row]
 
 
 # ---------------------------------------------------------------- forward passes
@@ -353,6 +385,12 @@ class Engine:
             self.probe(trees)
         return pack(trees, self.pad_id, plain=bool(self.plain)).to(self.device)
 
+    def batches(self, trees: Sequence[Tree], token_budget: int | None = None) -> Iterator[list[int]]:
+        """:func:`batches` of what this model takes, by default of the engine's own budget."""
+        if self.plain is None and trees:
+            self.probe(trees)
+        return batches(trees, token_budget or self.token_budget, plain=bool(self.plain))
+
     def suited(self, batch: TreeBatch) -> TreeBatch:
         """A batch that another model's engine packed, packed anew where this model cannot take it."""
         if self.plain is None:
@@ -437,7 +475,7 @@ class Engine:
             (index, piece) for index, tree in enumerate(trees) for piece in (pieces(tree, limit) if limit else [tree])
         ]
         results: list[list[Any]] = [[] for _ in parts]
-        for indices in batches([piece for _, piece in parts], self.token_budget):
+        for indices in self.batches([piece for _, piece in parts]):
             batch = self.pack([parts[i][1] for i in indices])
             with torch.no_grad(), models.precision(self.device, self.dtype):
                 values = iter(run(batch))

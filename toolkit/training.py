@@ -34,7 +34,7 @@ from toolkit.preferences.encoding import encode, is_conversation, response_end
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe import Arm, Training
-from toolkit.scoring import Engine, Tree, TreeBatch, batches
+from toolkit.scoring import Engine, Tree, TreeBatch
 
 LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 # An interrupted stage loses at most this share of its steps.
@@ -255,7 +255,7 @@ def collate(engine: Engine, examples: Sequence[tuple[int, Example]]) -> dict[str
     """
     n_tokens = sum(len(ids) for _, example in examples for ids in example.tree.response_ids)
     parts = []
-    for indices in batches([example.tree for _, example in examples], engine.token_budget):
+    for indices in engine.batches([example.tree for _, example in examples]):
         chosen = [examples[i] for i in sorted(indices)]
         parts.append(_pair_batch(engine, chosen, len(examples), n_tokens).to(engine.device))
     return {"batch": parts}

@@ -66,14 +66,13 @@ class Folders:
     rm_adapter: Path
     tokenizer: Any
 
-    def actors(self, kind: str, *, dtype: str = "float32", value_head_init: str = "reward_model") -> Actors:
+    def actors(self, kind: str, *, dtype: str = "float32", **options: Any) -> Actors:
         """``full``: all weights; ``lora``: adapters on one base; ``mixed``: an adapter, and a reward model apart."""
         section = ModelSection(name="tiny", dtype=dtype, lora=None if kind == "full" else LORA)
         reward = self.rm_adapter if kind == "lora" else self.rm_full
         torch.manual_seed(3)
-        actors, _ = build(
-            resolve(str(self.sft)), resolve(str(reward)), section, self.tokenizer, value_head_init=value_head_init
-        )
+        options = {"value_head_init": "reward_model"} | options
+        actors, _ = build(resolve(str(self.sft)), resolve(str(reward)), section, self.tokenizer, **options)
         return actors
 
     def source(self, actors: Actors, dtype: str = "float32") -> Source:
@@ -439,6 +438,36 @@ def test_parts_do_not_change_the_gradients(folders: Folders, tmp_path: Path, kin
     assert any("value_head" in name or "critic" in name for name in whole)
     for name, gradient in whole.items():
         assert float((gradient - parts[name]).norm()) <= 1e-3 * float(gradient.norm()) + 1e-7, name
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "trunk"])
+def test_the_first_update_takes_the_rollouts_own_pass(folders: Folders, tmp_path: Path, kind: str) -> None:
+    """A pass of minibatch 0's first part is not computed again, and the gradients are those of a new one."""
+    found = []
+    for kept in (True, False):
+        actors = folders.actors("lora" if kind == "trunk" else kind, share_trunk=kind == "trunk")
+        trainer, _ = make_trainer(actors, folders, tmp_path)
+        item = trainer.schedule[0]
+        trainer.rollout = trainer._collect(0, item["prompts"])
+        [(logps_N, values_N)] = trainer.rollout.first_pass
+        assert logps_N.requires_grad and values_N.requires_grad
+        if not kept:
+            trainer.rollout.first_pass.clear()
+        passes = 0
+
+        def count(*_: Any) -> None:
+            nonlocal passes
+            passes += 1
+
+        counter = models.backbone(actors.policy).register_forward_hook(count)
+        trainer.training_step(trainer.model, item)
+        counter.remove()
+        assert not trainer.rollout.first_pass
+        found.append((passes, {n: w.grad for n, w in actors.named_parameters() if w.grad is not None}))
+    (fewer, gradients), (more, expected) = found
+    assert more == fewer + (2 if kind == "lora" else 1)  # the critic is an adapter on the policy's own trunk
+    assert gradients.keys() == expected.keys() and expected
+    assert all(torch.equal(gradients[name], expected[name]) for name in expected)
 
 
 # ---------------------------------------------------------------- what training changes

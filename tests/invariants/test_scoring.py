@@ -111,6 +111,24 @@ def test_the_layout_by_hand() -> None:
     assert by_response(torch.tensor([1.0, 2.0, 4.0, 8.0]), batch).tolist() == [3.0, 4.0, 8.0]
 
 
+def test_short_trees_share_a_row() -> None:
+    batch = pack([Tree([4], [[2]]), Tree([5, 6], [[7, 2], [8]]), Tree([9, 3], [[1]])], pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 2, 8], [9, 3, 1, 4, 2]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 1, 2, 0, 1]]
+    assert batch.predictor.tolist() == [8, 1, 2, 1, 6]
+    assert batch.target.tolist() == [2, 7, 2, 8, 1]
+    assert batch.owner.tolist() == [0, 1, 1, 2, 3]
+    assert batch.last.tolist() == [9, 3, 4, 7]
+    assert batch.tree.tolist() == [0, 1, 1, 2]
+    assert batch.attention_mask[1, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
+
+
 def test_the_plain_layout_by_hand() -> None:
     batch = pack([Tree([5, 6], [[7, 2], [8]])], pad_id=0, plain=True)
     assert batch.input_ids.tolist() == [[5, 6, 7, 2], [5, 6, 8, 0]]
@@ -127,11 +145,16 @@ def test_nothing_to_predict_is_refused(tree: Tree) -> None:
 def test_batches_hold_each_tree_once_within_the_budget(make_trees: Trees) -> None:
     trees = make_trees(30)
     for budget in (1, 60, 100, 10_000):
-        found = list(batches(trees, budget))
-        assert sorted(i for part in found for i in part) == list(range(30))
-        for part in found:
-            padded = len(part) * max(len(trees[i]) for i in part)
-            assert padded <= budget or len(part) == 1
+        for plain in (False, True):
+            found = list(batches(trees, budget, plain=plain))
+            assert sorted(i for part in found for i in part) == list(range(30))
+            for part in found:
+                width = max(len(trees[i]) for i in part)
+                batch = pack([trees[i] for i in sorted(part)], 0)
+                assert batch.n_tokens <= budget or batch.n_tokens == width
+                assert not plain or len(part) * width <= max(budget, width)
+    filled = sum(map(len, trees)) / sum(pack([trees[i] for i in part], 0).n_tokens for part in batches(trees, 100))
+    assert filled > 0.95
 
 
 @pytest.mark.parametrize(("prompt", "lengths"), [(25, [40] * 13), (1, [5] * 60), (400, [30] * 6), (30, [300, 2, 2, 2])])

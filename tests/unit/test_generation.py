@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from scipy import stats
+from test_adapters import adapter
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from toolkit import models
@@ -25,19 +25,6 @@ Make = Callable[[], Any]
 def sample(model: Any, prompts: list[list[int]] = PROMPTS, keys: Any = KEYS, **more: Any) -> list[Sample]:
     settings = {"max_new_tokens": 12, "temperature": 1.0, "eos_ids": [2], "pad_id": 0, "dtype": torch.float32}
     return generate(model, prompts, keys, **(settings | more))
-
-
-def adapter(model: Any, **more: Any) -> PeftModel:
-    """A LoRA adapter that changes the model at once."""
-    torch.manual_seed(0)
-    config = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", "init_lora_weights": False}
-    wrapped = get_peft_model(model, LoraConfig(**(config | more))).eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in wrapped.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
-                weight.add_(torch.randn(weight.shape, generator=generator) * 0.05)
-    return wrapped
 
 
 # ---------------------------------------------------------------- streams of uniform numbers
@@ -291,53 +278,7 @@ def test_the_end_that_responses_are_trained_with_ends_a_sample(new_tiny: Make, t
     assert end in models.eos_ids(model, tokenizer)
 
 
-# ---------------------------------------------------------------- merging for the while
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {},
-        {"use_rslora": True},
-        {"target_modules": ["q_proj", "down_proj"]},
-        {"use_dora": True},
-        {"target_modules": ["q_proj", "embed_tokens"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-        {"target_modules": ["q_proj", "v_proj"], "lora_bias": True},
-    ],
-    ids=["lora", "rslora", "two layers", "dora", "embeddings", "modules_to_save", "lora_bias"],
-)
-def test_a_merged_model_computes_what_the_adapter_does(new_tiny: Make, more: dict[str, Any]) -> None:
-    model = adapter(new_tiny(), **more)
-    ids = torch.tensor([[5, 9, 30, 77, 100]])
-    with torch.no_grad():
-        unmerged = model(input_ids=ids).logits
-        with model.disable_adapter():
-            bare = model(input_ids=ids).logits
-        with models.merged(model):
-            merged = model(input_ids=ids).logits
-        after = model(input_ids=ids).logits
-    assert float((unmerged - bare).abs().max()) > 0.5
-    torch.testing.assert_close(merged, unmerged, rtol=0, atol=2e-3)
-    assert torch.equal(after, unmerged)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merging_restores_every_bit(new_tiny: Make, dtype: torch.dtype) -> None:
-    model = adapter(new_tiny().to(dtype))
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    for _ in range(3):
-        with models.merged(model):
-            pass
-    with pytest.raises(RuntimeError, match="stop"), models.merged(model):
-        raise RuntimeError("stop")
-    after = model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
-    ids = torch.tensor([[5, 9, 30]])
-    with model.disable_adapter():
-        off = model(input_ids=ids).logits
-    assert not torch.equal(model(input_ids=ids).logits, off)  # the adapter is on again
+# ---------------------------------------------------------------- adapters
 
 
 def test_sampling_happens_with_the_adapter_and_leaves_it_in_place(new_tiny: Make, tiny: Any) -> None:
@@ -350,18 +291,3 @@ def test_sampling_happens_with_the_adapter_and_leaves_it_in_place(new_tiny: Make
     model = adapter(new_tiny())
     sample(model)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-
-
-def test_the_active_adapter_alone_is_merged(new_tiny: Make) -> None:
-    model = adapter(new_tiny())
-    model.add_adapter("other", LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    ids = torch.tensor([[5, 9, 30]])
-    results = []
-    for name in ("default", "other"):
-        model.set_adapter(name)
-        with torch.no_grad():
-            unmerged = model(input_ids=ids).logits
-            with models.merged(model):
-                torch.testing.assert_close(model(input_ids=ids).logits, unmerged, rtol=0, atol=2e-3)
-        results.append(unmerged)
-    assert not torch.allclose(*results)

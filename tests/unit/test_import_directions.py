@@ -55,7 +55,7 @@ SIDEWAYS = {
     "local_server": {"errors"},
 }
 # One component in several files.
-HALVES = {"locating": "models", "recipe_loading": "recipe", "recipe_reference": "recipe"}
+HALVES = {"adapters": "models", "locating": "models", "recipe_loading": "recipe", "recipe_reference": "recipe"}
 HALVES |= {"cli_options": "cli", "cli_runs": "cli", "cli_measures": "cli", "scored_data": "rewards"}
 TORCH = {"torch", "transformers", "trl", "peft", "accelerate"}
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from toolkit import models
+from toolkit import adapters, models
 from toolkit.errors import ModelError
 from toolkit.locating import ModelRef, resolve_base
 from toolkit.models import backbone, inner
@@ -144,7 +144,8 @@ class SharedBase(Actors):
         share_trunk: bool = False,
     ) -> None:
         super().__init__()
-        self.policy, self.engine, self.mean, self.shares_trunk = policy, engine, mean, share_trunk
+        self.policy, self.engine = adapters.lean(policy), engine
+        self.mean, self.shares_trunk = mean, share_trunk
         self.value_shift = 0.0
         started = get_peft_model_state_dict(policy, adapter_name=POLICY)
         trained = any(bool(weight.any()) for name, weight in started.items() if "lora_B" in name)

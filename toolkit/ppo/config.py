@@ -32,7 +32,10 @@ class PPOConfig(TrainingArguments):
     )
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over a rollout."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimiser steps in each of these passes."})
-    token_budget: int = field(default=4096, metadata={"help": "Padded tokens of one forward and backward pass."})
+    token_budget: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of one forward and backward pass; None: 1,024 on a CPU, 16,384 on a GPU."},
+    )
 
     response_length: int = field(default=53, metadata={"help": "Tokens of a response at most."})
     temperature: float = field(default=1.0, metadata={"help": "Of rollout, training and reference alike."})

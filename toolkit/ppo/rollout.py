@@ -69,10 +69,12 @@ class Part:
 @dataclass(frozen=True)
 class Rollout:
     """This process's share. ``minibatches[m]`` are the parts of minibatch m, packed as the old log-probabilities were;
+    ``first_pass`` has log-probabilities and values of minibatch 0's first part with their graph, or nothing;
     ``metrics`` are of all processes together; ``table`` has one row per response of this process."""
 
     index: int
     minibatches: list[list[Part]]
+    first_pass: list[tuple[torch.Tensor, torch.Tensor]]
     metrics: dict[str, float]
     table: list[dict[str, Any]]
 
@@ -152,10 +154,12 @@ def collect(
     index: int,
     kl_coef: float,
     passes: int = 1,
+    keep_graph: bool = False,
 ) -> Rollout:
     """Sample ``samples_per_prompt`` responses for each prompt and compute rewards, advantages and returns.
 
-    ``prompts`` are those of all processes; a minibatch is computed in ``passes`` or more.
+    ``prompts`` are those of all processes; a minibatch is computed in about ``passes`` parts at least. With
+    ``keep_graph`` the first part's pass keeps its graph, since the first update would only repeat it.
     """
     k = config.samples_per_prompt
     rank, size = world()
@@ -178,16 +182,24 @@ def collect(
     packs: list[tuple[int, list[int], TreeBatch]] = []
     first = 0
     for minibatch, part in enumerate(minibatch_prompts):
-        chosen = sorted(range(first, first + len(part)), key=lambda i: (-len(trees[i]), i))
+        budget = config.token_budget or actors.engine.token_budget
+        if passes > 1:
+            budget = min(budget, -(-sum(len(tree) for tree in trees[first : first + len(part)]) // passes))
+        for chosen in actors.engine.batches(trees[first : first + len(part)], budget):
+            indices = [first + i for i in chosen]
+            packs.append((minibatch, indices, actors.engine.pack([trees[i] for i in indices]).to(device)))
         first += len(part)
-        for rows in _fitting(chosen, trees, config.token_budget, passes):
-            packs.append((minibatch, rows, actors.engine.pack([trees[i] for i in rows]).to(device)))
 
     columns: dict[str, list[torch.Tensor]] = {name: [] for name in ("mask", "logps", "ref", "values", "entropy")}
+    first_pass: list[tuple[torch.Tensor, torch.Tensor]] = []
     with models.precision(device, how.dtype):
-        for _, _, batch in packs:
-            logps_N, entropy_N, values_N = actors.logps_and_values(batch, config.temperature, with_entropy=True)
+        for place, (minibatch, _, batch) in enumerate(packs):
+            with torch.set_grad_enabled(keep_graph and place == 0 and minibatch == 0):
+                logps_N, entropy_N, values_N = actors.logps_and_values(batch, config.temperature, with_entropy=True)
             assert entropy_N is not None
+            if logps_N.requires_grad:
+                first_pass.append((logps_N, values_N))
+                logps_N, values_N = logps_N.detach(), values_N.detach()
             columns["logps"].append(dense(logps_N, batch, width))
             columns["entropy"].append(dense(entropy_N, batch, width))
             columns["ref"].append(dense(actors.reference_logps(batch, config.temperature), batch, width))
@@ -264,18 +276,7 @@ def collect(
         }
         for row, i in enumerate(order)
     ]
-    return Rollout(index, minibatches, metrics, table)
-
-
-def _fitting(chosen: list[int], trees: Sequence[Tree], token_budget: int, passes: int) -> list[list[int]]:
-    """Trees, longest first, in as many parts as the token budget needs, and at least ``passes``."""
-    most = max(1, math.ceil(len(chosen) / passes))
-    out, start = [], 0
-    while start < len(chosen):
-        rows = min(most, max(1, token_budget // len(trees[chosen[start]])))
-        out.append(chosen[start : start + rows])
-        start += rows
-    return out
+    return Rollout(index, minibatches, first_pass, metrics, table)
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

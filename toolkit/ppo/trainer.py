@@ -201,9 +201,10 @@ class PPOLoop(Trainer):
             return torch.zeros((), device=self.args.device)
         began = time.perf_counter()
         epoch, minibatch = divmod(inputs["update"], self.args.num_mini_batches)
-        # Each inner epoch takes the minibatches in another order; the first in theirs, so that it starts at ratio 1.
+        # Each inner epoch takes the minibatches in another order; the first in theirs, which is random.
         order = list(range(self.args.num_mini_batches))
-        random.Random(f"{self.args.seed}/{inputs['rollout']}/{epoch}").shuffle(order)
+        if epoch > 0:
+            random.Random(f"{self.args.seed}/{inputs['rollout']}/{epoch}").shuffle(order)
         parts = self.rollout.minibatches[order[minibatch]]
         own_tokens = sum(int(part.mask_ST.sum()) for part in parts)
         n_tokens = int(all_sum(torch.tensor(own_tokens, device=self.args.device)))
@@ -211,7 +212,9 @@ class PPOLoop(Trainer):
         self.actors.train()
         totals = torch.zeros(len(_SUMS), dtype=torch.float64)
         for part in parts:
-            totals += torch.tensor(self._backward(part, n_tokens, warming=warming), dtype=torch.float64)
+            passed = self.rollout.first_pass.pop() if self.rollout.first_pass else None  # minibatch 0's first part
+            sums_of = self._backward(part, n_tokens, warming=warming, passed=passed)
+            totals += torch.tensor(sums_of, dtype=torch.float64)
         if self.args.ptx_coef:
             totals[_SUMS.index("ptx")] += self._ptx_backward(inputs)
         # The losses are divided by the tokens of all processes, so gradients add up.
@@ -238,14 +241,19 @@ class PPOLoop(Trainer):
         total = sums["policy_loss"] + self.args.vf_coef * sums["value_loss"] + self.args.ptx_coef * sums["ptx"]
         return torch.tensor(total, device=self.args.device)
 
-    def _backward(self, part: Part, n_tokens: int, *, warming: bool) -> list[float]:
+    def _backward(
+        self, part: Part, n_tokens: int, *, warming: bool, passed: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> list[float]:
         """Gradients of one part, and the sums for the log. Two backward passes, since policy and critic need not live
-        in memory together; one where they share a trunk."""
+        in memory together; one where they share a trunk. ``passed``: its log-probabilities and values, where the
+        rollout kept them with their graph."""
         args, width = self.args, part.mask_ST.shape[1]
         shared = self.actors.shares_trunk
         values_N: torch.Tensor | None = None
         with models.precision(args.device, self.how.dtype), torch.set_grad_enabled(not warming):
-            if shared:
+            if passed is not None:
+                logps_N, values_N = passed
+            elif shared:
                 logps_N, _, values_N = self.actors.logps_and_values(part.batch, args.temperature)
             else:
                 logps_N, _ = self.actors.policy_logps(part.batch, args.temperature)
@@ -329,6 +337,7 @@ class PPOLoop(Trainer):
             index=index,
             kl_coef=self.controller.coef,
             passes=self.accumulation,
+            keep_graph=not (self.args.gradient_checkpointing or index < self.args.critic_warmup_rollouts),
         )
         kl = rollout.metrics["objective/kl"]
         if self.args.adaptive_kl:
@@ -403,17 +412,16 @@ class PPOLoop(Trainer):
         if self.average is None:
             yield
             return
-        kept = {name: weight.clone() for name, weight in self._policy_state().items()}
-        self._set_policy(self.average)
+        # The tensors are exchanged, not written to: the graph of a rollout's first pass may still need them.
+        weights = self.actors.policy_parameters()
+        kept = [weight.data for weight in weights]
+        for i, weight in enumerate(weights):
+            weight.data = self.average[str(i)]
         try:
             yield
         finally:
-            self._set_policy(kept)
-
-    def _set_policy(self, state: dict[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for name, weight in self._policy_state().items():
-                weight.copy_(state[name])
+            for weight, own in zip(weights, kept, strict=True):
+                weight.data = own
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The policy as a plain model or adapter with its tokenizer and a model card, the critic in ``critic/``.

@@ -1,0 +1,157 @@
+"""Adapters: what they compute under autocast is what peft computes, and merging for the while restores every bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+
+from toolkit import adapters
+
+IDS = torch.tensor([[5, 9, 30, 77, 100]])
+Make = Callable[[], Any]
+
+
+def adapter(model: Any, **more: Any) -> PeftModel:
+    """A LoRA adapter that changes the model at once."""
+    torch.manual_seed(0)
+    config = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", "init_lora_weights": False}
+    wrapped = get_peft_model(model, LoraConfig(**(config | more))).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                weight.add_(torch.randn(weight.shape, generator=generator) * 0.05)
+    return wrapped
+
+
+# ---------------------------------------------------------------- lean under autocast
+
+
+def logits_and_gradients(model: Any, *, autocast: bool = True) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(input_ids=IDS).logits
+    logits.float().square().mean().backward()
+    return logits.detach().float(), {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+
+
+@pytest.mark.parametrize("more", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])
+def test_a_lean_adapter_computes_what_pefts_does(new_tiny: Make, more: dict[str, Any]) -> None:
+    """Against fp32: no further off than peft's own bf16, logits and gradients alike."""
+    exact, gradients = logits_and_gradients(adapter(new_tiny(), **more), autocast=False)
+    errors = []
+    for change in (adapters.lean, lambda model: model):
+        found, of = logits_and_gradients(change(adapter(new_tiny().bfloat16(), **more)))
+        assert of.keys() == gradients.keys()
+        off = sum(float((of[n] - g).square().sum()) for n, g in gradients.items())
+        size = sum(float(g.square().sum()) for g in gradients.values())
+        errors.append((float((found - exact).norm() / exact.norm()), (off / size) ** 0.5))
+    (lean, lean_gradient), (pefts, pefts_gradient) = errors
+    assert lean <= 1.2 * pefts and lean_gradient <= 1.2 * pefts_gradient
+
+
+def test_a_lean_adapter_makes_no_copies(new_tiny: Make) -> None:
+    """No activation becomes fp32, and the product of the low rank is added in place."""
+    model = adapters.lean(adapter(new_tiny().bfloat16()))
+    layer = next(module for module in model.modules() if isinstance(module, LoraLinear))
+    x = torch.randn(1, 7, layer.in_features, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile() as seen, torch.no_grad():
+        layer(x)
+    names = [event.name for event in seen.events()]
+    assert "aten::addmm_" in names and "aten::add" not in names and "aten::mul" not in names
+
+
+def test_outside_autocast_an_adapter_is_pefts_own(new_tiny: Make) -> None:
+    """In bf16 with fp32 adapters, as users call a trained policy; with another adapter, and with none."""
+    model, lean = adapter(new_tiny().bfloat16()), adapters.lean(adapter(new_tiny().bfloat16()))
+    with torch.no_grad():
+        assert torch.equal(lean(input_ids=IDS).logits, model(input_ids=IDS).logits)
+        with model.disable_adapter(), lean.disable_adapter(), torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(lean(input_ids=IDS).logits, model(input_ids=IDS).logits)
+        for each in (model, lean):
+            each.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+            each.base_model.set_adapter(["default", "other"])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(lean(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
+def test_a_copy_of_a_lean_model_uses_its_own_weights(new_tiny: Make) -> None:
+    model = adapters.lean(adapter(new_tiny().bfloat16()))
+    twin = copy.deepcopy(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before = model(input_ids=IDS).logits
+        for name, weight in twin.named_parameters():
+            if "lora_B" in name:
+                weight.zero_()
+        assert torch.equal(model(input_ids=IDS).logits, before)
+        assert not torch.equal(twin(input_ids=IDS).logits, before)
+
+
+# ---------------------------------------------------------------- merging for the while
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": ["q_proj", "down_proj"]},
+        {"use_dora": True},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "v_proj"], "lora_bias": True},
+    ],
+    ids=["lora", "rslora", "two layers", "dora", "embeddings", "modules_to_save", "lora_bias"],
+)
+def test_a_merged_model_computes_what_the_adapter_does(new_tiny: Make, more: dict[str, Any]) -> None:
+    model = adapter(new_tiny(), **more)
+    ids = torch.tensor([[5, 9, 30, 77, 100]])
+    with torch.no_grad():
+        unmerged = model(input_ids=ids).logits
+        with model.disable_adapter():
+            bare = model(input_ids=ids).logits
+        with adapters.merged(model):
+            merged = model(input_ids=ids).logits
+        after = model(input_ids=ids).logits
+    assert float((unmerged - bare).abs().max()) > 0.5
+    torch.testing.assert_close(merged, unmerged, rtol=0, atol=2e-3)
+    assert torch.equal(after, unmerged)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merging_restores_every_bit(new_tiny: Make, dtype: torch.dtype) -> None:
+    model = adapter(new_tiny().to(dtype))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for _ in range(3):
+        with adapters.merged(model):
+            pass
+    with pytest.raises(RuntimeError, match="stop"), adapters.merged(model):
+        raise RuntimeError("stop")
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    ids = torch.tensor([[5, 9, 30]])
+    with model.disable_adapter():
+        off = model(input_ids=ids).logits
+    assert not torch.equal(model(input_ids=ids).logits, off)  # the adapter is on again
+
+
+def test_the_active_adapter_alone_is_merged(new_tiny: Make) -> None:
+    model = adapter(new_tiny())
+    model.add_adapter("other", LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    ids = torch.tensor([[5, 9, 30]])
+    results = []
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        with torch.no_grad():
+            unmerged = model(input_ids=ids).logits
+            with adapters.merged(model):
+                torch.testing.assert_close(model(input_ids=ids).logits, unmerged, rtol=0, atol=2e-3)
+        results.append(unmerged)
+    assert not torch.allclose(*results)
