@@ -100,13 +100,12 @@ def rewardbench(args: argparse.Namespace) -> dict[str, Any]:
         return len(chosen)
 
     passes(trees[:2])
-    return harness.measured(lambda: passes(trees[: args.slow_pairs]))
+    return harness.measured(lambda: passes(trees))
 
 
 if __name__ == "__main__":
     found = harness.parser(__doc__.splitlines()[0], "rewards")
     found.add_argument("--pairs", type=int, default=96)
-    found.add_argument("--slow-pairs", type=int, default=24, help="of these, for RewardBench's way")
     found.add_argument("--batch", type=int, default=6, help="pairs in a batch of RewardBench's way")
     harness.main(
         found.parse_args(),

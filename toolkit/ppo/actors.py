@@ -72,9 +72,13 @@ class Actors(nn.Module, ABC):
     def logps_and_values(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """[N] log-probabilities, [N] entropies and [N] values; of one forward pass where the trunk is shared."""
+        """[N] log-probabilities, [N] entropies and [N] values; of one forward pass where the trunk is shared.
+
+        Otherwise values come without gradients: the graphs of policy and critic need not be in memory together.
+        """
         logps_N, entropy_N = self.policy_logps(batch, temperature, with_entropy=with_entropy)
-        return logps_N, entropy_N, self.values(batch)
+        with torch.no_grad():
+            return logps_N, entropy_N, self.values(batch)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any

@@ -34,7 +34,7 @@ class PPOConfig(TrainingArguments):
     num_mini_batches: int = field(default=1, metadata={"help": "Optimiser steps in each of these passes."})
     token_budget: int | None = field(
         default=None,
-        metadata={"help": "Tokens of one forward and backward pass; None: 1,024 on a CPU, 16,384 on a GPU."},
+        metadata={"help": "Tokens of one forward and backward pass; None: 2,048 on a CPU, 16,384 on a GPU."},
     )
 
     response_length: int = field(default=53, metadata={"help": "Tokens of a response at most."})

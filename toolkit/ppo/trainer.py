@@ -252,7 +252,7 @@ class PPOLoop(Trainer):
         values_N: torch.Tensor | None = None
         with models.precision(args.device, self.how.dtype), torch.set_grad_enabled(not warming):
             if passed is not None:
-                logps_N, values_N = passed
+                logps_N, values_N = passed[0], passed[1] if shared else None
             elif shared:
                 logps_N, _, values_N = self.actors.logps_and_values(part.batch, args.temperature)
             else:
