@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ def lean(adapted: Any) -> Any:
     """
     for module in adapted.modules():
         if type(module) is LoraLinear:
-            module.forward = MethodType(_lean_forward, module)  # type: ignore[method-assign]
+            module.forward = partial(_lean_forward, module)  # type: ignore[method-assign]
     return adapted
 
 

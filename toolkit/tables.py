@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -112,9 +113,17 @@ def win_rate_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
 
 
 def judging_tables(found: Mapping[str, Any]) -> str:
-    """What ``duel winrate``, ``compare`` and ``judge`` say: win rates, and the further tables where there are any."""
+    """What ``duel winrate``, ``compare`` and ``judge`` say: win rates, and the further tables where there are any.
+
+    Policies that are paths are named from the folder that they share, which then stands above the tables.
+    """
+    names = {row[side] for row in found["win_rates"] for side in ("policy", "baseline")}
+    folder = _shared_folder(names)
+    if folder:
+        found = _renamed(found, {name: os.path.relpath(name, folder) for name in names})
     rows = found["win_rates"]
-    parts = [win_rate_table([row for row in rows if row["slice"] is None])]
+    parts = [f"Policies in {folder}"] if folder else []
+    parts.append(win_rate_table([row for row in rows if row["slice"] is None]))
     sliced = [row for row in rows if row["slice"] is not None]
     if sliced:
         parts.append(win_rate_table([{**row, "policy": f"{row['policy']}, {row['slice']}"} for row in sliced]))
@@ -148,6 +157,22 @@ def judging_tables(found: Mapping[str, Any]) -> str:
     if found["judge_agreement"]:
         parts.append(_agreement_table(found["judge_agreement"]))
     return "\n\n".join(parts)
+
+
+def _shared_folder(names: Collection[str]) -> str:
+    """The folder that all names lie in; nothing where they are not all paths, or are one."""
+    if len(names) < 2 or not all(os.sep in name for name in names) or len({os.path.isabs(n) for n in names}) > 1:
+        return ""
+    folder = os.path.commonpath(names)
+    return "" if folder in (*names, os.sep) else folder
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return names.get(value, value)
+    if isinstance(value, Mapping):
+        return {key: _renamed(inside, names) for key, inside in value.items()}
+    return [_renamed(inside, names) for inside in value] if isinstance(value, list) else value
 
 
 def _agreement_table(found: Mapping[str, Any]) -> str:

@@ -27,13 +27,14 @@ def settings(args: argparse.Namespace, folder: str, steps: int) -> tuple[Any, di
     return section, arguments | {"save_strategy": "no"}
 
 
-def policy_of(args: argparse.Namespace) -> Any:
+def policy_of(args: argparse.Namespace, attention: str | None = None) -> Any:
     from toolkit import models, training
     from toolkit.locating import resolve
     from toolkit.recipe import ModelSection
 
     training.seed_everything(0)
-    return models.load_policy(resolve(args.model), ModelSection(name=args.model, dtype=args.dtype))
+    section = ModelSection(name=args.model, dtype=args.dtype, attn_implementation=attention)
+    return models.load_policy(resolve(args.model), section)
 
 
 def duel(args: argparse.Namespace, *, cached: bool = False) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         section, arguments = settings(args, folder, args.steps)
         trainer = DPOTrainer(
-            model=policy_of(args),
+            model=policy_of(args, "sdpa"),  # transformers' own choice
             args=DPOConfig(**arguments, gradient_checkpointing=False, max_length=None, beta=section.beta),
             train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
             processing_class=tokenizer,

@@ -39,13 +39,13 @@ def settings(args: argparse.Namespace, folder: str, batch: int, steps: int) -> t
     return section, arguments | {"save_strategy": "no"}
 
 
-def model_of(args: argparse.Namespace, tokenizer: Any) -> Any:
+def model_of(args: argparse.Namespace, tokenizer: Any, attention: str | None = None) -> Any:
     from toolkit import models, training
     from toolkit.locating import resolve
     from toolkit.recipe import ModelSection
 
     training.seed_everything(0)
-    section = ModelSection(name=args.model, dtype=args.dtype)
+    section = ModelSection(name=args.model, dtype=args.dtype, attn_implementation=attention)
     return models.new_reward_model(resolve(args.model), section, int(tokenizer.pad_token_id), 0)
 
 
@@ -85,7 +85,7 @@ def trl(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         _, arguments = settings(args, folder, len(rows) // args.steps, args.steps)
         trainer = RewardTrainer(
-            model=model_of(args, tokenizer),
+            model=model_of(args, tokenizer, "sdpa"),  # transformers' own choice
             args=RewardConfig(**arguments, gradient_checkpointing=False, max_length=None),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,

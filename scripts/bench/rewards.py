@@ -16,14 +16,14 @@ from typing import Any
 import harness
 
 
-def loaded(args: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
+def loaded(args: argparse.Namespace, attention: str | None = None) -> tuple[Any, list[Any], list[Any]]:
     """Tokenizer, trees, and the two models."""
     from toolkit import models
     from toolkit.locating import resolve
     from toolkit.recipe import ModelSection
 
     tokenizer, examples = harness.examples(args, harness.real_file("hh_harmless/pairs.jsonl.gz"), args.pairs)
-    section = ModelSection(name=args.model, dtype=args.dtype, lora=None)
+    section = ModelSection(name=args.model, dtype=args.dtype, lora=None, attn_implementation=attention)
     pair = [models.load_policy(resolve(args.model), section) for _ in range(2)]
     return tokenizer, [example.tree for example in examples], pair
 
@@ -72,7 +72,7 @@ def floor(args: argparse.Namespace) -> dict[str, Any]:
 def rewardbench(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    tokenizer, trees, pair = loaded(args)
+    tokenizer, trees, pair = loaded(args, "sdpa")  # transformers' own choice
 
     def padded(chosen: list[Any]) -> tuple[Any, Any, Any]:
         rows = [(t.prompt_ids, t.response_ids[side]) for side in (0, 1) for t in chosen]

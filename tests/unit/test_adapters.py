@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -81,9 +82,10 @@ def test_outside_autocast_an_adapter_is_pefts_own(new_tiny: Make) -> None:
             assert torch.equal(lean(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
-def test_a_copy_of_a_lean_model_uses_its_own_weights(new_tiny: Make) -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_lean_model_uses_its_own_weights(new_tiny: Make, copied: Callable[[Any], Any]) -> None:
     model = adapters.lean(adapter(new_tiny().bfloat16()))
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         before = model(input_ids=IDS).logits
         for name, weight in twin.named_parameters():

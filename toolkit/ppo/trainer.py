@@ -9,7 +9,8 @@ The details that decide whether PPO works, each with its source (N+ is Huang et 
  4. Rollouts are sampled with temperature alone: no top-k, top-p or repetition penalty (``generation.py``), and the
     logits are divided by that temperature in rollout, training and reference alike (N+, detail 9).
  5. Old log-probabilities come from a forward pass under the autocast and in the packing of training, never from the
-    sampler (``rollout.py``).
+    sampler (``rollout.py``). The first part of the first update does not repeat that pass: its graph is kept, which
+    takes no more memory than the update itself.
  6. The score is read at the EOS, the last token of a response (N+, "EOS trick"). A response without one has its score
     *replaced* by ``missing_eos_penalty``. Only the completion is searched for an EOS, for all of the model's EOS ids.
  7. Scores are clipped before that (OpenRLHF +-10).
