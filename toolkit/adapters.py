@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,29 +23,31 @@ def lean(adapted: Any) -> Any:
     """
     for module in adapted.modules():
         if type(module) is LoraLinear:
-            module.forward = partial(_lean_forward, module)  # type: ignore[method-assign]
+            module.__class__ = _LeanLinear
     return adapted
 
 
-def _lean_forward(layer: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    name = layer.active_adapters[0] if len(layer.active_adapters) == 1 else None
-    if (
-        name not in layer.lora_A
-        or layer.disable_adapters
-        or layer.merged
-        or not _is_plain_lora(layer)
-        or args
-        or kwargs
-        or not torch.is_autocast_enabled(x.device.type)
-    ):
-        return LoraLinear.forward(layer, x, *args, **kwargs)
-    result = layer.get_base_layer()(x)
-    low = layer.lora_A[name](layer.lora_dropout[name](x)).flatten(0, -2)
-    # In place: a linear layer's output is not needed for its gradient.
-    result.view(-1, result.shape[-1]).addmm_(
-        low.to(result.dtype), layer.lora_B[name].weight.t().to(result.dtype), alpha=layer.scaling[name]
-    )
-    return result
+class _LeanLinear(LoraLinear):  # type: ignore[misc]
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+        if (
+            name not in self.lora_A
+            or self.disable_adapters
+            or self.merged
+            or not isinstance(self.base_layer, nn.Linear)
+            or not _is_plain_lora(self)
+            or args
+            or kwargs
+            or not torch.is_autocast_enabled(x.device.type)
+        ):
+            return super().forward(x, *args, **kwargs)
+        result = self.base_layer(x)
+        low = self.lora_A[name](self.lora_dropout[name](x)).flatten(0, -2)
+        # In place: a linear layer's output is not needed for its gradient.
+        result.view(-1, result.shape[-1]).addmm_(
+            low.to(result.dtype), self.lora_B[name].weight.t().to(result.dtype), alpha=self.scaling[name]
+        )
+        return result
 
 
 @contextmanager

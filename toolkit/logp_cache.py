@@ -56,7 +56,7 @@ def identity(ref: ModelRef, *, dtype: str, attention: str, weights: str | None =
 
     ``dtype`` is the precision of the forward passes, ``weights`` that of the weights where it is another.
     """
-    code = [file_fingerprint(Path(__file__).with_name(name)) for name in ("scoring.py", "models.py")]
+    code = [file_fingerprint(Path(__file__).with_name(name)) for name in ("scoring.py", "models.py", "adapters.py")]
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "peft")]
     return fingerprint([ref.fingerprint, dtype, weights or dtype, attention, code, versions])
 

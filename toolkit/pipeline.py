@@ -59,6 +59,7 @@ _TRAINING_CODE = (
     "trl_trainers.py",
     "logp_cache.py",
     "models.py",
+    "adapters.py",
     "scoring.py",
     "preferences/encoding.py",
     "preferences/splits.py",

@@ -190,7 +190,7 @@ def batches(trees: Sequence[Tree], token_budget: int, *, plain: bool = False) ->
     """Indices of trees in batches of at most ``token_budget`` tokens with their padding, longest trees first.
 
     The order within and between batches does not change any result; the caller puts results back by index. ``plain``:
-    trees that will not share rows.
+    trees that will not share rows (their responses have rows of their own then, of about that budget).
     """
     order, lengths = ascending(trees)
     while order:
@@ -380,16 +380,18 @@ class Engine:
             inner(model).config.pad_token_id = pad_id  # a head of its own may find the last token by it
 
     def pack(self, trees: Sequence[Tree]) -> TreeBatch:
-        # A window or a position limit may bite only in longer rows than were probed: look again when they come.
-        if not self.plain and max(map(len, trees)) > 1.5 * self.probed:
-            self.probe(trees)
+        self._look(trees)
         return pack(trees, self.pad_id, plain=bool(self.plain)).to(self.device)
 
     def batches(self, trees: Sequence[Tree], token_budget: int | None = None) -> Iterator[list[int]]:
         """:func:`batches` of what this model takes, by default of the engine's own budget."""
-        if self.plain is None and trees:
-            self.probe(trees)
+        self._look(trees)
         return batches(trees, token_budget or self.token_budget, plain=bool(self.plain))
+
+    def _look(self, trees: Sequence[Tree]) -> None:
+        # A window or a position limit may bite only in longer rows than were probed: look again when they come.
+        if trees and not self.plain and max(map(len, trees)) > 1.5 * self.probed:
+            self.probe(trees)
 
     def suited(self, batch: TreeBatch) -> TreeBatch:
         """A batch that another model's engine packed, packed anew where this model cannot take it."""

@@ -160,11 +160,15 @@ def judging_tables(found: Mapping[str, Any]) -> str:
 
 
 def _shared_folder(names: Collection[str]) -> str:
-    """The folder that all names lie in; nothing where they are not all paths, or are one."""
-    if len(names) < 2 or not all(os.sep in name for name in names) or len({os.path.isabs(n) for n in names}) > 1:
+    """The folder that all names lie in; nothing where they are not all paths, or where one is inside another."""
+    paths = [os.path.normpath(name) for name in names]
+    # A hub's USER/NAME is no path.
+    if len(names) < 2 or not all(os.path.isabs(path) or path.count(os.sep) > 1 for path in paths):
         return ""
-    folder = os.path.commonpath(names)
-    return "" if folder in (*names, os.sep) else folder
+    if len({os.path.isabs(path) for path in paths}) > 1 or len(set(paths)) < len(names):
+        return ""
+    folder = os.path.commonpath(paths)
+    return "" if folder in (*paths, os.sep) else folder
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:

@@ -224,7 +224,7 @@ class PairBatch:
     prefer_first: torch.Tensor  # [P] in [0, 1]
     weight: torch.Tensor  # [P]
     margin: torch.Tensor  # [P] by how much the preferred reward should be higher
-    example: torch.Tensor  # [B] which of the stage's examples each prompt is
+    example: torch.Tensor  # [n_prompts] which of the stage's examples each prompt is
     token_share: torch.Tensor  # [] this part's share of the whole batch's response tokens
 
     def to(self, device: torch.device) -> PairBatch:

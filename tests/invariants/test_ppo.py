@@ -218,7 +218,8 @@ def test_the_first_update_starts_at_the_policy_and_the_reference(
     folders: Folders, tmp_path: Path, kind: str, dtype: str
 ) -> None:
     actors = folders.actors(kind, dtype=dtype)
-    section = changed(SECTION, temperature=0.7, total_episodes=8, token_budget=60)
+    # A part for each prompt, so that all but the first are computed again.
+    section = changed(SECTION, temperature=0.7, total_episodes=8, token_budget=1)
     trainer, record = make_trainer(actors, folders, tmp_path, section, dtype=dtype)
     trainer.train()
     first = record.logs[0]
@@ -440,13 +441,14 @@ def test_parts_do_not_change_the_gradients(folders: Folders, tmp_path: Path, kin
         assert float((gradient - parts[name]).norm()) <= 1e-3 * float(gradient.norm()) + 1e-7, name
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["full", "lora", "trunk"])
-def test_the_first_update_takes_the_rollouts_own_pass(folders: Folders, tmp_path: Path, kind: str) -> None:
+def test_the_first_update_takes_the_rollouts_own_pass(folders: Folders, tmp_path: Path, kind: str, dtype: str) -> None:
     """A pass of minibatch 0's first part is not computed again, and the gradients are those of a new one."""
     found = []
     for kept in (True, False):
-        actors = folders.actors("lora" if kind == "trunk" else kind, share_trunk=kind == "trunk")
-        trainer, _ = make_trainer(actors, folders, tmp_path)
+        actors = folders.actors("lora" if kind == "trunk" else kind, dtype=dtype, share_trunk=kind == "trunk")
+        trainer, _ = make_trainer(actors, folders, tmp_path, dtype=dtype)
         item = trainer.schedule[0]
         trainer.rollout = trainer._collect(0, item["prompts"])
         [(logps_N, values_N)] = trainer.rollout.first_pass
@@ -468,6 +470,13 @@ def test_the_first_update_takes_the_rollouts_own_pass(folders: Folders, tmp_path
     assert more == fewer + 1
     assert gradients.keys() == expected.keys() and expected
     assert all(torch.equal(gradients[name], expected[name]) for name in expected)
+
+
+def test_an_update_in_the_middle_of_a_rollout_computes_its_own_pass(folders: Folders, tmp_path: Path) -> None:
+    """As after a resume from a checkpoint there: another minibatch may come first."""
+    trainer, _ = make_trainer(folders.actors("lora"), folders, tmp_path)
+    trainer.training_step(trainer.model, trainer.schedule[2])
+    assert trainer.rollout is not None and not trainer.rollout.first_pass
 
 
 # ---------------------------------------------------------------- what training changes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +95,19 @@ def test_a_copy_of_a_lean_model_uses_its_own_weights(new_tiny: Make, copied: Cal
                 weight.zero_()
         assert torch.equal(model(input_ids=IDS).logits, before)
         assert not torch.equal(twin(input_ids=IDS).logits, before)
+
+
+def test_a_lean_model_is_gone_when_nothing_names_it(new_tiny: Make) -> None:
+    """At once, not when the garbage is collected: one model in memory at a time."""
+    model = adapters.lean(adapter(new_tiny()))
+    gc.collect()
+    gc.disable()
+    try:
+        weight = weakref.ref(next(m for m in model.modules() if isinstance(m, LoraLinear)).base_layer.weight)
+        del model
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------- merging for the while

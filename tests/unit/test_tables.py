@@ -31,7 +31,9 @@ def test_policies_are_named_from_the_folder_that_they_share() -> None:
 
 
 @pytest.mark.parametrize(
-    "policies", [("runs/a/model", "tiny"), ("/a/m", "b/m"), ("ppo", "dpo"), ("runs/a", "runs/a/b")]
+    "policies",
+    [("runs/a/model", "tiny"), ("/a/m", "b/m"), ("ppo", "dpo"), ("/runs/a", "/runs/a/b"), ("org/a", "org/b")]
+    + [("/runs/a", "/runs/a/")],
 )
 def test_names_without_a_common_folder_stay(policies: tuple[str, ...]) -> None:
     text = tables(*policies)

@@ -148,8 +148,7 @@ class SharedBase(Actors):
         share_trunk: bool = False,
     ) -> None:
         super().__init__()
-        self.policy, self.engine = adapters.lean(policy), engine
-        self.mean, self.shares_trunk = mean, share_trunk
+        self.policy, self.engine, self.mean, self.shares_trunk = policy, engine, mean, share_trunk
         self.value_shift = 0.0
         started = get_peft_model_state_dict(policy, adapter_name=POLICY)
         trained = any(bool(weight.any()) for name, weight in started.items() if "lora_B" in name)
@@ -170,6 +169,7 @@ class SharedBase(Actors):
                 self.value_head, self.value_shift = linear_head(head).to(engine.device), mean
         if not share_trunk:
             self._add(CRITIC, critic_config, critic_state)
+        adapters.lean(policy)
         self.layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
         named = dict(policy.named_parameters())
         self.by_adapter = {

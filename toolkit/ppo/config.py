@@ -17,7 +17,7 @@ class PPOConfig(TrainingArguments):
     ``per_device_train_batch_size`` counts the responses that a process samples in a rollout; ``missing_eos_penalty``
     *replaces* the score of a truncated response (so it is negative); ``num_mini_batches`` minibatches are each a real
     optimiser step; ``max_steps`` and ``save_steps`` count optimiser steps, and checkpoints fall on a rollout's end.
-    ``gradient_accumulation_steps`` cuts a minibatch into so many passes, which changes no number.
+    ``gradient_accumulation_steps`` cuts a minibatch into about so many passes, which changes no number.
 
     Raises RecipeError where sizes do not divide.
     """
@@ -34,7 +34,7 @@ class PPOConfig(TrainingArguments):
     num_mini_batches: int = field(default=1, metadata={"help": "Optimiser steps in each of these passes."})
     token_budget: int | None = field(
         default=None,
-        metadata={"help": "Tokens of one forward and backward pass; None: 2,048 on a CPU, 16,384 on a GPU."},
+        metadata={"help": "Tokens of one forward and backward pass; None: 2,048 on a CPU, 4,096 on a GPU."},
     )
 
     response_length: int = field(default=53, metadata={"help": "Tokens of a response at most."})

@@ -28,7 +28,7 @@ from toolkit.training import all_items, all_sum, world
 
 # Tokens of a forward and backward pass by default. More than scoring has: what a pass costs beside its products counts
 # twice, and rows of 20 and 12 took a tenth longer than 32 in one pass (SmolLM2-135M, 50 tokens each, 2 cores).
-PASS_TOKENS = {"cpu": 2048, "cuda": 16_384}
+PASS_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 # Scores, and steps of a process reward, of a rollout's responses in their order.
 Score = Callable[[Sampled], tuple[list[float], list[Steps]]]

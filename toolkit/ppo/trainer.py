@@ -10,7 +10,7 @@ The details that decide whether PPO works, each with its source (N+ is Huang et 
     logits are divided by that temperature in rollout, training and reference alike (N+, detail 9).
  5. Old log-probabilities come from a forward pass under the autocast and in the packing of training, never from the
     sampler (``rollout.py``). The first part of the first update does not repeat that pass: its graph is kept, which
-    takes no more memory than the update itself.
+    takes the memory that the update needs anyway.
  6. The score is read at the EOS, the last token of a response (N+, "EOS trick"). A response without one has its score
     *replaced* by ``missing_eos_penalty``. Only the completion is searched for an EOS, for all of the model's EOS ids.
  7. Scores are clipped before that (OpenRLHF +-10).
@@ -196,7 +196,7 @@ class PPOLoop(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         if self.rollout is None or self.rollout.index != inputs["rollout"]:
-            self.rollout = self._collect(inputs["rollout"], inputs["prompts"])
+            self.rollout = self._collect(inputs["rollout"], inputs["prompts"], first_update=inputs["update"])
             self.skipping = False
         if self.skipping:  # without gradients the optimiser changes nothing
             return torch.zeros((), device=self.args.device)
@@ -213,7 +213,7 @@ class PPOLoop(Trainer):
         self.actors.train()
         totals = torch.zeros(len(_SUMS), dtype=torch.float64)
         for part in parts:
-            passed = self.rollout.first_pass.pop() if self.rollout.first_pass else None  # minibatch 0's first part
+            passed = self.rollout.first_pass.pop() if self.rollout.first_pass else None
             sums_of = self._backward(part, n_tokens, warming=warming, passed=passed)
             totals += torch.tensor(sums_of, dtype=torch.float64)
         if self.args.ptx_coef:
@@ -326,7 +326,8 @@ class PPOLoop(Trainer):
             scores, _ = scored(self._score, sampled)
         self.centre = sum(scores) / len(scores)
 
-    def _collect(self, index: int, prompts: Sequence[PromptIds]) -> Rollout:
+    def _collect(self, index: int, prompts: Sequence[PromptIds], first_update: int = 0) -> Rollout:
+        """The rollout of this index, of whose updates the first ones were done where training was resumed in it."""
         if self.centre is None:
             self._centre()
         rollout = collect(
@@ -338,7 +339,9 @@ class PPOLoop(Trainer):
             index=index,
             kl_coef=self.controller.coef,
             passes=self.accumulation,
-            keep_graph=not (self.args.gradient_checkpointing or index < self.args.critic_warmup_rollouts),
+            keep_graph=not (
+                first_update or self.args.gradient_checkpointing or index < self.args.critic_warmup_rollouts
+            ),
         )
         kl = rollout.metrics["objective/kl"]
         if self.args.adaptive_kl:
