@@ -14,7 +14,7 @@ from transformers.utils import logging
 from toolkit import models
 from toolkit.locating import ModelRef, resolve
 from toolkit.recipe import ModelSection
-from toolkit.scoring import Tree
+from toolkit.tree_batch import Tree
 
 FP32 = ModelSection(name="tiny", dtype="float32", lora=None)
 # The shipped tokenizer's special ids; random trees hold none of them.

@@ -7,19 +7,21 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 
 def lean(adapted: Any) -> Any:
     """Let LoRA layers compute ``W x + s B A x`` under autocast without peft's copies of the activations.
 
     peft turns the input into the adapter's fp32, for autocast to round it again, and makes three tensors of the
-    output's size where one is enough. What a layer does beyond that (DoRA, biases, weights that are merged, several
-    adapters) and everything outside autocast stays peft's.
+    output's size where one is enough. What a layer does beyond that (dropout, DoRA, weights that are merged or that
+    train, several adapters) and everything outside autocast stays peft's.
     """
     for module in adapted.modules():
         if type(module) is LoraLinear:
@@ -30,24 +32,59 @@ def lean(adapted: Any) -> Any:
 class _LeanLinear(LoraLinear):  # type: ignore[misc]
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+        base = self.base_layer
         if (
             name not in self.lora_A
             or self.disable_adapters
             or self.merged
-            or not isinstance(self.base_layer, nn.Linear)
+            or not isinstance(base, nn.Linear)
+            or any(weight.requires_grad for weight in base.parameters())
+            or not isinstance(self.lora_dropout[name], nn.Identity)
             or not _is_plain_lora(self)
             or args
             or kwargs
             or not torch.is_autocast_enabled(x.device.type)
         ):
             return super().forward(x, *args, **kwargs)
-        result = self.base_layer(x)
-        low = self.lora_A[name](self.lora_dropout[name](x)).flatten(0, -2)
-        # In place: a linear layer's output is not needed for its gradient.
-        result.view(-1, result.shape[-1]).addmm_(
-            low.to(result.dtype), self.lora_B[name].weight.t().to(result.dtype), alpha=self.scaling[name]
-        )
-        return result
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        return _LowRank.apply(x, base.weight, base.bias, a, b, self.scaling[name])
+
+
+class _LowRank(torch.autograd.Function):
+    """[..., o] ``x W^T + s (x A^T) B^T + b`` from [..., i] in autocast's precision; W and b have no gradient.
+
+    Each low-rank product is added to the large one in place, in the backward pass too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, a, b = (tensor.to(dtype) for tensor in (x, weight, a, b))
+        out = F.linear(x, weight, None if bias is None else bias.to(dtype))
+        low = x.flatten(0, -2) @ a.t()
+        out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=scaling)
+        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.scaling = scaling
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, a, b, low = ctx.saved_tensors
+        gradient = gradient.flatten(0, -2)
+        of_low = gradient @ b  # times s, which comes last: in fp32 where the weights are, so that it rounds nothing
+        of_x = (gradient @ weight).addmm_(of_low, a, alpha=ctx.scaling).view_as(x) if ctx.needs_input_grad[0] else None
+        of_a = (of_low.t() @ x.flatten(0, -2)).float() * ctx.scaling if ctx.needs_input_grad[3] else None
+        of_b = (gradient.t() @ low).float() * ctx.scaling if ctx.needs_input_grad[4] else None
+        return of_x, None, None, of_a, of_b, None
 
 
 @contextmanager
@@ -68,7 +105,8 @@ def merged(model: Any) -> Iterator[Any]:
             total = weight.float()
             for name in layer.active_adapters:
                 if name in layer.lora_A:
-                    total = total + layer.get_delta_weight(name).float()
+                    a, b = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
+                    total = torch.addmm(total, b, a, alpha=layer.scaling[name])
             layer.get_base_layer().weight.data = total.to(weight.dtype)
         with _adapters_off(model) if layers else nullcontext():
             yield model

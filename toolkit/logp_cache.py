@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from toolkit.errors import ModelError, StoreError
 from toolkit.locating import ModelRef, cache_folder
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
 from toolkit.store import file_fingerprint, fingerprint
+from toolkit.tree_batch import Tree
 
 # Prompts of a part: what an interrupted command computes again, at most.
 PART = 128
@@ -56,7 +57,8 @@ def identity(ref: ModelRef, *, dtype: str, attention: str, weights: str | None =
 
     ``dtype`` is the precision of the forward passes, ``weights`` that of the weights where it is another.
     """
-    code = [file_fingerprint(Path(__file__).with_name(name)) for name in ("scoring.py", "models.py", "adapters.py")]
+    computing = ("tree_batch.py", "scoring.py", "attention.py", "models.py", "adapters.py")
+    code = [file_fingerprint(Path(__file__).with_name(name)) for name in computing]
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "peft")]
     return fingerprint([ref.fingerprint, dtype, weights or dtype, attention, code, versions])
 

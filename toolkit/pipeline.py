@@ -60,6 +60,8 @@ _TRAINING_CODE = (
     "logp_cache.py",
     "models.py",
     "adapters.py",
+    "attention.py",
+    "tree_batch.py",
     "scoring.py",
     "preferences/encoding.py",
     "preferences/splits.py",

@@ -92,8 +92,8 @@ class ModelSection(Section):
     chat_template: str | None = Field(None, description="A Jinja file that replaces the tokenizer's template.")
     attn_implementation: str | None = Field(
         None,
-        description="sdpa or eager: both take a tree batch's mask. null takes eager on a CPU and sdpa elsewhere; eager "
-        "keeps heads x tokens^2 of a row in training, so take sdpa for rows of a thousand tokens.",
+        description="sdpa, eager or grouped: all take a tree batch's mask. null takes grouped, which sees no padding, "
+        "on a CPU, and sdpa elsewhere; grouped keeps heads x tokens^2 of a row in training: sdpa for long rows.",
     )
 
 

@@ -39,8 +39,9 @@ from toolkit.preferences.rows import PreferenceRow, readable
 from toolkit.progress import Reporter
 from toolkit.recipe import ModelSection
 from toolkit.scored_data import Reading, pairwise_label, read, with_samples
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
 from toolkit.store import refuse_existing, write_json, write_row_groups, write_table, write_text
+from toolkit.tree_batch import Tree
 
 DEFAULT_BETA = 0.1
 # The columns of ``duel rewards``; some are there with their option or kind of data alone.

@@ -15,7 +15,7 @@ from toolkit.preferences import splits
 from toolkit.preferences.encoding import Encoded, decode, encode, is_conversation, response_end
 from toolkit.preferences.reading import PreferenceData, read_preferences
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.scoring import Tree
+from toolkit.tree_batch import Tree
 
 SAMPLE_COLUMNS = ["prompt_id", "policy", "arm", "kind", "response", "response_ids", "truncated", "gold_reward"]
 SAMPLE_SOURCES = {"base": "sft and base", "sft": "sft and base", "rm_ppo": "PPO", "dpo": "DPO"}  # as in a run's results

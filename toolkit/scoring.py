@@ -1,9 +1,8 @@
-"""The tree batch: one prompt, K responses, each computed once; log-probabilities and rewards on it.
+"""Log-probabilities and rewards on tree batches (``tree_batch.py``): one prompt, K responses, each computed once.
 
-A prompt stands once in a row and its K responses follow as branches. A block attention mask keeps a branch
-from seeing its siblings, positions restart behind the prompt, and the unembedding (or the score head) runs on
-the positions that matter alone. Short trees share a row, as long as the longest, where padding would be. A model
-that cannot take such a mask takes one row per response; a numeric probe on first use decides (:class:`Engine`).
+The unembedding (or the score head) runs on the positions that matter alone. Where the attention is our own
+(``attention.py``) the model sees no padding. A model that cannot take a tree's mask takes one row per response; a
+numeric probe on first use decides (:class:`Engine`).
 
 Shapes: B rows, T tokens in a row, N response tokens in a batch, R responses in a batch, d hidden, V vocabulary.
 """
@@ -11,9 +10,7 @@ Shapes: B rows, T tokens in a row, N response tokens in a batch, R responses in 
 from __future__ import annotations
 
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -23,7 +20,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from toolkit import models
+from toolkit.attention import GROUPED
 from toolkit.models import backbone, inner
+from toolkit.tree_batch import Tree, TreeBatch, batches, pack, pieces
 
 # Rows of the unembedding product that exist at once (1024 x 49,152 in fp32 are 200 MB), and of them those whose
 # log-softmax is taken at once. On a CPU products of 256 rows are as fast as any, and 16 rows of logits stay in the
@@ -34,182 +33,21 @@ SOFTMAX_ROWS = {"cpu": 16, "cuda": 1024}
 # 10 to 25% faster than 4096 (SmolLM2-135M in bf16, 2 cores).
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 16_384}
 # Tokens of a row at which attention costs as much as everything else. A tree is as wide as all its responses, and
-# attention computes the pairs of siblings only to mask them. On a CPU rows of 600 tokens scored a quarter slower than
-# rows of 250 (SmolLM2-135M in bf16, 2 cores), which gives this figure; kernels of a GPU have no such need.
-ATTENTION_TOKENS = {"cpu": 700}
+# attention computes the pairs of siblings only to mask them. On a CPU rows of 1,024 tokens scored 1.5 times slower a
+# token than rows of 64 (SmolLM2-135M in bf16, 2 cores); kernels of a GPU have no such need.
+ATTENTION_TOKENS = {"cpu": 1500}
 # A wrong mask moves log-probabilities by nats; rounding moves them by this much at most.
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
-
-
-@dataclass(frozen=True)
-class Tree:
-    """One prompt and its responses, as token ids. A response ends with an EOS unless it was truncated."""
-
-    prompt_ids: list[int]
-    response_ids: list[list[int]]
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + sum(len(ids) for ids in self.response_ids)
-
-
-@dataclass(frozen=True)
-class TreeBatch:
-    """Packed trees. Responses are numbered in the order of the trees, their tokens in the order of the responses."""
-
-    input_ids: torch.Tensor  # [B, T]
-    position_ids: torch.Tensor  # [B, T]
-    attention_mask: torch.Tensor  # bool, [B, 1, T, T]; [B, T] where every row is one response
-    predictor: torch.Tensor  # [N] flat index (row * T + column) of the state that a response token is predicted from
-    target: torch.Tensor  # [N] the response token
-    owner: torch.Tensor  # [N] which response the token belongs to
-    last: torch.Tensor  # [R] flat index of each response's last token
-    tree: torch.Tensor  # [R] which tree the response belongs to
-    trees: tuple[Tree, ...]  # what was packed, for a model that needs it packed in another way
-
-    def to(self, device: torch.device) -> TreeBatch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trees"}
-        return TreeBatch(trees=self.trees, **{name: tensor.to(device) for name, tensor in tensors.items()})
-
-    @property
-    def n_responses(self) -> int:
-        return self.last.numel()
-
-    @property
-    def n_tokens(self) -> int:
-        return self.input_ids.numel()
-
-
-def ascending(trees: Sequence[Tree]) -> tuple[list[int], list[int]]:
-    """Indices of trees, the longest last and of equals the first last, and their lengths."""
-    order = sorted(range(len(trees)), key=lambda i: (len(trees[i]), -i))
-    return order, [len(trees[i]) for i in order]
-
-
-def take_rows(order: list[int], lengths: list[int], n_rows: int) -> list[list[int]]:
-    """Take what fills up to ``n_rows`` rows as long as the longest off the end of :func:`ascending`'s lists.
-
-    A row begins with the longest tree left, and goes on with the longest that fits; so rows of a batch's trees alone
-    are the rows that the batch was made of.
-    """
-    width, rows = lengths[-1], []
-    while order and len(rows) < n_rows:
-        row, room = [], width
-        while fitting := bisect_right(lengths, room):
-            row.append(order.pop(fitting - 1))
-            room -= lengths.pop(fitting - 1)
-        rows.append(row)
-    return rows
-
-
-def pack(trees: Sequence[Tree], pad_id: int, *, plain: bool = False) -> TreeBatch:
-    """Pack trees into one batch whose rows are as long as the longest (``plain``: a row for each response).
-
-    Raises ValueError for an empty prompt or response, which has no log-probability.
-    """
-    if not all(tree.prompt_ids and all(tree.response_ids) for tree in trees):
-        raise ValueError("a tree needs at least one prompt token and one token in each response")
-    tree_of = [index for index, tree in enumerate(trees) for _ in tree.response_ids]
-    placed = [Tree(tree.prompt_ids, [ids]) for tree in trees for ids in tree.response_ids] if plain else trees
-    rows = [[i] for i in range(len(placed))] if plain else take_rows(*ascending(placed), n_rows=len(placed))
-    width = max(map(len, placed))
-    input_ids = torch.full((len(rows), width), pad_id)
-    position_ids = torch.zeros((len(rows), width), dtype=torch.long)
-    branch = torch.full((len(rows), width), -1)  # -1 padding, 0 prompt, k the k-th response
-    member = torch.full((len(rows), width), -1)  # which of the trees
-    starts: dict[int, tuple[int, int]] = {}
-    for row, members in enumerate(rows):
-        start = 0
-        for i in members:
-            starts[i] = row, start
-            start += len(placed[i])
-    predictor: list[torch.Tensor] = []
-    target: list[int] = []
-    lengths: list[int] = []
-    last: list[int] = []
-    for i, tree in enumerate(placed):
-        row, first = starts[i]
-        n = len(tree.prompt_ids)
-        start = first + n
-        input_ids[row, first:start] = torch.tensor(tree.prompt_ids)
-        position_ids[row, first:start] = torch.arange(n)
-        branch[row, first:start] = 0
-        member[row, first : first + len(tree)] = i
-        for k, ids in enumerate(tree.response_ids, start=1):
-            stop = start + len(ids)
-            input_ids[row, start:stop] = torch.tensor(ids)
-            position_ids[row, start:stop] = torch.arange(n, n + len(ids))
-            branch[row, start:stop] = k
-            # The first token of a branch is predicted from the prompt's last one, the others from the one before.
-            states = torch.arange(start - 1, stop - 1)
-            states[0] = first + n - 1
-            predictor.append(states + row * width)
-            target += ids
-            lengths.append(len(ids))
-            last.append(row * width + stop - 1)
-            start = stop
-    if plain:
-        mask = branch >= 0
-    else:
-        same_tree = member[:, :, None] == member[:, None, :]
-        same_branch = branch[:, :, None] == branch[:, None, :]
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
-        # A padding position sees itself, since a row of the softmax without any key would be NaN.
-        mask = (causal & same_tree & (same_branch | (branch[:, None, :] == 0)))[:, None]
-    return TreeBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        attention_mask=mask,
-        predictor=torch.cat(predictor),
-        target=torch.tensor(target),
-        owner=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
-        last=torch.tensor(last),
-        tree=torch.tensor(tree_of),
-        trees=tuple(trees),
-    )
-
-
-def pieces(tree: Tree, attention_tokens: int) -> list[Tree]:
-    """A wide tree as several with the same prompt, the responses in their order: what is cheapest to compute.
-
-    P prompt tokens and R response tokens in a row cost (P + R) (1 + (P + R) / C), C being ``attention_tokens``; per
-    response token that is least at R = sqrt(P (P + C)).
-    """
-    prompt, lengths = len(tree.prompt_ids), [len(ids) for ids in tree.response_ids]
-    best = (prompt * (prompt + attention_tokens)) ** 0.5
-    n = max(1, min(len(lengths), round(sum(lengths) / best)))
-    share = sum(lengths) / n
-    groups: list[list[list[int]]] = [[] for _ in range(n)]
-    before = 0
-    for ids in tree.response_ids:  # by the place of its middle token, so that the pieces are about equal
-        groups[min(n - 1, int((before + len(ids) / 2) / share))].append(ids)
-        before += len(ids)
-    return [Tree(tree.prompt_ids, group) for group in groups if group]
-
-
-def batches(trees: Sequence[Tree], token_budget: int, *, plain: bool = False) -> Iterator[list[int]]:
-    """Indices of trees in batches of at most ``token_budget`` tokens with their padding, longest trees first.
-
-    The order within and between batches does not change any result; the caller puts results back by index. ``plain``:
-    trees that will not share rows (their responses have rows of their own then, of about that budget).
-    """
-    order, lengths = ascending(trees)
-    while order:
-        n_rows = max(1, token_budget // max(1, lengths[-1]))
-        if plain:
-            yield order[-n_rows:][::-1]
-            del order[-n_rows:], lengths[-n_rows:]
-        else:
-            yield [i for row in take_rows(order, lengths, n_rows) for i in row]
 
 
 # ---------------------------------------------------------------- forward passes
 
 
 def hidden_states(model: Any, batch: TreeBatch) -> torch.Tensor:
-    """[B * T, d] final hidden states of every position."""
+    """[B * T, d] final hidden states of every position ([S, d] of a batch without padding)."""
     mask: torch.Tensor = batch.attention_mask
     if mask.dim() == 2:  # a row each, padded on the right: positions count from its start, as every model does itself
-        inputs = {"attention_mask": mask.long()}
+        inputs: dict[str, Any] = {"attention_mask": mask.long()}
     else:
         # Additive, in the precision of the products, so that no layer has to convert it.
         dtype = next(backbone(model).parameters()).dtype
@@ -217,6 +55,8 @@ def hidden_states(model: Any, batch: TreeBatch) -> torch.Tensor:
             dtype = torch.get_autocast_dtype(mask.device.type)
         mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
         inputs = {"attention_mask": mask, "position_ids": batch.position_ids}
+        if batch.rows is not None:
+            inputs["tree_rows"] = batch.rows
     output = backbone(model)(input_ids=batch.input_ids, use_cache=False, **inputs)
     return output.last_hidden_state.flatten(0, 1)
 
@@ -375,13 +215,14 @@ class Engine:
         # A linear score of the last state is what a tree can serve; other heads (encoders) take the model's own way.
         self.pools = self.classifier and not isinstance(score_head(model), nn.Linear)
         self.plain: bool | None = True if self.pools else None  # None until the probe
+        self.padded = True  # whether batches keep their padding
         self.probed = 0  # tokens of the longest tree probed
         if self.pools and inner(model).config.pad_token_id is None:
             inner(model).config.pad_token_id = pad_id  # a head of its own may find the last token by it
 
     def pack(self, trees: Sequence[Tree]) -> TreeBatch:
         self._look(trees)
-        return pack(trees, self.pad_id, plain=bool(self.plain)).to(self.device)
+        return pack(trees, self.pad_id, plain=bool(self.plain), padded=self.padded).to(self.device)
 
     def batches(self, trees: Sequence[Tree], token_budget: int | None = None) -> Iterator[list[int]]:
         """:func:`batches` of what this model takes, by default of the engine's own budget."""
@@ -395,9 +236,9 @@ class Engine:
 
     def suited(self, batch: TreeBatch) -> TreeBatch:
         """A batch that another model's engine packed, packed anew where this model cannot take it."""
-        if self.plain is None:
-            self.probe(batch.trees)
-        return self.pack(batch.trees) if self.plain and batch.attention_mask.dim() == 4 else batch
+        self._look(batch.trees)
+        unfit = (self.plain and batch.attention_mask.dim() == 4) or (self.padded and batch.rows is not None)
+        return self.pack(batch.trees) if unfit else batch
 
     @torch.no_grad()
     def probe(self, trees: Sequence[Tree]) -> None:
@@ -405,26 +246,31 @@ class Engine:
         tree = max(trees, key=len)
         self.probed = len(tree)
         # One branch behind another is enough for a wrong mask, or a state that runs through the row, to show; the last
-        # one is as far from the prompt as any. A single response comes twice.
+        # one is as far from the prompt as any. A single response comes twice. The short tree brings padding.
         tree = Tree(tree.prompt_ids, [*tree.response_ids, tree.response_ids[0]][: max(2, len(tree.response_ids))])
+        both = [tree, Tree(tree.prompt_ids[:1], [tree.response_ids[0][:1]])]
         limit = PROBE_TOLERANCE[self.dtype]
+        own_attention = inner(self.model).config.get_text_config()._attn_implementation == GROUPED
         with models.precision(self.device, self.dtype):
-            expected = self._probe_values(tree, plain=True)
-            try:
-                worst = (expected - self._probe_values(tree, plain=False)).abs().max().item()
-                why = f"largest difference {worst:.2g}, limit {limit:g}"
-            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
-                worst, why = float("nan"), f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        self.plain = not worst <= limit  # NaN falls back as well
-        if self.plain:
-            warnings.warn(
-                f"{type(inner(self.model)).__name__} does not take the tree mask ({why}): responses are scored one row "
-                "each, which is slower",
-                stacklevel=2,
-            )
+            expected = self._probe_values(pack(both, self.pad_id, plain=True))
+            for padded in [False, True] if own_attention else [True]:
+                try:
+                    found = self._probe_values(pack(both, self.pad_id, padded=padded))
+                    worst = (expected - found).abs().max().item()
+                    why = f"largest difference {worst:.2g}, limit {limit:g}"
+                except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+                    worst, why = float("nan"), f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                self.plain, self.padded = not worst <= limit, padded  # NaN falls back as well
+                if not self.plain:
+                    return
+        warnings.warn(
+            f"{type(inner(self.model)).__name__} does not take the tree mask ({why}): responses are scored one row "
+            "each, which is slower",
+            stacklevel=2,
+        )
 
-    def _probe_values(self, tree: Tree, *, plain: bool) -> torch.Tensor:
-        batch = pack([tree], self.pad_id, plain=plain).to(self.device)
+    def _probe_values(self, batch: TreeBatch) -> torch.Tensor:
+        batch = batch.to(self.device)
         return self.branch_scores(batch) if self.classifier else self.token_logps(batch)[0]
 
     def token_logps(

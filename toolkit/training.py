@@ -34,7 +34,8 @@ from toolkit.preferences.encoding import encode, is_conversation, response_end
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe import Arm, Training
-from toolkit.scoring import Engine, Tree, TreeBatch
+from toolkit.scoring import Engine
+from toolkit.tree_batch import Tree, TreeBatch
 
 LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 # An interrupted stage loses at most this share of its steps.

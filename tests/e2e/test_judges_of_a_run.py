@@ -13,7 +13,8 @@ from toolkit import models
 from toolkit.locating import resolve
 from toolkit.preferences.encoding import encode_prompt
 from toolkit.recipe import ModelSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
+from toolkit.tree_batch import Tree
 
 
 def test_a_held_out_reward_model_judges_both_arms(small_run: Path, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from toolkit import training
 from toolkit.ppo import PPOConfig, PPOTrainer
 from toolkit.recipe import DpoSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
 from toolkit.stages.dpo import dpo_loss
+from toolkit.tree_batch import Tree
 
 WORDS = 8
 REWARD = [0.0, 1.0, 0.3, -0.5, 0.8, 0.1, -1.0, 0.6]

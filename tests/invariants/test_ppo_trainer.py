@@ -21,7 +21,8 @@ from toolkit.ppo import Ensemble, PPOConfig, PPOTrainer
 from toolkit.ppo.actors import SeparateModels, SharedBase
 from toolkit.ppo.rewards import Sampled, combine, function_source, model_source
 from toolkit.recipe import Lora, ModelSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
+from toolkit.tree_batch import Tree
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
 PROMPTS = [{"prompt": f"The film was {word}", "wanted": i} for i, word in enumerate(("good", "bad", "long", "new"))]

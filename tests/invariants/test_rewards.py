@@ -20,7 +20,8 @@ import torch
 from toolkit import implicit_rewards, logp_cache, models
 from toolkit.locating import resolve
 from toolkit.recipe import ModelSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
+from toolkit.tree_batch import Tree
 
 ROOT = Path(__file__).parents[2]
 Rows = list[dict[str, Any]]

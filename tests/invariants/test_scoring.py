@@ -27,7 +27,9 @@ from transformers import (
 )
 
 from toolkit import scoring
-from toolkit.scoring import Engine, Tree, batches, by_response, pack, pieces
+from toolkit.attention import GROUPED
+from toolkit.scoring import Engine, by_response
+from toolkit.tree_batch import Tree, batches, pack, pieces
 
 Trees = Callable[..., list[Tree]]
 SMALL = {
@@ -127,6 +129,19 @@ def test_short_trees_share_a_row() -> None:
         [0, 0, 0, 1, 0],
         [0, 0, 0, 1, 1],
     ]
+
+
+def test_the_layout_without_padding_by_hand() -> None:
+    trees = [Tree([5, 6], [[7, 2], [8]]), Tree([9], [[3]])]
+    batch, padded = pack(trees, pad_id=0, padded=False), pack(trees, pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 2, 8, 9, 3]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
+    assert (batch.predictor.tolist(), batch.last.tolist()) == ([1, 2, 1, 5], [3, 4, 6])
+    assert batch.rows is not None and batch.rows.place.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert batch.rows.take.tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 6, 6]
+    assert torch.equal(batch.attention_mask, padded.attention_mask)
+    assert all(torch.equal(getattr(batch, n), getattr(padded, n)) for n in ("target", "owner", "tree"))
+    assert pack(trees[:1], pad_id=0, padded=False).rows is None  # there is no padding
 
 
 def test_the_plain_layout_by_hand() -> None:
@@ -425,6 +440,42 @@ def test_scaled_and_capped_logits(config: Any, make_trees: Trees) -> None:
 def test_learned_positions(config: Any, make_trees: Trees) -> None:
     model, trees = random_model(config), make_trees(4, 64)
     assert_same(engine(model).logps(trees), oracle(model, trees))
+
+
+# ---------------------------------------------------------------- with and without padding
+
+
+def test_grouped_attention_sees_no_padding(make_trees: Trees) -> None:
+    """Where the model takes our attention; and a batch goes on to a model that takes another."""
+    model = random_model(LlamaConfig(**SMALL), attn_implementation=GROUPED)
+    trees = make_trees(5, 64, k=3)
+    scorer, other = engine(model), engine(llama())
+    batch = scorer.pack(trees)
+    assert batch.rows is not None and batch.n_tokens == sum(map(len, trees)) and scorer.suited(batch) is batch
+    assert_same(scorer.logps(trees), oracle(model, trees))
+    passed_on = other.suited(batch)
+    assert passed_on.rows is None and passed_on.attention_mask.dim() == 4
+    torch.testing.assert_close(other.token_logps(passed_on)[0], scorer.token_logps(batch)[0], rtol=0, atol=1e-4)
+    assert other.padded and not scorer.padded
+
+
+class ForgetfulLlama(LlamaForCausalLM):
+    """Hands nothing on to its attention that it does not know."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        whole = self.model.forward
+        self.model.forward = lambda *args, tree_rows=None, **kwargs: whole(*args, **kwargs)  # type: ignore[method-assign]
+
+
+def test_a_model_that_loses_the_rows_keeps_its_padding(make_trees: Trees) -> None:
+    model = random_model(LlamaConfig(**SMALL), ForgetfulLlama)
+    model.set_attn_implementation(GROUPED)
+    scorer, trees = engine(model), make_trees(4, 64, k=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert_same(scorer.logps(trees), oracle(model, trees))
+    assert scorer.padded and scorer.plain is False
 
 
 # ---------------------------------------------------------------- models that cannot take the mask

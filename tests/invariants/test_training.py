@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from toolkit import models
 from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.recipe import DpoSection, Lora, ModelSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
 from toolkit.stages import dpo, reward_model, sft
 from toolkit.training import Example, PairBatch, collate, examples_of
+from toolkit.tree_batch import Tree
 
 FP32 = ModelSection(name="tiny", dtype="float32", lora=None)
 LORA = Lora(r=4, alpha=8)

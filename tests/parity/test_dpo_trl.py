@@ -13,9 +13,10 @@ from trl import DPOConfig, DPOTrainer
 
 from toolkit.preferences.encoding import encode, response_end
 from toolkit.recipe import DpoSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
 from toolkit.stages.dpo import dpo_loss
 from toolkit.training import Example, collate
+from toolkit.tree_batch import Tree
 
 PAIRS = [
     {"prompt": "The film was", "chosen": " a joy from the first minute to the last.", "rejected": " dull."},

@@ -16,7 +16,7 @@ from peft.tuners.lora import Linear as LoraLinear
 
 from toolkit import adapters
 
-IDS = torch.tensor([[5, 9, 30, 77, 100]])
+IDS = torch.randint(5, 250, (16, 12), generator=torch.Generator().manual_seed(0))
 Make = Callable[[], Any]
 
 
@@ -68,6 +68,35 @@ def test_a_lean_adapter_makes_no_copies(new_tiny: Make) -> None:
         layer(x)
     names = [event.name for event in seen.events()]
     assert "aten::addmm_" in names and "aten::add" not in names and "aten::mul" not in names
+
+
+def test_a_low_rank_product_and_its_gradients() -> None:
+    """By hand in fp64 from the rounded tensors; each gradient is rounded once or twice, to bf16's 2^-9."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"x": (2, 7, 20), "weight": (12, 20), "bias": (12,), "a": (4, 20), "b": (12, 4), "gradient": (2, 7, 12)}
+    rounded = {n: torch.randn(shape, generator=generator).bfloat16() for n, shape in shapes.items()}
+    exact = {n: value.double().requires_grad_() for n, value in rounded.items()}
+    expected = exact["x"] @ (exact["weight"] + 0.7 * exact["b"] @ exact["a"]).t() + exact["bias"]
+    expected.backward(exact["gradient"])
+    of = {"x": rounded["x"].clone().requires_grad_()} | {n: rounded[n].float().requires_grad_() for n in "ab"}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = adapters._LowRank.apply(of["x"], rounded["weight"], rounded["bias"], of["a"], of["b"], 0.7)
+    found.backward(rounded["gradient"])
+    pairs = [(found, expected)] + [(of[n].grad, exact[n].grad) for n in of]
+    for value, reference in pairs:
+        assert float((value.detach().double() - reference.detach()).norm() / reference.detach().norm()) < 2**-8
+
+
+def test_what_the_lean_layer_leaves_to_peft(new_tiny: Make) -> None:
+    """Dropout, and a base that trains."""
+    model = adapters.lean(adapter(new_tiny(), lora_dropout=0.5)).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    model = adapters.lean(adapter(new_tiny()))
+    layer = next(module for module in model.modules() if isinstance(module, LoraLinear))
+    layer.base_layer.weight.requires_grad_(True)
+    _, gradients = logits_and_gradients(model)
+    assert any("base_layer" in name for name in gradients)
 
 
 def test_outside_autocast_an_adapter_is_pefts_own(new_tiny: Make) -> None:

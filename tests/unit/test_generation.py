@@ -13,7 +13,7 @@ from test_adapters import adapter
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from toolkit import models
-from toolkit.generation import Sample, draw, generate, uniforms
+from toolkit.generation import Sample, draw, generate, packed_products, uniforms
 from toolkit.preferences.encoding import response_end
 from toolkit.recipe import ModelSection
 
@@ -161,6 +161,23 @@ def test_eager_attention_stays_what_the_model_trains_with(tiny_ref: Any, tiny: A
     model.lm_head.register_forward_hook(lambda *_: seen.append(model.config._attn_implementation))
     assert sample(model) == sample(tiny)
     assert set(seen) == {"sdpa"} and model.config._attn_implementation == "eager"
+
+
+def test_packed_products_are_the_plain_ones_and_leave_no_trace(new_tiny: Any) -> None:
+    model = new_tiny().bfloat16()
+    ids = torch.tensor([[5, 9, 30, 77]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        with packed_products(model):
+            kinds = {type(module) for module in model.modules()}
+            packed = model(input_ids=ids).logits
+        after = model(input_ids=ids).logits
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert torch.nn.Linear not in kinds
+    torch.testing.assert_close(packed, before, rtol=0.02, atol=0.02)
+    assert torch.equal(after, before)
+    assert all(type(m) is torch.nn.Linear for m in model.modules() if isinstance(m, torch.nn.Linear))
+    assert not any(hasattr(module, "packed_weight") for module in model.modules())
 
 
 def test_a_model_whose_state_runs_through_the_row() -> None:

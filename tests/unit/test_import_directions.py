@@ -55,8 +55,9 @@ SIDEWAYS = {
     "local_server": {"errors"},
 }
 # One component in several files.
-HALVES = {"adapters": "models", "locating": "models", "recipe_loading": "recipe", "recipe_reference": "recipe"}
-HALVES |= {"cli_options": "cli", "cli_runs": "cli", "cli_measures": "cli", "scored_data": "rewards"}
+HALVES = {"adapters": "models", "attention": "models", "locating": "models", "tree_batch": "scoring"}
+HALVES |= {"recipe_loading": "recipe", "recipe_reference": "recipe", "scored_data": "rewards"}
+HALVES |= {"cli_options": "cli", "cli_runs": "cli", "cli_measures": "cli"}
 TORCH = {"torch", "transformers", "trl", "peft", "accelerate"}
 
 

@@ -309,7 +309,8 @@ def _ask_local(spec: str, template: Template, questions: Sequence[Question], sec
     from toolkit.generation import generate
     from toolkit.locating import resolve
     from toolkit.preferences.encoding import decode, encode_prompt
-    from toolkit.scoring import Engine, Tree
+    from toolkit.scoring import Engine
+    from toolkit.tree_batch import Tree
 
     ref = resolve(spec)
     tokenizer = models.load_tokenizer(ref)

@@ -21,7 +21,8 @@ from toolkit.preferences.encoding import encode, is_conversation, response_end
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.rows import Prompt
 from toolkit.recipe import ModelSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
+from toolkit.tree_batch import Tree
 
 Scores = list[list[float]]
 

@@ -24,7 +24,8 @@ from toolkit.errors import ModelError
 from toolkit.locating import ModelRef, resolve_base
 from toolkit.models import backbone, inner
 from toolkit.recipe import ModelSection
-from toolkit.scoring import Engine, Tree, TreeBatch, apply_head, hidden_states, state_logps
+from toolkit.scoring import Engine, apply_head, hidden_states, state_logps
+from toolkit.tree_batch import Tree, TreeBatch
 
 POLICY, CRITIC, REWARD, REFERENCE = "default", "critic", "reward", "reference"
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -72,13 +73,8 @@ class Actors(nn.Module, ABC):
     def logps_and_values(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """[N] log-probabilities, [N] entropies and [N] values; of one forward pass where the trunk is shared.
-
-        Otherwise values come without gradients: the graphs of policy and critic need not be in memory together.
-        """
-        logps_N, entropy_N = self.policy_logps(batch, temperature, with_entropy=with_entropy)
-        with torch.no_grad():
-            return logps_N, entropy_N, self.values(batch)
+        """[N] log-probabilities, [N] entropies and [N] values; of one forward pass where the trunk is shared."""
+        return *self.policy_logps(batch, temperature, with_entropy=with_entropy), self.values(batch)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
@@ -301,7 +297,7 @@ class SeparateModels(Actors):
 
     @torch.no_grad()
     def reference_logps(self, batch: TreeBatch, temperature: float) -> torch.Tensor:
-        return self.reference_engine.token_logps(batch, temperature=temperature)[0]
+        return self.reference_engine.token_logps(self.reference_engine.suited(batch), temperature=temperature)[0]
 
     def values(self, batch: TreeBatch) -> torch.Tensor:
         batch = self.critic_engine.suited(batch)

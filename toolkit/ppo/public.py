@@ -22,7 +22,8 @@ from toolkit.ppo.rollout import PromptIds
 from toolkit.ppo.trainer import PPOLoop
 from toolkit.preferences.encoding import encode, encode_prompt, is_conversation, response_end
 from toolkit.recipe import ModelSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
+from toolkit.tree_batch import Tree
 
 
 class PPOTrainer(PPOLoop):

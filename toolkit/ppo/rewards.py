@@ -21,7 +21,8 @@ from toolkit.locating import resolve
 from toolkit.preferences.encoding import encode_prompt, is_conversation, response_end
 from toolkit.preferences.rows import Prompt
 from toolkit.recipe import ModelSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
+from toolkit.tree_batch import Tree
 from toolkit.waiting import result_of
 
 Steps = list[tuple[int, float]]

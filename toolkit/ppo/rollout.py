@@ -23,8 +23,8 @@ from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.rewards import Sampled, Steps
 from toolkit.preferences.encoding import decode
 from toolkit.preferences.rows import Prompt
-from toolkit.scoring import Tree, TreeBatch
 from toolkit.training import all_items, all_sum, world
+from toolkit.tree_batch import Tree, TreeBatch
 
 # Tokens of a forward and backward pass by default. More than scoring has: what a pass costs beside its products counts
 # twice, and rows of 20 and 12 took a tenth longer than 32 in one pass (SmolLM2-135M, 50 tokens each, 2 cores).

@@ -55,9 +55,10 @@ from toolkit.ppo.actors import Actors
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.rewards import Sampled, Source, Steps, combine
 from toolkit.ppo.rollout import Generator, Part, PromptIds, Rollout, collect, dense, sample, scored
-from toolkit.scoring import Tree, by_response
+from toolkit.scoring import by_response
 from toolkit.store import read_json, write_json
 from toolkit.training import all_items, all_sum, reduce_gradients, world
+from toolkit.tree_batch import Tree
 
 STATE_FILE = "actors.safetensors"
 AVERAGE_FILE = "average.safetensors"
@@ -253,7 +254,7 @@ class PPOLoop(Trainer):
         values_N: torch.Tensor | None = None
         with models.precision(args.device, self.how.dtype), torch.set_grad_enabled(not warming):
             if passed is not None:
-                logps_N, values_N = passed[0], passed[1] if shared else None
+                logps_N, values_N = passed
             elif shared:
                 logps_N, _, values_N = self.actors.logps_and_values(part.batch, args.temperature)
             else:

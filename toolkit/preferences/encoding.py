@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.models import response_end
 from toolkit.preferences.rows import Prompt
-from toolkit.scoring import Tree
+from toolkit.tree_batch import Tree
 
 
 @dataclass(frozen=True)

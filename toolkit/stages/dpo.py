@@ -19,7 +19,8 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe import DpoSection, ModelSection
-from toolkit.scoring import Engine, Tree, by_response
+from toolkit.scoring import Engine, by_response
+from toolkit.tree_batch import Tree
 
 # Prompts that are sampled for an estimate of the KL: with a spread of 5 nats its standard error is 0.9.
 KL_PROMPTS = 32

@@ -26,8 +26,9 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow, readable
 from toolkit.progress import Reporter
 from toolkit.recipe import EvaluateSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
 from toolkit.store import read_json, write_json, write_table
+from toolkit.tree_batch import Tree
 
 Row = dict[str, Any]
 

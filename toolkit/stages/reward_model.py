@@ -17,7 +17,8 @@ from toolkit.preferences.encoding import encode_prompt
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe import RewardModelSection
-from toolkit.scoring import Engine, Tree
+from toolkit.scoring import Engine
+from toolkit.tree_batch import Tree
 
 # SFT samples that the score is centred on; the mean of 128 has a standard error of 0.09 standard deviations.
 CENTRING_PROMPTS = 128
