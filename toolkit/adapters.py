@@ -20,8 +20,8 @@ def lean(adapted: Any) -> Any:
     """Let LoRA layers compute ``W x + s B A x`` under autocast without peft's copies of the activations.
 
     peft turns the input into the adapter's fp32, for autocast to round it again, and makes three tensors of the
-    output's size where one is enough. What a layer does beyond that (dropout, DoRA, weights that are merged or that
-    train, several adapters) and everything outside autocast stays peft's.
+    output's size where one is enough. What a layer does beyond that (dropout, DoRA, hooks, weights that are merged,
+    quantised or trained, several adapters) and everything outside autocast stays peft's.
     """
     for module in adapted.modules():
         if type(module) is LoraLinear:
@@ -37,7 +37,10 @@ class _LeanLinear(LoraLinear):  # type: ignore[misc]
             name not in self.lora_A
             or self.disable_adapters
             or self.merged
-            or not isinstance(base, nn.Linear)
+            or type(base) is not nn.Linear  # quantised weights are subclasses
+            or "forward" in base.__dict__  # accelerate's offloading
+            or base._forward_hooks
+            or base._forward_pre_hooks
             or any(weight.requires_grad for weight in base.parameters())
             or not isinstance(self.lora_dropout[name], nn.Identity)
             or not _is_plain_lora(self)
@@ -102,12 +105,13 @@ def merged(model: Any) -> Iterator[Any]:
     kept = [layer.get_base_layer().weight.data for layer in layers]
     try:
         for layer, weight in zip(layers, kept, strict=True):
-            total = weight.float()
+            total = weight
             for name in layer.active_adapters:
                 if name in layer.lora_A:
-                    a, b = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
+                    # In the base's precision, as the adapter's own products are in training; sums are fp32 inside.
+                    a, b = layer.lora_A[name].weight.to(weight.dtype), layer.lora_B[name].weight.to(weight.dtype)
                     total = torch.addmm(total, b, a, alpha=layer.scaling[name])
-            layer.get_base_layer().weight.data = total.to(weight.dtype)
+            layer.get_base_layer().weight.data = total
         with _adapters_off(model) if layers else nullcontext():
             yield model
     finally:

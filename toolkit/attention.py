@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
@@ -95,8 +95,11 @@ def grouped(
     query = (query * scale).reshape(batch, shared, -1, width)
     scores = torch.matmul(query, key.transpose(2, 3)).view(batch, shared, -1, rows, columns)
     assert attention_mask is not None
-    scores += attention_mask[:, :, None]
-    weights = scores.softmax(-1).view(batch, shared, -1, columns)
+    if attention_mask.dtype == scores.dtype:
+        scores += attention_mask[:, :, None]
+    else:  # fp32's lowest number would be -inf in bf16, and a row of it NaN
+        scores = scores + attention_mask[:, :, None]
+    weights = scores.softmax(-1).to(value.dtype).view(batch, shared, -1, columns)
     output = torch.matmul(weights, value).view(batch, heads, rows, -1).transpose(1, 2)
     return _as_it_came(output, tree_rows), None
 
@@ -108,7 +111,8 @@ def _as_it_came(output: torch.Tensor, rows: Rows | None) -> torch.Tensor:
 def takes_grouped(model: Any) -> bool:
     """Whether a model's attention is one that can be replaced, and no more than a scaled, masked product."""
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    return model.is_backend_compatible() and model._supports_sdpa and not capped
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    return not capped and all(part.is_backend_compatible() and part._supports_sdpa for part in parts)
 
 
 AttentionInterface.register(GROUPED, grouped)

@@ -44,8 +44,8 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tor
     """
     if temperature == 0.0:
         return logits.argmax(-1)
-    logits = logits.float()
-    cumulative = (logits if temperature == 1.0 else logits / temperature).softmax(-1).cumsum(-1)
+    scaled = logits if temperature == 1.0 else logits.float() / temperature
+    cumulative = scaled.softmax(-1, dtype=torch.float32).cumsum(-1)
     # The last entry is 1 up to rounding: scaling by it keeps the draw inside the support.
     target = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[-1] - 1).squeeze(1)
@@ -110,10 +110,7 @@ def _autocast(model: Any, device: torch.device, dtype: torch.dtype) -> AbstractC
 
 @contextmanager
 def _decoding(model: Any) -> Iterator[None]:
-    """sdpa in the place of eager attention, which repeats the keys for every group of heads at each token.
-
-    Training on a CPU is faster with eager attention, where rows are short; decoding is not.
-    """
+    """sdpa in the place of eager attention, which repeats the keys for every group of heads at each token."""
     chosen = model.config._attn_implementation
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
     if chosen == "eager" and not capped:  # sdpa has no soft-capping
@@ -138,14 +135,14 @@ class _PackedLinear(nn.Linear):
 @contextmanager
 def packed_products(model: Any) -> Iterator[None]:
     """bf16 weights in the layout that oneDNN computes in, for the while: a product of few rows, as decoding has them,
-    otherwise spends a third of its time on bringing them there. On a CPU alone."""
-    layers = [
-        module
-        for module in model.modules()
-        if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
-    ]
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        layers = []
+    otherwise spends a third of its time on bringing them there. On a CPU alone; it takes another copy of them."""
+    layers = []
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        layers = [
+            module
+            for module in model.modules()
+            if type(module) is nn.Linear and (module.weight.dtype, module.weight.device.type) == (torch.bfloat16, "cpu")
+        ]
     try:
         for layer in layers:
             layer.packed_weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PACKED_ROWS)

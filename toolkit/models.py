@@ -245,10 +245,10 @@ def _from_pretrained(
     cls: Any, ref: ModelRef, section: ModelSection, dtype: torch.dtype, *, may_miss: str = "", **more: Any
 ) -> PreTrainedModel:
     """Load, and refuse weights that are not all there (``may_miss``: but for a new head of this name)."""
-    chosen = attention(section)
+    by_default = section.attn_implementation is None and attention(section) == GROUPED
+    # Eager until the model is known to be one that can have another.
+    chosen = "eager" if by_default else attention(section)
     settings = {"revision": ref.revision, "dtype": dtype, "attn_implementation": chosen, **more}
-    if chosen == GROUPED:
-        settings["attn_implementation"] = "eager"  # until the model is known to be one that can have another
     try:
         model, report = cls.from_pretrained(ref.path, output_loading_info=True, **settings)
     except UNREADABLE as error:
@@ -260,7 +260,7 @@ def _from_pretrained(
             where=ref.path,
             fix="use a complete copy of the model",
         )
-    if chosen == GROUPED and takes_grouped(model):
+    if by_default and takes_grouped(model):
         model.set_attn_implementation(GROUPED)
     return model
 

@@ -38,6 +38,8 @@ TOKEN_BUDGET = {"cpu": 1024, "cuda": 16_384}
 ATTENTION_TOKENS = {"cpu": 1500}
 # A wrong mask moves log-probabilities by nats; rounding moves them by this much at most.
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+# What models raise for a mask or an argument that they do not know.
+REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 
 
 # ---------------------------------------------------------------- forward passes
@@ -258,7 +260,7 @@ class Engine:
                     found = self._probe_values(pack(both, self.pad_id, padded=padded))
                     worst = (expected - found).abs().max().item()
                     why = f"largest difference {worst:.2g}, limit {limit:g}"
-                except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+                except REFUSALS as error:
                     worst, why = float("nan"), f"{type(error).__name__}: {error}".splitlines()[0][:200]
                 self.plain, self.padded = not worst <= limit, padded  # NaN falls back as well
                 if not self.plain:

@@ -226,10 +226,10 @@ def test_every_kind_of_reward_trains(
     assert any("value_head" in name for name in moved)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_gradient_checkpointing_changes_no_number(kind: str, tmp_path: Path, new_tiny: Any) -> None:
+@pytest.mark.parametrize(("kind", "bf16"), [("lora", False), ("full", False), ("lora", True)])
+def test_gradient_checkpointing_changes_no_number(kind: str, bf16: bool, tmp_path: Path, new_tiny: Any) -> None:
     def weights(on: bool) -> dict[str, torch.Tensor]:
-        more = {"gradient_checkpointing": True} if on else {}
+        more = {"gradient_checkpointing": on, "bf16": bf16}
         peft = LORA if kind == "lora" else None
         trainer = PPOTrainer("tiny", config(tmp_path, **more), length_reward, PROMPTS, peft_config=peft)
         trainer.train()

@@ -459,6 +459,17 @@ def test_grouped_attention_sees_no_padding(make_trees: Trees) -> None:
     assert other.padded and not scorer.padded
 
 
+def test_scores_without_padding(make_trees: Trees) -> None:
+    model, trees = classifier(), make_trees(5, 64, k=3)
+    model.set_attn_implementation(GROUPED)
+    scorer = engine(model)
+    assert scorer.pack(trees).rows is not None
+    assert_same(scorer.scores(trees), score_oracle(model, trees))
+    with_padding = engine(classifier()).pack(trees)
+    assert scorer.suited(with_padding) is with_padding
+    torch.testing.assert_close(scorer.branch_scores(with_padding), scorer.branch_scores(scorer.pack(trees)))
+
+
 class ForgetfulLlama(LlamaForCausalLM):
     """Hands nothing on to its attention that it does not know."""
 

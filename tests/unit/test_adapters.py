@@ -87,8 +87,15 @@ def test_a_low_rank_product_and_its_gradients() -> None:
         assert float((value.detach().double() - reference.detach()).norm() / reference.detach().norm()) < 2**-8
 
 
+class DoubledLinear(torch.nn.Linear):
+    """Computes something else with its weight, as quantised layers do."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
 def test_what_the_lean_layer_leaves_to_peft(new_tiny: Make) -> None:
-    """Dropout, and a base that trains."""
+    """Dropout, a base that trains, one that is no plain linear layer, and one with a hook."""
     model = adapters.lean(adapter(new_tiny(), lora_dropout=0.5)).train()
     with torch.autocast("cpu", torch.bfloat16):
         assert not torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
@@ -97,6 +104,15 @@ def test_what_the_lean_layer_leaves_to_peft(new_tiny: Make) -> None:
     layer.base_layer.weight.requires_grad_(True)
     _, gradients = logits_and_gradients(model)
     assert any("base_layer" in name for name in gradients)
+    layer.base_layer.requires_grad_(False)
+    x = torch.randn(1, 7, layer.in_features)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        plain, bare = layer(x), layer.base_layer(x)
+        layer.base_layer.__class__ = DoubledLinear
+        torch.testing.assert_close(layer(x), plain + bare, rtol=0.02, atol=0.05)
+        layer.base_layer.__class__ = torch.nn.Linear
+        layer.base_layer.register_forward_hook(lambda module, args, output: 2 * output)
+        torch.testing.assert_close(layer(x), plain + bare, rtol=0.02, atol=0.05)
 
 
 def test_outside_autocast_an_adapter_is_pefts_own(new_tiny: Make) -> None:

@@ -72,10 +72,21 @@ def test_without_padding_values_and_gradients_are_those_of_the_rows() -> None:
         torch.testing.assert_close(ours.grad.transpose(1, 2)[0], gradient[place], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("what", ["no mask", "bool mask"])
+def test_a_row_that_sees_nothing_under_a_mask_of_another_precision() -> None:
+    """fp32's lowest number is -inf in bf16: padding on the left, under autocast, must not become NaN."""
+    q, k, v = (tensor.bfloat16() for tensor in qkv(3, 3))
+    mask = additive(torch.ones(2, 1, 3, 3, dtype=torch.bool).tril()).float().clamp(min=torch.finfo(torch.float32).min)
+    mask[0, :, 0] = torch.finfo(torch.float32).min
+    found, _ = grouped(MODULE, q, k, v, mask)
+    assert found.dtype == torch.bfloat16 and bool(found.isfinite().all())
+    torch.testing.assert_close(found[0, 0], v[0].mean(1).repeat_interleave(HEADS // SHARED, 0), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("what", ["no mask", "bool mask", "a mask for each head"])
 def test_what_it_leaves_to_sdpa(what: str) -> None:
     q, k, v = qkv(5, 5)
-    mask = None if what == "no mask" else torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    allowed = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    mask = {"no mask": None, "bool mask": allowed}.get(what, additive(allowed).expand(-1, HEADS, -1, -1))
     assert torch.equal(grouped(MODULE, q, k, v, mask)[0], sdpa_attention_forward(MODULE, q, k, v, mask)[0])
 
 

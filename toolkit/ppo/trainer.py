@@ -244,11 +244,11 @@ class PPOLoop(Trainer):
         return torch.tensor(total, device=self.args.device)
 
     def _backward(
-        self, part: Part, n_tokens: int, *, warming: bool, passed: tuple[torch.Tensor, torch.Tensor] | None
+        self, part: Part, n_tokens: int, *, warming: bool, passed: tuple[torch.Tensor, torch.Tensor | None] | None
     ) -> list[float]:
-        """Gradients of one part, and the sums for the log. Two backward passes, since policy and critic need not live
-        in memory together; one where they share a trunk. ``passed``: its log-probabilities and values, where the
-        rollout kept them with their graph."""
+        """Gradients of one part, and the sums for the log. Two backward passes, since the graphs of policy and critic
+        need not be in memory together; one where they share a trunk. ``passed``: its log-probabilities and values,
+        where the rollout kept them with their graphs."""
         args, width = self.args, part.mask_ST.shape[1]
         shared = self.actors.shares_trunk
         values_N: torch.Tensor | None = None
