@@ -3,7 +3,7 @@
 - ``duel``: what ``duel rewards`` computes: policy and reference on tree batches.
 - ``rewardbench``: as RewardBench's DPO pipeline does it: all chosen and all rejected of a batch in one padded tensor,
   logits of every position in fp32, a log-softmax over them, the responses' tokens gathered. By default in batches of 6.
-- ``floor``: the transformer alone on the same tree batches: no unembedding, no log-softmax.
+- ``floor``: the transformer alone on the engine's own batches: no unembedding, no log-softmax.
 
 Policy and reference are two copies of one model; both are loaded before the clock starts.
 """
@@ -55,14 +55,15 @@ def floor(args: argparse.Namespace) -> dict[str, Any]:
 
     tokenizer, trees, pair = loaded(args)
     dtype = models.DTYPES[args.dtype]
+    engines = [scoring.Engine(model, int(tokenizer.pad_token_id), dtype=dtype) for model in pair]
+    for engine in engines:
+        engine.logps(sorted(trees, key=len)[-2:])  # the probe
 
     def passes(chosen: list[Any]) -> int:
-        budget = scoring.TOKEN_BUDGET["cpu"]
         with torch.no_grad(), models.precision(torch.device("cpu"), dtype):
-            for model in pair:
-                for indices in scoring.batches(chosen, budget):
-                    batch = scoring.pack([chosen[i] for i in indices], int(tokenizer.pad_token_id))
-                    scoring.hidden_states(model, batch)
+            for engine in engines:
+                for indices in engine.batches(chosen):
+                    scoring.hidden_states(engine.model, engine.pack([chosen[i] for i in indices]))
         return len(chosen)
 
     passes(trees[:2])
