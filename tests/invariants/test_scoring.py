@@ -601,3 +601,21 @@ def test_a_head_of_several_layers_takes_the_models_own_way(make_trees: Trees) ->
 def test_a_reward_model_whose_configuration_names_no_padding(make_trees: Trees) -> None:
     model, trees = classifier(pad_token_id=None), make_trees(3, 64)
     assert_same(engine(model).scores(trees), score_oracle(model, trees))
+
+
+@pytest.mark.parametrize(("off_by", "falls_back"), [("one token", False), ("every token", True)])
+def test_one_token_off_in_bf16_is_rounding(monkeypatch: pytest.MonkeyPatch, off_by: str, falls_back: bool) -> None:
+    scorer = Engine(llama().bfloat16(), 0, dtype=torch.bfloat16)
+    whole = Engine._probe_values
+
+    def shifted(self: Engine, batch: Any) -> torch.Tensor:
+        values = whole(self, batch).clone()
+        if batch.attention_mask.dim() == 4:
+            values[slice(7, 8) if off_by == "one token" else slice(None)] += 0.6
+        return values
+
+    monkeypatch.setattr(Engine, "_probe_values", shifted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scorer.probe([Tree([5, 6], [list(range(3, 43)), [7, 8]])])
+    assert scorer.plain is falls_back
