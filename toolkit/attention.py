@@ -32,7 +32,8 @@ class Rows:
 
 
 class _IntoRows(torch.autograd.Function):
-    """[B * T, ...] from [N, ...]. A padding place holds a copy, and what gradient it gets is dropped."""
+    """[B * T, ...] from [N, ...]. A padding place holds a copy, and what gradient it gets is dropped: that of
+    ``index_select`` would be added to the original's."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -42,21 +43,6 @@ class _IntoRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient.index_select(0, ctx.rows.place), None
-
-
-class _OutOfRows(torch.autograd.Function):
-    """[N, ...] from [B * T, ...]."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, rows: Rows) -> torch.Tensor:
-        ctx.rows = rows
-        return tensor.index_select(0, rows.place)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        padded = gradient.new_zeros(ctx.rows.take.numel(), *gradient.shape[1:])
-        padded[ctx.rows.place] = gradient
-        return padded, None
 
 
 def grouped(
@@ -105,7 +91,7 @@ def grouped(
 
 
 def _as_it_came(output: torch.Tensor, rows: Rows | None) -> torch.Tensor:
-    return output.contiguous() if rows is None else _OutOfRows.apply(output.flatten(0, 1), rows)[None]
+    return output.contiguous() if rows is None else output.flatten(0, 1).index_select(0, rows.place)[None]
 
 
 def takes_grouped(model: Any) -> bool:

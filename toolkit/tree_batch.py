@@ -46,9 +46,7 @@ class TreeBatch:
 
     def to(self, device: torch.device) -> TreeBatch:
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trees"}
-        return TreeBatch(
-            trees=self.trees, **{name: None if value is None else value.to(device) for name, value in held.items()}
-        )
+        return replace(self, **{name: value.to(device) for name, value in held.items() if value is not None})
 
     @property
     def n_responses(self) -> int:

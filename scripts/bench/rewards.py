@@ -28,14 +28,20 @@ def loaded(args: argparse.Namespace, attention: str | None = None) -> tuple[Any,
     return tokenizer, [example.tree for example in examples], pair
 
 
-def duel(args: argparse.Namespace) -> dict[str, Any]:
+def probed_engines(args: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """Trees, and the engines of policy and reference behind their probe and the libraries' first use."""
     from toolkit.models import DTYPES
     from toolkit.scoring import Engine
 
     tokenizer, trees, pair = loaded(args)
     engines = [Engine(model, int(tokenizer.pad_token_id), dtype=DTYPES[args.dtype]) for model in pair]
     for engine in engines:
-        engine.logps(sorted(trees, key=len)[-2:])  # the probe, and the libraries' first use
+        engine.logps(sorted(trees, key=len)[-2:])
+    return trees, engines
+
+
+def duel(args: argparse.Namespace) -> dict[str, Any]:
+    trees, engines = probed_engines(args)
 
     def work() -> int:
         policy, reference = (engine.logps(trees) for engine in engines)
@@ -53,11 +59,8 @@ def floor(args: argparse.Namespace) -> dict[str, Any]:
 
     from toolkit import models, scoring
 
-    tokenizer, trees, pair = loaded(args)
+    trees, engines = probed_engines(args)
     dtype = models.DTYPES[args.dtype]
-    engines = [scoring.Engine(model, int(tokenizer.pad_token_id), dtype=dtype) for model in pair]
-    for engine in engines:
-        engine.logps(sorted(trees, key=len)[-2:])  # the probe
 
     def passes(chosen: list[Any]) -> int:
         with torch.no_grad(), models.precision(torch.device("cpu"), dtype):
