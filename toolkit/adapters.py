@@ -42,7 +42,7 @@ class _LeanLinear(LoraLinear):  # type: ignore[misc]
             or base._forward_hooks
             or base._forward_pre_hooks
             or any(weight.requires_grad for weight in base.parameters())
-            or not isinstance(self.lora_dropout[name], nn.Identity)
+            or getattr(self.lora_dropout[name], "p", 0.0) > 0.0
             or not _is_plain_lora(self)
             or args
             or kwargs

@@ -53,7 +53,7 @@ def run(
     sets = [f"{name}={one_line(value)}" for name, value in (settings or {}).items()]
     folder = Path(out) if out is not None else Path("runs") / load_recipe(str(recipe), sets).recipe.name
     if data is not None:
-        sets.append(f"data.source={one_line(_source(data, folder))}")
+        sets.append(f"data.source={one_line(_source(data, folder / 'records.jsonl'))}")
     loaded = load_recipe(str(recipe), sets)
     command = ["python", "-c", f"from toolkit import run; run({str(recipe)!r}, settings={dict(settings or {})!r})"]
     manifest = pipeline.run(loaded, folder, reporter or Reporter(), until=until, force=force, command=command)
@@ -81,11 +81,13 @@ def implicit_rewards(
     """
     from toolkit import rewards
 
-    def into(folder: Path, target: Path) -> Result:
+    def into(target: Path) -> Result:
         import pyarrow.parquet as pq
 
-        source, quiet = _source(data, folder), Reporter(quiet=True)
+        source, quiet = _source(data, _records_of(target)), Reporter(quiet=True)
         summary = rewards.implicit_rewards(policy, reference, source, out=target, reporter=reporter or quiet, **options)
+        if not summary:  # under `accelerate launch`, the results are the main process's
+            return Result({}, [])
         kept = {**summary, "out": str(out) if out is not None else None, "rows": pq.read_table(target).to_pylist()}
         return Result(kept, rewards_sheets(summary))
 
@@ -114,12 +116,12 @@ def compare(
     from toolkit.comparing import compare_policies
     from toolkit.recipe import JudgeSettings
 
-    def into(folder: Path, target: Path) -> Result:
+    def into(target: Path) -> Result:
         import pyarrow.parquet as pq
 
         found = compare_policies(
             policies,
-            data=_source(data, folder),
+            data=_source(data, _records_of(target)),
             judge=[judge] if isinstance(judge, str) else list(judge),
             out=target,
             reporter=reporter or Reporter(quiet=True),
@@ -138,20 +140,24 @@ def compare(
     return _in_folder(out, "comparison", into)
 
 
-def _in_folder(out: str | Path | None, name: str, work: Callable[[Path, Path], Result]) -> Result:
-    """``work(folder for records, target)``, in a folder that goes away where the user named no target."""
+def _in_folder(out: str | Path | None, name: str, work: Callable[[Path], Result]) -> Result:
+    """``work(target)``, in a folder that goes away where the user named no target."""
     if out is not None:
-        return work(Path(out).parent, Path(out))
+        return work(Path(out))
     with tempfile.TemporaryDirectory() as folder:
-        return work(Path(folder), Path(folder) / name)
+        return work(Path(folder) / name)
 
 
-def _source(data: Data, folder: Path) -> str:
-    """A name or file as it is; records as a file in ``folder``, the same for the same records."""
+def _records_of(target: Path) -> Path:
+    """Where records that were given go: beside the target, by its name."""
+    return target.with_name(f"{target.name}.records.jsonl")
+
+
+def _source(data: Data, path: Path) -> str:
+    """A name or file as it is; records as the file ``path``, the same for the same records."""
     if isinstance(data, str | Path):
         return str(data)
     from toolkit.store import write_text
 
-    path = folder / "records.jsonl"
     write_text(path, "".join(json.dumps(dict(record), ensure_ascii=False) + "\n" for record in data))
     return str(path)

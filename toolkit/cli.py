@@ -23,7 +23,7 @@ from toolkit.cli_options import (
     quiet_libraries,
     reporter_of,
 )
-from toolkit.errors import DuelError
+from toolkit.errors import EXIT_CODE_FILE, DuelError
 
 USER_ERROR, DEFECT, INTERRUPTED = 2, 1, 130
 
@@ -44,36 +44,45 @@ for command in (*cli_measures.COMMANDS, *cli_runs.COMMANDS):
 
 def main() -> NoReturn:
     """The console script: errors become one message and an exit code (0 done, 2 input, 1 defect, 130 interrupted)."""
+    code = _run()
+    if code == USER_ERROR and (told := os.environ.get(EXIT_CODE_FILE)):
+        from toolkit.store import write_text
+
+        write_text(Path(told), str(code))  # the launcher of several processes would make a 1 of it
+    sys.exit(code)
+
+
+def _run() -> int:
     debug = "--debug" in sys.argv[1:]
     try:
         cli.main(standalone_mode=False)
-        sys.exit(0)
+        return 0
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
         print("\ninterrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     except click.ClickException as error:
         error.show(sys.stderr)
-        sys.exit(USER_ERROR)
+        return USER_ERROR
     except DuelError as error:
         _show(debug)
         print(f"error: {error.render()}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        return USER_ERROR
     except Exception as error:
         if _interrupted(error):
             print("\ninterrupted; run the same command again to continue", file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            return INTERRUPTED
         _show(debug)
         if (message := _system_message(error)) is not None:
             print(message, file=sys.stderr)
-            sys.exit(USER_ERROR)
+            return USER_ERROR
         print(
             f"internal error: {type(error).__name__}: {error}\n  This is a defect of duel. Please report it with the "
             "output of `duel env` and of the same command under `duel --debug`.",
             file=sys.stderr,
         )
-        sys.exit(DEFECT)
+        return DEFECT
 
 
 def _interrupted(error: BaseException | None) -> bool:

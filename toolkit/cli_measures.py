@@ -98,7 +98,7 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
 @click.option("--reference", required=True, help="What it was trained from, or none.")
 @click.option("--data", required=True, help="Preference data.")
 @click.option("--beta", type=float, help="Default: the policy's own, where known, else 0.1.")
-@click.option("--per-token", is_flag=True, help="Add the rewards of the tokens.")
+@click.option("--per-token", is_flag=True, help="Add the rewards of the tokens, and their running sum.")
 @click.option("--samples", type=PATH, help="A run's samples.parquet: with --rm, the check on what its policies wrote.")
 @click.option("--with-ids", is_flag=True, help="Add the token ids.")
 @click.option("--rm", help="An explicit reward model to check against.")
@@ -117,7 +117,7 @@ def rewards(ctx: click.Context, launch: tuple[str, ...], as_json: bool, **option
     if launch:
         if "--" not in sys.argv:
             raise click.UsageError(f"unexpected argument {launch[0]!r}")
-        from toolkit.pipeline import accelerate_launch
+        from toolkit.launching import accelerate_launch
 
         sys.exit(accelerate_launch(launch, "toolkit.cli", sys.argv[1 : sys.argv.index("--")]))
     from toolkit.rewards import implicit_rewards

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Names the file that a launched process writes its exit code to: its launcher's own is 1 for every error.
+EXIT_CODE_FILE = "DUEL_EXIT_CODE_FILE"
+
 
 class DuelError(Exception):
     """Base of every error that is the input's fault and not ours."""

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.resources
 import os
 import re
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,4 +164,15 @@ def _gguf(file: Path) -> ModelRef:
 def training_record(ref: ModelRef) -> dict[str, Any]:
     """What a policy was trained with, as its stage wrote it; empty for models from elsewhere."""
     path = Path(ref.path) / TRAINING_RECORD_FILE
-    return read_json(path) if ref.kind != "hub" and path.is_file() else {}
+    if ref.kind == "hub":
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(ref.path, TRAINING_RECORD_FILE, revision=ref.revision))
+        except LocalEntryNotFoundError:
+            warnings.warn(f"the hub cannot be reached: what {ref.spec!r} was trained with is not known", stacklevel=2)
+            return {}
+        except EntryNotFoundError:
+            return {}
+    return read_json(path) if path.is_file() else {}

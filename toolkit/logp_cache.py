@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from toolkit.errors import ModelError, StoreError
 from toolkit.locating import ModelRef, cache_folder
 from toolkit.scoring import Engine
-from toolkit.store import file_fingerprint, fingerprint
+from toolkit.store import FORWARD_CODE, file_fingerprint, fingerprint
 from toolkit.tree_batch import Tree
 
 # Prompts of a part: what an interrupted command computes again, at most.
@@ -57,8 +57,7 @@ def identity(ref: ModelRef, *, dtype: str, attention: str, weights: str | None =
 
     ``dtype`` is the precision of the forward passes, ``weights`` that of the weights where it is another.
     """
-    computing = ("tree_batch.py", "scoring.py", "attention.py", "models.py", "adapters.py")
-    code = [file_fingerprint(Path(__file__).with_name(name)) for name in computing]
+    code = [file_fingerprint(Path(__file__).with_name(name)) for name in FORWARD_CODE]
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "peft")]
     return fingerprint([ref.fingerprint, dtype, weights or dtype, attention, code, versions])
 

@@ -419,3 +419,27 @@ def backbone(model: Any) -> nn.Module:
     """The model without its head."""
     whole = inner(model)
     return getattr(whole, whole.base_model_prefix)
+
+
+def attention_window(model: Any) -> int | None:
+    """How many tokens, itself included, a token attends to where a layer has a window; None where no layer has one."""
+    config = inner(model).config.get_text_config()
+    if all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ["unknown"]):
+        return None
+    sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    local = "local" in (getattr(config, "attention_layers", None) or ())  # GPT-Neo
+    found = (sliding, getattr(config, "attention_chunk_size", None), config.window_size if local else None)
+    return min(filter(None, found), default=None)
+
+
+def learned_positions(model: Any) -> int | None:
+    """How many tokens a model with a table of positions can read; None where positions are computed."""
+    whole = inner(model)
+    limit = getattr(whole.config.get_text_config(), "max_position_embeddings", None)
+    words = whole.get_input_embeddings()
+    for module in whole.modules() if limit else ():
+        # Some tables have two rows more: for an offset (OPT), or for the padding before the first (RoBERTa).
+        if isinstance(module, nn.Embedding) and module is not words and 0 <= module.num_embeddings - limit <= 2:
+            before = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(min(limit, module.num_embeddings - before))
+    return None

@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +21,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from toolkit.errors import RecipeError, StoreError, nearest
+from toolkit.launching import accelerate_launch
 from toolkit.locating import resolve
 from toolkit.progress import Reporter, duration
 from toolkit.recipe import LoadedRecipe, Recipe, arm_differences, flat, resolved_yaml
 from toolkit.store import (
+    FORWARD_CODE,
     SCHEMA_VERSION,
     RunFolder,
     StageState,
@@ -58,11 +59,7 @@ _TRAINING_CODE = (
     "training.py",
     "trl_trainers.py",
     "logp_cache.py",
-    "models.py",
-    "adapters.py",
-    "attention.py",
-    "tree_batch.py",
-    "scoring.py",
+    *FORWARD_CODE,
     "preferences/encoding.py",
     "preferences/splits.py",
 )
@@ -373,25 +370,6 @@ def launched(arguments: Sequence[str]) -> Runner:
         return dict(metrics)
 
     return run_launched
-
-
-def for_this_machine(arguments: Sequence[str]) -> list[str]:
-    """Arguments of ``accelerate launch``. Without a GPU it would start one process, whatever the number asked for:
-    its launcher for several devices starts them all, and they talk through gloo."""
-    import torch
-
-    out = list(arguments)
-    asked = [int(n) for a, n in zip(out, [*out[1:], "1"], strict=True) if a == "--num_processes" and n.isdigit()]
-    asked += [int(a.partition("=")[2]) for a in out if a.startswith("--num_processes=")]
-    if torch.cuda.is_available() or max(asked, default=1) < 2:
-        return out
-    return [*(["--multi_gpu"] if "--multi_gpu" not in out else []), *(a for a in out if a != "--cpu")]
-
-
-def accelerate_launch(arguments: Sequence[str], module: str, own: Sequence[str]) -> int:
-    """Run a module with its own arguments under `accelerate launch`; its exit code."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *for_this_machine(arguments), "-m", module, *own]
-    return subprocess.run(command, check=False).returncode
 
 
 def visible(recipe: Recipe, spec: StageSpec) -> SimpleNamespace:

@@ -201,7 +201,7 @@ class PpoSection(Arm):
     whiten_advantages: bool = Field(True, description="Advantages of a rollout get mean 0 and standard deviation 1.")
     reward_clip: PositiveFloat | None = Field(10.0, description="Scores are clipped to +-this; null does not clip.")
     missing_eos_penalty: float | None = Field(
-        -1.0, description="Replaces the score of a truncated response; null keeps it."
+        -1.0, le=0.0, description="Replaces the score of a truncated response; null keeps it."
     )
     response_length: PositiveInt | None = Field(None, description="Tokens; null takes data.max_response_tokens.")
     temperature: PositiveFloat = Field(
@@ -223,6 +223,13 @@ class PpoSection(Arm):
     adam_epsilon: PositiveFloat = Field(
         1e-5, description="Of AdamW (N+: larger than usual, so that early updates are calm)."
     )
+
+    @field_validator("max_steps", "num_train_epochs")
+    @classmethod
+    def _counted_in_responses(cls, value: float, about: ValidationInfo) -> float:
+        if value != cls.model_fields[str(about.field_name)].default:
+            raise ValueError("PPO is as long as ppo.total_episodes says; leave this out")
+        return value
 
 
 class DpoSection(Arm):

@@ -59,6 +59,7 @@ SCHEMA = pa.schema(
         ("label", pa.string()),
         ("explicit_reward", pa.float64()),
         ("token_rewards", pa.list_(pa.float64())),
+        ("running_rewards", pa.list_(pa.float64())),
         ("prompt_ids", pa.list_(pa.int64())),
         ("response_ids", pa.list_(pa.int64())),
     ]
@@ -73,7 +74,8 @@ def check_reference(policy: ModelRef, reference: ModelRef, any_reference: bool) 
             f"{policy.spec!r} was trained against a reference with fingerprint {expected}, "
             f"and {reference.spec!r} has {reference.fingerprint}",
             where="--reference",
-            fix="name the sft/model of the same run, or give --any-reference",
+            fix="name the sft/model of the same run, or give --any-reference"
+            + (" if that is what was pushed there" if reference.kind == "hub" else ""),
         )
 
 
@@ -211,6 +213,7 @@ def implicit_rewards(
     left_out = {
         "source": samples,
         "token_rewards": per_token,
+        "running_rewards": per_token,
         "prompt_ids": with_ids,
         "response_ids": with_ids,
         "explicit_reward": rm,
@@ -219,9 +222,7 @@ def implicit_rewards(
     names = [name for name in SCHEMA.names if left_out.get(name, True) and (labelled or name != "label")]
     schema = pa.schema([SCHEMA.field(name) for name in names], metadata={"duel": json.dumps(facts)})
     write_row_groups(row_groups(), schema, work / out.name)
-    (work / out.name).replace(out)
     logp_cache.wait_for_all()  # the others read the parts too
-    shutil.rmtree(work)
 
     lengths = [np.array([len(ids) for ids in tree.response_ids], dtype=np.float64) for tree in trees]
     summary = _summary(reading, implicit, started, lengths=lengths)
@@ -233,8 +234,11 @@ def implicit_rewards(
         summary |= _against(reading, [np.array(v) for v in explicit], implicit, lengths, out)
     if scratch is not None:
         with scratch:
-            return {**summary, "out": None, "rows": pq.read_table(out).to_pylist()}
+            return {**summary, "out": None, "rows": pq.read_table(work / out.name).to_pylist()}
     write_json(out.with_suffix(".summary.json"), summary)
+    # The table last: while it is not there, the same command goes on from the parts.
+    (work / out.name).replace(out)
+    shutil.rmtree(work)
     return summary
 
 
@@ -274,6 +278,7 @@ def _rows(
                 "truncated": item.truncated[k],
                 "label": label[k] if label is not None else None,
                 "token_rewards": token_rewards,
+                "running_rewards": token_rewards.cumsum(),
                 "prompt_ids": item.tree.prompt_ids,
                 "response_ids": ids,
             }
@@ -372,10 +377,11 @@ def explicit_rewards(
                 "truncated": item.truncated[k],
             }
             rows.append(record | ({"label": label[k]} if label is not None else {}))
+    lengths = [np.array([len(ids) for ids in item.tree.response_ids], dtype=np.float64) for item in reading.encoded]
+    summary = _summary(reading, [np.array(v) for v in scores], started, lengths=lengths) | {"out": str(out)}
     write_table(rows, out)
     shutil.rmtree(work, ignore_errors=True)
-    lengths = [np.array([len(ids) for ids in item.tree.response_ids], dtype=np.float64) for item in reading.encoded]
-    return _summary(reading, [np.array(v) for v in scores], started, lengths=lengths) | {"out": str(out)}
+    return summary
 
 
 def _explicit(

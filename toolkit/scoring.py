@@ -9,6 +9,7 @@ Shapes: B rows, T tokens in a row, N response tokens in a batch, R responses in 
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from toolkit import models
 from toolkit.attention import GROUPED
+from toolkit.errors import ModelError
 from toolkit.models import backbone, inner
 from toolkit.tree_batch import Tree, TreeBatch, batches, pack, pieces
 
@@ -219,6 +221,8 @@ class Engine:
         self.plain: bool | None = True if self.pools else None  # None until the probe
         self.padded = True  # whether batches keep their padding
         self.probed = 0  # tokens of the longest tree probed
+        self.keeps_logits = "logits_to_keep" in inspect.signature(inner(model).forward).parameters
+        self.window, self.positions = models.attention_window(model), models.learned_positions(model)
         if self.pools and inner(model).config.pad_token_id is None:
             inner(model).config.pad_token_id = pad_id  # a head of its own may find the last token by it
 
@@ -232,9 +236,29 @@ class Engine:
         return batches(trees, token_budget or self.token_budget, plain=bool(self.plain))
 
     def _look(self, trees: Sequence[Tree]) -> None:
-        # A window or a position limit may bite only in longer rows than were probed: look again when they come.
-        if trees and not self.plain and max(map(len, trees)) > 1.5 * self.probed:
-            self.probe(trees)
+        """Whether these trees can be taken, and how. Raises ModelError where the model has not so many positions."""
+        longest = max((tree.depth for tree in trees), default=0)
+        if self.positions is not None and longest > self.positions:
+            raise ModelError(
+                f"a prompt with its response has {longest} tokens, and {type(inner(self.model)).__name__} has "
+                f"{self.positions} positions",
+                where="the longest of the data",
+                fix="lower the limits of prompts and responses (max_prompt_tokens, max_response_tokens)",
+            )
+        if trees and not self.plain:
+            if self.window is not None and longest > self.window:
+                # The mask of a tree has no window, and what lies before it may move too little for the probe to see.
+                self._fall_back(f"its attention has a window of {self.window} tokens, and a response ends at {longest}")
+            elif max(map(len, trees)) > 1.5 * self.probed:  # a limit of another kind may bite in longer rows alone
+                self.probe(trees)
+
+    def _fall_back(self, why: str) -> None:
+        self.plain = True
+        warnings.warn(
+            f"{type(inner(self.model)).__name__} does not take the tree mask ({why}): responses are scored one row "
+            "each, which is slower",
+            stacklevel=2,
+        )
 
     def suited(self, batch: TreeBatch) -> TreeBatch:
         """A batch that another model's engine packed, packed anew where this model cannot take it."""
@@ -254,7 +278,8 @@ class Engine:
         limit = PROBE_TOLERANCE[self.dtype]
         own_attention = inner(self.model).config.get_text_config()._attn_implementation == GROUPED
         with models.precision(self.device, self.dtype):
-            expected = self._probe_values(pack(both, self.pad_id, plain=True))
+            singles = [Tree(tree.prompt_ids, [ids]) for tree in both for ids in tree.response_ids]
+            expected = torch.cat([self._probe_values(pack([single], self.pad_id, plain=True)) for single in singles])
             for padded in [False, True] if own_attention else [True]:
                 try:
                     batch = pack(both, self.pad_id, padded=padded)
@@ -268,11 +293,7 @@ class Engine:
                 self.plain, self.padded = not worst <= limit, padded  # NaN falls back as well
                 if not self.plain:
                     return
-        warnings.warn(
-            f"{type(inner(self.model)).__name__} does not take the tree mask ({why}): responses are scored one row "
-            "each, which is slower",
-            stacklevel=2,
-        )
+        self._fall_back(why)
 
     def _probe_values(self, batch: TreeBatch) -> torch.Tensor:
         batch = batch.to(self.device)
@@ -284,8 +305,15 @@ class Engine:
         """[N] log-probabilities and [N] entropies, with gradients, under the caller's autocast."""
         if batch.attention_mask.dim() == 4:
             return token_logps(self.model, batch, temperature=temperature, with_entropy=with_entropy)
-        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
-        logits = _tempered(output.logits.flatten(0, 1)[batch.predictor].float(), temperature)
+        width = batch.input_ids.shape[1]
+        row, column = batch.predictor // width, batch.predictor % width
+        # Logits of the prompts' own tokens are not needed, where the model can leave them out.
+        kept = {"logits_to_keep": width - int(column.min())} if self.keeps_logits else {}
+        output = self.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False, **kept
+        )
+        column = column - (width - output.logits.shape[1])
+        logits = _tempered(output.logits[row, column].float(), temperature)
         logps, entropies = _from_logits(logits, batch.target, with_entropy)
         return logps, entropies if with_entropy else None
 

@@ -24,6 +24,8 @@ from toolkit.errors import StoreError
 
 SCHEMA_VERSION = 1
 STAGE_FILE = "stage.json"
+# The modules that a log-probability or a score comes out of: part of the key of whatever keeps one.
+FORWARD_CODE = ("tree_batch.py", "scoring.py", "attention.py", "models.py", "adapters.py")
 
 
 def fingerprint(value: object) -> str:
@@ -83,7 +85,8 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), partial)
+        names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
+        pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows]), partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -42,12 +42,26 @@ LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 RESUME_POINTS = 6
 
 
+def step_size(section: Training) -> int:
+    """Prompts of an optimiser step: those of all processes."""
+    return section.per_device_train_batch_size * section.gradient_accumulation_steps * processes()
+
+
 def total_steps(section: Training, n_items: int) -> int:
     """Optimiser steps of a stage that goes over ``n_items`` prompts."""
     if section.max_steps > 0:
         return section.max_steps
-    per_epoch = math.ceil(n_items / (section.per_device_train_batch_size * section.gradient_accumulation_steps))
-    return max(1, math.ceil(per_epoch * section.num_train_epochs))
+    return max(1, math.ceil(math.ceil(n_items / step_size(section)) * section.num_train_epochs))
+
+
+def processes() -> int:
+    """How many processes were launched to share the work, whether they have met by now or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def main_process() -> bool:
+    """Whether this is the process that writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def arguments(section: Training, out: Path, *, seed: int, dtype: str, steps: int) -> dict[str, Any]:
@@ -325,8 +339,11 @@ def reduce_gradients(model: nn.Module, *, mean: bool = True) -> None:
     size = world()[1]
     if size == 1:
         return
-    for weight in model.parameters():
-        if weight.requires_grad:
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    # What has no gradient anywhere keeps none: for an optimiser with momentum or decay, zero is not nothing.
+    having = all_sum(torch.tensor([float(weight.grad is not None) for weight in weights], device=weights[0].device))
+    for weight, n in zip(weights, having.tolist(), strict=True):
+        if n:
             gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
             dist.all_reduce(gradient)
             weight.grad = gradient / size if mean else gradient
@@ -382,7 +399,7 @@ class EngineTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ByLength:
         lengths = [len(example.tree) for _, example in self.train_dataset]
-        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return ByLength(lengths, size, self.args.data_seed)
 
     def compute_loss(

@@ -28,6 +28,11 @@ class Tree:
     def __len__(self) -> int:
         return len(self.prompt_ids) + sum(len(ids) for ids in self.response_ids)
 
+    @property
+    def depth(self) -> int:
+        """Tokens of the prompt and its longest response: how far positions go."""
+        return len(self.prompt_ids) + max(map(len, self.response_ids), default=0)
+
 
 @dataclass(frozen=True)
 class TreeBatch:
@@ -187,13 +192,27 @@ def batches(trees: Sequence[Tree], token_budget: int, *, plain: bool = False) ->
     """Indices of trees in batches of at most ``token_budget`` tokens with their padding, longest trees first.
 
     The order within and between batches does not change any result; the caller puts results back by index. ``plain``:
-    trees that will not share rows (their responses have rows of their own then, of about that budget).
+    each response will have a row of its own, as :func:`pack` has it then.
     """
+    if plain:
+        yield from _of_single_rows(trees, token_budget)
+        return
     order, lengths = ascending(trees)
     while order:
         n_rows = max(1, token_budget // max(1, lengths[-1]))
-        if plain:
-            yield order[-n_rows:][::-1]
-            del order[-n_rows:], lengths[-n_rows:]
-        else:
-            yield [i for row in take_rows(order, lengths, n_rows) for i in row]
+        yield [i for row in take_rows(order, lengths, n_rows) for i in row]
+
+
+def _of_single_rows(trees: Sequence[Tree], token_budget: int) -> Iterator[list[int]]:
+    widths = [tree.depth for tree in trees]
+    chosen: list[int] = []
+    rows = 0
+    for i in sorted(range(len(trees)), key=lambda i: (-widths[i], i)):
+        more = len(trees[i].response_ids)
+        if chosen and (rows + more) * widths[chosen[0]] > token_budget:
+            yield chosen
+            chosen, rows = [], 0
+        chosen.append(i)
+        rows += more
+    if chosen:
+        yield chosen

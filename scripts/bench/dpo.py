@@ -102,9 +102,9 @@ if __name__ == "__main__":
         found.parse_args(),
         {"duel": duel, "trl": trl, "duel-cached": lambda args: duel(args, cached=True)},
         {
-            "times TRL": ("duel", "trl", "pairs_per_s"),
-            "times TRL, reference cached": ("duel-cached", "trl", "pairs_per_s"),
-            "of TRL's peak memory": ("duel", "trl", "peak_gib"),
+            "times TRL": (("duel", "pairs_per_s"), ("trl", "pairs_per_s")),
+            "times TRL, reference cached": (("duel-cached", "pairs_per_s"), ("trl", "pairs_per_s")),
+            "of TRL's peak memory": (("duel", "peak_gib"), ("trl", "peak_gib")),
             "of TRL's memory above the loaded model": ("duel", "trl", "above_loaded_gib"),
         },
         {"data": "hh_harmless pairs, the first of the file", "unit": "pairs/s, reference included"},

@@ -82,12 +82,12 @@ def measured(work: Callable[[], int]) -> dict[str, Any]:
 def main(
     args: argparse.Namespace,
     peers: Mapping[str, Peer],
-    ratios: Mapping[str, tuple[str, str, str]],
+    ratios: Mapping[str, tuple[tuple[str, str], tuple[str, str]]],
     about: Mapping[str, str],
 ) -> None:
     """Take turns, print a table and the ratios, and write ``args.out``.
 
-    ``ratios``: name -> (peer, other peer, field): the median of the first over the median of the other.
+    ``ratios``: name -> two of (peer, field): the median of the first over the median of the other.
     """
     if args.peer:
         import torch
@@ -114,8 +114,8 @@ def main(
         for name, found in turns.items()
     }
     found_ratios = {
-        name: round(summary[a][field] / summary[b][field], 3)
-        for name, (a, b, field) in ratios.items()
+        name: round(summary[a][of_a] / summary[b][of_b], 3)
+        for name, ((a, of_a), (b, of_b)) in ratios.items()
         if a in summary and b in summary
     }
     print(f"{'peer':<16}{'pairs/s':>10}{'peak GiB':>10}{'above loaded':>14}")

@@ -108,10 +108,10 @@ if __name__ == "__main__":
             "trl-rankings": lambda args: trl(args, "rankings"),
         },
         {
-            "times TRL on pairs": ("duel-pairs", "trl-pairs", "pairs_per_s"),
-            "times TRL on rankings of 6": ("duel-rankings", "trl-rankings", "pairs_per_s"),
-            "of TRL's peak memory on pairs": ("duel-pairs", "trl-pairs", "peak_gib"),
-            "of TRL's peak memory on rankings": ("duel-rankings", "trl-rankings", "peak_gib"),
+            "times TRL on pairs": (("duel-pairs", "pairs_per_s"), ("trl-pairs", "pairs_per_s")),
+            "times TRL on rankings of 6": (("duel-rankings", "pairs_per_s"), ("trl-rankings", "pairs_per_s")),
+            "of TRL's peak memory on pairs": (("duel-pairs", "peak_gib"), ("trl-pairs", "peak_gib")),
+            "of TRL's peak memory on rankings": (("duel-rankings", "peak_gib"), ("trl-rankings", "peak_gib")),
         },
         {"data": "hh_harmless pairs, the first of the file; reviews, 6 responses each", "unit": "comparisons/s"},
     )

@@ -19,6 +19,8 @@ BENCHES = ("rewards", "dpo", "reward_model")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     _, options = parser.parse_known_args()
+    if any(option.startswith("--out") for option in options):
+        parser.error("each bench has a file of its own: run one alone with --out")
     for name in BENCHES:
         print(f"{name}:", flush=True)
         subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py")), *options], check=True)

@@ -49,6 +49,10 @@ def test_run_continues_a_run_of_the_command_line(small_run: Path) -> None:
 def test_rewards_of_records(small_run: Path, tmp_path: Path) -> None:
     policy, reference = (str(small_run / arm / "model") for arm in ("dpo", "sft"))
     found = toolkit.implicit_rewards(policy, reference, RECORDS, beta=0.5)
+    (tmp_path / "records.jsonl").write_text("the user's own", encoding="utf-8")
+    kept = toolkit.implicit_rewards(policy, reference, RECORDS, beta=0.5, out=tmp_path / "kept.parquet")
+    assert kept["rows"] == found["rows"]
+    assert (tmp_path / "records.jsonl").read_text(encoding="utf-8") == "the user's own"
     assert found["n_prompts"] == 6 and found["beta"] == 0.5 and found["out"] is None
     assert [row["label"] for row in found["rows"][:2]] == ["chosen", "rejected"]
     first = found["rows"][0]

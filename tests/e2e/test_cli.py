@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -212,19 +213,11 @@ def test_rewards_and_score_on_a_run(run_folder: Path, tmp_path: Path) -> None:
         assert row["implicit_reward"] == pytest.approx(0.1 * (row["policy_logp"] - row["reference_logp"]), abs=1e-6)
         assert sum(row["token_rewards"]) == pytest.approx(row["implicit_reward"], abs=1e-6)
         assert len(row["response_ids"]) == row["n_tokens"] == len(row["token_rewards"])
-    wrong = duel(
-        "rewards",
-        "--policy",
-        policy,
-        "--reference",
-        "tiny",
-        "--data",
-        "reviews",
-        "--out",
-        str(tmp_path / "w.parquet"),
-        check=2,
-    )
-    assert "--any-reference" in wrong.stderr and not (tmp_path / "w.parquet").exists()
+        assert row["running_rewards"] == pytest.approx([*accumulate(row["token_rewards"])], abs=1e-9)
+    other = ["rewards", "--policy", policy, "--reference", "tiny", "--data", "reviews"]
+    for launch in ([], ["--", "--num_processes", "1"]):  # the launcher itself would exit with 1
+        wrong = duel(*other, "--out", str(tmp_path / "w.parquet"), *launch, check=2)
+        assert "--any-reference" in wrong.stderr and not (tmp_path / "w.parquet").exists()
     scored = json.loads(
         duel("score", "--rm", rm, "--data", "reviews", "--out", str(tmp_path / "s.parquet"), *limits).stdout
     )
@@ -335,6 +328,8 @@ def test_sweep_shares_equal_stages(tmp_path: Path) -> None:
         (["run", "smoke", "--set", "model=tinny"], "'tiny'"),
         (["run", "smoke", "--only", "dop"], "'dpo'"),
         (["rnu"], "'run'"),
+        (["run", "smoke", "--set", "ppo.max_steps=4"], "ppo.total_episodes"),
+        (["run", "smoke", "--set", "ppo.missing_eos_penalty=1"], "ppo.missing_eos_penalty"),
         (["winrate", "nothing.json"], "nothing.json"),
         (["report", "nowhere"], "nowhere"),
         (["compare", "tiny", "--data", "reviews", "--judge", "gold", "--out", "x"], "two policies"),

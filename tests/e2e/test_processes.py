@@ -11,13 +11,19 @@ from running import SMALL, duel
 
 def test_two_processes_train_every_stage(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    milestones = ["--set=dpo.logging_steps=1", "--set=dpo.num_checkpoints=1", "--set=dpo.kl_milestones=[0.000001]"]
+    milestones = [
+        "--set=dpo.per_device_train_batch_size=8",
+        "--set=dpo.logging_steps=1",
+        "--set=dpo.num_checkpoints=1",
+        "--set=dpo.kl_milestones=[0.000001]",
+    ]
     options = [*SMALL, *milestones, "--out", str(out), "--until", "dpo"]
     done = duel("run", "smoke", *options, "--", "--num_processes", "2", env={"OMP_NUM_THREADS": "1"})
     assert "Traceback" not in done.stderr
     for stage in ("sft", "reward_model", "ppo", "dpo"):
         record = json.loads((out / stage / "stage.json").read_text(encoding="utf-8"))
         assert record["metrics"]["processes"] == 2, stage
+    assert record["metrics"]["steps"] == 2  # DPO's 24 prompts, 8 for each process
     for arm in ("ppo", "dpo"):
         assert (out / arm / "model" / "model.safetensors").is_file()
     curves = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

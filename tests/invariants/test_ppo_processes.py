@@ -110,6 +110,18 @@ def test_two_processes_equal_one(tmp_path: Path, bf16: bool) -> None:
         assert evaluated[name] == pytest.approx(evaluated_by_two[name], rel=tolerance, abs=tolerance)
 
 
+def test_two_processes_equal_one_behind_a_critics_warm_up(tmp_path: Path) -> None:
+    """While the critic alone trains, the policy has no gradient, and the optimiser's count of its steps must stay."""
+    more = {"critic_warmup_rollouts": 1, "weight_decay": 0.1}
+    run(tmp_path / "one", per_device_train_batch_size=8, **more)
+    run(tmp_path / "two", per_device_train_batch_size=4, processes=2, **more)
+    one, two = results(tmp_path / "one")[0], results(tmp_path / "two")[0]
+    moved = max(float(weight.abs().max()) for name, weight in one.items() if "lora_B" in name)
+    assert moved > 1e-3
+    for name, weight in one.items():
+        assert float((weight - two[name]).abs().max()) < 1e-4 * moved, name
+
+
 def test_killed_in_an_update_and_run_again(tmp_path: Path) -> None:
     run(tmp_path / "whole", per_device_train_batch_size=8)
     run(tmp_path / "killed", per_device_train_batch_size=8, kill_at=6, expected=-signal.SIGKILL)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.locating import resolve
 from toolkit.ppo import Ensemble, PPOConfig, PPOTrainer
 from toolkit.ppo.actors import SeparateModels, SharedBase
-from toolkit.ppo.rewards import Sampled, combine, function_source, model_source
-from toolkit.recipe import Lora, ModelSection
+from toolkit.recipe import ModelSection
 from toolkit.scoring import Engine
 from toolkit.tree_batch import Tree
 
@@ -55,127 +55,6 @@ def length_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
 def train(trainer: PPOTrainer) -> list[dict[str, float]]:
     trainer.train()
     return [log for log in trainer.state.log_history if "loss" in log]
-
-
-@pytest.fixture(scope="module")
-def reward_folder(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, tokenizer: Any) -> Path:
-    """A reward model on the shipped policy, all weights."""
-    folder = tmp_path_factory.mktemp("rm")
-    section = ModelSection(name="tiny", dtype="float32", lora=None)
-    model = models.new_reward_model(tiny_ref, section, tokenizer.pad_token_id, seed=1)
-    models.save_policy(model, tokenizer, folder, dtype=torch.float32, base=folder)
-    models.write_reward_mean(folder, 0.25)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reward_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, tokenizer: Any) -> Path:
-    """A reward model that is an adapter on the shipped policy."""
-    folder = tmp_path_factory.mktemp("rm_adapter")
-    section = ModelSection(name="tiny", dtype="float32", lora=Lora(r=4, alpha=8))
-    model = models.new_reward_model(tiny_ref, section, tokenizer.pad_token_id, seed=1)
-    model = models.trainable(model, section.lora, task="SEQ_CLS", modules_to_save=["score"])
-    models.save_policy(model, tokenizer, folder, dtype=torch.float32, base=Path(tiny_ref.path))
-    return folder
-
-
-# ---------------------------------------------------------------- rewards
-
-
-def sampled(tokenizer: Any, texts: list[str], truncated: bool = False) -> Sampled:
-    prompt = tokenizer("The film")["input_ids"]
-    end = [] if truncated else [tokenizer.eos_token_id]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in texts]
-    flags = [truncated] * len(texts)
-    return Sampled(["The film"] * len(texts), texts, flags, [Tree(prompt, ids)], {"wanted": [7] * len(texts)})
-
-
-def test_a_function_gets_what_its_signature_names(tokenizer: Any) -> None:
-    seen: dict[str, Any] = {}
-
-    def score(prompts: list[str], completions: list[str], wanted: list[int]) -> list[Any]:
-        seen.update(prompts=prompts, completions=completions, wanted=wanted)
-        return [1, None]
-
-    async def later(completions: list[str], **columns: Any) -> list[float]:
-        seen["columns"] = sorted(columns)
-        return [2.0, 3.0]
-
-    rollout = sampled(tokenizer, [" was good.", " was bad."])
-    first, second = function_source(score)(rollout), function_source(later)(rollout)
-    assert seen["completions"] == [" was good.", " was bad."] and seen["wanted"] == [7, 7]
-    assert seen["columns"] == ["completion_ids", "prompts", "wanted"]
-    scores, steps = combine([first, second], [0.5, 2.0])
-    assert scores == [0.5 + 4.0, 6.0]  # None is left out of the sum
-    assert steps == [[], []]
-    assert combine([first], [1.0])[0][1] != combine([first], [1.0])[0][1]  # NaN: no reward applies
-
-
-def test_an_async_function_in_a_running_loop(tokenizer: Any) -> None:
-    """As in a notebook."""
-
-    async def later(completions: list[str]) -> list[float]:
-        await asyncio.sleep(0)
-        return [3.0] * len(completions)
-
-    async def notebook() -> Any:
-        return function_source(later)(sampled(tokenizer, ["a", "b"]))
-
-    assert asyncio.run(notebook()) == [3.0, 3.0]
-
-
-def test_conversational_completions_come_as_messages(tokenizer: Any) -> None:
-    def score(completions: list[Any], **_: Any) -> list[float]:
-        assert completions == [[{"role": "assistant", "content": "yes"}]]
-        return [1.0]
-
-    prompt = [{"role": "user", "content": "?"}]
-    assert list(function_source(score)(Sampled([prompt], ["yes"], [False], [Tree([5], [[6]])]))) == [1.0]
-
-
-def test_step_rewards_stand_at_their_tokens(tokenizer: Any) -> None:
-    def steps(completion_ids: list[list[int]], **_: Any) -> list[Any]:
-        return [[(0, 0.5), (len(ids) - 1, 1.0)] for ids in completion_ids]
-
-    def beyond(completion_ids: list[list[int]], **_: Any) -> list[Any]:
-        return [[(len(ids), 1.0)] for ids in completion_ids]
-
-    rollout = sampled(tokenizer, [" was good."])
-    scores, found = combine([function_source(steps)(rollout)], [2.0])
-    last = len(rollout.completion_ids[0]) - 1
-    assert (scores, found) == ([0.0], [[(0, 1.0), (last, 2.0)]])
-    with pytest.raises(ModelError, match="step reward stands at token"):
-        function_source(beyond)(rollout)
-    with pytest.raises(ModelError, match="1 values for 2 completions"):
-        function_source(lambda completions: [0.0])(sampled(tokenizer, ["a", "b"]))
-
-
-@pytest.mark.parametrize(("how", "expected"), [("mean", 2.0), ("wco", 1.0), ("uwo", 2.0 - 0.5 * 2 / 3)])
-def test_ensembles(how: Any, expected: float) -> None:
-    assert Ensemble((), how=how, lam=0.5).combine([1.0, 2.0, 3.0]) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("truncated", [True, False])
-def test_a_reward_model_with_another_tokenizer_reads_the_text(
-    tokenizer: Any, reward_folder: Path, truncated: bool
-) -> None:
-    """The policy's ids are shifted; what is scored must be the reward model's own ids of the same text."""
-    ref = resolve(str(reward_folder))
-    reward = models.load_reward_model(ref, ModelSection(name="tiny", dtype="float32", lora=None))
-    other = models.load_tokenizer(ref)
-    other.add_tokens(["<never seen>"])
-    texts = [" was good.", " was very bad indeed."]
-    rollout = sampled(tokenizer, texts, truncated)
-    foreign = Sampled(
-        rollout.prompts, texts, rollout.truncated, [Tree([5, 6], [[7, 8], [9]])]
-    )  # ids that mean something else
-    scores = model_source(reward, other, tokenizer, dtype=torch.float32)(foreign)
-    direct = model_source(reward, tokenizer, tokenizer, dtype=torch.float32)(rollout)
-    assert scores == pytest.approx(direct, abs=1e-4)
-    with torch.no_grad():
-        tree = rollout.trees[0]
-        plain = [reward(input_ids=torch.tensor([tree.prompt_ids + ids])).logits.item() for ids in tree.response_ids]
-    assert direct == pytest.approx(plain, abs=1e-4)
 
 
 # ---------------------------------------------------------------- training
@@ -242,6 +121,37 @@ def test_gradient_checkpointing_changes_no_number(kind: str, bf16: bool, tmp_pat
         torch.testing.assert_close(recomputed[name], weight, rtol=0, atol=1e-5, msg=name)
 
 
+def test_accumulation_changes_no_number(tmp_path: Path) -> None:
+    def weights(parts: int) -> dict[str, torch.Tensor]:
+        args = config(tmp_path, gradient_accumulation_steps=parts, num_mini_batches=1)
+        trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
+        trainer.train()
+        assert (len(trainer.rollout.minibatches[0]) > 1) is (parts > 1)
+        return trainer.actors.trained_state()
+
+    whole, parted = weights(1), weights(3)
+    for name, weight in whole.items():
+        torch.testing.assert_close(parted[name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+def test_conversations_train_in_the_chat_template(tmp_path: Path, tokenizer: Any) -> None:
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    seen: list[Any] = []
+
+    def score(prompts: list[Any], completions: list[Any]) -> list[float]:
+        seen.extend(zip(prompts, completions, strict=True))
+        return [0.0] * len(completions)
+
+    rows = [{"prompt": [{"role": "user", "content": f"Tell me {n} things"}]} for n in range(4)]
+    trainer = PPOTrainer("tiny", config(tmp_path), score, rows, processing_class=chat, peft_config=LORA)
+    assert all(log["objective/kl"] == 0 for log in train(trainer)[:1])
+    prompt, [message] = seen[0]
+    assert prompt in [row["prompt"] for row in rows] and message.keys() == {"role", "content"}
+    ids = trainer.schedule.prompts[0].ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "user: Tell me 0 things\nassistant:"
+
+
 @pytest.mark.parametrize("share_trunk", [False, True])
 def test_full_fine_tuning(tmp_path: Path, new_tiny: Any, reward_folder: Path, share_trunk: bool) -> None:
     args = config(tmp_path, share_trunk=share_trunk, value_head_init="reward_model")
@@ -250,25 +160,35 @@ def test_full_fine_tuning(tmp_path: Path, new_tiny: Any, reward_folder: Path, sh
     assert isinstance(actors, SeparateModels) and (actors.critic is None) is share_trunk
     if not share_trunk:  # the reward model can be the critic, with its mean
         assert actors.value_shift == 0.25 and bool(actors.value_head.weight.any())
+        actors.save_critic(tmp_path / "critic")
+        assert models.reward_mean(str(tmp_path / "critic")) == 0.25
     logs = train(trainer)
     assert logs[0]["objective/kl"] == 0 and logs[2]["objective/kl"] != 0
 
 
-def test_an_adapter_goes_on_training_against_a_copy_of_itself(tmp_path: Path, new_tiny: Any) -> None:
-    policy = get_peft_model(new_tiny(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+@pytest.mark.parametrize("more", [{}, {"lora_dropout": 0.5}, {"alpha_pattern": {"q_proj": 64}}, {"use_dora": True}])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_an_adapter_goes_on_training_against_a_copy_of_itself(
+    tmp_path: Path, new_tiny: Any, more: dict[str, Any], bf16: bool
+) -> None:
+    policy = new_tiny().to(torch.bfloat16 if bf16 else torch.float32)
+    policy = get_peft_model(policy, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **more))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in policy.named_parameters():
             if "lora_B" in name:
                 weight.add_(torch.randn(weight.shape, generator=generator) * 0.02)
     tree = [Tree([300, 301, 302], [[400, 401, 2]])]
+    policy.eval()
     with torch.no_grad():
         started = Engine(policy, 0, dtype=torch.float32).logps(tree)[0][0]
-    trainer = PPOTrainer(policy, config(tmp_path), length_reward, PROMPTS)
+    args = config(tmp_path, bf16=bf16)
+    trainer = PPOTrainer(policy, args, length_reward, PROMPTS)
+    assert args.max_steps == -1 and trainer.args.max_steps == 4  # the caller's settings stay as they are
     logs = train(trainer)
     assert logs[0]["objective/kl"] == 0 and logs[0]["policy/first_ratio_error"] <= 1e-6
     batch = trainer.actors.engine.pack(tree)
-    torch.testing.assert_close(trainer.actors.reference_logps(batch, 1.0), started, rtol=0, atol=1e-5)
+    torch.testing.assert_close(trainer.actors.reference_logps(batch, 1.0), started, rtol=0, atol=0.1 if bf16 else 1e-5)
     with torch.no_grad():
         assert not torch.allclose(trainer.actors.policy_logps(batch, 1.0)[0], started, atol=1e-4)
 
@@ -301,7 +221,8 @@ def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: 
     trainer.save_model(str(tmp_path / "final"))
     card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
     assert "objective/score" in card and "| `kl_coef` | 0.05 |" in card
-    assert (tmp_path / "final" / "critic" / "value_head.safetensors").is_file()
+    head = load_file(tmp_path / "final" / "critic" / "value_head.safetensors")
+    assert torch.equal(head["value_head.weight"], trainer.actors.value_head.weight) and head["value_head.shift"] == 0
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), tmp_path / "final")
     with trainer.averaged():
         expected = Engine(trainer.actors.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
@@ -343,8 +264,9 @@ def test_the_average_is_what_its_equation_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share_trunk", [False, True])
 def test_a_warming_critic_leaves_the_policy(tmp_path: Path, share_trunk: bool) -> None:
-    args = config(tmp_path, critic_warmup_rollouts=1, share_trunk=share_trunk)
-    logs = train(PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA))
+    args = config(tmp_path, critic_warmup_rollouts=1, share_trunk=share_trunk, ptx_coef=1.0, ptx_batch_size=1)
+    text = [{"prompt": "The film was", "completion": " a triumph."}]
+    logs = train(PPOTrainer("tiny", args, length_reward, PROMPTS, ptx_dataset=text, peft_config=LORA))
     assert [log["policy/ratio"] == pytest.approx(1.0, abs=1e-6) for log in logs] == [True, True, True, False]
     assert logs[1]["value/loss"] != logs[0]["value/loss"]
     assert logs[2]["objective/kl"] == 0
@@ -423,6 +345,33 @@ def test_a_checkpoint_holds_what_training_changes(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "checkpoint-4/ppo_state.json").read_text())["kl_coef"] == 0.05
 
 
+def test_what_a_reward_model_may_be_to_the_policy(
+    tmp_path: Path, tiny_ref: Any, tokenizer: Any, reward_adapter: Path, reward_folder: Path, new_tiny: Any
+) -> None:
+    """It shares the base, or starts the critic, only where it reads the policy's own tokens; and it never trains."""
+    assert isinstance(
+        PPOTrainer("tiny", config(tmp_path), str(reward_adapter), PROMPTS, peft_config=LORA).actors.reward_head,
+        torch.nn.Linear,
+    )
+    other = tmp_path / "other"
+    shutil.copytree(reward_adapter, other)
+    templated = models.load_tokenizer(resolve(str(reward_adapter)))
+    templated.chat_template = "{{ messages[0].content }}"
+    templated.save_pretrained(other)
+    assert PPOTrainer("tiny", config(tmp_path), str(other), PROMPTS, peft_config=LORA).actors.reward_head is None
+
+    loaded = AutoModelForSequenceClassification.from_pretrained(reward_folder)
+    args = config(tmp_path, value_head_init="reward_model")
+    more = {"reward_processing_classes": [templated]}
+    assert bool(PPOTrainer(new_tiny(), args, loaded, PROMPTS, **more).actors.value_head.weight.any())
+    templated.add_tokens(["<another>"])
+    assert not bool(PPOTrainer(new_tiny(), args, loaded, PROMPTS, **more).actors.value_head.weight.any())
+
+    before = {name: weight.clone() for name, weight in loaded.state_dict().items()}
+    PPOTrainer(new_tiny(), config(tmp_path), loaded, PROMPTS, value_model=loaded).train()
+    assert all(bool((weight == before[name]).all()) for name, weight in loaded.state_dict().items())
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -434,6 +383,12 @@ def test_a_checkpoint_holds_what_training_changes(tmp_path: Path) -> None:
         ({"kl_estimator": "k2"}, "no KL estimator 'k2'"),
         ({"value_head_init": "policy"}, "no such start of a critic"),
         ({"dual_clip": 0.9}, "above 1"),
+        ({"missing_eos_penalty": 1.0}, "reward truncated"),
+        (
+            {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
+            "changes alone",
+        ),
+        ({"push_to_hub": True}, "changes alone"),
         ({"share_trunk": True, "value_learning_rate": 0.5}, "no learning rate of its own"),
     ],
 )
@@ -455,6 +410,10 @@ def test_what_the_trainer_refuses(tmp_path: Path, new_tiny: Any, tokenizer: Any,
         make(values={"max_prompt_length": 1})
     with pytest.warns(UserWarning, match="1 of 2 prompts have more than 8 tokens"):
         make(data=[PROMPTS[0], {"prompt": "a film " * 20, "wanted": 0}], values={"max_prompt_length": 8})
+    with pytest.raises(RecipeError, match="max_steps is 5, and all episodes are done after 4"):
+        make(values={"max_steps": 5})
+    with pytest.raises(RecipeError, match="adapter is named mine"):
+        make(model=get_peft_model(new_tiny(), LORA, adapter_name="mine"))
     with pytest.raises(RecipeError, match="2 rewards and 1 weights"):
         make(reward=[length_reward, length_reward], values={"reward_weights": [1.0]})
     with pytest.raises(RecipeError, match="int is no reward"):

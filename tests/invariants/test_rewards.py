@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from toolkit import implicit_rewards, logp_cache, models
+from toolkit import rewards as toolkit_rewards
 from toolkit.locating import resolve
+from toolkit.progress import Reporter
 from toolkit.recipe import ModelSection
 from toolkit.scoring import Engine
 from toolkit.tree_batch import Tree
@@ -250,6 +252,32 @@ def test_killed_it_goes_on_and_writes_every_row_once(policy: str, tmp_path: Path
     assert pq.read_table(out).equals(pq.read_table(whole))
     assert pq.ParquetFile(out).num_row_groups == 5
     assert len(values(pq.read_table(out).to_pylist())) == 1200
+
+
+@pytest.mark.parametrize("kind", ["implicit", "explicit"])
+def test_stopped_in_its_last_figures_it_computes_nothing_anew(
+    policy: str, tmp_path: Path, tiny_ref: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The table is put in its place last of all: until then the same command goes on from the parts."""
+    out = tmp_path / "rewards.parquet"
+    tokenizer, section = models.load_tokenizer(tiny_ref), ModelSection(name="tiny", dtype="float32", lora=None)
+    model = models.new_reward_model(tiny_ref, section, tokenizer.pad_token_id, seed=1)
+    models.save_policy(model, tokenizer, tmp_path / "rm", dtype=torch.float32, base=tmp_path)
+
+    def call() -> dict[str, Any]:
+        if kind == "implicit":
+            return rewards(policy, out=out, rm=str(tmp_path / "rm"))
+        more = {"reporter": Reporter(quiet=True), "limit": 12}
+        return toolkit_rewards.explicit_rewards(str(tmp_path / "rm"), "reviews", out=out, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toolkit_rewards, "_summary", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    assert not out.exists()
+    monkeypatch.setattr(Engine, "each", lambda *_: pytest.fail("a forward pass"))
+    assert call()["n_prompts"] == 12 and out.is_file()
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_two_processes_share_the_work_and_write_the_same(policy: str, tmp_path: Path, monkeypatch: Any) -> None:

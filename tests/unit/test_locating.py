@@ -109,7 +109,6 @@ def test_what_a_policy_was_trained_with(tmp_path: Path) -> None:
     models.write_training_record(tmp_path / "policy", arm="dpo", beta=0.1)
     assert training_record(ref) == {"arm": "dpo", "beta": 0.1}
     assert resolve(str(tmp_path / "policy")).fingerprint == ref.fingerprint
-    assert training_record(ModelRef("a/b", "a/b", "hub", "x")) == {}
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -213,6 +212,26 @@ def test_a_hub_model_is_pinned_by_its_commit(hub: Any) -> None:
     ref = at("c0ffee")
     assert (ref.path, ref.kind, ref.revision) == ("a/b", "hub", "c0ffee")
     assert at("c0ffee") == ref and at("decade").fingerprint != ref.fingerprint
+
+
+def test_a_hub_model_brings_its_training_record(hub: Any, tmp_path: Path) -> None:
+    (tmp_path / "duel.json").write_text('{"beta": 0.3}', encoding="utf-8")
+    hub(lambda name: str(tmp_path / name))
+    ref = resolve("a/b")
+    assert ref.kind == "hub" and locating.training_record(ref) == {"beta": 0.3}
+
+    def find(name: str) -> str:
+        raise RemoteEntryNotFoundError("no duel.json", response=response())
+
+    hub(find)
+    assert locating.training_record(ref) == {}
+
+    def offline(name: str) -> str:
+        raise LocalEntryNotFoundError("offline")
+
+    hub(offline)
+    with pytest.warns(UserWarning, match="cannot be reached"):
+        assert locating.training_record(ref) == {}
 
 
 def test_a_hub_adapter_is_fetched_whole(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

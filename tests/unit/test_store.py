@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +86,12 @@ def test_json_comes_back_and_nan_is_refused(tmp_path: Path) -> None:
             write_json(path, {"a": bad})
     assert read_json(path) == {"a": [1, 2.5, None], "b": "ü"}
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+
+def test_a_table_has_the_columns_of_all_rows(tmp_path: Path) -> None:
+    store.write_table([{"a": 1}, {"a": 2, "label": "chosen"}], tmp_path / "t.parquet")
+    expected = [{"a": 1, "label": None}, {"a": 2, "label": "chosen"}]
+    assert pq.read_table(tmp_path / "t.parquet").to_pylist() == expected
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b'{"a": "\xff"}'])

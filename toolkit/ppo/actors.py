@@ -181,15 +181,11 @@ class SharedBase(Actors):
         self._use(POLICY)
 
     def _add(self, name: str, like: Any, state: dict[str, torch.Tensor]) -> None:
-        # The heads are ours, so an adapter needs to know about the layers of the trunk alone.
-        config = LoraConfig(
-            r=like.r,
-            lora_alpha=like.lora_alpha,
-            lora_dropout=0.0,
-            target_modules=like.target_modules,
-            use_rslora=like.use_rslora,
-            task_type="CAUSAL_LM",
-        )
+        config = copy.deepcopy(like)
+        config.lora_dropout, config.task_type, config.inference_mode = 0.0, "CAUSAL_LM", False
+        config.modules_to_save = None  # the heads are ours, so an adapter needs to know about the trunk's layers alone
+        config.layer_replication = None  # the base has its layers
+        config.init_lora_weights = True  # the state is loaded; some kinds of start would change the base
         self.policy.add_adapter(name, config)
         set_peft_model_state_dict(self.policy, state, adapter_name=name)
 
@@ -259,7 +255,7 @@ class SharedBase(Actors):
         folder.mkdir(parents=True, exist_ok=True)
         if not self.shares_trunk:
             self.policy.save_pretrained(folder, selected_adapters=[CRITIC])
-        save_file({"value_head.weight": self.value_head.weight.detach().cpu().contiguous()}, folder / VALUE_HEAD_FILE)
+        _save_head(self, folder)
 
 
 class SeparateModels(Actors):
@@ -333,10 +329,16 @@ class SeparateModels(Actors):
     def save_critic(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if self.critic is None:
-            head = self.value_head.weight.detach().cpu().contiguous()
-            save_file({"value_head.weight": head}, folder / VALUE_HEAD_FILE)
+            _save_head(self, folder)
         else:
             self.critic.save_pretrained(folder)
+            models.write_reward_mean(folder, self.value_shift)
+
+
+def _save_head(actors: Any, folder: Path) -> None:
+    """A value is the head's product with a state, minus ``value_shift``."""
+    head = {"weight": actors.value_head.weight.detach().cpu().contiguous(), "shift": torch.tensor(actors.value_shift)}
+    save_file({f"value_head.{name}": tensor for name, tensor in head.items()}, folder / VALUE_HEAD_FILE)
 
 
 def new_critic(policy: Any) -> Any:

@@ -107,6 +107,12 @@ class PPOConfig(TrainingArguments):
                 where="per_device_train_batch_size, samples_per_prompt, num_mini_batches",
                 fix=f"a multiple of {k}, at least {k * parts}",
             )
+        for name, instead in (
+            ("load_best_model_at_end", "kl_milestones, or the policies of checkpoints"),
+            ("push_to_hub", "save_model(folder), then huggingface_hub's upload_folder"),
+        ):
+            if getattr(self, name):
+                raise RecipeError("a checkpoint holds what training changes alone", where=name, fix=instead)
         if self.kl_estimator not in ("k1", "k3"):
             raise RecipeError(f"there is no KL estimator {self.kl_estimator!r}", where="kl_estimator", fix="k1 or k3")
         if self.value_head_init not in ("zero", "reward_model"):
@@ -114,6 +120,12 @@ class PPOConfig(TrainingArguments):
                 f"there is no such start of a critic: {self.value_head_init!r}",
                 where="value_head_init",
                 fix="zero or reward_model",
+            )
+        if self.missing_eos_penalty is not None and self.missing_eos_penalty > 0:
+            raise RecipeError(
+                f"{self.missing_eos_penalty:g} would reward truncated responses: it takes their score's place",
+                where="missing_eos_penalty",
+                fix=f"{-self.missing_eos_penalty:g}, or None to keep their score (TRL subtracts it instead)",
             )
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise RecipeError("the dual clip must lie above 1", where="dual_clip", fix="3, or None")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from toolkit import adapters, models, training
 from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.locating import ModelRef, resolve
-from toolkit.ppo.actors import Actors, SeparateModels, SharedBase, is_on, new_critic
+from toolkit.ppo.actors import POLICY, Actors, SeparateModels, SharedBase, is_on, new_critic
 from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.rewards import Sampled, Source, sources
+from toolkit.ppo.rewards import Ensemble, Sampled, Source, reads_the_same, sources
 from toolkit.ppo.rollout import PromptIds
 from toolkit.ppo.trainer import PPOLoop
 from toolkit.preferences.encoding import encode, encode_prompt, is_conversation, response_end
@@ -78,10 +78,13 @@ class PPOTrainer(PPOLoop):
         _check_whole(policy, peft_config)
         models.check_vocabulary(policy.get_input_embeddings().num_embeddings, tokenizer, str(tokenizer.name_or_path))
 
-        shared_reward = _adapter_on(ref, reward, peft_config, value_model, reference)
+        reads = (reward_processing_classes or [None])[0]
+        shared_reward = _adapter_on(ref, reward, peft_config, value_model, reference, tokenizer, reads)
         section = ModelSection(name=section.name, dtype=dtype)
         loaded = [] if shared_reward else sources(reward, tokenizer, section, tokenizers=reward_processing_classes)
-        actors = _actors(policy, args, tokenizer, dtype, peft_config, value_model, reference, shared_reward, reward)
+        actors = _actors(
+            policy, args, tokenizer, dtype, peft_config, value_model, reference, shared_reward, reward, reads
+        )
         if shared_reward is not None:
             assert isinstance(actors, SharedBase)
             loaded = [adapter_source(actors)]
@@ -134,6 +137,7 @@ def prompts_of(dataset: Any, tokenizer: PreTrainedTokenizerBase, args: PPOConfig
             "there is no column prompt", where=f"{where}, with the columns {sorted(rows[0])}", fix="rename one of them"
         )
     out, long = [], 0
+    names = dict.fromkeys(name for row in rows for name in row)
     for index, row in enumerate(rows):
         prompt = row["prompt"]
         if is_conversation(prompt):
@@ -144,7 +148,7 @@ def prompts_of(dataset: Any, tokenizer: PreTrainedTokenizerBase, args: PPOConfig
         if args.max_prompt_length is not None and len(ids) > args.max_prompt_length:
             long += 1
             continue
-        columns = {name: value for name, value in row.items() if name not in ("prompt", "prompt_id")}
+        columns = {name: row.get(name) for name in names if name != "prompt"}
         out.append(PromptIds(str(row.get("prompt_id", index)), ids, prompt, columns))
     if not out:
         raise DataError(
@@ -184,18 +188,37 @@ def _check_whole(policy: Any, peft_config: LoraConfig | None) -> None:
             where="peft_config",
             fix="leave it out to go on training the adapter, or merge it first (model.merge_and_unload())",
         )
+    if isinstance(policy, PeftModel) and POLICY not in policy.peft_config:
+        raise RecipeError(
+            f"the model's adapter is named {', '.join(policy.peft_config)}",
+            where="model",
+            fix=f"load it under peft's own name, {POLICY}",
+        )
+    for config in [peft_config, *(policy.peft_config.values() if isinstance(policy, PeftModel) else ())]:
+        if getattr(config, "bias", "none") != "none":
+            raise RecipeError("biases would be shared by policy and reference", where="peft_config", fix='bias="none"')
     if peft_config is not None and not isinstance(peft_config, LoraConfig):
         raise RecipeError(f"{type(peft_config).__name__} is not supported", where="peft_config", fix="LoraConfig")
 
 
 def _adapter_on(
-    ref: ModelRef | None, reward: Any, peft_config: LoraConfig | None, value_model: Any, reference: Any
+    ref: ModelRef | None,
+    reward: Any,
+    peft_config: LoraConfig | None,
+    value_model: Any,
+    reference: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    reward_tokenizer: PreTrainedTokenizerBase | None,
 ) -> ModelRef | None:
-    """The reward model's folder where it is an adapter on the very weights of the policy, which can then be shared."""
+    """The reward model's folder where it is an adapter on the very weights of the policy, which can then be shared,
+    and reads the tokens that the policy writes."""
     if ref is None or peft_config is None or not isinstance(reward, str) or value_model is not None:
         return None
     reward_ref = resolve(reward)
-    return reward_ref if reference is None and is_on(ref, reward_ref) else None
+    if reference is not None or not is_on(ref, reward_ref):
+        return None
+    same = reads_the_same(reward_tokenizer or models.load_tokenizer(reward_ref), tokenizer)
+    return reward_ref if same and LoraConfig.from_pretrained(reward_ref.path).bias == "none" else None
 
 
 def _actors(
@@ -208,8 +231,11 @@ def _actors(
     reference: Any,
     shared_reward: ModelRef | None,
     reward: Any,
+    reward_tokenizer: PreTrainedTokenizerBase | None,
 ) -> Actors:
     pad_id, device = int(tokenizer.pad_token_id), args.device
+    if value_model is not None and any(value_model is item for item in _each(reward)):  # one trains, the other must not
+        value_model = copy.deepcopy(value_model)
     critic = models.disable_dropout(value_model).to(device) if value_model is not None else None
     if critic is not None and getattr(critic.config, "num_labels", 0) != 1:
         raise ModelError("a critic is a sequence classifier with one output", where="value_model", fix="num_labels=1")
@@ -241,7 +267,7 @@ def _actors(
     if args.share_trunk:
         critic = None
     elif critic is None:
-        taken = _reward_as_critic(reward, policy, tokenizer)
+        taken = _reward_as_critic(reward, policy, tokenizer, reward_tokenizer)
         critic, shift = taken if taken is not None else (new_critic(copy.deepcopy(policy)), 0.0)
         value_head_init = args.value_head_init if taken is not None else "zero"
     else:
@@ -257,12 +283,24 @@ def _actors(
     )
 
 
-def _reward_as_critic(reward: Any, policy: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Any, float] | None:
+def _each(reward: Any) -> Iterator[Any]:
+    if isinstance(reward, Ensemble | list | tuple):
+        for item in reward.members if isinstance(reward, Ensemble) else reward:
+            yield from _each(item)
+    else:
+        yield reward
+
+
+def _reward_as_critic(
+    reward: Any, policy: Any, tokenizer: PreTrainedTokenizerBase, reward_tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[Any, float] | None:
     """A copy of the reward model and its mean, where it can be the critic: same tokens, one model."""
+    if isinstance(reward, str) and reward_tokenizer is None:
+        reward_tokenizer = models.load_tokenizer(resolve(reward))
+    if reward_tokenizer is not None and reward_tokenizer.get_vocab() != tokenizer.get_vocab():
+        return None
     if isinstance(reward, str):
         ref = resolve(reward)
-        if models.load_tokenizer(ref).get_vocab() != tokenizer.get_vocab():
-            return None
         loaded = models.load_reward_model(ref, ModelSection(name=ref.spec, dtype="float32"))
         model = loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded
         mean = models.reward_mean(ref.path)

@@ -88,8 +88,7 @@ def model_source(
     tokenizer or chat template. A truncated response gets no end of text in either case.
     """
     engine = Engine(model, int(tokenizer.pad_token_id), dtype=dtype, token_budget=token_budget)
-    same = tokenizer.get_vocab() == policy_tokenizer.get_vocab()
-    same = same and tokenizer.chat_template == policy_tokenizer.chat_template
+    same = reads_the_same(tokenizer, policy_tokenizer)
 
     def trees_of(sampled: Sampled) -> list[Tree]:
         if same:
@@ -115,11 +114,17 @@ def model_source(
     return score
 
 
+def reads_the_same(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers turn a conversation into the same ids."""
+    return tokenizer.get_vocab() == other.get_vocab() and tokenizer.chat_template == other.chat_template
+
+
 def function_source(function: Callable[..., Any]) -> Source:
     """A function of TRL's signature, ``f(prompts, completions, completion_ids, **columns)``, sync or async.
 
     It returns, for each completion, a number, None (does not apply), or a list of (token position, value) steps.
-    Conversational completions come as TRL gives them, a list with one assistant message.
+    Conversational completions come as TRL gives them, a list with one assistant message. Steps are added to the rewards
+    as they are: clipping, centring and ``missing_eos_penalty`` are for the score.
     """
     name = getattr(function, "__name__", type(function).__name__)
     takes = inspect.signature(function).parameters

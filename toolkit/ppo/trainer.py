@@ -35,6 +35,7 @@ The details that decide whether PPO works, each with its source (N+ is Huang et 
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections import defaultdict
@@ -127,6 +128,7 @@ class PPOLoop(Trainer):
         keep: Callable[[int], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        args = copy.copy(args)  # the caller's stay as they are
         self.eval_prompts, self.ptx, self.rewards = eval_prompts, ptx, list(rewards)
         self.weights = args.reward_weights or [1.0] * len(self.rewards)
         if len(self.weights) != len(self.rewards):
@@ -139,6 +141,12 @@ class PPOLoop(Trainer):
         self.schedule = Schedule(prompts, args, args.seed, args.world_size)
         if args.max_steps <= 0:
             args.max_steps = len(self.schedule)
+        if args.max_steps > len(self.schedule):
+            raise RecipeError(
+                f"max_steps is {args.max_steps}, and all episodes are done after {len(self.schedule)} optimiser steps",
+                where="max_steps, total_episodes",
+                fix="leave out one of them",
+            )
         # Inside a rollout a checkpoint could not be resumed: its samples are not kept.
         if args.save_strategy == "steps":
             every = args.save_steps if args.save_steps >= 1 else args.save_steps * args.max_steps  # a share of all
@@ -217,7 +225,7 @@ class PPOLoop(Trainer):
             passed = self.rollout.first_pass.pop() if self.rollout.first_pass else None
             sums_of = self._backward(part, n_tokens, warming=warming, passed=passed)
             totals += torch.tensor(sums_of, dtype=torch.float64)
-        if self.args.ptx_coef:
+        if self.args.ptx_coef and not warming:
             totals[_SUMS.index("ptx")] += self._ptx_backward(inputs)
         # The losses are divided by the tokens of all processes, so gradients add up.
         reduce_gradients(self.actors, mean=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -16,15 +15,15 @@ from toolkit.store import read_json, write_json
 def main(request: Path) -> int:
     import transformers
 
-    from toolkit.training import leave_together, world
+    from toolkit.training import leave_together, main_process, world
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     asked = read_json(request)
-    main_process = os.environ.get("RANK", "0") == "0"
+    writes = main_process()
     # The request lies in RUN/.work/STAGE-KEY.
-    metrics = request.parents[2] / "metrics.jsonl" if main_process else None
-    reporter = Reporter(quiet=not main_process, metrics=metrics)
+    metrics = request.parents[2] / "metrics.jsonl" if writes else None
+    reporter = Reporter(quiet=not writes, metrics=metrics)
     reporter.overall = asked["stage"]
     reporter.trackers, reporter.run_name = tuple(asked["recipe"]["report_to"]), asked["recipe"]["name"]
     inputs = {name: Path(path) for name, path in asked["inputs"].items()}
@@ -34,7 +33,7 @@ def main(request: Path) -> int:
     except DuelError as error:
         print(f"error: {error.render()}", file=sys.stderr)
         return 2
-    if main_process:
+    if writes:
         write_json(request.parent / "answer.json", {**metrics, "processes": world()[1]})
     leave_together()
     return 0

@@ -205,6 +205,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
             probe = KlProbe(policy, start, tokenizer, rows, settings)
             trainer.add_callback(training.KeepAtKl(section.kl_milestones, probe, keep, trainer.values))
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
+    if training.main_process() and trainer.state.global_step != steps:  # resumed with more processes, behind the last
+        keep(steps)
     fallen = next((row for row in reversed(watch.history) if "displacement/chosen" in row), None)
     if fallen is not None and fallen["displacement/chosen"] < 0:
         reporter.line(
@@ -213,7 +215,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
             "below it"
         )
     mean_tokens = sum(len(example.tree) for example in examples) / len(examples)
-    seen = steps * section.per_device_train_batch_size * section.gradient_accumulation_steps
+    seen = steps * training.step_size(section)
     tokens = round(seen * mean_tokens) + sum(len(example.tree) for example in examples)
     if probe is not None:
         tokens += int(training.all_sum(torch.tensor(probe.tokens, device=models.best_device())))

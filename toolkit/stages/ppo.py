@@ -78,10 +78,10 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
     if trainer.state.global_step < steps:
         reporter.line(f"ppo: stopped at step {trainer.state.global_step} of {steps}, KL passed {section.max_kl} nats")
-        stopped_at = trainer.state.global_step
-        if trainer.is_world_process_zero():
-            keep(stopped_at)
     if trainer.is_world_process_zero():
+        if trainer.state.global_step != steps:  # stopped early, or resumed with more processes, behind the last step
+            stopped_at = trainer.state.global_step
+            keep(stopped_at)
         actors.save_critic(out / "critic")
     sampled = sum(entry["tokens"] for entry in watch.history if "tokens" in entry)
     prompt_tokens = sum(len(p.ids) for p in prompts) / len(prompts) * schedule.rollouts * schedule.per_rollout

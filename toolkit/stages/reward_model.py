@@ -87,7 +87,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
     model.eval()
     engine = Engine(model, pad_id, dtype=dtype)
-    models.save_policy(model, tokenizer, out / "model", dtype=dtype, base=sft_folder)
+    if training.main_process():
+        models.save_policy(model, tokenizer, out / "model", dtype=dtype, base=sft_folder)
 
     mean = 0.0
     if section.center:
@@ -105,7 +106,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         )
         scores = engine.scores([Tree(ids, [s.ids]) for (_, ids), s in zip(prompts, samples, strict=True)])
         mean = sum(score for [score] in scores) / len(scores)
-    models.write_reward_mean(out / "model", mean)
+    if training.main_process():
+        models.write_reward_mean(out / "model", mean)
     mean_tokens = sum(len(example.tree) for example in examples) / len(examples)
-    seen = steps * section.per_device_train_batch_size * section.gradient_accumulation_steps
+    seen = steps * training.step_size(section)
     return {"tokens": round(seen * mean_tokens), "history": watch.history, "mean": mean, "steps": steps}

@@ -31,7 +31,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         # Both arms must refer to the weights with this adapter in them, not to the base below it.
         policy = policy.merge_and_unload()
     if not section.enabled:
-        models.merge_and_save(policy, tokenizer, out / "model", dtype)
+        if training.main_process():
+            models.merge_and_save(policy, tokenizer, out / "model", dtype)
         return {"tokens": 0, "history": []}
 
     rows = from_parquet(inputs["data"] / "train.parquet")
@@ -51,8 +52,9 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     arguments = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
     trainer = training.EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [watch])
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
-    models.merge_and_save(policy, tokenizer, out / "model", dtype)
-    seen = steps * section.per_device_train_batch_size * section.gradient_accumulation_steps
+    if training.main_process():
+        models.merge_and_save(policy, tokenizer, out / "model", dtype)
+    seen = steps * training.step_size(section)
     mean_tokens = sum(len(example.tree) for example in examples) / len(examples)
     return {"tokens": round(seen * mean_tokens), "history": watch.history, "n_examples": len(examples), "steps": steps}
 
