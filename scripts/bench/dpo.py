@@ -105,7 +105,7 @@ if __name__ == "__main__":
             "times TRL": (("duel", "pairs_per_s"), ("trl", "pairs_per_s")),
             "times TRL, reference cached": (("duel-cached", "pairs_per_s"), ("trl", "pairs_per_s")),
             "of TRL's peak memory": (("duel", "peak_gib"), ("trl", "peak_gib")),
-            "of TRL's memory above the loaded model": ("duel", "trl", "above_loaded_gib"),
+            "of TRL's memory above the loaded model": (("duel", "above_loaded_gib"), ("trl", "above_loaded_gib")),
         },
         {"data": "hh_harmless pairs, the first of the file", "unit": "pairs/s, reference included"},
     )
