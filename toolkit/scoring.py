@@ -278,8 +278,7 @@ class Engine:
         limit = PROBE_TOLERANCE[self.dtype]
         own_attention = inner(self.model).config.get_text_config()._attn_implementation == GROUPED
         with models.precision(self.device, self.dtype):
-            singles = [Tree(tree.prompt_ids, [ids]) for tree in both for ids in tree.response_ids]
-            expected = torch.cat([self._probe_values(pack([single], self.pad_id, plain=True)) for single in singles])
+            expected = self._plain_values([Tree(tree.prompt_ids, [ids]) for tree in both for ids in tree.response_ids])
             for padded in [False, True] if own_attention else [True]:
                 try:
                     batch = pack(both, self.pad_id, padded=padded)
@@ -294,6 +293,16 @@ class Engine:
                 if not self.plain:
                     return
         self._fall_back(why)
+
+    def _plain_values(self, singles: Sequence[Tree]) -> torch.Tensor:
+        """What the model itself says of trees with one response, few rows at a time: it may make all their logits."""
+        found: dict[int, torch.Tensor] = {}
+        for indices in batches(singles, min(self.token_budget, TOKEN_BUDGET["cpu"]), plain=True):
+            chosen = [singles[i] for i in indices]
+            counts = [1 if self.classifier else len(tree.response_ids[0]) for tree in chosen]
+            values = self._probe_values(pack(chosen, self.pad_id, plain=True))
+            found |= zip(indices, values.split(counts), strict=True)
+        return torch.cat([found[i] for i in range(len(singles))])
 
     def _probe_values(self, batch: TreeBatch) -> torch.Tensor:
         batch = batch.to(self.device)
