@@ -267,7 +267,7 @@ def verdict(win_rates: Sequence[Row]) -> dict[str, Any]:
         }
     if row["ci_low"] is None or row["ci_low"] <= 0.5 <= row["ci_high"]:
         needed = row["prompts_needed"]
-        more = f" To settle an effect of this size takes about {needed} prompts." if needed else ""
+        more = f" To settle an effect of this size takes about {needed:,} prompts." if needed else ""
         return {**facts, "winner": "undecided", "sentence": f"Undecided: {share}; the interval holds one half.{more}"}
     winner, name = ("rm_ppo", "RM + PPO") if row["win_rate"] > 0.5 else ("dpo", "DPO")
     return {**facts, "winner": winner, "sentence": f"{name} is better on this data: {share}."}
