@@ -224,13 +224,6 @@ class PpoSection(Arm):
         1e-5, description="Of AdamW (N+: larger than usual, so that early updates are calm)."
     )
 
-    @field_validator("max_steps", "num_train_epochs")
-    @classmethod
-    def _counted_in_responses(cls, value: float, about: ValidationInfo) -> float:
-        if value != cls.model_fields[str(about.field_name)].default:
-            raise ValueError("PPO is as long as ppo.total_episodes says; leave this out")
-        return value
-
 
 class DpoSection(Arm):
     learning_rate: PositiveFloat = Field(1e-4, description="Of AdamW, at its peak.")
@@ -408,6 +401,9 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
         what = f"{prompts} prompts in a rollout do not fill {ppo.num_mini_batches} mini-batches of whole prompts"
         keys = ("ppo.per_device_train_batch_size", "ppo.samples_per_prompt", "ppo.num_mini_batches")
         conflict(what, f"at most {prompts} mini-batches", *keys)
+    for name in ("max_steps", "num_train_epochs"):
+        if getattr(ppo, name) != Training.model_fields[name].default:
+            conflict("PPO is as long as ppo.total_episodes says", "leave it out", f"ppo.{name}")
     if ppo.total_episodes < batch:
         what = f"{ppo.total_episodes} episodes do not fill one rollout of {batch} responses"
         conflict(what, f"at least {batch} episodes", "ppo.total_episodes", "ppo.per_device_train_batch_size")
