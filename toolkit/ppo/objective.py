@@ -1,7 +1,7 @@
 """The equations of PPO for language models, as pure functions of tensors.
 
-Shapes: S responses, T response tokens, ``mask_ST`` true where a token was sampled (the EOS included). All
-arithmetic is in fp32. Masked entries never reach a result, whatever they hold.
+Shapes: S responses, T response tokens, ``mask_ST`` true where a token was sampled (the EOS included). The
+arithmetic is in the inputs' precision, which is fp32 in training. Masked entries never reach a result, whatever they hold.
 """
 
 from __future__ import annotations
@@ -115,8 +115,9 @@ def gae(
     >>> gae(torch.tensor([[0.0, 0.0, 1.0]]), torch.full((1, 3), 0.5), ones, gamma=1.0, lam=1.0)[0]
     tensor([[0.5000, 0.5000, 0.5000]])
     """
-    values_ST = torch.where(mask_ST, values_ST.float(), 0.0)
-    rewards_ST = torch.where(mask_ST, rewards_ST.float(), 0.0)
+    dtype = torch.promote_types(values_ST.dtype, torch.float32)
+    values_ST = torch.where(mask_ST, values_ST.to(dtype), 0.0)
+    rewards_ST = torch.where(mask_ST, rewards_ST.to(dtype), 0.0)
     following = torch.cat([values_ST[:, 1:], torch.zeros_like(values_ST[:, :1])], dim=1)
     delta_ST = rewards_ST + gamma * following - values_ST
     advantages_ST = torch.zeros_like(delta_ST)
