@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from toolkit import adapters
+from toolkit import adapters, norms
 from toolkit.attention import GROUPED, takes_grouped
 from toolkit.errors import ModelError
 from toolkit.locating import REWARD_HEAD_FILE, TRAINING_RECORD_FILE, ModelRef, resolve_base
@@ -262,7 +262,7 @@ def _from_pretrained(
         )
     if by_default and takes_grouped(model):
         model.set_attn_implementation(GROUPED)
-    return model
+    return norms.lean(model)  # type: ignore[no-any-return]
 
 
 def _with_adapter(base: PreTrainedModel, ref: ModelRef) -> PeftModel:

@@ -25,7 +25,7 @@ from toolkit.errors import StoreError
 SCHEMA_VERSION = 1
 STAGE_FILE = "stage.json"
 # The modules that a log-probability or a score comes out of: part of the key of whatever keeps one.
-FORWARD_CODE = ("tree_batch.py", "scoring.py", "attention.py", "models.py", "adapters.py")
+FORWARD_CODE = ("tree_batch.py", "scoring.py", "attention.py", "models.py", "adapters.py", "norms.py")
 
 
 def fingerprint(value: object) -> str:

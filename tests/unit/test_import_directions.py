@@ -55,7 +55,13 @@ SIDEWAYS = {
     "local_server": {"errors"},
 }
 # One component in several files.
-HALVES = {"adapters": "models", "attention": "models", "locating": "models", "tree_batch": "scoring"}
+HALVES = {
+    "adapters": "models",
+    "attention": "models",
+    "locating": "models",
+    "norms": "models",
+    "tree_batch": "scoring",
+}
 HALVES |= {"launching": "pipeline", "recipe_loading": "recipe", "recipe_reference": "recipe", "scored_data": "rewards"}
 HALVES |= {"cli_options": "cli", "cli_runs": "cli", "cli_measures": "cli"}
 TORCH = {"torch", "transformers", "trl", "peft", "accelerate"}

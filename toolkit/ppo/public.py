@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from toolkit import adapters, models, training
+from toolkit import adapters, models, norms, training
 from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.locating import ModelRef, resolve
 from toolkit.ppo.actors import POLICY, Actors, SeparateModels, SharedBase, is_on, new_critic
@@ -244,7 +244,7 @@ def _actors(
         config.lora_dropout, config.task_type = 0.0, "CAUSAL_LM"
         policy = get_peft_model(policy, config)
     if isinstance(policy, PeftModel):
-        adapters.lean(policy)
+        norms.lean(adapters.lean(policy))
         for name, weight in policy.named_parameters():
             weight.requires_grad_(".lora_" in name)
             if weight.requires_grad:
