@@ -80,7 +80,6 @@ def arguments(section: Training, out: Path, *, seed: int, dtype: str, steps: int
         "weight_decay": section.weight_decay,
         "max_grad_norm": section.max_grad_norm,
         "adam_epsilon": section.adam_epsilon,
-        "optim": "adamw_torch",
         "max_steps": steps,
         "bf16": dtype == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),

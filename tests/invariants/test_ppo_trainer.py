@@ -372,6 +372,25 @@ def test_what_a_reward_model_may_be_to_the_policy(
     assert all(bool((weight == before[name]).all()) for name, weight in loaded.state_dict().items())
 
 
+@pytest.mark.parametrize(("name", "kind"), [("adamw_torch_fused", torch.optim.AdamW), ("rmsprop", torch.optim.RMSprop)])
+def test_the_optimiser_is_the_one_that_was_named(tmp_path: Path, name: str, kind: Any) -> None:
+    args = config(tmp_path, optim=name, value_learning_rate=5e-3, weight_decay=0.1)
+    trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
+    optimizer = trainer.create_optimizer()
+    assert type(optimizer) is kind
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-3, 0.1), (5e-3, 0.1)]
+    assert optimizer.param_groups[0].get("fused", False) == (kind is torch.optim.AdamW)
+    assert len(train(trainer)) == 4
+
+
+def test_an_optimiser_that_takes_a_whole_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = PPOTrainer("tiny", config(tmp_path), length_reward, PROMPTS, peft_config=LORA)
+    for found in ((torch.optim.AdamW, {"optimizer_dict": {}}), (lambda: torch.optim.AdamW, {})):
+        monkeypatch.setattr(trainer, "get_optimizer_cls_and_kwargs", lambda *_, found=found: found)
+        with pytest.raises(RecipeError, match="chooses its weights itself"):
+            trainer.create_optimizer()
+
+
 # ---------------------------------------------------------------- refusals
 
 

@@ -185,16 +185,21 @@ class PPOLoop(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             value_rate = self.args.value_learning_rate or self.args.learning_rate
+            decay = {"weight_decay": self.args.weight_decay}
             groups = [
-                {"params": self.actors.policy_parameters(), "lr": self.args.learning_rate},
-                {"params": self.actors.critic_parameters(), "lr": value_rate},
+                {"params": self.actors.policy_parameters(), "lr": self.args.learning_rate, **decay},
+                {"params": self.actors.critic_parameters(), "lr": value_rate, **decay},
             ]
-            self.optimizer = torch.optim.AdamW(
-                groups,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-                weight_decay=self.args.weight_decay,
-            )
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.actors)
+            takes_groups = isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)
+            if not takes_groups or settings.keys() & {"params", "model", "optimizer_dict"}:
+                raise RecipeError(
+                    f"{self.args.optim} chooses its weights itself, and policy and critic have learning rates of their "
+                    "own",
+                    where="optim",
+                    fix="take another, such as adamw_torch_fused",
+                )
+            self.optimizer = optimizer(groups, **settings)
         return self.optimizer
 
     @property
