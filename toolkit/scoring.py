@@ -179,6 +179,7 @@ def _joined(parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.T
 
 def branch_scores(model: Any, batch: TreeBatch) -> torch.Tensor:
     """[R] fp32 scalar rewards, read at each response's last token; the head runs in fp32, whatever autocast is on."""
+    assert batch.last is not None
     return apply_head(score_head(model), hidden_states(model, batch)[batch.last])
 
 
@@ -226,14 +227,19 @@ class Engine:
         if self.pools and inner(model).config.pad_token_id is None:
             inner(model).config.pad_token_id = pad_id  # a head of its own may find the last token by it
 
-    def pack(self, trees: Sequence[Tree]) -> TreeBatch:
+    def pack(self, trees: Sequence[Tree], *, ends: bool | None = None) -> TreeBatch:
+        """:func:`pack` as this model takes it; by default with ``ends`` where it is a classifier, which needs them."""
         self._look(trees)
-        return pack(trees, self.pad_id, plain=bool(self.plain), padded=self.padded).to(self.device)
+        ends = self.classifier if ends is None else ends
+        return pack(trees, self.pad_id, plain=bool(self.plain), padded=self.padded, ends=ends).to(self.device)
 
-    def batches(self, trees: Sequence[Tree], token_budget: int | None = None) -> Iterator[list[int]]:
-        """:func:`batches` of what this model takes, by default of the engine's own budget."""
+    def batches(
+        self, trees: Sequence[Tree], token_budget: int | None = None, *, ends: bool | None = None
+    ) -> Iterator[list[int]]:
+        """:func:`batches` of what this model takes, by default of the engine's own budget; ``ends`` as in `pack`."""
         self._look(trees)
-        return batches(trees, token_budget or self.token_budget, plain=bool(self.plain))
+        ends = self.classifier if ends is None else ends
+        return batches(trees, token_budget or self.token_budget, plain=bool(self.plain), ends=ends)
 
     def _look(self, trees: Sequence[Tree]) -> None:
         """Whether these trees can be taken, and how. Raises ModelError where the model has not so many positions."""
@@ -264,7 +270,7 @@ class Engine:
         """A batch that another model's engine packed, packed anew where this model cannot take it."""
         self._look(batch.trees)
         unfit = (self.plain and batch.attention_mask.dim() == 4) or (self.padded and batch.rows is not None)
-        return self.pack(batch.trees) if unfit else batch
+        return self.pack(batch.trees, ends=batch.last is not None) if unfit else batch
 
     @torch.no_grad()
     def probe(self, trees: Sequence[Tree]) -> None:
@@ -355,18 +361,20 @@ class Engine:
         trees: Sequence[Tree],
         run: Callable[[TreeBatch], list[Any]],
         advance: Callable[[int], None] | None = None,
+        *,
+        ends: bool | None = None,
     ) -> list[list[Any]]:
         """What ``run`` gives for each response of a batch, for every tree in the caller's order, without gradients.
 
-        ``advance`` is told how many responses are done.
+        ``advance`` is told how many responses are done; ``ends`` as in :meth:`pack`.
         """
         limit = ATTENTION_TOKENS.get(self.device.type)
         parts = [
             (index, piece) for index, tree in enumerate(trees) for piece in (pieces(tree, limit) if limit else [tree])
         ]
         results: list[list[Any]] = [[] for _ in parts]
-        for indices in self.batches([piece for _, piece in parts]):
-            batch = self.pack([parts[i][1] for i in indices])
+        for indices in self.batches([piece for _, piece in parts], ends=ends):
+            batch = self.pack([parts[i][1] for i in indices], ends=ends)
             with torch.no_grad(), models.precision(self.device, self.dtype):
                 values = iter(run(batch))
             for i in indices:

@@ -33,6 +33,10 @@ class Tree:
         """Tokens of the prompt and its longest response: how far positions go."""
         return len(self.prompt_ids) + max(map(len, self.response_ids), default=0)
 
+    def placed(self, ends: bool) -> Tree:
+        """What a batch computes of it: without ``ends``, no response's last token, from which nothing is predicted."""
+        return self if ends else Tree(self.prompt_ids, [ids[:-1] for ids in self.response_ids])
+
 
 @dataclass(frozen=True)
 class TreeBatch:
@@ -45,7 +49,7 @@ class TreeBatch:
     predictor: torch.Tensor  # [N] flat index (into input_ids) of the state that a response token is predicted from
     target: torch.Tensor  # [N] the response token
     owner: torch.Tensor  # [N] which response the token belongs to
-    last: torch.Tensor  # [R] flat index of each response's last token
+    last: torch.Tensor | None  # [R] flat index of each response's last token, if those are placed
     tree: torch.Tensor  # [R] which tree the response belongs to
     trees: tuple[Tree, ...]  # what was packed, for a model that needs it packed in another way
 
@@ -55,7 +59,7 @@ class TreeBatch:
 
     @property
     def n_responses(self) -> int:
-        return self.last.numel()
+        return self.tree.numel()
 
     @property
     def n_tokens(self) -> int:
@@ -84,16 +88,20 @@ def take_rows(order: list[int], lengths: list[int], n_rows: int) -> list[list[in
     return rows
 
 
-def pack(trees: Sequence[Tree], pad_id: int, *, plain: bool = False, padded: bool = True) -> TreeBatch:
+def pack(
+    trees: Sequence[Tree], pad_id: int, *, plain: bool = False, padded: bool = True, ends: bool = True
+) -> TreeBatch:
     """Pack trees into one batch whose rows are as long as the longest (``plain``: a row for each response).
 
-    Without ``padded`` the mask has such rows, and the tokens stand in one without padding. Raises ValueError for an
-    empty prompt or response, which has no log-probability.
+    Without ``padded`` the mask has such rows, and the tokens stand in one without padding. Without ``ends`` the last
+    token of a response is a target alone: its own state has a reward, and no log-probability needs it. Raises
+    ValueError for an empty prompt or response, which has no log-probability.
     """
     if not all(tree.prompt_ids and all(tree.response_ids) for tree in trees):
         raise ValueError("a tree needs at least one prompt token and one token in each response")
     tree_of = [index for index, tree in enumerate(trees) for _ in tree.response_ids]
-    placed = [Tree(tree.prompt_ids, [ids]) for tree in trees for ids in tree.response_ids] if plain else trees
+    whole = [Tree(tree.prompt_ids, [ids]) for tree in trees for ids in tree.response_ids] if plain else trees
+    placed = [tree.placed(ends) for tree in whole]
     rows = [[i] for i in range(len(placed))] if plain else take_rows(*ascending(placed), n_rows=len(placed))
     width = max(map(len, placed))
     input_ids = torch.full((len(rows), width), pad_id)
@@ -118,17 +126,17 @@ def pack(trees: Sequence[Tree], pad_id: int, *, plain: bool = False, padded: boo
         position_ids[row, first:start] = torch.arange(n)
         branch[row, first:start] = 0
         member[row, first : first + len(tree)] = i
-        for k, ids in enumerate(tree.response_ids, start=1):
+        for k, (ids, targets) in enumerate(zip(tree.response_ids, whole[i].response_ids, strict=True), start=1):
             stop = start + len(ids)
-            input_ids[row, start:stop] = torch.tensor(ids)
+            input_ids[row, start:stop] = torch.tensor(ids, dtype=torch.long)
             position_ids[row, start:stop] = torch.arange(n, n + len(ids))
             branch[row, start:stop] = k
             # The first token of a branch is predicted from the prompt's last one, the others from the one before.
-            states = torch.arange(start - 1, stop - 1)
+            states = torch.arange(start - 1, start - 1 + len(targets))
             states[0] = first + n - 1
             predictor.append(states + row * width)
-            target += ids
-            lengths.append(len(ids))
+            target += targets
+            lengths.append(len(targets))
             last.append(row * width + stop - 1)
             start = stop
     if plain:
@@ -147,7 +155,7 @@ def pack(trees: Sequence[Tree], pad_id: int, *, plain: bool = False, padded: boo
         predictor=torch.cat(predictor),
         target=torch.tensor(target),
         owner=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
-        last=torch.tensor(last),
+        last=torch.tensor(last) if ends else None,
         tree=torch.tensor(tree_of),
         trees=tuple(trees),
     )
@@ -166,7 +174,7 @@ def _without_padding(batch: TreeBatch, real: torch.Tensor) -> TreeBatch:
         position_ids=batch.position_ids.flatten()[place][None],
         rows=Rows(take=token_at, place=place),
         predictor=token_at[batch.predictor],
-        last=token_at[batch.last],
+        last=None if batch.last is None else token_at[batch.last],
     )
 
 
@@ -188,12 +196,13 @@ def pieces(tree: Tree, attention_tokens: int) -> list[Tree]:
     return [Tree(tree.prompt_ids, group) for group in groups if group]
 
 
-def batches(trees: Sequence[Tree], token_budget: int, *, plain: bool = False) -> Iterator[list[int]]:
+def batches(trees: Sequence[Tree], token_budget: int, *, plain: bool = False, ends: bool = True) -> Iterator[list[int]]:
     """Indices of trees in batches of at most ``token_budget`` tokens with their padding, longest trees first.
 
     The order within and between batches does not change any result; the caller puts results back by index. ``plain``:
-    each response will have a row of its own, as :func:`pack` has it then.
+    each response will have a row of its own, as :func:`pack` has it then; ``ends`` as there.
     """
+    trees = [tree.placed(ends) for tree in trees]
     if plain:
         yield from _of_single_rows(trees, token_budget)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -100,6 +101,40 @@ def test_the_plain_layout_by_hand() -> None:
     assert (batch.predictor.tolist(), batch.last.tolist(), batch.tree.tolist()) == ([1, 2, 5], [3, 6], [0, 0])
 
 
+def test_the_layout_without_ends_by_hand() -> None:
+    """A last token is predicted, and nothing from it; what is predicted, and its order, stay."""
+    trees = [Tree([5, 6], [[7, 2], [8]]), Tree([9], [[3, 4, 1]])]
+    batch, whole = pack(trees, pad_id=0, ends=False), pack(trees, pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7], [9, 3, 4]]
+    assert batch.position_ids.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert batch.predictor.tolist() == [1, 2, 1, 3, 4, 5]
+    assert batch.last is None and batch.n_responses == 3
+    assert all(torch.equal(getattr(batch, name), getattr(whole, name)) for name in ("target", "owner", "tree"))
+    assert batch.attention_mask[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    flat = pack([Tree([5], [[8], [3]]), *trees], pad_id=0, ends=False, padded=False)
+    assert flat.input_ids.tolist() == [[5, 6, 7, 9, 3, 4, 5]]
+    assert flat.predictor.tolist() == [6, 6, 1, 2, 1, 3, 4, 5]
+    assert pack(trees, pad_id=0, plain=True, ends=False).input_ids.tolist() == [[5, 6, 7], [5, 6, 0], [9, 3, 4]]
+
+
+def test_rewards_alone_need_the_ends(make_trees: Trees) -> None:
+    trees = make_trees(4, 64, k=3)
+    policy, reward = engine(llama()).pack(trees), engine(classifier()).pack(trees)
+    assert policy.last is None and reward.last is not None
+    assert policy.attention_mask.sum() < reward.attention_mask.sum()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_responses_of_a_single_token(plain: bool) -> None:
+    """As judges and classifiers give them: a tree is no more than its prompt."""
+    trees = [Tree([5, 6, 7], [[8], [9]]), Tree([4], [[3]]), Tree([11, 12], [[13], [14, 15]])]
+    model = llama()
+    scorer = engine(model)
+    scorer.plain = plain
+    scorer.probed = 100
+    assert_same(scorer.logps(trees), oracle(model, trees))
+
+
 @pytest.mark.parametrize("tree", [Tree([], [[1]]), Tree([1], [[2], []])])
 def test_nothing_to_predict_is_refused(tree: Tree) -> None:
     with pytest.raises(ValueError, match="at least one"):
@@ -108,14 +143,13 @@ def test_nothing_to_predict_is_refused(tree: Tree) -> None:
 
 def test_batches_hold_each_tree_once_within_the_budget(make_trees: Trees) -> None:
     trees = make_trees(30)
-    for budget in (1, 60, 100, 10_000):
-        for plain in (False, True):
-            found = list(batches(trees, budget, plain=plain))
-            assert sorted(i for part in found for i in part) == list(range(30))
-            for part in found:
-                batch = pack([trees[i] for i in sorted(part)], 0, plain=plain)
-                # One tree, or one row of them, may take more.
-                assert batch.n_tokens <= budget or (len(part) == 1 if plain else len(batch.input_ids) == 1)
+    for budget, plain, ends in product((1, 60, 100, 10_000), (False, True), (False, True)):
+        found = list(batches(trees, budget, plain=plain, ends=ends))
+        assert sorted(i for part in found for i in part) == list(range(30))
+        for part in found:
+            batch = pack([trees[i] for i in sorted(part)], 0, plain=plain, ends=ends)
+            # One tree, or one row of them, may take more.
+            assert batch.n_tokens <= budget or (len(part) == 1 if plain else len(batch.input_ids) == 1)
     filled = sum(map(len, trees)) / sum(pack([trees[i] for i in part], 0).n_tokens for part in batches(trees, 100))
     assert filled > 0.95
 
@@ -146,7 +180,7 @@ def test_a_wide_tree_gives_the_same_numbers_in_pieces(tiny: Any, monkeypatch: py
     steps: list[int] = []
     scorer = engine(tiny)
     take = scorer.pack
-    monkeypatch.setattr(scorer, "pack", lambda parts: packed.extend(map(len, parts)) or take(parts))
+    monkeypatch.setattr(scorer, "pack", lambda parts, **how: packed.extend(map(len, parts)) or take(parts, **how))
     ours = scorer.logps(trees, advance=steps.append)
     assert len(packed) > 3 and max(packed) < len(trees[0])
     assert sum(steps) == sum(len(tree.response_ids) for tree in trees)
@@ -381,7 +415,8 @@ def test_grouped_attention_sees_no_padding(make_trees: Trees) -> None:
     trees = make_trees(5, 64, k=3)
     scorer, other = engine(model), engine(llama())
     batch = scorer.pack(trees)
-    assert batch.rows is not None and batch.n_tokens == sum(map(len, trees)) and scorer.suited(batch) is batch
+    assert batch.rows is not None and batch.n_tokens == sum(len(tree.placed(ends=False)) for tree in trees)
+    assert scorer.suited(batch) is batch
     assert_same(scorer.logps(trees), oracle(model, trees))
     passed_on = other.suited(batch)
     assert passed_on.rows is None and passed_on.attention_mask.dim() == 4

@@ -235,9 +235,10 @@ class SharedBase(Actors):
         head, policy = self.reward_head, self.policy
 
         def run(batch: TreeBatch) -> list[float]:
+            assert batch.last is not None
             return apply_head(head, hidden_states(policy, batch)[batch.last]).tolist()  # type: ignore[no-any-return]
 
-        scores = [value - self.mean for values in self.engine.each(trees, run) for value in values]
+        scores = [value - self.mean for values in self.engine.each(trees, run, ends=True) for value in values]
         self._use(POLICY)
         return scores
 
