@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from accelerate import PartialState
 from numpy.typing import NDArray
 
 from toolkit.errors import ModelError, StoreError
 from toolkit.locating import ModelRef, cache_folder
+from toolkit.processes import wait, world
 from toolkit.scoring import Engine
 from toolkit.store import FORWARD_CODE, file_fingerprint, fingerprint
 from toolkit.tree_batch import Tree
@@ -33,23 +31,6 @@ Values = list[NDArray[np.float32]]  # of each response: its tokens' log-probabil
 def reference_folder() -> Path:
     """Where reference log-probabilities are kept for every run on this machine."""
     return cache_folder() / "logps"
-
-
-def join_processes() -> bool:
-    """Meet the other processes, where `accelerate launch` started several. Whether this is the main one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        PartialState(cpu=not torch.cuda.is_available())
-    return not _several() or dist.get_rank() == 0
-
-
-def wait_for_all() -> None:
-    """Returns when every process is here."""
-    if _several():
-        dist.barrier()
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def identity(ref: ModelRef, *, dtype: str, attention: str, weights: str | None = None) -> str:
@@ -139,11 +120,12 @@ def _parts(
         finally:
             partial.unlink(missing_ok=True)
 
-    if _several():
-        for number in range(dist.get_rank(), len(paths), dist.get_world_size()):
+    rank, size = world()
+    if size > 1:
+        for number in range(rank, len(paths), size):
             if not paths[number].is_file():
                 write(number)
-        wait_for_all()  # the others' parts are there now; on a disk that is not shared each computes what it lacks
+        wait()  # the others' parts are there now; on a disk that is not shared each computes what it lacks
     for number, start in enumerate(starts):
         of_part = sizes[start : start + PART]
         if paths[number].is_file():

@@ -260,9 +260,11 @@ def _from_pretrained(
             where=ref.path,
             fix="use a complete copy of the model",
         )
-    if by_default and takes_grouped(model):
-        model.set_attn_implementation(GROUPED)
-    return norms.lean(model)  # type: ignore[no-any-return]
+    if by_default:
+        norms.lean(model)
+        if takes_grouped(model):
+            model.set_attn_implementation(GROUPED)
+    return model
 
 
 def _with_adapter(base: PreTrainedModel, ref: ModelRef) -> PeftModel:

@@ -57,6 +57,7 @@ class StageSpec:
 
 _TRAINING_CODE = (
     "training.py",
+    "processes.py",
     "trl_trainers.py",
     "logp_cache.py",
     *FORWARD_CODE,

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toolkit import logp_cache, models
+from toolkit import logp_cache, models, processes
 from toolkit.errors import ModelError, RecipeError
 from toolkit.evals.agreement import (
     LOG_Z_WARNING,
@@ -126,7 +126,8 @@ def implicit_rewards(
     """
     scratch = TemporaryDirectory() if out is None else None
     out = Path(scratch.name, "rewards.parquet") if scratch is not None else Path(str(out))
-    main = logp_cache.join_processes()
+    processes.meet()
+    main = processes.main_process()
     reporter = reporter if reporter is not None and main else Reporter(quiet=True)
     started = time.monotonic()
     refuse_existing(out, force)
@@ -184,7 +185,7 @@ def implicit_rewards(
     if not main:  # the other processes have computed their parts; the main one writes
         for _ in of_reference or ():
             pass
-        logp_cache.wait_for_all()
+        processes.wait()
         return {}
     implicit: list[np.ndarray] = []
 
@@ -222,7 +223,7 @@ def implicit_rewards(
     names = [name for name in SCHEMA.names if left_out.get(name, True) and (labelled or name != "label")]
     schema = pa.schema([SCHEMA.field(name) for name in names], metadata={"duel": json.dumps(facts)})
     write_row_groups(row_groups(), schema, work / out.name)
-    logp_cache.wait_for_all()  # the others read the parts too
+    processes.wait()  # the others read the parts too
 
     lengths = [np.array([len(ids) for ids in tree.response_ids], dtype=np.float64) for tree in trees]
     summary = _summary(reading, implicit, started, lengths=lengths)

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
     PreTrainedTokenizerBase,
@@ -32,6 +30,7 @@ from toolkit.models import precision
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import encode, is_conversation, response_end
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.processes import all_sum, launched, reduce_gradients
 from toolkit.progress import Reporter
 from toolkit.recipe import Arm, Training
 from toolkit.scoring import Engine
@@ -44,7 +43,7 @@ RESUME_POINTS = 6
 
 def step_size(section: Training) -> int:
     """Prompts of an optimiser step: those of all processes."""
-    return section.per_device_train_batch_size * section.gradient_accumulation_steps * processes()
+    return section.per_device_train_batch_size * section.gradient_accumulation_steps * launched()
 
 
 def total_steps(section: Training, n_items: int) -> int:
@@ -52,16 +51,6 @@ def total_steps(section: Training, n_items: int) -> int:
     if section.max_steps > 0:
         return section.max_steps
     return max(1, math.ceil(math.ceil(n_items / step_size(section)) * section.num_train_epochs))
-
-
-def processes() -> int:
-    """How many processes were launched to share the work, whether they have met by now or not."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def main_process() -> bool:
-    """Whether this is the process that writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def arguments(section: Training, out: Path, *, seed: int, dtype: str, steps: int) -> dict[str, Any]:
@@ -226,6 +215,12 @@ class Example:
     margins: tuple[float, ...] = ()
 
 
+def trained_tokens(section: Training, steps: int, examples: Sequence[Example]) -> int:
+    """Tokens of the prompts and responses that ``steps`` optimiser steps saw, of examples as long as these in the mean."""
+    mean = sum(len(example.tree) for example in examples) / len(examples)
+    return round(steps * step_size(section) * mean)
+
+
 @dataclass(frozen=True)
 class PairBatch:
     """Packed prompts with all their comparisons, P in all: a batch, or a part of one that is computed at once. Each
@@ -299,53 +294,6 @@ def _pair_batch(engine: Engine, examples: Sequence[tuple[int, Example]], n_promp
         example=torch.tensor([index for index, _ in examples]),
         token_share=torch.tensor(trees.target.numel() / n_tokens),
     )
-
-
-def world() -> tuple[int, int]:
-    """This process's rank, and how many share the training."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def leave_together() -> None:
-    """Wait for the other processes and close the group: gloo aborts a process whose peer has gone."""
-    if world()[1] > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def all_sum(total: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over the processes."""
-    if world()[1] > 1:
-        total = total.clone()
-        dist.all_reduce(total)
-    return total
-
-
-def all_items(items: list[Any]) -> list[Any]:
-    """The items of all processes, by rank."""
-    if world()[1] == 1:
-        return items
-    gathered: list[list[Any]] = [[] for _ in range(world()[1])]
-    dist.all_gather_object(gathered, items)
-    return [item for part in gathered for item in part]
-
-
-def reduce_gradients(model: nn.Module, *, mean: bool = True) -> None:
-    """Average (or add up) gradients over the processes. Our forward passes go through the engine and not through
-    DDP's wrapper."""
-    size = world()[1]
-    if size == 1:
-        return
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    # What has no gradient anywhere keeps none: for an optimiser with momentum or decay, zero is not nothing.
-    having = all_sum(torch.tensor([float(weight.grad is not None) for weight in weights], device=weights[0].device))
-    for weight, n in zip(weights, having.tolist(), strict=True):
-        if n:
-            gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
-            dist.all_reduce(gradient)
-            weight.grad = gradient / size if mean else gradient
 
 
 class ByLength(Sampler[int]):

@@ -1,11 +1,12 @@
 """PPO: samples per second and peak memory of this trainer and of TRL 1.12's, the last with PPO.
 
-usage: python scripts/bench/ppo.py [--rounds 2] [--rollouts 4] [--peer-venv .venv-trl] [--out FILE.json]
+usage: python scripts/bench/ppo.py [--rollouts 7] [--peer-venv .venv-trl] [--out FILE.json]
 
 The same model (SmolLM2-135M in bf16, LoRA of rank 16 on the policy), prompts, batch (32 prompts, one sample each),
-length (32 tokens, no end of text) and two inner epochs. The peers alternate, each in a process of its own; the first
-rollout of each is left out. TRL's critic is a whole model, as its trainer has it; ours is a second adapter, or a head
-on the policy's states. TRL lives in a virtual environment of its own, which the script makes where it is missing.
+length (32 tokens, no end of text) and two inner epochs. Each peer is a process of its own; all are there at once and
+take turns, one rollout each while the others wait, since the machine's pace changes within minutes. The first rollout
+of each is left out. TRL's critic is a whole model, as its trainer has it; ours is a second adapter, or a head on the
+policy's states. TRL lives in a virtual environment of its own, which the script makes where it is missing.
 """
 
 from __future__ import annotations
@@ -28,61 +29,87 @@ import harness
 TRL = "trl==1.12.0"
 PEERS = ("adapters", "trunk", "trl")
 N_PROMPTS, N_TOKENS, N_EPOCHS, RANK = 32, 32, 2, 16
+SAID = "PEER "  # what a worker's lines for this script begin with
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--rollouts", type=int, default=4)
+    parser.add_argument("--rollouts", type=int, default=7, help="of each peer, the first included")
     parser.add_argument("--peer-venv", type=Path, default=Path(".venv-trl"))
     parser.add_argument("--out", type=Path, default=Path("scripts/bench/results/ppo.json"))
     parser.add_argument("--worker", nargs=2, metavar=("PEER", "FOLDER"))
     args = parser.parse_args()
     if args.worker:
         peer, folder = args.worker
-        print(json.dumps(worker(peer, Path(folder), args.rollouts)))
+        worker(peer, Path(folder), args.rollouts)
         return
     peer_python = args.peer_venv / "bin" / "python"
     if not peer_python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(args.peer_venv)], check=True)
         for packages in (["torch==2.13.0"], [TRL, "peft"]):
             subprocess.run([str(peer_python), "-m", "pip", "install", "--quiet", *packages], check=True)
-    runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in PEERS}
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
-        for _ in range(args.rounds):
-            for peer in PEERS:
-                python = peer_python if peer == "trl" else sys.executable
-                command = [str(python), __file__, "--rollouts", str(args.rollouts), "--worker", peer, folder]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                runs[peer].append(json.loads(done.stdout.splitlines()[-1]))
-                print(peer, runs[peer][-1], file=sys.stderr, flush=True)
-    command = f"python scripts/bench/ppo.py --rounds {args.rounds} --rollouts {args.rollouts}"
-    result = {"command": command} | summary(runs)
+        turns, peak_gib = measure(str(peer_python), folder, args.rollouts)
+    result = {"command": f"python scripts/bench/ppo.py --rollouts {args.rollouts}"} | summary(turns, peak_gib)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({name: result[name] for name in ("speed_over_trl", "memory_over_trl")}))
 
 
-def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians over the rounds, and ours over TRL's."""
-    median = {
-        peer: {field: statistics.median(run[field] for run in found) for field in ("samples_per_s", "peak_gib")}
-        for peer, found in runs.items()
-    }
+def measure(peer_python: str, folder: str, rollouts: int) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Seconds of every peer's rollout, turn by turn, and each process's peak memory in GiB."""
+    workers: dict[str, subprocess.Popen[str]] = {}
 
-    def over_trl(field: str) -> dict[str, float]:
-        return {peer: round(median[peer][field] / median["trl"][field], 2) for peer in PEERS[:2]}
+    def hear(peer: str) -> float:
+        out = workers[peer].stdout
+        assert out is not None
+        for line in out:
+            if line.startswith(SAID):
+                return float(line.removeprefix(SAID))
+        raise SystemExit(f"{peer} ended with {workers[peer].wait()}")
 
+    try:
+        for peer in PEERS:
+            python = peer_python if peer == "trl" else sys.executable
+            command = [python, __file__, "--rollouts", str(rollouts), "--worker", peer, folder]
+            workers[peer] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            hear(peer)
+        turns: list[dict[str, float]] = []
+        for turn in range(rollouts - 1):
+            seconds = {}
+            for peer in PEERS if turn % 2 == 0 else reversed(PEERS):
+                asks = workers[peer].stdin
+                assert asks is not None
+                print(file=asks, flush=True)
+                seconds[peer] = hear(peer)
+            turns.append({peer: seconds[peer] for peer in PEERS})
+            print(f"{turn + 1}/{rollouts - 1} {turns[-1]}", file=sys.stderr, flush=True)
+        peak_gib = {}
+        for peer, process in workers.items():
+            assert process.stdin is not None
+            process.stdin.close()
+            peak_gib[peer] = hear(peer)
+        return turns, peak_gib
+    finally:
+        for process in workers.values():
+            process.kill()
+
+
+def summary(turns: list[dict[str, float]], peak_gib: dict[str, float]) -> dict[str, Any]:
+    """Medians over the turns, and ours over TRL's: of speeds the median of each turn's ratio."""
+    ratios = {peer: [turn["trl"] / turn[peer] for turn in turns] for peer in PEERS[:2]}
     return {
         "date": date.today().isoformat(),
         "machine": f"{harness.processor()}, {len(os.sched_getaffinity(0))} cores",
         "versions": harness.versions() | {"peer": TRL},
         "settings": {"prompts": N_PROMPTS, "tokens": N_TOKENS, "inner_epochs": N_EPOCHS, "lora_rank": RANK},
-        "runs": runs,
-        "median": median,
-        "speed_over_trl": over_trl("samples_per_s"),
-        "memory_over_trl": over_trl("peak_gib"),
+        "turns_s": turns,
+        "samples_per_s": {p: round(N_PROMPTS / statistics.median(turn[p] for turn in turns), 3) for p in PEERS},
+        "peak_gib": peak_gib,
+        "ratios": {peer: [round(ratio, 3) for ratio in found] for peer, found in ratios.items()},
+        "speed_over_trl": {peer: round(statistics.median(found), 2) for peer, found in ratios.items()},
+        "memory_over_trl": {peer: round(peak_gib[peer] / peak_gib["trl"], 2) for peer in PEERS[:2]},
     }
 
 
@@ -107,31 +134,32 @@ def prepare(folder: Path) -> None:
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-def worker(peer: str, folder: Path, rollouts: int) -> dict[str, Any]:
-    """Train for some rollouts; the clock starts at the end of the first."""
+def worker(peer: str, folder: Path, rollouts: int) -> None:
+    """Train, saying after each rollout how many seconds it took and waiting to be asked for the next; at the end say
+    the peak memory in GiB."""
     from transformers import TrainerCallback
 
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    times: list[float] = []
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
-
     steps_of_rollout = 1 if peer == "trl" else N_EPOCHS
+    done = 0
+
+    class Turns(TrainerCallback):  # type: ignore[misc]
+        began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            nonlocal done
+            done += 1
+            if done % steps_of_rollout == 0:
+                print(f"{SAID}{time.perf_counter() - self.began:.3f}", flush=True)
+                sys.stdin.readline()
+                self.began = time.perf_counter()
+
     trainer = (trl_trainer if peer == "trl" else our_trainer)(peer, folder, settings, rollouts)
-    trainer.add_callback(Clock())
+    trainer.add_callback(Turns())
     trainer.train()
-    if len(times) != rollouts * steps_of_rollout:
-        raise SystemExit(f"{peer}: {len(times)} steps, expected {rollouts * steps_of_rollout}")
-    seconds = times[-1] - times[steps_of_rollout - 1]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    speeds = {
-        name.split("/")[1]: round(value, 1)
-        for name, value in (trainer.state.log_history[-2] if len(trainer.state.log_history) > 1 else {}).items()
-        if name.startswith("speed/")
-    }
-    return {"samples_per_s": round(N_PROMPTS * (rollouts - 1) / seconds, 3), "peak_gib": round(peak, 2), **speeds}
+    if done != rollouts * steps_of_rollout:
+        raise SystemExit(f"{peer}: {done} steps, expected {rollouts * steps_of_rollout}")
+    print(f"{SAID}{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f}", flush=True)
 
 
 def our_trainer(peer: str, folder: Path, settings: dict[str, Any], rollouts: int) -> Any:

@@ -22,7 +22,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 from toolkit.ppo import PPOConfig, PPOTrainer
-from toolkit.training import leave_together
+from toolkit.processes import leave_together
 
 torch.set_num_threads(1)
 options = json.loads(sys.argv[1])

@@ -383,11 +383,12 @@ def test_the_optimiser_is_the_one_that_was_named(tmp_path: Path, name: str, kind
     assert len(train(trainer)) == 4
 
 
-def test_an_optimiser_that_takes_a_whole_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimiser_with_ways_of_its_own_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = PPOTrainer("tiny", config(tmp_path), length_reward, PROMPTS, peft_config=LORA)
-    for found in ((torch.optim.AdamW, {"optimizer_dict": {}}), (lambda: torch.optim.AdamW, {})):
+    two_modes = type("ScheduleFree", (torch.optim.AdamW,), {"eval": lambda self: None})
+    for found in ((torch.optim.AdamW, {"optimizer_dict": {}}), (lambda: torch.optim.AdamW, {}), (two_modes, {})):
         monkeypatch.setattr(trainer, "get_optimizer_cls_and_kwargs", lambda *_, found=found: found)
-        with pytest.raises(RecipeError, match="chooses its weights itself"):
+        with pytest.raises(RecipeError, match="cannot train with adamw_torch_fused"):
             trainer.create_optimizer()
 
 

@@ -124,14 +124,13 @@ def test_rewards_alone_need_the_ends(make_trees: Trees) -> None:
     assert policy.attention_mask.sum() < reward.attention_mask.sum()
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_responses_of_a_single_token(plain: bool) -> None:
+@pytest.mark.parametrize("layout", ["padded", "unpadded", "plain"])
+def test_responses_of_a_single_token(layout: str) -> None:
     """As judges and classifiers give them: a tree is no more than its prompt."""
     trees = [Tree([5, 6, 7], [[8], [9]]), Tree([4], [[3]]), Tree([11, 12], [[13], [14, 15]])]
-    model = llama()
+    model = random_model(LlamaConfig(**SMALL), attn_implementation=GROUPED if layout == "unpadded" else "eager")
     scorer = engine(model)
-    scorer.plain = plain
-    scorer.probed = 100
+    scorer.plain, scorer.padded, scorer.probed = layout == "plain", layout != "unpadded", 100
     assert_same(scorer.logps(trees), oracle(model, trees))
 
 
@@ -419,7 +418,7 @@ def test_grouped_attention_sees_no_padding(make_trees: Trees) -> None:
     assert scorer.suited(batch) is batch
     assert_same(scorer.logps(trees), oracle(model, trees))
     passed_on = other.suited(batch)
-    assert passed_on.rows is None and passed_on.attention_mask.dim() == 4
+    assert passed_on.rows is None and passed_on.attention_mask.dim() == 4 and passed_on.last is None
     torch.testing.assert_close(other.token_logps(passed_on)[0], scorer.token_logps(batch)[0], rtol=0, atol=1e-4)
     assert other.padded and not scorer.padded
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from toolkit import models, training
+from toolkit import models, processes, training
 from toolkit.locating import resolve
 from toolkit.recipe import DpoSection, Lora, ModelSection, Training
 from toolkit.scoring import Engine
@@ -54,11 +54,11 @@ steps = training.total_steps(settings, len(items))
 arguments = training.arguments(settings, out, seed=0, dtype="float32", steps=steps)
 trainer = EngineTrainer(engine, arguments, items, loss)
 trainer.train()
-if training.main_process():
+if processes.main_process():
     weights = {n: w.detach().contiguous() for n, w in model.named_parameters() if w.requires_grad}
     save_file(weights, out / "state.safetensors")
     (out / "logs.json").write_text(json.dumps([log for log in trainer.state.log_history if "loss" in log]))
-training.leave_together()
+processes.leave_together()
 """
 
 

@@ -92,11 +92,11 @@ def rows_of(examples: list[Example], *, apart: bool) -> list[dict[str, Any]]:
 
 
 def dpo_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path) -> list[float]:
-    section = ModelSection(dtype="float32")
+    section, own = ModelSection(dtype="float32"), ModelSection(dtype="float32", attn_implementation="sdpa")
     tokenizer = models.load_tokenizer(ref)
     pad_id = int(tokenizer.pad_token_id)
     theirs = DPOTrainer(
-        model=models.load_policy(ref, section),
+        model=models.load_policy(ref, own),  # with transformers' attention and norms
         args=config_of(DPOConfig, out, beta=0.3),
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
         processing_class=tokenizer,
@@ -123,12 +123,13 @@ def dpo_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path)
 
 def rm_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path) -> list[float]:
     section = ModelSection(dtype="float32", lora=LORA)
+    own = ModelSection(dtype="float32", lora=LORA, attn_implementation="sdpa")
     tokenizer = models.load_tokenizer(ref)
     pad_id = int(tokenizer.pad_token_id)
     examples = [replace(e, margins=(0.1 * (k % 3),)) for k, e in enumerate(examples)]
     rows = rows_of(examples, apart=False)
     theirs = RewardTrainer(
-        model=models.new_reward_model(ref, section, pad_id, 0),
+        model=models.new_reward_model(ref, own, pad_id, 0),  # with transformers' attention and norms
         args=config_of(RewardConfig, out, center_rewards_coefficient=0.01),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

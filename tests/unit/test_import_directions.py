@@ -31,7 +31,7 @@ LAYERS = [
         "metrics",
     },
     {"models"},
-    {"store", "progress", "recipe", "errors", "local_server", "waiting"},
+    {"store", "progress", "recipe", "errors", "local_server", "waiting", "processes"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 SIDEWAYS = {

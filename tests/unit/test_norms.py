@@ -77,6 +77,8 @@ def test_a_lean_norm_is_the_models_own(dtype: torch.dtype, weight_dtype: torch.d
     assert (gradient - own_gradient).abs().max() <= close * own_gradient.abs().max()
     with torch.no_grad():
         assert torch.equal(norms.lean(norm(weight_dtype))(x), own)
+    with torch.autocast("cpu", torch.bfloat16):  # the backward pass too, where a product would be rounded
+        assert all(map(torch.equal, through(norms.lean(norm(weight_dtype)), x), (found, gradient)))
 
 
 def test_the_gradient_is_that_of_finite_differences() -> None:
@@ -129,6 +131,15 @@ def test_a_model_with_lean_norms_is_copied_and_pickled(new_tiny: Callable[[], An
             next(m for m in twin.modules() if isinstance(m, norms._LeanRMSNorm)).weight.data.mul_(2)  # type: ignore[operator]
             assert not torch.equal(twin(input_ids=IDS).logits, expected)
         assert torch.equal(model(input_ids=IDS).logits, expected)
+
+
+def test_a_norm_that_does_not_run_here_stays() -> None:
+    class KernelRMSNorm(LlamaRMSNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("a kernel for another device")
+
+    assert type(norms.lean(KernelRMSNorm(24))) is KernelRMSNorm
+    assert type(norms.lean(LlamaRMSNorm(24).to("meta"))) is LlamaRMSNorm
 
 
 def test_a_forward_that_somebody_replaced_stays() -> None:

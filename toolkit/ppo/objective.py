@@ -1,7 +1,7 @@
 """The equations of PPO for language models, as pure functions of tensors.
 
-Shapes: S responses, T response tokens, ``mask_ST`` true where a token was sampled (the EOS included). The
-arithmetic is in the inputs' precision, which is fp32 in training. Masked entries never reach a result, whatever they hold.
+Shapes: S responses, T response tokens, ``mask_ST`` true where a token was sampled (the EOS included). Training
+has fp32 inputs; fp64 ones stay so. Masked entries never reach a result, whatever they hold.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def shape_scores(
 
     Huang et al. 2024, detail "EOS trick"; OpenRLHF and DeepSpeed-Chat for the clip.
     """
-    shaped = scores_S.float()
+    shaped = scores_S.to(torch.promote_types(scores_S.dtype, torch.float32))
     if clip is not None:
         shaped = shaped.clamp(-clip, clip)
     if missing_eos_penalty is not None:

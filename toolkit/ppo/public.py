@@ -295,12 +295,12 @@ def _reward_as_critic(
     reward: Any, policy: Any, tokenizer: PreTrainedTokenizerBase, reward_tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[Any, float] | None:
     """A copy of the reward model and its mean, where it can be the critic: same tokens, one model."""
-    if isinstance(reward, str) and reward_tokenizer is None:
-        reward_tokenizer = models.load_tokenizer(resolve(reward))
+    ref = resolve(reward) if isinstance(reward, str) else None
+    if ref is not None and reward_tokenizer is None:
+        reward_tokenizer = models.load_tokenizer(ref)
     if reward_tokenizer is not None and reward_tokenizer.get_vocab() != tokenizer.get_vocab():
         return None
-    if isinstance(reward, str):
-        ref = resolve(reward)
+    if ref is not None:
         loaded = models.load_reward_model(ref, ModelSection(name=ref.spec, dtype="float32"))
         model = loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded
         mean = models.reward_mean(ref.path)

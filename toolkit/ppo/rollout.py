@@ -23,7 +23,7 @@ from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.rewards import Sampled, Steps
 from toolkit.preferences.encoding import decode
 from toolkit.preferences.rows import Prompt
-from toolkit.training import all_items, all_sum, world
+from toolkit.processes import all_items, all_sum, world
 from toolkit.tree_batch import Tree, TreeBatch
 
 # Tokens of a forward and backward pass by default. More than scoring has: what a pass costs beside its products counts
@@ -189,7 +189,9 @@ def collect(
     for minibatch, part in enumerate(minibatch_prompts):
         budget = config.token_budget or PASS_TOKENS[device.type]
         if passes > 1:
-            budget = min(budget, -(-sum(len(tree) for tree in trees[first : first + len(part)]) // passes))
+            budget = min(
+                budget, -(-sum(len(tree.placed(ends=False)) for tree in trees[first : first + len(part)]) // passes)
+            )
         for chosen in actors.engine.batches(trees[first : first + len(part)], budget):
             indices = [first + i for i in chosen]
             packs.append((minibatch, indices, actors.engine.pack([trees[i] for i in indices]).to(device)))

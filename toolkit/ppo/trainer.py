@@ -56,9 +56,9 @@ from toolkit.ppo.actors import Actors
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.rewards import Sampled, Source, Steps, combine
 from toolkit.ppo.rollout import Generator, Part, PromptIds, Rollout, collect, dense, sample, scored
+from toolkit.processes import all_items, all_sum, reduce_gradients, world
 from toolkit.scoring import by_response
 from toolkit.store import read_json, write_json
-from toolkit.training import all_items, all_sum, reduce_gradients, world
 from toolkit.tree_batch import Tree
 
 STATE_FILE = "actors.safetensors"
@@ -192,10 +192,15 @@ class PPOLoop(Trainer):
             ]
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.actors)
             takes_groups = isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)
-            if not takes_groups or settings.keys() & {"params", "model", "optimizer_dict"}:
+            # Those of "schedule free" have other weights for evaluation, which a rollout would have to ask for.
+            if (
+                not takes_groups
+                or hasattr(optimizer, "eval")
+                or settings.keys() & {"params", "model", "optimizer_dict"}
+            ):
                 raise RecipeError(
-                    f"{self.args.optim} chooses its weights itself, and policy and critic have learning rates of their "
-                    "own",
+                    f"PPO cannot train with {self.args.optim.value}, which chooses its weights itself or has others to "
+                    "sample from",
                     where="optim",
                     fix="take another, such as adamw_torch_fused",
                 )

@@ -15,7 +15,7 @@ from toolkit.store import read_json, write_json
 def main(request: Path) -> int:
     import transformers
 
-    from toolkit.training import leave_together, main_process, world
+    from toolkit.processes import leave_together, main_process, world
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

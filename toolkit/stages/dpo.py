@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
-from toolkit import logp_cache, models, training, trl_trainers
+from toolkit import logp_cache, models, processes, training, trl_trainers
 from toolkit.generation import generate
 from toolkit.locating import ModelRef, resolve
 from toolkit.preferences.encoding import encode_prompt
@@ -103,7 +103,7 @@ def reference_logps(
     ref: ModelRef, section: ModelSection, policy: Any, pad_id: int, trees: list[Tree], reporter: Reporter
 ) -> list[torch.Tensor]:
     """For each tree, [K] summed log-probabilities under ``policy`` as it is before training, kept on disk."""
-    logp_cache.join_processes()
+    processes.meet()
     weights = str(policy.dtype).removeprefix("torch.")
     key = logp_cache.identity(ref, dtype=section.dtype, attention=models.attention(section), weights=weights)
     n_responses = sum(len(tree.response_ids) for tree in trees)
@@ -123,7 +123,7 @@ class KlProbe:
     """log pi / pi_ref of fresh samples of the policy in training: what its KL to the reference is estimated from."""
 
     def __init__(self, policy: Any, reference: Any, tokenizer: Any, rows: list[PreferenceRow], settings: Any) -> None:
-        rank, size = training.world()
+        rank, size = processes.world()
         self.prompts = [(row.prompt_id, encode_prompt(tokenizer, row.prompt)) for row in rows[:KL_PROMPTS][rank::size]]
         self.policy, self.reference, self.seed = policy, reference, settings.seed
         self.dtype, self.pad_id = models.DTYPES[settings.model.dtype], int(tokenizer.pad_token_id)
@@ -205,7 +205,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
             probe = KlProbe(policy, start, tokenizer, rows, settings)
             trainer.add_callback(training.KeepAtKl(section.kl_milestones, probe, keep, trainer.values))
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
-    if training.main_process() and trainer.state.global_step != steps:  # resumed with more processes, behind the last
+    if processes.main_process() and trainer.state.global_step != steps:  # resumed with more processes, behind the last
         keep(steps)
     fallen = next((row for row in reversed(watch.history) if "displacement/chosen" in row), None)
     if fallen is not None and fallen["displacement/chosen"] < 0:
@@ -214,9 +214,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
             f"{-fallen['displacement/chosen']:.1f} nats below the reference, {fallen['displacement/rate']:.0%} of them "
             "below it"
         )
-    mean_tokens = sum(len(example.tree) for example in examples) / len(examples)
-    seen = steps * training.step_size(section)
-    tokens = round(seen * mean_tokens) + sum(len(example.tree) for example in examples)
+    tokens = training.trained_tokens(section, steps, examples) + sum(len(example.tree) for example in examples)
     if probe is not None:
-        tokens += int(training.all_sum(torch.tensor(probe.tokens, device=models.best_device())))
+        tokens += int(processes.all_sum(torch.tensor(probe.tokens, device=models.best_device())))
     return {"tokens": tokens, "history": watch.history, "steps": steps, "pairs": sum(len(e.pairs) for e in examples)}

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from toolkit import models, training
+from toolkit import models, processes, training
 from toolkit.locating import resolve
 from toolkit.ppo.actors import SharedBase, build
 from toolkit.ppo.config import PPOConfig
@@ -78,7 +78,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
     if trainer.state.global_step < steps:
         reporter.line(f"ppo: stopped at step {trainer.state.global_step} of {steps}, KL passed {section.max_kl} nats")
-    if trainer.is_world_process_zero():
+    if processes.main_process():
         if trainer.state.global_step != steps:  # stopped early, or resumed with more processes, behind the last step
             stopped_at = trainer.state.global_step
             keep(stopped_at)

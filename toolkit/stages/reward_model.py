@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
-from toolkit import models, training, trl_trainers
+from toolkit import models, processes, training, trl_trainers
 from toolkit.generation import generate
 from toolkit.locating import resolve
 from toolkit.preferences.encoding import encode_prompt
@@ -87,7 +87,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
     model.eval()
     engine = Engine(model, pad_id, dtype=dtype)
-    if training.main_process():
+    if processes.main_process():
         models.save_policy(model, tokenizer, out / "model", dtype=dtype, base=sft_folder)
 
     mean = 0.0
@@ -106,8 +106,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         )
         scores = engine.scores([Tree(ids, [s.ids]) for (_, ids), s in zip(prompts, samples, strict=True)])
         mean = sum(score for [score] in scores) / len(scores)
-    if training.main_process():
+    if processes.main_process():
         models.write_reward_mean(out / "model", mean)
-    mean_tokens = sum(len(example.tree) for example in examples) / len(examples)
-    seen = steps * training.step_size(section)
-    return {"tokens": round(seen * mean_tokens), "history": watch.history, "mean": mean, "steps": steps}
+    tokens = training.trained_tokens(section, steps, examples)
+    return {"tokens": tokens, "history": watch.history, "mean": mean, "steps": steps}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from toolkit import models, training
+from toolkit import models, processes, training
 from toolkit.locating import resolve
 from toolkit.preferences import splits
 from toolkit.preferences.encoding import encode, is_conversation, response_end
@@ -31,7 +31,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         # Both arms must refer to the weights with this adapter in them, not to the base below it.
         policy = policy.merge_and_unload()
     if not section.enabled:
-        if training.main_process():
+        if processes.main_process():
             models.merge_and_save(policy, tokenizer, out / "model", dtype)
         return {"tokens": 0, "history": []}
 
@@ -52,11 +52,10 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     arguments = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
     trainer = training.EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [watch])
     trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
-    if training.main_process():
+    if processes.main_process():
         models.merge_and_save(policy, tokenizer, out / "model", dtype)
-    seen = steps * training.step_size(section)
-    mean_tokens = sum(len(example.tree) for example in examples) / len(examples)
-    return {"tokens": round(seen * mean_tokens), "history": watch.history, "n_examples": len(examples), "steps": steps}
+    tokens = training.trained_tokens(section, steps, examples)
+    return {"tokens": tokens, "history": watch.history, "n_examples": len(examples), "steps": steps}
 
 
 def completion_loss(engine: Engine, batch: training.PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

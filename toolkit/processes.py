@@ -1,0 +1,81 @@
+"""Several processes that share one piece of work, as `accelerate launch` starts them; one alone has nobody to ask."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import nn
+
+
+def launched() -> int:
+    """How many processes were started to share the work, whether they have met by now or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def main_process() -> bool:
+    """Whether this is the process that writes."""
+    rank, size = world()
+    return rank == 0 and (size > 1 or launched() == 1 or os.environ.get("RANK", "0") == "0")
+
+
+def meet() -> None:
+    """Join the other processes, where there are some and this one has not. A Trainer does so itself."""
+    if launched() > 1:
+        PartialState(cpu=not torch.cuda.is_available())
+
+
+def wait() -> None:
+    """Returns when every process is here."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
+def world() -> tuple[int, int]:
+    """This process's rank, and how many share the training."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def leave_together() -> None:
+    """Wait for the other processes and close the group: gloo aborts a process whose peer has gone."""
+    if world()[1] > 1:
+        wait()
+        dist.destroy_process_group()
+
+
+def all_sum(total: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over the processes."""
+    if world()[1] > 1:
+        total = total.clone()
+        dist.all_reduce(total)
+    return total
+
+
+def all_items(items: list[Any]) -> list[Any]:
+    """The items of all processes, by rank."""
+    if world()[1] == 1:
+        return items
+    gathered: list[list[Any]] = [[] for _ in range(world()[1])]
+    dist.all_gather_object(gathered, items)
+    return [item for part in gathered for item in part]
+
+
+def reduce_gradients(model: nn.Module, *, mean: bool = True) -> None:
+    """Average (or add up) gradients over the processes. Our forward passes go through the engine and not through
+    DDP's wrapper."""
+    size = world()[1]
+    if size == 1:
+        return
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    # What has no gradient anywhere keeps none: for an optimiser with momentum or decay, zero is not nothing.
+    having = all_sum(torch.tensor([float(weight.grad is not None) for weight in weights], device=weights[0].device))
+    for weight, n in zip(weights, having.tolist(), strict=True):
+        if n:
+            gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
+            dist.all_reduce(gradient)
+            weight.grad = gradient / size if mean else gradient
