@@ -70,22 +70,30 @@ class _LeanRMSNorm(nn.Module):
         weight: Any = self.weight
         if weight.requires_grad or x.device.type != "cpu":
             return super().forward(x)  # type: ignore[no-any-return]
+        if not torch.is_grad_enabled():  # a decoded token's norm is so small that the graph's own step would show
+            return _normed(x, weight, self.variance_epsilon)[0]
         return _RMSNorm.apply(x, weight, self.variance_epsilon)  # type: ignore[no-any-return]
 
     def __reduce__(self) -> Any:  # the class is made while running, so a pickle names the one it was made from
         return _new, (self.plain,), self.__dict__
 
 
+def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """[..., d] ``w * (x / sqrt(mean(x^2) + eps))`` (Zhang and Sennrich 2019, equation 4), and [..., 1] what x was
+    multiplied with. The quotient is computed in fp32 and rounded to x's precision."""
+    wide = x.to(torch.float32, copy=True)
+    inverse = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return weight * wide.mul_(inverse).to(x.dtype), inverse
+
+
 class _RMSNorm(torch.autograd.Function):
-    """[..., d] ``w * (x / sqrt(mean(x^2) + eps))`` (Zhang and Sennrich 2019, equation 4). The quotient is computed in
-    fp32 and rounded to x's precision; w has no gradient."""
+    """:func:`_normed` with a gradient for x; w has none."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        wide = x.to(torch.float32, copy=True)
-        inverse = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        out, inverse = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return weight * wide.mul_(inverse).to(x.dtype)
+        return out
 
     @staticmethod
     @once_differentiable  # type: ignore[misc]

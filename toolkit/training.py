@@ -216,7 +216,7 @@ class Example:
 
 
 def trained_tokens(section: Training, steps: int, examples: Sequence[Example]) -> int:
-    """Tokens of the prompts and responses that ``steps`` optimiser steps saw, of examples as long as these in the mean."""
+    """Tokens that ``steps`` optimiser steps saw, prompts included, of examples as long as these in the mean."""
     mean = sum(len(example.tree) for example in examples) / len(examples)
     return round(steps * step_size(section) * mean)
 

@@ -188,11 +188,10 @@ def collect(
     first = 0
     for minibatch, part in enumerate(minibatch_prompts):
         budget = config.token_budget or PASS_TOKENS[device.type]
+        of_part = trees[first : first + len(part)]
         if passes > 1:
-            budget = min(
-                budget, -(-sum(len(tree.placed(ends=False)) for tree in trees[first : first + len(part)]) // passes)
-            )
-        for chosen in actors.engine.batches(trees[first : first + len(part)], budget):
+            budget = min(budget, -(-sum(len(tree.placed(ends=False)) for tree in of_part) // passes))
+        for chosen in actors.engine.batches(of_part, budget):
             indices = [first + i for i in chosen]
             packs.append((minibatch, indices, actors.engine.pack([trees[i] for i in indices]).to(device)))
         first += len(part)
