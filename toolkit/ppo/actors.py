@@ -23,7 +23,6 @@ from toolkit import adapters, models
 from toolkit.errors import ModelError
 from toolkit.locating import ModelRef, resolve_base
 from toolkit.models import backbone, inner
-from toolkit.ppo import side_by_side
 from toolkit.recipe import ModelSection
 from toolkit.scoring import Engine, apply_head, hidden_states, state_logps
 from toolkit.tree_batch import Tree, TreeBatch
@@ -38,7 +37,6 @@ class Actors(nn.Module, ABC):
     policy: Any
     engine: Engine
     shares_trunk: bool = False
-    checkpointing: bool = False
 
     @abstractmethod
     def policy_logps(
@@ -84,16 +82,11 @@ class Actors(nn.Module, ABC):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.engine.device.type == "cpu"):
             return logps_N, entropy_N, self.values(batch)
 
-    def at_once(self, batch: TreeBatch) -> bool:
-        """Whether policy and critic take this batch side by side, forward and backward."""
-        return False
-
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
     ) -> None:
         """What transformers' Trainer calls where ``gradient_checkpointing`` is on: for policy and critic."""
         how = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
-        self.checkpointing = True
         for model in self.trained_models():
             inner(model).activation_checkpointing_enable(activation_checkpointing_kwargs=how, **more)
 
@@ -127,12 +120,6 @@ def zero_head(policy: Any) -> nn.Linear:
     return linear_head(torch.zeros(1, width)).to(next(policy.parameters()).device)
 
 
-def _same_weights(model: Any) -> Any:
-    """A model's layers again, with the very weights of the model."""
-    weights = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(weight): weight for weight in weights})
-
-
 def _trunk_pass(
     actors: Any, batch: TreeBatch, temperature: float, with_entropy: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -146,9 +133,6 @@ def _trunk_pass(
 
 class SharedBase(Actors):
     """Policy, critic and reward model as LoRA adapters on one base, which is the reference.
-
-    ``critic`` is the same layers a second time, without weights of their own: there the critic's adapter is the active
-    one, so that no pass of the policy has to be over before one of the critic's begins.
 
     ``reward`` is a reward model's adapter on that base; the critic's trunk is then a copy of it, and of the policy
     otherwise. A policy that comes with a trained adapter keeps a frozen copy of it as the reference: without the
@@ -188,10 +172,6 @@ class SharedBase(Actors):
         if not share_trunk:
             self._add(CRITIC, critic_config, critic_state)
         adapters.lean(policy)
-        self.critic = None if share_trunk else _same_weights(inner(policy))
-        for module in self.critic.modules() if self.critic is not None else ():
-            if isinstance(module, LoraLayer):
-                module.set_adapter(CRITIC)
         self.layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
         named = dict(policy.named_parameters())
         self.by_adapter = {
@@ -236,31 +216,16 @@ class SharedBase(Actors):
         return logps
 
     def values(self, batch: TreeBatch) -> torch.Tensor:
-        if self.critic is None:
-            self._use(POLICY)
-        trunk = self.policy if self.critic is None else self.critic
-        return apply_head(self.value_head, hidden_states(trunk, batch)[batch.predictor]) - self.value_shift
-
-    def at_once(self, batch: TreeBatch) -> bool:
-        tree = batch.attention_mask.dim() == 4
-        return self.critic is not None and tree and not self.checkpointing and side_by_side.can(self.engine.device)
+        self._use(POLICY if self.shares_trunk else CRITIC)
+        return apply_head(self.value_head, hidden_states(self.policy, batch)[batch.predictor]) - self.value_shift
 
     def logps_and_values(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        if not (self.shares_trunk or self.at_once(batch)):
+        if not self.shares_trunk:
             return super().logps_and_values(batch, temperature, with_entropy=with_entropy)
         self._use(POLICY)
-        if self.shares_trunk:
-            return _trunk_pass(self, batch, temperature, with_entropy)
-        policy_Nd, critic_Nd = side_by_side.both(
-            lambda: hidden_states(self.policy, batch)[batch.predictor],
-            lambda: hidden_states(self.critic, batch)[batch.predictor],
-        )
-        logps_N, entropy_N = state_logps(
-            self.policy, policy_Nd, batch.target, temperature=temperature, with_entropy=with_entropy
-        )
-        return logps_N, entropy_N, apply_head(self.value_head, critic_Nd) - self.value_shift
+        return _trunk_pass(self, batch, temperature, with_entropy)
 
     @torch.no_grad()
     def reward_scores(self, trees: list[Tree]) -> list[float]:
@@ -276,9 +241,6 @@ class SharedBase(Actors):
         scores = [value - self.mean for values in self.engine.each(trees, run, ends=True) for value in values]
         self._use(POLICY)
         return scores
-
-    def trained_models(self) -> list[Any]:
-        return [self.policy] if self.critic is None else [self.policy, self.critic]
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return list(self.by_adapter[POLICY])

@@ -51,7 +51,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 
 from toolkit import models
 from toolkit.errors import DataError, RecipeError
-from toolkit.ppo import export, objective, side_by_side
+from toolkit.ppo import export, objective
 from toolkit.ppo.actors import Actors
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.rewards import Sampled, Source, Steps, combine
@@ -192,9 +192,12 @@ class PPOLoop(Trainer):
             ]
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.actors)
             takes_groups = isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)
-            # Those without a schedule have other weights for evaluation, which a rollout would have to ask for.
-            odd = hasattr(optimizer, "eval") or settings.keys() & {"params", "model", "optimizer_dict"}
-            if odd or not takes_groups:
+            # Those of "schedule free" have other weights for evaluation, which a rollout would have to ask for.
+            if (
+                not takes_groups
+                or hasattr(optimizer, "eval")
+                or settings.keys() & {"params", "model", "optimizer_dict"}
+            ):
                 raise RecipeError(
                     f"PPO cannot train with {self.args.optim.value}, which chooses its weights itself or has others to "
                     "sample from",
@@ -262,15 +265,15 @@ class PPOLoop(Trainer):
         self, part: Part, n_tokens: int, *, warming: bool, passed: tuple[torch.Tensor, torch.Tensor | None] | None
     ) -> list[float]:
         """Gradients of one part, and the sums for the log. Two backward passes, since the graphs of policy and critic
-        need not be in memory together; at once where time is what is short, and one where they share a trunk.
-        ``passed``: its log-probabilities and values, where the rollout kept them with their graphs."""
+        need not be in memory together; one where they share a trunk. ``passed``: its log-probabilities and values,
+        where the rollout kept them with their graphs."""
         args, width = self.args, part.mask_ST.shape[1]
-        shared, at_once = self.actors.shares_trunk, self.actors.at_once(part.batch) and not warming
+        shared = self.actors.shares_trunk
         values_N: torch.Tensor | None = None
         with models.precision(args.device, self.how.dtype), torch.set_grad_enabled(not warming):
             if passed is not None:
                 logps_N, values_N = passed
-            elif shared or at_once:
+            elif shared:
                 logps_N, _, values_N = self.actors.logps_and_values(part.batch, args.temperature)
             else:
                 logps_N, _ = self.actors.policy_logps(part.batch, args.temperature)
@@ -283,7 +286,7 @@ class PPOLoop(Trainer):
             n_tokens=n_tokens,
             dual_clip=args.dual_clip,
         )
-        if not (shared or warming or at_once):
+        if not (shared or warming):
             self.accelerator.backward(policy.loss)
         if values_N is None or warming:
             with models.precision(args.device, self.how.dtype):
@@ -296,11 +299,8 @@ class PPOLoop(Trainer):
             cliprange_value=args.cliprange_value,
             n_tokens=n_tokens,
         )
-        if at_once:
-            backward = self.accelerator.backward
-            side_by_side.both(lambda: backward(policy.loss), lambda: backward(args.vf_coef * value))
-        else:
-            self.accelerator.backward(args.vf_coef * value + (policy.loss if shared and not warming else 0.0))
+        together = args.vf_coef * value + (policy.loss if shared and not warming else 0.0)
+        self.accelerator.backward(together)
         if shared and warming:  # the critic alone is its head: the policy's trunk stays as it is
             for weight in self.actors.policy_parameters():
                 weight.grad = None
