@@ -11,6 +11,10 @@ import pytest
 import torch
 from transformers.utils import logging
 
+# Before torch looks for a GPU: the tests are of the paths on a CPU, but for those of the GPU (test_gpu.py).
+if "DUEL_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 from toolkit import models
 from toolkit.locating import ModelRef, resolve
 from toolkit.recipe import ModelSection

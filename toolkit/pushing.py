@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2  # the HTTP client of huggingface_hub, whose errors it lets through
 import jinja2
 import torch
 from huggingface_hub import DatasetCardData, EvalResult, HfApi, ModelCardData
@@ -34,6 +33,8 @@ from toolkit.recipe import ModelSection
 from toolkit.store import copy_whole, read_json, write_table, write_text
 from toolkit.tables import interval, number, percent
 
+# What the hub's HTTP client raises, and the hub lets through: of httpx in huggingface_hub 1, of httpx2 in 2.
+HTTP_ERROR = HfHubHTTPError.__bases__[0]
 CARDS = Path(__file__).parent / "cards"
 STAGE_OF = {"sft": "sft", "ppo": "ppo", "dpo": "dpo", "reward-model": "reward_model"}
 POLICY_OF = {"sft": "sft", "ppo": "rm_ppo", "dpo": "dpo"}
@@ -310,7 +311,7 @@ def _send(folder: Path, repository: str, part: str, public: bool, reporter: Repo
         first = str(error).strip().splitlines()[0]
         fix = "check your token (hf auth whoami) and that you may write there"
         raise StoreError(f"the hub refused: {first}", where=repository, fix=fix) from error
-    except httpx2.HTTPError as error:
+    except HTTP_ERROR as error:
         raise StoreError(f"the hub cannot be reached: {error}", where=api.endpoint, fix="or write with --to") from error
     return str(done.repo_url)
 

@@ -1,12 +1,14 @@
 """PPO: samples per second and peak memory of this trainer and of TRL 1.12's, the last with PPO.
 
-usage: python scripts/bench/ppo.py [--rollouts 7] [--peer-venv .venv-trl] [--out FILE.json]
+usage: python scripts/bench/ppo.py [--rollouts 7] [--prompts 32] [--tokens 32] [--architecture FOLDER]
+                                   [--peer-python .venv-trl/bin/python] [--out FILE.json]
 
-The same model (SmolLM2-135M in bf16, LoRA of rank 16 on the policy), prompts, batch (32 prompts, one sample each),
-length (32 tokens, no end of text) and two inner epochs. Each peer is a process of its own; all are there at once and
-take turns, one rollout each while the others wait, since the machine's pace changes within minutes. The first rollout
-of each is left out. TRL's critic is a whole model, as its trainer has it; ours is a second adapter, or a head on the
-policy's states. TRL lives in a virtual environment of its own, which the script makes where it is missing.
+The same model (SmolLM2-135M, or random weights of another architecture; in bf16, LoRA of rank 16 on the policy),
+prompts, batch (one sample of each prompt), length (no end of text) and two inner epochs. Each peer is a process of its
+own; all are there at once and take turns, one rollout each while the others wait, since the machine's pace changes
+within minutes. The first rollout of each is left out. TRL's critic is a whole model, as its trainer has it; ours is a
+second adapter, or a head on the policy's states. TRL lives in a virtual environment of its own, which the script makes
+where it is missing. Peak memory is the process's on a CPU, and the tensors' on a GPU.
 """
 
 from __future__ import annotations
@@ -28,14 +30,19 @@ import harness
 
 TRL = "trl==1.12.0"
 PEERS = ("adapters", "trunk", "trl")
-N_PROMPTS, N_TOKENS, N_EPOCHS, RANK = 32, 32, 2, 16
+N_EPOCHS, RANK = 2, 16
 SAID = "PEER "  # what a worker's lines for this script begin with
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=7, help="of each peer, the first included")
-    parser.add_argument("--peer-venv", type=Path, default=Path(".venv-trl"))
+    parser.add_argument("--prompts", type=int, default=32, help="of a rollout")
+    parser.add_argument("--tokens", type=int, default=32, help="of a response")
+    parser.add_argument(
+        "--architecture", type=Path, help="a folder with config.json and a tokenizer, for a model of random weights"
+    )
+    parser.add_argument("--peer-python", type=Path, default=Path(".venv-trl/bin/python"))
     parser.add_argument("--out", type=Path, default=Path("scripts/bench/results/ppo.json"))
     parser.add_argument("--worker", nargs=2, metavar=("PEER", "FOLDER"))
     args = parser.parse_args()
@@ -43,15 +50,21 @@ def main() -> None:
         peer, folder = args.worker
         worker(peer, Path(folder), args.rollouts)
         return
-    peer_python = args.peer_venv / "bin" / "python"
-    if not peer_python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(args.peer_venv)], check=True)
+    if not args.peer_python.is_file():
+        venv = args.peer_python.parent.parent
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
         for packages in (["torch==2.13.0"], [TRL, "peft"]):
-            subprocess.run([str(peer_python), "-m", "pip", "install", "--quiet", *packages], check=True)
+            subprocess.run([str(args.peer_python), "-m", "pip", "install", "--quiet", *packages], check=True)
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
-        turns, peak_gib = measure(str(peer_python), folder, args.rollouts)
-    result = {"command": f"python scripts/bench/ppo.py --rollouts {args.rollouts}"} | summary(turns, peak_gib)
+        settings = prepare(Path(folder), args.architecture, args.prompts, args.tokens)
+        turns, peak_gib = measure(str(args.peer_python), folder, args.rollouts)
+    result = {
+        "command": " ".join(["python", "scripts/bench/ppo.py", *sys.argv[1:]]),
+        **about(),
+        "model": f"random weights of {args.architecture.name}" if args.architecture else "smollm2-135m",
+        "settings": {name: value for name, value in settings.items() if name not in ("model", "texts")},
+        **summary(turns, peak_gib, args.prompts),
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({name: result[name] for name in ("speed_over_trl", "memory_over_trl")}))
@@ -96,16 +109,23 @@ def measure(peer_python: str, folder: str, rollouts: int) -> tuple[list[dict[str
             process.kill()
 
 
-def summary(turns: list[dict[str, float]], peak_gib: dict[str, float]) -> dict[str, Any]:
+def about() -> dict[str, Any]:
+    import torch
+
+    cores = f"{harness.processor()}, {len(os.sched_getaffinity(0))} cores"
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores,
+        "versions": harness.versions() | {"peer": TRL},
+    }
+
+
+def summary(turns: list[dict[str, float]], peak_gib: dict[str, float], prompts: int) -> dict[str, Any]:
     """Medians over the turns, and ours over TRL's: of speeds the median of each turn's ratio."""
     ratios = {peer: [turn["trl"] / turn[peer] for turn in turns] for peer in PEERS[:2]}
     return {
-        "date": date.today().isoformat(),
-        "machine": f"{harness.processor()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": harness.versions() | {"peer": TRL},
-        "settings": {"prompts": N_PROMPTS, "tokens": N_TOKENS, "inner_epochs": N_EPOCHS, "lora_rank": RANK},
         "turns_s": turns,
-        "samples_per_s": {p: round(N_PROMPTS / statistics.median(turn[p] for turn in turns), 3) for p in PEERS},
+        "samples_per_s": {p: round(prompts / statistics.median(turn[p] for turn in turns), 3) for p in PEERS},
         "peak_gib": peak_gib,
         "ratios": {peer: [round(ratio, 3) for ratio in found] for peer, found in ratios.items()},
         "speed_over_trl": {peer: round(statistics.median(found), 2) for peer, found in ratios.items()},
@@ -113,30 +133,55 @@ def summary(turns: list[dict[str, float]], peak_gib: dict[str, float]) -> dict[s
     }
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, architecture: Path | None, n_prompts: int, n_tokens: int) -> dict[str, Any]:
     """The policy, a reward model on it (whole, and as an adapter), and prompts, as plain files for every peer."""
     import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from toolkit import models
     from toolkit.locating import resolve
     from toolkit.preferences.reading import read_preferences
     from toolkit.recipe import Lora, ModelSection
 
-    ref = resolve("smollm2-135m")
+    if architecture is None:
+        ref = resolve("smollm2-135m")
+    else:
+        torch.manual_seed(0)
+        with models.best_device():
+            config = AutoConfig.from_pretrained(architecture)
+            policy = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        models.save_policy(
+            policy,
+            models.load_tokenizer(resolve(str(architecture))),
+            folder / "policy",
+            dtype=torch.bfloat16,
+            base=folder / "policy",
+        )
+        ref = resolve(str(folder / "policy"))
     tokenizer = models.load_tokenizer(ref)
-    section = ModelSection(name="smollm2-135m", lora=Lora(r=RANK, alpha=2 * RANK))
+    section = ModelSection(name=ref.spec, lora=Lora(r=RANK, alpha=2 * RANK))
     whole = models.new_reward_model(ref, section, tokenizer.pad_token_id, seed=0)
     models.save_policy(whole, tokenizer, folder / "reward", dtype=torch.bfloat16, base=Path(ref.path))
+    parameters = models.parameter_count(whole)
     adapter = models.trainable(whole, section.lora, task="SEQ_CLS", modules_to_save=["score"])
     models.save_policy(adapter, tokenizer, folder / "reward_adapter", dtype=torch.bfloat16, base=Path(ref.path))
-    prompts = [row.prompt for row in read_preferences("reviews", split="train").rows[:N_PROMPTS]]
-    settings = {"model": ref.path, "prompts": prompts}
+    settings = {
+        "model": ref.path,
+        "parameters": parameters,
+        "prompts": n_prompts,
+        "tokens": n_tokens,
+        "inner_epochs": N_EPOCHS,
+        "lora_rank": RANK,
+        "texts": [row.prompt for row in read_preferences("reviews", split="train").rows[:n_prompts]],
+    }
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    return settings
 
 
 def worker(peer: str, folder: Path, rollouts: int) -> None:
     """Train, saying after each rollout how many seconds it took and waiting to be asked for the next; at the end say
     the peak memory in GiB."""
+    import torch
     from transformers import TrainerCallback
 
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
@@ -150,6 +195,8 @@ def worker(peer: str, folder: Path, rollouts: int) -> None:
             nonlocal done
             done += 1
             if done % steps_of_rollout == 0:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
                 print(f"{SAID}{time.perf_counter() - self.began:.3f}", flush=True)
                 sys.stdin.readline()
                 self.began = time.perf_counter()
@@ -159,33 +206,37 @@ def worker(peer: str, folder: Path, rollouts: int) -> None:
     trainer.train()
     if done != rollouts * steps_of_rollout:
         raise SystemExit(f"{peer}: {done} steps, expected {rollouts * steps_of_rollout}")
-    print(f"{SAID}{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    print(f"{SAID}{peak:.2f}", flush=True)
 
 
 def our_trainer(peer: str, folder: Path, settings: dict[str, Any], rollouts: int) -> Any:
+    import torch
     from peft import LoraConfig
 
     from toolkit.ppo import PPOConfig, PPOTrainer
 
     args = PPOConfig(
         output_dir=str(folder / peer),
-        per_device_train_batch_size=N_PROMPTS,
-        total_episodes=N_PROMPTS * rollouts,
+        per_device_train_batch_size=settings["prompts"],
+        total_episodes=settings["prompts"] * rollouts,
         num_ppo_epochs=N_EPOCHS,
-        response_length=N_TOKENS,
-        stop_token_ids=[1],  # an id that the model does not emit
+        response_length=settings["tokens"],
+        stop_token_ids=[-1],  # no token
         missing_eos_penalty=None,
         share_trunk=peer == "trunk",
         learning_rate=1e-5,
         bf16=True,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,
     )
     lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
-    prompts = [{"prompt": prompt} for prompt in settings["prompts"]]
+    prompts = [{"prompt": prompt} for prompt in settings["texts"]]
     return PPOTrainer(settings["model"], args, str(folder / "reward_adapter"), prompts, peft_config=lora)
 
 
@@ -199,19 +250,19 @@ def trl_trainer(peer: str, folder: Path, settings: dict[str, Any], rollouts: int
     tokenizer = AutoTokenizer.from_pretrained(settings["model"], padding_side="left")
     args = PPOConfig(
         output_dir=str(folder / peer),
-        per_device_train_batch_size=N_PROMPTS,
+        per_device_train_batch_size=settings["prompts"],
         gradient_accumulation_steps=1,
         num_mini_batches=1,
         num_ppo_epochs=N_EPOCHS,
-        total_episodes=N_PROMPTS * rollouts,
-        response_length=N_TOKENS,
-        local_rollout_forward_batch_size=N_PROMPTS,
+        total_episodes=settings["prompts"] * rollouts,
+        response_length=settings["tokens"],
+        local_rollout_forward_batch_size=settings["prompts"],
         num_sample_generations=0,
         temperature=1.0,
         gradient_checkpointing=False,  # its default saves memory and costs time
         learning_rate=1e-5,
         bf16=True,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
         report_to="none",
     )
@@ -223,8 +274,8 @@ def trl_trainer(peer: str, folder: Path, settings: dict[str, Any], rollouts: int
         ref_model=None,
         reward_model=AutoModelForSequenceClassification.from_pretrained(folder / "reward", **classifier),
         value_model=AutoModelForSequenceClassification.from_pretrained(folder / "reward", **classifier),
-        train_dataset=Dataset.from_list([{"input_ids": tokenizer(p)["input_ids"]} for p in settings["prompts"]]),
-        eval_dataset=Dataset.from_list([{"input_ids": tokenizer(p)["input_ids"]} for p in settings["prompts"]]),
+        train_dataset=Dataset.from_list([{"input_ids": tokenizer(p)["input_ids"]} for p in settings["texts"]]),
+        eval_dataset=Dataset.from_list([{"input_ids": tokenizer(p)["input_ids"]} for p in settings["texts"]]),
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
 

@@ -90,6 +90,14 @@ class Actors(nn.Module, ABC):
         for model in self.trained_models():
             inner(model).activation_checkpointing_enable(activation_checkpointing_kwargs=how, **more)
 
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
+    ) -> None:
+        """The same under the name that transformers 5.17 to 5.20 have for it."""
+        how = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        for model in self.trained_models():
+            inner(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=how, **more)
+
     def trained_models(self) -> list[Any]:
         return [self.policy]
 

@@ -81,7 +81,11 @@ class PPOTrainer(PPOLoop):
         reads = (reward_processing_classes or [None])[0]
         shared_reward = _adapter_on(ref, reward, peft_config, value_model, reference, tokenizer, reads)
         section = ModelSection(name=section.name, dtype=dtype)
-        loaded = [] if shared_reward else sources(reward, tokenizer, section, tokenizers=reward_processing_classes)
+        loaded = (
+            []
+            if shared_reward
+            else sources(reward, tokenizer, section, args.device, tokenizers=reward_processing_classes)
+        )
         actors = _actors(
             policy, args, tokenizer, dtype, peft_config, value_model, reference, shared_reward, reward, reads
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -180,11 +181,13 @@ def sources(
     reward: Any,
     policy_tokenizer: PreTrainedTokenizerBase,
     section: ModelSection,
+    device: torch.device,
     *,
     tokenizers: Sequence[PreTrainedTokenizerBase | None] | None = None,
 ) -> list[Source]:
     """One source for each reward that a user gave: a name or folder of a reward model, a loaded one, an
-    :class:`Ensemble`, a function, or a list of these. ``tokenizers`` are those of loaded models (None: the policy's).
+    :class:`Ensemble`, a function, or a list of these. Models go to ``device``; ``tokenizers`` are those of loaded ones
+    (None: the policy's).
 
     Raises RecipeError for anything else.
     """
@@ -198,7 +201,7 @@ def sources(
     def one(item: Any, tokenizer: PreTrainedTokenizerBase | None) -> Source:
         if isinstance(item, str):
             ref = resolve(item)
-            model = models.load_reward_model(ref, section).to(models.best_device())
+            model = models.load_reward_model(ref, section).to(device)
             return model_source(
                 model,
                 tokenizer or models.load_tokenizer(ref),
@@ -207,7 +210,7 @@ def sources(
                 mean=models.reward_mean(ref.path),
             )
         if isinstance(item, nn.Module):
-            model = models.disable_dropout(item).eval().requires_grad_(False).to(models.best_device())
+            model = models.disable_dropout(item).eval().requires_grad_(False).to(device)
             return model_source(
                 model, tokenizer or policy_tokenizer, policy_tokenizer, dtype=models.DTYPES[section.dtype]
             )
