@@ -198,6 +198,8 @@ def worker(peer: str, folder: Path, rollouts: int) -> None:
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 print(f"{SAID}{time.perf_counter() - self.began:.3f}", flush=True)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()  # the others need the memory now
                 sys.stdin.readline()
                 self.began = time.perf_counter()
 
@@ -206,6 +208,13 @@ def worker(peer: str, folder: Path, rollouts: int) -> None:
     trainer.train()
     if done != rollouts * steps_of_rollout:
         raise SystemExit(f"{peer}: {done} steps, expected {rollouts * steps_of_rollout}")
+    speeds = {
+        name: round(value)
+        for log in trainer.state.log_history
+        for name, value in log.items()
+        if name.startswith("speed")
+    }
+    print(f"{peer}: {speeds}", file=sys.stderr, flush=True)  # of the last rollout, where the peer logs them
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**30

@@ -112,6 +112,8 @@ def test_ppo_on_a_gpu_is_ppo_on_a_cpu(reward_folder: Path, tmp_path: Path, lora:
     for device in ("cpu", "cuda"):
         reward = Ensemble([str(reward_folder)] * 2, how="wco")
         more: dict[str, Any] = {"use_cpu": device == "cpu", "share_trunk": share_trunk}
+        if not lora:  # all weights at that rate would fly apart
+            more["learning_rate"] = 1e-3
         trainer = trainer_of(tmp_path / device, reward, lora=lora, **more)
         assert {weight.device.type for weight in trainer.actors.parameters()} == {device}
         logs.append(logs_of(trainer))

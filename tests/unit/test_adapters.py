@@ -204,6 +204,17 @@ def test_merging_restores_every_bit(new_tiny: Make, dtype: torch.dtype) -> None:
     assert not torch.equal(model(input_ids=ids).logits, off)  # the adapter is on again
 
 
+def test_an_adapter_that_is_off_is_not_merged(new_tiny: Make) -> None:
+    model = adapter(new_tiny())
+    ids = torch.tensor([[5, 9, 30]])
+    with torch.no_grad(), model.disable_adapter():
+        off = model(input_ids=ids).logits
+        with adapters.merged(model):
+            assert torch.equal(model(input_ids=ids).logits, off)
+            assert torch.equal(model.get_base_model()(input_ids=ids).logits, off)
+        assert torch.equal(model(input_ids=ids).logits, off)
+
+
 def test_the_active_adapter_alone_is_merged(new_tiny: Make) -> None:
     model = adapter(new_tiny())
     model.add_adapter("other", LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
