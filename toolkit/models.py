@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -289,26 +290,24 @@ def check_finite(model: nn.Module, spec: str) -> None:
 
 
 def disable_dropout(model: Any) -> Any:
-    """Dropout off for good: PPO's ratio must be 1 before the first update."""
+    """Dropout off for good: PPO's ratio must be 1 before the first update.
+
+    Rates stand in dropout modules, in attributes of others that copied them out of the configuration (OPT), and in the
+    configuration itself, which attention reads; those of layers that are left out whole are among them.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
-    for config in (model.config, getattr(model.config, "text_config", None)):
-        for name in (
-            "attention_dropout",
-            "hidden_dropout",
-            "resid_pdrop",
-            "embd_pdrop",
-            "attn_pdrop",
-            "classifier_dropout",
-        ):
-            if config is not None and getattr(config, name, None):
-                setattr(config, name, 0.0)
-    for module in model.modules():
-        # Attention modules copy the rate out of the configuration when they are built.
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        _no_dropout_rates(module)
+    for config in (model.config, model.config.get_text_config()):
+        _no_dropout_rates(config)
     return model
+
+
+def _no_dropout_rates(holder: Any) -> None:
+    for name, value in list(vars(holder).items()):
+        if "drop" in name and isinstance(value, float):
+            setattr(holder, name, 0.0)
 
 
 @contextmanager

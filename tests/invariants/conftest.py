@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from ppo_models import LORA, MEAN, Folders, shake
 
 from toolkit import models
+from toolkit.locating import resolve
 from toolkit.recipe import Lora, ModelSection
 
 
@@ -32,3 +34,24 @@ def reward_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, toke
     model = models.trainable(model, section.lora, task="SEQ_CLS", modules_to_save=["score"])
     models.save_policy(model, tokenizer, folder, dtype=torch.float32, base=Path(tiny_ref.path))
     return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, tokenizer: Any) -> Folders:
+    """An SFT policy that is not its base any more, and a reward model on it, as plain weights and as an adapter."""
+    root = tmp_path_factory.mktemp("ppo")
+    torch.manual_seed(0)  # adapters start at random, and what is sampled must not depend on the tests before this one
+    section = ModelSection(name="tiny", dtype="float32", lora=LORA)
+    sft = models.trainable(models.load_policy(tiny_ref, section), LORA, task="CAUSAL_LM")
+    shake(sft, "lora_B", scale=0.01)
+    models.merge_and_save(sft, tokenizer, root / "sft", torch.float32)
+    ref = resolve(str(root / "sft"))
+    plain = models.new_reward_model(ref, section, tokenizer.pad_token_id, seed=1)
+    models.save_policy(plain, tokenizer, root / "rm_full", dtype=torch.float32, base=root / "sft")
+    adapted = models.new_reward_model(ref, section, tokenizer.pad_token_id, seed=1)
+    adapted = models.trainable(adapted, LORA, task="SEQ_CLS", modules_to_save=["score"])
+    shake(adapted, "lora_B", seed=2, scale=0.02)
+    models.save_policy(adapted, tokenizer, root / "rm_adapter", dtype=torch.float32, base=root / "sft")
+    for name in ("rm_full", "rm_adapter"):
+        models.write_reward_mean(root / name, MEAN)
+    return Folders(root / "sft", root / "rm_full", root / "rm_adapter", tokenizer)

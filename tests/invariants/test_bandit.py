@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,58 @@ def test_ppo_finds_the_optimum(beta: float, share_trunk: bool, tmp_path: Path) -
     )
     PPOTrainer(model, args, reward, [{"prompt": "w2 w3"}], processing_class=words()).train()
     assert distance(model, beta) < LIMIT_NATS
+
+
+@torch.no_grad()
+def sequences(model: Any) -> dict[tuple[int, ...], float]:
+    """The log-probability of every response of up to three tokens; token 1 ends one."""
+    found, open_ = {}, {(): 0.0}
+    for length in (1, 2, 3):
+        contexts = torch.tensor([[*PROMPT, *ids] for ids in open_])
+        log_p = model(input_ids=contexts).logits[:, -1].double().log_softmax(-1).tolist()
+        longer = {(*ids, t): open_[ids] + row[t] for ids, row in zip(open_, log_p, strict=True) for t in range(WORDS)}
+        found |= {ids: value for ids, value in longer.items() if ids[-1] == 1 or length == 3}
+        open_ = {ids: value for ids, value in longer.items() if ids[-1] != 1}
+    return found
+
+
+def test_ppo_finds_the_optimum_over_sequences(tmp_path: Path) -> None:
+    """The penalty counts on every token, values and advantages on the way to a score that stands at the end."""
+    beta = 1.0
+
+    def total(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [sum(REWARD[t] for t in ids) for ids in completion_ids]
+
+    started = sequences(policy())
+    assert sum(map(math.exp, started.values())) == pytest.approx(1) and len(started) == 1 + 7 + 49 * 8
+    log_z = torch.tensor([log_p + total([list(ids)])[0] / beta for ids, log_p in started.items()]).logsumexp(0)
+
+    def off(model: Any) -> float:
+        optimum = {ids: log_p + total([list(ids)])[0] / beta - float(log_z) for ids, log_p in started.items()}
+        return sum(math.exp(log_p) * (log_p - optimum[ids]) for ids, log_p in sequences(model).items())
+
+    model = policy()
+    assert off(model) > 5 * LIMIT_NATS
+    args = PPOConfig(
+        output_dir=str(tmp_path),
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        per_device_train_batch_size=1024,
+        samples_per_prompt=64,  # of 16 copies of the prompt: a row with all would be mostly mask
+        total_episodes=1024 * 60,
+        num_ppo_epochs=2,
+        response_length=3,
+        stop_token_ids=[1],
+        missing_eos_penalty=None,
+        kl_coef=beta,
+        lam=1.0,
+        save_strategy="no",
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    PPOTrainer(model, args, total, [{"prompt": "w2 w3"}] * 16, processing_class=words()).train()
+    assert off(model) < LIMIT_NATS
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0])

@@ -2,178 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForSequenceClassification, TrainerCallback
+from ppo_models import (
+    ENDS,
+    LORA,
+    MEAN,
+    PROMPTS,
+    SECTION,
+    UPDATES,
+    Folders,
+    changed,
+    make_trainer,
+    roll,
+    scores_of,
+    shake,
+    timeless,
+)
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    MistralConfig,
+    MistralForSequenceClassification,
+    OPTConfig,
+    Starcoder2Config,
+    TrainerCallback,
+)
 
 from toolkit import models, training
 from toolkit.locating import resolve
 from toolkit.ppo import objective
-from toolkit.ppo.actors import Actors, SeparateModels, SharedBase, build
+from toolkit.ppo.actors import SeparateModels, SharedBase
 from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.public import adapter_source
-from toolkit.ppo.rewards import Sampled, Source, combine, model_source
-from toolkit.ppo.rollout import Generator, PromptIds, Rollout, collect, dense, split_evenly
-from toolkit.ppo.trainer import PPOLoop, Schedule
-from toolkit.recipe import Lora, ModelSection
+from toolkit.ppo.rewards import Sampled, model_source
+from toolkit.ppo.rollout import dense, split_evenly
+from toolkit.ppo.trainer import Schedule
+from toolkit.recipe import ModelSection
 from toolkit.scoring import Engine
 from toolkit.tree_batch import Tree, pack
-
-LORA = Lora(r=4, alpha=8)
-MEAN = 0.3
-# Every seventh id ends a response, so that some responses end and some are cut, whatever the model's weights are.
-ENDS = [2, *range(9, 2048, 7)]
-Settings = dict[str, Any]
-SECTION: Settings = {
-    "learning_rate": 1e-3,
-    "per_device_train_batch_size": 8,
-    "samples_per_prompt": 2,
-    "total_episodes": 16,
-    "num_ppo_epochs": 2,
-    "num_mini_batches": 2,
-    "response_length": 8,
-    "logging_steps": 1,
-    "save_steps": 4,
-    "save_total_limit": 1,
-    "lr_scheduler_type": "constant",
-    "use_cpu": True,
-    "report_to": "none",
-    "disable_tqdm": True,
-}
-UPDATES = SECTION["num_ppo_epochs"] * SECTION["num_mini_batches"]
-PROMPTS = [
-    PromptIds(f"prompt-{i}", torch.randint(300, 2000, (3 + i,), generator=torch.Generator().manual_seed(i)).tolist())
-    for i in range(6)
-]
-
-
-def shake(model: Any, marker: str, seed: int = 0, scale: float = 0.05) -> None:
-    """Move the weights whose name holds ``marker``, so that an adapter does something."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if marker in name:
-                weight.add_(torch.randn(weight.shape, generator=generator) * scale)
-
-
-@dataclass(frozen=True)
-class Folders:
-    sft: Path
-    rm_full: Path
-    rm_adapter: Path
-    tokenizer: Any
-
-    def actors(self, kind: str, *, dtype: str = "float32", **options: Any) -> Actors:
-        """``full``: all weights; ``lora``: adapters on one base; ``mixed``: an adapter, and a reward model apart."""
-        section = ModelSection(name="tiny", dtype=dtype, lora=None if kind == "full" else LORA)
-        reward = self.rm_adapter if kind == "lora" else self.rm_full
-        torch.manual_seed(3)
-        options = {"value_head_init": "reward_model"} | options
-        actors, _ = build(resolve(str(self.sft)), resolve(str(reward)), section, self.tokenizer, **options)
-        return actors
-
-    def source(self, actors: Actors, dtype: str = "float32") -> Source:
-        """The reward model that belongs to these actors."""
-        if isinstance(actors, SharedBase):
-            return adapter_source(actors)
-        model = models.load_reward_model(resolve(str(self.rm_full)), ModelSection(name="tiny", dtype=dtype, lora=None))
-        return model_source(model, self.tokenizer, self.tokenizer, dtype=models.DTYPES[dtype], mean=MEAN)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, tokenizer: Any) -> Folders:
-    """An SFT policy that is not its base any more, and a reward model on it, as plain weights and as an adapter."""
-    root = tmp_path_factory.mktemp("ppo")
-    torch.manual_seed(0)  # adapters start at random, and what is sampled must not depend on the tests before this one
-    section = ModelSection(name="tiny", dtype="float32", lora=LORA)
-    sft = models.trainable(models.load_policy(tiny_ref, section), LORA, task="CAUSAL_LM")
-    shake(sft, "lora_B", scale=0.01)
-    models.merge_and_save(sft, tokenizer, root / "sft", torch.float32)
-    ref = resolve(str(root / "sft"))
-    plain = models.new_reward_model(ref, section, tokenizer.pad_token_id, seed=1)
-    models.save_policy(plain, tokenizer, root / "rm_full", dtype=torch.float32, base=root / "sft")
-    adapted = models.new_reward_model(ref, section, tokenizer.pad_token_id, seed=1)
-    adapted = models.trainable(adapted, LORA, task="SEQ_CLS", modules_to_save=["score"])
-    shake(adapted, "lora_B", seed=2, scale=0.02)
-    models.save_policy(adapted, tokenizer, root / "rm_adapter", dtype=torch.float32, base=root / "sft")
-    for name in ("rm_full", "rm_adapter"):
-        models.write_reward_mean(root / name, MEAN)
-    return Folders(root / "sft", root / "rm_full", root / "rm_adapter", tokenizer)
-
-
-class Record(TrainerCallback):
-    """Logs of every step, a checksum of the trained weights behind every step, and a stop on demand."""
-
-    def __init__(self, actors: Actors, stop_at: int | None = None) -> None:
-        self.actors, self.stop_at = actors, stop_at
-        self.logs: list[dict[str, float]] = []
-        self.weights: list[float] = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if "loss" in logs:
-            self.logs.append({"step": state.global_step, **logs})
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.weights.append(sum(float(w.double().abs().sum()) for w in self.actors.trained_state().values()))
-        if state.global_step == self.stop_at:
-            control.should_training_stop = True
-
-
-def make_trainer(
-    actors: Actors,
-    folders: Folders,
-    out: Path,
-    section: Settings = SECTION,
-    *,
-    dtype: str = "float32",
-    stop_at: int | None = None,
-    seed: int = 0,
-) -> tuple[PPOLoop, Record]:
-    args = PPOConfig(output_dir=str(out / "trainer"), seed=seed, bf16=dtype == "bfloat16", **section)
-    record = Record(actors, stop_at)
-    trainer = PPOLoop(
-        actors,
-        args,
-        PROMPTS,
-        [folders.source(actors, dtype)],
-        folders.tokenizer,
-        eos_ids=ENDS,
-        dtype=models.DTYPES[dtype],
-        callbacks=[record],
-    )
-    return trainer, record
-
-
-def roll(actors: Actors, folders: Folders, section: Settings = SECTION, *, kl_coef: float = 0.05) -> Rollout:
-    return collect(
-        actors,
-        PROMPTS[:4],
-        PPOConfig(**section),
-        lambda sampled: combine([folders.source(actors)(sampled)], [1.0]),
-        Generator(folders.tokenizer, ENDS, torch.float32, 0),
-        index=0,
-        kl_coef=kl_coef,
-    )
-
-
-def scores_of(folders: Folders, actors: Actors, trees: list[Tree]) -> list[float]:
-    responses = [ids for tree in trees for ids in tree.response_ids]
-    none = [""] * len(responses)
-    sampled = Sampled(prompts=list(none), completions=none, truncated=[False] * len(none), trees=trees)
-    return [float(value) for value in folders.source(actors)(sampled)]  # type: ignore[arg-type]
-
-
-def timeless(log: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in log.items() if not name.startswith("speed/")}
-
-
-def changed(section: Settings, **values: Any) -> Settings:
-    return {**section, **values}
-
 
 # ---------------------------------------------------------------- pieces
 
@@ -250,6 +120,25 @@ def test_the_reference_is_the_sft_policy_and_not_its_base(folders: Folders, tiny
             base, _ = Engine(tiny, 0, dtype=torch.float32).token_logps(batch)
         assert torch.equal(actors.reference_logps(batch, 1.0), sft)
         assert float((sft - base).abs().max()) > 0.01
+
+
+def test_dropout_is_off_wherever_a_model_keeps_its_rate() -> None:
+    """OPT's layers have it as an attribute, and leave out whole layers at another rate."""
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    for config in (
+        OPTConfig(**sizes, ffn_dim=32, word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5, layerdrop=0.5),
+        GPT2Config(**sizes, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5),
+        BloomConfig(**sizes, hidden_dropout=0.5, attention_dropout=0.5),
+        Starcoder2Config(**sizes, num_key_value_heads=1, residual_dropout=0.5, embedding_dropout=0.5),
+    ):
+        model = AutoModelForCausalLM.from_config(config).train()
+        ids = torch.tensor([[5, 9, 30, 7]])
+        with torch.no_grad():
+            assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+            models.disable_dropout(model)
+            assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+            assert torch.equal(model(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
 
 
 def test_the_kinds_of_actors(folders: Folders) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 # Adam divides a gradient by its size, so one that is zero up to rounding moves a weight by the whole rate. With a large
@@ -28,6 +29,9 @@ torch.set_num_threads(1)
 options = json.loads(sys.argv[1])
 kill_at = options.pop("kill_at", None)
 resume = options.pop("resume", None)
+full = options.pop("full", False)
+# Every seventh id ends a response: some end, and their scores count; some are cut.
+options.setdefault("stop_token_ids", [2, *range(9, 2048, 7)])
 
 
 def reward(completion_ids, wanted, **_):
@@ -36,12 +40,13 @@ def reward(completion_ids, wanted, **_):
 
 prompts = [{"prompt": f"The film number {i} was", "wanted": i} for i in range(7)]
 args = PPOConfig(
-    learning_rate=1.0, adam_epsilon=1.0, samples_per_prompt=2, total_episodes=24, num_ppo_epochs=2,
+    learning_rate=1e-3 if full else 1.0, adam_epsilon=1.0, samples_per_prompt=2, total_episodes=24, num_ppo_epochs=2,
     num_mini_batches=2, response_length=8, logging_steps=1, save_steps=4, use_cpu=True, report_to="none",
     disable_tqdm=True, whiten_rewards=True, lr_scheduler_type="linear", **options,
 )
-peft = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
-trainer = PPOTrainer("tiny", args, reward, prompts, eval_dataset=prompts[:5], peft_config=peft)
+peft = None if full else LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+more = {"ptx_dataset": [{"prompt": "It was", "completion": f" number {i}."} for i in range(5)]} if args.ptx_coef else {}
+trainer = PPOTrainer("tiny", args, reward, prompts, eval_dataset=prompts[:5], peft_config=peft, **more)
 backward = trainer._backward
 
 
@@ -120,6 +125,30 @@ def test_two_processes_equal_one_behind_a_critics_warm_up(tmp_path: Path) -> Non
     assert moved > 1e-3
     for name, weight in one.items():
         assert float((weight - two[name]).abs().max()) < 1e-4 * moved, name
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"share_trunk": True, "adaptive_kl": True, "adaptive_kl_target": 0.01, "adaptive_kl_horizon": 50},
+        {"full": True, "center_samples": 5, "ema_decay": 0.9, "ptx_coef": 0.5, "ptx_batch_size": 3},
+    ],
+    ids=["trunk", "all weights"],
+)
+def test_two_processes_equal_one_with_options(tmp_path: Path, more: dict[str, Any]) -> None:
+    run(tmp_path / "one", per_device_train_batch_size=8, **more)
+    run(tmp_path / "two", per_device_train_batch_size=4, processes=2, **more)
+    (one, ones, _), (two, twos, _) = results(tmp_path / "one"), results(tmp_path / "two")
+    for log, same in zip(ones, twos, strict=True):
+        ours = {name: value for name, value in log.items() if not name.startswith("speed/")}
+        assert ours == pytest.approx({name: same[name] for name in ours}, rel=1e-3, abs=1e-4)
+    assert len({log["objective/score"] for log in ones if "objective/score" in log}) == 3
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], rtol=0, atol=2e-4, msg=name)
+    if "ema_decay" in more:
+        averages = [load_file(tmp_path / name / "checkpoint-12" / "average.safetensors") for name in ("one", "two")]
+        for name, weight in averages[0].items():
+            torch.testing.assert_close(weight, averages[1][name], rtol=0, atol=2e-4, msg=name)
 
 
 def test_killed_in_an_update_and_run_again(tmp_path: Path) -> None:

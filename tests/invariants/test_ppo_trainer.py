@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from ppo_models import ENDS, shake
+from ppo_models import LORA_CONFIG as LORA
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
@@ -21,10 +23,9 @@ from toolkit.locating import resolve
 from toolkit.ppo import Ensemble, PPOConfig, PPOTrainer
 from toolkit.ppo.actors import SeparateModels, SharedBase
 from toolkit.recipe import ModelSection
-from toolkit.scoring import Engine
+from toolkit.scoring import Engine, hidden_states
 from toolkit.tree_batch import Tree
 
-LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
 PROMPTS = [{"prompt": f"The film was {word}", "wanted": i} for i, word in enumerate(("good", "bad", "long", "new"))]
 
 
@@ -38,6 +39,7 @@ def config(out: Path, **values: Any) -> PPOConfig:
         "num_ppo_epochs": 1,
         "num_mini_batches": 2,
         "response_length": 8,
+        "stop_token_ids": ENDS,
         "logging_steps": 1,
         "save_strategy": "no",
         "use_cpu": True,
@@ -103,6 +105,91 @@ def test_every_kind_of_reward_trains(
     assert any(".default." in name for name in moved)
     assert any(".critic." in name for name in moved) is not share_trunk
     assert any("value_head" in name for name in moved)
+
+
+def scores_under(tmp_path: Path, reward: Any, **options: Any) -> tuple[list[float], list[str]]:
+    """The raw scores and texts of a first rollout, the texts ended all."""
+    args = config(tmp_path, total_episodes=8, reward_clip=None, log_completions_steps=1, **options)
+    trainer = PPOTrainer("tiny", args, reward, PROMPTS, peft_config=LORA)
+    trainer._collect(0, trainer.schedule[0]["prompts"])
+    assert trainer.rollout is None
+    [table] = (tmp_path / "completions").glob("*.parquet")
+    rows = sorted(pq.read_table(table).to_pylist(), key=lambda row: (row["prompt"], row["completion"]))
+    return [row["score"] for row in rows], [row["completion"] for row in rows]
+
+
+def test_weights_and_ensembles_reach_the_scores(tmp_path: Path, reward_folder: Path, reward_adapter: Path) -> None:
+    names = [str(reward_folder), str(reward_adapter)]
+    alone = [scores_under(tmp_path / str(i), name) for i, name in enumerate(names)]
+    (first, texts), (second, same_texts) = alone
+    assert texts == same_texts and first != pytest.approx(second, abs=1e-3)
+    for how, expected in (
+        ("mean", [(a + b) / 2 for a, b in zip(first, second, strict=True)]),
+        ("wco", [min(a, b) for a, b in zip(first, second, strict=True)]),
+        ("uwo", [(a + b) / 2 - 3.0 * ((a - b) / 2) ** 2 for a, b in zip(first, second, strict=True)]),
+    ):
+        found, _ = scores_under(tmp_path / how, Ensemble(names, how=how, lam=3.0))  # type: ignore[arg-type]
+        assert found == pytest.approx(expected, abs=1e-4)
+
+    def letters(completions: list[str], **_: Any) -> list[float]:
+        return [len(text) / 10 for text in completions]
+
+    found, _ = scores_under(tmp_path / "list", [names[0], letters], reward_weights=[2.0, -0.5])
+    assert found == pytest.approx([2 * a - 0.05 * len(t) for a, t in zip(first, texts, strict=True)], abs=1e-4)
+
+
+def test_a_column_cannot_pass_for_the_completions(tmp_path: Path) -> None:
+    rows = [{**row, "completions": "something that nobody sampled"} for row in PROMPTS]
+    seen: list[str] = []
+
+    def score(completions: list[str]) -> list[float]:
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    PPOTrainer("tiny", config(tmp_path, total_episodes=8), score, rows, peft_config=LORA).train()
+    assert len(seen) == 8 and "something that nobody sampled" not in seen
+
+
+def test_reference_and_critic_may_be_named(tmp_path: Path, new_tiny: Any, tokenizer: Any, reward_folder: Path) -> None:
+    """KL counts from the reference, and the first values are the critic's, whatever policy and reward are."""
+    other = new_tiny()
+    shake(other, "mlp", scale=0.02)
+    models.save_policy(other, tokenizer, tmp_path / "other", dtype=torch.float32, base=tmp_path)
+    args = config(tmp_path / "out", total_episodes=8)
+    tree = [Tree([300, 301], [[400, 401, 2]])]
+    for reference in (other, str(tmp_path / "other")):
+        for peft_config in (None, LORA):
+            trainer = PPOTrainer(
+                "tiny", args, length_reward, PROMPTS, None, tokenizer, str(reward_folder), reference, peft_config
+            )
+            batch = trainer.actors.engine.pack(tree)
+            expected = Engine(other, 0, dtype=torch.float32).logps(tree)[0][0]
+            torch.testing.assert_close(trainer.actors.reference_logps(batch, 1.0), expected, rtol=0, atol=1e-5)
+            reward = models.load_reward_model(resolve(str(reward_folder)), ModelSection(dtype="float32"))
+            value = Engine(reward, 0, dtype=torch.float32).scores([Tree([300], [[301]])])[0][0] - 0.25
+            assert float(trainer.actors.values(batch)[0]) == pytest.approx(value, abs=1e-4)
+            assert train(trainer)[0]["objective/kl"] > 0.01
+
+
+def test_the_critic_can_stand_still(tmp_path: Path) -> None:
+    trainer = PPOTrainer("tiny", config(tmp_path, value_learning_rate=0.0), length_reward, PROMPTS, peft_config=LORA)
+    before = [weight.clone() for weight in trainer.actors.critic_parameters()]
+    policy = [weight.clone() for weight in trainer.actors.policy_parameters()]
+    trainer.train()
+    assert all(torch.equal(w, b) for w, b in zip(trainer.actors.critic_parameters(), before, strict=True))
+    assert not all(torch.equal(w, b) for w, b in zip(trainer.actors.policy_parameters(), policy, strict=True))
+
+
+def test_adapters_of_an_embedding_train_and_are_part_of_the_reference(tmp_path: Path, new_tiny: Any) -> None:
+    lora = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM")
+    policy = get_peft_model(new_tiny(), lora)
+    shake(policy, "lora_embedding_B", scale=0.1)
+    before = {n: w.clone() for n, w in policy.named_parameters() if ".lora_embedding_" in n}
+    trainer = PPOTrainer(policy, config(tmp_path), length_reward, PROMPTS)
+    logs = train(trainer)
+    assert logs[0]["objective/kl"] == 0 and [log["objective/kl"] for log in logs if "objective/kl" in log][-1] != 0
+    after = dict(policy.named_parameters())
+    assert before and all(not torch.equal(after[name], weight) for name, weight in before.items())
 
 
 @pytest.mark.parametrize(("kind", "bf16"), [("lora", False), ("full", False), ("lora", True)])
@@ -221,7 +308,16 @@ def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: 
     trainer.save_model(str(tmp_path / "final"))
     card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
     assert "objective/score" in card and "| `kl_coef` | 0.05 |" in card
-    head = load_file(tmp_path / "final" / "critic" / "value_head.safetensors")
+    critic = tmp_path / "final" / "critic"
+    head = load_file(critic / "value_head.safetensors")
+    trunk = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), critic)
+    batch = trainer.actors.engine.pack([Tree([300], [[400, 2]])])
+    with torch.no_grad():
+        states = hidden_states(models.disable_dropout(trunk).eval(), batch)[batch.predictor]
+        assert bool(head["value_head.weight"].any())
+        expected = trainer.actors.values(batch)
+    torch.testing.assert_close(states @ head["value_head.weight"][0], expected, rtol=0, atol=1e-4)
+    trainer.actors.use_policy()
     assert torch.equal(head["value_head.weight"], trainer.actors.value_head.weight) and head["value_head.shift"] == 0
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), tmp_path / "final")
     with trainer.averaged():
@@ -316,7 +412,9 @@ def test_centring_makes_the_start_zero(tmp_path: Path, reward_folder: Path) -> N
     assert abs(logs[0]["objective/score"]) < 1.0 < logs[0]["length/mean"]
 
 
-@pytest.mark.parametrize("options", [{}, {"share_trunk": True}, {"ema_decay": 0.9, "center_samples": 4}])
+@pytest.mark.parametrize(
+    "options", [{"logging_steps": 3}, {"share_trunk": True}, {"ema_decay": 0.9, "center_samples": 4}]
+)
 def test_a_resumed_trainer_equals_an_uninterrupted_one(tmp_path: Path, options: dict[str, Any]) -> None:
     def make(name: str, **more: Any) -> PPOTrainer:
         args = config(tmp_path / name, save_strategy="steps", save_steps=1, kl_milestones=[1e-6], **options, **more)
@@ -327,7 +425,14 @@ def test_a_resumed_trainer_equals_an_uninterrupted_one(tmp_path: Path, options: 
     part.train()
     resumed = make("part")
     resumed.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
-    assert resumed.state.global_step == 4 and resumed.milestones == whole.milestones == []
+    assert resumed.state.global_step == 4 and resumed.milestones == whole.milestones
+    assert resumed.centre == whole.centre and (resumed.centre == 0.0) is ("center_samples" not in options)
+    for log, same in zip(
+        *([log for log in t.state.log_history if "loss" in log] for t in (resumed, whole)), strict=True
+    ):
+        # The Trainer itself averages its loss from where it was resumed.
+        ours = {n: v for n, v in log.items() if not n.startswith("speed/") and n != "loss"}
+        assert ours == pytest.approx({n: same[n] for n in ours}, rel=1e-4, abs=1e-5) and log.keys() == same.keys()
     for name, weight in resumed.actors.trained_state().items():
         torch.testing.assert_close(weight, whole.actors.trained_state()[name], rtol=0, atol=1e-6, msg=name)
     if whole.average is not None:
@@ -410,6 +515,12 @@ def test_an_optimiser_with_ways_of_its_own_is_refused(tmp_path: Path, monkeypatc
         ),
         ({"push_to_hub": True}, "changes alone"),
         ({"share_trunk": True, "value_learning_rate": 0.5}, "no learning rate of its own"),
+        ({"temperature": 0.0}, "0.0 does not work here"),
+        ({"gamma": 1.1}, "1.1 does not work"),
+        ({"lam": -0.1}, "-0.1 does not work"),
+        ({"ema_decay": 1.0}, "1.0 does not work"),
+        ({"adaptive_kl": True, "kl_coef": 0.0}, "adaptive_kl multiplies it"),
+        ({"fsdp": "full_shard"}, "every process holds the whole models"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, values: dict[str, Any], message: str) -> None:
@@ -440,6 +551,14 @@ def test_what_the_trainer_refuses(tmp_path: Path, new_tiny: Any, tokenizer: Any,
         make(reward=3)
     with pytest.raises(RecipeError, match="an ensemble needs members"):
         make(reward=Ensemble([]))
+    with pytest.raises(RecipeError, match="members are reward models"):
+        make(reward=Ensemble([length_reward]))  # type: ignore[list-item]
+    with pytest.raises(RecipeError, match="low-rank weights of an adapter alone"):
+        make(peft_config=LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    with pytest.raises(RecipeError, match="pissa changes the weights below the adapter"):
+        make(peft_config=LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"))
+    with pytest.raises(RecipeError, match="own trunk is no other model"):
+        make(value_model=str(reward_folder), values={"share_trunk": True})
     with pytest.raises(ModelError, match="no reward model"):
         make(reward="tiny")
     with pytest.raises(ModelError, match="there is no model"):

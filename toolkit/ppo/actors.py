@@ -161,7 +161,8 @@ class SharedBase(Actors):
         self.policy, self.engine, self.mean, self.shares_trunk = policy, engine, mean, share_trunk
         self.value_shift = 0.0
         started = get_peft_model_state_dict(policy, adapter_name=POLICY)
-        trained = any(bool(weight.any()) for name, weight in started.items() if "lora_B" in name)
+        second = ("lora_B", "lora_embedding_B")  # zero where an adapter does nothing yet
+        trained = any(bool(weight.any()) for name, weight in started.items() if any(part in name for part in second))
         self.reference_adapter = REFERENCE if trained else None
         if trained:
             self._add(REFERENCE, policy.peft_config[POLICY], started)
@@ -183,7 +184,8 @@ class SharedBase(Actors):
         self.layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
         named = dict(policy.named_parameters())
         self.by_adapter = {
-            adapter: [weight for name, weight in named.items() if f".{adapter}." in name and ".lora_" in name]
+            # Those of an embedding are parameters, not modules: their names end with the adapter's.
+            adapter: [weight for name, weight in named.items() if f".{adapter}." in f"{name}." and ".lora_" in name]
             for adapter in (POLICY, CRITIC, REWARD, REFERENCE)
         }
         self._use(POLICY)
@@ -263,7 +265,10 @@ class SharedBase(Actors):
     def save_critic(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not self.shares_trunk:
-            self.policy.save_pretrained(folder, selected_adapters=[CRITIC])
+            self.policy.save_pretrained(folder, selected_adapters=[CRITIC])  # peft makes a folder of this name in it
+            for file in (folder / CRITIC).iterdir():
+                file.replace(folder / file.name)
+            (folder / CRITIC).rmdir()
         _save_head(self, folder)
 
 

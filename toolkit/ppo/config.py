@@ -129,6 +129,20 @@ class PPOConfig(TrainingArguments):
             )
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise RecipeError("the dual clip must lie above 1", where="dual_clip", fix="3, or None")
+        for name, fits, fix in (
+            ("temperature", self.temperature > 0, "above 0"),
+            ("gamma", 0 <= self.gamma <= 1, "from 0 to 1"),
+            ("lam", 0 <= self.lam <= 1, "from 0 to 1"),
+            ("ema_decay", self.ema_decay is None or 0 <= self.ema_decay < 1, "from 0 to below 1, or None"),
+            ("kl_coef", self.kl_coef > 0 or not self.adaptive_kl, "above 0: adaptive_kl multiplies it"),
+            ("fp16", not self.fp16, "bf16"),
+        ):
+            if not fits:
+                raise RecipeError(f"{getattr(self, name)} does not work here", where=name, fix=fix)
+        if self.fsdp or self.deepspeed:
+            raise RecipeError(
+                "every process holds the whole models here", where="fsdp, deepspeed", fix="leave it out; use LoRA"
+            )
         if self.share_trunk and self.value_learning_rate not in (None, self.learning_rate):
             raise RecipeError(
                 "a critic on the policy's own trunk has no learning rate of its own",

@@ -25,6 +25,9 @@ from toolkit.recipe import ModelSection
 from toolkit.scoring import Engine
 from toolkit.tree_batch import Tree
 
+# Ways to start an adapter that take from the base what they put into it.
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+
 
 class PPOTrainer(PPOLoop):
     """PPO of a causal language model.
@@ -41,9 +44,9 @@ class PPOTrainer(PPOLoop):
     ``train_dataset``, ``eval_dataset``: rows with a ``prompt``, text or messages; their other columns go to reward
     functions. ``ptx_dataset``: rows with ``prompt`` and ``completion`` for ``ptx_coef``.
 
-    ``value_model``: a sequence classifier to start the critic from; None takes the reward model where it can be the
-    policy's critic (an adapter on the same weights, or a classifier of the same architecture and tokenizer), else the
-    policy's trunk. ``reference``: None is the policy as it is now.
+    ``value_model``: a sequence classifier (or its name or folder) to start the critic from; None takes the reward model
+    where it can be the policy's critic (an adapter on the same weights, or a classifier of the same architecture and
+    tokenizer), else the policy's trunk. ``reference``: a model, its name or folder; None is the policy as it is now.
 
     Raises RecipeError, ModelError or DataError for what cannot be trained; the message says why.
     """
@@ -76,7 +79,7 @@ class PPOTrainer(PPOLoop):
         tokenizer = processing_class or _tokenizer(ref, policy)
         policy = policy.to(args.device)
         _check_whole(policy, peft_config)
-        models.check_vocabulary(policy.get_input_embeddings().num_embeddings, tokenizer, str(tokenizer.name_or_path))
+        models.check_vocabulary(policy.get_input_embeddings().weight.shape[0], tokenizer, str(tokenizer.name_or_path))
 
         reads = (reward_processing_classes or [None])[0]
         shared_reward = _adapter_on(ref, reward, peft_config, value_model, reference, tokenizer, reads)
@@ -108,7 +111,8 @@ class PPOTrainer(PPOLoop):
         )
 
     def _keep_milestone(self, step: int) -> None:
-        """``milestones/step-N`` in the output folder: the policy whose rollout passed a KL milestone."""
+        """``milestones/step-N`` in the output folder: the policy whose rollout passed a KL milestone, or its average
+        where one is kept."""
         self.export(Path(str(self.args.output_dir)) / "milestones" / f"step-{step}")
 
     def evaluate(
@@ -201,6 +205,20 @@ def _check_whole(policy: Any, peft_config: LoraConfig | None) -> None:
     for config in [peft_config, *(policy.peft_config.values() if isinstance(policy, PeftModel) else ())]:
         if getattr(config, "bias", "none") != "none":
             raise RecipeError("biases would be shared by policy and reference", where="peft_config", fix='bias="none"')
+        for name in ("modules_to_save", "trainable_token_indices"):
+            if getattr(config, name, None):
+                raise RecipeError(
+                    "PPO trains the low-rank weights of an adapter alone",
+                    where=f"peft_config.{name}",
+                    fix="leave it out",
+                )
+        start = getattr(config, "init_lora_weights", True)
+        if peft_config is not None and str(start).startswith(CHANGE_THE_BASE):
+            raise RecipeError(
+                f"{start} changes the weights below the adapter, which is then no adapter on the model that you named",
+                where="peft_config.init_lora_weights",
+                fix="True, or gaussian",
+            )
     if peft_config is not None and not isinstance(peft_config, LoraConfig):
         raise RecipeError(f"{type(peft_config).__name__} is not supported", where="peft_config", fix="LoraConfig")
 
@@ -238,8 +256,17 @@ def _actors(
     reward_tokenizer: PreTrainedTokenizerBase | None,
 ) -> Actors:
     pad_id, device = int(tokenizer.pad_token_id), args.device
+    if args.share_trunk and value_model is not None:
+        raise RecipeError(
+            "a critic on the policy's own trunk is no other model",
+            where="share_trunk, value_model",
+            fix="leave out one",
+        )
     if value_model is not None and any(value_model is item for item in _each(reward)):  # one trains, the other must not
         value_model = copy.deepcopy(value_model)
+    shift = 0.0
+    if isinstance(value_model, str):
+        value_model, shift = _whole_classifier(resolve(value_model))
     critic = models.disable_dropout(value_model).to(device) if value_model is not None else None
     if critic is not None and getattr(critic.config, "num_labels", 0) != 1:
         raise ModelError("a critic is a sequence classifier with one output", where="value_model", fix="num_labels=1")
@@ -265,9 +292,12 @@ def _actors(
     else:
         policy = policy.float().requires_grad_(True)
     # A reference in the policy's own precision, so that the KL between two equal models is 0.
+    if isinstance(reference, str):
+        own = next(models.backbone(policy).parameters()).dtype
+        reference = models.load_policy(resolve(reference), ModelSection(name=reference), dtype=own)
     frozen = reference if reference is not None else copy.deepcopy(policy)
     frozen = models.disable_dropout(frozen).eval().to(device)
-    value_head_init, shift = args.value_head_init, 0.0
+    value_head_init = args.value_head_init
     if args.share_trunk:
         critic = None
     elif critic is None:
@@ -295,6 +325,12 @@ def _each(reward: Any) -> Iterator[Any]:
         yield reward
 
 
+def _whole_classifier(ref: ModelRef) -> tuple[Any, float]:
+    """A reward model or critic in fp32, its adapter merged, and the mean that is subtracted from what it gives."""
+    loaded = models.load_reward_model(ref, ModelSection(name=ref.spec, dtype="float32"))
+    return (loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded), models.reward_mean(ref.path)
+
+
 def _reward_as_critic(
     reward: Any, policy: Any, tokenizer: PreTrainedTokenizerBase, reward_tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[Any, float] | None:
@@ -305,9 +341,7 @@ def _reward_as_critic(
     if reward_tokenizer is not None and reward_tokenizer.get_vocab() != tokenizer.get_vocab():
         return None
     if ref is not None:
-        loaded = models.load_reward_model(ref, ModelSection(name=ref.spec, dtype="float32"))
-        model = loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded
-        mean = models.reward_mean(ref.path)
+        model, mean = _whole_classifier(ref)
     elif isinstance(reward, torch.nn.Module):
         model, mean = copy.deepcopy(reward), 0.0
     else:

@@ -137,10 +137,10 @@ def function_source(function: Callable[..., Any]) -> Source:
         if conversational:
             completions = [[{"role": "assistant", "content": text}] for text in completions]
         offered = {
+            **sampled.columns,
             "prompts": sampled.prompts,
             "completions": completions,
             "completion_ids": sampled.completion_ids,
-            **sampled.columns,
         }
         result = function(**(offered if takes_all else {key: offered[key] for key in takes if key in offered}))
         values = list(result_of(result) if inspect.iscoroutine(result) else result)
@@ -217,6 +217,12 @@ def sources(
         if isinstance(item, Ensemble):
             if not item.members:
                 raise RecipeError("an ensemble needs members", where="reward")
+            if not all(isinstance(member, str | nn.Module) for member in item.members):
+                raise RecipeError(
+                    "an ensemble's members are reward models",
+                    where="reward",
+                    fix="give functions in a list, with reward_weights",
+                )
             return ensemble_source([one(member, tokenizer) for member in item.members], item)
         if callable(item):
             return function_source(item)

@@ -36,6 +36,7 @@ The details that decide whether PPO works, each with its source (N+ is Huang et 
 from __future__ import annotations
 
 import copy
+import math
 import random
 import time
 from collections import defaultdict
@@ -87,6 +88,7 @@ class Schedule(Dataset[dict[str, Any]]):
         if config.max_steps > 0 and config.total_episodes is None:
             self.rollouts = max(1, -(-config.max_steps // self.updates))
         self.seed = seed
+        self.orders: dict[int, list[int]] = {}  # of the latest rounds
 
     def __len__(self) -> int:
         return self.rollouts * self.updates
@@ -99,9 +101,12 @@ class Schedule(Dataset[dict[str, Any]]):
 
     def _prompt(self, position: int) -> PromptIds:
         round_, offset = divmod(position, len(self.prompts))
-        order = list(range(len(self.prompts)))
-        random.Random(f"{self.seed}/{round_}").shuffle(order)
-        return self.prompts[order[offset]]
+        if round_ not in self.orders:
+            order = list(range(len(self.prompts)))
+            random.Random(f"{self.seed}/{round_}").shuffle(order)
+            # A rollout may begin in the round before.
+            self.orders = {r: o for r, o in self.orders.items() if r == round_ - 1} | {round_: order}
+        return self.prompts[self.orders[round_][offset]]
 
 
 class PPOLoop(Trainer):
@@ -184,7 +189,9 @@ class PPOLoop(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            value_rate = self.args.value_learning_rate or self.args.learning_rate
+            value_rate = self.args.value_learning_rate
+            if value_rate is None:
+                value_rate = self.args.learning_rate
             decay = {"weight_decay": self.args.weight_decay}
             groups = [
                 {"params": self.actors.policy_parameters(), "lr": self.args.learning_rate, **decay},
@@ -212,6 +219,11 @@ class PPOLoop(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     # -- one optimiser step
+
+    def train(self, *args: Any, **more: Any) -> Any:
+        """As ``Trainer.train``, on new rollouts."""
+        self.rollout = None
+        return super().train(*args, **more)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         if self.rollout is None or self.rollout.index != inputs["rollout"]:
@@ -337,13 +349,15 @@ class PPOLoop(Trainer):
 
     def _centre(self) -> None:
         """The mean score of samples of the policy that training starts from, which becomes 0."""
-        chosen = [self.schedule._prompt(i) for i in range(self.args.center_samples)]
-        keys = [(self.args.seed, "centre", i, p.prompt_id) for i, p in enumerate(chosen)]
+        rank, size = world()
+        places = range(rank, self.args.center_samples, size)
+        own = [self.schedule._prompt(i) for i in places]
+        keys = [(self.args.seed, "centre", i, p.prompt_id) for i, p in zip(places, own, strict=True)]
         batch = self.args.per_device_train_batch_size
-        _, sampled = sample(self.actors, chosen, keys, self.args, self.how, 1, batch)
+        _, sampled = sample(self.actors, own, keys, self.args, self.how, 1, batch)
         with torch.no_grad(), models.precision(self.args.device, self.how.dtype):
             scores, _ = scored(self._score, sampled)
-        self.centre = sum(scores) / len(scores)
+        self.centre = math.fsum(all_items(scores)) / self.args.center_samples
 
     def _collect(self, index: int, prompts: Sequence[PromptIds], first_update: int = 0) -> Rollout:
         """The rollout of this index, of whose updates the first ones were done where training was resumed in it."""
@@ -387,6 +401,8 @@ class PPOLoop(Trainer):
     ) -> dict[str, float]:
         """Sample each held-out prompt once and log score, KL to the reference, length and end-of-text rate."""
         prompts = list(eval_dataset) if eval_dataset is not None else list(self.eval_prompts)
+        if self.centre is None:
+            self._centre()
         if not prompts:
             raise DataError("there is no prompt to evaluate on", where="eval_dataset", fix="give the trainer one")
         rank, size = world()
@@ -474,6 +490,7 @@ class PPOLoop(Trainer):
         if self.average is not None:
             save_file({name: weight.contiguous().cpu() for name, weight in self.average.items()}, folder / AVERAGE_FILE)
         control = {"kl_coef": self.controller.coef, "centre": self.centre, "milestones": self.milestones}
+        control["sums"] = self.sums  # what is to be logged yet
         write_json(folder / CONTROL_FILE, control)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -485,6 +502,7 @@ class PPOLoop(Trainer):
         control = read_json(folder / CONTROL_FILE)
         self.controller.coef, self.centre = control["kl_coef"], control["centre"]
         self.milestones = control["milestones"]
+        self.sums = defaultdict(list, control["sums"])
 
 
 # What a minibatch adds up over its parts and processes.
