@@ -109,11 +109,7 @@ def test_real_pairs_under_smollm2_equal_fp64(tmp_path: Path, monkeypatch: pytest
     folder = moved("smollm2-135m", tmp_path / "policy", 0.05)
     reference = resolve("smollm2-135m").path
     monkeypatch.setenv("DUEL_CACHE", str(tmp_path / "cache"))
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
-        check_against_fp64(str(folder), reference, hh_file(), limit=4)
-    finally:
-        torch.set_num_threads(1)
+    check_against_fp64(str(folder), reference, hh_file(), limit=4)
 
 
 # ---------------------------------------------------------------- nothing but the texts matters
