@@ -401,10 +401,10 @@ class PPOLoop(Trainer):
     ) -> dict[str, float]:
         """Sample each held-out prompt once and log score, KL to the reference, length and end-of-text rate."""
         prompts = list(eval_dataset) if eval_dataset is not None else list(self.eval_prompts)
-        if self.centre is None:
-            self._centre()
         if not prompts:
             raise DataError("there is no prompt to evaluate on", where="eval_dataset", fix="give the trainer one")
+        if self.centre is None:
+            self._centre()
         rank, size = world()
         own = prompts[rank::size]
         keys = [(self.args.seed, "eval", p.prompt_id) for p in own]
