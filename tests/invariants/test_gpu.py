@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from ppo_models import LORA_CONFIG, SECTION, changed
 from small_models import Trees, assert_same, classifier, llama, loss_of, oracle, score_oracle
 
 from toolkit import adapters
@@ -81,23 +82,9 @@ def test_samples_do_not_depend_on_the_batch_nor_on_the_device(tiny: Any, new_tin
 
 def trainer_of(out: Path, reward: Any, *, lora: bool, **options: Any) -> PPOTrainer:
     # Adam divides a gradient by its size; with a large epsilon a step is proportional to it, and can be compared.
-    settings = {"learning_rate": 1.0, "adam_epsilon": 1.0, "lr_scheduler_type": "constant"}
-    args = PPOConfig(
-        str(out),
-        per_device_train_batch_size=8,
-        samples_per_prompt=2,
-        total_episodes=16,
-        num_ppo_epochs=2,
-        num_mini_batches=2,
-        response_length=8,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        **(settings | options),
-    )
-    peft_config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear") if lora else None
-    return PPOTrainer("tiny", args, reward, PROMPTS, peft_config=peft_config)
+    settings = changed(SECTION, learning_rate=1.0, adam_epsilon=1.0, save_strategy="no", use_cpu=False)
+    args = PPOConfig(str(out), **(settings | options))
+    return PPOTrainer("tiny", args, reward, PROMPTS, peft_config=LORA_CONFIG if lora else None)
 
 
 def logs_of(trainer: PPOTrainer) -> list[dict[str, float]]:
