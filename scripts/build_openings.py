@@ -295,9 +295,10 @@ def cut(text: str, n_sentences: int) -> str:
 def load(model: str):  # type: ignore[no-untyped-def]
     """Model and tokenizer of whatever names a model in this project: a short name, a folder, a hub id."""
     sys.path.insert(0, str(REPO))
-    from toolkit.locating import resolve
-    from toolkit.models import load_policy, load_tokenizer
-    from toolkit.recipe import ModelSection
+    from toolkit.models.load import load_policy
+    from toolkit.models.resolve import resolve
+    from toolkit.models.tokenizer import load_tokenizer
+    from toolkit.recipe.schema import ModelSection
 
     ref = resolve(model)
     return load_policy(ref, ModelSection(name=model)), load_tokenizer(ref)

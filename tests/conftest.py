@@ -15,10 +15,13 @@ from transformers.utils import logging
 if "DUEL_TEST_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from toolkit import models
-from toolkit.locating import ModelRef, resolve
-from toolkit.recipe import ModelSection
-from toolkit.tree_batch import Tree
+from toolkit.models.encoding import Tree
+from toolkit.models.load import load_policy
+from toolkit.models.resolve import ModelRef, resolve
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.recipe.schema import ModelSection
+
+pytest_plugins = ["support.ppo_fixtures", "support.browser"]
 
 FP32 = ModelSection(name="tiny", dtype="float32", lora=None)
 # The shipped tokenizer's special ids; random trees hold none of them.
@@ -41,19 +44,19 @@ def tiny_ref() -> ModelRef:
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny_ref: ModelRef) -> Any:
-    return models.load_tokenizer(tiny_ref)
+    return load_tokenizer(tiny_ref)
 
 
 @pytest.fixture(scope="session")
 def tiny(tiny_ref: ModelRef) -> Any:
     """The shipped model in fp32, for tests that leave its weights alone."""
-    return models.load_policy(tiny_ref, FP32).requires_grad_(False)
+    return load_policy(tiny_ref, FP32).requires_grad_(False)
 
 
 @pytest.fixture
 def new_tiny(tiny_ref: ModelRef) -> Callable[[], Any]:
     """Makes fresh copies of the shipped model, to change at will."""
-    return lambda: models.load_policy(tiny_ref, FP32)
+    return lambda: load_policy(tiny_ref, FP32)
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +74,7 @@ def stories_folder() -> Path:
 @pytest.fixture(scope="session")
 def stories(stories_folder: Path) -> Any:
     section = FP32.model_copy(update={"name": str(stories_folder)})
-    return models.load_policy(resolve(str(stories_folder)), section).requires_grad_(False)
+    return load_policy(resolve(str(stories_folder)), section).requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.progress import Reporter
-from toolkit.tables import Sheet, as_html, result_sheets, rewards_sheets, text_of, win_rate_sheet
+from toolkit.report.sheets import Sheet, as_html, result_sheets, rewards_sheets, text_of, win_rate_sheet
 
 Data = str | Path | Iterable[Mapping[str, Any]]
 """What the command line takes as data, or records (dicts, a ``datasets.Dataset``) in any format that it reads."""
@@ -45,10 +45,10 @@ def run(
     written to ``out/records.jsonl``. Returns ``results.json`` with ``out`` (the run folder) and ``status`` added; up to
     a stage before the evaluation, those two alone. Raises DuelError for what the user can mend.
     """
-    from toolkit import pipeline
-    from toolkit.recipe import load_recipe
-    from toolkit.recipe_loading import one_line
-    from toolkit.store import read_json
+    from toolkit.files import read_json
+    from toolkit.recipe.checks import load_recipe
+    from toolkit.recipe.files import one_line
+    from toolkit.runs import pipeline
 
     sets = [f"{name}={one_line(value)}" for name, value in (settings or {}).items()]
     folder = Path(out) if out is not None else Path("runs") / load_recipe(str(recipe), sets).recipe.name
@@ -79,7 +79,7 @@ def implicit_rewards(
     Returns the summary, with one dict for each response under ``rows``. Without ``out`` no file is left behind.
     Raises ModelError for a reference that is not the one trained against.
     """
-    from toolkit import rewards
+    from toolkit.measure import rewards
 
     def into(target: Path) -> Result:
         import pyarrow.parquet as pq
@@ -113,8 +113,8 @@ def compare(
     Returns ``{"win_rates": [row...], "samples": [row...]}`` and what else ``duel compare --json`` prints.
     Without ``out`` no file is left behind.
     """
-    from toolkit.comparing import compare_policies
-    from toolkit.recipe import JudgeSettings
+    from toolkit.measure.compare import compare_policies
+    from toolkit.recipe.schema import JudgeSettings
 
     def into(target: Path) -> Result:
         import pyarrow.parquet as pq
@@ -157,7 +157,7 @@ def _source(data: Data, path: Path) -> str:
     """A name or file as it is; records as the file ``path``, the same for the same records."""
     if isinstance(data, str | Path):
         return str(data)
-    from toolkit.store import write_text
+    from toolkit.files import write_text
 
     write_text(path, "".join(json.dumps(dict(record), ensure_ascii=False) + "\n" for record in data))
     return str(path)

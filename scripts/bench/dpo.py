@@ -17,38 +17,41 @@ import harness
 
 
 def settings(args: argparse.Namespace, folder: str, steps: int) -> tuple[Any, dict[str, Any]]:
-    from toolkit import training
-    from toolkit.recipe import DpoSection
+    from toolkit.recipe.schema import DpoSection
+    from toolkit.training.trainer import training_arguments
 
     section = DpoSection(
         per_device_train_batch_size=args.batch, learning_rate=1e-4, warmup_ratio=0.0, logging_steps=1000
     )
-    arguments = training.arguments(section, Path(folder), seed=0, dtype=args.dtype, steps=steps)
+    arguments = training_arguments(section, Path(folder), seed=0, dtype=args.dtype, steps=steps)
     return section, arguments | {"save_strategy": "no"}
 
 
 def policy_of(args: argparse.Namespace, attention: str | None = None) -> Any:
-    from toolkit import models, training
-    from toolkit.locating import resolve
-    from toolkit.recipe import ModelSection
+    from toolkit.models.load import load_policy
+    from toolkit.models.resolve import resolve
+    from toolkit.recipe.schema import ModelSection
+    from toolkit.training.trainer import seed_everything
 
-    training.seed_everything(0)
+    seed_everything(0)
     section = ModelSection(name=args.model, dtype=args.dtype, attn_implementation=attention)
-    return models.load_policy(resolve(args.model), section)
+    return load_policy(resolve(args.model), section)
 
 
 def duel(args: argparse.Namespace, *, cached: bool = False) -> dict[str, Any]:
     import torch
 
-    from toolkit import models, training
-    from toolkit.recipe import Lora
-    from toolkit.scoring import Engine
+    from toolkit.engine.engine import Engine
+    from toolkit.models.inspect import DTYPES
+    from toolkit.models.load import trainable
+    from toolkit.recipe.schema import Lora
     from toolkit.stages.dpo import dpo_loss
+    from toolkit.training.trainer import EngineTrainer
 
     tokenizer, examples = harness.examples(
         args, harness.real_file("hh_harmless/pairs.jsonl.gz"), args.batch * args.steps
     )
-    policy, pad_id, dtype = policy_of(args), int(tokenizer.pad_token_id), models.DTYPES[args.dtype]
+    policy, pad_id, dtype = policy_of(args), int(tokenizer.pad_token_id), DTYPES[args.dtype]
     frozen = Engine(policy, pad_id, dtype=dtype)
     trees = [example.tree for example in examples]
 
@@ -61,10 +64,10 @@ def duel(args: argparse.Namespace, *, cached: bool = False) -> dict[str, Any]:
         def work() -> int:
             found = reference or reference_of()
             section, arguments = settings(args, folder, args.steps)
-            policy_ = models.trainable(policy, Lora(), task="CAUSAL_LM")
+            policy_ = trainable(policy, Lora(), task="CAUSAL_LM")
             engine = Engine(policy_, pad_id, dtype=dtype)
             loss = partial(dpo_loss, engine, section, found)
-            training.EngineTrainer(engine, arguments, examples, loss).train()
+            EngineTrainer(engine, arguments, examples, loss).train()
             return args.batch * args.steps
 
         return harness.measured(work)
@@ -74,8 +77,8 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from toolkit import models
-    from toolkit.recipe import Lora
+    from toolkit.models.load import lora_config
+    from toolkit.recipe.schema import Lora
 
     n = args.batch * args.steps
     tokenizer, examples = harness.examples(args, harness.real_file("hh_harmless/pairs.jsonl.gz"), n)
@@ -88,7 +91,7 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
             args=DPOConfig(**arguments, gradient_checkpointing=False, max_length=None, beta=section.beta),
             train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
             processing_class=tokenizer,
-            peft_config=models.lora_config(Lora(), task="CAUSAL_LM"),
+            peft_config=lora_config(Lora(), task="CAUSAL_LM"),
         )
         trainer.train_dataset = Dataset.from_list(rows)
         return harness.measured(lambda: trainer.train() and n)

@@ -45,12 +45,12 @@ def real_file(name: str) -> Path:
 
 def examples(args: argparse.Namespace, source: str | Path, n: int) -> tuple[Any, list[Any]]:
     """The tokenizer, and ``n`` prompts with their responses as training examples, in the order of the file."""
-    from toolkit import models
-    from toolkit.locating import resolve
+    from toolkit.models.resolve import resolve
+    from toolkit.models.tokenizer import load_tokenizer
     from toolkit.preferences.reading import read_preferences
-    from toolkit.training import examples_of
+    from toolkit.training.batch import examples_of
 
-    tokenizer = models.load_tokenizer(resolve(args.model))
+    tokenizer = load_tokenizer(resolve(args.model))
     rows = read_preferences(str(source)).rows[: 2 * n]
     return tokenizer, examples_of(rows, tokenizer, 512)[:n]
 

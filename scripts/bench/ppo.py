@@ -138,33 +138,36 @@ def prepare(folder: Path, architecture: Path | None, n_prompts: int, n_tokens: i
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from toolkit import models
-    from toolkit.locating import resolve
+    from toolkit.models.inspect import best_device, parameter_count
+    from toolkit.models.load import new_reward_model, trainable
+    from toolkit.models.resolve import resolve
+    from toolkit.models.save import save_policy
+    from toolkit.models.tokenizer import load_tokenizer
     from toolkit.preferences.reading import read_preferences
-    from toolkit.recipe import Lora, ModelSection
+    from toolkit.recipe.schema import Lora, ModelSection
 
     if architecture is None:
         ref = resolve("smollm2-135m")
     else:
         torch.manual_seed(0)
-        with models.best_device():
+        with best_device():
             config = AutoConfig.from_pretrained(architecture)
             policy = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        models.save_policy(
+        save_policy(
             policy,
-            models.load_tokenizer(resolve(str(architecture))),
+            load_tokenizer(resolve(str(architecture))),
             folder / "policy",
             dtype=torch.bfloat16,
             base=folder / "policy",
         )
         ref = resolve(str(folder / "policy"))
-    tokenizer = models.load_tokenizer(ref)
+    tokenizer = load_tokenizer(ref)
     section = ModelSection(name=ref.spec, lora=Lora(r=RANK, alpha=2 * RANK))
-    whole = models.new_reward_model(ref, section, tokenizer.pad_token_id, seed=0)
-    models.save_policy(whole, tokenizer, folder / "reward", dtype=torch.bfloat16, base=Path(ref.path))
-    parameters = models.parameter_count(whole)
-    adapter = models.trainable(whole, section.lora, task="SEQ_CLS", modules_to_save=["score"])
-    models.save_policy(adapter, tokenizer, folder / "reward_adapter", dtype=torch.bfloat16, base=Path(ref.path))
+    whole = new_reward_model(ref, section, tokenizer.pad_token_id, seed=0)
+    save_policy(whole, tokenizer, folder / "reward", dtype=torch.bfloat16, base=Path(ref.path))
+    parameters = parameter_count(whole)
+    adapter = trainable(whole, section.lora, task="SEQ_CLS", modules_to_save=["score"])
+    save_policy(adapter, tokenizer, folder / "reward_adapter", dtype=torch.bfloat16, base=Path(ref.path))
     settings = {
         "model": ref.path,
         "parameters": parameters,

@@ -21,7 +21,7 @@ def pairs_of(args: argparse.Namespace, n: int) -> tuple[Any, list[Any]]:
 
 
 def rankings_of(args: argparse.Namespace, n: int) -> tuple[Any, list[Any]]:
-    from toolkit.training import Example
+    from toolkit.training.batch import Example
 
     tokenizer, found = harness.examples(args, "reviews", n)
     every = [(i, j, 1.0, 1.0) for i, j in itertools.combinations(range(6), 2)]
@@ -29,40 +29,43 @@ def rankings_of(args: argparse.Namespace, n: int) -> tuple[Any, list[Any]]:
 
 
 def settings(args: argparse.Namespace, folder: str, batch: int, steps: int) -> tuple[Any, dict[str, Any]]:
-    from toolkit import training
-    from toolkit.recipe import RewardModelSection
+    from toolkit.recipe.schema import RewardModelSection
+    from toolkit.training.trainer import training_arguments
 
     section = RewardModelSection(
         per_device_train_batch_size=batch, learning_rate=1e-4, warmup_ratio=0.0, logging_steps=1000
     )
-    arguments = training.arguments(section, Path(folder), seed=0, dtype=args.dtype, steps=steps)
+    arguments = training_arguments(section, Path(folder), seed=0, dtype=args.dtype, steps=steps)
     return section, arguments | {"save_strategy": "no"}
 
 
 def model_of(args: argparse.Namespace, tokenizer: Any, attention: str | None = None) -> Any:
-    from toolkit import models, training
-    from toolkit.locating import resolve
-    from toolkit.recipe import ModelSection
+    from toolkit.models.load import new_reward_model
+    from toolkit.models.resolve import resolve
+    from toolkit.recipe.schema import ModelSection
+    from toolkit.training.trainer import seed_everything
 
-    training.seed_everything(0)
+    seed_everything(0)
     section = ModelSection(name=args.model, dtype=args.dtype, attn_implementation=attention)
-    return models.new_reward_model(resolve(args.model), section, int(tokenizer.pad_token_id), 0)
+    return new_reward_model(resolve(args.model), section, int(tokenizer.pad_token_id), 0)
 
 
 def duel(args: argparse.Namespace, kind: str) -> dict[str, Any]:
-    from toolkit import models, training
-    from toolkit.recipe import Lora
-    from toolkit.scoring import Engine
+    from toolkit.engine.engine import Engine
+    from toolkit.models.inspect import DTYPES
+    from toolkit.models.load import trainable
+    from toolkit.recipe.schema import Lora
     from toolkit.stages.reward_model import bradley_terry
+    from toolkit.training.trainer import EngineTrainer
 
     batch, steps = args.batch if kind == "pairs" else args.rankings, args.steps
     tokenizer, examples = (pairs_of if kind == "pairs" else rankings_of)(args, batch * steps)
-    model = models.trainable(model_of(args, tokenizer), Lora(), task="SEQ_CLS", modules_to_save=["score"])
+    model = trainable(model_of(args, tokenizer), Lora(), task="SEQ_CLS", modules_to_save=["score"])
     with tempfile.TemporaryDirectory() as folder:
         section, arguments = settings(args, folder, batch, steps)
-        engine = Engine(model, int(tokenizer.pad_token_id), dtype=models.DTYPES[args.dtype])
+        engine = Engine(model, int(tokenizer.pad_token_id), dtype=DTYPES[args.dtype])
         loss = partial(bradley_terry, engine, section.center_rewards_coefficient)
-        trainer = training.EngineTrainer(engine, arguments, examples, loss)
+        trainer = EngineTrainer(engine, arguments, examples, loss)
         return harness.measured(lambda: trainer.train() and sum(len(e.pairs) for e in examples))
 
 
@@ -70,8 +73,8 @@ def trl(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
-    from toolkit import models
-    from toolkit.recipe import Lora
+    from toolkit.models.load import lora_config
+    from toolkit.recipe.schema import Lora
 
     # The same comparisons in a step: all 15 of each ranking.
     batch = args.batch if kind == "pairs" else args.rankings
@@ -89,7 +92,7 @@ def trl(args: argparse.Namespace, kind: str) -> dict[str, Any]:
             args=RewardConfig(**arguments, gradient_checkpointing=False, max_length=None),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            peft_config=models.lora_config(Lora(), task="SEQ_CLS", modules_to_save=["score"]),
+            peft_config=lora_config(Lora(), task="SEQ_CLS", modules_to_save=["score"]),
         )
         return harness.measured(lambda: trainer.train() and len(rows))
 

@@ -19,24 +19,26 @@ import harness
 
 def loaded(args: argparse.Namespace, attention: str | None = None) -> tuple[Any, list[Any], list[Any]]:
     """Tokenizer, trees, and the two models."""
-    from toolkit import models
-    from toolkit.locating import resolve
-    from toolkit.recipe import ModelSection
+    from toolkit.models.load import load_policy
+    from toolkit.models.resolve import resolve
+    from toolkit.recipe.schema import ModelSection
 
     tokenizer, examples = harness.examples(args, harness.real_file("hh_harmless/pairs.jsonl.gz"), args.pairs)
     section = ModelSection(name=args.model, dtype=args.dtype, lora=None, attn_implementation=attention)
-    pair = [models.load_policy(resolve(args.model), section) for _ in range(2)]
+    pair = [load_policy(resolve(args.model), section) for _ in range(2)]
     return tokenizer, [example.tree for example in examples], pair
 
 
 def duel(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from toolkit import models, scoring
+    from toolkit.engine.engine import Engine
+    from toolkit.engine.logps import hidden_states
+    from toolkit.models.inspect import DTYPES, precision
 
     tokenizer, trees, pair = loaded(args)
-    dtype = models.DTYPES[args.dtype]
-    engines = [scoring.Engine(model, int(tokenizer.pad_token_id), dtype=dtype) for model in pair]
+    dtype = DTYPES[args.dtype]
+    engines = [Engine(model, int(tokenizer.pad_token_id), dtype=dtype) for model in pair]
 
     def rewards(chosen: list[Any]) -> None:
         policy, reference = (engine.logps(chosen) for engine in engines)
@@ -44,10 +46,10 @@ def duel(args: argparse.Namespace) -> dict[str, Any]:
             [0.1 * float((a.double() - b.double()).sum()) for a, b in zip(*row, strict=True)]
 
     def floor(chosen: list[Any]) -> None:
-        with torch.no_grad(), models.precision(torch.device("cpu"), dtype):
+        with torch.no_grad(), precision(torch.device("cpu"), dtype):
             for engine in engines:
                 for indices in engine.batches(chosen):
-                    scoring.hidden_states(engine.model, engine.pack([chosen[i] for i in indices]))
+                    hidden_states(engine.model, engine.pack([chosen[i] for i in indices]))
 
     spent = {rewards: 0.0, floor: 0.0}
 

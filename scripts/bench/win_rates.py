@@ -17,7 +17,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from toolkit.judging.statistics import winrate_report
+from toolkit.judging.win_rates import winrate_report
 
 
 def main() -> None:

@@ -17,12 +17,12 @@ from typing import Literal
 import yaml
 
 from toolkit.errors import DataError, RecipeError
-from toolkit.judging.asking import Usage, ask_all
-from toolkit.judging.memory import Answer, Question
+from toolkit.judging.answers import Answer, Question
+from toolkit.judging.llm import Usage, ask_all
 from toolkit.judging.templates import load_template
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
 from toolkit.progress import Reporter
-from toolkit.recipe import JudgeSettings, ModelSection
+from toolkit.recipe.schema import JudgeSettings, ModelSection
 
 SHIPPED = ("hhh",)
 

@@ -20,8 +20,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from toolkit.errors import RecipeError
+from toolkit.files import fingerprint
 from toolkit.preferences.rows import Prompt, readable
-from toolkit.store import fingerprint
 
 SHIPPED = ("choice", "score", "logprob", "principle", "principle-logprob")
 _NEEDS = {"choice": ("prompt", "response_a", "response_b"), "score": ("prompt", "response")}

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolkit.ppo.config import PPOConfig
-    from toolkit.ppo.public import PPOTrainer
     from toolkit.ppo.rewards import Ensemble
+    from toolkit.ppo.trainer import PPOTrainer
 
 __all__ = ["Ensemble", "PPOConfig", "PPOTrainer"]
-_HOMES = {"PPOConfig": "config", "PPOTrainer": "public", "Ensemble": "rewards"}
+_HOMES = {"PPOConfig": "config", "PPOTrainer": "trainer", "Ensemble": "rewards"}
 
 
 def __getattr__(name: str) -> Any:

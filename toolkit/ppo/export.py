@@ -9,9 +9,9 @@ from typing import Any
 
 import transformers
 
+from toolkit.files import write_table
 from toolkit.ppo.config import PPOConfig
 from toolkit.preferences.rows import readable
-from toolkit.store import write_table
 
 SHOWN = ("objective/score", "objective/kl", "objective/entropy", "length/mean", "eos_rate", "value/explained_variance")
 

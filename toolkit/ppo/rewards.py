@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from anyio.from_thread import start_blocking_portal
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit import models
+from toolkit.engine.engine import Engine
 from toolkit.errors import ModelError, RecipeError
-from toolkit.locating import resolve
-from toolkit.preferences.encoding import encode_prompt, is_conversation, response_end
+from toolkit.models.encoding import Tree, encode_prompt, is_conversation
+from toolkit.models.inspect import DTYPES, disable_dropout
+from toolkit.models.load import load_reward_model
+from toolkit.models.resolve import resolve
+from toolkit.models.save import reward_mean
+from toolkit.models.tokenizer import load_tokenizer, require_chat_template, response_end
 from toolkit.preferences.rows import Prompt
-from toolkit.recipe import ModelSection
-from toolkit.scoring import Engine
-from toolkit.tree_batch import Tree
-from toolkit.waiting import result_of
+from toolkit.recipe.schema import ModelSection
 
 Steps = list[tuple[int, float]]
 Value = float | Steps
@@ -109,7 +111,7 @@ def model_source(
 
     def score(sampled: Sampled) -> list[float]:
         if not same and is_conversation(sampled.prompts[0]):
-            models.require_chat_template(tokenizer, "the reward model")
+            require_chat_template(tokenizer, "the reward model")
         return [value - mean for values in engine.scores(trees_of(sampled)) for value in values]
 
     return score
@@ -143,7 +145,7 @@ def function_source(function: Callable[..., Any]) -> Source:
             "completion_ids": sampled.completion_ids,
         }
         result = function(**(offered if takes_all else {key: offered[key] for key in takes if key in offered}))
-        values = list(result_of(result) if inspect.iscoroutine(result) else result)
+        values = list(_awaited(result) if inspect.iscoroutine(result) else result)
         if len(values) != len(completions):
             raise ModelError(
                 f"the reward function gave {len(values)} values for {len(completions)} completions", where=name
@@ -151,6 +153,14 @@ def function_source(function: Callable[..., Any]) -> Source:
         return [_checked(value, ids, name) for value, ids in zip(values, sampled.completion_ids, strict=True)]
 
     return score
+
+
+def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    async def result() -> Any:
+        return await coroutine
+
+    with start_blocking_portal() as loop:  # a loop of its own: a notebook has one running already
+        return loop.call(result)
 
 
 def _checked(value: Any, ids: list[int], name: str) -> Value:
@@ -201,19 +211,17 @@ def sources(
     def one(item: Any, tokenizer: PreTrainedTokenizerBase | None) -> Source:
         if isinstance(item, str):
             ref = resolve(item)
-            model = models.load_reward_model(ref, section).to(device)
+            model = load_reward_model(ref, section).to(device)
             return model_source(
                 model,
-                tokenizer or models.load_tokenizer(ref),
+                tokenizer or load_tokenizer(ref),
                 policy_tokenizer,
-                dtype=models.DTYPES[section.dtype],
-                mean=models.reward_mean(ref.path),
+                dtype=DTYPES[section.dtype],
+                mean=reward_mean(ref.path),
             )
         if isinstance(item, nn.Module):
-            model = models.disable_dropout(item).eval().requires_grad_(False).to(device)
-            return model_source(
-                model, tokenizer or policy_tokenizer, policy_tokenizer, dtype=models.DTYPES[section.dtype]
-            )
+            model = disable_dropout(item).eval().requires_grad_(False).to(device)
+            return model_source(model, tokenizer or policy_tokenizer, policy_tokenizer, dtype=DTYPES[section.dtype])
         if isinstance(item, Ensemble):
             if not item.members:
                 raise RecipeError("an ensemble needs members", where="reward")

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from toolkit import models
+from toolkit.engine.distributed import all_items, all_sum, world
+from toolkit.engine.sampling import Sample, generate
+from toolkit.engine.tree import TreeBatch
 from toolkit.errors import ModelError
-from toolkit.generation import Sample, generate
+from toolkit.models.encoding import Tree, decode
+from toolkit.models.inspect import precision
 from toolkit.ppo import objective
-from toolkit.ppo.actors import Actors
 from toolkit.ppo.config import PPOConfig
+from toolkit.ppo.models import Actors
 from toolkit.ppo.rewards import Sampled, Steps
-from toolkit.preferences.encoding import decode
 from toolkit.preferences.rows import Prompt
-from toolkit.processes import all_items, all_sum, world
-from toolkit.tree_batch import Tree, TreeBatch
 
 # Tokens of a forward and backward pass by default. More than scoring has: what a pass costs beside its products counts
 # twice, and rows of 20 and 12 took a tenth longer than 32 in one pass (SmolLM2-135M, 50 tokens each, 2 cores).
@@ -177,7 +177,7 @@ def collect(
     samples, sampled = sample(actors, own, keys, config, how, k, config.per_device_train_batch_size)
     generated = time.perf_counter()
     device = next(actors.parameters()).device
-    with models.precision(device, how.dtype):
+    with precision(device, how.dtype):
         own_scores, own_steps = scored(score, sampled)
 
     # The packs are made once: the first pass of an update then repeats the very computation of the old
@@ -198,7 +198,7 @@ def collect(
 
     columns: dict[str, list[torch.Tensor]] = {name: [] for name in ("mask", "logps", "ref", "values", "entropy")}
     first_pass: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-    with models.precision(device, how.dtype):
+    with precision(device, how.dtype):
         for place, (minibatch, _, batch) in enumerate(packs):
             with torch.set_grad_enabled(keep_graph and place == 0 and minibatch == 0):
                 logps_N, entropy_N, values_N = actors.logps_and_values(batch, config.temperature, with_entropy=True)

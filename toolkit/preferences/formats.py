@@ -15,12 +15,7 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
-from toolkit.preferences.rows import (
-    Comparison,
-    Prompt,
-    Record,
-    soft_comparisons,
-)
+from toolkit.preferences.rows import Comparison, Prompt, Record, soft_comparisons
 
 
 @dataclass(frozen=True)

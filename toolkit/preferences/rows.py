@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.store import write_bytes
+from toolkit.files import write_bytes
 
 Prompt = str | list[dict[str, str]]
 """Plain text, or chat messages ``[{"role", "content"}...]`` that end before the assistant's turn."""

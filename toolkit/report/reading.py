@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit.errors import StoreError
+from toolkit.files import read_json
 from toolkit.progress import PROGRESS_FILE
-from toolkit.store import STAGE_FILE, RunFolder, read_json
+from toolkit.runs.store import STAGE_FILE, RunFolder
 
 Row = dict[str, Any]
 TRAINED_STAGES = ("sft", "reward_model", "ppo", "dpo")

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from toolkit.files import flat
 from toolkit.progress import duration
 from toolkit.report.plots import ARM_NAMES, REWARDS, policy_name
 from toolkit.report.reading import Row, Run, outdated
-from toolkit.store import flat
 
 # A judge that is the training signal of an arm says what that arm optimised, not which arm is better.
 SIGNALS = {"rm": "PPO's own training signal", "implicit": "DPO's own implicit reward"}

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 from toolkit.errors import DuelError
+from toolkit.files import read_json, write_json
 from toolkit.progress import Reporter
-from toolkit.recipe import Recipe
-from toolkit.store import read_json, write_json
+from toolkit.recipe.schema import Recipe
 
 
 def main(request: Path) -> int:
     import transformers
 
-    from toolkit.processes import leave_together, main_process, world
+    from toolkit.engine.distributed import leave_together, main_process, world
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

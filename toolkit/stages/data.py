@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError
-from toolkit.locating import resolve
-from toolkit.models import load_tokenizer, require_chat_template
+from toolkit.files import write_json
+from toolkit.models.encoding import encode_prompt, is_conversation
+from toolkit.models.resolve import resolve
+from toolkit.models.tokenizer import load_tokenizer, require_chat_template
 from toolkit.preferences import splits
-from toolkit.preferences.encoding import encode_prompt, is_conversation
 from toolkit.preferences.reading import read_preferences, to_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
-from toolkit.recipe import DataSection
-from toolkit.store import write_json
+from toolkit.recipe.schema import DataSection
 
 
 def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:

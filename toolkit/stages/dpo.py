@@ -11,16 +11,33 @@ import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
-from toolkit import logp_cache, models, processes, training, trl_trainers
-from toolkit.generation import generate
-from toolkit.locating import ModelRef, resolve
-from toolkit.preferences.encoding import encode_prompt
+from toolkit.engine import cache, distributed
+from toolkit.engine.engine import Engine
+from toolkit.engine.logps import by_response
+from toolkit.engine.sampling import generate
+from toolkit.models.encoding import Tree, encode_prompt
+from toolkit.models.inspect import DTYPES, best_device, inner
+from toolkit.models.load import attention, load_policy, trainable
+from toolkit.models.resolve import ModelRef, resolve
+from toolkit.models.save import save_policy, write_training_record
+from toolkit.models.tokenizer import eos_ids, load_tokenizer
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
-from toolkit.recipe import DpoSection, ModelSection
-from toolkit.scoring import Engine, by_response
-from toolkit.tree_batch import Tree
+from toolkit.recipe.schema import DpoSection, ModelSection
+from toolkit.training import trl
+from toolkit.training.batch import PairBatch, examples_of
+from toolkit.training.callbacks import KeepAtKl, KeepPolicies, Watch
+from toolkit.training.trainer import (
+    EngineTrainer,
+    last_checkpoint,
+    milestone_steps,
+    policy_folder,
+    seed_everything,
+    total_steps,
+    trained_tokens,
+    training_arguments,
+)
 
 # Prompts that are sampled for an estimate of the KL: with a spread of 5 nats its standard error is 0.9.
 KL_PROMPTS = 32
@@ -62,7 +79,7 @@ def preference_loss(
 
 
 def dpo_loss(
-    engine: Engine, section: DpoSection, reference: list[torch.Tensor], batch: training.PairBatch
+    engine: Engine, section: DpoSection, reference: list[torch.Tensor], batch: PairBatch
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The weighted sum over comparisons; ``reference[e]``: [K] log-probabilities of example e.
 
@@ -103,16 +120,16 @@ def reference_logps(
     ref: ModelRef, section: ModelSection, policy: Any, pad_id: int, trees: list[Tree], reporter: Reporter
 ) -> list[torch.Tensor]:
     """For each tree, [K] summed log-probabilities under ``policy`` as it is before training, kept on disk."""
-    processes.meet()
+    distributed.meet()
     weights = str(policy.dtype).removeprefix("torch.")
-    key = logp_cache.identity(ref, dtype=section.dtype, attention=models.attention(section), weights=weights)
+    key = cache.identity(ref, dtype=section.dtype, attention=attention(section), weights=weights)
     n_responses = sum(len(tree.response_ids) for tree in trees)
     with reporter.task("reference log-probabilities", n_responses) as task:
-        parts = logp_cache.logps(
+        parts = cache.logps(
             trees,
-            logp_cache.reference_folder(),
+            cache.reference_folder(),
             key,
-            lambda: Engine(policy, pad_id, dtype=models.DTYPES[section.dtype]),
+            lambda: Engine(policy, pad_id, dtype=DTYPES[section.dtype]),
             advance=task.advance,
             skip=lambda n: task.resume_at(task.done + n),
         )
@@ -123,14 +140,14 @@ class KlProbe:
     """log pi / pi_ref of fresh samples of the policy in training: what its KL to the reference is estimated from."""
 
     def __init__(self, policy: Any, reference: Any, tokenizer: Any, rows: list[PreferenceRow], settings: Any) -> None:
-        rank, size = processes.world()
+        rank, size = distributed.world()
         self.prompts = [(row.prompt_id, encode_prompt(tokenizer, row.prompt)) for row in rows[:KL_PROMPTS][rank::size]]
         self.policy, self.reference, self.seed = policy, reference, settings.seed
-        self.dtype, self.pad_id = models.DTYPES[settings.model.dtype], int(tokenizer.pad_token_id)
+        self.dtype, self.pad_id = DTYPES[settings.model.dtype], int(tokenizer.pad_token_id)
         # Once for all measurements: a new engine would try the tree's mask anew.
         self.ours = Engine(policy, self.pad_id, dtype=self.dtype)
         self.theirs = self.ours if reference is None else Engine(reference, self.pad_id, dtype=self.dtype)
-        self.limit, self.eos_ids = settings.data.max_response_tokens, models.eos_ids(models.inner(policy), tokenizer)
+        self.limit, self.eos_ids = settings.data.max_response_tokens, eos_ids(inner(policy), tokenizer)
         self.tokens = 0  # sampled so far, with their prompts
 
     def __call__(self, step: int) -> torch.Tensor:
@@ -160,16 +177,16 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     section: DpoSection = settings.dpo
     sft_folder = inputs["sft"] / "model"
     sft = resolve(str(sft_folder))
-    tokenizer = models.load_tokenizer(sft)
-    dtype, lora = models.DTYPES[settings.model.dtype], settings.model.lora
-    training.seed_everything(settings.seed)
-    policy = models.load_policy(sft, settings.model, dtype=dtype if lora else torch.float32).to(models.best_device())
+    tokenizer = load_tokenizer(sft)
+    dtype, lora = DTYPES[settings.model.dtype], settings.model.lora
+    seed_everything(settings.seed)
+    policy = load_policy(sft, settings.model, dtype=dtype if lora else torch.float32).to(best_device())
     rows = from_parquet(inputs["data"] / "train.parquet")
-    examples = training.examples_of(rows, tokenizer, settings.data.max_response_tokens)
+    examples = examples_of(rows, tokenizer, settings.data.max_response_tokens)
     pad_id = int(tokenizer.pad_token_id)
     reference = reference_logps(sft, settings.model, policy, pad_id, [e.tree for e in examples], reporter)
-    n_items = trl_trainers.n_pairs(examples) if section.trainer == "trl" else len(examples)
-    steps = training.total_steps(section, n_items)
+    n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
+    steps = total_steps(section, n_items)
 
     facts = {
         "arm": "dpo",
@@ -179,33 +196,33 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     }
 
     def keep(step: int) -> None:
-        folder = training.policy_folder(out, step, final=step == steps)
-        models.save_policy(policy, tokenizer, folder, dtype=dtype, base=sft_folder)
-        models.write_training_record(folder, step=step, **facts)
+        folder = policy_folder(out, step, final=step == steps)
+        save_policy(policy, tokenizer, folder, dtype=dtype, base=sft_folder)
+        write_training_record(folder, step=step, **facts)
 
-    watch = training.Watch(reporter, "dpo", steps)
-    callbacks = [watch, training.KeepPolicies(training.milestones(section, steps), keep)]
-    arguments = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
+    watch = Watch(reporter, "dpo", steps)
+    callbacks = [watch, KeepPolicies(milestone_steps(section, steps), keep)]
+    arguments = training_arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
     probe: KlProbe | None = None
     trainer: Trainer
     if section.trainer == "trl":
-        trainer = trl_trainers.dpo(
-            policy, lora, tokenizer, section, arguments, examples, reference, callbacks, reporter
-        )
+        trainer = trl.dpo(policy, lora, tokenizer, section, arguments, examples, reference, callbacks, reporter)
         policy = trainer.model
     else:
-        policy = models.trainable(policy, lora, task="CAUSAL_LM")
+        policy = trainable(policy, lora, task="CAUSAL_LM")
         engine = Engine(policy, pad_id, dtype=dtype)
         loss = partial(dpo_loss, engine, section, reference)
-        trainer = training.EngineTrainer(engine, arguments, examples, loss, callbacks)
+        trainer = EngineTrainer(engine, arguments, examples, loss, callbacks)
         if section.kl_milestones:
             # With an adapter the reference is the base below it; without, a model of the policy's own precision, so
             # that the KL of two equal models is 0.
-            start = None if lora else models.load_policy(sft, settings.model, dtype=torch.float32).to(engine.device)
+            start = None if lora else load_policy(sft, settings.model, dtype=torch.float32).to(engine.device)
             probe = KlProbe(policy, start, tokenizer, rows, settings)
-            trainer.add_callback(training.KeepAtKl(section.kl_milestones, probe, keep, trainer.values))
-    trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
-    if processes.main_process() and trainer.state.global_step != steps:  # resumed with more processes, behind the last
+            trainer.add_callback(KeepAtKl(section.kl_milestones, probe, keep, trainer.values))
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    if (
+        distributed.main_process() and trainer.state.global_step != steps
+    ):  # resumed with more processes, behind the last
         keep(steps)
     fallen = next((row for row in reversed(watch.history) if "displacement/chosen" in row), None)
     if fallen is not None and fallen["displacement/chosen"] < 0:
@@ -214,7 +231,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
             f"{-fallen['displacement/chosen']:.1f} nats below the reference, {fallen['displacement/rate']:.0%} of them "
             "below it"
         )
-    tokens = training.trained_tokens(section, steps, examples) + sum(len(example.tree) for example in examples)
+    tokens = trained_tokens(section, steps, examples) + sum(len(example.tree) for example in examples)
     if probe is not None:
-        tokens += int(processes.all_sum(torch.tensor(probe.tokens, device=models.best_device())))
+        tokens += int(distributed.all_sum(torch.tensor(probe.tokens, device=best_device())))
     return {"tokens": tokens, "history": watch.history, "steps": steps, "pairs": sum(len(e.pairs) for e in examples)}

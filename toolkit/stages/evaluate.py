@@ -14,21 +14,23 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from toolkit import models
+from toolkit.engine.engine import Engine
+from toolkit.engine.sampling import generate
 from toolkit.evals import summary
-from toolkit.generation import generate
-from toolkit.judging import asking, judges, records, statistics
-from toolkit.locating import ModelRef, resolve, training_record
+from toolkit.files import read_json, write_json, write_table
+from toolkit.judging import llm, records, scorers, win_rates
+from toolkit.models.encoding import Tree, decode, encode, encode_prompt, is_conversation
+from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.load import load_policy, load_reward_model
+from toolkit.models.resolve import ModelRef, resolve, training_record
+from toolkit.models.save import reward_mean
+from toolkit.models.tokenizer import eos_ids, load_tokenizer, response_end
 from toolkit.preferences import splits
-from toolkit.preferences.encoding import decode, encode, encode_prompt, is_conversation, response_end
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow, readable
 from toolkit.progress import Reporter
-from toolkit.recipe import EvaluateSection
-from toolkit.scoring import Engine
-from toolkit.store import read_json, write_json, write_table
-from toolkit.tree_batch import Tree
+from toolkit.recipe.schema import EvaluateSection
 
 Row = dict[str, Any]
 
@@ -60,7 +62,7 @@ class Setting:
 
     @property
     def dtype(self) -> Any:
-        return models.DTYPES[self.model.dtype]
+        return DTYPES[self.model.dtype]
 
     def engine(self, model: Any) -> Engine:
         return Engine(model, int(self.tokenizer.pad_token_id), dtype=self.dtype, token_budget=self.section.token_budget)
@@ -71,7 +73,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     section: EvaluateSection = settings.evaluate
     rows = from_parquet(inputs["data"] / "eval.parquet")
     sft = resolve(str(inputs["sft"] / "model"))
-    tokenizer = models.load_tokenizer(sft)
+    tokenizer = load_tokenizer(sft)
     setting = Setting(
         rows=rows,
         prompts=[encode_prompt(tokenizer, row.prompt) for row in rows],
@@ -124,7 +126,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     write_json(out / "data_report.json", read_json(inputs["data"] / "report.json"))
     comparisons = [(p, pair.i, pair.j, pair.p, pair.weight) for p, row in enumerate(rows) for pair in splits.pairs(row)]
     options = {"n_resamples": section.bootstrap, "confidence": section.confidence, "seed": settings.seed}
-    judged = statistics.report(judgements, length_control=True, style_control=True, where_recorded=True, **options)
+    judged = win_rates.report(judgements, length_control=True, style_control=True, where_recorded=True, **options)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
     result = summary.summarise(
         samples,
@@ -165,7 +167,7 @@ def find_policies(settings: Any, inputs: dict[str, Path], sft: ModelRef) -> list
 def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[Row]:
     """Sample a policy on every held-out prompt, and score the samples under itself at the sampling temperature."""
     section = setting.section
-    model = models.load_policy(policy.ref, setting.model).to(models.best_device())
+    model = load_policy(policy.ref, setting.model).to(best_device())
     keys = [
         (setting.seed, "evaluate", policy.name, row.prompt_id, k)
         for row in setting.rows
@@ -179,7 +181,7 @@ def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[
             keys,
             max_new_tokens=setting.max_new_tokens,
             temperature=section.temperature,
-            eos_ids=models.eos_ids(model, setting.tokenizer),
+            eos_ids=eos_ids(model, setting.tokenizer),
             pad_id=int(setting.tokenizer.pad_token_id),
             dtype=setting.dtype,
             batch_size=section.batch_size,
@@ -240,7 +242,7 @@ def score_everything(
         return [[float(t.double().sum()) for t in responses] for responses in logps]
 
     columns: list[list[list[float]]] = []
-    reference_model = models.load_policy(sft, setting.model).to(models.best_device())
+    reference_model = load_policy(sft, setting.model).to(best_device())
     columns.append(sums(reference_model, "score under the reference", 1.0))
     tempered = columns[0]
     if setting.section.temperature != 1.0:
@@ -249,13 +251,13 @@ def score_everything(
         )
     del reference_model
     gc.collect()
-    dpo = models.load_policy(resolve(str(inputs["dpo"] / "model")), setting.model).to(models.best_device())
+    dpo = load_policy(resolve(str(inputs["dpo"] / "model")), setting.model).to(best_device())
     columns.append(sums(dpo, "implicit rewards", 1.0))
     del dpo
     gc.collect()
     reward_ref = resolve(str(inputs["reward_model"] / "model"))
-    reward_model = models.load_reward_model(reward_ref, setting.model).to(models.best_device())
-    mean = models.reward_mean(reward_ref.path)
+    reward_model = load_reward_model(reward_ref, setting.model).to(best_device())
+    mean = reward_mean(reward_ref.path)
     with reporter.task("explicit rewards", n_responses) as task:
         scores = setting.engine(reward_model).scores(trees, advance=task.advance)
     columns.append([[value - mean for value in values] for values in scores])
@@ -343,7 +345,7 @@ def judge_all(
     setting: Setting,
     has_gold: bool,
     reporter: Reporter,
-) -> tuple[list[records.Judgement], list[asking.Usage]]:
+) -> tuple[list[records.Judgement], list[llm.Usage]]:
     """Every policy against SFT, and the arms against each other, by every judge; and what language models took."""
     pairs = [(name, "sft") for name in names if name != "sft"] + [("rm_ppo", "dpo")]
     prompt_ids = [row.prompt_id for row in setting.rows]
@@ -352,14 +354,14 @@ def judge_all(
         table.setdefault((row["policy"], row["prompt_id"]), []).append(row)
     texts = {name: [[r["response"] for r in table[name, p]] for p in prompt_ids] for name in names}
     out: list[records.Judgement] = []
-    usage: list[asking.Usage] = []
+    usage: list[llm.Usage] = []
     for spec in specs:
         if spec.startswith("file:"):
             out += records.read_judgements([spec.removeprefix("file:")])
             continue
-        if asking.asks(spec):
+        if llm.asks(spec):
             prompts = [row.prompt for row in setting.rows]
-            found, used = asking.judge_pairs(
+            found, used = llm.judge_pairs(
                 spec, pairs, prompt_ids, prompts, texts, setting.section.judge, setting.model, reporter
             )
             out += found
@@ -367,13 +369,13 @@ def judge_all(
             continue
         column = {"gold": "gold_reward", "rm": "explicit_reward", "implicit": "implicit_reward"}.get(spec)
         if spec == "gold" and not has_gold:
-            raise judges.RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
+            raise scorers.RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
         if column is not None:
             by_name = {name: [[r[column] for r in table[name, p]] for p in prompt_ids] for name in names}
         else:
             reporter.line(f"judge {spec}")
             flat = [[text for name in names for text in texts[name][i]] for i in range(len(prompt_ids))]
-            scores = judges.score(
+            scores = scorers.score(
                 spec,
                 [row.prompt for row in setting.rows],
                 flat,
@@ -383,7 +385,7 @@ def judge_all(
             )
             by_name = _unflatten(scores, names, texts)
         for policy, baseline in pairs:
-            out += judges.compare(
+            out += scorers.compare(
                 spec,
                 policy,
                 baseline,
@@ -394,8 +396,8 @@ def judge_all(
     return out, usage
 
 
-def _unflatten(scores: judges.Scores, names: Sequence[str], texts: dict[str, Any]) -> dict[str, judges.Scores]:
-    out: dict[str, judges.Scores] = {name: [] for name in names}
+def _unflatten(scores: scorers.Scores, names: Sequence[str], texts: dict[str, Any]) -> dict[str, scorers.Scores]:
+    out: dict[str, scorers.Scores] = {name: [] for name in names}
     for i, values in enumerate(scores):
         rest = iter(values)
         for name in names:

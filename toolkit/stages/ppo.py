@@ -7,18 +7,30 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from toolkit import models, processes, training
-from toolkit.locating import resolve
-from toolkit.ppo.actors import SharedBase, build
+from toolkit.engine import distributed
+from toolkit.models.encoding import encode_prompt
+from toolkit.models.inspect import DTYPES, inner
+from toolkit.models.resolve import resolve
+from toolkit.models.save import reward_mean, write_training_record
+from toolkit.models.tokenizer import eos_ids, load_tokenizer
 from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.public import adapter_source
+from toolkit.ppo.loop import PPOLoop, Schedule
+from toolkit.ppo.models import SharedBase, build
 from toolkit.ppo.rewards import model_source
 from toolkit.ppo.rollout import PromptIds
-from toolkit.ppo.trainer import PPOLoop, Schedule
-from toolkit.preferences.encoding import encode_prompt
+from toolkit.ppo.trainer import adapter_source
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
-from toolkit.recipe import PpoSection
+from toolkit.recipe.schema import PpoSection
+from toolkit.training.callbacks import KeepPolicies, Watch
+from toolkit.training.trainer import (
+    RESUME_POINTS,
+    last_checkpoint,
+    milestone_steps,
+    policy_folder,
+    seed_everything,
+    training_arguments,
+)
 
 
 def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
@@ -26,8 +38,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     section: PpoSection = settings.ppo
     sft = resolve(str(inputs["sft"] / "model"))
     reward = resolve(str(inputs["reward_model"] / "model"))
-    tokenizer = models.load_tokenizer(sft)
-    training.seed_everything(settings.seed)
+    tokenizer = load_tokenizer(sft)
+    seed_everything(settings.seed)
     actors, reward_model = build(
         sft,
         reward,
@@ -36,12 +48,12 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         value_head_init=section.value_head_init,
         share_trunk=section.share_trunk,
     )
-    dtype = models.DTYPES[settings.model.dtype]
+    dtype = DTYPES[settings.model.dtype]
     if reward_model is None:
         assert isinstance(actors, SharedBase)
         source = adapter_source(actors)
     else:
-        source = model_source(reward_model, tokenizer, tokenizer, dtype=dtype, mean=models.reward_mean(reward.path))
+        source = model_source(reward_model, tokenizer, tokenizer, dtype=dtype, mean=reward_mean(reward.path))
 
     rows = from_parquet(inputs["data"] / "train.parquet")
     prompts = [PromptIds(row.prompt_id, encode_prompt(tokenizer, row.prompt), row.prompt) for row in rows]
@@ -50,7 +62,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     steps = len(schedule)
     config.max_steps, config.logging_steps = steps, schedule.updates
     config.warmup_steps = math.ceil(section.warmup_ratio * steps)
-    config.save_steps = max(1, math.ceil(steps / training.RESUME_POINTS))
+    config.save_steps = max(1, math.ceil(steps / RESUME_POINTS))
 
     facts = {"arm": "rm_ppo", "beta": section.kl_coef, "reference_fingerprint": sft.fingerprint}
     facts["reward_model_fingerprint"] = reward.fingerprint
@@ -58,27 +70,27 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     stopped_at = -1
 
     def keep(step: int) -> None:
-        folder = training.policy_folder(out, step, final=step in (steps, stopped_at))
+        folder = policy_folder(out, step, final=step in (steps, stopped_at))
         trainer.export(folder)
-        models.write_training_record(folder, step=step, **facts)
+        write_training_record(folder, step=step, **facts)
 
-    watch = training.Watch(reporter, "ppo", steps)
-    at = training.milestones(section, schedule.rollouts)
+    watch = Watch(reporter, "ppo", steps)
+    at = milestone_steps(section, schedule.rollouts)
     trainer = PPOLoop(
         actors,
         config,
         prompts,
         [source],
         tokenizer,
-        eos_ids=models.eos_ids(models.inner(actors.policy), tokenizer),
+        eos_ids=eos_ids(inner(actors.policy), tokenizer),
         dtype=dtype,
         keep=keep,
-        callbacks=[watch, training.KeepPolicies([rollout * schedule.updates for rollout in at], keep)],
+        callbacks=[watch, KeepPolicies([rollout * schedule.updates for rollout in at], keep)],
     )
-    trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
     if trainer.state.global_step < steps:
         reporter.line(f"ppo: stopped at step {trainer.state.global_step} of {steps}, KL passed {section.max_kl} nats")
-    if processes.main_process():
+    if distributed.main_process():
         if trainer.state.global_step != steps:  # stopped early, or resumed with more processes, behind the last step
             stopped_at = trainer.state.global_step
             keep(stopped_at)
@@ -90,7 +102,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
 
 def configuration(section: PpoSection, out: Path, settings: Any) -> PPOConfig:
     """The recipe's section as the trainer's settings: equal names mean equal things."""
-    shared = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=1)
+    shared = training_arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=1)
     known = {f.name for f in fields(PPOConfig)}
     own = {
         name: value

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from toolkit.files import write_text
 from toolkit.progress import Reporter
-from toolkit.recipe import ReportSection
+from toolkit.recipe.schema import ReportSection
 from toolkit.report.page import build
-from toolkit.store import write_text
 
 LARGE_BYTES = 6_000_000
 

@@ -10,22 +10,36 @@ import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
-from toolkit import models, processes, training, trl_trainers
-from toolkit.generation import generate
-from toolkit.locating import resolve
-from toolkit.preferences.encoding import encode_prompt
+from toolkit.engine import distributed
+from toolkit.engine.engine import Engine
+from toolkit.engine.sampling import generate
+from toolkit.models.encoding import Tree, encode_prompt
+from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.load import load_policy, new_reward_model, trainable
+from toolkit.models.resolve import resolve
+from toolkit.models.save import save_policy, write_reward_mean
+from toolkit.models.tokenizer import eos_ids, load_tokenizer
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
-from toolkit.recipe import RewardModelSection
-from toolkit.scoring import Engine
-from toolkit.tree_batch import Tree
+from toolkit.recipe.schema import RewardModelSection
+from toolkit.training import trl
+from toolkit.training.batch import PairBatch, examples_of
+from toolkit.training.callbacks import Watch
+from toolkit.training.trainer import (
+    EngineTrainer,
+    last_checkpoint,
+    seed_everything,
+    total_steps,
+    trained_tokens,
+    training_arguments,
+)
 
 # SFT samples that the score is centred on; the mean of 128 has a standard error of 0.09 standard deviations.
 CENTRING_PROMPTS = 128
 
 
 def bradley_terry(
-    engine: Engine, center_rewards_coefficient: float, batch: training.PairBatch
+    engine: Engine, center_rewards_coefficient: float, batch: PairBatch
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """-log sigmoid(r_i - r_j - margin) for each comparison, soft labels weighted, each response computed once.
 
@@ -63,50 +77,50 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     section: RewardModelSection = settings.reward_model
     sft_folder = inputs["sft"] / "model"
     sft = resolve(str(sft_folder))
-    tokenizer = models.load_tokenizer(sft)
-    dtype = models.DTYPES[settings.model.dtype]
+    tokenizer = load_tokenizer(sft)
+    dtype = DTYPES[settings.model.dtype]
     pad_id = int(tokenizer.pad_token_id)
-    training.seed_everything(settings.seed)
-    model: Any = models.new_reward_model(sft, settings.model, pad_id, settings.seed).to(models.best_device())
+    seed_everything(settings.seed)
+    model: Any = new_reward_model(sft, settings.model, pad_id, settings.seed).to(best_device())
     rows = from_parquet(inputs["data"] / "train.parquet")
-    examples = training.examples_of(rows, tokenizer, settings.data.max_response_tokens)
-    n_items = trl_trainers.n_pairs(examples) if section.trainer == "trl" else len(examples)
-    steps = training.total_steps(section, n_items)
-    watch = training.Watch(reporter, "reward_model", steps)
-    arguments = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
+    examples = examples_of(rows, tokenizer, settings.data.max_response_tokens)
+    n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
+    steps = total_steps(section, n_items)
+    watch = Watch(reporter, "reward_model", steps)
+    arguments = training_arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
     lora = settings.model.lora
     trainer: Trainer
     if section.trainer == "trl":
-        trainer = trl_trainers.reward_model(model, lora, tokenizer, section, arguments, examples, [watch], reporter)
+        trainer = trl.reward_model(model, lora, tokenizer, section, arguments, examples, [watch], reporter)
         model = trainer.model
     else:
-        model = models.trainable(model, lora, task="SEQ_CLS", modules_to_save=["score"])
+        model = trainable(model, lora, task="SEQ_CLS", modules_to_save=["score"])
         engine = Engine(model, pad_id, dtype=dtype)
         loss = partial(bradley_terry, engine, section.center_rewards_coefficient)
-        trainer = training.EngineTrainer(engine, arguments, examples, loss, [watch])
-    trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
+        trainer = EngineTrainer(engine, arguments, examples, loss, [watch])
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
     model.eval()
     engine = Engine(model, pad_id, dtype=dtype)
-    if processes.main_process():
-        models.save_policy(model, tokenizer, out / "model", dtype=dtype, base=sft_folder)
+    if distributed.main_process():
+        save_policy(model, tokenizer, out / "model", dtype=dtype, base=sft_folder)
 
     mean = 0.0
     if section.center:
         prompts = [(row.prompt_id, encode_prompt(tokenizer, row.prompt)) for row in rows[:CENTRING_PROMPTS]]
-        policy = models.load_policy(sft, settings.model).to(engine.device)
+        policy = load_policy(sft, settings.model).to(engine.device)
         samples = generate(
             policy,
             [ids for _, ids in prompts],
             [(settings.seed, "centring", prompt_id) for prompt_id, _ in prompts],
             max_new_tokens=settings.data.max_response_tokens,
             temperature=1.0,
-            eos_ids=models.eos_ids(policy, tokenizer),
+            eos_ids=eos_ids(policy, tokenizer),
             pad_id=pad_id,
             dtype=dtype,
         )
         scores = engine.scores([Tree(ids, [s.ids]) for (_, ids), s in zip(prompts, samples, strict=True)])
         mean = sum(score for [score] in scores) / len(scores)
-    if processes.main_process():
-        models.write_reward_mean(out / "model", mean)
-    tokens = training.trained_tokens(section, steps, examples)
+    if distributed.main_process():
+        write_reward_mean(out / "model", mean)
+    tokens = trained_tokens(section, steps, examples)
     return {"tokens": tokens, "history": watch.history, "mean": mean, "steps": steps}

@@ -8,31 +8,45 @@ from typing import Any
 
 import torch
 
-from toolkit import models, processes, training
-from toolkit.locating import resolve
+from toolkit.engine import distributed
+from toolkit.engine.engine import Engine
+from toolkit.models.encoding import encode, is_conversation
+from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.load import load_policy, trainable
+from toolkit.models.resolve import resolve
+from toolkit.models.save import merge_and_save
+from toolkit.models.tokenizer import check_vocabulary, load_tokenizer, response_end
 from toolkit.preferences import splits
-from toolkit.preferences.encoding import encode, is_conversation, response_end
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
-from toolkit.recipe import SftSection
-from toolkit.scoring import Engine
+from toolkit.recipe.schema import SftSection
+from toolkit.training.batch import Example, PairBatch
+from toolkit.training.callbacks import Watch
+from toolkit.training.trainer import (
+    EngineTrainer,
+    last_checkpoint,
+    seed_everything,
+    total_steps,
+    trained_tokens,
+    training_arguments,
+)
 
 
 def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``, plain merged weights in ``model.dtype``. With ``sft.enabled`` off, the model as it came."""
     section: SftSection = settings.sft
     ref = resolve(settings.model.name, settings.model.revision)
-    tokenizer = models.load_tokenizer(ref, settings.model.chat_template)
-    dtype = models.DTYPES[settings.model.dtype]
-    policy = models.load_policy(ref, settings.model, dtype=None if settings.model.lora else torch.float32)
-    models.check_vocabulary(policy.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
+    tokenizer = load_tokenizer(ref, settings.model.chat_template)
+    dtype = DTYPES[settings.model.dtype]
+    policy = load_policy(ref, settings.model, dtype=None if settings.model.lora else torch.float32)
+    check_vocabulary(policy.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
     if ref.kind == "adapter":
         # Both arms must refer to the weights with this adapter in them, not to the base below it.
         policy = policy.merge_and_unload()
     if not section.enabled:
-        if processes.main_process():
-            models.merge_and_save(policy, tokenizer, out / "model", dtype)
+        if distributed.main_process():
+            merge_and_save(policy, tokenizer, out / "model", dtype)
         return {"tokens": 0, "history": []}
 
     rows = from_parquet(inputs["data"] / "train.parquet")
@@ -42,23 +56,23 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         chosen = [row.responses[i] for i in targets(row, section.train_on)]
         limit = settings.data.max_response_tokens
         encoded = encode(tokenizer, row.prompt, chosen, end_id=end_id, max_response_tokens=limit)
-        examples.append(training.Example(encoded.tree, []))
+        examples.append(Example(encoded.tree, []))
 
-    steps = training.total_steps(section, len(examples))
-    training.seed_everything(settings.seed)
-    policy = models.trainable(policy, settings.model.lora, task="CAUSAL_LM").to(models.best_device())
+    steps = total_steps(section, len(examples))
+    seed_everything(settings.seed)
+    policy = trainable(policy, settings.model.lora, task="CAUSAL_LM").to(best_device())
     engine = Engine(policy, int(tokenizer.pad_token_id), dtype=dtype)
-    watch = training.Watch(reporter, "sft", steps)
-    arguments = training.arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
-    trainer = training.EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [watch])
-    trainer.train(resume_from_checkpoint=training.last_checkpoint(out))
-    if processes.main_process():
-        models.merge_and_save(policy, tokenizer, out / "model", dtype)
-    tokens = training.trained_tokens(section, steps, examples)
+    watch = Watch(reporter, "sft", steps)
+    arguments = training_arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
+    trainer = EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [watch])
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    if distributed.main_process():
+        merge_and_save(policy, tokenizer, out / "model", dtype)
+    tokens = trained_tokens(section, steps, examples)
     return {"tokens": tokens, "history": watch.history, "n_examples": len(examples), "steps": steps}
 
 
-def completion_loss(engine: Engine, batch: training.PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def completion_loss(engine: Engine, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Mean negative log-likelihood of the batch's response tokens, in nats; the prompt is not trained on."""
     logps_N, _ = engine.token_logps(batch.trees)
     return -logps_N.mean() * batch.token_share, {"nll/token": -logps_N}

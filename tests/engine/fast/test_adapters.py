@@ -1,0 +1,218 @@
+"""Adapters: what they compute under autocast is what peft computes, and merging for the while restores every bit."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import Linear as LoraLinear
+from support.small_models import adapter
+
+from toolkit.engine.fast import adapters
+
+IDS = torch.randint(5, 250, (16, 12), generator=torch.Generator().manual_seed(0))
+Make = Callable[[], Any]
+
+
+# ---------------------------------------------------------------- lean under autocast
+
+
+def logits_and_gradients(model: Any, *, autocast: bool = True) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(input_ids=IDS).logits
+    logits.float().square().mean().backward()
+    return logits.detach().float(), {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+
+
+@pytest.mark.parametrize("more", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])
+def test_a_lean_adapter_computes_what_pefts_does(new_tiny: Make, more: dict[str, Any]) -> None:
+    """Against fp32: no further off than peft's own bf16, logits and gradients alike."""
+    exact, gradients = logits_and_gradients(adapter(new_tiny(), **more), autocast=False)
+    errors = []
+    for change in (adapters.lean, lambda model: model):
+        found, of = logits_and_gradients(change(adapter(new_tiny().bfloat16(), **more)))
+        assert of.keys() == gradients.keys()
+        off = sum(float((of[n] - g).square().sum()) for n, g in gradients.items())
+        size = sum(float(g.square().sum()) for g in gradients.values())
+        errors.append((float((found - exact).norm() / exact.norm()), (off / size) ** 0.5))
+    (lean, lean_gradient), (pefts, pefts_gradient) = errors
+    assert lean <= 1.2 * pefts and lean_gradient <= 1.2 * pefts_gradient
+
+
+def test_a_lean_adapter_makes_no_copies(new_tiny: Make) -> None:
+    """No activation becomes fp32, and the product of the low rank is added in place."""
+    model = adapters.lean(adapter(new_tiny().bfloat16()))
+    layer = next(module for module in model.modules() if isinstance(module, LoraLinear))
+    x = torch.randn(1, 7, layer.in_features, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile() as seen, torch.no_grad():
+        layer(x)
+    names = [event.name for event in seen.events()]
+    assert "aten::addmm_" in names and "aten::add" not in names and "aten::mul" not in names
+
+
+def test_a_low_rank_product_and_its_gradients() -> None:
+    """By hand in fp64 from the rounded tensors; each gradient is rounded once or twice, to bf16's 2^-9."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"x": (2, 7, 20), "weight": (12, 20), "bias": (12,), "a": (4, 20), "b": (12, 4), "gradient": (2, 7, 12)}
+    rounded = {n: torch.randn(shape, generator=generator).bfloat16() for n, shape in shapes.items()}
+    exact = {n: value.double().requires_grad_() for n, value in rounded.items()}
+    expected = exact["x"] @ (exact["weight"] + 0.7 * exact["b"] @ exact["a"]).t() + exact["bias"]
+    expected.backward(exact["gradient"])
+    of = {"x": rounded["x"].clone().requires_grad_()} | {n: rounded[n].float().requires_grad_() for n in "ab"}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = adapters._LowRank.apply(of["x"], rounded["weight"], rounded["bias"], of["a"], of["b"], 0.7)
+    found.backward(rounded["gradient"])
+    pairs = [(found, expected)] + [(of[n].grad, exact[n].grad) for n in of]
+    for value, reference in pairs:
+        assert float((value.detach().double() - reference.detach()).norm() / reference.detach().norm()) < 2**-8
+
+
+class DoubledLinear(torch.nn.Linear):
+    """Computes something else with its weight, as quantised layers do."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def test_what_the_lean_layer_leaves_to_peft(new_tiny: Make) -> None:
+    """Dropout, a base that trains, one that is no plain linear layer, and one with a hook."""
+    model = adapters.lean(adapter(new_tiny(), lora_dropout=0.5)).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    model = adapters.lean(adapter(new_tiny()))
+    layer = next(module for module in model.modules() if isinstance(module, LoraLinear))
+    layer.base_layer.weight.requires_grad_(True)
+    _, gradients = logits_and_gradients(model)
+    assert any("base_layer" in name for name in gradients)
+    layer.base_layer.requires_grad_(False)
+    x = torch.randn(1, 7, layer.in_features)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        plain, bare = layer(x), layer.base_layer(x)
+        layer.base_layer.__class__ = DoubledLinear
+        torch.testing.assert_close(layer(x), plain + bare, rtol=0.02, atol=0.05)
+        layer.base_layer.__class__ = torch.nn.Linear
+        layer.base_layer.register_forward_hook(lambda module, args, output: 2 * output)
+        torch.testing.assert_close(layer(x), plain + bare, rtol=0.02, atol=0.05)
+
+
+def test_outside_autocast_an_adapter_is_pefts_own(new_tiny: Make) -> None:
+    """In bf16 with fp32 adapters, as users call a trained policy; with another adapter, and with none."""
+    model, lean = adapter(new_tiny().bfloat16()), adapters.lean(adapter(new_tiny().bfloat16()))
+    with torch.no_grad():
+        assert torch.equal(lean(input_ids=IDS).logits, model(input_ids=IDS).logits)
+        with model.disable_adapter(), lean.disable_adapter(), torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(lean(input_ids=IDS).logits, model(input_ids=IDS).logits)
+        for each in (model, lean):
+            each.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+            each.base_model.set_adapter(["default", "other"])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(lean(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_lean_model_uses_its_own_weights(new_tiny: Make, copied: Callable[[Any], Any]) -> None:
+    model = adapters.lean(adapter(new_tiny().bfloat16()))
+    twin = copied(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before = model(input_ids=IDS).logits
+        for name, weight in twin.named_parameters():
+            if "lora_B" in name:
+                weight.zero_()
+        assert torch.equal(model(input_ids=IDS).logits, before)
+        assert not torch.equal(twin(input_ids=IDS).logits, before)
+
+
+def test_a_lean_model_is_gone_when_nothing_names_it(new_tiny: Make) -> None:
+    """At once, not when the garbage is collected: one model in memory at a time."""
+    model = adapters.lean(adapter(new_tiny()))
+    gc.collect()
+    gc.disable()
+    try:
+        weight = weakref.ref(next(m for m in model.modules() if isinstance(m, LoraLinear)).base_layer.weight)
+        del model
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+# ---------------------------------------------------------------- merging for the while
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": ["q_proj", "down_proj"]},
+        {"use_dora": True},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "v_proj"], "lora_bias": True},
+    ],
+    ids=["lora", "rslora", "two layers", "dora", "embeddings", "modules_to_save", "lora_bias"],
+)
+def test_a_merged_model_computes_what_the_adapter_does(new_tiny: Make, more: dict[str, Any]) -> None:
+    model = adapter(new_tiny(), **more)
+    ids = torch.tensor([[5, 9, 30, 77, 100]])
+    with torch.no_grad():
+        unmerged = model(input_ids=ids).logits
+        with model.disable_adapter():
+            bare = model(input_ids=ids).logits
+        with adapters.merged(model):
+            merged = model(input_ids=ids).logits
+        after = model(input_ids=ids).logits
+    assert float((unmerged - bare).abs().max()) > 0.5
+    torch.testing.assert_close(merged, unmerged, rtol=0, atol=2e-3)
+    assert torch.equal(after, unmerged)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merging_restores_every_bit(new_tiny: Make, dtype: torch.dtype) -> None:
+    model = adapter(new_tiny().to(dtype))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for _ in range(3):
+        with adapters.merged(model):
+            pass
+    with pytest.raises(RuntimeError, match="stop"), adapters.merged(model):
+        raise RuntimeError("stop")
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    ids = torch.tensor([[5, 9, 30]])
+    with model.disable_adapter():
+        off = model(input_ids=ids).logits
+    assert not torch.equal(model(input_ids=ids).logits, off)  # the adapter is on again
+
+
+def test_an_adapter_that_is_off_is_not_merged(new_tiny: Make) -> None:
+    model = adapter(new_tiny())
+    ids = torch.tensor([[5, 9, 30]])
+    with torch.no_grad(), model.disable_adapter():
+        off = model(input_ids=ids).logits
+        with adapters.merged(model):
+            assert torch.equal(model(input_ids=ids).logits, off)
+            assert torch.equal(model.get_base_model()(input_ids=ids).logits, off)
+        assert torch.equal(model(input_ids=ids).logits, off)
+
+
+def test_the_active_adapter_alone_is_merged(new_tiny: Make) -> None:
+    model = adapter(new_tiny())
+    model.add_adapter("other", LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    ids = torch.tensor([[5, 9, 30]])
+    results = []
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        with torch.no_grad():
+            unmerged = model(input_ids=ids).logits
+            with adapters.merged(model):
+                torch.testing.assert_close(model(input_ids=ids).logits, unmerged, rtol=0, atol=2e-3)
+        results.append(unmerged)
+    assert not torch.allclose(*results)

@@ -1,0 +1,144 @@
+"""A language model of this process as judge, templates, and recorded samples before another judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from toolkit.errors import DataError, RecipeError
+from toolkit.files import write_table
+from toolkit.judging import llm
+from toolkit.judging.answers import Answer, Question, remembering
+from toolkit.judging.templates import load_template
+from toolkit.judging.win_rates import winrate_report
+from toolkit.measure.judge import judge_samples
+from toolkit.models.resolve import resolve
+from toolkit.progress import Reporter
+from toolkit.recipe.schema import JudgeSettings, ModelSection
+from toolkit.stages.evaluate import own_name
+
+QUIET = Reporter(quiet=True)
+PROMPTS = ["The hotel was", "I bought this phone and"]
+TEXTS = {
+    "a": [[" lovely and quiet, and I would stay there again."], [" it works well, so I love it."]],
+    "b": [[" dirty, and the staff were rude to us."], [" it broke on the first day, which was awful."]],
+}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUEL_CACHE", str(tmp_path / "cache"))
+
+
+def judge(template: str | None = None) -> list[Any]:
+    section, settings = ModelSection(dtype="float32"), JudgeSettings(template=template)
+    return llm.judge_pairs("llm:tiny", [("a", "b")], ["p0", "p1"], PROMPTS, TEXTS, settings, section, QUIET)[0]
+
+
+def test_log_probabilities_of_a_local_model(tiny: Any, tokenizer: Any) -> None:
+    """P(A) / (P(A) + P(B)) by one whole forward pass for each order."""
+    template = load_template("logprob")
+    found = judge()
+    assert len(found) == 4
+    for judgement in found:
+        row = int(judgement.prompt_id[1])
+        shown = [TEXTS["a"][row][0], TEXTS["b"][row][0]]
+        first, second = shown[::-1] if judgement.order else shown
+        messages = template.messages(PROMPTS[row], first, second)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        logp = []
+        for letter in "AB":
+            [*branch] = tokenizer(letter, add_special_tokens=False)["input_ids"]
+            logits = tiny(torch.tensor([[*ids, *branch]])).logits[0].double().log_softmax(-1)
+            logp.append(sum(logits[len(ids) - 1 + k, token] for k, token in enumerate(branch)))
+        for_first = float(torch.sigmoid(logp[0] - logp[1]))
+        expected = 1 - for_first if judgement.order else for_first
+        assert judgement.preference == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_small_model_that_gives_no_verdict_fails_with_its_text() -> None:
+    found = judge("choice")
+    assert len(found) == 4 and all(j.preference is None and j.error for j in found)
+    with remembering(llm.memory_file()) as memory:
+        kept = memory.connection.execute("SELECT raw, error FROM answers").fetchall()
+    assert len(kept) == 4 and all(raw and error for raw, error in kept)
+
+
+def test_a_failure_never_replaces_an_answer(tmp_path: Path) -> None:
+    question = Question("j", "t", "prompt", "first", "second")
+    with remembering(tmp_path / "m.sqlite") as memory:
+        memory.keep(question, Answer(None, error="no"))
+        assert memory.answers([question]) == {}
+        memory.keep(question, Answer(0.25, raw="x"))
+        memory.keep(question, Answer(None, error="later"))
+        assert memory.answers([question]) == {question.key: Answer(0.25, raw="x")}
+
+
+def test_ppos_own_reward_model_by_its_path_is_not_neutral() -> None:
+    warnings: list[str] = []
+    own = resolve("tiny").fingerprint
+    assert own_name("rm:tiny", own, warnings) == "rm"
+    assert len(warnings) == 1 and "PPO was trained against" in warnings[0]
+    assert own_name("rm:tiny", "another", warnings) == "rm:tiny"  # held out: another model's weights
+    assert [own_name(spec, own, warnings) for spec in ("rm", "gold", "llm:tiny")] == ["rm", "gold", "llm:tiny"]
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind: choice\nuser: '{{ prompt }}'", "response_a"),
+        ("kind: vote\nuser: x", "cannot be read"),
+        ("kind: score\nuser: '{{ prompt }} {{ response }}'\nextra: 1", "cannot be read"),
+        ("kind: score\nuser: '{{ prompt '", "cannot be read"),
+    ],
+)
+def test_templates_that_cannot_work(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_template(str(tmp_path / "t.yaml"))
+    with pytest.raises(RecipeError, match="no such judge template"):
+        load_template("chioce")
+
+
+def table(path: Path) -> Path:
+    rows = [
+        {"prompt_id": f"p{i}", "policy": name, "sample_index": 0, "prompt": PROMPTS[i], "response": TEXTS[name][i][0]}
+        for name in TEXTS
+        for i in range(2)
+    ]
+    write_table(rows, path)
+    return path
+
+
+def rejudge(samples: Path, out: Path, **more: Any) -> Any:
+    settings = {"policy": "a", "baseline": "b", "judge": "gold", "annotator": "me", "port": 0, "limit": None}
+    settings |= {"seed": 0, "dtype": "float32", "judge_settings": JudgeSettings(), "reporter": QUIET, "out": out}
+    return judge_samples(samples, **(settings | more))
+
+
+def test_recorded_samples_before_another_judge(tmp_path: Path) -> None:
+    samples, out = table(tmp_path / "samples.parquet"), tmp_path / "judged.parquet"
+    [row] = rejudge(samples, out)["win_rates"]
+    assert (row["policy"], row["baseline"], row["judge"], row["n_judged"]) == ("a", "b", "gold", 2)
+    assert row["win_rate"] == 1.0  # praise against none
+    assert pq.read_table(out).num_rows == 2
+    [row] = rejudge(samples, out, judge="llm:tiny")["win_rates"]
+    assert row["n_judged"] == 2 and pq.read_table(out).num_rows == 4
+    judged = tmp_path / "again.parquet"
+    [row] = rejudge(samples, judged, judge=f"file:{out}", annotations=tmp_path / "annotations.json")["win_rates"]
+    assert (row["judge"], row["n_judged"]) == ("llm:tiny", 2)
+    [exported] = winrate_report([tmp_path / "annotations.json"])["win_rates"]
+    assert (exported["policy"], exported["win_rate"]) == ("a", pytest.approx(row["win_rate"]))
+    with pytest.raises(DataError, match="it holds a against b"):
+        rejudge(samples, judged, policy="b", baseline="a", judge=f"file:{out}")
+    with pytest.raises(DataError, match="no policy 'ab'"):
+        rejudge(samples, out, policy="ab")
+    samples.unlink()
+    with pytest.raises(DataError, match="no samples"):
+        rejudge(tmp_path, out)

@@ -1,0 +1,165 @@
+"""Slices, judges together, rankings, and AlpacaEval's annotations written and read back."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import logit
+
+from toolkit.errors import DataError
+from toolkit.judging import alpaca_eval, win_rates
+from toolkit.judging.records import Judgement, measured, read_judgements
+from toolkit.preferences.rows import prompt_id
+
+N = 60
+
+
+def judgements(seed: int = 0, judge: str = "gold", pairs: tuple[str, ...] = ("ab",), p: float = 0.6) -> list[Judgement]:
+    rng = np.random.default_rng(seed)
+    return [
+        Judgement(f"p{k}", pair[0], pair[1], judge, float(rng.random() < p), order, **measured("x" * (k + 1), "y" * 30))
+        for k in range(N)
+        for pair in pairs
+        for order in (0, 1)
+    ]
+
+
+def write(path: Path, rows: list[Judgement], **more: Any) -> Path:
+    from dataclasses import asdict
+
+    path.write_text("\n".join(json.dumps(asdict(row) | {k: v(row) for k, v in more.items()}) for row in rows))
+    return path
+
+
+def test_slices_are_the_win_rates_of_their_part(tmp_path: Path) -> None:
+    rows = judgements()
+
+    def topic(row: Judgement) -> str:
+        return "cars" if int(row.prompt_id[1:]) < 20 else "food"
+
+    file = write(tmp_path / "j.jsonl", rows, topic=topic)
+    found = win_rates.winrate_report([file], by="topic", n_resamples=100)["win_rates"]
+    assert [row["slice"] for row in found] == [None, "topic=cars", "topic=food"]
+    for name, row in zip(("cars", "food"), found[1:], strict=True):
+        [alone] = win_rates.win_rates([j for j in rows if topic(j) == name], n_resamples=100)
+        assert (row["win_rate"], row["ci_low"], row["n_prompts"]) == (alone.win_rate, alone.ci_low, alone.n_prompts)
+    assert found[0]["n_prompts"] == N == found[1]["n_prompts"] + found[2]["n_prompts"]
+    # corrected among themselves: the whole is another question
+    assert found[0]["holm_p"] == found[0]["p_value"]
+    low, high = sorted((row["p_value"], row["holm_p"]) for row in found[1:])
+    assert low[1] == pytest.approx(min(1.0, 2 * low[0])) and high[1] == pytest.approx(max(high[0], low[1]))
+    with pytest.raises(DataError, match="no column 'topc'"):
+        win_rates.winrate_report([file], by="topc")
+    with pytest.raises(DataError, match="takes 60 values"):
+        win_rates.winrate_report([file], by="prompt_id")
+
+
+def test_attributes_come_from_a_file_of_prompts(tmp_path: Path) -> None:
+    prompts = [f"prompt {k}" for k in range(N)]
+    ids = {f"p{k}": prompt_id(text) for k, text in enumerate(prompts)}
+    rows = [Judgement(**{**row.__dict__, "prompt_id": ids[row.prompt_id]}) for row in judgements()]
+    file = write(tmp_path / "j.jsonl", rows)
+    attributes = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": text, "level": "easy" if k % 3 else "hard"} for k, text in enumerate(prompts)]
+    attributes.write_text("\n".join(map(json.dumps, lines)))
+    found = win_rates.winrate_report([file], by="level", attributes=attributes, n_resamples=50)["win_rates"]
+    assert [(row["slice"], row["n_prompts"]) for row in found[1:]] == [("level=easy", 40), ("level=hard", 20)]
+    attributes.write_text("\n".join(map(json.dumps, lines[1:])))
+    with pytest.raises(DataError, match="no level for prompt"):
+        win_rates.winrate_report([file], by="level", attributes=attributes)
+    attributes.write_text("\n".join(map(json.dumps, [*lines, {"prompt": "prompt 0", "level": "easy"}])))
+    with pytest.raises(DataError, match="one prompt has level"):
+        win_rates.winrate_report([file], by="level", attributes=attributes)
+
+
+def test_judges_together_are_averaged_inside_prompts() -> None:
+    # x judges every prompt in both orders; y judges in one order and only some prompts, with many repeats
+    x = judgements(1, "x")
+    y = [Judgement(f"p{k}", "a", "b", "y", 1.0, None, seed=s) for k in range(20) for s in range(7)]
+    found = win_rates.report([*x, *y], pool_judges=True, n_resamples=50)["win_rates"]
+    assert [row["judge"] for row in found] == ["x", "y", win_rates.POOLED]
+    of_x = {f"p{k}": np.mean([j.preference for j in x if j.prompt_id == f"p{k}"]) for k in range(N)}  # type: ignore[misc]
+    expected = np.mean([(v + 1.0) / 2 if int(key[1:]) < 20 else v for key, v in of_x.items()])
+    assert found[2]["win_rate"] == pytest.approx(expected) and found[2]["n_judged"] == N
+
+
+def test_ties_and_failures_are_counted() -> None:
+    rows = [Judgement(f"p{k}", "a", "b", "j", v) for k, v in enumerate([1.0, 0.5, 0.5, None, 0.0])]
+    [row] = win_rates.win_rates(rows, n_resamples=50)
+    assert (row.n_judged, row.n_failed, row.n_tied) == (4, 1, 2)
+
+
+def test_three_policies_are_ranked() -> None:
+    rows = judgements(3, pairs=("ab",), p=0.8) + judgements(4, pairs=("bc",), p=0.7) + judgements(5, pairs=("ac",))
+    [ranking] = win_rates.report(rows, n_resamples=100)["bradley_terry"]
+    assert [row["policy"] for row in ranking["policies"]] == ["a", "b", "c"]
+    assert (ranking["n_prompts"], ranking["n_judged"], ranking["n_failed"]) == (N, 3 * N, 0)
+    for row in ranking["policies"]:
+        assert row["ci_low"] < row["log_strength"] < row["ci_high"]
+    # on a chain the maximum likelihood is that of each pair alone
+    chain = [j for j in rows if (j.policy, j.baseline) != ("a", "c")]
+    [ranking] = win_rates.report(chain, n_resamples=20)["bradley_terry"]
+    strength = {row["policy"]: row["log_strength"] for row in ranking["policies"]}
+    rates = {(row["policy"], row["baseline"]): row["win_rate"] for row in win_rates.report(chain)["win_rates"]}
+    assert strength["a"] - strength["b"] == pytest.approx(logit(rates["a", "b"]), abs=1e-6)
+    assert strength["b"] - strength["c"] == pytest.approx(logit(rates["b", "c"]), abs=1e-6)
+    assert win_rates.report(judgements())["bradley_terry"] == []
+
+
+def test_style_control_needs_recorded_styles(tmp_path: Path) -> None:
+    bare = [Judgement(f"p{k}", "a", "b", "j", float(k % 2)) for k in range(40)]
+    with pytest.raises(DataError, match="style of its responses"):
+        win_rates.win_rates(bare, style_control=True)
+    [row] = win_rates.win_rates(bare, style_control=True, length_control=True, where_recorded=True, n_resamples=50)
+    assert row.sc_win_rate is None and row.lc_win_rate is None
+    file = write(tmp_path / "j.jsonl", judgements())
+    [found] = win_rates.winrate_report([file], style_control=True, n_resamples=50)["win_rates"]
+    assert found["sc_ci_low"] < found["sc_win_rate"] < found["sc_ci_high"] and set(found["style_effects"]) == {
+        "length", "lists", "headers", "bold"
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- annotations.json
+
+IDS = [f"p{k}" for k in range(N)]
+PROMPTS = [f"prompt {k}" for k in range(N)]
+TEXTS = {"a": [["x" * (k + 1)] for k in range(N)], "b": [["y" * 30] for _ in range(N)]}
+
+
+@pytest.mark.parametrize("name", ["annotations.json", "annotations.json.gz"])
+def test_annotations_come_back_as_they_were(tmp_path: Path, name: str) -> None:
+    rows = judgements()
+    rows[0] = Judgement(**{**rows[0].__dict__, "preference": None, "error": "timeout"})
+    rows[2:4] = [Judgement(**{**row.__dict__, "preference": None, "error": "timeout"}) for row in rows[2:4]]
+    path = tmp_path / name
+    alpaca_eval.write_annotations(rows, IDS, PROMPTS, TEXTS, path)
+    raw = json.loads(gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes())
+    assert len(raw) == N and {"instruction", "output_1", "generator_1", "output_2", "generator_2"} <= raw[0].keys()
+    assert raw[5]["output_2"] == "x" * 6 and raw[5]["generator_2"] == "a" and raw[1]["preference"] is None
+    assert raw[1]["error"] == "timeout" and all(row["preference"] is None or 1 <= row["preference"] <= 2 for row in raw)
+    [before], [after] = (
+        win_rates.win_rates(part, n_resamples=100, length_control=True, style_control=True)
+        for part in (rows, read_judgements([path]))
+    )
+    fields = "policy baseline judge win_rate standard_error ci_low ci_high p_value n_judged n_tied"
+    for field in f"{fields} lc_win_rate lc_ci_low sc_win_rate sc_ci_high".split():
+        assert getattr(after, field) == pytest.approx(getattr(before, field)), field
+
+
+def test_annotations_know_the_order_where_there_is_one() -> None:
+    rows = [j for j in judgements() if j.order == int(j.prompt_id[1:]) % 2]
+    raw = alpaca_eval.annotations(rows, IDS, PROMPTS, TEXTS)
+    assert [row["swapped"] for row in raw] == [k % 2 == 0 for k in range(N)]
+
+
+def test_annotations_hold_one_output() -> None:
+    several = {**TEXTS, "a": [["x", "z"] for _ in range(N)]}
+    with pytest.raises(DataError, match="2 samples"):
+        alpaca_eval.annotations(judgements(), IDS, PROMPTS, several)
+    with pytest.raises(DataError, match="another prompt"):
+        alpaca_eval.annotations(judgements(), IDS[1:], PROMPTS[1:], TEXTS)

@@ -1,0 +1,149 @@
+"""A rollout's targets, and an update's losses, against plain loops over one response at a time."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.ppo_models import ENDS, LORA_CONFIG, PROMPTS, SECTION, Folders, changed, shake
+from support.small_models import one_response
+
+from toolkit.models.load import load_policy
+from toolkit.models.resolve import resolve
+from toolkit.ppo import PPOConfig, PPOTrainer, objective
+from toolkit.ppo.rewards import Sampled, combine
+from toolkit.ppo.rollout import Generator, collect, dense
+from toolkit.recipe.schema import ModelSection
+
+pytestmark = pytest.mark.invariant
+
+
+def score(sampled: Sampled) -> Any:
+    """Two rewards with weights, one of them of steps."""
+    whole = [0.3 * len(ids) - 1 + (ids[0] % 5) / 10 for ids in sampled.completion_ids]
+    return combine([whole, [[(len(ids) // 2, 0.25)] for ids in sampled.completion_ids]], [2.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kl_estimator": "k3", "gamma": 0.9, "lam": 0.7},
+        {"temperature": 0.7, "missing_eos_penalty": None, "reward_clip": 0.5},
+        {"whiten_rewards": True},
+    ],
+)
+def test_a_rollout_is_what_a_plain_loop_gives(folders: Folders, options: dict[str, Any]) -> None:
+    actors = folders.actors("lora")
+    shake(actors.policy, "lora_B.default.", seed=4, scale=0.02)
+    section = changed(SECTION, whiten_advantages=False, token_budget=30, **options)
+    config, kl_coef = PPOConfig(**section), 0.3
+    how = Generator(folders.tokenizer, ENDS, torch.float32, 0)
+    rollout = collect(actors, PROMPTS[:4], config, score, how, index=0, kl_coef=kl_coef)
+    reference = load_policy(resolve(str(folders.sft)), ModelSection(dtype="float32"))
+    actors.use_policy()
+
+    rows = []
+    for part in (part for parts in rollout.minibatches for part in parts):
+        responses = [(tree.prompt_ids, ids) for tree in part.batch.trees for ids in tree.response_ids]
+        assert part.mask_ST.sum(1).tolist() == [len(ids) for _, ids in responses]
+        for row, (prompt, ids) in enumerate(responses):
+            with torch.no_grad():
+                logps, entropy = one_response(actors.policy, prompt, ids, config.temperature)
+                log_ratio = (logps - one_response(reference, prompt, ids, config.temperature)[0]).tolist()
+            n, truncated = len(ids), ids[-1] not in ENDS
+            whole = 2.0 * (0.3 * n - 1 + (ids[0] % 5) / 10)
+            shaped = whole if config.reward_clip is None else max(-config.reward_clip, min(config.reward_clip, whole))
+            if truncated and config.missing_eos_penalty is not None:
+                shaped = config.missing_eos_penalty
+            k3 = [math.exp(-x) - 1 + x for x in log_ratio]
+            rewards = [-kl_coef * x for x in (k3 if config.kl_estimator == "k3" else log_ratio)]
+            rewards[-1] += shaped
+            rewards[n // 2] += 1.0
+            found = [t[row, :n].tolist() for t in (part.old_values_ST, part.advantages_ST, part.returns_ST)]
+            rows.append((rewards, found, log_ratio, k3, entropy.tolist(), whole + 1.0, truncated))
+    assert {row[6] for row in rows} == {True, False} and len(rows) == 8
+
+    if config.whiten_rewards:
+        flat = np.array([r for row in rows for r in row[0]])
+        scale = 1 / math.sqrt(flat.var(ddof=1) + 1e-8)
+        rows = [([(r - flat.mean()) * scale + flat.mean() for r in row[0]], *row[1:]) for row in rows]
+    for rewards, (values, advantages, returns), *_ in rows:
+        following = 0.0
+        for t in reversed(range(len(rewards))):
+            after = values[t + 1] if t + 1 < len(values) else 0.0
+            following = rewards[t] + config.gamma * after - values[t] + config.gamma * config.lam * following
+            assert advantages[t] == pytest.approx(following, abs=1e-4)
+            assert returns[t] == pytest.approx(following + values[t], abs=1e-4)
+
+    scores, n_tokens = [row[5] for row in rows], sum(len(row[0]) for row in rows)
+    all_returns, all_values = (np.array([x for row in rows for x in row[1][i]]) for i in (2, 0))
+    expected = {
+        "objective/kl": np.mean([sum(row[2]) for row in rows]),
+        "objective/kl_k3": np.mean([sum(row[3]) for row in rows]),
+        "objective/entropy": sum(sum(row[4]) for row in rows) / n_tokens,
+        "objective/score": np.mean(scores),
+        "objective/rlhf_reward": np.mean([sum(row[0]) for row in rows]),
+        **{f"objective/score_q{q}": np.quantile(scores, q / 100) for q in (10, 50, 90)},
+        "value/explained_variance": 1 - (all_returns - all_values).var(ddof=1) / all_returns.var(ddof=1),
+        "length/mean": n_tokens / len(rows),
+        "eos_rate": np.mean([not row[6] for row in rows]),
+        "tokens": n_tokens,
+        "objective/kl_coef": kl_coef,
+    }
+    assert rollout.metrics["objective/entropy"] > 0 and abs(rollout.metrics["objective/kl"]) > 0.01
+    for name, value in expected.items():
+        assert rollout.metrics[name] == pytest.approx(float(value), rel=1e-3, abs=1e-3), name
+    others = {"objective/score_shaped", "speed/generate_tokens_per_s", "speed/score_tokens_per_s"}
+    assert rollout.metrics.keys() == expected.keys() | others
+    for name in ("kl_nats", "score", "n_tokens"):
+        of_table = sorted(float(row[name]) for row in rollout.table)
+        ours = {"kl_nats": [sum(row[2]) for row in rows], "score": scores, "n_tokens": [len(row[0]) for row in rows]}
+        assert of_table == pytest.approx(sorted(map(float, ours[name])), abs=1e-3)
+
+
+@pytest.mark.parametrize("share_trunk", [False, True])
+def test_an_update_takes_its_clips_and_weights_from_the_settings(tmp_path: Path, share_trunk: bool) -> None:
+    """The second update's losses, whose ratios and values have moved, are those of the equations."""
+    chosen: dict[str, Any] = {"cliprange": 0.01, "cliprange_value": 0.02, "dual_clip": 1.05, "vf_coef": 0.7}
+    section = changed(SECTION, num_mini_batches=1, total_episodes=8, share_trunk=share_trunk, stop_token_ids=ENDS)
+    args = PPOConfig(str(tmp_path), **(section | chosen | {"learning_rate": 3e-2, "save_strategy": "no"}))
+
+    def lengths(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [float(len(ids)) for ids in completion_ids]
+
+    rows = [{"prompt": f"The film was {word}"} for word in ("good", "bad", "long", "new")]
+    trainer = PPOTrainer("tiny", args, lengths, rows, peft_config=LORA_CONFIG)
+    trainer.training_step(trainer.model, trainer.schedule[0])
+    trainer.create_optimizer().step()
+    trainer.model.zero_grad()
+    assert trainer.rollout is not None
+    [part] = trainer.rollout.minibatches[0]
+    width, n_tokens = part.mask_ST.shape[1], int(part.mask_ST.sum())
+    with torch.no_grad():
+        logps_N, _, values_N = trainer.actors.logps_and_values(part.batch, 1.0)
+    ours, values = dense(logps_N, part.batch, width), dense(values_N, part.batch, width)
+    policy = objective.policy_loss(
+        ours, part.old_logps_ST, part.advantages_ST, part.mask_ST, cliprange=0.01, n_tokens=n_tokens, dual_clip=1.05
+    )
+    value, _ = objective.value_loss(
+        values, part.old_values_ST, part.returns_ST, part.mask_ST, cliprange_value=0.02, n_tokens=n_tokens
+    )
+    # Each of the settings moves the losses here.
+    for other in ({"cliprange": 0.2, "dual_clip": 1.05}, {"cliprange": 0.01, "dual_clip": None}):
+        differs = objective.policy_loss(
+            ours, part.old_logps_ST, part.advantages_ST, part.mask_ST, n_tokens=n_tokens, **other
+        )
+        assert abs(float(differs.loss) - float(policy.loss)) > 1e-4
+    differs, _ = objective.value_loss(
+        values, part.old_values_ST, part.returns_ST, part.mask_ST, cliprange_value=0.2, n_tokens=n_tokens
+    )
+    assert abs(float(differs) - float(value)) > 1e-4
+    total = trainer.training_step(trainer.model, trainer.schedule[1])
+    assert trainer.sums["loss/policy"][-1] == pytest.approx(float(policy.loss), abs=1e-5)
+    assert trainer.sums["value/loss"][-1] == pytest.approx(float(value), rel=1e-4)
+    assert float(total) == pytest.approx(float(policy.loss) + 0.7 * float(value), rel=1e-4, abs=1e-5)

@@ -1,0 +1,588 @@
+"""``PPOTrainer`` as its users call it: rewards of every kind, options, export, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from support.ppo_models import ENDS, shake, timeless
+from support.ppo_models import LORA_CONFIG as LORA
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
+
+from toolkit.engine.engine import Engine
+from toolkit.engine.logps import hidden_states
+from toolkit.errors import DataError, ModelError, RecipeError
+from toolkit.models.encoding import Tree
+from toolkit.models.inspect import backbone, disable_dropout
+from toolkit.models.load import load_reward_model
+from toolkit.models.resolve import resolve
+from toolkit.models.save import reward_mean, save_policy
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.ppo import Ensemble, PPOConfig, PPOTrainer
+from toolkit.ppo.models import SeparateModels, SharedBase
+from toolkit.recipe.schema import ModelSection
+
+pytestmark = pytest.mark.invariant
+
+PROMPTS = [{"prompt": f"The film was {word}", "wanted": i} for i, word in enumerate(("good", "bad", "long", "new"))]
+
+
+def config(out: Path, **values: Any) -> PPOConfig:
+    settings: dict[str, Any] = {
+        "output_dir": str(out),
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 8,
+        "samples_per_prompt": 2,
+        "total_episodes": 16,
+        "num_ppo_epochs": 1,
+        "num_mini_batches": 2,
+        "response_length": 8,
+        "stop_token_ids": ENDS,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "lr_scheduler_type": "constant",
+    }
+    return PPOConfig(**(settings | values))
+
+
+def length_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [-float(len(ids)) for ids in completion_ids]
+
+
+def train(trainer: PPOTrainer) -> list[dict[str, float]]:
+    trainer.train()
+    return [log for log in trainer.state.log_history if "loss" in log]
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_a_function_teaches_the_policy(tmp_path: Path) -> None:
+    """Short answers are rewarded, so answers get shorter: 0.1 of a token is far beyond the noise of the seed."""
+    args = config(
+        tmp_path,
+        per_device_train_batch_size=64,
+        samples_per_prompt=16,
+        total_episodes=64 * 12,
+        num_ppo_epochs=2,
+        learning_rate=3e-3,
+        missing_eos_penalty=None,
+        kl_coef=0.0,
+        response_length=12,
+    )
+    logs = train(PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA))
+    scores = [log["objective/score"] for log in logs if "objective/score" in log]
+    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 1.0
+    assert scores == [-log["length/mean"] for log in logs if "length/mean" in log]
+
+
+@pytest.mark.parametrize("share_trunk", [False, True])
+@pytest.mark.parametrize("kind", ["adapter", "folder", "loaded", "ensemble", "list"])
+def test_every_kind_of_reward_trains(
+    kind: str, share_trunk: bool, tmp_path: Path, reward_folder: Path, reward_adapter: Path
+) -> None:
+    section = ModelSection(name="tiny", dtype="float32", lora=None)
+    loaded = load_reward_model(resolve(str(reward_folder)), section)
+    reward: Any = {
+        "adapter": str(reward_adapter),
+        "folder": str(reward_folder),
+        "loaded": loaded,
+        "ensemble": Ensemble([str(reward_folder), str(reward_adapter)], how="uwo"),
+        "list": [str(reward_folder), length_reward],
+    }[kind]
+    args = config(tmp_path, share_trunk=share_trunk, reward_weights=[1.0, 0.1] if kind == "list" else None)
+    trainer = PPOTrainer("tiny", args, reward, PROMPTS, peft_config=LORA)
+    assert isinstance(trainer.actors, SharedBase)
+    before = {name: weight.clone() for name, weight in trainer.actors.trained_state().items()}
+    logs = train(trainer)
+    assert len(logs) == 4 and logs[0]["objective/kl"] == 0 and logs[0]["policy/first_ratio_error"] <= 1e-6
+    moved = [name for name, weight in trainer.actors.trained_state().items() if not torch.equal(weight, before[name])]
+    assert any(".default." in name for name in moved)
+    assert any(".critic." in name for name in moved) is not share_trunk
+    assert any("value_head" in name for name in moved)
+
+
+def scores_under(tmp_path: Path, reward: Any, **options: Any) -> tuple[list[float], list[str]]:
+    """The raw scores and texts of a first rollout, the texts ended all."""
+    args = config(tmp_path, total_episodes=8, reward_clip=None, log_completions_steps=1, **options)
+    trainer = PPOTrainer("tiny", args, reward, PROMPTS, peft_config=LORA)
+    trainer._collect(0, trainer.schedule[0]["prompts"])
+    assert trainer.rollout is None
+    [table] = (tmp_path / "completions").glob("*.parquet")
+    rows = sorted(pq.read_table(table).to_pylist(), key=lambda row: (row["prompt"], row["completion"]))
+    return [row["score"] for row in rows], [row["completion"] for row in rows]
+
+
+def test_weights_and_ensembles_reach_the_scores(tmp_path: Path, reward_folder: Path, reward_adapter: Path) -> None:
+    names = [str(reward_folder), str(reward_adapter)]
+    alone = [scores_under(tmp_path / str(i), name) for i, name in enumerate(names)]
+    (first, texts), (second, same_texts) = alone
+    assert texts == same_texts and first != pytest.approx(second, abs=1e-3)
+    for how, expected in (
+        ("mean", [(a + b) / 2 for a, b in zip(first, second, strict=True)]),
+        ("wco", [min(a, b) for a, b in zip(first, second, strict=True)]),
+        ("uwo", [(a + b) / 2 - 3.0 * ((a - b) / 2) ** 2 for a, b in zip(first, second, strict=True)]),
+    ):
+        found, _ = scores_under(tmp_path / how, Ensemble(names, how=how, lam=3.0))  # type: ignore[arg-type]
+        assert found == pytest.approx(expected, abs=1e-4)
+
+    def letters(completions: list[str], **_: Any) -> list[float]:
+        return [len(text) / 10 for text in completions]
+
+    found, _ = scores_under(tmp_path / "list", [names[0], letters], reward_weights=[2.0, -0.5])
+    assert found == pytest.approx([2 * a - 0.05 * len(t) for a, t in zip(first, texts, strict=True)], abs=1e-4)
+
+
+def test_a_column_cannot_pass_for_the_completions(tmp_path: Path) -> None:
+    rows = [{**row, "completions": "something that nobody sampled"} for row in PROMPTS]
+    seen: list[str] = []
+
+    def score(completions: list[str]) -> list[float]:
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    PPOTrainer("tiny", config(tmp_path, total_episodes=8), score, rows, peft_config=LORA).train()
+    assert len(seen) == 8 and "something that nobody sampled" not in seen
+
+
+def test_reference_and_critic_may_be_named(tmp_path: Path, new_tiny: Any, tokenizer: Any, reward_folder: Path) -> None:
+    """KL counts from the reference, and the first values are the critic's, whatever policy and reward are."""
+    other = new_tiny()
+    shake(other, "mlp", scale=0.02)
+    save_policy(other, tokenizer, tmp_path / "other", dtype=torch.float32, base=tmp_path)
+    args = config(tmp_path / "out", total_episodes=8)
+    tree = [Tree([300, 301], [[400, 401, 2]])]
+    expected = Engine(other, 0, dtype=torch.float32).logps(tree)[0][0]
+    reward = load_reward_model(resolve(str(reward_folder)), ModelSection(dtype="float32"))
+    value = Engine(reward, 0, dtype=torch.float32).scores([Tree([300], [[301]])])[0][0] - 0.25
+    for reference in (other, str(tmp_path / "other")):
+        for peft_config in (None, LORA):
+            trainer = PPOTrainer(
+                "tiny", args, length_reward, PROMPTS, None, tokenizer, str(reward_folder), reference, peft_config
+            )
+            batch = trainer.actors.engine.pack(tree)
+            torch.testing.assert_close(trainer.actors.reference_logps(batch, 1.0), expected, rtol=0, atol=1e-5)
+            assert float(trainer.actors.values(batch)[0]) == pytest.approx(value, abs=1e-4)
+            assert train(trainer)[0]["objective/kl"] > 0.01
+
+
+def test_the_critic_can_stand_still(tmp_path: Path) -> None:
+    trainer = PPOTrainer("tiny", config(tmp_path, value_learning_rate=0.0), length_reward, PROMPTS, peft_config=LORA)
+    before = [weight.clone() for weight in trainer.actors.critic_parameters()]
+    policy = [weight.clone() for weight in trainer.actors.policy_parameters()]
+    trainer.train()
+    assert all(torch.equal(w, b) for w, b in zip(trainer.actors.critic_parameters(), before, strict=True))
+    assert not all(torch.equal(w, b) for w, b in zip(trainer.actors.policy_parameters(), policy, strict=True))
+
+
+def test_adapters_of_an_embedding_train_and_are_part_of_the_reference(tmp_path: Path, new_tiny: Any) -> None:
+    lora = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM")
+    policy = get_peft_model(new_tiny(), lora)
+    shake(policy, "lora_embedding_B", scale=0.1)
+    before = {n: w.clone() for n, w in policy.named_parameters() if ".lora_embedding_" in n}
+    trainer = PPOTrainer(policy, config(tmp_path), length_reward, PROMPTS)
+    logs = train(trainer)
+    assert logs[0]["objective/kl"] == 0 and [log["objective/kl"] for log in logs if "objective/kl" in log][-1] != 0
+    after = dict(policy.named_parameters())
+    assert before and all(not torch.equal(after[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.parametrize(("kind", "bf16"), [("lora", False), ("full", False), ("lora", True)])
+def test_gradient_checkpointing_changes_no_number(kind: str, bf16: bool, tmp_path: Path, new_tiny: Any) -> None:
+    def weights(on: bool) -> dict[str, torch.Tensor]:
+        more = {"gradient_checkpointing": on, "bf16": bf16}
+        peft = LORA if kind == "lora" else None
+        trainer = PPOTrainer("tiny", config(tmp_path, **more), length_reward, PROMPTS, peft_config=peft)
+        trainer.train()
+        layer = backbone(trainer.actors.policy).layers[0]
+        assert layer.gradient_checkpointing is on
+        return trainer.actors.trained_state()
+
+    plain, recomputed = weights(False), weights(True)
+    for name, weight in plain.items():
+        torch.testing.assert_close(recomputed[name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+def test_accumulation_changes_no_number(tmp_path: Path) -> None:
+    def weights(parts: int) -> dict[str, torch.Tensor]:
+        args = config(tmp_path, gradient_accumulation_steps=parts, num_mini_batches=1)
+        trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
+        trainer.train()
+        assert (len(trainer.rollout.minibatches[0]) > 1) is (parts > 1)
+        return trainer.actors.trained_state()
+
+    whole, parted = weights(1), weights(3)
+    for name, weight in whole.items():
+        torch.testing.assert_close(parted[name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+def test_conversations_train_in_the_chat_template(tmp_path: Path, tokenizer: Any) -> None:
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    seen: list[Any] = []
+
+    def score(prompts: list[Any], completions: list[Any]) -> list[float]:
+        seen.extend(zip(prompts, completions, strict=True))
+        return [0.0] * len(completions)
+
+    rows = [{"prompt": [{"role": "user", "content": f"Tell me {n} things"}]} for n in range(4)]
+    trainer = PPOTrainer("tiny", config(tmp_path), score, rows, processing_class=chat, peft_config=LORA)
+    assert all(log["objective/kl"] == 0 for log in train(trainer)[:1])
+    prompt, [message] = seen[0]
+    assert prompt in [row["prompt"] for row in rows] and message.keys() == {"role", "content"}
+    ids = trainer.schedule.prompts[0].ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "user: Tell me 0 things\nassistant:"
+
+
+@pytest.mark.parametrize("share_trunk", [False, True])
+def test_full_fine_tuning(tmp_path: Path, new_tiny: Any, reward_folder: Path, share_trunk: bool) -> None:
+    args = config(tmp_path, share_trunk=share_trunk, value_head_init="reward_model")
+    trainer = PPOTrainer(new_tiny(), args, str(reward_folder), PROMPTS)
+    actors = trainer.actors
+    assert isinstance(actors, SeparateModels) and (actors.critic is None) is share_trunk
+    if not share_trunk:  # the reward model can be the critic, with its mean
+        assert actors.value_shift == 0.25 and bool(actors.value_head.weight.any())
+        actors.save_critic(tmp_path / "critic")
+        assert reward_mean(str(tmp_path / "critic")) == 0.25
+    logs = train(trainer)
+    assert logs[0]["objective/kl"] == 0 and logs[2]["objective/kl"] != 0
+
+
+@pytest.mark.parametrize("more", [{}, {"lora_dropout": 0.5}, {"alpha_pattern": {"q_proj": 64}}, {"use_dora": True}])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_an_adapter_goes_on_training_against_a_copy_of_itself(
+    tmp_path: Path, new_tiny: Any, more: dict[str, Any], bf16: bool
+) -> None:
+    policy = new_tiny().to(torch.bfloat16 if bf16 else torch.float32)
+    policy = get_peft_model(policy, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **more))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                weight.add_(torch.randn(weight.shape, generator=generator) * 0.02)
+    tree = [Tree([300, 301, 302], [[400, 401, 2]])]
+    policy.eval()
+    with torch.no_grad():
+        started = Engine(policy, 0, dtype=torch.float32).logps(tree)[0][0]
+    args = config(tmp_path, bf16=bf16)
+    trainer = PPOTrainer(policy, args, length_reward, PROMPTS)
+    assert args.max_steps == -1 and trainer.args.max_steps == 4  # the caller's settings stay as they are
+    logs = train(trainer)
+    assert logs[0]["objective/kl"] == 0 and logs[0]["policy/first_ratio_error"] <= 1e-6
+    batch = trainer.actors.engine.pack(tree)
+    torch.testing.assert_close(trainer.actors.reference_logps(batch, 1.0), started, rtol=0, atol=0.1 if bf16 else 1e-5)
+    with torch.no_grad():
+        assert not torch.allclose(trainer.actors.policy_logps(batch, 1.0)[0], started, atol=1e-4)
+
+
+def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: Any, tokenizer: Any) -> None:
+    args = config(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=2,
+        kl_milestones=[1e-6],
+        log_completions_steps=2,
+        ema_decay=0.5,
+    )
+    trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, eval_dataset=PROMPTS[:3], peft_config=LORA)
+    trainer.train()
+    evaluations = [log for log in trainer.state.log_history if "eval_objective/score" in log]
+    assert [log["step"] for log in evaluations] == [2, 4]
+    assert all(log["eval_objective/score"] == -log["eval_length/mean"] for log in evaluations)
+    assert evaluations[-1]["eval_objective/kl"] != 0 and 0 <= evaluations[-1]["eval_eos_rate"] <= 1
+
+    tables = sorted((tmp_path / "completions").glob("*.parquet"))
+    rows = pq.read_table(tables[-1]).to_pylist()
+    assert len(tables) == 2 and len(rows) == 8
+    assert {"step", "prompt", "completion", "score", "kl_nats", "n_tokens", "truncated"} <= rows[0].keys()
+    assert rows[0]["prompt"].startswith("The film was") and rows[0]["score"] == -rows[0]["n_tokens"]
+
+    kept = list((tmp_path / "milestones").glob("step-*"))
+    assert [path.name for path in kept] == ["step-2"]  # the first rollout has KL 0, the second has passed the bound
+
+    trainer.save_model(str(tmp_path / "final"))
+    card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
+    assert "objective/score" in card and "| `kl_coef` | 0.05 |" in card
+    critic = tmp_path / "final" / "critic"
+    head = load_file(critic / "value_head.safetensors")
+    trunk = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), critic)
+    batch = trainer.actors.engine.pack([Tree([300], [[400, 2]])])
+    with torch.no_grad():
+        states = hidden_states(disable_dropout(trunk).eval(), batch)[batch.predictor]
+        assert bool(head["value_head.weight"].any())
+        expected = trainer.actors.values(batch)
+    torch.testing.assert_close(states @ head["value_head.weight"][0], expected, rtol=0, atol=1e-4)
+    trainer.actors.use_policy()
+    assert torch.equal(head["value_head.weight"], trainer.actors.value_head.weight) and head["value_head.shift"] == 0
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), tmp_path / "final")
+    with trainer.averaged():
+        expected = Engine(trainer.actors.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+    trainer.actors.use_policy()
+    latest = Engine(trainer.actors.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+    ours = Engine(disable_dropout(loaded).eval(), 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)  # what is exported is the average
+    assert not torch.equal(expected, latest)
+
+
+def test_a_milestone_is_passed_once(tmp_path: Path) -> None:
+    args = config(tmp_path, kl_milestones=[1e-6, 1e6], total_episodes=32)
+    trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
+    trainer.train()
+    assert trainer.schedule.rollouts == 4
+    assert [path.name for path in (tmp_path / "milestones").glob("step-*")] == ["step-2"]
+
+
+def test_the_average_is_what_its_equation_says(tmp_path: Path) -> None:
+    trainer = PPOTrainer("tiny", config(tmp_path, ema_decay=0.9), length_reward, PROMPTS, peft_config=LORA)
+    expected = {name: weight.double().clone() for name, weight in trainer._policy_state().items()}
+    step = trainer.training_step
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if trainer.state.global_step:
+            weights.append({name: weight.double().clone() for name, weight in trainer._policy_state().items()})
+        return step(*args, **kwargs)
+
+    trainer.training_step = watched  # type: ignore[method-assign]
+    trainer.train()
+    weights.append({name: weight.double() for name, weight in trainer._policy_state().items()})
+    for state in weights:
+        expected = {name: 0.9 * weight + 0.1 * state[name] for name, weight in expected.items()}
+    assert trainer.average is not None and len(weights) == 4
+    for name, weight in expected.items():
+        torch.testing.assert_close(trainer.average[name].double(), weight, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("share_trunk", [False, True])
+def test_a_warming_critic_leaves_the_policy(tmp_path: Path, share_trunk: bool) -> None:
+    args = config(tmp_path, critic_warmup_rollouts=1, share_trunk=share_trunk, ptx_coef=1.0, ptx_batch_size=1)
+    text = [{"prompt": "The film was", "completion": " a triumph."}]
+    logs = train(PPOTrainer("tiny", args, length_reward, PROMPTS, ptx_dataset=text, peft_config=LORA))
+    assert [log["policy/ratio"] == pytest.approx(1.0, abs=1e-6) for log in logs] == [True, True, True, False]
+    assert logs[1]["value/loss"] != logs[0]["value/loss"]
+    assert logs[2]["objective/kl"] == 0
+
+
+def test_a_rollout_that_moved_too_far_is_left(tmp_path: Path) -> None:
+    logs = train(
+        PPOTrainer(
+            "tiny",
+            config(tmp_path, target_kl=1e-9, num_ppo_epochs=3, total_episodes=8),
+            length_reward,
+            PROMPTS,
+            peft_config=LORA,
+        )
+    )
+    seen = ["policy/approx_kl" in log for log in logs]
+    assert seen == [True, True, False, False, False, False]  # the second update sees what the first one did
+    assert logs[-1]["grad_norm"] == 0
+
+
+def test_other_text_is_mixed_in(tmp_path: Path) -> None:
+    text = [{"prompt": "The film was", "completion": " a triumph."}, {"prompt": "The book", "completion": " was dull."}]
+    args = config(
+        tmp_path, ptx_coef=10.0, ptx_batch_size=2, total_episodes=8 * 8, missing_eos_penalty=None, kl_coef=0.0
+    )
+    logs = train(
+        PPOTrainer(
+            "tiny", args, lambda completions: [0.0] * len(completions), PROMPTS, ptx_dataset=text, peft_config=LORA
+        )
+    )
+    losses = [log["loss/ptx"] for log in logs]
+    assert losses[-1] < 0.7 * losses[0]
+    with pytest.raises(RecipeError, match="no text to mix in"):
+        PPOTrainer("tiny", config(tmp_path, ptx_coef=1.0), length_reward, PROMPTS, peft_config=LORA)
+
+
+def test_centring_makes_the_start_zero(tmp_path: Path, reward_folder: Path) -> None:
+    args = config(
+        tmp_path,
+        center_samples=64,
+        per_device_train_batch_size=64,
+        samples_per_prompt=16,
+        num_mini_batches=1,
+        total_episodes=64,
+    )
+    logs = train(PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA))
+    assert abs(logs[0]["objective/score"]) < 1.0 < logs[0]["length/mean"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"logging_steps": 3}, {"share_trunk": True}, {"ema_decay": 0.9, "center_samples": 4}]
+)
+def test_a_resumed_trainer_equals_an_uninterrupted_one(tmp_path: Path, options: dict[str, Any]) -> None:
+    def make(name: str, **more: Any) -> PPOTrainer:
+        args = config(tmp_path / name, save_strategy="steps", save_steps=1, kl_milestones=[-1.0], **options, **more)
+        return PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
+
+    whole, part = make("whole"), make("part")
+    whole.train()
+    part.train()
+    resumed = make("part")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
+    assert resumed.state.global_step == 4 and resumed.milestones == whole.milestones == []
+    # Passed by the first rollout, whose KL is 0, and not again by what follows the checkpoint.
+    assert [path.name for path in (tmp_path / "part" / "milestones").iterdir()] == ["step-0"]
+    assert resumed.centre == whole.centre and (resumed.centre == 0.0) is ("center_samples" not in options)
+    logs, expected = ([log for log in t.state.log_history if "loss" in log] for t in (resumed, whole))
+    for log, same in zip(logs, expected, strict=True):
+        # The Trainer itself averages its loss from where it was resumed.
+        ours, theirs = timeless(log), timeless(same)
+        assert ours.pop("loss") and theirs.pop("loss") and ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    for name, weight in resumed.actors.trained_state().items():
+        torch.testing.assert_close(weight, whole.actors.trained_state()[name], rtol=0, atol=1e-6, msg=name)
+    if whole.average is not None:
+        for name, weight in whole.average.items():
+            torch.testing.assert_close(weight, resumed.average[name], rtol=0, atol=1e-6)  # type: ignore[index]
+
+
+def test_a_checkpoint_holds_what_training_changes(tmp_path: Path) -> None:
+    args = config(tmp_path, save_strategy="steps", save_steps=1)
+    PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert all(
+        ".lora_" in name or "value_head" in name for name in load_file(tmp_path / "checkpoint-4/actors.safetensors")
+    )
+    assert json.loads((tmp_path / "checkpoint-4/ppo_state.json").read_text())["kl_coef"] == 0.05
+
+
+def test_what_a_reward_model_may_be_to_the_policy(
+    tmp_path: Path, tiny_ref: Any, tokenizer: Any, reward_adapter: Path, reward_folder: Path, new_tiny: Any
+) -> None:
+    """It shares the base, or starts the critic, only where it reads the policy's own tokens; and it never trains."""
+    assert isinstance(
+        PPOTrainer("tiny", config(tmp_path), str(reward_adapter), PROMPTS, peft_config=LORA).actors.reward_head,
+        torch.nn.Linear,
+    )
+    other = tmp_path / "other"
+    shutil.copytree(reward_adapter, other)
+    templated = load_tokenizer(resolve(str(reward_adapter)))
+    templated.chat_template = "{{ messages[0].content }}"
+    templated.save_pretrained(other)
+    assert PPOTrainer("tiny", config(tmp_path), str(other), PROMPTS, peft_config=LORA).actors.reward_head is None
+
+    loaded = AutoModelForSequenceClassification.from_pretrained(reward_folder)
+    args = config(tmp_path, value_head_init="reward_model")
+    more = {"reward_processing_classes": [templated]}
+    assert bool(PPOTrainer(new_tiny(), args, loaded, PROMPTS, **more).actors.value_head.weight.any())
+    templated.add_tokens(["<another>"])
+    assert not bool(PPOTrainer(new_tiny(), args, loaded, PROMPTS, **more).actors.value_head.weight.any())
+
+    before = {name: weight.clone() for name, weight in loaded.state_dict().items()}
+    PPOTrainer(new_tiny(), config(tmp_path), loaded, PROMPTS, value_model=loaded).train()
+    assert all(bool((weight == before[name]).all()) for name, weight in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw_torch_fused", torch.optim.AdamW), ("rmsprop", torch.optim.RMSprop)])
+def test_the_optimiser_is_the_one_that_was_named(tmp_path: Path, name: str, kind: Any) -> None:
+    args = config(tmp_path, optim=name, value_learning_rate=5e-3, weight_decay=0.1)
+    trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
+    optimizer = trainer.create_optimizer()
+    assert type(optimizer) is kind
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-3, 0.1), (5e-3, 0.1)]
+    assert optimizer.param_groups[0].get("fused", False) == (kind is torch.optim.AdamW)
+    assert len(train(trainer)) == 4
+
+
+def test_an_optimiser_with_ways_of_its_own_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = PPOTrainer("tiny", config(tmp_path), length_reward, PROMPTS, peft_config=LORA)
+    two_modes = type("ScheduleFree", (torch.optim.AdamW,), {"eval": lambda self: None})
+    for found in ((torch.optim.AdamW, {"optimizer_dict": {}}), (lambda: torch.optim.AdamW, {}), (two_modes, {})):
+        monkeypatch.setattr(trainer, "get_optimizer_cls_and_kwargs", lambda *_, found=found: found)
+        with pytest.raises(RecipeError, match="cannot train with adamw_torch_fused"):
+            trainer.create_optimizer()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"per_device_train_batch_size": 7}, "do not fill"),
+        ({"num_mini_batches": 5}, "do not fill"),
+        ({"kl_estimator": "k2"}, "no KL estimator 'k2'"),
+        ({"value_head_init": "policy"}, "no such start of a critic"),
+        ({"dual_clip": 0.9}, "above 1"),
+        ({"missing_eos_penalty": 1.0}, "reward truncated"),
+        (
+            {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
+            "changes alone",
+        ),
+        ({"push_to_hub": True}, "changes alone"),
+        ({"share_trunk": True, "value_learning_rate": 0.5}, "no learning rate of its own"),
+        ({"temperature": 0.0}, "0.0 does not work here"),
+        ({"gamma": 1.1}, "1.1 does not work"),
+        ({"lam": -0.1}, "-0.1 does not work"),
+        ({"ema_decay": 1.0}, "1.0 does not work"),
+        ({"adaptive_kl": True, "kl_coef": 0.0}, "adaptive_kl multiplies it"),
+        ({"fsdp": "full_shard"}, "every process holds the whole models"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        config(tmp_path, **values)
+
+
+def test_what_the_trainer_refuses(tmp_path: Path, new_tiny: Any, tokenizer: Any, reward_folder: Path) -> None:
+    def make(model: Any = "tiny", reward: Any = length_reward, data: Any = None, **more: Any) -> PPOTrainer:
+        values = more.pop("values", {})
+        return PPOTrainer(model, config(tmp_path, **values), reward, PROMPTS if data is None else data, **more)
+
+    with pytest.raises(DataError, match="no column prompt"):
+        make(data=[{"text": "a"}])
+    with pytest.raises(DataError, match="there is no prompt"):
+        make(data=[])
+    with pytest.raises(DataError, match="no prompt is left"):
+        make(values={"max_prompt_length": 1})
+    with pytest.warns(UserWarning, match="1 of 2 prompts have more than 8 tokens"):
+        make(data=[PROMPTS[0], {"prompt": "a film " * 20, "wanted": 0}], values={"max_prompt_length": 8})
+    with pytest.raises(RecipeError, match="max_steps is 5, and all episodes are done after 4"):
+        make(values={"max_steps": 5})
+    with pytest.raises(RecipeError, match="adapter is named mine"):
+        make(model=get_peft_model(new_tiny(), LORA, adapter_name="mine"))
+    with pytest.raises(RecipeError, match="2 rewards and 1 weights"):
+        make(reward=[length_reward, length_reward], values={"reward_weights": [1.0]})
+    with pytest.raises(RecipeError, match="int is no reward"):
+        make(reward=3)
+    with pytest.raises(RecipeError, match="an ensemble needs members"):
+        make(reward=Ensemble([]))
+    with pytest.raises(RecipeError, match="members are reward models"):
+        make(reward=Ensemble([length_reward]))  # type: ignore[list-item]
+    with pytest.raises(RecipeError, match="low-rank weights of an adapter alone"):
+        make(peft_config=LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    with pytest.raises(RecipeError, match="pissa changes the weights below the adapter"):
+        make(peft_config=LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"))
+    with pytest.raises(RecipeError, match="own trunk is no other model"):
+        make(value_model=str(reward_folder), values={"share_trunk": True})
+    with pytest.raises(ModelError, match="no reward model"):
+        make(reward="tiny")
+    with pytest.raises(ModelError, match="there is no model"):
+        make(model="no-such-model")
+    with pytest.raises(RecipeError, match="an adapter already"):
+        adapted = get_peft_model(new_tiny(), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+        make(model=adapted, peft_config=LORA)
+    with pytest.raises(ModelError, match="one output"):
+        two = AutoModelForSequenceClassification.from_config(
+            LlamaConfig(vocab_size=2048, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+        )
+        make(value_model=two)
+    trainer = make(reward=lambda completions: [None] * len(completions))
+    with pytest.raises(ModelError, match="no reward applies"):
+        trainer.train()
+    trainer = make(reward=lambda completions: [float("inf")] * len(completions))
+    with pytest.raises(ModelError, match="not finite"):
+        trainer.train()
+    with pytest.raises(DataError, match="no prompt to evaluate on"):
+        make().evaluate()

@@ -1,0 +1,392 @@
+"""The HTML report: what is on the page, what is left out, and that texts of models and data stay texts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from plotly.offline import get_plotlyjs
+from support.run_folder import HOSTILE, write_run
+
+from toolkit.errors import StoreError
+from toolkit.progress import Reporter
+from toolkit.recipe.schema import ReportSection
+from toolkit.report import page as page_module
+from toolkit.report import plots, reading, samples, tables
+from toolkit.stages import report as report_stage
+
+ALL_SECTIONS = [
+    *("verdict", "win-rates", "frontier", "overoptimization", "agreement", "quality", "drift", "lengths", "training"),
+    *("cost", "warnings", "settings", "reproduction", "samples"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("full") / "run", checkpoints=3)
+
+
+@pytest.fixture(scope="module")
+def no_gold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("plain") / "other", gold=False, seed=1, sets=("dpo.beta=0.2",))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("hostile") / "run", hostile=True)
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+def build(*folders: Path, title: str | None = None, max_samples: int = 500) -> str:
+    return page_module.build(folders, title=title, max_samples=max_samples)
+
+
+def sections(html: str) -> list[str]:
+    return re.findall(r'<section id="([^"]+)"', html)
+
+
+def data_of(html: str, name: str) -> Any:
+    found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    return json.loads(found.group(1))
+
+
+def without_plotly(html: str) -> str:
+    return html.replace(get_plotlyjs(), "")
+
+
+def text_of(html: str, section: str) -> str:
+    body = html.split(f'<section id="{section}"')[1].split("</section>")[0]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def test_every_section_of_a_full_run(run):
+    html = build(run)
+    assert sections(html) == ALL_SECTIONS
+    assert re.findall(r'<li><a href="#([^"]+)"', html) == ALL_SECTIONS
+    wanted = set(re.findall(r'data-figure="([^"]+)"', html))
+    assert wanted == set(data_of(html, "figure-data")["figures"]) and len(wanted) > 20
+
+
+def test_the_numbers_are_those_of_results_json(run):
+    html, results = build(run), json.loads((run / "results.json").read_text())
+    rates = text_of(html, "win-rates")
+    assert len(results["win_rates"]) > 10
+    for row in results["win_rates"]:
+        interval = f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f}"
+        assert f"{row['win_rate']:.1%} {interval}" in rates
+    verdict = text_of(html, "verdict")
+    for row in results["policies"]:
+        if row["kind"] == "final":
+            assert f"{row['explicit_reward']['value']:.2f}".replace("-", "−") in verdict
+    assert text_of(html, "win-rates").count("vs SFT") + 2 == len(results["win_rates"])  # 2 judges on the arms
+
+
+def test_the_verdict_says_how_many_more_prompts(copy):
+    results = json.loads((copy / "results.json").read_text())
+    facts = {"judge": "gold", "win_rate": 0.52, "ci_low": 0.4, "ci_high": 0.64, "p_value": 0.7, "n_judged": 100}
+    sentence = "Undecided: the interval holds one half. To settle an effect of this size takes about 4900 prompts."
+    results["verdict"] = {**facts, "prompts_needed": 4900, "winner": "undecided", "sentence": sentence}
+    (copy / "results.json").write_text(json.dumps(results))
+    verdict = text_of(build(copy), "verdict")
+    assert "4,800 more prompts would be needed" in verdict and "To settle an effect" not in verdict
+    results["verdict"] |= {"winner": "dpo", "ci_low": 0.51, "sentence": "DPO is better on this data: by far."}
+    (copy / "results.json").write_text(json.dumps(results))
+    verdict = text_of(build(copy), "verdict")
+    assert "more prompts" not in verdict and "DPO is better on this data" in verdict
+
+
+def test_without_a_neutral_judge_no_number_of_prompts_would_help(no_gold):
+    found = tables.verdict(reading.read_run(no_gold))
+    assert found["winner"] == "undecided" and found["more"] is None
+    assert [row["signal"] != "" for row in found["judges"]] == [True, True]
+
+
+def test_a_run_without_gold(no_gold):
+    html = build(no_gold)
+    assert sections(html) == ALL_SECTIONS
+    shown = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    assert "gold reward" not in shown and "largest gold margin" not in shown
+    assert not re.search(r">\s*(None|nan|NaN|null|undefined)\s*<", shown)
+    browser = data_of(html, "sample-data")
+    assert browser["flags"]["gold"] == 0 and browser["rows"][0]["cells"][0][0][3] is None
+    assert "frontier-gold_reward" not in html and "run0-frontier-explicit_reward" in html
+
+
+@pytest.mark.parametrize(
+    ("missing", "gone"),
+    [
+        (["sft", "reward_model", "ppo", "dpo"], {"training"}),
+        (["manifest.json", "data", "evaluate/data_report.json"], {"reproduction"}),
+        (["judgements.parquet"], set()),
+    ],
+)
+def test_a_section_without_data_is_left_out(copy, missing, gone):
+    for name in missing:
+        path = copy / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    html = build(copy)
+    assert set(sections(html)) == set(ALL_SECTIONS) - gone
+    assert not any(f'href="#{name}"' in html for name in gone)
+
+
+@pytest.mark.parametrize(
+    ("key", "empty", "gone"),
+    [
+        ("cost", None, "cost"),
+        ("warnings", [], "warnings"),
+        ("recipe", None, "settings"),
+        ("hacking", {}, "drift"),
+        ("rm_quality", {}, "quality"),
+        ("implicit_vs_explicit", None, "agreement"),
+        ("overoptimization", {}, "overoptimization"),
+        ("frontier", [], "frontier"),
+        ("win_rates", [], "win-rates"),
+    ],
+)
+def test_an_empty_part_of_results_is_left_out(copy, key, empty, gone):
+    results = json.loads((copy / "results.json").read_text())
+    results[key] = empty
+    (copy / "results.json").write_text(json.dumps(results))
+    assert gone not in sections(build(copy)) and "verdict" in sections(build(copy))
+
+
+def test_nulls_of_a_single_prompt_run(tmp_path):
+    one = write_run(tmp_path / "one", n_prompts=2, checkpoints=1)
+    results = json.loads((one / "results.json").read_text())
+    for row in results["win_rates"]:
+        row |= dict.fromkeys(
+            ("win_rate", "win", "tie", "loss", "ci_low", "ci_high", "p_value", "holm_p", "prompts_needed")
+        )
+    (one / "results.json").write_text(json.dumps(results))
+    html = build(one)
+    assert "A curve is fitted from three checkpoints on" in html
+    assert "–" in text_of(html, "win-rates") and "None" not in text_of(html, "win-rates")
+
+
+def test_settings_that_changed_after_the_evaluation_are_named(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["recipe"]["dpo"]["beta"] = 0.7
+    manifest["recipe"]["report"]["max_samples"] = 3
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert reading.outdated(reading.read_run(copy)) == ["dpo"]
+    assert "recipe has changed since (dpo)" in text_of(build(copy), "verdict")
+
+
+def test_differences_between_the_arms(run):
+    found = tables.settings(reading.read_run(run))
+    assert found is not None
+    assert [row["name"] for row in found["shared"] if row["differs"]] == ["learning_rate", "adam_epsilon"]
+    assert "beta" in dict(found["dpo"]) and "kl_coef" in dict(found["ppo"])
+
+
+def test_two_runs_side_by_side(run, no_gold):
+    html = build(run, no_gold, title="both")
+    assert sections(html) == ["verdict", "between", *ALL_SECTIONS[1:]]
+    between = text_of(html, "between")
+    assert "dpo.beta 0.1 0.2" in between and "seed 0 1" in between and "ppo." not in between
+    browser = data_of(html, "sample-data")
+    assert browser["runs"] == ["run", "other"] and len(browser["columns"]) == 12
+    assert {c["label"] for c in browser["columns"] if c["shown"]} == {
+        *("RM + PPO · run", "DPO · run", "RM + PPO · other", "DPO · other")
+    }
+    assert all(cell is not None for cell in browser["rows"][0]["cells"])
+    figures = data_of(html, "figure-data")["figures"]
+    assert {name[:4] for name in figures} == {"run0", "run1"}
+    assert html.count(get_plotlyjs()[:2000]) == 1
+
+
+def test_runs_of_one_name_are_told_apart(run):
+    names = [found.name for found in reading.read_runs([run, run])]
+    assert names == ["run (1)", "run (2)"]
+
+
+# ---------------------------------------------------------------- untrusted text, size, no request
+
+
+def test_hostile_text_stays_text(hostile):
+    html = build(hostile, title="<i>&\"' {{ 7 * 7 }}")
+    plain = without_plotly(html)
+    assert len(re.findall(r"<script", plain, re.IGNORECASE)) == 4 == len(re.findall(r"</script", plain, re.IGNORECASE))
+    assert "<img" not in plain and "<i>&" not in plain and "<!-- <script" not in plain
+    assert "<title>&lt;i&gt;&amp;&#34;&#39; {{ 7 * 7 }}</title>" in plain
+    assert "a &lt;b&gt;warning&lt;/b&gt;" in plain
+    browser = data_of(html, "sample-data")
+    for row, text in zip(browser["rows"], HOSTILE, strict=False):
+        assert row["cells"][0][0][0] == text  # whole, not cleaned
+
+
+def test_a_normal_run_stays_below_6_mb_and_asks_nobody(tmp_path):
+    folder = write_run(tmp_path / "run", n_prompts=300, words=60, judge_names=("gold",), checkpoints=1)
+    html = build(folder)
+    assert len(html.encode()) < 6_000_000
+    own = re.sub(r'<script type="application/json".*?</script>', "", without_plotly(html), flags=re.DOTALL)
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!\#|data:)""", own)
+    assert not re.search(r"https?://|@import|url\(|\bfetch\(|XMLHttpRequest|import\(", own)
+
+
+def test_at_most_so_many_prompts(run):
+    html = build(run, max_samples=5)
+    browser = data_of(html, "sample-data")
+    assert len(browser["rows"]) == 5 and browser["total"] == 24
+    assert "The first 5 of 24 held-out prompts" in text_of(html, "samples")
+
+
+# ---------------------------------------------------------------- what the filters ask
+
+
+def test_flags_of_the_samples(run):
+    browser = samples.browser([reading.read_run(run)], 500)
+    assert browser is not None
+    table = {(row["policy"], row["prompt_id"]): row for row in pq.read_table(run / "samples.parquet").to_pylist()}
+    judged = [row for row in pq.read_table(run / "judgements.parquet").to_pylist() if row["baseline"] == "dpo"]
+    seen = set()
+    for row in browser["rows"]:
+        a, b = table["rm_ppo", row["id"]], table["dpo", row["id"]]
+        explicit, implicit, gold = (a[f"{k}_reward"] - b[f"{k}_reward"] for k in ("explicit", "implicit", "gold"))
+        assert row["explicit"] == pytest.approx(abs(explicit), abs=2e-3)
+        assert ("rewards" in row["flags"]) == (explicit * implicit < 0)
+        assert ("gold" in row["flags"]) == (explicit * gold < 0)
+        finals = [s for (name, prompt), s in table.items() if prompt == row["id"] and "@" not in name]
+        assert ("truncated" in row["flags"]) == any(s["truncated"] for s in finals)
+        assert row["longest"] == max(s["n_tokens"] for s in finals)
+        own = {
+            j["judge"]: j["preference"] for j in judged if j["prompt_id"] == row["id"] and j["preference"] is not None
+        }
+        assert {judge: preference for _, judge, preference in row["judged"]} == own
+        assert ("judges" in row["flags"]) == ({0.0, 1.0} <= set(own.values()))
+        seen |= set(row["flags"])
+    assert seen == {"rewards", "gold", "judges", "truncated"}
+    assert [c["policy"] for c in browser["columns"]][:4] == ["rm_ppo", "dpo", "sft", "base"]
+
+
+def test_what_judges_took(run):
+    cost = text_of(build(run), "cost")
+    assert "openai:judge 96 2 52,000 1,200 30,700 tokens, $0.08 $0.15" in cost
+
+
+def test_only_sure_rates_are_bold(run):
+    rows = tables.win_rates(reading.read_run(run))
+    assert {row["sure"] for row in rows} == {True, False}
+    for row in rows:
+        assert row["sure"] == (not row["ci_low"] <= 0.5 <= row["ci_high"])
+        known = row["lc_ci_low"] is not None
+        assert row["lc_sure"] == (known and not row["lc_ci_low"] <= 0.5 <= row["lc_ci_high"])
+
+
+def test_margins_are_turned_and_capped(run, monkeypatch):
+    loaded = reading.read_run(run)
+    (whole,) = plots.margins(loaded)
+    points = [(x, y) for trace in whole["traces"] for x, y in zip(trace["x"], trace["y"], strict=True)]
+    assert len(points) == 24 * 6 and all(x >= 0 for x, _ in points)
+    shown = json.loads((run / "results.json").read_text())["implicit_vs_explicit"]["held_out"]["agreement"]["value"]
+    assert sum(y > 0 for _, y in points) / len(points) == pytest.approx(shown)
+    monkeypatch.setattr(plots, "MAX_POINTS", 50)
+    (capped,) = plots.margins(loaded)
+    assert sum(len(trace["x"]) for trace in capped["traces"]) == 48
+    assert "One pair in 3 of 144" in capped["note"]
+
+
+def test_the_frontier_starts_at_sft_and_follows_training(run):
+    gold = next(figure for figure in plots.frontier(reading.read_run(run)) if figure["name"] == "frontier-gold_reward")
+    ppo = next(trace for trace in gold["traces"] if trace["name"] == "RM + PPO")
+    rows = {row["policy"]: row for row in json.loads((run / "results.json").read_text())["policies"]}
+    order = ["sft", "rm_ppo@10", "rm_ppo@20", "rm_ppo"]
+    assert ppo["x"] == [rows[name]["kl_nats"] for name in order]
+    assert ppo["y"] == [rows[name]["gold_reward"]["value"] for name in order]
+    high = rows["rm_ppo"]["gold_reward"]["ci_high"] - rows["rm_ppo"]["gold_reward"]["value"]
+    assert ppo["error_y"]["array"][-1] == pytest.approx(high)
+    assert "step 10" in ppo["text"][1] and "nats" in ppo["text"][1]
+
+
+def test_runs_side_by_side_share_their_axes(run, no_gold):
+    figures = data_of(build(run, no_gold), "figure-data")["figures"]
+    alone = data_of(build(run), "figure-data")["figures"]
+    shared = [name.removeprefix("run0-") for name in figures if name.startswith("run0-frontier-explicit")]
+    assert shared == ["frontier-explicit_reward"]
+    first, second = (figures[f"run{k}-{shared[0]}"] for k in (0, 1))
+    for axis in ("xaxis", "yaxis"):
+        assert first["layout"][axis]["range"] == second["layout"][axis]["range"]
+        assert "range" not in alone[f"run0-{shared[0]}"]["layout"][axis]
+    low, high = first["layout"]["yaxis"]["range"]
+    for trace in (*first["traces"], *second["traces"]):
+        for k, value in enumerate(trace["y"]):
+            assert low < value - (trace["error_y"]["arrayminus"][k] or 0)
+            assert value + (trace["error_y"]["array"][k] or 0) < high
+    ppo = [figures[f"run{k}-ppo-objective-kl"]["layout"]["xaxis"] for k in (0, 1)]
+    assert not any("range" in axis for axis in ppo)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "sign", "text"),
+    [(-1.234, 2, False, "−1.23"), (-0.001, 2, False, "0.00"), (0.001, 2, True, "0.00"), (1234.5, 1, True, "+1,234.5")],
+)
+def test_numbers(value, digits, sign, text):
+    assert page_module.number_text(value, digits, sign) == text
+    assert page_module.number_text(None) == page_module.percent(None) == page_module.p_text(None) == ""
+    assert page_module.p_text(1e-9) == "<0.001" and page_module.p_text(0.0314) == "0.031"
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        ("rm_ppo", "RM + PPO"),
+        ("dpo@12", "DPO, step 12"),
+        ("best_of_4_rm", "best of 4 by RM"),
+        ("best_of_16_implicit", "best of 16 by implicit"),
+        ("another", "another"),
+    ],
+)
+def test_policy_names(policy, name):
+    assert plots.policy_name(policy) == name
+
+
+# ---------------------------------------------------------------- errors and the stage
+
+
+def test_a_folder_without_an_evaluation(tmp_path):
+    with pytest.raises(StoreError, match="no finished evaluation"):
+        build(tmp_path)
+    with pytest.raises(StoreError, match="no run folder"):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results.json", b"{", "damaged"),
+        ("manifest.json", b"\xff\xfe", "damaged"),
+        ("samples.parquet", b"no table", "cannot be read"),
+        ("samples.parquet", None, "missing"),
+    ],
+)
+def test_damaged_files_are_named(copy, name, content, message):
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_bytes(content)
+    with pytest.raises(StoreError, match=message) as caught:
+        build(copy)
+    assert name in caught.value.where
+
+
+def test_the_stage_writes_the_page(run, tmp_path, capsys, monkeypatch):
+    settings = SimpleNamespace(report=ReportSection(title="A <title>", max_samples=4))
+    monkeypatch.setattr(report_stage, "LARGE_BYTES", 1_000_000)
+    assert report_stage.run(settings, {"evaluate": run / "evaluate"}, tmp_path, Reporter()) == {"tokens": 0}
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h1>A &lt;title&gt;</h1>" in html and len(data_of(html, "sample-data")["rows"]) == 4
+    assert "lower report.max_samples" in capsys.readouterr().err

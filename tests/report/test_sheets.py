@@ -1,0 +1,40 @@
+"""Tables for a terminal: what a reader gets where names are paths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from toolkit.judging import win_rates
+from toolkit.judging.records import Judgement
+from toolkit.report.sheets import judging_tables
+
+
+def tables(*policies: str) -> str:
+    rng = np.random.default_rng(0)
+    rows = [
+        Judgement(f"p{k}", a, b, "gold", float(rng.random() < 0.6))
+        for k in range(20)
+        for i, a in enumerate(policies)
+        for b in policies[i + 1 :]
+    ]
+    return judging_tables(win_rates.report(rows, seed=0, n_resamples=50))
+
+
+def test_policies_are_named_from_the_folder_that_they_share() -> None:
+    text = tables("/home/me/runs/first/dpo/model", "/home/me/runs/first/ppo/model", "/home/me/runs/second/ppo/model")
+    lines = text.splitlines()
+    assert lines[0] == "Policies in /home/me/runs"
+    assert any(line.split()[:2] == ["first/dpo/model", "first/ppo/model"] for line in lines)
+    assert "Bradley-Terry" in text and any(line.startswith("second/ppo/model") for line in lines)
+    assert text.count("/home/me") == 1
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [("runs/a/model", "tiny"), ("/a/m", "b/m"), ("ppo", "dpo"), ("/runs/a", "/runs/a/b"), ("org/a", "org/b")]
+    + [("/runs/a", "/runs/a/")],
+)
+def test_names_without_a_common_folder_stay(policies: tuple[str, ...]) -> None:
+    text = tables(*policies)
+    assert "Policies in" not in text and all(policy in text for policy in policies)

@@ -1,0 +1,106 @@
+"""``duel watch`` while a run goes on: the page follows it without a reload, keeps to this machine, and ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.run_folder import write_run
+from support.running import ROOT, duel
+
+from toolkit.files import write_json
+from toolkit.progress import Reporter
+from toolkit.report.watch import serving
+from toolkit.runs.store import RunFolder
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def going(tmp_path: Path) -> Path:
+    folder = write_run(tmp_path / "run")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_json(tmp_path / "finished.json", manifest)
+    done = {name: manifest["stages"][name] for name in ("data", "sft")}
+    write_json(folder / "manifest.json", manifest | {"stages": done, "status": "running", "started": time.time()})
+    RunFolder(folder).work_dir("reward_model", manifest["keys"]["reward_model"]).mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def address(going: Path) -> Iterator[str]:
+    with serving(going, port=0, max_samples=20) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join(10)
+
+
+def log(reporter: Reporter, task: Any, step: int) -> None:
+    reporter.log("reward_model", {"step": step, "loss": 0.7 - step / 100, "rewards/accuracies": 0.5 + step / 100})
+    reporter.left_word = -10.0
+    task.advance(5, note=f"at {step}")
+
+
+def test_the_page_follows_the_run(open_page, going: Path, address: str) -> None:
+    reporter = Reporter(quiet=True, metrics=going / "metrics.jsonl")
+    reporter.overall = "3/6 reward_model"
+    with RunFolder(going).lock(), reporter.task("reward_model", 40) as task:
+        log(reporter, task, 5)
+        log(reporter, task, 10)
+        view = open_page(address)
+        assert "at 10" in view.page.locator("#progress .running").inner_text()
+        assert view.run("[...document.querySelectorAll('section')].map(n => n.id)") == [
+            *("progress", "training", "settings", "reproduction")
+        ]
+        figure = view.page.locator("figure", has_text="accuracy of the reward model")
+        figure.scroll_into_view_if_needed()
+        points = (
+            "document.querySelectorAll('[data-figure=\"run0-reward_model-rewards-accuracies\"] .points path').length"
+        )
+        view.page.wait_for_function(f"{points} === 2")
+        view.run("window.mark = 'the same page'")
+        log(reporter, task, 15)
+        view.page.wait_for_function(f"{points} === 3", timeout=10_000)
+        assert "at 15" in view.page.locator("#progress .running").inner_text()
+        assert view.run("window.mark") == "the same page"
+    # The run ends: the report is there, by a page that is new.
+    write_json(going / "manifest.json", json.loads((going.parent / "finished.json").read_text()))
+    view.page.wait_for_selector("#verdict", timeout=15_000)
+    assert view.page.locator(".row").count() == 20
+    assert view.run("window.mark") is None and view.problems == [] and view.requests == []
+    drawn, wanted = view.draw_everything()
+    assert drawn == wanted > 20
+
+
+def test_it_says_when_the_server_is_gone(open_page, going: Path) -> None:
+    command = [sys.executable, "-m", "toolkit.cli", "watch", str(going)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None and watching.stderr is not None
+        address = watching.stdout.readline().strip()
+        view = open_page(address)
+        assert "follows the run" in view.page.locator("#live").inner_text()
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == 0
+        assert "closing the page" in watching.stderr.read()
+    view.page.wait_for_selector("#live.lost", timeout=15_000)
+
+
+def test_other_hosts_and_paths_get_nothing(address: str, tmp_path: Path) -> None:
+    for path, host, status in (("", "evil.example", 403), ("../manifest.json", None, 404)):
+        request = urllib.request.Request(address + path, headers={"Host": host} if host else {})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=10)
+        assert caught.value.code == status
+    assert "there is no run" in duel("watch", str(tmp_path / "nothing"), check=2).stderr

@@ -1,0 +1,95 @@
+"""``duel runs`` and ``duel diff``: status, verdict and differences, from manifests alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.run_folder import write_run
+
+from toolkit.errors import StoreError
+from toolkit.files import write_json
+from toolkit.report.sheets import diff_tables, runs_table
+from toolkit.runs.listing import diff_runs, list_runs
+from toolkit.runs.store import RunFolder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root") / "runs"
+    for name, seed, status, started in (("first", 0, "done", 1.0e9), ("sweep/second", 1, "running", 2.0e9)):
+        folder = write_run(root / name, seed=seed, sets=("dpo.beta=0.2",) if seed else ())
+        manifest = json.loads((folder / "manifest.json").read_text())
+        write_json(folder / "manifest.json", manifest | {"status": status, "started": started})
+    return root
+
+
+def test_the_latest_run_comes_first_with_status_and_verdict(root: Path) -> None:
+    rows = list_runs(root)
+    assert [(row["run"], row["status"], row["seed"]) for row in rows] == [
+        ("sweep/second", "interrupted", 1),  # it says that it runs, and no process holds it
+        ("first", "done", 0),
+    ]
+    verdict = json.loads((root / "first" / "results.json").read_text())["verdict"]
+    assert {key: rows[1][key] for key in ("winner", "judge", "win_rate", "ci_low", "ci_high")} == {
+        key: verdict[key] for key in ("winner", "judge", "win_rate", "ci_low", "ci_high")
+    }
+    assert rows[1]["wall_s"] == 339.5
+    text = runs_table(rows)
+    assert f"{verdict['win_rate']:.1%}" in text and "5m 39s" in text and text.index("second") < text.index("first")
+
+
+def test_a_run_in_another_process_is_running(root: Path) -> None:
+    folder = RunFolder(root / "first")
+    assert not folder.busy()
+    code = "import sys; from pathlib import Path; from toolkit.runs.store import RunFolder"
+    code += "\nwith RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(root / "first")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as held:
+        assert held.stdout is not None and held.stdout.readline() == "held\n"
+        assert folder.busy() and list_runs(root)[1]["status"] == "running"
+        held.communicate("")
+    assert not folder.busy()
+    with folder.lock():  # having asked does not hold it
+        pass
+
+
+def test_verdicts_of_earlier_settings_are_not_shown(root: Path, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "again")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["stages"].pop("evaluate")
+    write_json(folder / "manifest.json", manifest | {"status": "partial"})
+    (row,) = list_runs(tmp_path)
+    assert (row["winner"], row["win_rate"], row["stage"]) == (None, None, "evaluate")
+    assert "partial, evaluate" in runs_table([row])
+
+
+def test_diff(root: Path) -> None:
+    found = diff_runs(root / "first", root / "sweep" / "second")
+    assert found["settings"] == {"seed": [0, 1], "dpo.beta": [0.1, 0.2]}
+    assert found["versions"] == {} and set(found["stages"].values()) == {True}
+    results = json.loads((root / "sweep" / "second" / "results.json").read_text())
+    rows = {row["name"]: row for row in found["results"]}
+    rate = next(
+        r for r in results["win_rates"] if (r["policy"], r["baseline"], r["judge"]) == ("rm_ppo", "dpo", "gold")
+    )
+    second = rows["rm_ppo over dpo, judge gold"]["second"]
+    assert (second["value"], second["ci_low"]) == (rate["win_rate"], rate["ci_low"])
+    policy = next(r for r in results["policies"] if r["policy"] == "dpo")
+    assert rows["dpo: kl_nats"]["second"]["value"] == policy["kl_nats"]
+    assert not any("@" in name for name in rows)
+    text = diff_tables(found)
+    assert "dpo.beta" in text and f"{rate['win_rate']:.1%} ({rate['ci_low']:.1%} to {rate['ci_high']:.1%})" in text
+
+
+def test_where_there_is_no_run(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="did you mean 'first'"):
+        diff_runs(root / "firts", root / "first")
+    with pytest.raises(StoreError, match="no such folder"):
+        list_runs(tmp_path / "nowhere")
+    write_json(tmp_path / "app" / "manifest.json", {"name": "a web page", "icons": []})
+    assert list_runs(tmp_path) == []

@@ -1,0 +1,81 @@
+"""A finished run, and a real browser for the tests of pages with what went wrong on a page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.running import SMALL, duel
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of smoke in the smallest useful size. Copy it before you change it."""
+    out = tmp_path_factory.mktemp("finished") / "small"
+    duel("run", "smoke", "--out", str(out), *SMALL)
+    return out
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium under playwright; tests skip where either is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no chromium on this machine (Debian: apt install chromium)")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+class Opened:
+    """A page, what went wrong on it (``problems``), and what it asked for besides itself (``requests``)."""
+
+    def __init__(self, browser: Any, address: str, *, width: int, scheme: str) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda m: self.problems.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.problems.append(dialog.message))
+        own = (address, "data:", "blob:")
+        self.page.on("request", lambda r: None if r.url.startswith(own) else self.requests.append(r.url))
+        self.page.goto(address)
+        self.page.add_style_tag(content="html { scroll-behavior: auto !important; }")
+
+    def run(self, script: str) -> Any:
+        return self.page.evaluate(script)
+
+    def draw_everything(self) -> tuple[int, int]:
+        """(drawn, all) figures after scrolling through the page."""
+        figures = self.page.locator("[data-figure]")
+        for index in range(figures.count()):
+            figures.nth(index).scroll_into_view_if_needed()
+            figures.nth(index).locator(".main-svg").first.wait_for(state="attached", timeout=10_000)
+        # A figure without a single mark would be an empty frame.
+        marks = "n => n.querySelectorAll('.scatterlayer .points path, .scatterlayer .js-line').length > 0"
+        return self.run(f"[...document.querySelectorAll('[data-figure]')].filter({marks}).length"), figures.count()
+
+    def prompts(self) -> list[str]:
+        return self.run("[...document.querySelectorAll('.row')].map(n => n.dataset.prompt)")
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Opened]]:
+    """``open_page(address, width=, scheme=)``; the pages are closed behind the test."""
+    made: list[Opened] = []
+
+    def open_one(address: str, *, width: int = 1440, scheme: str = "light") -> Opened:
+        made.append(Opened(browser, address, width=width, scheme=scheme))
+        return made[-1]
+
+    yield open_one
+    for view in made:
+        view.page.close()

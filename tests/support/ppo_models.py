@@ -1,0 +1,154 @@
+"""PPO on the shipped model: settings, prompts, actors of every kind, and a trainer that records what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+from toolkit.models.encoding import Tree
+from toolkit.models.inspect import DTYPES
+from toolkit.models.load import load_reward_model
+from toolkit.models.resolve import resolve
+from toolkit.ppo.config import PPOConfig
+from toolkit.ppo.loop import PPOLoop
+from toolkit.ppo.models import Actors, SharedBase, build
+from toolkit.ppo.rewards import Sampled, Source, combine, model_source
+from toolkit.ppo.rollout import Generator, PromptIds, Rollout, collect
+from toolkit.ppo.trainer import adapter_source
+from toolkit.recipe.schema import Lora, ModelSection
+
+LORA = Lora(r=4, alpha=8)
+LORA_CONFIG = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+MEAN = 0.3
+# Every seventh id ends a response, so that some responses end and some are cut, whatever the model's weights are.
+ENDS = [2, *range(9, 2048, 7)]
+Settings = dict[str, Any]
+SECTION: Settings = {
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 8,
+    "samples_per_prompt": 2,
+    "total_episodes": 16,
+    "num_ppo_epochs": 2,
+    "num_mini_batches": 2,
+    "response_length": 8,
+    "logging_steps": 1,
+    "save_steps": 4,
+    "save_total_limit": 1,
+    "lr_scheduler_type": "constant",
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+UPDATES = SECTION["num_ppo_epochs"] * SECTION["num_mini_batches"]
+PROMPTS = [
+    PromptIds(f"prompt-{i}", torch.randint(300, 2000, (3 + i,), generator=torch.Generator().manual_seed(i)).tolist())
+    for i in range(6)
+]
+
+
+def shake(model: Any, marker: str, seed: int = 0, scale: float = 0.05) -> None:
+    """Move the weights whose name holds ``marker``, so that an adapter does something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if marker in name:
+                weight.add_(torch.randn(weight.shape, generator=generator) * scale)
+
+
+@dataclass(frozen=True)
+class Folders:
+    sft: Path
+    rm_full: Path
+    rm_adapter: Path
+    tokenizer: Any
+
+    def actors(self, kind: str, *, dtype: str = "float32", **options: Any) -> Actors:
+        """``full``: all weights; ``lora``: adapters on one base; ``mixed``: an adapter, and a reward model apart."""
+        section = ModelSection(name="tiny", dtype=dtype, lora=None if kind == "full" else LORA)
+        reward = self.rm_adapter if kind == "lora" else self.rm_full
+        torch.manual_seed(3)
+        options = {"value_head_init": "reward_model"} | options
+        actors, _ = build(resolve(str(self.sft)), resolve(str(reward)), section, self.tokenizer, **options)
+        return actors
+
+    def source(self, actors: Actors, dtype: str = "float32") -> Source:
+        """The reward model that belongs to these actors."""
+        if isinstance(actors, SharedBase):
+            return adapter_source(actors)
+        model = load_reward_model(resolve(str(self.rm_full)), ModelSection(name="tiny", dtype=dtype, lora=None))
+        return model_source(model, self.tokenizer, self.tokenizer, dtype=DTYPES[dtype], mean=MEAN)
+
+
+class Record(TrainerCallback):
+    """Logs of every step, a checksum of the trained weights behind every step, and a stop on demand."""
+
+    def __init__(self, actors: Actors, stop_at: int | None = None) -> None:
+        self.actors, self.stop_at = actors, stop_at
+        self.logs: list[dict[str, float]] = []
+        self.weights: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" in logs:
+            self.logs.append({"step": state.global_step, **logs})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.weights.append(sum(float(w.double().abs().sum()) for w in self.actors.trained_state().values()))
+        if state.global_step == self.stop_at:
+            control.should_training_stop = True
+
+
+def make_trainer(
+    actors: Actors,
+    folders: Folders,
+    out: Path,
+    section: Settings = SECTION,
+    *,
+    dtype: str = "float32",
+    stop_at: int | None = None,
+    seed: int = 0,
+) -> tuple[PPOLoop, Record]:
+    args = PPOConfig(output_dir=str(out / "trainer"), seed=seed, bf16=dtype == "bfloat16", **section)
+    record = Record(actors, stop_at)
+    trainer = PPOLoop(
+        actors,
+        args,
+        PROMPTS,
+        [folders.source(actors, dtype)],
+        folders.tokenizer,
+        eos_ids=ENDS,
+        dtype=DTYPES[dtype],
+        callbacks=[record],
+    )
+    return trainer, record
+
+
+def roll(actors: Actors, folders: Folders, section: Settings = SECTION, *, kl_coef: float = 0.05) -> Rollout:
+    return collect(
+        actors,
+        PROMPTS[:4],
+        PPOConfig(**section),
+        lambda sampled: combine([folders.source(actors)(sampled)], [1.0]),
+        Generator(folders.tokenizer, ENDS, torch.float32, 0),
+        index=0,
+        kl_coef=kl_coef,
+    )
+
+
+def scores_of(folders: Folders, actors: Actors, trees: list[Tree]) -> list[float]:
+    responses = [ids for tree in trees for ids in tree.response_ids]
+    none = [""] * len(responses)
+    sampled = Sampled(prompts=list(none), completions=none, truncated=[False] * len(none), trees=trees)
+    return [float(value) for value in folders.source(actors)(sampled)]  # type: ignore[arg-type]
+
+
+def timeless(log: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in log.items() if not name.startswith("speed/")}
+
+
+def changed(section: Settings, **values: Any) -> Settings:
+    return {**section, **values}

@@ -1,0 +1,89 @@
+"""duel from Python, as in a notebook: results are mappings, and show themselves as tables."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.running import ROOT, SMALL, duel
+
+import toolkit
+from toolkit.errors import ModelError
+
+pytestmark = pytest.mark.e2e
+
+SETTINGS = {name: int(value) for name, value in (text.removeprefix("--set=").split("=") for text in SMALL)}
+RECORDS = [
+    {"prompt": f"I thought that the film number {k} was", "chosen": " good <b>fun</b>.", "rejected": " a long bore."}
+    for k in range(6)
+]
+
+
+def cells(html: str) -> list[list[str]]:
+    rows = re.findall(r"<tr>(.*?)</tr>", html)
+    return [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, toolkit; print(dir(toolkit)); print({'torch', 'pandas', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[1] == "set()" and "'implicit_rewards'" in done.stdout
+    with pytest.raises(AttributeError, match="has no attribute 'train'"):
+        _ = toolkit.train
+
+
+def test_run_continues_a_run_of_the_command_line(small_run: Path) -> None:
+    result = toolkit.run("smoke", out=small_run, settings=SETTINGS)
+    results = json.loads((small_run / "results.json").read_text())
+    assert {key: result[key] for key in results} == results
+    assert (result["out"], result["status"]) == (str(small_run), "done")
+    html = result._repr_html_()
+    assert results["verdict"]["sentence"] in html and "<script" not in html
+    row = next(row for row in results["policies"] if row["policy"] == "dpo")
+    assert ["dpo", f"{row['gold_reward']['value']:.3f}"] in [row[:2] for row in cells(html)]
+    assert str(result).endswith(results["verdict"]["sentence"]) and f"{row['kl_nats']:.2f}" in str(result)
+
+
+def test_rewards_of_records(small_run: Path, tmp_path: Path) -> None:
+    policy, reference = (str(small_run / arm / "model") for arm in ("dpo", "sft"))
+    found = toolkit.implicit_rewards(policy, reference, RECORDS, beta=0.5)
+    (tmp_path / "records.jsonl").write_text("the user's own", encoding="utf-8")
+    kept = toolkit.implicit_rewards(policy, reference, RECORDS, beta=0.5, out=tmp_path / "kept.parquet")
+    assert kept["rows"] == found["rows"]
+    assert (tmp_path / "records.jsonl").read_text(encoding="utf-8") == "the user's own"
+    assert found["n_prompts"] == 6 and found["beta"] == 0.5 and found["out"] is None
+    assert [row["label"] for row in found["rows"][:2]] == ["chosen", "rejected"]
+    first = found["rows"][0]
+    expected = 0.5 * (first["policy_logp"] - first["reference_logp"])
+    assert first["implicit_reward"] == pytest.approx(expected)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    command = ["rewards", "--policy", policy, "--reference", reference, "--data", str(tmp_path / "pairs.jsonl")]
+    duel(*command, "--beta", "0.5", "--out", str(tmp_path / "rewards.parquet"))
+    summary = json.loads((tmp_path / "rewards.summary.json").read_text())
+    assert summary["accuracy"] == found["accuracy"]
+    assert ["pairwise accuracy", f"{found['accuracy']:.1%}"] in [row[:2] for row in cells(found._repr_html_())]
+    with pytest.raises(ModelError, match="trained against a reference"):
+        toolkit.implicit_rewards(policy, str(small_run / "dpo" / "model"), RECORDS)
+
+
+def test_compare_and_what_it_leaves_behind(small_run: Path, tmp_path: Path) -> None:
+    policies = [str(small_run / arm / "model") for arm in ("dpo", "sft")]
+    options = {"judge": "gold", "max_new_tokens": 8, "limit": 4}
+    found = toolkit.compare(*policies, data="reviews", **options)
+    assert [(row["policy"], row["baseline"], row["n_prompts"]) for row in found["win_rates"]] == [(*policies, 4)]
+    assert len(found["samples"]) == 8 and {row["policy"] for row in found["samples"]} == set(policies)
+    kept = toolkit.compare(*policies, data="reviews", out=tmp_path / "kept", **options)
+    assert kept == found and (tmp_path / "kept" / "judgements.parquet").is_file()
+    assert f"{found['win_rates'][0]['win_rate']:.1%}" in found._repr_html_()
+
+
+def test_texts_stay_texts() -> None:
+    from toolkit.api import Result
+    from toolkit.report.sheets import Sheet
+
+    shown = Result({}, [Sheet("<i>", ["<b>"], [("<script>alert(1)</script>",)])], "a & b")._repr_html_()
+    assert "<script>" not in shown and "&lt;script&gt;" in shown and "a &amp; b" in shown and "<i>" not in shown

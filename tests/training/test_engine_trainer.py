@@ -1,0 +1,309 @@
+"""The trainer on the engine: resume, accumulation, precision, metrics, and the policies that it keeps on the way."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from support.comparisons import examples
+from transformers import TrainerCallback
+
+from toolkit.engine.engine import Engine
+from toolkit.models.inspect import DTYPES
+from toolkit.models.load import load_policy, new_reward_model, trainable
+from toolkit.preferences.rows import PreferenceRow
+from toolkit.recipe.schema import DataSection, DpoSection, Lora, ModelSection, RewardModelSection, Training
+from toolkit.stages import dpo, reward_model
+from toolkit.stages.dpo import KL_PROMPTS, KlProbe
+from toolkit.training.batch import Example, PairBatch
+from toolkit.training.callbacks import KeepAtKl
+from toolkit.training.trainer import (
+    EngineTrainer,
+    last_checkpoint,
+    milestone_steps,
+    seed_everything,
+    total_steps,
+    training_arguments,
+)
+
+pytestmark = pytest.mark.invariant
+
+LORA = Lora(r=4, alpha=8)
+LORA_FP32 = ModelSection(name="tiny", dtype="float32", lora=LORA)
+
+
+def settings_of(**values: Any) -> Training:
+    base = {"learning_rate": 1e-3, "per_device_train_batch_size": 2, "max_steps": 6, "warmup_ratio": 0.0}
+    return Training(**(base | {"logging_steps": 1} | values))
+
+
+class Stop(TrainerCallback):
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.at:
+            control.should_training_stop = True
+
+
+def build(
+    kind: str,
+    out: Path,
+    tiny_ref: Any,
+    make_trees: Any,
+    section: Training,
+    *,
+    dtype: str = "float32",
+    stop_at: int | None = None,
+    seed: int = 0,
+    items: list[Example] | None = None,
+    token_budget: int | None = None,
+) -> tuple[EngineTrainer, Any]:
+    """A trainer as the stages make it; ``kind`` is dpo or rm, with ``-lora`` behind it or not."""
+    task, _, adapter = kind.partition("-")
+    lora = LORA if adapter else None
+    model_section = ModelSection(name="tiny", dtype=dtype, lora=lora)
+    seed_everything(seed)
+    if task == "dpo":
+        full = None if lora else torch.float32
+        model = trainable(load_policy(tiny_ref, model_section, dtype=full), lora, task="CAUSAL_LM")
+    else:
+        model = new_reward_model(tiny_ref, model_section, 0, seed=1)
+        model = trainable(model, lora, task="SEQ_CLS", modules_to_save=["score"])
+    scorer = Engine(model, 0, dtype=DTYPES[dtype], token_budget=token_budget)
+    if items is None:
+        items = [Example(tree, [(0, 1, 1.0, 1.0), (1, 2, 0.3, 1.0)]) for tree in make_trees(8, seed=3)]
+    if task == "dpo":
+        model.eval()
+        reference = [torch.stack([t.sum() for t in row]) for row in scorer.logps([e.tree for e in items])]
+        loss_fn = partial(dpo.dpo_loss, scorer, DpoSection(), reference)
+    else:
+        loss_fn = partial(reward_model.bradley_terry, scorer, RewardModelSection().center_rewards_coefficient)
+    steps = total_steps(section, len(items))
+    arguments = training_arguments(section, out, seed=seed, dtype=dtype, steps=steps)
+    return EngineTrainer(scorer, arguments, items, loss_fn, [Stop(stop_at)]), model
+
+
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    return {name: w.detach().clone() for name, w in model.named_parameters() if w.requires_grad}
+
+
+def losses(trainer: EngineTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def assert_equal(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-6) -> None:
+    assert ours.keys() == expected.keys() and ours
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "dpo-lora", "rm", "rm-lora"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, tiny_ref: Any, make_trees: Any, kind: str) -> None:
+    section = settings_of()
+    whole, model = build(kind, tmp_path / "whole", tiny_ref, make_trees, section)
+    start = trained(model)
+    whole.train()
+    expected = trained(model)
+    assert all(not torch.equal(w, expected[name]) for name, w in start.items() if "lora_A" not in name)
+
+    stopped, _ = build(kind, tmp_path / "part", tiny_ref, make_trees, section, stop_at=3)
+    stopped.train()
+    assert last_checkpoint(tmp_path / "part") == str(tmp_path / "part" / "trainer" / "checkpoint-3")
+    resumed, model = build(kind, tmp_path / "part", tiny_ref, make_trees, section)
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "part"))
+    assert resumed.state.global_step == 6
+    assert_equal(trained(model), expected)
+    assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
+
+
+def test_two_runs_with_one_seed_are_identical(tmp_path: Path, tiny_ref: Any, make_trees: Any) -> None:
+    results = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        trainer, model = build("rm-lora", tmp_path / name, tiny_ref, make_trees, settings_of(max_steps=3), seed=seed)
+        trainer.train()
+        results.append((trained(model), losses(trainer)))
+    assert results[0][1] == results[1][1] != results[2][1]
+    assert_equal(results[0][0], results[1][0], tolerance=0)
+
+
+@pytest.mark.parametrize("kind", ["dpo-lora", "rm"])
+def test_accumulated_batches_equal_one_large_batch(tmp_path: Path, tiny_ref: Any, make_trees: Any, kind: str) -> None:
+    """Prompts count alike, however many comparisons and tokens they have."""
+    items = examples(make_trees) * 2
+    results = []
+    for size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        section = settings_of(
+            per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, max_steps=2, adam_epsilon=1e-3
+        )
+        trainer, model = build(kind, tmp_path / str(size), tiny_ref, make_trees, section, items=items)
+        trainer.train()
+        norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+        results.append((trained(model), losses(trainer), norms))
+    for weights, loss, norms in results[1:]:
+        assert loss == pytest.approx(results[0][1], abs=1e-4)
+        assert norms == pytest.approx(results[0][2], rel=1e-3)
+        assert_equal(weights, results[0][0], tolerance=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["dpo-lora", "rm"])
+def test_a_batch_in_parts_is_the_same_batch(tmp_path: Path, tiny_ref: Any, make_trees: Any, kind: str) -> None:
+    """The token budget is a matter of memory: losses, gradients, metrics and weights stay."""
+    items = examples(make_trees) * 2
+    results = []
+    for budget in (10_000, 120, 1):
+        section = settings_of(per_device_train_batch_size=4, max_steps=2, adam_epsilon=1e-3)
+        folder = tmp_path / str(budget)
+        trainer, model = build(kind, folder, tiny_ref, make_trees, section, items=items, token_budget=budget)
+        n_parts = len(trainer.data_collator(list(enumerate(items))[:4])["batch"])
+        trainer.train()
+        logged = [
+            {k: v for k, v in e.items() if "rewards" in k or k in ("loss", "grad_norm")}
+            for e in trainer.state.log_history
+        ]
+        results.append((n_parts, trained(model), [entry for entry in logged if "loss" in entry]))
+    assert results[0][0] == 1 < results[1][0] < results[2][0] == 4
+    for _, weights, logged in results[1:]:
+        assert_equal(weights, results[0][1], tolerance=2e-5)
+        for entry, expected in zip(logged, results[0][2], strict=True):
+            assert entry == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "dpo-lora", "rm-lora"])
+def test_training_runs_under_the_precision_of_its_reference(
+    tmp_path: Path, tiny_ref: Any, make_trees: Any, kind: str
+) -> None:
+    """A reference scored under bf16 autocast and a policy trained outside it would start with a margin."""
+    trainer, _ = build(kind, tmp_path, tiny_ref, make_trees, settings_of(max_steps=1), dtype="bfloat16")
+    whole, seen = trainer.loss_fn, []
+
+    def watched(batch: PairBatch) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return whole(batch)
+
+    trainer.loss_fn = watched
+    trainer.train()
+    assert seen == [True]
+
+
+def test_steps_and_milestones() -> None:
+    section = settings_of(max_steps=-1, per_device_train_batch_size=3, gradient_accumulation_steps=2)
+    assert total_steps(section, 13) == 3
+    assert total_steps(section.model_copy(update={"num_train_epochs": 1.5}), 13) == 5
+    assert total_steps(section.model_copy(update={"max_steps": 9}), 13) == 9
+    assert milestone_steps(DpoSection(num_checkpoints=3), 10) == [3, 7, 10]
+    assert milestone_steps(DpoSection(num_checkpoints=5), 2) == [1, 2]
+
+
+def test_a_checkpoint_without_its_last_file_is_no_checkpoint(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step, whole in ((2, True), (10, True), (12, False)):
+        folder = tmp_path / "trainer" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        if whole:
+            (folder / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "trainer" / "checkpoint-10")
+
+
+# ---------------------------------------------------------------- KL milestones
+
+
+def probe_of(policy: Any, reference: Any, tokenizer: Any) -> KlProbe:
+    rows = [
+        PreferenceRow(prompt_id=str(i), prompt=f"The film number {i} was", responses=["a", "b"], comparisons=[])
+        for i in range(KL_PROMPTS + 5)
+    ]
+    settings = SimpleNamespace(seed=3, model=LORA_FP32, data=DataSection(source="reviews", max_response_tokens=9))
+    return KlProbe(policy, reference, tokenizer, rows, settings)
+
+
+def moved(policy: Any) -> Any:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            if weight.requires_grad:
+                weight += 0.02 * torch.randn_like(weight)
+    return policy
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_the_probe_is_zero_at_the_start_and_the_log_ratio_later(tiny_ref: Any, tokenizer: Any, adapter: bool) -> None:
+    lora = LORA if adapter else None
+    policy = trainable(load_policy(tiny_ref, LORA_FP32), lora, task="CAUSAL_LM")
+    start = load_policy(tiny_ref, LORA_FP32)
+    probe = probe_of(policy, None if adapter else start, tokenizer)
+    assert torch.equal(probe(1), torch.zeros(KL_PROMPTS, dtype=torch.float64))
+
+    moved(policy)
+    found = probe(2)
+    assert torch.equal(found, probe(2)) and not torch.equal(found, probe(3))
+    assert found.mean() > 0
+    # The same samples, scored one by one by both models.
+    trees = []
+
+    whole = Engine.logps
+
+    def recording(self: Engine, asked: Any, **more: Any) -> Any:
+        trees.append(asked)
+        return whole(self, asked, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "logps", recording)
+        probe(2)
+    assert trees[0] == trees[1] and len(trees[0]) == KL_PROMPTS
+    for tree, ratio in zip(trees[0], found.tolist(), strict=True):
+        [response] = tree.response_ids
+        ids = torch.tensor([tree.prompt_ids + response])
+        sums = []
+        for model in (policy, start):
+            with torch.no_grad():
+                logp = model(input_ids=ids).logits[0, len(tree.prompt_ids) - 1 : -1].double().log_softmax(-1)
+            sums.append(logp.gather(1, torch.tensor(response)[:, None]).sum().item())
+        assert ratio == pytest.approx(sums[0] - sums[1], abs=1e-4)
+
+
+def test_the_probe_samples_with_its_cache_under_gradient_checkpointing(tiny_ref: Any, tokenizer: Any) -> None:
+    """transformers drops the cache where a model in training mode checkpoints its activations."""
+    policy = moved(trainable(load_policy(tiny_ref, LORA_FP32), LORA, task="CAUSAL_LM"))
+    expected = probe_of(policy, None, tokenizer)(2)
+    policy.gradient_checkpointing_enable()
+    policy.train()
+    torch.testing.assert_close(probe_of(policy, None, tokenizer)(2), expected)
+
+
+def with_milestones(
+    out: Path, tiny_ref: Any, make_trees: Any, kl: dict[int, float], milestones: list[float], **more: Any
+) -> tuple[Any, list[int]]:
+    section = settings_of(max_steps=6, logging_steps=1)
+    trainer, _ = build("dpo-lora", out, tiny_ref, make_trees, section, **more)
+    kept: list[int] = []
+
+    def measure(step: int) -> torch.Tensor:
+        return torch.tensor([kl[step] - 1, kl[step] + 1])
+
+    trainer.add_callback(KeepAtKl(milestones, measure, kept.append, trainer.values))
+    return trainer, kept
+
+
+KL = {1: 0.1, 2: 1.5, 3: 0.9, 4: 1.2, 5: 5.0, 6: 4.0}
+
+
+def test_a_policy_is_kept_when_its_kl_first_passes_a_milestone(tmp_path: Path, tiny_ref: Any, make_trees: Any) -> None:
+    trainer, kept = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0, 4.5, 9.0])
+    trainer.train()
+    assert kept == [2, 5]
+    logged = {entry["step"]: entry["objective/kl"] for entry in trainer.state.log_history if "objective/kl" in entry}
+    assert logged == pytest.approx(KL)
+
+
+def test_a_resumed_run_knows_what_it_has_passed(tmp_path: Path, tiny_ref: Any, make_trees: Any) -> None:
+    trainer, kept = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0], stop_at=3)
+    trainer.train()
+    assert kept == [2]
+    trainer, kept = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0])
+    trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    assert kept == [5]

@@ -1,0 +1,78 @@
+"""``report_to``: the training stages' numbers reach the trackers that are installed, and no result changes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from support.running import SMALL, duel
+
+pytestmark = pytest.mark.e2e
+
+FEW = [*SMALL, "--set=sft.logging_steps=1", "--set=reward_model.logging_steps=1"]
+
+
+def logged(out: Path) -> dict[str, list[dict[str, float]]]:
+    """Our own log, by stage."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        found.setdefault(entry["stage"], []).append(entry)
+    return found
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
+
+
+@needs("tensorboard")
+def test_tensorboard_has_every_number_of_the_log(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    duel("run", "smoke", "--out", str(out), *FEW, "--until", "reward_model", "--set=report_to=[tensorboard]")
+    ours = logged(out)
+    assert {"sft", "reward_model"} <= set(ours)
+    for stage in ("sft", "reward_model"):
+        events = EventAccumulator(str(out / "tensorboard" / stage))
+        events.Reload()
+        losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+        assert losses == [(entry["step"], pytest.approx(entry["loss"])) for entry in ours[stage]]
+    assert "train/rewards/accuracies" in events.Tags()["scalars"]
+    again = duel("run", "smoke", "--out", str(out), *FEW, "--until", "reward_model").stderr
+    assert again.count("cached") == 3  # who listens is no part of a stage's key
+
+
+@needs("wandb")
+def test_wandb_gets_a_run_for_each_stage(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    environment = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
+    duel("run", "smoke", "--out", str(out), *FEW, "--until", "reward_model", "--set=report_to=[wandb]", env=environment)
+    files = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    assert sum(b"smoke-sft" in file.read_bytes() for file in files) == 1
+    assert sum(b"smoke-reward_model" in file.read_bytes() for file in files) == 1
+
+
+@needs("trackio")
+def test_trackio_gets_a_run_for_each_stage(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    environment = {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    duel(
+        "run", "smoke", "--out", str(out), *FEW, "--until", "reward_model", "--set=report_to=[trackio]", env=environment
+    )
+    (database,) = (tmp_path / "trackio").glob("duel*.db")
+    with sqlite3.connect(database) as connection:
+        names = {name for (name,) in connection.execute("SELECT DISTINCT run_name FROM metrics")}
+    assert names == {"smoke-sft", "smoke-reward_model"}
+
+
+def test_a_tracker_that_is_not_there_or_not_known(tmp_path: Path) -> None:
+    unknown = duel("run", "smoke", "--out", str(tmp_path / "a"), "--set=report_to=[wandv]", check=2).stderr
+    assert "wandb" in unknown
+    if importlib.util.find_spec("trackio") is None:
+        missing = duel("run", "smoke", "--out", str(tmp_path / "b"), "--set=report_to=[trackio]", check=2).stderr
+        assert "pip install 'rlhf-duel[trackio]'" in missing and not (tmp_path / "b").exists()

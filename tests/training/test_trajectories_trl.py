@@ -1,0 +1,173 @@
+"""20 steps of DPO and of reward model training equal TRL's trainers on the same batches: losses and gradients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+
+from toolkit.engine.engine import Engine
+from toolkit.models.load import load_policy, lora_config, new_reward_model, trainable
+from toolkit.models.resolve import ModelRef, resolve
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.preferences.reading import read_preferences
+from toolkit.recipe.schema import DpoSection, Lora, ModelSection
+from toolkit.stages.dpo import dpo_loss
+from toolkit.stages.reward_model import bradley_terry
+from toolkit.training.batch import Example, collate, examples_of
+
+pytestmark = pytest.mark.parity
+
+STEPS = 20
+LORA = Lora(r=4, alpha=8)
+
+
+def small_pairs(tokenizer: Any, n: int, longest: int) -> list[Example]:
+    """Pairs of the real data, the first that are short."""
+    folder = os.environ.get("DUEL_REAL_DATA")
+    if not folder:
+        pytest.skip("DUEL_REAL_DATA is not set")
+    rows = read_preferences(str(Path(folder) / "hh_harmless" / "pairs.jsonl.gz")).rows
+    found = [e for e in examples_of(rows, tokenizer, 512) if len(e.tree) <= longest]
+    assert len(found) >= n
+    return found[:n]
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    """By name within the adapter, so that wrappers do not matter."""
+    return {
+        name: weight.grad.detach().clone()
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and weight.grad is not None
+    }
+
+
+def follow(
+    ours: Any, theirs: Any, our_loss: Callable[[int], torch.Tensor], their_loss: Callable[[int], torch.Tensor]
+) -> list[float]:
+    """Train both for STEPS, each by its own gradients, and compare on the way. Returns the losses."""
+    optimisers = [
+        torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-3, eps=1e-6)
+        for model in (ours, theirs)
+    ]
+    losses = []
+    for step in range(STEPS):
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        a, b = our_loss(step), their_loss(step)
+        a.backward()
+        b.backward()
+        assert a.item() == pytest.approx(b.item(), abs=1e-4), step
+        mine, other = gradients(ours), gradients(theirs)
+        assert mine.keys() == other.keys() and mine
+        gap = sum(float((mine[name] - other[name]).square().sum()) for name in mine)
+        assert (gap / sum(float(g.square().sum()) for g in other.values())) ** 0.5 < 1e-3, step
+        for optimiser in optimisers:
+            optimiser.step()
+        losses.append(a.item())
+    return losses
+
+
+def config_of(cls: Any, out: Path, **more: Any) -> Any:
+    settings = {"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "disable_dropout": True}
+    return cls(output_dir=str(out), max_length=None, report_to="none", **settings, **more)
+
+
+def rows_of(examples: list[Example], *, apart: bool) -> list[dict[str, Any]]:
+    """Token ids as TRL's collators want them: the prompt apart (DPO) or in front of both responses (RM)."""
+    rows = []
+    for example in examples:
+        prompt, (first, second) = example.tree.prompt_ids, example.tree.response_ids
+        chosen, rejected = (first, second) if example.pairs[0][2] > 0.5 else (second, first)
+        if apart:
+            rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+        else:
+            [margin] = example.margins
+            rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected, "margin": margin})
+    return rows
+
+
+def dpo_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path) -> list[float]:
+    section, own = ModelSection(dtype="float32"), ModelSection(dtype="float32", attn_implementation="sdpa")
+    tokenizer = load_tokenizer(ref)
+    pad_id = int(tokenizer.pad_token_id)
+    theirs = DPOTrainer(
+        model=load_policy(ref, own),  # with transformers' attention and norms
+        args=config_of(DPOConfig, out, beta=0.3),
+        train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
+        processing_class=tokenizer,
+        peft_config=lora_config(LORA, task="CAUSAL_LM"),
+    )
+    policy = load_policy(ref, section)
+    frozen = Engine(policy, pad_id, dtype=torch.float32)
+    reference = [torch.stack([t.sum() for t in row]) for row in frozen.logps([e.tree for e in examples])]
+    policy = trainable(policy, LORA, task="CAUSAL_LM")
+    policy.load_state_dict(theirs.model.state_dict())  # the adapters start from random numbers
+    engine, rows = Engine(policy, pad_id, dtype=torch.float32, token_budget=600), rows_of(examples, apart=True)
+
+    def ours(step: int) -> torch.Tensor:
+        chosen = [(i, examples[i]) for i in range(step * size % len(examples), step * size % len(examples) + size)]
+        parts = collate(engine, chosen)["batch"]
+        return torch.stack([dpo_loss(engine, DpoSection(beta=0.3), reference, part)[0] for part in parts]).sum()
+
+    def trl(step: int) -> torch.Tensor:
+        start = step * size % len(examples)
+        return theirs.compute_loss(theirs.model, theirs.data_collator(rows[start : start + size]))
+
+    return follow(policy, theirs.model, ours, trl)
+
+
+def rm_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path) -> list[float]:
+    section = ModelSection(dtype="float32", lora=LORA)
+    own = ModelSection(dtype="float32", lora=LORA, attn_implementation="sdpa")
+    tokenizer = load_tokenizer(ref)
+    pad_id = int(tokenizer.pad_token_id)
+    examples = [replace(e, margins=(0.1 * (k % 3),)) for k, e in enumerate(examples)]
+    rows = rows_of(examples, apart=False)
+    theirs = RewardTrainer(
+        model=new_reward_model(ref, own, pad_id, 0),  # with transformers' attention and norms
+        args=config_of(RewardConfig, out, center_rewards_coefficient=0.01),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora_config(LORA, task="SEQ_CLS", modules_to_save=["score"]),
+    )
+    model = trainable(new_reward_model(ref, section, pad_id, 0), LORA, task="SEQ_CLS", modules_to_save=["score"])
+    model.load_state_dict(theirs.model.state_dict())
+    engine = Engine(model, pad_id, dtype=torch.float32, token_budget=600)
+
+    def ours(step: int) -> torch.Tensor:
+        start = step * size % len(examples)
+        parts = collate(engine, list(enumerate(examples))[start : start + size])["batch"]
+        return torch.stack([bradley_terry(engine, 0.01, part)[0] for part in parts]).sum()
+
+    def trl(step: int) -> torch.Tensor:
+        start = step * size % len(examples)
+        return theirs.compute_loss(theirs.model, theirs.data_collator(rows[start : start + size]))
+
+    return follow(model, theirs.model, ours, trl)
+
+
+TRAJECTORIES = {"dpo": dpo_trajectory, "rm": rm_trajectory}
+
+
+@pytest.mark.parametrize("kind", TRAJECTORIES)
+def test_a_small_model(tiny_ref: ModelRef, tokenizer: Any, tmp_path: Path, kind: str) -> None:
+    examples = small_pairs(tokenizer, 16, 300)
+    losses = TRAJECTORIES[kind](tiny_ref, examples, 4, tmp_path)
+    assert min(losses[-4:]) < losses[0] - 0.02  # something was learned on the way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TRAJECTORIES)
+def test_smollm2(tmp_path: Path, kind: str) -> None:
+    ref = resolve("smollm2-135m")
+    examples = small_pairs(load_tokenizer(ref), 3, 80)
+    losses = TRAJECTORIES[kind](ref, examples, 1, tmp_path)
+    assert min(losses[-3:]) < losses[0] - 0.02

@@ -1,0 +1,101 @@
+"""Commands on run folders that are there: look at them, compare them, watch them, give them to others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolkit.cli.options import JSON, PATH, complete_runs, emit, quiet_libraries, reporter_of
+
+
+@click.command()
+@click.argument("folder", type=PATH, nargs=-1, required=True, shell_complete=complete_runs)
+@click.option("--out", type=PATH, help="File to write; default FOLDER/report.html.")
+@click.option("--title", help="Title of the page.")
+@click.option("--max-samples", type=click.IntRange(1), default=500, show_default=True, help="Prompts with samples.")
+def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_samples: int) -> None:
+    """Write the HTML report of FOLDER from what is on disk; several folders stand side by side."""
+    from toolkit.files import write_text
+    from toolkit.report.page import build
+
+    target = out or folder[0] / ("report.html" if len(folder) == 1 else "report-side-by-side.html")
+    write_text(target, build(folder, title=title, max_samples=max_samples))
+    print(target)
+
+
+@click.command()
+@click.argument("folder", type=PATH, shell_complete=complete_runs)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; 0 takes a free one.")
+@click.option("--max-samples", type=click.IntRange(1), default=500, show_default=True, help="Prompts with samples.")
+@click.pass_context
+def watch(ctx: click.Context, folder: Path, port: int, max_samples: int) -> None:
+    """Serve the growing report of FOLDER on this machine while the run goes on, until Ctrl-C."""
+    from toolkit.report.watch import watch as serve
+
+    serve(folder, port=port, max_samples=max_samples, reporter=reporter_of(ctx))
+
+
+@click.command()
+@click.argument("folder", type=PATH, default=Path("runs"))
+@JSON
+def runs(folder: Path, as_json: bool) -> None:
+    """List the runs below FOLDER (default runs) with their status and verdict."""
+    from toolkit.report.sheets import runs_table
+    from toolkit.runs.listing import list_runs
+
+    rows = list_runs(folder)
+    emit({"runs": rows}) if as_json else print(runs_table(rows) if rows else f"no run below {folder}")
+
+
+@click.command()
+@click.argument("first", type=PATH, shell_complete=complete_runs)
+@click.argument("second", type=PATH, shell_complete=complete_runs)
+@JSON
+def diff(first: Path, second: Path, as_json: bool) -> None:
+    """What differs between two runs: settings, versions, stages, results."""
+    from toolkit.report.sheets import diff_tables
+    from toolkit.runs.listing import diff_runs
+
+    found = diff_runs(first, second)
+    emit(found) if as_json else print(diff_tables(found))
+
+
+@click.command()
+@click.argument("folder", type=PATH, shell_complete=complete_runs)
+@click.argument("name", required=False)
+@click.option("--to", type=PATH, help="Write the repositories into this folder, and send nothing.")
+@click.option("--only", "parts", multiple=True, help="sft, ppo, dpo, reward-model or preferences; repeatable.")
+@click.option("--public", is_flag=True, help="Make the repositories public; they are private otherwise.")
+@JSON
+@click.pass_context
+def push(ctx: click.Context, as_json: bool, **options: Any) -> None:
+    """Give the models and the data of the run in FOLDER to the hub, as NAME-sft, NAME-ppo ... with filled cards.
+
+    NAME is USER/NAME. Each model is whole (adapters are merged) and loads with plain transformers.
+    """
+    from toolkit.runs.push import push_run
+
+    reporter = reporter_of(ctx)
+    quiet_libraries()
+    done = push_run(reporter=reporter, **options)
+    emit({"pushed": done}) if as_json else print("\n".join(f"{part:14} {place}" for part, place in done.items()))
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete duel's commands, options, recipes and settings.
+
+    bash: eval "$(duel completion bash)" in ~/.bashrc; zsh likewise in ~/.zshrc; fish: duel completion fish | source.
+    """
+    from click.shell_completion import get_completion_class
+
+    context = click.get_current_context().find_root()
+    found = get_completion_class(shell)
+    assert found is not None  # click has all three
+    print(found(context.command, {}, "duel", "_DUEL_COMPLETE").source())
+
+
+COMMANDS = (report, watch, runs, diff, push, completion)

@@ -1,0 +1,183 @@
+"""Log-probabilities and rewards on tree batches (``tree.py``): one prompt, K responses, each computed once.
+
+The unembedding (or the score head) runs on the positions that matter alone. Where the attention is our own
+(``fast/attention.py``) the model sees no padding. A model that cannot take a tree's mask takes one row per response; a
+numeric probe on first use decides (:class:`Engine`).
+
+Shapes: B rows, T tokens in a row, N response tokens in a batch, R responses in a batch, d hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from toolkit.engine.tree import TreeBatch
+from toolkit.models.inspect import backbone, inner
+
+# Rows of the unembedding product that exist at once (1024 x 49,152 in fp32 are 200 MB), and of them those whose
+# log-softmax is taken at once. On a CPU products of 256 rows are as fast as any, and 16 rows of logits stay in the
+# cache: 360 rows of SmolLM2 took 69 ms instead of 123, 62 of them for the product (bf16, 2 cores).
+LOGIT_ROWS = {"cpu": 256, "cuda": 1024}
+SOFTMAX_ROWS = {"cpu": 16, "cuda": 1024}
+
+
+def hidden_states(model: Any, batch: TreeBatch) -> torch.Tensor:
+    """[B * T, d] final hidden states of every position ([S, d] of a batch without padding)."""
+    mask: torch.Tensor = batch.attention_mask
+    if mask.dim() == 2:  # a row each, padded on the right: positions count from its start, as every model does itself
+        inputs: dict[str, Any] = {"attention_mask": mask.long()}
+    else:
+        # Additive, in the precision of the products, so that no layer has to convert it.
+        dtype = next(backbone(model).parameters()).dtype
+        if torch.is_autocast_enabled(mask.device.type):
+            dtype = torch.get_autocast_dtype(mask.device.type)
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+        inputs = {"attention_mask": mask, "position_ids": batch.position_ids}
+        if batch.rows is not None:
+            inputs["tree_rows"] = batch.rows
+    output = backbone(model)(input_ids=batch.input_ids, use_cache=False, **inputs)
+    return output.last_hidden_state.flatten(0, 1)
+
+
+def finished(model: Any, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """fp32 logits from products with the unembedding: the scaling and soft-capping that some models have, and the
+    temperature."""
+    config = inner(model).config.get_text_config()
+    logits = logits.float()
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / divisor
+    if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+        logits = torch.tanh(logits / cap) * cap
+    return tempered(logits, temperature)
+
+
+def tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def token_logps(
+    model: Any, batch: TreeBatch, *, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """[N] fp32 log-probabilities of the response tokens, and [N] entropies (nats, without gradient) if asked for.
+
+    Logits exist for at most ``LOGIT_ROWS`` positions at once, in training too.
+    """
+    states_Nd = hidden_states(model, batch)[batch.predictor]
+    return state_logps(model, states_Nd, batch.target, temperature=temperature, with_entropy=with_entropy)
+
+
+def state_logps(
+    model: Any, states_Nd: torch.Tensor, target_N: torch.Tensor, *, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """:func:`token_logps` from the states that the tokens are predicted from, [N, d]."""
+    size = LOGIT_ROWS[states_Nd.device.type]
+    training = torch.is_grad_enabled() and states_Nd.requires_grad
+    head = inner(model).get_output_embeddings()
+    frozen = not any(weight.requires_grad for weight in head.parameters())
+    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for start in range(0, states_Nd.shape[0], size):
+        args = (states_Nd[start : start + size], target_N[start : start + size], model, temperature, with_entropy)
+        if training and frozen:
+            parts.append(_FrozenHead.apply(*args))
+        elif training and states_Nd.shape[0] > size:
+            parts.append(checkpoint(_chunk, *args, use_reentrant=False))
+        else:
+            parts.append(_chunk(*args))
+    logps, entropies = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(entropies) if with_entropy else None
+
+
+def _chunk(
+    states: torch.Tensor, target: torch.Tensor, model: Any, temperature: float, with_entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    products = inner(model).get_output_embeddings()(states)
+    # With gradients the rows stay together: taken apart, each part's gradient would be a tensor of all rows.
+    rows = len(products) if products.requires_grad else SOFTMAX_ROWS[products.device.type]
+    return _joined(
+        from_logits(finished(model, part, temperature), targets, with_entropy)
+        for part, targets in zip(products.split(rows), target.split(rows), strict=True)
+    )
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities under an unembedding that does not train.
+
+    A row's gradient with respect to its state is its log-probability's, times what comes from above. So the forward
+    pass computes the first, and neither logits nor a second product are kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, target: torch.Tensor, model: Any, temperature: float, with_entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            state = states.detach().requires_grad_()
+            products = inner(model).get_output_embeddings()(state)
+            gradient = torch.empty_like(products)
+            found = []
+            rows = SOFTMAX_ROWS[products.device.type]
+            for part, targets, into in zip(
+                products.detach().split(rows), target.split(rows), gradient.split(rows), strict=True
+            ):
+                part = part.float().requires_grad_()
+                logps, entropies = from_logits(finished(model, part, temperature), targets, with_entropy)
+                into.copy_(torch.autograd.grad(logps.sum(), part)[0])
+                found.append((logps.detach(), entropies))
+            ctx.save_for_backward(torch.autograd.grad(products, state, gradient)[0])
+        logps, entropies = _joined(found)
+        ctx.mark_non_differentiable(entropies)
+        return logps, entropies
+
+    @staticmethod
+    def backward(ctx: Any, from_logps: torch.Tensor, _: Any) -> tuple[torch.Tensor, None, None, None, None]:
+        [gradient] = ctx.saved_tensors
+        return (from_logps[:, None] * gradient).to(gradient.dtype), None, None, None, None
+
+
+def from_logits(logits: torch.Tensor, target: torch.Tensor, with_entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies (zeros where not asked for)."""
+    logps = -F.cross_entropy(logits, target, reduction="none")
+    if not with_entropy:
+        return logps, torch.zeros_like(logps)
+    with torch.no_grad():
+        log_p = logits.detach().log_softmax(-1)
+        return logps, -(log_p.exp() * log_p).sum(-1)
+
+
+def _joined(parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    logps, entropies = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(entropies)
+
+
+def branch_scores(model: Any, batch: TreeBatch) -> torch.Tensor:
+    """[R] fp32 scalar rewards, read at each response's last token; the head runs in fp32, whatever autocast is on."""
+    assert batch.last is not None
+    return apply_head(score_head(model), hidden_states(model, batch)[batch.last])
+
+
+def score_head(model: Any) -> nn.Module | None:
+    """The module ``score`` of a sequence classifier, the trained one where an adapter brings its own."""
+    head = dict(inner(model).named_children()).get("score")
+    return head.modules_to_save[head.active_adapter] if isinstance(head, ModulesToSaveWrapper) else head
+
+
+def apply_head(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """[...] outputs of a scalar head in fp32: values and rewards are small differences of large sums."""
+    with torch.autocast(states.device.type, enabled=False):
+        bias = None if head.bias is None else head.bias.float()
+        return F.linear(states.float(), head.weight.float(), bias).squeeze(-1)
+
+
+def by_response(values_N: torch.Tensor, batch: TreeBatch) -> torch.Tensor:
+    """[R] sums of per-token values over each response."""
+    total = torch.zeros(batch.n_responses, dtype=values_N.dtype, device=values_N.device)
+    return total.index_add(0, batch.owner, values_N)

@@ -1,0 +1,84 @@
+"""Judgements as AlpacaEval's ``annotations.json``: one object for each instruction, and a preference from 1 to 2."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.errors import DataError
+from toolkit.files import write_bytes
+from toolkit.judging.records import Judgement
+
+
+def annotations(
+    judgements: Sequence[Judgement],
+    prompt_ids: Sequence[str],
+    prompts: Sequence[str],
+    texts: Mapping[str, Sequence[Sequence[str]]],
+) -> list[dict[str, Any]]:
+    """One row for each (policy, baseline, judge) and prompt: 1 + the mean preference over orders, seeds and repeats.
+
+    ``texts[policy][prompt]`` are a policy's samples. ``preference`` is null where every judgement failed, and
+    ``error`` says why. ``swapped`` is there where the pair was shown in one order alone.
+
+    Raises:
+        DataError: several samples for a prompt, or judgements of other prompts: the format has one output.
+    """
+    row_of = {identity: row for row, identity in enumerate(prompt_ids)}
+    groups: dict[tuple[str, str, str, str], list[Judgement]] = defaultdict(list)
+    for j in judgements:
+        if j.prompt_id not in row_of:
+            raise DataError(
+                "a judgement is of another prompt", where=j.prompt_id, fix="name the samples it was made on"
+            )
+        groups[j.policy, j.baseline, j.judge, j.prompt_id].append(j)
+    out = []
+    for (policy, baseline, judge, identity), members in groups.items():
+        row = row_of[identity]
+        own, other = texts[policy][row], texts[baseline][row]
+        if len(own) != 1 or len(other) != 1:
+            raise DataError(
+                f"{policy!r} has {len(own)} samples and {baseline!r} {len(other)} for one prompt",
+                where="AlpacaEval's annotations hold one output of each",
+                fix="export judgements of one sample per prompt",
+            )
+        by_order: dict[int | None, list[float]] = defaultdict(list)
+        for m in members:
+            if m.preference is not None:
+                by_order[m.order].append(m.preference)
+        mean = float(np.mean([np.mean(values) for values in by_order.values()])) if by_order else None
+        orders = {m.order for m in members}
+        record: dict[str, Any] = {
+            "instruction": prompts[row],
+            "output_1": other[0],
+            "generator_1": baseline,
+            "dataset": "duel",
+            "output_2": own[0],
+            "generator_2": policy,
+            "annotator": judge,
+            "preference": None if mean is None else 1.0 + mean,
+        }
+        if orders in ({0}, {1}):
+            record["swapped"] = orders == {0}  # the policy, output_2, stood first
+        if mean is None:
+            record["error"] = members[0].error
+        out.append(record)
+    return out
+
+
+def write_annotations(
+    judgements: Sequence[Judgement],
+    prompt_ids: Sequence[str],
+    prompts: Sequence[str],
+    texts: Mapping[str, Sequence[Sequence[str]]],
+    path: Path,
+) -> None:
+    """Write :func:`annotations` as ``.json`` or ``.json.gz``, whole or not at all."""
+    text = json.dumps(annotations(judgements, prompt_ids, prompts, texts), indent=2)
+    write_bytes(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())

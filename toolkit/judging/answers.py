@@ -1,0 +1,136 @@
+"""What judges were asked and answered, in SQLite: never asked twice, never lost."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import StoreError
+from toolkit.files import fingerprint
+from toolkit.preferences.rows import Prompt, prompt_id
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY, judge TEXT, template TEXT, prompt_id TEXT, first TEXT, second TEXT,
+    value REAL, raw TEXT, error TEXT, prompt_tokens INTEGER, completion_tokens INTEGER,
+    answered_at TEXT DEFAULT CURRENT_TIMESTAMP
+)
+"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two responses in the order in which they are shown; ``second`` is "" where one is scored alone."""
+
+    judge: str
+    template: str  # its fingerprint
+    prompt: Prompt
+    first: str
+    second: str = ""
+    principle: str = ""  # that the judge is to go by, where its template shows one
+
+    @property
+    def key(self) -> str:
+        parts = [self.judge, self.template, self.prompt, self.first, self.second]
+        return fingerprint([*parts, self.principle] if self.principle else parts)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``value``: the preference for the first response, or the score of the only one; None with an ``error``.
+
+    ``raw`` is the reply as it came. Tokens are those that the endpoint counted, 0 where it did not.
+    """
+
+    value: float | None
+    raw: str = ""
+    error: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Memory:
+    """Answers by question. A failure is kept to be seen, and does not count as an answer."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def answers(self, questions: Iterable[Question]) -> dict[str, Answer]:
+        """The answers that are there, by key; failures are not among them."""
+        found = {}
+        for question in questions:
+            row = self.connection.execute(
+                "SELECT value, raw, error, prompt_tokens, completion_tokens FROM answers "
+                "WHERE key = ? AND value IS NOT NULL",
+                (question.key,),
+            ).fetchone()
+            if row is not None:
+                found[question.key] = Answer(*row)
+        return found
+
+    def tokens(self, questions: Iterable[Question]) -> tuple[int, int]:
+        """Prompt and completion tokens behind the answers to these questions, failed attempts included."""
+        prompt = completion = 0
+        for question in questions:
+            row = self.connection.execute(
+                "SELECT prompt_tokens, completion_tokens FROM answers WHERE key = ?", (question.key,)
+            ).fetchone()
+            if row is not None:
+                prompt, completion = prompt + row[0], completion + row[1]
+        return prompt, completion
+
+    def judges(self) -> list[str]:
+        """Who has answered anything."""
+        return [name for (name,) in self.connection.execute("SELECT DISTINCT judge FROM answers ORDER BY judge")]
+
+    def keep(self, question: Question, answer: Answer) -> None:
+        """Write one answer down at once. It never replaces an answer by a failure; tokens of all attempts add up."""
+        self.connection.execute(
+            "INSERT INTO answers (key, judge, template, prompt_id, first, second, value, raw, error, prompt_tokens, "
+            "completion_tokens) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (key) DO UPDATE SET value = excluded.value, raw = excluded.raw, error = excluded.error, "
+            "prompt_tokens = answers.prompt_tokens + excluded.prompt_tokens, "
+            "completion_tokens = answers.completion_tokens + excluded.completion_tokens, "
+            "answered_at = CURRENT_TIMESTAMP WHERE answers.value IS NULL",
+            (
+                question.key,
+                question.judge,
+                question.template,
+                prompt_id(question.prompt),
+                question.first,
+                question.second,
+                answer.value,
+                answer.raw,
+                answer.error,
+                answer.prompt_tokens,
+                answer.completion_tokens,
+            ),
+        )
+        self.connection.commit()
+
+
+@contextmanager
+def remembering(path: Path) -> Iterator[Memory]:
+    """Open the memory at ``path``, made where it is not there yet.
+
+    Raises StoreError where the file is no database or cannot be written.
+    """
+    connection = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)  # callers hold a lock
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(_SCHEMA)
+    except (sqlite3.Error, OSError) as error:
+        if connection is not None:
+            connection.close()
+        raise StoreError(
+            f"the memory of judgements cannot be opened: {error}", where=str(path), fix="move the file away"
+        ) from error
+    try:
+        yield Memory(connection)
+    finally:
+        connection.close()

@@ -1,0 +1,207 @@
+"""``duel compare``: sample any policies on the same prompts, judge them, and give win rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from toolkit.engine.sampling import generate
+from toolkit.errors import DataError
+from toolkit.files import fingerprint, write_json, write_table
+from toolkit.judging import alpaca_eval, llm, records, scorers, win_rates
+from toolkit.models.encoding import decode, encode_prompt, is_conversation
+from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.load import load_policy
+from toolkit.models.resolve import ModelRef, resolve
+from toolkit.models.tokenizer import check_vocabulary, eos_ids, load_tokenizer, require_chat_template
+from toolkit.preferences import splits
+from toolkit.preferences.reading import read_preferences
+from toolkit.preferences.rows import Prompt, prompt_id, readable
+from toolkit.progress import Reporter
+from toolkit.recipe.schema import JudgeSettings, ModelSection
+from toolkit.runs.store import RunFolder
+
+PROMPT_COLUMNS = ("prompt", "instruction", "question", "messages")
+
+
+def read_prompts(source: str, *, split: str, limit: int | None, seed: int) -> list[tuple[str, Prompt]]:
+    """(prompt id, prompt) of preference data, of a ``.jsonl`` with a prompt column, or of a ``.txt`` with one a line.
+
+    Raises DataError where there is none.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".txt" and path.is_file():
+        found: list[Prompt] = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    elif path.suffix == ".jsonl" and path.is_file() and (column := _prompt_column(path)):
+        import json
+
+        found = [json.loads(line)[column] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        rows = splits.limit(read_preferences(source, split=split).rows, limit, seed)
+        return [(row.prompt_id, row.prompt) for row in rows]
+    unique = {prompt_id(prompt): prompt for prompt in found}
+    if not unique:
+        raise DataError("there is no prompt", where=source, fix="put one prompt on each line")
+    return list(unique.items())[:limit]
+
+
+def _prompt_column(path: Path) -> str | None:
+    """The prompt column of a file that holds prompts alone; None for preference data, which has its own reader."""
+    import json
+
+    with path.open(encoding="utf-8") as lines:
+        try:
+            first = json.loads(next(lines, ""))
+        except json.JSONDecodeError as error:
+            raise DataError(f"not valid JSON: {error.msg}", where=f"{path}, line 1") from error
+    if not isinstance(first, dict) or {"chosen", "responses", "response_a", "output_1"} & first.keys():
+        return None
+    return next((name for name in PROMPT_COLUMNS if name in first and len(first.keys() - {name, "id"}) == 0), None)
+
+
+def sample(
+    ref: ModelRef,
+    prompts: Sequence[tuple[str, Prompt]],
+    section: ModelSection,
+    reporter: Reporter,
+    *,
+    n: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    purpose: str,
+    batch_size: int = 64,
+) -> list[list[dict[str, Any]]]:
+    """``n`` responses for each prompt: {response, n_tokens, truncated}."""
+    tokenizer = load_tokenizer(ref)
+    if is_conversation(prompts[0][1]):
+        require_chat_template(tokenizer, ref.spec)
+    model = load_policy(ref, section).to(best_device())
+    check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
+    encoded = [encode_prompt(tokenizer, prompt) for _, prompt in prompts]
+    with reporter.task(f"sample {ref.spec}", len(prompts) * n) as task:
+        samples = generate(
+            model,
+            [ids for ids in encoded for _ in range(n)],
+            [(seed, purpose, key, k) for key, _ in prompts for k in range(n)],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            eos_ids=eos_ids(model, tokenizer),
+            pad_id=int(tokenizer.pad_token_id),
+            dtype=DTYPES[section.dtype],
+            batch_size=batch_size,
+            advance=task.advance,
+        )
+    rows = [{"response": decode(tokenizer, s.ids), "n_tokens": len(s.ids), "truncated": s.truncated} for s in samples]
+    return [rows[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def compare_policies(
+    policies: Sequence[str],
+    *,
+    data: str,
+    judge: Sequence[str],
+    out: Path,
+    reporter: Reporter,
+    samples_per_prompt: int,
+    temperature: float,
+    max_new_tokens: int,
+    limit: int | None,
+    split: str,
+    seed: int,
+    dtype: str,
+    judge_settings: JudgeSettings,
+    annotations: Path | None = None,
+) -> dict[str, Any]:
+    """Writes ``samples-*.parquet``, ``judgements.parquet`` and ``results.json`` to ``out``, and returns the results.
+
+    Rerunning continues: a policy's samples are kept under the fingerprint of all that they depend on.
+    """
+    section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
+    refs = [resolve(name) for name in policies]
+    prompts = read_prompts(data, split=split, limit=limit, seed=seed)
+    conversational = {is_conversation(prompt) for _, prompt in prompts}
+    if len(conversational) > 1:
+        raise DataError("prompts are partly text, partly messages", where=data, fix="use one kind")
+    folder = RunFolder(out)
+    with folder.lock():
+        table: dict[str, list[list[dict[str, Any]]]] = {}
+        for name, ref in zip(policies, refs, strict=True):
+            settings = [
+                ref.fingerprint,
+                samples_per_prompt,
+                temperature,
+                max_new_tokens,
+                seed,
+                dtype,
+                [key for key, _ in prompts],
+            ]
+            path = out / f"samples-{fingerprint(settings)}.parquet"
+            if not path.is_file():
+                rows = sample(
+                    ref,
+                    prompts,
+                    section,
+                    reporter,
+                    n=samples_per_prompt,
+                    temperature=temperature,
+                    max_new_tokens=max_new_tokens,
+                    seed=seed,
+                    purpose=f"compare {ref.fingerprint}",
+                )
+                flat = [
+                    {"prompt_id": key, "policy": name, "sample_index": k, **row}
+                    for (key, _), group in zip(prompts, rows, strict=True)
+                    for k, row in enumerate(group)
+                ]
+                write_table(flat, path)
+            kept = pq.read_table(path).to_pylist()
+            n = samples_per_prompt
+            table[name] = [kept[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+        ids = [key for key, _ in prompts]
+        texts = {name: [[row["response"] for row in group] for group in groups] for name, groups in table.items()}
+        judgements: list[records.Judgement] = []
+        usage: list[llm.Usage] = []
+        for spec in judge:
+            if spec.startswith("file:"):
+                judgements += records.read_judgements([spec.removeprefix("file:")])
+                continue
+            if llm.asks(spec):
+                found, used = llm.judge_pairs(
+                    spec,
+                    list(combinations(policies, 2)),
+                    ids,
+                    [prompt for _, prompt in prompts],
+                    texts,
+                    judge_settings,
+                    section,
+                    reporter,
+                )
+                judgements += found
+                usage.append(used)
+                continue
+            reporter.line(f"judge {spec}")
+            all_texts = [[t for name in policies for t in texts[name][i]] for i in range(len(ids))]
+            scores = scorers.score(
+                spec, [prompt for _, prompt in prompts], all_texts, section, max_response_tokens=max_new_tokens + 1
+            )
+            n = samples_per_prompt
+            by_name = {name: [row[p * n : (p + 1) * n] for row in scores] for p, name in enumerate(policies)}
+            for a, b in combinations(policies, 2):
+                judgements += scorers.compare(spec, a, b, ids, (by_name[a], by_name[b]), (texts[a], texts[b]))
+        write_table([asdict(judgement) for judgement in judgements], out / "judgements.parquet")
+        if annotations is not None:
+            alpaca_eval.write_annotations(
+                judgements, ids, [readable(prompt) for _, prompt in prompts], texts, annotations
+            )
+        results: dict[str, Any] = {"schema_version": 1, "policies": list(policies)}
+        results |= win_rates.report(judgements, length_control=True, style_control=True, where_recorded=True, seed=seed)
+        results["judge_usage"] = [asdict(used) for used in usage]
+        write_json(out / "results.json", results)
+    return results

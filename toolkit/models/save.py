@@ -1,0 +1,54 @@
+"""Writing policies and reward models, with what they were trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.files import read_json, write_json
+from toolkit.models.resolve import REWARD_HEAD_FILE, TRAINING_RECORD_FILE
+
+
+def reward_mean(folder: str | Path) -> float:
+    """What the reward model's raw score is shifted by, as its training stage measured it; 0 for any other model."""
+    path = Path(folder) / REWARD_HEAD_FILE
+    return float(read_json(path)["mean"]) if path.is_file() else 0.0
+
+
+def write_reward_mean(folder: Path, mean: float) -> None:
+    write_json(folder / REWARD_HEAD_FILE, {"mean": mean})
+
+
+def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
+    """Write a plain model: an adapter is merged in fp32 first, so that rounding happens once."""
+    if isinstance(model, PeftModel):
+        model = model.float().merge_and_unload()
+    # A reward model on these weights finds the end of a row by it, wherever it is loaded.
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def save_policy(
+    model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype, base: Path
+) -> None:
+    """Write an adapter that names its base, or a plain model that stands alone; with the tokenizer."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        path = folder / "adapter_config.json"
+        # peft would name the folder that the base was loaded from, which a stage may have resolved through a link.
+        write_json(path, read_json(path) | {"base_model_name_or_path": str(base.resolve())})
+    else:
+        model.save_pretrained(
+            folder, state_dict={name: weight.to(dtype) for name, weight in model.state_dict().items()}
+        )
+    tokenizer.save_pretrained(folder)
+
+
+def write_training_record(folder: Path, **facts: object) -> None:
+    """What a policy was trained with (arm, beta, reference fingerprint), beside its weights."""
+    write_json(folder / TRAINING_RECORD_FILE, facts)

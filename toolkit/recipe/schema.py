@@ -1,0 +1,295 @@
+"""The recipe: everything a user decides about one paired run, as pydantic models.
+
+Precedence is default < file < ``--set``. :func:`load_recipe` remembers where each value came from.
+Field names follow TRL and transformers where the meaning is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
+
+from toolkit.recipe.files import (
+    SHORTHAND,
+    Keys,
+)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_switch_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        # Python's True is 1, so that `seed: yes` would silently become 1.
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError("true and false are not allowed here")
+        return value
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021), shared by SFT, RM, PPO and DPO."""
+
+    r: PositiveInt = Field(16, description="Rank of the adapters.")
+    alpha: PositiveFloat = Field(32, description="Scale: the update is multiplied by alpha / r.")
+    target_modules: str | list[str] = Field("all-linear", description="Which layers get an adapter (peft's names).")
+
+
+class ModelSection(Section):
+    name: str = Field("smollm2-135m", description="tiny, smollm2-135m, a hub id, a local folder, or gguf:FILE.")
+    revision: str | None = Field(None, description="Git revision, for hub ids.")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Precision of the forward passes.")
+    lora: Lora | None = Field(default_factory=Lora, description="null trains all weights.")
+    chat_template: str | None = Field(None, description="A Jinja file that replaces the tokenizer's template.")
+    attn_implementation: str | None = Field(
+        None,
+        description="sdpa, eager or grouped: all take a tree batch's mask. null takes grouped, which sees no padding, "
+        "on a CPU, and sdpa elsewhere; grouped keeps heads x tokens^2 of a row in training: sdpa for long rows.",
+    )
+
+
+class DataSection(Section):
+    source: str = Field("reviews", description="A shipped name, a .jsonl(.gz)/.json/.csv/.parquet file, or a hub id.")
+    config: str | None = Field(
+        None, description="Configuration of a hub data set, or a folder of it (data_dir); a file ignores it."
+    )
+    split: str = Field("train", description="Split of a hub data set; a file ignores it.")
+    revision: str | None = Field(None, description="Git revision of a hub data set; a file ignores it.")
+    eval_source: str | None = Field(None, description="Held-out data; without it a share of the prompts is held out.")
+    eval_split: str | None = Field(
+        None, description="Held-out split of a hub data set. A file has no splits: eval_fraction holds."
+    )
+    eval_fraction: Fraction = Field(0.1, description="Share of the prompts that is held out, by hash of the prompt.")
+    columns: dict[str, str] = Field(default_factory=dict, description="Our column name -> the data's column name.")
+    conversational: bool | None = Field(
+        None, description="Read transcripts as chat messages; null decides by the data."
+    )
+    annotators: list[str] | None = Field(None, description="Use these annotators' comparisons only.")
+    train_prompts: PositiveInt | None = Field(None, description="At most so many training prompts.")
+    eval_prompts: PositiveInt | None = Field(None, description="At most so many held-out prompts.")
+    max_responses: Annotated[int, Field(ge=2)] | None = Field(None, description="At most so many responses per prompt.")
+    max_prompt_tokens: PositiveInt = Field(512, description="A longer prompt's row is left out, and counted.")
+    max_response_tokens: PositiveInt = Field(
+        256, description="Longer responses are cut, and counted; also the sampling length."
+    )
+
+
+class Training(Section):
+    """What every training stage has. Names follow transformers.TrainingArguments."""
+
+    learning_rate: PositiveFloat = Field(1e-4, description="Of AdamW, at its peak.")
+    num_train_epochs: PositiveFloat = Field(1.0, description="Passes over the training prompts.")
+    max_steps: int = Field(-1, description="If positive, overrides num_train_epochs.")
+    per_device_train_batch_size: PositiveInt = Field(8, description="Prompts per step (PPO: responses per rollout).")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="Batches behind one step.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="How the rate falls."
+    )
+    warmup_ratio: Fraction = Field(0.05, description="Share of the steps in which the rate rises.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Of AdamW.")
+    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are clipped to this norm.")
+    adam_epsilon: PositiveFloat = Field(1e-8, description="Of AdamW.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, more time."
+    )
+    logging_steps: PositiveInt = Field(5, description="Steps between two entries of the log.")
+
+
+class SftSection(Training):
+    enabled: bool = Field(True, description="false starts both arms from the model as it is.")
+    train_on: Literal["preferred", "all"] = Field(
+        "preferred", description="The most preferred response of a prompt, or all."
+    )
+    learning_rate: PositiveFloat = Field(2e-4, description="Of AdamW, at its peak.")
+
+
+class RewardModelSection(Training):
+    trainer: Literal["engine", "trl"] = Field(
+        "engine", description="engine: all comparisons of a prompt at once. trl: TRL's RewardTrainer, on pairs."
+    )
+    center: bool = Field(True, description="Shift the score so that SFT samples of training prompts average 0.")
+    center_rewards_coefficient: NonNegativeFloat = Field(0.0, description="Auxiliary loss on (r_i + r_j)^2.")
+
+
+class Arm(Training):
+    """What the two arms share by construction: schedule, clipping, checkpoints."""
+
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="How the rate falls."
+    )
+    warmup_ratio: Fraction = Field(0.1, description="Share of the steps in which the rate rises.")
+    num_checkpoints: PositiveInt = Field(
+        3, description="Checkpoints along training that are evaluated, the last included."
+    )
+    kl_milestones: list[PositiveFloat] | None = Field(
+        None,
+        description="Keep the policy for evaluation when its KL to SFT first passes each of these (nats per response). "
+        "PPO has the KL of each rollout; DPO samples for it every logging_steps.",
+    )
+
+
+class PpoSection(Arm):
+    learning_rate: PositiveFloat = Field(
+        1e-4, description="Of the policy. 1e-6..3e-6 for full weights, about 10x and more for LoRA."
+    )
+    value_learning_rate: PositiveFloat | None = Field(None, description="Of the critic; null takes learning_rate.")
+    per_device_train_batch_size: PositiveInt = Field(64, description="Responses per rollout.")
+    samples_per_prompt: PositiveInt = Field(4, description="Responses sampled for each prompt of a rollout.")
+    total_episodes: PositiveInt = Field(1024, description="Responses sampled in all.")
+    num_ppo_epochs: PositiveInt = Field(2, description="Passes over each rollout.")
+    num_mini_batches: PositiveInt = Field(2, description="Optimiser steps in a pass over a rollout.")
+    kl_coef: NonNegativeFloat = Field(0.05, description="beta of the per-token KL penalty in the reward.")
+    kl_estimator: Literal["k1", "k3"] = Field("k1", description="k1 is unbiased, k3 never negative (Schulman 2020).")
+    adaptive_kl: bool = Field(False, description="Ziegler 2019 controller.")
+    adaptive_kl_target: PositiveFloat = Field(6.0, description="Nats per response.")
+    adaptive_kl_horizon: PositiveInt = Field(10_000, description="Responses.")
+    gamma: Fraction = Field(1.0, description="Discount of later rewards.")
+    lam: Fraction = Field(0.95, description="lambda of generalised advantage estimation.")
+    cliprange: PositiveFloat = Field(0.2, description="Ratios are clipped to 1 +- this.")
+    cliprange_value: PositiveFloat = Field(0.2, description="The critic's change is clipped to +- this.")
+    vf_coef: NonNegativeFloat = Field(0.1, description="Weight of the critic's loss.")
+    whiten_rewards: bool = Field(False, description="Divide rewards by their standard deviation, the mean kept.")
+    whiten_advantages: bool = Field(True, description="Advantages of a rollout get mean 0 and standard deviation 1.")
+    reward_clip: PositiveFloat | None = Field(10.0, description="Scores are clipped to +-this; null does not clip.")
+    missing_eos_penalty: float | None = Field(
+        -1.0, le=0.0, description="Replaces the score of a truncated response; null keeps it."
+    )
+    response_length: PositiveInt | None = Field(None, description="Tokens; null takes data.max_response_tokens.")
+    temperature: PositiveFloat = Field(
+        1.0, description="Of rollouts; the logits of policy and reference are divided by it in training too."
+    )
+    value_head_init: Literal["reward_model", "zero"] = Field(
+        "zero", description="The trunk of the critic is the reward model's in either case."
+    )
+    share_trunk: bool = Field(False, description="The critic is a head on the policy's own states, not a model.")
+    target_kl: PositiveFloat | None = Field(
+        None, description="Skip a rollout's further updates when approx_kl passes this (nats per token)."
+    )
+    max_kl: PositiveFloat | None = Field(
+        None, description="Stop when KL to the reference passes this many nats per response."
+    )
+    dual_clip: PositiveFloat | None = Field(None, description="c > 1 of the dual clip; null: off.")
+    critic_warmup_rollouts: NonNegativeInt = Field(0, description="First rollouts that train the critic alone.")
+    ema_decay: Fraction | None = Field(None, description="Average the policy's weights, and keep the average.")
+    adam_epsilon: PositiveFloat = Field(
+        1e-5, description="Of AdamW (N+: larger than usual, so that early updates are calm)."
+    )
+
+
+class DpoSection(Arm):
+    learning_rate: PositiveFloat = Field(1e-4, description="Of AdamW, at its peak.")
+    trainer: Literal["engine", "trl"] = Field(
+        "engine", description="engine: all comparisons of a prompt at once. trl: TRL's DPOTrainer, on pairs."
+    )
+    beta: PositiveFloat = Field(0.1, description="Of the implicit reward beta * log(pi / pi_ref).")
+    loss_type: Literal[
+        "sigmoid",
+        "sigmoid_norm",
+        "ipo",
+        "hinge",
+        "robust",
+        "exo_pair",
+        "nca_pair",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+        "aot_unpaired",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+        "sft",
+    ] = Field("sigmoid", description="TRL's names; those after robust need `trainer: trl`.")
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
+        0.0, description="Share of wrong labels: of conservative DPO (sigmoid), of robust, and of exo_pair."
+    )
+
+
+class JudgeSettings(Section):
+    template: str | None = Field(
+        None, description="choice, score, logprob, or a YAML file; null: logprob for llm:, choice for openai:."
+    )
+    concurrency: PositiveInt = Field(8, description="Requests to an endpoint at once.")
+    timeout_s: PositiveFloat = Field(60.0, description="Seconds until a request is tried again.")
+    prompt_price_usd: NonNegativeFloat | None = Field(None, description="USD per million prompt tokens; null: no sum.")
+    completion_price_usd: NonNegativeFloat | None = Field(None, description="USD per million completion tokens.")
+
+
+class EvaluateSection(Section):
+    judges: list[str] = Field(
+        default_factory=list,
+        description="gold, rm:MODEL, implicit:POLICY,REFERENCE, llm:MODEL, openai:MODEL@BASE_URL, file:PATH, "
+        "python:module:function; empty picks gold where the data has it, and the run's own reward signals otherwise.",
+    )
+    judge: JudgeSettings = Field(default_factory=JudgeSettings, description="Of the judges llm: and openai:.")
+    temperature: PositiveFloat = Field(1.0, description="Of the samples that are judged.")
+    samples_per_prompt: PositiveInt = Field(1, description="Responses per held-out prompt and policy.")
+    max_new_tokens: PositiveInt | None = Field(None, description="null takes data.max_response_tokens.")
+    best_of_n: NonNegativeInt = Field(4, description="n of the best-of-n policies; 0 leaves them out.")
+    checkpoints: bool = Field(True, description="Evaluate intermediate checkpoints as well.")
+    batch_size: PositiveInt = Field(64, description="Responses sampled at once.")
+    token_budget: PositiveInt | None = Field(
+        None, description="Tokens scored at once; null: 1,024 on a CPU, 16,384 on a GPU."
+    )
+    bootstrap: PositiveInt = Field(2000, description="Resamples of the prompts for every interval.")
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(0.95, description="Coverage of every interval.")
+
+
+class ReportSection(Section):
+    title: str | None = Field(None, description="Of the page; null makes one of the name.")
+    max_samples: PositiveInt = Field(500, description="Held-out prompts shown side by side.")
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Of the run, and of its folder.")]
+    seed: NonNegativeInt = Field(0, description="Of splits, initial heads, orders and samples.")
+    report_to: list[Literal["wandb", "trackio", "tensorboard"]] = Field(
+        default_factory=list, description="Who else hears of the training stages' numbers; changes no result."
+    )
+    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection = Field(default_factory=DataSection)
+    sft: SftSection = Field(default_factory=SftSection)
+    reward_model: RewardModelSection = Field(default_factory=RewardModelSection)
+    ppo: PpoSection = Field(default_factory=PpoSection)
+    dpo: DpoSection = Field(default_factory=DpoSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    report: ReportSection = Field(default_factory=ReportSection)
+
+
+def flat(recipe: Recipe) -> dict[str, object]:
+    """Dotted key -> value of every setting; a list, a mapping of columns and a null section are one value each."""
+    return {".".join(keys): value for keys, value in leaves(recipe)}
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, for editors; the short forms ``model: tiny`` and ``data: FILE`` included."""
+    schema = Recipe.model_json_schema()
+    for section, key in SHORTHAND.items():
+        short = {"type": "string", "description": f"Short for {section}.{key}."}
+        schema["properties"][section] = {"anyOf": [schema["properties"][section], short]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def leaves(section: Section, above: Keys = ()) -> Iterator[tuple[Keys, object]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from leaves(value, (*above, name))
+        else:
+            yield (*above, name), value

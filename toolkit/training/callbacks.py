@@ -1,0 +1,120 @@
+"""Progress, trackers, and keeping policies along training."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
+
+from toolkit.engine.distributed import all_sum
+from toolkit.progress import Reporter
+
+
+class Watch(TrainerCallback):
+    """Progress and metrics of a stage."""
+
+    def __init__(self, reporter: Reporter, stage: str, steps: int) -> None:
+        self.reporter, self.stage, self.steps = reporter, stage, steps
+        self.history: list[dict[str, float]] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        self.trackers = trackers(self.reporter, self.stage, args)
+        for tracker in self.trackers:
+            tracker.on_train_begin(args, state, control, **more)
+        self.context = self.reporter.task(self.stage, self.steps)
+        self.task = self.context.__enter__()
+        self.history = [entry for entry in state.log_history if "loss" in entry]
+        if state.global_step:
+            self.task.resume_at(state.global_step)
+            self.reporter.line(f"{self.stage}: resumed at step {state.global_step} of {self.steps}")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.task.advance(state.global_step - self.task.done)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        if not logs or "train_runtime" in logs:
+            return
+        entry = {"step": state.global_step, **{k: v for k, v in logs.items() if isinstance(v, int | float)}}
+        self.history.append(entry)
+        self.reporter.log(self.stage, entry)
+        for tracker in self.trackers:
+            tracker.on_log(args, state, control, logs=dict(logs))
+        shown = ("rewards/accuracies", "objective/score", "objective/kl")
+        note = " ".join(f"{name.split('/')[-1]} {logs[name]:.3g}" for name in ("loss", *shown) if name in logs)
+        self.task.advance(0, note=note, tokens=int(logs.get("tokens", 0)))
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.context.__exit__(None, None, None)
+        for tracker in self.trackers:
+            tracker.on_train_end(args, state, control)
+        if "wandb" in self.reporter.trackers:
+            import wandb
+
+            wandb.finish()  # its callback leaves the run open, and the next stage would write into it
+
+
+def trackers(reporter: Reporter, stage: str, args: TrainingArguments) -> list[TrainerCallback]:
+    """transformers' own reports to wandb, trackio and tensorboard (RUN/tensorboard/STAGE), a run for each stage."""
+    args.run_name, args.project = f"{reporter.run_name}-{stage}", "duel"
+    os.environ.setdefault("WANDB_PROJECT", "duel")
+    found = [make() for make in get_reporting_integration_callbacks(list(reporter.trackers))]
+    for tracker in found:
+        if isinstance(tracker, TensorBoardCallback) and reporter.metrics is not None:
+            tracker.logging_dir = str(reporter.metrics.parent / "tensorboard" / stage)
+    return found
+
+
+class KeepPolicies(TrainerCallback):
+    """Calls ``keep(step)`` at an arm's milestones, before the trainer's own checkpoint of that step is written."""
+
+    def __init__(self, steps: Sequence[int], keep: Callable[[int], None]) -> None:
+        self.steps, self.keep = set(steps), keep
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step in self.steps and state.is_world_process_zero:
+            self.keep(state.global_step)
+
+
+class KeepAtKl(TrainerCallback):
+    """Calls ``keep(step)`` when the KL to the policy before training first passes each of ``milestones``.
+
+    ``measure(step)``, called every ``logging_steps`` and at the end: [R] log pi / pi_ref in nats of this process's
+    share of fresh samples. Their mean goes into the log as ``objective/kl`` (through ``values``, those of an
+    :class:`EngineTrainer`), from which a resumed run knows what it has passed.
+    """
+
+    def __init__(
+        self,
+        milestones: Sequence[float],
+        measure: Callable[[int], torch.Tensor],
+        keep: Callable[[int], None],
+        values: dict[str, list[torch.Tensor]],
+    ) -> None:
+        self.milestones, self.measure, self.keep, self.values = milestones, measure, keep, values
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self.highest = max((entry.get("objective/kl", -math.inf) for entry in state.log_history), default=-math.inf)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        if state.global_step % int(args.logging_steps) and state.global_step < state.max_steps:
+            return
+        ratio_R = self.measure(state.global_step)
+        self.values["objective/kl"].append(ratio_R)
+        total, n = all_sum(torch.tensor([ratio_R.double().sum(), ratio_R.numel()], device=args.device)).tolist()
+        if any(self.highest < milestone <= total / n for milestone in self.milestones) and state.is_world_process_zero:
+            self.keep(state.global_step)
+        self.highest = max(self.highest, total / n)

@@ -1,0 +1,187 @@
+"""What every training stage shares: arguments, progress, checkpoints, resume, gradients across processes."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from toolkit.engine.distributed import all_sum, launched, reduce_gradients
+from toolkit.engine.engine import Engine
+from toolkit.models.inspect import precision
+from toolkit.recipe.schema import Arm, Training
+from toolkit.training.batch import Example, collate
+
+LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+# An interrupted stage loses at most this share of its steps.
+RESUME_POINTS = 6
+
+
+def step_size(section: Training) -> int:
+    """Prompts of an optimiser step: those of all processes."""
+    return section.per_device_train_batch_size * section.gradient_accumulation_steps * launched()
+
+
+def total_steps(section: Training, n_items: int) -> int:
+    """Optimiser steps of a stage that goes over ``n_items`` prompts."""
+    if section.max_steps > 0:
+        return section.max_steps
+    return max(1, math.ceil(math.ceil(n_items / step_size(section)) * section.num_train_epochs))
+
+
+def trained_tokens(section: Training, steps: int, examples: Sequence[Example]) -> int:
+    """Tokens that ``steps`` optimiser steps saw, prompts included, of examples as long as these in the mean."""
+    mean = sum(len(example.tree) for example in examples) / len(examples)
+    return round(steps * step_size(section) * mean)
+
+
+def training_arguments(section: Training, out: Path, *, seed: int, dtype: str, steps: int) -> dict[str, Any]:
+    """Keyword arguments of ``TrainingArguments``; precision and schedule come from here for every stage."""
+    warmup = math.ceil(section.warmup_ratio * steps)
+    # Named only where it is on: newer transformers has another name for it, and says so.
+    checkpointing = {"gradient_checkpointing": True} if section.gradient_checkpointing else {}
+    return {
+        **checkpointing,
+        "output_dir": str(out / "trainer"),
+        "per_device_train_batch_size": section.per_device_train_batch_size,
+        "gradient_accumulation_steps": section.gradient_accumulation_steps,
+        "learning_rate": section.learning_rate,
+        "lr_scheduler_type": section.lr_scheduler_type,
+        "warmup_steps": warmup,
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_grad_norm,
+        "adam_epsilon": section.adam_epsilon,
+        "max_steps": steps,
+        "bf16": dtype == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": section.logging_steps,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": max(1, math.ceil(steps / RESUME_POINTS)),
+        "save_total_limit": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "seed": seed,
+        "data_seed": seed,
+    }
+
+
+def last_checkpoint(out: Path) -> str | None:
+    """The newest whole checkpoint of an interrupted stage. The trainer's state is the last file that it writes."""
+    whole = [path for path in (out / "trainer").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def milestone_steps(section: Arm, steps: int) -> list[int]:
+    """Steps at which an arm's policy is kept for evaluation, evenly spaced, the last included."""
+    n = min(section.num_checkpoints, steps)
+    return sorted({round(steps * (i + 1) / n) for i in range(n)})
+
+
+def policy_folder(out: Path, step: int, *, final: bool) -> Path:
+    """Where an arm's policy of this step is kept."""
+    return out / "model" if final else out / "checkpoints" / f"step-{step}"
+
+
+class ByLength(Sampler[int]):
+    """Random order with trees of like lengths together, a function of seed and epoch alone (so that a resumed run
+    goes on as it would have). A row is as wide as its batch's longest tree; this spares padding."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class EngineTrainer(Trainer):
+    """A transformers Trainer whose loss is a function of one collated batch, with averaged metrics in its log.
+
+    ``engine`` holds the model, made trainable before. ``loss_fn(part) -> (loss, metrics)``: losses add up over the
+    parts of a batch to a mean over its prompts; a metric is a tensor of values (of comparisons, of responses), and the
+    log has the mean of all since the last entry, and ``tokens``, how many went through the model since then.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        arguments: dict[str, Any],
+        examples: Sequence[Example],
+        loss_fn: LossFunction,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        super().__init__(
+            model=engine.model,
+            args=TrainingArguments(**arguments),
+            train_dataset=list(enumerate(examples)),
+            data_collator=partial(collate, engine),
+            callbacks=callbacks,
+        )
+        self.loss_fn = loss_fn
+        self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.tokens = 0
+        # Our loss is already a mean, so the trainer must divide it by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ByLength:
+        lengths = [len(example.tree) for _, example in self.train_dataset]
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return ByLength(lengths, size, self.args.data_seed)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        # transformers leaves autocast to the model's wrapped forward, which the engine does not go through.
+        with precision(self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32):
+            loss, metrics = self.loss_fn(inputs["batch"])
+        for name, value in metrics.items():
+            self.values[name].append(value.detach().flatten())
+        return (loss, None) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        losses = [super(EngineTrainer, self).training_step(model, {"batch": part}) for part in inputs["batch"]]
+        self.tokens += sum(len(tree) for part in inputs["batch"] for tree in part.trees.trees)
+        if self.accelerator.sync_gradients:
+            reduce_gradients(self.accelerator.unwrap_model(self.model))
+        return torch.stack(losses).sum()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.values:
+            # Sums and counts over all processes: means of the whole batches, not of this process's share.
+            found = [torch.cat(values).double() for values in self.values.values()]
+            parts = [self.tokens, *(x for values in found for x in (values.sum().item(), values.numel()))]
+            tokens, *sums = all_sum(torch.tensor(parts, dtype=torch.float64, device=self.args.device)).tolist()
+            means = zip(self.values, sums[::2], sums[1::2], strict=True)
+            logs |= {name: total / n for name, total, n in means if n} | {"tokens": int(tokens)}
+            self.values.clear()
+            self.tokens = 0
+        super().log(logs, start_time)
+
+
+def seed_everything(seed: int) -> None:
+    """Python, numpy and torch; each stage seeds anew, so that a cached stage before it changes nothing."""
+    set_seed(seed)
