@@ -36,7 +36,7 @@ from transformers import (
 from toolkit.engine.engine import Engine
 from toolkit.engine.tree import pack
 from toolkit.models.encoding import Tree
-from toolkit.models.inspect import backbone, disable_dropout
+from toolkit.models.inspect import disable_dropout
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.ppo import objective
@@ -332,45 +332,6 @@ def test_parts_do_not_change_the_gradients(folders: Folders, tmp_path: Path, kin
     assert any("value_head" in name or "critic" in name for name in whole)
     for name, gradient in whole.items():
         assert float((gradient - parts[name]).norm()) <= 1e-3 * float(gradient.norm()) + 1e-7, name
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["full", "lora", "trunk"])
-def test_the_first_update_takes_the_rollouts_own_pass(folders: Folders, tmp_path: Path, kind: str, dtype: str) -> None:
-    """The passes of minibatch 0's first part are not computed again, and the gradients are those of new ones."""
-    found = []
-    for kept in (True, False):
-        actors = folders.actors("lora" if kind == "trunk" else kind, dtype=dtype, share_trunk=kind == "trunk")
-        trainer, _ = make_trainer(actors, folders, tmp_path, dtype=dtype)
-        item = trainer.schedule[0]
-        trainer.rollout = trainer._collect(0, item["prompts"])
-        [(logps_N, values_N)] = trainer.rollout.first_pass
-        assert logps_N.requires_grad and values_N.requires_grad
-        if not kept:
-            trainer.rollout.first_pass.clear()
-        passes = 0
-
-        def count(*_: Any) -> None:
-            nonlocal passes
-            passes += 1
-
-        counter = backbone(actors.policy).register_forward_hook(count)
-        trainer.training_step(trainer.model, item)
-        counter.remove()
-        assert not trainer.rollout.first_pass
-        found.append((passes, {n: w.grad for n, w in actors.named_parameters() if w.grad is not None}))
-    (fewer, gradients), (more, expected) = found
-    # Adapters share a backbone, and critic and policy have each a pass through it.
-    assert more == fewer + (2 if kind == "lora" else 1)
-    assert gradients.keys() == expected.keys() and expected
-    assert all(torch.equal(gradients[name], expected[name]) for name in expected)
-
-
-def test_an_update_in_the_middle_of_a_rollout_computes_its_own_pass(folders: Folders, tmp_path: Path) -> None:
-    """As after a resume from a checkpoint there: another minibatch may come first."""
-    trainer, _ = make_trainer(folders.actors("lora"), folders, tmp_path)
-    trainer.training_step(trainer.model, trainer.schedule[2])
-    assert trainer.rollout is not None and not trainer.rollout.first_pass
 
 
 # ---------------------------------------------------------------- what training changes

@@ -10,8 +10,7 @@ The details that decide whether PPO works, each with its source (N+ is Huang et 
  4. Rollouts are sampled with temperature alone: no top-k, top-p or repetition penalty (``engine/sampling.py``), and the
     logits are divided by that temperature in rollout, training and reference alike (N+, detail 9).
  5. Old log-probabilities come from a forward pass under the autocast and in the packing of training, never from the
-    sampler (``rollout.py``). The first part of the first update does not repeat that pass: its graph is kept, which
-    takes the memory that the update needs anyway.
+    sampler (``rollout.py``).
  6. The score is read at the EOS, the last token of a response (N+, "EOS trick"). A response without one has its score
     *replaced* by ``missing_eos_penalty``. Only the completion is searched for an EOS, for all of the model's EOS ids.
  7. Scores are clipped before that (OpenRLHF +-10).
@@ -228,7 +227,7 @@ class PPOLoop(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         if self.rollout is None or self.rollout.index != inputs["rollout"]:
-            self.rollout = self._collect(inputs["rollout"], inputs["prompts"], first_update=inputs["update"])
+            self.rollout = self._collect(inputs["rollout"], inputs["prompts"])
             self.skipping = False
         if self.skipping:  # without gradients the optimiser changes nothing
             return torch.zeros((), device=self.args.device)
@@ -245,8 +244,7 @@ class PPOLoop(Trainer):
         self.actors.train()
         totals = torch.zeros(len(_SUMS), dtype=torch.float64)
         for part in parts:
-            passed = self.rollout.first_pass.pop() if self.rollout.first_pass else None
-            sums_of = self._backward(part, n_tokens, warming=warming, passed=passed)
+            sums_of = self._backward(part, n_tokens, warming=warming)
             totals += torch.tensor(sums_of, dtype=torch.float64)
         if self.args.ptx_coef and not warming:
             totals[_SUMS.index("ptx")] += self._ptx_backward(inputs)
@@ -274,19 +272,14 @@ class PPOLoop(Trainer):
         total = sums["policy_loss"] + self.args.vf_coef * sums["value_loss"] + self.args.ptx_coef * sums["ptx"]
         return torch.tensor(total, device=self.args.device)
 
-    def _backward(
-        self, part: Part, n_tokens: int, *, warming: bool, passed: tuple[torch.Tensor, torch.Tensor | None] | None
-    ) -> list[float]:
+    def _backward(self, part: Part, n_tokens: int, *, warming: bool) -> list[float]:
         """Gradients of one part, and the sums for the log. Two backward passes, since the graphs of policy and critic
-        need not be in memory together; one where they share a trunk. ``passed``: its log-probabilities and values,
-        where the rollout kept them with their graphs."""
+        need not be in memory together; one where they share a trunk."""
         args, width = self.args, part.mask_ST.shape[1]
         shared = self.actors.shares_trunk
         values_N: torch.Tensor | None = None
         with precision(args.device, self.how.dtype), torch.set_grad_enabled(not warming):
-            if passed is not None:
-                logps_N, values_N = passed
-            elif shared:
+            if shared:
                 logps_N, _, values_N = self.actors.logps_and_values(part.batch, args.temperature)
             else:
                 logps_N, _ = self.actors.policy_logps(part.batch, args.temperature)
@@ -360,8 +353,7 @@ class PPOLoop(Trainer):
             scores, _ = scored(self._score, sampled)
         self.centre = math.fsum(all_items(scores)) / self.args.center_samples
 
-    def _collect(self, index: int, prompts: Sequence[PromptIds], first_update: int = 0) -> Rollout:
-        """The rollout of this index, of whose updates the first ones were done where training was resumed in it."""
+    def _collect(self, index: int, prompts: Sequence[PromptIds]) -> Rollout:
         if self.centre is None:
             self._centre()
         rollout = collect(
@@ -373,9 +365,6 @@ class PPOLoop(Trainer):
             index=index,
             kl_coef=self.controller.coef,
             passes=self.accumulation,
-            keep_graph=not (
-                first_update or self.args.gradient_checkpointing or index < self.args.critic_warmup_rollouts
-            ),
         )
         kl = rollout.metrics["objective/kl"]
         if self.args.adaptive_kl:
@@ -452,7 +441,7 @@ class PPOLoop(Trainer):
         if self.average is None:
             yield
             return
-        # The tensors are exchanged, not written to: the graph of a rollout's first pass may still need them.
+        # The tensors are exchanged, not written to: the policy's own come back bit for bit.
         weights = self.actors.policy_parameters()
         kept = [weight.data for weight in weights]
         for i, weight in enumerate(weights):

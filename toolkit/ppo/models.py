@@ -77,14 +77,9 @@ class Actors(nn.Module, ABC):
     def logps_and_values(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """[N] log-probabilities, [N] entropies and [N] values; of one forward pass where the trunk is shared.
-
-        Otherwise values on a GPU come without gradients: the graphs of policy and critic need not be in memory
-        together. On a CPU time is what is short.
-        """
+        """[N] log-probabilities, [N] entropies and [N] values; of one forward pass where the trunk is shared."""
         logps_N, entropy_N = self.policy_logps(batch, temperature, with_entropy=with_entropy)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.engine.device.type == "cpu"):
-            return logps_N, entropy_N, self.values(batch)
+        return logps_N, entropy_N, self.values(batch)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any

@@ -73,13 +73,10 @@ class Part:
 @dataclass(frozen=True)
 class Rollout:
     """This process's share. ``minibatches[m]`` are the parts of minibatch m, packed as the old log-probabilities were;
-    ``first_pass`` has log-probabilities and values of minibatch 0's first part with their graphs, or nothing (no values
-    where theirs was not kept);
     ``metrics`` are of all processes together; ``table`` has one row per response of this process."""
 
     index: int
     minibatches: list[list[Part]]
-    first_pass: list[tuple[torch.Tensor, torch.Tensor | None]]
     metrics: dict[str, float]
     table: list[dict[str, Any]]
 
@@ -159,12 +156,10 @@ def collect(
     index: int,
     kl_coef: float,
     passes: int = 1,
-    keep_graph: bool = False,
 ) -> Rollout:
     """Sample ``samples_per_prompt`` responses for each prompt and compute rewards, advantages and returns.
 
-    ``prompts`` are those of all processes; a minibatch is computed in about ``passes`` parts at least. With
-    ``keep_graph`` the first part's pass keeps its graph, since the first update would only repeat it.
+    ``prompts`` are those of all processes; a minibatch is computed in about ``passes`` parts at least.
     """
     k = config.samples_per_prompt
     rank, size = world()
@@ -197,15 +192,10 @@ def collect(
         first += len(part)
 
     columns: dict[str, list[torch.Tensor]] = {name: [] for name in ("mask", "logps", "ref", "values", "entropy")}
-    first_pass: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     with precision(device, how.dtype):
-        for place, (minibatch, _, batch) in enumerate(packs):
-            with torch.set_grad_enabled(keep_graph and place == 0 and minibatch == 0):
-                logps_N, entropy_N, values_N = actors.logps_and_values(batch, config.temperature, with_entropy=True)
+        for _, _, batch in packs:
+            logps_N, entropy_N, values_N = actors.logps_and_values(batch, config.temperature, with_entropy=True)
             assert entropy_N is not None
-            if logps_N.requires_grad:
-                first_pass.append((logps_N, values_N if values_N.requires_grad else None))
-                logps_N, values_N = logps_N.detach(), values_N.detach()
             columns["logps"].append(dense(logps_N, batch, width))
             columns["entropy"].append(dense(entropy_N, batch, width))
             columns["ref"].append(dense(actors.reference_logps(batch, config.temperature), batch, width))
@@ -282,7 +272,7 @@ def collect(
         }
         for row, i in enumerate(order)
     ]
-    return Rollout(index, minibatches, first_pass, metrics, table)
+    return Rollout(index, minibatches, metrics, table)
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
