@@ -45,6 +45,7 @@ def real_file(name: str) -> Path:
 
 def examples(args: argparse.Namespace, source: str | Path, n: int) -> tuple[Any, list[Any]]:
     """The tokenizer, and ``n`` prompts with their responses as training examples, in the order of the file."""
+    from toolkit.models.encoding import text_encoder
     from toolkit.models.resolve import resolve
     from toolkit.models.tokenizer import load_tokenizer
     from toolkit.preferences.reading import read_preferences
@@ -52,7 +53,7 @@ def examples(args: argparse.Namespace, source: str | Path, n: int) -> tuple[Any,
 
     tokenizer = load_tokenizer(resolve(args.model))
     rows = read_preferences(str(source)).rows[: 2 * n]
-    return tokenizer, examples_of(rows, tokenizer, 512)[:n]
+    return tokenizer, examples_of(rows, text_encoder(tokenizer, rows[0].prompt), 512)[:n]
 
 
 def memory(field: str) -> float:

@@ -11,7 +11,7 @@ import pytest
 from support.running import SMALL, duel
 
 from toolkit.engine.engine import Engine
-from toolkit.models.encoding import Tree, encode_prompt
+from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
@@ -42,7 +42,7 @@ def test_a_held_out_reward_model_judges_both_arms(small_run: Path, tmp_path: Pat
     samples = {}
     for row in pq.read_table(run / "samples.parquet").to_pylist():
         if row["kind"] != "best_of_n" and row["sample_index"] == 0:
-            tree = Tree(encode_prompt(tokenizer, row["prompt"]), [list(row["response_ids"])])
+            tree = Tree(text_encoder(tokenizer, row["prompt"]).prompt(row["prompt"]), [list(row["response_ids"])])
             samples[row["prompt_id"], row["policy"]] = scorer.scores([tree])[0][0]
     checked = 0
     for row in pq.read_table(run / "judgements.parquet").to_pylist():

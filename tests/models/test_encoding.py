@@ -14,9 +14,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from toolkit.errors import ModelError
-from toolkit.models.encoding import decode, encode, encode_prompt, encode_responses, is_conversation, rendered
+from toolkit.models.encoding import TextEncoder, is_conversation, text_encoder
 from toolkit.models.resolve import ModelRef, resolve
-from toolkit.models.tokenizer import load_tokenizer, require_chat_template, response_end
+from toolkit.models.tokenizer import load_tokenizer, response_end
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it good?"}]
 WORDS = ["<s>", "</s>", "<pad>", "<turn>", "<sep>", "is", "it", "good", "bad", "yes", "user", "assistant", "?"]
@@ -43,7 +43,7 @@ TURNS += "{% if add_generation_prompt %}assistant{% endif %}"
 def test_prompt_and_response_are_tokenised_apart(tokenizer: Any) -> None:
     """Text that would melt into one token across the border stays on its side."""
     prompt, response = "I like the fil", "m very much"
-    encoded = encode(tokenizer, prompt, [response], end_id=2, max_response_tokens=50)
+    encoded = text_encoder(tokenizer, prompt).encode(prompt, [response], 50)
     assert encoded.tree.prompt_ids == tokenizer(prompt)["input_ids"]
     assert encoded.tree.response_ids == [[*tokenizer(response)["input_ids"], 2]]
     assert encoded.tree.prompt_ids + encoded.tree.response_ids[0][:-1] != tokenizer(prompt + response)["input_ids"]
@@ -53,31 +53,41 @@ def test_prompt_and_response_are_tokenised_apart(tokenizer: Any) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_text_comes_back(text: str) -> None:
-    tokenizer = load_tokenizer(resolve("tiny"))
-    [ids], [truncated] = encode_responses(tokenizer, [text], end_id=2, max_tokens=1000)
+    encoder = TextEncoder(load_tokenizer(resolve("tiny")), conversational=False)
+    [ids], [truncated] = encoder.responses([text], max_tokens=1000)
     assert ids[-1] == 2 and not truncated
-    assert decode(tokenizer, ids) == text
+    assert encoder.decode(ids) == text
 
 
 def test_the_end_belongs_to_the_response_and_truncation_has_none(tokenizer: Any) -> None:
     texts = [" one two three four", " one", ""]
     bare = tokenizer(texts)["input_ids"]
     limit = len(bare[0])
-    ids, truncated = encode_responses(tokenizer, texts, end_id=2, max_tokens=limit + 1)
+    encoder = text_encoder(tokenizer, "")
+    ids, truncated = encoder.responses(texts, max_tokens=limit + 1)
     assert ids == [[*b, 2] for b in bare] and truncated == [False, False, False]
     # One token less: the text still fits, its end does not.
-    ids, truncated = encode_responses(tokenizer, texts, end_id=2, max_tokens=limit)
+    ids, truncated = encoder.responses(texts, max_tokens=limit)
     assert ids == [bare[0], [*bare[1], 2], [2]] and truncated == [True, False, False]
-    ids, truncated = encode_responses(tokenizer, texts, end_id=2, max_tokens=limit - 1)
+    ids, truncated = encoder.responses(texts, max_tokens=limit - 1)
     assert ids[0] == bare[0][:-1] and truncated == [True, False, False]
+
+
+def test_a_sample_that_was_cut_gets_no_end(tokenizer: Any) -> None:
+    encoder = text_encoder(tokenizer, "The film")
+    [ids] = tokenizer([" is good."])["input_ids"]
+    tree = encoder.encode_samples("The film", [" is good.", " is good.", ""], [True, False, True])
+    assert tree.prompt_ids == encoder.prompt("The film")
+    assert tree.response_ids == [ids, [*ids, 2], [2]]  # nothing would be left of an empty response without its end
 
 
 def test_the_bos_stands_once_at_the_head_of_the_prompt() -> None:
     tokenizer = words(template=TURNS)
-    encoded = encode(tokenizer, "is it", ["good", "bad yes"], end_id=1, max_response_tokens=9)
+    encoded = text_encoder(tokenizer, "is it").encode("is it", ["good", "bad yes"], 9)
     assert encoded.tree.prompt_ids == [0, 5, 6]
     assert encoded.tree.response_ids == [[7, 1], [8, 9, 1]]
-    chat = encode_prompt(tokenizer, [{"role": "user", "content": "is it good"}])
+    messages = [{"role": "user", "content": "is it good"}]
+    chat = text_encoder(tokenizer, messages).prompt(messages)
     assert chat == [0, 10, 5, 6, 7, 3, 11]
     assert chat.count(tokenizer.bos_token_id) == 1
 
@@ -85,21 +95,23 @@ def test_the_bos_stands_once_at_the_head_of_the_prompt() -> None:
 def test_a_tokenizer_that_closes_texts_does_not_close_a_prompt() -> None:
     tokenizer = words(closes=True)
     assert tokenizer("is it")["input_ids"] == [0, 5, 6, 1]
-    assert encode_prompt(tokenizer, "is it") == [0, 5, 6]
-    assert encode_responses(tokenizer, ["good"], end_id=1, max_tokens=9) == ([[7, 1]], [False])
+    encoder = text_encoder(tokenizer, "is it")
+    assert encoder.prompt("is it") == [0, 5, 6]
+    assert encoder.responses(["good"], max_tokens=9) == ([[7, 1]], [False])
 
 
 def test_a_trained_tokenizer_with_a_bos(stories_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(stories_folder)
-    ids = encode_prompt(tokenizer, "Once upon a time")
+    encoder = text_encoder(tokenizer, "Once upon a time")
+    ids = encoder.prompt("Once upon a time")
     assert ids == tokenizer("Once upon a time")["input_ids"]
     assert ids.count(tokenizer.bos_token_id or -1) <= 1 and ids[-1] != tokenizer.eos_token_id
-    [response], _ = encode_responses(tokenizer, ["there was a cat"], end_id=2, max_tokens=99)
+    [response], _ = encoder.responses(["there was a cat"], max_tokens=99)
     assert tokenizer.bos_token_id not in response and response[-1] == 2
 
 
 def test_messages_end_with_the_opening_of_the_assistants_turn(tokenizer: Any) -> None:
-    text = tokenizer.decode(encode_prompt(tokenizer, CHAT))
+    text = tokenizer.decode(text_encoder(tokenizer, CHAT).prompt(CHAT))
     assert text == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs it good?<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -128,13 +140,12 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
 def test_conversations_need_a_chat_template(tiny_ref: Any, tmp_path: Path) -> None:
     bare = words()
     with pytest.raises(ModelError, match="no chat template") as caught:
-        require_chat_template(bare, "some/model")
+        text_encoder(bare, CHAT, "some/model")
     assert "some/model" in caught.value.what and caught.value.where and "model.chat_template" in caught.value.fix
     template = tmp_path / "turns.jinja"
     template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}!", encoding="utf-8")
     tokenizer = load_tokenizer(tiny_ref, str(template))
-    require_chat_template(tokenizer, "tiny")
-    assert tokenizer.decode(encode_prompt(tokenizer, CHAT)) == "Be brief.Is it good?!"
+    assert tokenizer.decode(text_encoder(tokenizer, CHAT).prompt(CHAT)) == "Be brief.Is it good?!"
     with pytest.raises(ModelError, match="chat template") as caught:
         load_tokenizer(tiny_ref, str(tmp_path / "absent.jinja"))
     assert "absent.jinja" in caught.value.where and caught.value.fix
@@ -156,13 +167,15 @@ def test_padding_is_not_the_end_where_that_can_be_helped(
 
 
 def test_decoding_leaves_the_end_out(tokenizer: Any) -> None:
-    [ids], _ = encode_responses(tokenizer, [" it is good."], end_id=2, max_tokens=50)
-    assert decode(tokenizer, ids) == " it is good."
+    encoder = text_encoder(tokenizer, "")
+    [ids], _ = encoder.responses([" it is good."], max_tokens=50)
+    assert encoder.decode(ids) == " it is good."
 
 
 def test_what_people_see_marks_the_response(tokenizer: Any) -> None:
-    encoded = encode(tokenizer, "The film", [" is good.", " is bad."], end_id=2, max_response_tokens=50)
-    shown = rendered(tokenizer, encoded)
+    encoder = text_encoder(tokenizer, "The film")
+    encoded = encoder.encode("The film", [" is good.", " is bad."], 50)
+    shown = encoder.rendered(encoded)
     assert "".join(t["text"] for t in shown if not t["response"]) == "The film"
     assert "".join(t["text"] for t in shown if t["response"]) == " is good.<|im_end|>"
     assert [t["id"] for t in shown] == encoded.tree.prompt_ids + encoded.tree.response_ids[0]

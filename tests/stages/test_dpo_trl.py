@@ -12,8 +12,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from toolkit.engine.engine import Engine
-from toolkit.models.encoding import Tree, encode
-from toolkit.models.tokenizer import response_end
+from toolkit.models.encoding import Tree, text_encoder
 from toolkit.recipe.schema import DpoSection
 from toolkit.stages.dpo import dpo_loss
 from toolkit.training.batch import Example, collate
@@ -112,6 +111,5 @@ def test_our_tokens_are_trls(new_tiny: Callable[[], Any], tokenizer: Any, tmp_pa
     for index, pair in enumerate(PAIRS):
         row = theirs.train_dataset[index]
         texts = [pair["chosen"], pair["rejected"]]
-        end_id = response_end(tokenizer, conversational=False)
-        ours = encode(tokenizer, pair["prompt"], texts, end_id=end_id, max_response_tokens=64).tree
+        ours = text_encoder(tokenizer, pair["prompt"]).encode(pair["prompt"], texts, 64).tree
         assert ours == Tree(list(row["prompt_ids"]), [list(row["chosen_ids"]), list(row["rejected_ids"])])

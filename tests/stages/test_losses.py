@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.comparisons import K4, examples
 
 from toolkit.engine.engine import Engine
-from toolkit.models.encoding import Tree
+from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.load import new_reward_model, trainable
 from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.recipe.schema import DpoSection, Lora, ModelSection
@@ -82,10 +82,11 @@ def test_rows_become_examples(tokenizer: Any) -> None:
         PreferenceRow("b", "Nobody compared", [" this", " that"], []),
         PreferenceRow("c", "A tie", [" one", " two"], [Comparison(0, 1, 0.5), Comparison(1, 0, 0.5)]),
     ]
-    found = examples_of(rows, tokenizer, max_response_tokens=20)
+    encoder = text_encoder(tokenizer, rows[0].prompt)
+    found = examples_of(rows, encoder, max_response_tokens=20)
     assert [example.pairs for example in found] == [[(0, 1, 0.75, 1.0)], [(0, 1, 0.5, 1.0)]]
     assert all(ids[-1] == tokenizer.eos_token_id for example in found for ids in example.tree.response_ids)
-    assert examples_of([], tokenizer, 20) == []
+    assert examples_of([], encoder, 20) == []
 
 
 def test_sft_imitates_the_response_that_wins_most() -> None:

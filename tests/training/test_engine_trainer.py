@@ -13,6 +13,7 @@ from support.comparisons import examples
 from transformers import TrainerCallback
 
 from toolkit.engine.engine import Engine
+from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.preferences.rows import PreferenceRow
@@ -218,7 +219,7 @@ def probe_of(policy: Any, reference: Any, tokenizer: Any) -> KlProbe:
         for i in range(KL_PROMPTS + 5)
     ]
     settings = SimpleNamespace(seed=3, model=LORA_FP32, data=DataSection(source="reviews", max_response_tokens=9))
-    return KlProbe(policy, reference, tokenizer, rows, settings)
+    return KlProbe(policy, reference, text_encoder(tokenizer, rows[0].prompt), rows, settings)
 
 
 def moved(policy: Any) -> Any:

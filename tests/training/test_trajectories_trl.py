@@ -14,6 +14,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from toolkit.engine.engine import Engine
+from toolkit.models.encoding import text_encoder
 from toolkit.models.load import load_policy, lora_config, new_reward_model, trainable
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.tokenizer import load_tokenizer
@@ -35,7 +36,7 @@ def small_pairs(tokenizer: Any, n: int, longest: int) -> list[Example]:
     if not folder:
         pytest.skip("DUEL_REAL_DATA is not set")
     rows = read_preferences(str(Path(folder) / "hh_harmless" / "pairs.jsonl.gz")).rows
-    found = [e for e in examples_of(rows, tokenizer, 512) if len(e.tree) <= longest]
+    found = [e for e in examples_of(rows, text_encoder(tokenizer, rows[0].prompt), 512) if len(e.tree) <= longest]
     assert len(found) >= n
     return found[:n]
 

@@ -309,7 +309,7 @@ def _ask_local(spec: str, template: Template, questions: Sequence[Question], sec
     """Greedy replies in words, or the exact probabilities of A and B as two branches of one tree."""
     from toolkit.engine.engine import Engine
     from toolkit.engine.sampling import generate
-    from toolkit.models.encoding import Tree, decode, encode_prompt
+    from toolkit.models.encoding import TextEncoder, Tree
     from toolkit.models.inspect import DTYPES, best_device
     from toolkit.models.load import load_policy
     from toolkit.models.resolve import resolve
@@ -318,13 +318,14 @@ def _ask_local(spec: str, template: Template, questions: Sequence[Question], sec
     ref = resolve(spec)
     tokenizer = load_tokenizer(ref)
     require_chat_template(tokenizer, spec)
+    encoder = TextEncoder(tokenizer, conversational=True)
     model = load_policy(ref, section).to(best_device())
     dtype, pad_id = DTYPES[section.dtype], int(tokenizer.pad_token_id)
     letters = [tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "AB"]
     engine = Engine(model, pad_id, dtype=dtype)
     for start in range(0, len(questions), 32):  # what is answered is kept as it comes
         part = questions[start : start + 32]
-        prompts = [encode_prompt(tokenizer, template.messages(q.prompt, q.first, q.second, q.principle)) for q in part]
+        prompts = [encoder.prompt(template.messages(q.prompt, q.first, q.second, q.principle)) for q in part]
         if template.kind == "logprob":
             found = engine.logps([Tree(ids, letters) for ids in prompts])
             for question, ids, (a, b) in zip(part, prompts, found, strict=True):
@@ -343,7 +344,7 @@ def _ask_local(spec: str, template: Template, questions: Sequence[Question], sec
             dtype=dtype,
         )
         for question, ids, reply in zip(part, prompts, replies, strict=True):
-            raw = decode(tokenizer, reply.ids)
+            raw = encoder.decode(reply.ids)
             value, error = read_verdict(template.kind, raw)
             if value is None and reply.truncated:
                 error = f"cut at {template.max_tokens} tokens without a verdict"

@@ -16,12 +16,12 @@ from typing import Any
 from toolkit.engine.engine import Engine
 from toolkit.errors import ModelError, RecipeError
 from toolkit.judging.records import Judgement, measured
-from toolkit.models.encoding import Tree, encode, is_conversation
+from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.save import reward_mean
-from toolkit.models.tokenizer import load_tokenizer, require_chat_template, response_end
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.rows import Prompt
 from toolkit.recipe.schema import ModelSection
@@ -75,14 +75,8 @@ def _trees(
     ref: Any, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], limit: int
 ) -> tuple[list[Tree], Any]:
     tokenizer = load_tokenizer(ref)
-    conversational = is_conversation(prompts[0])
-    if conversational:
-        require_chat_template(tokenizer, ref.spec)
-    end_id = response_end(tokenizer, conversational)
-    encoded = [
-        encode(tokenizer, prompt, texts, end_id=end_id, max_response_tokens=limit).tree
-        for prompt, texts in zip(prompts, responses, strict=True)
-    ]
+    encoder = text_encoder(tokenizer, prompts[0], ref.spec)
+    encoded = [encoder.encode(prompt, texts, limit).tree for prompt, texts in zip(prompts, responses, strict=True)]
     return encoded, tokenizer
 
 

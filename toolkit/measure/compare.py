@@ -14,11 +14,11 @@ from toolkit.engine.sampling import generate
 from toolkit.errors import DataError
 from toolkit.files import fingerprint, write_json, write_table
 from toolkit.judging import alpaca_eval, llm, records, scorers, win_rates
-from toolkit.models.encoding import decode, encode_prompt, is_conversation
+from toolkit.models.encoding import is_conversation, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef, resolve
-from toolkit.models.tokenizer import check_vocabulary, eos_ids, load_tokenizer, require_chat_template
+from toolkit.models.tokenizer import check_vocabulary, eos_ids, load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import Prompt, prompt_id, readable
@@ -79,11 +79,10 @@ def sample(
 ) -> list[list[dict[str, Any]]]:
     """``n`` responses for each prompt: {response, n_tokens, truncated}."""
     tokenizer = load_tokenizer(ref)
-    if is_conversation(prompts[0][1]):
-        require_chat_template(tokenizer, ref.spec)
+    encoder = text_encoder(tokenizer, prompts[0][1], ref.spec)
     model = load_policy(ref, section).to(best_device())
     check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
-    encoded = [encode_prompt(tokenizer, prompt) for _, prompt in prompts]
+    encoded = [encoder.prompt(prompt) for _, prompt in prompts]
     with reporter.task(f"sample {ref.spec}", len(prompts) * n) as task:
         samples = generate(
             model,
@@ -97,7 +96,7 @@ def sample(
             batch_size=batch_size,
             advance=task.advance,
         )
-    rows = [{"response": decode(tokenizer, s.ids), "n_tokens": len(s.ids), "truncated": s.truncated} for s in samples]
+    rows = [{"response": encoder.decode(s.ids), "n_tokens": len(s.ids), "truncated": s.truncated} for s in samples]
     return [rows[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 

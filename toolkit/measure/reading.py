@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit.errors import DataError
-from toolkit.models.encoding import Encoded, Tree, decode, encode, is_conversation
-from toolkit.models.tokenizer import require_chat_template, response_end
+from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
 from toolkit.preferences import splits
 from toolkit.preferences.reading import PreferenceData, read_preferences
 from toolkit.preferences.rows import PreferenceRow
@@ -25,6 +24,7 @@ class Reading:
     """Rows that fit the limits, as token ids, and what was left out. Behind the rows of the data may stand those of
     samples: ``sources[p]`` says whose row p is ("data", "PPO"), ``writers[p]`` which policy wrote each response."""
 
+    encoder: TextEncoder
     rows: list[PreferenceRow]
     encoded: list[Encoded]
     counts: dict[str, int]
@@ -52,13 +52,10 @@ def read(
     """Read and tokenise. Prompts over the limit are left out, responses over it are cut; both are counted."""
     found = read_preferences(data, split=split, conversational=False if plain else None)
     rows = splits.limit(found.rows, limit, 0)
-    conversational = is_conversation(rows[0].prompt)
-    if conversational:
-        require_chat_template(tokenizer, spec)
-    end_id = response_end(tokenizer, conversational)
+    encoder = text_encoder(tokenizer, rows[0].prompt, spec)
     kept, encoded = [], []
     for row in rows:
-        item = encode(tokenizer, row.prompt, row.responses, end_id=end_id, max_response_tokens=max_response_tokens)
+        item = encoder.encode(row.prompt, row.responses, max_response_tokens)
         if 0 < len(item.tree.prompt_ids) <= max_prompt_tokens:
             kept.append(row)
             encoded.append(item)
@@ -68,10 +65,11 @@ def read(
         "n_long_prompts": len(rows) - len(kept),
         "n_truncated_responses": sum(sum(item.truncated) for item in encoded),
     }
-    return Reading(kept, encoded, counts, found, ["data"] * len(kept), [["data"] * len(row.responses) for row in kept])
+    writers = [["data"] * len(row.responses) for row in kept]
+    return Reading(encoder, kept, encoded, counts, found, ["data"] * len(kept), writers)
 
 
-def with_samples(reading: Reading, path: Path, tokenizer: Any) -> Reading:
+def with_samples(reading: Reading, path: Path) -> Reading:
     """The reading with a row for each source and prompt of a run's ``samples.parquet``: what SFT (with the base model),
     PPO and DPO wrote, checkpoints included, as the ids that were sampled. A prompt with one response is no pair.
 
@@ -97,7 +95,7 @@ def with_samples(reading: Reading, path: Path, tokenizer: Any) -> Reading:
     for (source, prompt_id), found in sorted(groups.items()):
         row, item = known[prompt_id]
         ids = [list(sample["response_ids"]) for sample in found]
-        if decode(tokenizer, ids[0]) != found[0]["response"]:
+        if reading.encoder.decode(ids[0]) != found[0]["response"]:
             raise DataError("the samples are ids of another tokenizer", where=f"{path}, prompt {prompt_id}", fix=fix)
         gold = [sample["gold_reward"] for sample in found]
         rows.append(

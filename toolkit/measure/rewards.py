@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,12 +34,12 @@ from toolkit.evals.rm_quality import calibration, rm_quality
 from toolkit.evals.slices import agreement_by_slice, disagreements
 from toolkit.files import refuse_existing, write_json, write_row_groups, write_table, write_text
 from toolkit.measure.reading import Reading, pairwise_label, read, with_samples
-from toolkit.models.encoding import Encoded, Tree, decode, encode, is_conversation
+from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import attention, load_policy, load_reward_model
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.save import reward_mean
-from toolkit.models.tokenizer import check_vocabulary, load_tokenizer, require_chat_template, response_end
+from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow, readable
 from toolkit.progress import Reporter
@@ -156,7 +155,7 @@ def implicit_rewards(
         max_response_tokens=max_response_tokens,
     )
     if samples is not None:
-        reading = with_samples(reading, Path(samples), tokenizer)
+        reading = with_samples(reading, Path(samples))
     trees = [item.tree for item in reading.encoded]
     work = out.with_name(f".{out.name}.partial")
     counted = {"policy": 0, "reference": 0}
@@ -399,17 +398,13 @@ def _explicit(
 ) -> list[list[float]]:
     ref = resolve(rm)
     tokenizer = load_tokenizer(ref)
-    conversational = is_conversation(reading.rows[0].prompt)
-    if conversational:
-        require_chat_template(tokenizer, rm)
-    end_id = response_end(tokenizer, conversational)
-    trees: list[Tree] = []
-    for row, item, source in zip(reading.rows, reading.encoded, reading.sources, strict=True):
-        longest = max_response_tokens if source == "data" else sys.maxsize  # a sample is scored as it is
-        tree = encode(tokenizer, row.prompt, row.responses, end_id=end_id, max_response_tokens=longest).tree
-        if source != "data":
-            tree = _as_sampled(tokenizer, row, item, tree)
-        trees.append(tree)
+    encoder = text_encoder(tokenizer, reading.rows[0].prompt, rm)
+    trees = [
+        encoder.encode(row.prompt, row.responses, max_response_tokens).tree
+        if source == "data"
+        else _as_sampled(encoder, row, item)
+        for row, item, source in zip(reading.rows, reading.encoded, reading.sources, strict=True)
+    ]
 
     def load() -> Engine:
         model = load_reward_model(ref, section).to(best_device())
@@ -425,15 +420,13 @@ def _explicit(
     return [[float(value[0]) - mean for value in row] for part in parts for row in part]
 
 
-def _as_sampled(tokenizer: Any, row: PreferenceRow, item: Encoded, tree: Tree) -> Tree:
-    """The ids that were sampled, where the reward model's tokenizer reads them as the same text; otherwise ``tree``,
-    the text in its own ids, without the end that a truncated sample did not come to."""
-    sampled = item.tree
-    texts = [decode(tokenizer, ids) for ids in sampled.response_ids]
-    if sampled.prompt_ids == tree.prompt_ids and texts == row.responses:
-        return sampled
-    cut = zip(tree.response_ids, item.truncated, strict=True)
-    return Tree(tree.prompt_ids, [(ids[:-1] or ids) if truncated else ids for ids, truncated in cut])
+def _as_sampled(encoder: TextEncoder, row: PreferenceRow, item: Encoded) -> Tree:
+    """The ids that were sampled, where the reward model's tokenizer reads them as the same text; otherwise the text in
+    its own ids."""
+    texts = [encoder.decode(ids) for ids in item.tree.response_ids]
+    if item.tree.prompt_ids == encoder.prompt(row.prompt) and texts == row.responses:
+        return item.tree
+    return encoder.encode_samples(row.prompt, row.responses, item.truncated)
 
 
 def _comparisons(rows: Sequence[PreferenceRow]) -> list[Comparison]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.models.tokenizer import require_chat_template, response_end
 from toolkit.preferences.rows import Prompt
 
 
@@ -43,46 +46,68 @@ def is_conversation(prompt: Prompt) -> bool:
     return not isinstance(prompt, str)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Ids of a prompt; the BOS stands once, by the tokenizer for text and by the template for messages."""
-    if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
-        # Some tokenizers close every text; the response is still to come.
-        while ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id) and len(ids) > 1:
-            ids = ids[:-1]
-        return list(ids)
-    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+@dataclass(frozen=True)
+class TextEncoder:
+    """The one way between the text of a data set and token ids. :func:`text_encoder` makes it, and checks the template.
+
+    Prompt and response are tokenised apart and joined as ids, so that no token crosses the border between them.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    conversational: bool
+
+    @cached_property
+    def end_id(self) -> int:
+        """The id that ends a response. Raises ModelError where the tokenizer has none."""
+        return response_end(self.tokenizer, self.conversational)
+
+    def prompt(self, prompt: Prompt) -> list[int]:
+        """Ids of a prompt, with one BOS: the tokenizer's for text, the template's for messages."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer(prompt)["input_ids"]
+            # Some tokenizers close every text; the response is still to come.
+            while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id) and len(ids) > 1:
+                ids = ids[:-1]
+            return list(ids)
+        text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def responses(self, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
+        """Ids of responses with their end, cut at ``max_tokens``, and which of them were cut."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        ids = [[*response, self.end_id][:max_tokens] for response in encoded]
+        return ids, [len(response) + 1 > max_tokens for response in encoded]
+
+    def encode(self, prompt: Prompt, responses: Sequence[str], max_response_tokens: int) -> Encoded:
+        """One prompt and its responses, each cut at ``max_response_tokens``."""
+        ids, truncated = self.responses(responses, max_response_tokens)
+        return Encoded(Tree(self.prompt(prompt), ids), truncated)
+
+    def encode_samples(self, prompt: Prompt, responses: Sequence[str], truncated: Sequence[bool]) -> Tree:
+        """One prompt and what a model sampled for it, of any length: a truncated response gets no end."""
+        ids, _ = self.responses(responses, sys.maxsize)
+        # An empty response has no token to be read at, so it keeps its end even if it was cut.
+        samples = [
+            (response[:-1] or response) if cut else response for response, cut in zip(ids, truncated, strict=True)
+        ]
+        return Tree(self.prompt(prompt), samples)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a response, without its end and other special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def rendered(self, encoded: Encoded) -> list[dict[str, Any]]:
+        """For people: the tokens of the prompt and the first response, each with whether the loss sees it."""
+        tokens = [(i, False) for i in encoded.tree.prompt_ids] + [(i, True) for i in encoded.tree.response_ids[0]]
+        return [{"id": i, "text": str(self.tokenizer.decode([i])), "response": flag} for i, flag in tokens]
 
 
-def encode_responses(
-    tokenizer: PreTrainedTokenizerBase, responses: Sequence[str], *, end_id: int, max_tokens: int
-) -> tuple[list[list[int]], list[bool]]:
-    """Ids of responses with their end, cut at ``max_tokens``, and which of them were cut."""
-    encoded = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
-    ids = [[*response, end_id][:max_tokens] for response in encoded]
-    return ids, [len(response) + 1 > max_tokens for response in encoded]
+def text_encoder(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "") -> TextEncoder:
+    """The encoder of a data set that ``prompt`` belongs to; ``name`` is what an error calls the model.
 
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    responses: Sequence[str],
-    *,
-    end_id: int,
-    max_response_tokens: int,
-) -> Encoded:
-    """One prompt and its responses."""
-    ids, truncated = encode_responses(tokenizer, responses, end_id=end_id, max_tokens=max_response_tokens)
-    return Encoded(Tree(encode_prompt(tokenizer, prompt), ids), truncated)
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of a response without its end and other special tokens."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def rendered(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> list[dict[str, Any]]:
-    """For people: the first response's tokens, each with whether the loss sees it."""
-    tokens = [(i, False) for i in encoded.tree.prompt_ids] + [(i, True) for i in encoded.tree.response_ids[0]]
-    return [{"id": i, "text": str(tokenizer.decode([i])), "response": flag} for i, flag in tokens]
+    Raises ModelError where the prompt is a conversation and the tokenizer has no chat template.
+    """
+    conversational = is_conversation(prompt)
+    if conversational:
+        require_chat_template(tokenizer, name or str(tokenizer.name_or_path))
+    return TextEncoder(tokenizer, conversational)

@@ -19,12 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.engine.engine import Engine
 from toolkit.errors import ModelError, RecipeError
-from toolkit.models.encoding import Tree, encode_prompt, is_conversation
+from toolkit.models.encoding import Tree, is_conversation, text_encoder
 from toolkit.models.inspect import DTYPES, disable_dropout
 from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.save import reward_mean
-from toolkit.models.tokenizer import load_tokenizer, require_chat_template, response_end
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.rows import Prompt
 from toolkit.recipe.schema import ModelSection
 
@@ -96,22 +96,16 @@ def model_source(
     def trees_of(sampled: Sampled) -> list[Tree]:
         if same:
             return sampled.trees
-        end_id = response_end(tokenizer, is_conversation(sampled.prompts[0]))
+        encoder = text_encoder(tokenizer, sampled.prompts[0], "the reward model")
         out, at = [], 0
         for tree in sampled.trees:
             stop = at + len(tree.response_ids)
-            responses = []
-            for text, cut in zip(sampled.completions[at:stop], sampled.truncated[at:stop], strict=True):
-                ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-                # An empty response has no token to be read at, so it keeps its end even if it was cut.
-                responses.append(ids if cut and ids else [*ids, end_id])
-            out.append(Tree(encode_prompt(tokenizer, sampled.prompts[at]), responses))
+            texts, truncated = sampled.completions[at:stop], sampled.truncated[at:stop]
+            out.append(encoder.encode_samples(sampled.prompts[at], texts, truncated))
             at = stop
         return out
 
     def score(sampled: Sampled) -> list[float]:
-        if not same and is_conversation(sampled.prompts[0]):
-            require_chat_template(tokenizer, "the reward model")
         return [value - mean for values in engine.scores(trees_of(sampled)) for value in values]
 
     return score

@@ -18,7 +18,7 @@ from toolkit.engine.distributed import all_items, all_sum, world
 from toolkit.engine.sampling import Sample, generate
 from toolkit.engine.tree import TreeBatch
 from toolkit.errors import ModelError
-from toolkit.models.encoding import Tree, decode
+from toolkit.models.encoding import TextEncoder, Tree, is_conversation
 from toolkit.models.inspect import precision
 from toolkit.ppo import objective
 from toolkit.ppo.config import PPOConfig
@@ -121,9 +121,10 @@ def sample(
     )
     each = [p for p in prompts for _ in range(n_samples)]
     names = prompts[0].columns if prompts else {}
+    encoder = TextEncoder(how.tokenizer, bool(prompts) and is_conversation(prompts[0].prompt))
     sampled = Sampled(
         prompts=[p.prompt for p in each],
-        completions=[decode(how.tokenizer, s.ids) for s in samples],
+        completions=[encoder.decode(s.ids) for s in samples],
         truncated=[s.truncated for s in samples],
         trees=[
             Tree(p.ids, [s.ids for s in samples[i * n_samples : (i + 1) * n_samples]]) for i, p in enumerate(prompts)

@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from toolkit.engine.engine import Engine
 from toolkit.engine.fast import adapters, norms
 from toolkit.errors import DataError, ModelError, RecipeError
-from toolkit.models.encoding import Tree, encode, encode_prompt, is_conversation
+from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.inspect import DTYPES, backbone, disable_dropout, inner
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.save import reward_mean
-from toolkit.models.tokenizer import check_vocabulary, eos_ids, load_tokenizer, require_chat_template, response_end
+from toolkit.models.tokenizer import check_vocabulary, eos_ids, load_tokenizer
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.loop import PPOLoop
 from toolkit.ppo.models import POLICY, Actors, SeparateModels, SharedBase, is_on, new_critic
@@ -152,9 +152,7 @@ def prompts_of(dataset: Any, tokenizer: PreTrainedTokenizerBase, args: PPOConfig
     names = dict.fromkeys(name for row in rows for name in row)
     for index, row in enumerate(rows):
         prompt = row["prompt"]
-        if is_conversation(prompt):
-            require_chat_template(tokenizer, str(tokenizer.name_or_path))
-        ids = encode_prompt(tokenizer, prompt)
+        ids = text_encoder(tokenizer, prompt).prompt(prompt)
         if not ids:
             raise DataError("a prompt is empty", where=f"{where}, row {index}", fix="leave the row out")
         if args.max_prompt_length is not None and len(ids) > args.max_prompt_length:
@@ -181,8 +179,7 @@ def ptx_trees(dataset: Any, tokenizer: PreTrainedTokenizerBase, args: PPOConfig)
             raise DataError("a row needs prompt and completion", where="ptx_dataset", fix=f"it has {sorted(row)}")
         completion = row["completion"]
         text = completion if isinstance(completion, str) else completion[-1]["content"]
-        end_id = response_end(tokenizer, is_conversation(row["prompt"]))
-        encoded = encode(tokenizer, row["prompt"], [text], end_id=end_id, max_response_tokens=args.response_length)
+        encoded = text_encoder(tokenizer, row["prompt"]).encode(row["prompt"], [text], args.response_length)
         out.append(encoded.tree)
     return out
 

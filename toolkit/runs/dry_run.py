@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError
-from toolkit.models.encoding import encode, is_conversation, rendered
+from toolkit.models.encoding import text_encoder
 from toolkit.models.resolve import resolve
-from toolkit.models.tokenizer import load_tokenizer, require_chat_template, response_end
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.loop import Schedule
 from toolkit.ppo.rollout import PromptIds
 from toolkit.preferences import splits
@@ -25,12 +25,10 @@ def describe(recipe: Recipe, out: Path) -> dict[str, Any]:
     section = recipe.data
     train, evaluation, report = split(section, recipe.seed)
     ref = resolve(recipe.model.name, recipe.model.revision)
-    tokenizer = load_tokenizer(ref, recipe.model.chat_template)
-    if is_conversation(train[0].prompt):
-        require_chat_template(tokenizer, recipe.model.name)
+    encoder = text_encoder(load_tokenizer(ref, recipe.model.chat_template), train[0].prompt, recipe.model.name)
     sides = {}
     for name, rows, limit in (("train", train, section.train_prompts), ("eval", evaluation, section.eval_prompts)):
-        kept, counts = fit(splits.limit(rows, limit, recipe.seed), tokenizer, section)
+        kept, counts = fit(splits.limit(rows, limit, recipe.seed), encoder, section)
         if not kept:
             raise DataError(
                 f"no {name} prompt is left: {counts}", where=section.source, fix="raise data.max_prompt_tokens"
@@ -47,10 +45,7 @@ def describe(recipe: Recipe, out: Path) -> dict[str, Any]:
         "ppo": len(schedule),
         "dpo": total_steps(recipe.dpo, items[recipe.dpo.trainer]),
     }
-    end_id = response_end(tokenizer, is_conversation(kept[0].prompt))
-    example = encode(
-        tokenizer, kept[0].prompt, kept[0].responses[:1], end_id=end_id, max_response_tokens=section.max_response_tokens
-    )
+    example = encoder.encode(kept[0].prompt, kept[0].responses[:1], section.max_response_tokens)
     return {
         "name": recipe.name,
         "out": str(out),
@@ -66,7 +61,7 @@ def describe(recipe: Recipe, out: Path) -> dict[str, Any]:
         "data": {"format": report["format"], "train": counts, "eval": sides["eval"][1]},
         "ppo_rollouts": schedule.rollouts,
         "memory_gib": memory_estimate(recipe, ref, counts),
-        "example": rendered(tokenizer, example),
+        "example": encoder.rendered(example),
     }
 
 

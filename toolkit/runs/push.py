@@ -23,12 +23,12 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from toolkit.errors import RecipeError, StoreError, nearest
 from toolkit.files import copy_whole, read_json, write_table, write_text
-from toolkit.models.encoding import is_conversation
+from toolkit.models.encoding import is_conversation, text_encoder
 from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import REWARD_HEAD_FILE, TRAINING_RECORD_FILE, resolve
 from toolkit.models.save import merge_and_save, reward_mean
-from toolkit.models.tokenizer import load_tokenizer, response_end
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow, row_to_dict
@@ -139,10 +139,9 @@ def make_model(source: Source, part: str, out: Path, name: str | None) -> None:
         if (folder / file).is_file():
             copy_whole(folder / file, out / file)
     rows = from_parquet(source.folder / "data" / "eval.parquet")
-    end = str(tokenizer.convert_ids_to_tokens(response_end(tokenizer, is_conversation(rows[0].prompt))))
-    write_text(
-        out / "README.md", model_card(source, part, name, end=end, conversational=is_conversation(rows[0].prompt))
-    )
+    encoder = text_encoder(tokenizer, rows[0].prompt, ref.spec)
+    end = str(tokenizer.convert_ids_to_tokens(encoder.end_id))
+    write_text(out / "README.md", model_card(source, part, name, end=end, conversational=encoder.conversational))
 
 
 def model_card(source: Source, part: str, name: str | None, *, end: str, conversational: bool) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 from toolkit.errors import DataError
 from toolkit.files import write_json
-from toolkit.models.encoding import encode_prompt, is_conversation
+from toolkit.models.encoding import TextEncoder, text_encoder
 from toolkit.models.resolve import resolve
-from toolkit.models.tokenizer import load_tokenizer, require_chat_template
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.reading import read_preferences, to_parquet
 from toolkit.preferences.rows import PreferenceRow
@@ -24,12 +24,11 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     train, evaluation, report = split(section, settings.seed)
 
     tokenizer = load_tokenizer(resolve(settings.model.name, settings.model.revision), settings.model.chat_template)
-    if is_conversation((train or evaluation)[0].prompt):
-        require_chat_template(tokenizer, settings.model.name)
+    encoder = text_encoder(tokenizer, (train or evaluation)[0].prompt, settings.model.name)
     sides = {"train": (train, section.train_prompts), "eval": (evaluation, section.eval_prompts)}
     for name, (rows, limit) in sides.items():
         rows = splits.limit(rows, limit, settings.seed) if limit else rows
-        rows, counts = fit(rows, tokenizer, section)
+        rows, counts = fit(rows, encoder, section)
         if not rows:
             raise DataError(
                 f"no {name} prompt is left: {counts}",
@@ -90,7 +89,9 @@ def split(section: DataSection, seed: int) -> tuple[list[PreferenceRow], list[Pr
     return train, evaluation, report
 
 
-def fit(rows: list[PreferenceRow], tokenizer: Any, section: DataSection) -> tuple[list[PreferenceRow], dict[str, int]]:
+def fit(
+    rows: list[PreferenceRow], encoder: TextEncoder, section: DataSection
+) -> tuple[list[PreferenceRow], dict[str, int]]:
     """Leave out prompts that are too long, keep ``max_responses`` of the responses, and count both."""
     kept: list[PreferenceRow] = []
     counts = dict.fromkeys(
@@ -106,16 +107,16 @@ def fit(rows: list[PreferenceRow], tokenizer: Any, section: DataSection) -> tupl
         0,
     )
     for row in rows:
-        prompt_tokens = len(encode_prompt(tokenizer, row.prompt))
+        prompt_tokens = len(encoder.prompt(row.prompt))
         if not 0 < prompt_tokens <= section.max_prompt_tokens:
             counts["n_long_prompts"] += 1
             continue
         if section.max_responses is not None and len(row.responses) > section.max_responses:
             counts["n_left_out_responses"] += len(row.responses) - section.max_responses
             row = keep_responses(row, section.max_responses)
-        lengths = [len(ids) + 1 for ids in tokenizer(row.responses, add_special_tokens=False)["input_ids"]]
-        counts["n_long_responses"] += sum(n > section.max_response_tokens for n in lengths)
-        counts["n_tokens"] += prompt_tokens + sum(min(n, section.max_response_tokens) for n in lengths)
+        responses, truncated = encoder.responses(row.responses, section.max_response_tokens)
+        counts["n_long_responses"] += sum(truncated)
+        counts["n_tokens"] += prompt_tokens + sum(map(len, responses))
         counts["n_prompts"] += 1
         counts["n_responses"] += len(row.responses)
         counts["n_comparisons"] += len(splits.pairs(row))

@@ -15,7 +15,7 @@ from toolkit.engine import cache, distributed
 from toolkit.engine.engine import Engine
 from toolkit.engine.logps import by_response
 from toolkit.engine.sampling import generate
-from toolkit.models.encoding import Tree, encode_prompt
+from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device, inner
 from toolkit.models.load import attention, load_policy, trainable
 from toolkit.models.resolve import ModelRef, resolve
@@ -139,9 +139,12 @@ def reference_logps(
 class KlProbe:
     """log pi / pi_ref of fresh samples of the policy in training: what its KL to the reference is estimated from."""
 
-    def __init__(self, policy: Any, reference: Any, tokenizer: Any, rows: list[PreferenceRow], settings: Any) -> None:
+    def __init__(
+        self, policy: Any, reference: Any, encoder: TextEncoder, rows: list[PreferenceRow], settings: Any
+    ) -> None:
+        tokenizer = encoder.tokenizer
         rank, size = distributed.world()
-        self.prompts = [(row.prompt_id, encode_prompt(tokenizer, row.prompt)) for row in rows[:KL_PROMPTS][rank::size]]
+        self.prompts = [(row.prompt_id, encoder.prompt(row.prompt)) for row in rows[:KL_PROMPTS][rank::size]]
         self.policy, self.reference, self.seed = policy, reference, settings.seed
         self.dtype, self.pad_id = DTYPES[settings.model.dtype], int(tokenizer.pad_token_id)
         # Once for all measurements: a new engine would try the tree's mask anew.
@@ -182,7 +185,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     seed_everything(settings.seed)
     policy = load_policy(sft, settings.model, dtype=dtype if lora else torch.float32).to(best_device())
     rows = from_parquet(inputs["data"] / "train.parquet")
-    examples = examples_of(rows, tokenizer, settings.data.max_response_tokens)
+    encoder = text_encoder(tokenizer, rows[0].prompt, sft.spec)
+    examples = examples_of(rows, encoder, settings.data.max_response_tokens)
     pad_id = int(tokenizer.pad_token_id)
     reference = reference_logps(sft, settings.model, policy, pad_id, [e.tree for e in examples], reporter)
     n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
@@ -217,7 +221,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
             # With an adapter the reference is the base below it; without, a model of the policy's own precision, so
             # that the KL of two equal models is 0.
             start = None if lora else load_policy(sft, settings.model, dtype=torch.float32).to(engine.device)
-            probe = KlProbe(policy, start, tokenizer, rows, settings)
+            probe = KlProbe(policy, start, encoder, rows, settings)
             trainer.add_callback(KeepAtKl(section.kl_milestones, probe, keep, trainer.values))
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
     if (

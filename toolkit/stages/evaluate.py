@@ -19,12 +19,12 @@ from toolkit.engine.sampling import generate
 from toolkit.evals import summary
 from toolkit.files import read_json, write_json, write_table
 from toolkit.judging import llm, records, scorers, win_rates
-from toolkit.models.encoding import Tree, decode, encode, encode_prompt, is_conversation
+from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.save import reward_mean
-from toolkit.models.tokenizer import eos_ids, load_tokenizer, response_end
+from toolkit.models.tokenizer import eos_ids, load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.reading import from_parquet
@@ -53,7 +53,7 @@ class Setting:
 
     rows: list[PreferenceRow]
     prompts: list[list[int]]
-    tokenizer: Any
+    encoder: TextEncoder
     section: EvaluateSection
     model: Any
     max_new_tokens: int
@@ -65,7 +65,9 @@ class Setting:
         return DTYPES[self.model.dtype]
 
     def engine(self, model: Any) -> Engine:
-        return Engine(model, int(self.tokenizer.pad_token_id), dtype=self.dtype, token_budget=self.section.token_budget)
+        return Engine(
+            model, int(self.encoder.tokenizer.pad_token_id), dtype=self.dtype, token_budget=self.section.token_budget
+        )
 
 
 def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
@@ -73,11 +75,11 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     section: EvaluateSection = settings.evaluate
     rows = from_parquet(inputs["data"] / "eval.parquet")
     sft = resolve(str(inputs["sft"] / "model"))
-    tokenizer = load_tokenizer(sft)
+    encoder = text_encoder(load_tokenizer(sft), rows[0].prompt, sft.spec)
     setting = Setting(
         rows=rows,
-        prompts=[encode_prompt(tokenizer, row.prompt) for row in rows],
-        tokenizer=tokenizer,
+        prompts=[encoder.prompt(row.prompt) for row in rows],
+        encoder=encoder,
         section=section,
         model=settings.model,
         max_new_tokens=section.max_new_tokens or settings.data.max_response_tokens,
@@ -181,8 +183,8 @@ def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[
             keys,
             max_new_tokens=setting.max_new_tokens,
             temperature=section.temperature,
-            eos_ids=eos_ids(model, setting.tokenizer),
-            pad_id=int(setting.tokenizer.pad_token_id),
+            eos_ids=eos_ids(model, setting.encoder.tokenizer),
+            pad_id=int(setting.encoder.tokenizer.pad_token_id),
             dtype=setting.dtype,
             batch_size=section.batch_size,
             advance=task.advance,
@@ -204,7 +206,7 @@ def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[
                     "step": policy.step,
                     "sample_index": k,
                     "prompt": readable(row.prompt),
-                    "response": decode(setting.tokenizer, sample.ids),
+                    "response": setting.encoder.decode(sample.ids),
                     "response_ids": sample.ids,
                     "n_tokens": len(sample.ids),
                     "truncated": sample.truncated,
@@ -221,14 +223,10 @@ def score_everything(
 
     One tree per prompt holds every policy's samples and the data's responses, so that a prompt is computed once.
     """
-    end_id = response_end(setting.tokenizer, is_conversation(setting.rows[0].prompt))
     by_prompt: dict[str, list[int]] = {row.prompt_id: [] for row in setting.rows}
     for index, row in enumerate(samples):
         by_prompt[row["prompt_id"]].append(index)
-    held_out = [
-        encode(setting.tokenizer, r.prompt, r.responses, end_id=end_id, max_response_tokens=setting.max_response_tokens)
-        for r in setting.rows
-    ]
+    held_out = [setting.encoder.encode(r.prompt, r.responses, setting.max_response_tokens) for r in setting.rows]
     trees = [
         Tree(ids, [*encoded.tree.response_ids, *(samples[i]["response_ids"] for i in by_prompt[row.prompt_id])])
         for ids, row, encoded in zip(setting.prompts, setting.rows, held_out, strict=True)

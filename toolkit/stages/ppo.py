@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.engine import distributed
-from toolkit.models.encoding import encode_prompt
+from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES, inner
 from toolkit.models.resolve import resolve
 from toolkit.models.save import reward_mean, write_training_record
@@ -56,7 +56,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         source = model_source(reward_model, tokenizer, tokenizer, dtype=dtype, mean=reward_mean(reward.path))
 
     rows = from_parquet(inputs["data"] / "train.parquet")
-    prompts = [PromptIds(row.prompt_id, encode_prompt(tokenizer, row.prompt), row.prompt) for row in rows]
+    encoder = text_encoder(tokenizer, rows[0].prompt, sft.spec)
+    prompts = [PromptIds(row.prompt_id, encoder.prompt(row.prompt), row.prompt) for row in rows]
     config = configuration(section, out, settings)
     schedule = Schedule(prompts, config, settings.seed, config.world_size)
     steps = len(schedule)

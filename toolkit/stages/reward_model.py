@@ -13,7 +13,7 @@ from transformers import Trainer
 from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import generate
-from toolkit.models.encoding import Tree, encode_prompt
+from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.models.resolve import resolve
@@ -83,7 +83,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     seed_everything(settings.seed)
     model: Any = new_reward_model(sft, settings.model, pad_id, settings.seed).to(best_device())
     rows = from_parquet(inputs["data"] / "train.parquet")
-    examples = examples_of(rows, tokenizer, settings.data.max_response_tokens)
+    encoder = text_encoder(tokenizer, rows[0].prompt, sft.spec)
+    examples = examples_of(rows, encoder, settings.data.max_response_tokens)
     n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
     steps = total_steps(section, n_items)
     watch = Watch(reporter, "reward_model", steps)
@@ -106,7 +107,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
 
     mean = 0.0
     if section.center:
-        prompts = [(row.prompt_id, encode_prompt(tokenizer, row.prompt)) for row in rows[:CENTRING_PROMPTS]]
+        prompts = [(row.prompt_id, encoder.prompt(row.prompt)) for row in rows[:CENTRING_PROMPTS]]
         policy = load_policy(sft, settings.model).to(engine.device)
         samples = generate(
             policy,

@@ -10,12 +10,12 @@ import torch
 
 from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
-from toolkit.models.encoding import encode, is_conversation
+from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, trainable
 from toolkit.models.resolve import resolve
 from toolkit.models.save import merge_and_save
-from toolkit.models.tokenizer import check_vocabulary, load_tokenizer, response_end
+from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
@@ -50,12 +50,11 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         return {"tokens": 0, "history": []}
 
     rows = from_parquet(inputs["data"] / "train.parquet")
-    end_id = response_end(tokenizer, is_conversation(rows[0].prompt))
+    encoder = text_encoder(tokenizer, rows[0].prompt, ref.spec)
     examples = []
     for row in rows:
         chosen = [row.responses[i] for i in targets(row, section.train_on)]
-        limit = settings.data.max_response_tokens
-        encoded = encode(tokenizer, row.prompt, chosen, end_id=end_id, max_response_tokens=limit)
+        encoded = encoder.encode(row.prompt, chosen, settings.data.max_response_tokens)
         examples.append(Example(encoded.tree, []))
 
     steps = total_steps(section, len(examples))

@@ -6,14 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from transformers import (
-    PreTrainedTokenizerBase,
-)
 
 from toolkit.engine.engine import Engine
 from toolkit.engine.tree import TreeBatch
-from toolkit.models.encoding import Tree, encode, is_conversation
-from toolkit.models.tokenizer import response_end
+from toolkit.models.encoding import TextEncoder, Tree
 from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow
 
@@ -49,18 +45,13 @@ class PairBatch:
         return PairBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def examples_of(
-    rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, max_response_tokens: int
-) -> list[Example]:
+def examples_of(rows: Sequence[PreferenceRow], encoder: TextEncoder, max_response_tokens: int) -> list[Example]:
     """Rows as token ids, those without any comparison left out."""
-    end_id = response_end(tokenizer, is_conversation(rows[0].prompt)) if rows else 0
     out = []
     for row in rows:
         found = splits.pairs(row)
         if found:
-            encoded = encode(
-                tokenizer, row.prompt, row.responses, end_id=end_id, max_response_tokens=max_response_tokens
-            )
+            encoded = encoder.encode(row.prompt, row.responses, max_response_tokens)
             pairs = [(pair.i, pair.j, pair.p, pair.weight) for pair in found]
             out.append(Example(encoded.tree, pairs, tuple(splits.margins(row))))
     return out
