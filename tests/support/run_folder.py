@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.overoptimization import best_of_n_kl
 from toolkit.evals.summary import summarise
 from toolkit.files import read_json, write_json, write_text
@@ -51,7 +52,7 @@ def write_run(
     samples = _samples(generator, prompt_ids, gold, hostile, checkpoints, words)
     rewards, comparisons = _held_out(generator, prompt_ids, gold)
     judged = _judge(samples, prompt_ids, judge_names or (("gold", "rm") if gold else ("rm", "implicit")))
-    options: dict[str, Any] = {"n_resamples": 100, "confidence": 0.95, "seed": seed}
+    options: BootstrapOptions = {"n_resamples": 100, "confidence": 0.95, "seed": seed}
     # Hostile texts are alike over all policies: there is no length to control for.
     rates = [asdict(row) for row in win_rates.win_rates(judged, length_control=not hostile, **options)]
     evaluate = folder / "evaluate"
@@ -60,7 +61,7 @@ def write_run(
     write_table(rewards, evaluate / "rewards.parquet")
     write_table([asdict(row) for row in judged], evaluate / "judgements.parquet")
     result = summarise(
-        samples, rewards, rates, comparisons, best_of_n=BEST_OF, warnings=["a <b>warning</b>"], **options
+        samples, rewards, rates, comparisons, best_of_n=BEST_OF, options=options, warnings=["a <b>warning</b>"]
     )
     write_json(evaluate / "results.json", result)
     _publish(folder, loaded, manifest)

@@ -1,14 +1,12 @@
-"""Agreement: of rewards with preferences, of an implicit reward with an explicit one, and between annotators.
+"""Agreement of rewards with preferences, of an implicit reward with an explicit one, and of annotators with each other.
 
-Comparisons are tuples ``(prompt_index, i, j, p, weight)``: on that prompt, response i is preferred to response j with
+A comparison is a tuple ``(prompt_index, i, j, p, weight)``: on that prompt, response i is preferred to response j with
 probability p (1/2 is a tie). Rewards are one array (K,) per prompt, in fp64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TypedDict
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +15,7 @@ from scipy.stats import kendalltau, spearmanr
 from toolkit.errors import DataError
 from toolkit.evals.intervals import (
     NO_ESTIMATE,
+    BootstrapOptions,
     Estimate,
     Floats,
     bootstrap_mean,
@@ -37,11 +36,8 @@ Comparison = tuple[int, int, int, float, float]
 EstimateDict = dict[str, float | int | None]
 
 
-class _Options(TypedDict):
+class _PromptOptions(BootstrapOptions):
     prompt_ids: Sequence[str]
-    n_resamples: int
-    confidence: float
-    seed: int
 
 
 def estimate_dict(estimate: Estimate) -> EstimateDict:
@@ -51,11 +47,11 @@ def estimate_dict(estimate: Estimate) -> EstimateDict:
 def comparison_columns(
     comparisons: Sequence[Comparison], rewards: Sequence[ArrayLike]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], Floats, Floats]:
-    """Prompt, i, j, p and weight as arrays (m,), checked against ``rewards``.
+    """The comparisons as five arrays (m,): prompt, i, j, p and weight, checked against ``rewards``.
 
     Raises:
-        DataError: an index outside the rewards, p outside [0, 1], a weight that is not positive, a response compared
-            with itself, or a reward that is not finite.
+        DataError: an index outside the rewards, p outside [0, 1], a weight that is not positive, a response that is
+            compared with itself, or a reward that is not finite.
     """
     sizes = np.array([len(np.asarray(r)) for r in rewards], dtype=np.int64)
     for index, reward in enumerate(rewards):
@@ -80,7 +76,7 @@ def comparison_columns(
 
 
 def _clusters(prompt_ids: Sequence[str] | None, n: int) -> NDArray[np.int64]:
-    """The number of its distinct prompt for each of n reward entries."""
+    """For each of n entries of the rewards, the number of its prompt among the distinct prompts."""
     if prompt_ids is None:
         return np.arange(n, dtype=np.int64)
     if len(prompt_ids) != n:
@@ -99,7 +95,7 @@ def margins(
 
 
 def agreement_with_preference(margin: Floats, p: Floats) -> Floats:
-    """Probability (m,) that the sign of the margin agrees with the preference; no margin counts half."""
+    """Probability (m,) that the sign of the margin agrees with the preference. A margin of 0 counts half."""
     return np.where(margin > 0.0, p, np.where(margin < 0.0, 1.0 - p, 0.5))
 
 
@@ -112,10 +108,10 @@ def pairwise_accuracy(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Weighted share of comparisons whose preferred response has the higher reward; equal rewards count half.
+    """Weighted share of comparisons whose preferred response has the higher reward. Equal rewards count half.
 
     A soft preference p credits p to one side and 1-p to the other, so a tied label (p = 1/2) adds 1/2 whatever the
-    rewards say. Prompts are resampled; entries of ``rewards`` with equal ``prompt_ids`` are one prompt.
+    rewards say. The interval resamples prompts; entries of ``rewards`` with equal ``prompt_ids`` are one prompt.
     """
     prompt, i, j, p, weight = comparison_columns(comparisons, rewards)
     if len(prompt) == 0:
@@ -140,7 +136,7 @@ def order_agreement(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Weighted share of compared pairs that both rewards order alike; a tie in one of them counts half."""
+    """Weighted share of compared pairs that both rewards order alike. A tie in one of them counts half."""
     prompt, i, j, _, weight = comparison_columns(comparisons, first)
     comparison_columns(comparisons, second)
     if len(prompt) == 0:
@@ -166,17 +162,17 @@ def within_prompt_correlation(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Mean over prompts of Spearman's rho, or Kendall's tau-b ("kendall"), of two rewards of the same responses.
+    """Mean over prompts of the rank correlation of two rewards of the same responses.
 
-    Prompts where either reward has fewer than two distinct values have no correlation and are left out; ``n`` counts
-    the prompts that are in.
+    ``method`` is "spearman" (rho) or "kendall" (tau-b). A prompt where either reward has fewer than two distinct values
+    has no correlation and is left out; ``n`` counts the other prompts.
     """
     if len(first) != len(second):
         raise DataError(f"{len(first)} and {len(second)} prompts", where="within-prompt correlation")
     if method not in ("spearman", "kendall"):
         raise DataError(f"unknown method {method!r}", where="within-prompt correlation", fix="spearman or kendall")
     clusters = _clusters(prompt_ids, len(first))
-    values, owners = [], []
+    values, prompts = [], []
     for index, (a_raw, b_raw) in enumerate(zip(first, second, strict=True)):
         a, b = np.asarray(a_raw, dtype=np.float64), np.asarray(b_raw, dtype=np.float64)
         if a.shape != b.shape:
@@ -184,17 +180,9 @@ def within_prompt_correlation(
         if len(a) >= 2 and np.ptp(a) > 0.0 and np.ptp(b) > 0.0:
             result = spearmanr(a, b) if method == "spearman" else kendalltau(a, b)
             values.append(float(result.statistic))
-            owners.append(clusters[index])
-    _, means = average_within_prompt(owners, values)
+            prompts.append(clusters[index])
+    _, means = average_within_prompt(prompts, values)
     return bootstrap_mean(means, n_resamples=n_resamples, confidence=confidence, seed=seed)
-
-
-def _correlation_about_zero(xx: Floats, yy: Floats, xy: Floats) -> Floats:
-    return np.where((xx > 0.0) & (yy > 0.0), xy / np.sqrt(xx * yy), np.nan)
-
-
-def _slope_through_origin(xx: Floats, xy: Floats) -> Floats:
-    return np.where(xx > 0.0, xy / xx, np.nan)
 
 
 def compare_rewards(
@@ -209,17 +197,41 @@ def compare_rewards(
 ) -> dict[str, EstimateDict | str | int]:
     """How far an implicit reward agrees with an explicit one, within prompts.
 
-    ``accuracy_explicit`` and ``accuracy_implicit`` are against the labels; ``agreement`` is the share of compared pairs
-    that both rewards order alike (a tie in one of them counts half) and ``cohen_kappa`` the same corrected for chance;
-    ``spearman`` and ``kendall`` are means of within-prompt correlations; ``margin_correlation`` is Pearson's over
-    the margins of compared pairs and ``margin_slope`` the slope through the origin of implicit on explicit margins,
-    both about zero, since which response of a pair comes first is arbitrary: signs of both margins flip together.
+    ``accuracy_explicit`` and ``accuracy_implicit`` are measured against the labels. ``agreement`` is the share of
+    compared pairs that both rewards order alike (a tie in one of them counts half), and ``cohen_kappa`` is that share
+    corrected for chance. ``spearman`` and ``kendall`` are means of within-prompt rank correlations.
+    ``margin_correlation`` is Pearson's correlation of the margins of compared pairs, and ``margin_slope`` the slope of
+    implicit on explicit margins. Both are about zero.
 
-    Entries are ``{value, ci_low, ci_high, n}`` with n the prompts behind them. ``n_pairs`` counts comparisons.
+    Each of these is ``{value, ci_low, ci_high, n}``, where n counts prompts. ``n_pairs`` counts comparisons.
 
     Raises:
         DataError: rewards and prompts that do not fit each other.
     """
+    _check_same_responses(prompt_ids, explicit, implicit)
+    prompt, i, j, _, weight = comparison_columns(comparisons, explicit)
+    comparison_columns(comparisons, implicit)
+    clusters = _clusters(prompt_ids, len(explicit))[prompt]
+    bootstrap: BootstrapOptions = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
+    options: _PromptOptions = {"prompt_ids": prompt_ids, **bootstrap}
+    x, y = margins(explicit, prompt, i, j), margins(implicit, prompt, i, j)
+    return {
+        "n_prompts": len(np.unique(clusters)),
+        "n_pairs": len(prompt),
+        "accuracy_explicit": estimate_dict(pairwise_accuracy(comparisons, explicit, **options)),
+        "accuracy_implicit": estimate_dict(pairwise_accuracy(comparisons, implicit, **options)),
+        "agreement": estimate_dict(order_agreement(comparisons, explicit, implicit, **options)),
+        "cohen_kappa": estimate_dict(_order_kappa(x, y, weight, clusters, bootstrap)),
+        "spearman": estimate_dict(within_prompt_correlation(explicit, implicit, method="spearman", **options)),
+        "kendall": estimate_dict(within_prompt_correlation(explicit, implicit, method="kendall", **options)),
+        **_margin_relation(x, y, weight, clusters, bootstrap),
+        "warning": LOG_Z_WARNING,
+    }
+
+
+def _check_same_responses(
+    prompt_ids: Sequence[str], explicit: Sequence[ArrayLike], implicit: Sequence[ArrayLike]
+) -> None:
     if not len(prompt_ids) == len(explicit) == len(implicit):
         raise DataError(
             f"{len(prompt_ids)} prompts, {len(explicit)} explicit and {len(implicit)} implicit rewards",
@@ -228,44 +240,49 @@ def compare_rewards(
     for index, (a, b) in enumerate(zip(explicit, implicit, strict=True)):
         if len(np.asarray(a)) != len(np.asarray(b)):
             raise DataError("the two rewards score different numbers of responses", where=f"prompt {prompt_ids[index]}")
-    prompt, i, j, _, w = comparison_columns(comparisons, explicit)
-    comparison_columns(comparisons, implicit)
-    cluster = _clusters(prompt_ids, len(explicit))[prompt]
-    bootstrap = partial(bootstrap_statistic, n_resamples=n_resamples, confidence=confidence, seed=seed)
-    options: _Options = {
-        "prompt_ids": prompt_ids,
-        "n_resamples": n_resamples,
-        "confidence": confidence,
-        "seed": seed,
-    }
-    x, y = margins(explicit, prompt, i, j), margins(implicit, prompt, i, j)
 
-    def over_prompts(columns: Sequence[Floats], fn: Callable[..., Floats]) -> EstimateDict:
-        return estimate_dict(bootstrap(sums_by_prompt(cluster, *columns), fn))
 
-    # kappa of the two verdicts: each unordered pair enters in both directions, so that the chance level does not depend
-    # on which response is called first
-    both = [np.concatenate([x, -x]), np.concatenate([y, -y])]
-    table = verdict_cells(np.sign(both[0]), np.sign(both[1]), np.concatenate([w, w]))
-    doubled = np.concatenate([cluster, cluster])
-    kappa = bootstrap(sums_by_prompt(doubled, *table), _kappa) if len(prompt) else NO_ESTIMATE
-    return {
-        "n_prompts": len(np.unique(cluster)),
-        "n_pairs": len(prompt),
-        "accuracy_explicit": estimate_dict(pairwise_accuracy(comparisons, explicit, **options)),
-        "accuracy_implicit": estimate_dict(pairwise_accuracy(comparisons, implicit, **options)),
-        "agreement": estimate_dict(order_agreement(comparisons, explicit, implicit, **options)),
-        "cohen_kappa": estimate_dict(kappa),
-        "spearman": estimate_dict(within_prompt_correlation(explicit, implicit, method="spearman", **options)),
-        "kendall": estimate_dict(within_prompt_correlation(explicit, implicit, method="kendall", **options)),
-        "margin_correlation": over_prompts([w * x * x, w * y * y, w * x * y], _correlation_about_zero),
-        "margin_slope": over_prompts([w * x * x, w * x * y], _slope_through_origin),
-        "warning": LOG_Z_WARNING,
-    }
+def _order_kappa(
+    x: Floats, y: Floats, weight: Floats, clusters: NDArray[np.int64], bootstrap: BootstrapOptions
+) -> Estimate:
+    """Cohen's kappa of the orders that two margins (m,) give to each pair.
+
+    Each pair enters in both directions, so that the chance level does not depend on which response comes first.
+    """
+    if len(x) == 0:
+        return NO_ESTIMATE
+    both_x, both_y = np.concatenate([x, -x]), np.concatenate([y, -y])
+    cells = verdict_cells(np.sign(both_x), np.sign(both_y), np.concatenate([weight, weight]))
+    return bootstrap_statistic(sums_by_prompt(np.concatenate([clusters, clusters]), *cells), _kappa, **bootstrap)
+
+
+def _margin_relation(
+    x: Floats, y: Floats, weight: Floats, clusters: NDArray[np.int64], bootstrap: BootstrapOptions
+) -> dict[str, EstimateDict]:
+    """Correlation and slope of y on x, margins (m,).
+
+    Both are about zero, not about the means: which response of a pair comes first is arbitrary, and the other choice
+    turns the signs of both margins.
+    """
+    xx, yy, xy = weight * x * x, weight * y * y, weight * x * y
+    correlation = bootstrap_statistic(sums_by_prompt(clusters, xx, yy, xy), _correlation_about_zero, **bootstrap)
+    slope = bootstrap_statistic(sums_by_prompt(clusters, xx, xy), _slope_through_origin, **bootstrap)
+    return {"margin_correlation": estimate_dict(correlation), "margin_slope": estimate_dict(slope)}
+
+
+def _correlation_about_zero(xx: Floats, yy: Floats, xy: Floats) -> Floats:
+    return np.where((xx > 0.0) & (yy > 0.0), xy / np.sqrt(xx * yy), np.nan)
+
+
+def _slope_through_origin(xx: Floats, xy: Floats) -> Floats:
+    return np.where(xx > 0.0, xy / xx, np.nan)
 
 
 def verdict_cells(a: ArrayLike, b: ArrayLike, weight: ArrayLike | None = None) -> list[Floats]:
-    """Indicators (m,) of the cells of the square table of two ratings, row by row over the categories of both."""
+    """Indicators (m,) of the cells of the square table of two ratings (m,).
+
+    The cells come row by row; the categories are those that either rating uses.
+    """
     a_M, b_M = np.asarray(a), np.asarray(b)
     w_M = np.ones(len(a_M)) if weight is None else np.asarray(weight, dtype=np.float64)
     categories = np.unique(np.concatenate([a_M, b_M]))
@@ -290,9 +307,10 @@ def cohen_kappa(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Cohen's kappa (1960) of two raters over the same items (m,), items clustered by prompt where ids are given.
+    """Cohen's kappa (1960) of two raters over the same items (m,).
 
-    None where both raters used one and the same category only: chance agreement is then 1.
+    With ``prompt_ids`` the interval resamples prompts with all their items. The value is None where both raters used
+    the same single category: agreement by chance is 1 then.
     """
     a_M, b_M = np.asarray(a), np.asarray(b)
     if a_M.shape != b_M.shape or a_M.ndim != 1:
@@ -315,11 +333,11 @@ def krippendorff_alpha(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Krippendorff's alpha (2011) of raters x units, (raters, units), NaN where a rater did not rate the unit.
+    """Krippendorff's alpha (2011) of ratings (raters, units), NaN where a rater did not rate the unit.
 
-    ``level`` is "nominal", "ordinal" or "interval". Units with fewer than two ratings are left out; ``n`` counts the
-    units that are in. Units are resampled whole, or, with ``unit_prompts``, all those of a prompt
-    together, and ``n`` counts prompts; an ordinal scale's distances are those of each resample.
+    ``level`` is "nominal", "ordinal" or "interval". Units with fewer than two ratings are left out, and ``n`` counts
+    the others. The interval resamples units. With ``unit_prompts`` it resamples prompts with all their units, and ``n``
+    counts prompts. The distances of an ordinal scale are computed anew in each resample.
 
     Raises:
         DataError: an unknown level, or ratings that are not a table.
@@ -351,7 +369,7 @@ def krippendorff_alpha(
         elif level == "interval":
             distance = np.broadcast_to((categories[:, None] - categories[None, :]) ** 2, coincidences.shape)
         else:
-            # ratings between two categories, each end counted half: midranks
+            # midranks: the ratings between two categories, with those at either end counted half
             middle = np.cumsum(n_v, axis=1) - n_v / 2.0
             distance = (middle[:, :, None] - middle[:, None, :]) ** 2
         observed = (coincidences * distance).sum(axis=(1, 2))
@@ -374,22 +392,22 @@ def compare_on_samples(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, EstimateDict | str | int]:
-    """:func:`compare_rewards` on all pairs of responses that nobody labelled: against the gold reward where it is
-    known, and without the accuracies where it is not.
+    """:func:`compare_rewards` on all pairs of sampled responses, which nobody labelled.
 
-    The implicit reward is known to generalise worse off its training distribution (Lin et al. 2024, arXiv 2409.03650).
+    The labels come from the gold reward. Where it is not known there are no accuracies. The implicit reward generalises
+    worse than an explicit one outside its training distribution (Lin et al. 2024, arXiv 2409.03650): samples show that.
     """
     pairs: list[Comparison] = []
     for p, values in enumerate(explicit):
         n = len(np.asarray(values))
         known = gold[p] or [None] * n
         pairs += [(p, i, j, _preference(known[i], known[j]), 1.0) for i in range(n) for j in range(i + 1, n)]
-    found = compare_rewards(
+    result = compare_rewards(
         prompt_ids, pairs, explicit, implicit, n_resamples=n_resamples, confidence=confidence, seed=seed
     )
     if not any(gold):
-        return {name: value for name, value in found.items() if not name.startswith("accuracy")}
-    return found
+        return {name: value for name, value in result.items() if not name.startswith("accuracy")}
+    return result
 
 
 def _preference(a: float | None, b: float | None) -> float:

@@ -1,13 +1,14 @@
-"""Signs of reward hacking: how a policy's text drifted from the SFT policy's on the same prompts.
+"""Signs of reward hacking: how a policy's texts drifted from those of the SFT policy on the same prompts.
 
-None of these features says that a reward was hacked; each says where to look. Words are runs of letters, digits and
-apostrophes, lower-cased; lengths are in characters.
+None of these features proves that a reward was hacked; each says where to look. Words are runs of letters, digits and
+apostrophes in lower case. Lengths are in characters.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,9 +21,9 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _LIST_LINE = re.compile(r"^\s*(?:[-*•+]|\d{1,3}[.)])\s+\S", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?…]+")
 
-# A difference is flagged when its interval leaves out 0 and it is this large relative to the SFT policy's mean ...
+# A difference is flagged when its interval leaves out 0 and it is at least this share of the SFT policy's mean.
 RELATIVE_CHANGE = 0.2
-# ... where that mean is not smaller than this; a feature that SFT text hardly shows would flag any trace of itself.
+# A smaller mean counts as this much: a feature that SFT texts hardly show would otherwise flag any trace of itself.
 FLOOR = {
     "n_chars": 1.0,
     "n_words": 1.0,
@@ -38,6 +39,22 @@ FLOOR = {
     "corpus_distinct_3": 0.01,
 }
 _DEFAULT_FLOOR = 1e-12
+# In the order in which they are shown. The caller may add others of its own, such as tokens.
+FEATURE_NAMES = {
+    "n_tokens": "length in tokens",
+    "n_words": "length in words",
+    "n_chars": "length in characters",
+    "eos": "share that ends by itself",
+    "repetition": "repeated 3-grams",
+    "distinct_1": "distinct words in a response",
+    "distinct_2": "distinct 2-grams in a response",
+    "distinct_3": "distinct 3-grams in a response",
+    "corpus_distinct_1": "distinct words over all responses",
+    "corpus_distinct_2": "distinct 2-grams over all responses",
+    "corpus_distinct_3": "distinct 3-grams over all responses",
+    "exclamation_density": "exclamation marks per sentence",
+    "list_density": "share of lines that are list items",
+}
 
 
 def words(text: str) -> list[str]:
@@ -51,10 +68,12 @@ def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
 def text_features(texts: Sequence[str], *, eos: ArrayLike | None = None) -> dict[str, Floats]:
     """Features of each text (n,), NaN where a text is too short to have one.
 
-    ``n_chars``, ``n_words``; ``distinct_1/2/3``: distinct n-grams / n-grams within the text (Li et al. 2016);
-    ``repetition``: share of 3-grams that already occurred in the text; ``exclamation_density``: exclamation marks per
-    sentence; ``list_density``: share of non-empty lines that are list items; ``eos`` (n,), where given: 1 if the
-    response ended by itself, 0 if it was cut.
+    - ``n_chars``, ``n_words``: lengths;
+    - ``distinct_1/2/3``: distinct n-grams / n-grams within the text (Li et al. 2016);
+    - ``repetition``: share of 3-grams that occurred in the text before;
+    - ``exclamation_density``: exclamation marks per sentence;
+    - ``list_density``: share of non-empty lines that are list items;
+    - ``eos``: 1 if the response ended by itself, 0 if it was cut. Only where the argument ``eos`` (n,) says it.
 
     Raises:
         DataError: ``eos`` of another length.
@@ -87,47 +106,26 @@ def text_features(texts: Sequence[str], *, eos: ArrayLike | None = None) -> dict
 
 
 def corpus_distinct(texts: Sequence[str], n: int) -> float | None:
-    """Distinct n-grams over all texts together / all their n-grams: falls when texts become alike. None without any.
+    """Distinct n-grams of all texts together / all their n-grams. None without any n-gram.
 
-    It depends on how much text there is: compare corpora of equal numbers of texts, as :func:`corpus_drift` does.
+    It falls when texts become alike. It also depends on the amount of text, so compare equal numbers of texts, as
+    :func:`corpus_drift` does.
     """
     grams = [gram for text in texts for gram in _ngrams(words(text), n)]
     return len(set(grams)) / len(grams) if grams else None
 
 
-def _excludes_zero(low: float | None, high: float | None) -> bool:
-    return low is not None and high is not None and (low > 0.0 or high < 0.0)
+class DriftRow(TypedDict):
+    """One feature of a policy's texts beside the same feature of the SFT policy's texts."""
 
-
-def _row(
-    feature: str,
-    sft: float,
-    policy: float,
-    low: float | None,
-    high: float | None,
-    n: int,
-    sure: bool,
-    threshold: float,
-) -> dict[str, str | float | int | bool | None]:
-    difference = policy - sft
-    relative = abs(difference) / max(abs(sft), FLOOR.get(feature, _DEFAULT_FLOOR))
-    return {
-        "feature": feature,
-        "sft": sft,
-        "policy": policy,
-        "difference": difference,
-        "ci_low": low,
-        "ci_high": high,
-        "flagged": bool(sure and relative >= threshold),
-        "n_prompts": n,
-    }
-
-
-def _prompt_means(values: Floats, prompt: NDArray[np.int64], n: int) -> Floats:
-    known = ~np.isnan(values)
-    counts = np.bincount(prompt[known], minlength=n)
-    sums = np.bincount(prompt[known], weights=values[known], minlength=n)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    feature: str
+    sft: float
+    policy: float
+    difference: float
+    ci_low: float | None
+    ci_high: float | None
+    flagged: bool
+    n_prompts: int
 
 
 def drift(
@@ -140,58 +138,100 @@ def drift(
     confidence: float = 0.95,
     seed: int = 0,
     relative_change: float = RELATIVE_CHANGE,
-) -> list[dict[str, str | float | int | bool | None]]:
-    """Paired difference of each feature, policy minus SFT: one row per feature that both have.
+) -> list[DriftRow]:
+    """Paired difference of each feature, policy minus SFT. One row for each feature that both have.
 
-    Features are arrays (m,), one value per response; ``prompt_index`` (m,) says which prompt a response answers, and
-    ``prompt_index_sft`` the same for the SFT responses where their number differs. Several responses to a prompt are
-    averaged first; prompts that lack the feature on one side are left out; the interval (BCa) resamples prompts.
+    Features are arrays (m,), one value per response. ``prompt_index`` (m,) says which prompt a response answers;
+    ``prompt_index_sft`` says it for the SFT responses where their number differs. Several responses to a prompt are
+    averaged first. A prompt that lacks the feature on one side is left out. The interval (BCa) resamples prompts.
 
-    ``flagged``: the interval leaves out 0 and |difference| is at least ``relative_change`` of the SFT mean (or of
-    ``FLOOR``, if that is larger). Where every prompt shows the same difference there is no interval, and the exact
-    sign test (2 * 0.5^n) takes its place.
+    A row is ``flagged`` where its interval leaves out 0 and |difference| is at least ``relative_change`` of the SFT
+    mean, or of ``FLOOR`` if that is larger. Where every prompt shows the same difference there is no interval, and the
+    exact sign test (2 * 0.5^n) takes its place.
 
     Raises:
         DataError: features and prompt indices of different lengths.
     """
     check_settings(n_resamples, confidence)
-    of_policy = np.asarray(prompt_index)
-    of_sft = of_policy if prompt_index_sft is None else np.asarray(prompt_index_sft)
-    _, inverse = np.unique(np.concatenate([of_policy, of_sft]), return_inverse=True)
-    n_all = int(inverse.max()) + 1 if len(inverse) else 0
-    shared = [name for name in features_policy if name in features_sft]
-    pairs = {}
-    for name in shared:
-        sides = []
-        for values, index in (
-            (features_policy[name], inverse[: len(of_policy)]),
-            (features_sft[name], inverse[len(of_policy) :]),
-        ):
-            array = np.asarray(values, dtype=np.float64)
-            if array.shape != index.shape:
-                raise DataError(f"{name}: {array.shape} values for {index.shape} prompt indices", where="drift")
-            sides.append(_prompt_means(array, index, n_all))
-        known = ~np.isnan(sides[0]) & ~np.isnan(sides[1])
-        pairs[name] = (sides[0][known], sides[1][known])
-    # features that miss the same prompts share one set of resamples
+    index_sft = prompt_index if prompt_index_sft is None else prompt_index_sft
+    # features with equally many prompts share one set of resamples
     draws: dict[int, Floats] = {}
     rows = []
-    for name, (policy, sft) in pairs.items():
+    for name, (policy, sft) in _prompt_means(features_policy, features_sft, prompt_index, index_sft).items():
         n = len(policy)
         if n == 0:
             continue
         difference = policy - sft
-        low = high = None
+        interval: tuple[float | None, float | None] = (None, None)
         if n > 1 and np.ptp(difference) > 0.0:
             if n not in draws:
                 draws[n] = np.concatenate(list(resample_counts(n, n_resamples, seed)))
             jackknife = (difference.sum() - difference) / (n - 1)
-            low, high = bca_interval(float(difference.mean()), draws[n] @ difference / n, jackknife, confidence)
-        sure = _excludes_zero(low, high)
+            interval = bca_interval(float(difference.mean()), draws[n] @ difference / n, jackknife, confidence)
+        sure = _excludes_zero(interval)
         if np.ptp(difference) == 0.0:
             sure = difference[0] != 0.0 and 0.5 ** (n - 1) <= 1.0 - confidence
-        rows.append(_row(name, float(sft.mean()), float(policy.mean()), low, high, n, sure, relative_change))
+        rows.append(_row(name, float(sft.mean()), float(policy.mean()), interval, n, sure, relative_change))
     return rows
+
+
+def _prompt_means(
+    features_policy: Mapping[str, ArrayLike],
+    features_sft: Mapping[str, ArrayLike],
+    index_policy: ArrayLike,
+    index_sft: ArrayLike,
+) -> dict[str, tuple[Floats, Floats]]:
+    """For each shared feature its mean on each prompt, (policy (n,), SFT (n,)), over the prompts that both have."""
+    of_policy, of_sft = np.asarray(index_policy), np.asarray(index_sft)
+    _, prompt = np.unique(np.concatenate([of_policy, of_sft]), return_inverse=True)
+    n_prompts = int(prompt.max()) + 1 if len(prompt) else 0
+    means = {}
+    for name in features_policy:
+        if name not in features_sft:
+            continue
+        policy = _means_of(name, features_policy[name], prompt[: len(of_policy)], n_prompts)
+        sft = _means_of(name, features_sft[name], prompt[len(of_policy) :], n_prompts)
+        known = ~np.isnan(policy) & ~np.isnan(sft)
+        means[name] = (policy[known], sft[known])
+    return means
+
+
+def _means_of(name: str, feature: ArrayLike, prompt: NDArray[np.int64], n_prompts: int) -> Floats:
+    values = np.asarray(feature, dtype=np.float64)
+    if values.shape != prompt.shape:
+        raise DataError(f"{name}: {values.shape} values for {prompt.shape} prompt indices", where="drift")
+    known = ~np.isnan(values)
+    counts = np.bincount(prompt[known], minlength=n_prompts)
+    sums = np.bincount(prompt[known], weights=values[known], minlength=n_prompts)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _row(
+    feature: str,
+    sft: float,
+    policy: float,
+    interval: tuple[float | None, float | None],
+    n_prompts: int,
+    sure: bool,
+    relative_change: float,
+) -> DriftRow:
+    difference = policy - sft
+    relative = abs(difference) / max(abs(sft), FLOOR.get(feature, _DEFAULT_FLOOR))
+    return {
+        "feature": feature,
+        "sft": sft,
+        "policy": policy,
+        "difference": difference,
+        "ci_low": interval[0],
+        "ci_high": interval[1],
+        "flagged": bool(sure and relative >= relative_change),
+        "n_prompts": n_prompts,
+    }
+
+
+def _excludes_zero(interval: tuple[float | None, float | None]) -> bool:
+    low, high = interval
+    return low is not None and high is not None and (low > 0.0 or high < 0.0)
 
 
 def corpus_drift(
@@ -203,12 +243,13 @@ def corpus_drift(
     confidence: float = 0.95,
     seed: int = 0,
     relative_change: float = RELATIVE_CHANGE,
-) -> list[dict[str, str | float | int | bool | None]]:
-    """Rows like :func:`drift`'s for ``corpus_distinct_1/2/3``: diversity across texts, which per-text features miss.
+) -> list[DriftRow]:
+    """Rows like those of :func:`drift` for ``corpus_distinct_1/2/3``: diversity across texts.
 
-    Texts are aligned: entry m of both answers ``prompt_index[m]``. A resample repeats prompts and with them their
-    n-grams, which would lower any distinct count by itself; so intervals come from subsamples of half the prompts
-    without replacement, whose spread estimates that of the whole (Politis and Romano 1994), normal about the value.
+    The texts are aligned: entry m of both answers ``prompt_index[m]``. A bootstrap would repeat prompts and with them
+    their n-grams, which lowers any count of distinct n-grams. So the intervals come from subsamples of half the prompts
+    without replacement, whose spread estimates that of the whole (Politis and Romano 1994); they are normal about the
+    value.
 
     Raises:
         DataError: texts and prompt indices of different numbers.
@@ -226,32 +267,36 @@ def corpus_drift(
         return []
     rng = np.random.default_rng(seed)
     half = n // 2
-    chosen = [np.isin(prompt, rng.permutation(n)[:half]) for _ in range(n_resamples)]
-    from_normal = float(-ndtri((1.0 - confidence) / 2.0))
+    halves = [np.isin(prompt, rng.permutation(n)[:half]) for _ in range(n_resamples)]
+    quantile = float(-ndtri((1.0 - confidence) / 2.0))
     rows = []
     for size in (1, 2, 3):
-        sides = []
-        for texts in (texts_policy, texts_sft):
-            codes: dict[tuple[str, ...], int] = {}
-            coded = [
-                np.array([codes.setdefault(g, len(codes)) for g in _ngrams(words(text), size)], dtype=np.int64)
-                for text in texts
-            ]
-            owner = np.repeat(np.arange(len(coded)), [len(c) for c in coded])
-            flat = np.concatenate(coded) if coded else np.zeros(0, dtype=np.int64)
-            if len(flat) == 0:
-                break
-            inside = [flat[mask[owner]] for mask in chosen]
-            distinct = np.array([np.count_nonzero(np.bincount(f)) / max(len(f), 1) for f in inside])
-            sides.append((len(codes) / len(flat), distinct))
-        if len(sides) < 2:
+        policy, sft = (_distinct_shares(texts, size, halves) for texts in (texts_policy, texts_sft))
+        if policy is None or sft is None:
             continue
-        (policy, policy_draws), (sft, sft_draws) = sides
-        # a half sample's variance about the whole's value, (1/h - 1/n), over the whole's, 1/n
-        error = float(np.std(policy_draws - sft_draws, ddof=1)) / np.sqrt(n / half - 1.0) if n_resamples > 1 else 0.0
-        low = policy - sft - from_normal * error if error > 0.0 else None
-        high = policy - sft + from_normal * error if error > 0.0 else None
-        rows.append(
-            _row(f"corpus_distinct_{size}", sft, policy, low, high, n, _excludes_zero(low, high), relative_change)
-        )
+        spread = float(np.std(policy[1] - sft[1], ddof=1)) if n_resamples > 1 else 0.0
+        # the variance of half a sample about the whole is 1/half - 1/n, that of the whole is 1/n
+        error = spread / np.sqrt(n / half - 1.0)
+        difference = policy[0] - sft[0]
+        interval = (difference - quantile * error, difference + quantile * error) if error > 0.0 else (None, None)
+        sure = _excludes_zero(interval)
+        rows.append(_row(f"corpus_distinct_{size}", sft[0], policy[0], interval, n, sure, relative_change))
     return rows
+
+
+def _distinct_shares(
+    texts: Sequence[str], size: int, subsets: Sequence[NDArray[np.bool_]]
+) -> tuple[float, Floats] | None:
+    """Distinct n-grams / n-grams over all texts, and over each subset of them (n_subsets,). None without any n-gram."""
+    codes: dict[tuple[str, ...], int] = {}
+    coded = [
+        np.array([codes.setdefault(gram, len(codes)) for gram in _ngrams(words(text), size)], dtype=np.int64)
+        for text in texts
+    ]
+    text_of = np.repeat(np.arange(len(coded)), [len(grams) for grams in coded])
+    flat = np.concatenate(coded) if coded else np.zeros(0, dtype=np.int64)
+    if len(flat) == 0:
+        return None
+    inside = [flat[subset[text_of]] for subset in subsets]
+    shares = np.array([np.count_nonzero(np.bincount(grams)) / max(len(grams), 1) for grams in inside])
+    return len(codes) / len(flat), shares

@@ -1,14 +1,15 @@
 """Means and ratios over prompts with bootstrap intervals.
 
-The prompt is the unit everywhere: whatever is measured several times inside a prompt (orders, judges, samples,
-pairs) is reduced to that prompt's value, or to its sums, before anything here resamples. Intervals are BCa
-(Efron 1987, "Better Bootstrap Confidence Intervals"), as ``scipy.stats.bootstrap`` computes them.
+The prompt is the unit everywhere. What is measured several times inside a prompt (orders, judges, samples, pairs) is
+reduced to one value, or to sums, of that prompt before anything here resamples. Intervals are BCa (Efron 1987, "Better
+Bootstrap Confidence Intervals"), as ``scipy.stats.bootstrap`` computes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,9 +21,17 @@ Floats = NDArray[np.float64]
 _CHUNK_ELEMENTS = 1 << 20  # resampled indices held at once: 8 MiB, so that memory does not grow with n_resamples
 
 
+class BootstrapOptions(TypedDict):
+    """The keyword arguments that every statistic with an interval takes."""
+
+    n_resamples: int
+    confidence: float
+    seed: int
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A value over ``n`` prompts. None where the data cannot say (no prompts; no spread to resample)."""
+    """A value over ``n`` prompts. A field is None where the data cannot say: no prompts, or no spread to resample."""
 
     value: float | None
     standard_error: float | None
@@ -38,7 +47,7 @@ NO_ESTIMATE = Estimate(None, None, None, None, 0)
 
 
 def check_settings(n_resamples: int, confidence: float) -> None:
-    """Refuse settings that give no interval. Raises DataError."""
+    """Raise DataError for settings that give no interval."""
     if n_resamples < 1:
         raise DataError(f"n_resamples is {n_resamples}", where="bootstrap", fix="use at least 1, better 2000")
     if not 0.0 < confidence < 1.0:
@@ -46,10 +55,10 @@ def check_settings(n_resamples: int, confidence: float) -> None:
 
 
 def resample_indices(n: int, n_resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Index arrays (chunk, n) drawn with replacement, ``n_resamples`` rows in all.
+    """Draw index arrays (chunk, n) with replacement, ``n_resamples`` rows in all.
 
-    The stream is the one that ``scipy.stats.bootstrap(rng=np.random.default_rng(seed))`` draws, and does not depend
-    on the chunk size.
+    ``scipy.stats.bootstrap(rng=np.random.default_rng(seed))`` draws the same numbers. They do not depend on the size of
+    a chunk.
     """
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK_ELEMENTS // max(n, 1))
@@ -58,7 +67,7 @@ def resample_indices(n: int, n_resamples: int, seed: int) -> Iterator[NDArray[np
 
 
 def resample_counts(n: int, n_resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each prompt was drawn, (chunk, n); the same draws as :func:`resample_indices`."""
+    """Count how often each prompt was drawn, (chunk, n). The draws are those of :func:`resample_indices`."""
     for index_BN in resample_indices(n, n_resamples, seed):
         rows = len(index_BN)
         flat = (index_BN + np.arange(rows)[:, None] * n).ravel()
@@ -70,8 +79,8 @@ def bca_interval(
 ) -> tuple[float | None, float | None]:
     """BCa interval from bootstrap draws (B,) and leave-one-prompt-out values (n,).
 
-    Without any spread there is no interval (None, None). Where the bias or acceleration is undefined (the draws all
-    lie on one side of the value) the plain percentile interval is returned.
+    Draws without any spread have no interval: (None, None). Where all draws lie on one side of the value, the bias is
+    undefined, and the percentile interval is returned without a correction.
     """
     alpha = (1.0 - confidence) / 2.0
     if not np.isfinite(value) or not np.all(np.isfinite(draws_B)) or np.ptp(draws_B) == 0.0:
@@ -96,8 +105,8 @@ def _interval_without_spread(
 ) -> tuple[float, float]:
     """Interval of a bounded mean whose n observations are all equal.
 
-    Of the population, at most the share s = 1 - (alpha/2)^(1/n) differs from the value seen (exact binomial); at worst
-    that share sits on a bound. With 0/1 outcomes this is the Clopper-Pearson interval.
+    At most the share s = 1 - (alpha/2)^(1/n) of the population differs from the observed value (exact binomial). In the
+    worst case that share lies on a bound. With 0/1 outcomes this is the Clopper-Pearson interval.
     """
     share = 1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / n)
     return value - share * (value - bounds[0]), value + share * (bounds[1] - value)
@@ -113,12 +122,12 @@ def bootstrap_mean(
 ) -> Estimate:
     """Mean of one value per prompt (n,), its standard error sd(ddof 1)/sqrt n, and the BCa interval over prompts.
 
-    NaN is refused: decide what a missing value means before averaging. No prompts: all fields None. One prompt, or all
-    values equal: resampling has nothing to say, so there is no interval, unless the values have known ``bounds``,
-    where an exact binomial argument gives a wide one.
+    Without prompts all fields are None. One prompt, or equal values, give resampling nothing to vary: there is no
+    interval then, unless the values have known ``bounds``. An exact binomial argument then gives a wide one.
 
     Raises:
-        DataError: values that are not one finite number per prompt.
+        DataError: values that are not one finite number per prompt. NaN is refused too: decide what a missing value
+            means before averaging.
     """
     check_settings(n_resamples, confidence)
     values_N = np.asarray(values, dtype=np.float64)
@@ -149,10 +158,10 @@ def bootstrap_statistic(
 ) -> Estimate:
     """A statistic of per-prompt sums, with whole prompts resampled.
 
-    ``arrays`` hold one number per prompt each, (n,): numerators, denominators, cells of a table, moments. ``fn`` takes
-    their sums over prompts, one array (B,) per entry of ``arrays``, and returns the statistic (B,). A ratio is
-    ``lambda num, den: num / den``. The standard error is the standard deviation of the draws. Draws where the statistic
-    is undefined (0/0) are left out; where these pass 1% there is no interval.
+    Each of ``arrays`` holds one number per prompt (n,): numerators, denominators, cells of a table, moments. ``fn``
+    takes their sums over prompts, one array (B,) per entry of ``arrays``, and returns the statistic (B,);
+    :func:`ratio` is an example. The standard error is the standard deviation of the draws. Draws where the statistic is
+    undefined (0/0) are left out. If they are more than 1%, there is no interval.
 
     Raises:
         DataError: arrays of different lengths or with values that are not finite.
@@ -183,7 +192,7 @@ def bootstrap_statistic(
     if np.count_nonzero(~defined) > 0.01 * n_resamples:
         return Estimate(value, None, None, None, n)
     draws_B = draws_B[defined]
-    # counts @ sums adds in another order than sum(): values equal but for rounding must count as ties
+    # counts @ sums adds in another order than sum(): values that differ only by rounding must count as ties
     draws_B = np.where(np.isclose(draws_B, value, rtol=1e-12, atol=1e-14), value, draws_B)
     jackknife_N = apply(total_K - sums_NK)
     low, high = bca_interval(value, draws_B, jackknife_N[np.isfinite(jackknife_N)], confidence)
@@ -191,12 +200,12 @@ def bootstrap_statistic(
 
 
 def ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """``fn`` of a ratio of sums for :func:`bootstrap_statistic`."""
+    """The ``fn`` of :func:`bootstrap_statistic` for a ratio of two sums."""
     return numerator / denominator
 
 
 def sums_by_prompt(prompt_ids: Sequence[object] | NDArray[np.generic], *columns: ArrayLike) -> list[Floats]:
-    """Sum each column (m,) inside its prompt: arrays (n_prompts,), prompts in order of their sorted id."""
+    """Sum each column (m,) inside its prompt. Returns arrays (n_prompts,), prompts in order of their sorted id."""
     _, index = np.unique(np.asarray(prompt_ids), return_inverse=True)
     n = int(index.max()) + 1 if len(index) else 0
     return [

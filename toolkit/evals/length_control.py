@@ -1,10 +1,10 @@
 """Length-controlled win rates: what the win rate would be if both responses were equally long.
 
-With AlpacaEval's auxiliary table this is AlpacaEval 2's estimate (Dubois et al. 2024, arXiv 2404.04475): a logistic
-regression of the preference on tanh of the standardised length difference, the instruction's difficulty and the policy,
-evaluated at no length difference. Without the table there is no difficulty and no regularising data: the logistic
-regression of length and policy alone. Intervals resample prompts and refit, since the standard error that AlpacaEval
-publishes is the spread of fitted values and leaves the uncertainty of the fit out.
+With AlpacaEval's auxiliary table this is the estimate of AlpacaEval 2 (Dubois et al. 2024, arXiv 2404.04475): a
+logistic regression of the preference on tanh of the standardised length difference, the instruction's difficulty and
+the policy, evaluated at no length difference. Without the table there is no difficulty and no regularising data, so the
+regression is on length and policy alone. Intervals resample prompts and refit: the standard error that AlpacaEval
+publishes is the spread of fitted values, which leaves out the uncertainty of the fit.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from toolkit.evals.logistic import Block, fit_l1_logistic
 from toolkit.evals.winrate import checked_preferences
 
 _CS = np.logspace(-4, 4, 10)  # sklearn's Cs=10, which AlpacaEval uses
-_PLAIN_C = 10.0  # moves the mean prediction by 1/(10 n) at most, and keeps a policy that wins everything finite
+_FIXED_C = 10.0  # moves the mean prediction by 1/(10 n) at most, and keeps a policy that wins everything finite
 _FOLDS = 5
 _FIT_TOLERANCE = 1e-9
-# Newton converges quadratically: stopping behind a step of 2e-3 leaves about 1e-6 in the coefficients, three orders
-# below the spread of the draws
+# Newton converges quadratically: after a step of 2e-3 the coefficients are within about 1e-6, which is three orders of
+# magnitude below the spread of the draws
 _DRAW_TOLERANCE = 2e-3
 _DRAWS_AT_ONCE = 64  # 64 x 805 doubles stay in the second-level cache
 
 
 @dataclass(frozen=True)
 class LengthTable:
-    """AlpacaEval's auxiliary data: difficulty of each instruction, and the rows of the baseline's own "gamed" variants.
+    """AlpacaEval's auxiliary data: the difficulty of each instruction, and rows of "gamed" variants of the baseline.
 
-    The gamed rows carry two features (tanh of the standardised length difference, difficulty) and the targets that
-    reproduce their known sufficient statistics; ``row_weight`` is their weight beside a row of the policy.
+    The gamed rows have two features (tanh of the standardised length difference, difficulty) and targets that reproduce
+    their known sufficient statistics. ``row_weight`` is their weight beside a row of the policy.
     """
 
     difficulty: dict[str, float]  # by instruction id
@@ -54,9 +54,9 @@ class LengthTable:
 class LengthControlled:
     """A length-controlled win rate, as a fraction of one, and the regression behind it.
 
-    ``length`` is the coefficient of tanh(D/sd(D)), D = characters of the baseline minus characters of the policy;
-    ``difficulty`` and ``policy`` those of the instruction's difficulty and of the policy itself. ``c`` is the inverse
-    strength of the L1 penalty, by cross-validation.
+    ``length`` is the coefficient of tanh(D/sd(D)), where D is the characters of the baseline minus those of the policy.
+    ``difficulty`` and ``policy`` are the coefficients of the instruction's difficulty and of the policy itself. ``c``
+    is the inverse strength of the L1 penalty.
     """
 
     lc_win_rate: float | None
@@ -73,9 +73,9 @@ class LengthControlled:
 def load_length_table(folder: str | Path) -> LengthTable:
     """Read ``instruction_difficulty*.csv``, ``gamed_features.csv(.gz)`` and ``gamed_sufficient_stats.json``.
 
-    The preferences of the gamed rows are known through their sufficient statistics only, sum of y*x, which is all that
-    a logistic fit sees. The targets are the fitted probabilities of the logistic model with these statistics: the same
-    sums, and so the same fit, in a form that cross-validation can split.
+    The preferences of the gamed rows are known only through their sufficient statistics, the sums of y*x, which are all
+    that a logistic fit sees. The targets are the fitted probabilities of the logistic model with these statistics. They
+    have the same sums, and so the same fit, in a form that cross-validation can split.
 
     Raises:
         DataError: a file is missing or lacks a column.
@@ -115,7 +115,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def _targets_from_sums(features: Floats, sums: Floats, where: str) -> Floats:
-    """Probabilities sigmoid(x.b) whose sum of p*x is ``sums``: the logistic maximum likelihood for these statistics."""
+    """Probabilities sigmoid(x.b) whose sum of p*x is ``sums``: the maximum likelihood of the logistic model."""
     b = np.zeros(features.shape[1])
     for _ in range(100):
         p = expit(features @ b)
@@ -124,6 +124,24 @@ def _targets_from_sums(features: Floats, sums: Floats, where: str) -> Floats:
         if np.abs(step).max() < 1e-12:
             return np.asarray(expit(features @ b), dtype=np.float64)
     raise DataError("no preferences of the gamed rows have these sufficient statistics", where=where)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the regression reads of n prompts that have a preference, both lengths and, with a table, a difficulty."""
+
+    preferences_N: Floats
+    length_difference_N: Floats  # characters of the baseline minus characters of the policy
+    shared_KN: Floats  # the features that no resampling changes: the difficulty with a table, and 1 for the policy
+
+    def block(self, standard_deviation: Floats, weights: Floats) -> Block:
+        """The rows with the length feature tanh(D/sd); sd is () or (B, 1). Without any spread the feature is 0."""
+        scale = np.where(standard_deviation > 0.0, standard_deviation, np.inf)
+        return Block(np.tanh(self.length_difference_N / scale), self.shared_KN, weights, self.preferences_N)
+
+    def win_rates(self, beta_BK: Floats) -> Floats:
+        """Fitted preference of each prompt at no length difference, (B, n)."""
+        return np.asarray(expit(beta_BK[:, 1:] @ self.shared_KN), dtype=np.float64)
 
 
 def length_controlled_win_rate(
@@ -137,65 +155,40 @@ def length_controlled_win_rate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> LengthControlled:
-    """Length-controlled win rate of one policy from one row per prompt (n,); lengths in characters.
+    """Length-controlled win rate of one policy from one row per prompt (n,). Lengths are in characters.
 
-    With ``table`` and each row's ``difficulty`` the regression is AlpacaEval 2's: L1 penalised, its strength chosen by
-    5-fold cross-validation, no intercept. Without them it is ``logit p = a*tanh(D/sd(D)) + c`` with a fixed,
-    weak penalty: cross-validation on a few dozen prompts would shrink the win rate to exactly one half. Rows without
-    a preference or a length are left out. All fields are None for fewer than 10 rows (two per fold).
+    With ``table`` and the ``difficulty`` of each row the regression is that of AlpacaEval 2: L1 penalised, without an
+    intercept, its strength chosen by 5-fold cross-validation. Without them it is ``logit p = a*tanh(D/sd(D)) + c`` with
+    a fixed, weak penalty: cross-validation on a few dozen prompts would shrink the win rate to exactly one half. Rows
+    without a preference or a length are left out. All fields are None for fewer than 10 rows (two per fold).
 
-    The interval is the percentile interval of refits on resampled prompts, sd(D) and all coefficients included, with
-    the penalty's strength and the gamed rows held fixed.
+    The interval is the percentile interval of refits on resampled prompts. A refit computes sd(D) and all coefficients
+    anew; the strength of the penalty and the gamed rows stay.
 
     Raises:
         DataError: arrays of different lengths, or a table without difficulties.
     """
     check_settings(n_resamples, confidence)
-    p_N = checked_preferences(preferences)
-    delta_N = np.asarray(baseline_length, dtype=np.float64) - np.asarray(policy_length, dtype=np.float64)
-    if (table is None) != (difficulty is None):
-        raise DataError("the auxiliary table and the difficulty of each row come together", where="length control")
-    g_N = np.zeros_like(p_N) if difficulty is None else np.asarray(difficulty, dtype=np.float64)
-    if not p_N.shape == delta_N.shape == g_N.shape:
-        raise DataError("every preference needs two lengths", where=f"{p_N.shape}, {delta_N.shape}, {g_N.shape}")
-    kept = np.isfinite(p_N) & np.isfinite(delta_N) & np.isfinite(g_N)
-    p_N, delta_N, g_N = p_N[kept], delta_N[kept], g_N[kept]
-    n = len(p_N)
+    rows = _usable_rows(preferences, policy_length, baseline_length, difficulty, table)
+    n = len(rows.preferences_N)
     if n < 2 * _FOLDS:
         return LengthControlled(None, None, None, None, n)
-
-    one_N = np.ones((1, n))
-    shared = one_N if table is None else np.vstack([g_N[None], one_N])
-    sd = float(delta_N.std(ddof=1))
-    own_N = np.tanh(delta_N / sd) if sd > 0.0 else np.zeros(n)
-    blocks = [Block(own_N, shared, one_N[0], p_N)]
-    if table is not None:
-        gamed = table.gamed_features
-        gamed_shared = np.vstack([gamed[:, 1], np.zeros(len(gamed))])
-        blocks.append(Block(gamed[:, 0], gamed_shared, np.full(len(gamed), table.row_weight), table.gamed_targets))
-    c = _cross_validated_c(blocks) if table is not None else _PLAIN_C
-    start = np.zeros((1, len(shared) + 1))
-    beta = fit_l1_logistic(blocks, start, np.array([c]), _FIT_TOLERANCE)[0]
-
-    def counterfactual(beta_BK: Floats) -> Floats:
-        return np.asarray(expit(beta_BK[:, 1:] @ shared), dtype=np.float64)
-
-    value = float(counterfactual(beta[None]).mean())
-    draws = []
-    for counts_CN in resample_counts(n, n_resamples, seed):
-        for at in range(0, len(counts_CN), _DRAWS_AT_ONCE):
-            counts_BN = counts_CN[at : at + _DRAWS_AT_ONCE]
-            sd_B = np.sqrt(np.maximum(counts_BN @ delta_N**2 - (counts_BN @ delta_N) ** 2 / n, 0.0) / (n - 1))
-            own_BN = np.tanh(delta_N / np.where(sd_B > 0.0, sd_B, np.inf)[:, None])
-            drawn = [Block(own_BN, shared, counts_BN, p_N), *blocks[1:]]
-            starts_BK = np.tile(beta, (len(counts_BN), 1))
-            beta_BK = fit_l1_logistic(drawn, starts_BK, np.full(len(counts_BN), c), _DRAW_TOLERANCE)
-            draws.append(np.einsum("bn,bn->b", counterfactual(beta_BK), counts_BN) / n)
-    draws_B = np.concatenate(draws)
+    gamed = [] if table is None else [_gamed_block(table)]
+    block = rows.block(rows.length_difference_N.std(ddof=1), np.ones(n))
+    c = _cross_validated_c([block, *gamed]) if table is not None else _FIXED_C
+    start = np.zeros((1, len(rows.shared_KN) + 1))
+    beta = fit_l1_logistic([block, *gamed], start, np.array([c]), _FIT_TOLERANCE)[0]
+    draws_B = np.concatenate(
+        [
+            _refit(rows, gamed, beta, c, counts_CN[at : at + _DRAWS_AT_ONCE])
+            for counts_CN in resample_counts(n, n_resamples, seed)
+            for at in range(0, len(counts_CN), _DRAWS_AT_ONCE)
+        ]
+    )
     alpha = (1.0 - confidence) / 2.0
     low, high = np.quantile(draws_B, [alpha, 1.0 - alpha])
     return LengthControlled(
-        value,
+        float(rows.win_rates(beta[None]).mean()),
         float(draws_B.std(ddof=1)) if n_resamples > 1 else None,
         float(low),
         float(high),
@@ -207,21 +200,59 @@ def length_controlled_win_rate(
     )
 
 
+def _usable_rows(
+    preferences: ArrayLike,
+    policy_length: ArrayLike,
+    baseline_length: ArrayLike,
+    difficulty: ArrayLike | None,
+    table: LengthTable | None,
+) -> _Rows:
+    """The rows that have every value. Raises DataError as :func:`length_controlled_win_rate` says."""
+    p_N = checked_preferences(preferences)
+    delta_N = np.asarray(baseline_length, dtype=np.float64) - np.asarray(policy_length, dtype=np.float64)
+    if (table is None) != (difficulty is None):
+        raise DataError("the auxiliary table and the difficulty of each row come together", where="length control")
+    difficulty_N = np.zeros_like(p_N) if difficulty is None else np.asarray(difficulty, dtype=np.float64)
+    if not p_N.shape == delta_N.shape == difficulty_N.shape:
+        shapes = f"{p_N.shape}, {delta_N.shape}, {difficulty_N.shape}"
+        raise DataError("every preference needs two lengths", where=shapes)
+    usable = np.isfinite(p_N) & np.isfinite(delta_N) & np.isfinite(difficulty_N)
+    ones = np.ones((1, int(usable.sum())))
+    shared_KN = ones if table is None else np.vstack([difficulty_N[usable][None], ones])
+    return _Rows(p_N[usable], delta_N[usable], shared_KN)
+
+
+def _gamed_block(table: LengthTable) -> Block:
+    gamed = table.gamed_features
+    shared = np.vstack([gamed[:, 1], np.zeros(len(gamed))])
+    return Block(gamed[:, 0], shared, np.full(len(gamed), table.row_weight), table.gamed_targets)
+
+
+def _refit(rows: _Rows, gamed: list[Block], start_K: Floats, c: float, counts_BN: Floats) -> Floats:
+    """Length-controlled win rates (B,) of resamples that draw each prompt ``counts_BN`` times."""
+    n, delta_N = len(rows.preferences_N), rows.length_difference_N
+    sd_B = np.sqrt(np.maximum(counts_BN @ delta_N**2 - (counts_BN @ delta_N) ** 2 / n, 0.0) / (n - 1))
+    blocks = [rows.block(sd_B[:, None], counts_BN), *gamed]
+    starts_BK = np.tile(start_K, (len(counts_BN), 1))
+    beta_BK = fit_l1_logistic(blocks, starts_BK, np.full(len(counts_BN), c), _DRAW_TOLERANCE)
+    return np.asarray(np.einsum("bn,bn->b", rows.win_rates(beta_BK), counts_BN) / n, dtype=np.float64)
+
+
 def _cross_validated_c(blocks: Sequence[Block]) -> float:
-    """The C with the smallest held-out log loss: rows dealt into 5 folds, the mean loss of a fold weighted by row."""
+    """The C with the smallest held-out log loss. Rows are dealt into 5 folds, and a row counts with its weight."""
     sizes = [len(b.targets) for b in blocks]
     fold_N = np.split(np.arange(sum(sizes))[::-1] % _FOLDS, np.cumsum(sizes)[:-1])
     trained = []
     for b, fold in zip(blocks, fold_N, strict=True):
         weights_FN = b.weights * (fold != np.arange(_FOLDS)[:, None])
-        trained.append(Block(b.own, b.shared, np.repeat(weights_FN, len(_CS), axis=0), b.targets))
+        trained.append(Block(b.first, b.shared, np.repeat(weights_FN, len(_CS), axis=0), b.targets))
     start = np.zeros((_FOLDS * len(_CS), len(blocks[0].shared) + 1))
     beta_BK = fit_l1_logistic(trained, start, np.tile(_CS, _FOLDS), _FIT_TOLERANCE)
     loss_FC, rows_F = np.zeros((_FOLDS, len(_CS))), np.zeros(_FOLDS)
     for b, fold in zip(blocks, fold_N, strict=True):
-        eta = beta_BK[:, :1] * b.own + beta_BK[:, 1:] @ b.shared
+        eta = beta_BK[:, :1] * b.first + beta_BK[:, 1:] @ b.shared
         entropy = (b.weights * (np.logaddexp(0.0, eta) - b.targets * eta)).reshape(_FOLDS, len(_CS), -1)
-        held = fold == np.arange(_FOLDS)[:, None]
-        loss_FC += np.einsum("fcn,fn->fc", entropy, held)
-        rows_F += held.sum(axis=1)
+        held_out = fold == np.arange(_FOLDS)[:, None]
+        loss_FC += np.einsum("fcn,fn->fc", entropy, held_out)
+        rows_F += held_out.sum(axis=1)
     return float(_CS[int(np.argmin((loss_FC / rows_F[:, None]).mean(axis=0)))])

@@ -1,4 +1,4 @@
-"""Weighted, penalised logistic regressions, many at once: what the bootstrap of a fitted win rate refits."""
+"""Weighted, penalised logistic regressions, many at once: the bootstrap of a fitted win rate refits them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from toolkit.evals.intervals import Floats
 class Block:
     """Rows of a weighted logistic regression, for B regressions at once.
 
-    ``shared`` (K-1, N) are features common to all of them; ``own`` (N,) or (B, N) is feature 0; ``weights`` (N,) or
-    (B, N); ``targets`` (N,) are probabilities.
+    ``first`` (N,) or (B, N) is feature 0, which may differ between the regressions. ``shared`` (K-1, N) holds the other
+    features, which all of them have. ``weights`` are (N,) or (B, N). ``targets`` (N,) are probabilities.
     """
 
-    own: Floats
+    first: Floats
     shared: Floats
     weights: Floats
     targets: Floats
 
-    def rows(self, which: NDArray[np.intp]) -> Block:
-        own = self.own if self.own.ndim == 1 else self.own[which]
-        return Block(own, self.shared, self.weights if self.weights.ndim == 1 else self.weights[which], self.targets)
+    def of(self, regressions: NDArray[np.intp]) -> Block:
+        """The same rows for some of the B regressions."""
+        first = self.first if self.first.ndim == 1 else self.first[regressions]
+        weights = self.weights if self.weights.ndim == 1 else self.weights[regressions]
+        return Block(first, self.shared, weights, self.targets)
 
 
 def fit_l1_logistic(blocks: Sequence[Block], start_BK: Floats, c_B: Floats, tolerance: float) -> Floats:
     """B logistic regressions without intercept: argmin |b|_1 + C * sum w * logloss (liblinear's objective).
 
-    Proximal Newton: each step minimises the quadratic model plus the penalty. A fit is done behind the first step that
-    is shorter than ``tolerance``; the others go on alone.
+    Proximal Newton: each step minimises the quadratic model plus the penalty. A fit ends after its first step that is
+    shorter than ``tolerance``; the other fits go on without it.
 
     Raises:
         ArithmeticError: no convergence in 200 steps.
@@ -44,7 +46,7 @@ def fit_l1_logistic(blocks: Sequence[Block], start_BK: Floats, c_B: Floats, tole
     active = np.arange(len(beta_BK))
     for _ in range(200):
         everything = len(active) == len(beta_BK)
-        current = blocks if everything else [b.rows(active) for b in blocks]
+        current = blocks if everything else [block.of(active) for block in blocks]
         gradient, hessian = _derivatives(current, beta_BK[active])
         step = _proximal_step(beta_BK[active], gradient - constant_BK[active], hessian, 1.0 / c_B[active])
         beta_BK[active] += np.clip(step, -2.0, 2.0)
@@ -55,11 +57,11 @@ def fit_l1_logistic(blocks: Sequence[Block], start_BK: Floats, c_B: Floats, tole
 
 
 def _linear_part(blocks: Sequence[Block], b: int) -> Floats:
-    """Sum of w*y*x: the part of the gradient that no coefficient changes, (B, K)."""
+    """Sum of w*y*x (B, K): the part of the gradient that does not depend on the coefficients."""
     total: Floats = np.zeros((b, len(blocks[0].shared) + 1), dtype=np.float64)
     for block in blocks:
         weighted = block.weights * block.targets
-        total[:, 0] += (weighted * block.own).sum(axis=-1)
+        total[:, 0] += (weighted * block.first).sum(axis=-1)
         total[:, 1:] += weighted @ block.shared.T
     return total
 
@@ -70,29 +72,29 @@ def _derivatives(blocks: Sequence[Block], beta_BK: Floats) -> tuple[Floats, Floa
     gradient, hessian = np.zeros((b, k)), np.zeros((b, k, k))
     for block in blocks:
         eta = beta_BK[:, 1:] @ block.shared
-        eta += beta_BK[:, :1] * block.own
+        eta += beta_BK[:, :1] * block.first
         np.negative(eta, out=eta)
         with np.errstate(over="ignore"):  # exp(-eta) = inf gives p = 0, which is right
             np.exp(eta, out=eta)
         eta += 1.0
         p = np.reciprocal(eta, out=eta)
         weighted = block.weights * p
-        if block.own.ndim == 1:
-            gradient[:, 0] += weighted @ block.own
+        if block.first.ndim == 1:
+            gradient[:, 0] += weighted @ block.first
         else:
-            gradient[:, 0] += np.einsum("bn,bn->b", weighted, block.own)
+            gradient[:, 0] += np.einsum("bn,bn->b", weighted, block.first)
         gradient[:, 1:] += weighted @ block.shared.T
         p *= weighted
         curvature = np.subtract(weighted, p, out=weighted)
         for i in range(1, k):
             for j in range(i, k):
                 hessian[:, i, j] += curvature @ (block.shared[i - 1] * block.shared[j - 1])
-        if block.own.ndim == 1:
-            hessian[:, 0, 0] += curvature @ block.own**2
-            hessian[:, 0, 1:] += curvature @ (block.own * block.shared).T
+        if block.first.ndim == 1:
+            hessian[:, 0, 0] += curvature @ block.first**2
+            hessian[:, 0, 1:] += curvature @ (block.first * block.shared).T
         else:
-            curvature *= block.own
-            hessian[:, 0, 0] += np.einsum("bn,bn->b", curvature, block.own)
+            curvature *= block.first
+            hessian[:, 0, 0] += np.einsum("bn,bn->b", curvature, block.first)
             hessian[:, 0, 1:] += curvature @ block.shared.T
     upper = np.triu(np.ones((k, k)), 1).astype(bool)
     hessian.transpose(0, 2, 1)[:, upper] = hessian[:, upper]
@@ -102,10 +104,10 @@ def _derivatives(blocks: Sequence[Block], beta_BK: Floats) -> tuple[Floats, Floa
 def _proximal_step(beta_BK: Floats, gradient_BK: Floats, hessian_BKK: Floats, penalty_B: Floats) -> Floats:
     """argmin_d gradient.d + d.H.d/2 + penalty*|beta + d|_1 for each of the B problems.
 
-    Where no coefficient changes its sign this is one linear solve; the rest goes through coordinate descent.
+    Where no coefficient changes its sign this is one linear solve. The other problems go through coordinate descent.
     """
     k = beta_BK.shape[1]
-    hessian_BKK = hessian_BKK + 1e-10 * np.eye(k)  # a feature that is 0 everywhere (equal lengths) stays solvable
+    hessian_BKK = hessian_BKK + 1e-10 * np.eye(k)  # keeps a feature that is 0 everywhere solvable
     sign = np.sign(beta_BK)
     slope_BK1 = (gradient_BK + penalty_B[:, None] * sign)[:, :, None]
     step = -np.asarray(np.linalg.solve(hessian_BKK, slope_BK1), dtype=np.float64)[:, :, 0]
@@ -144,7 +146,7 @@ def fit_l2_logistic(x_NK: Floats, targets_N: Floats, weights_BN: Floats, c: floa
         curvature = (weights_BN * p_BN * (1.0 - p_BN)) @ products
         hessian = curvature.reshape(-1, k, k) + np.eye(k) / c
         step = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
-        # far from the optimum of separable data a whole step may overshoot for ever; half of it does not
+        # far from the optimum of separable data a whole step may overshoot for ever; half a step does not
         beta_BK += np.clip(step, -2.0, 2.0) * (1.0 if iteration < 20 else 0.5)
         if np.abs(step).max() < tolerance:
             return beta_BK

@@ -22,12 +22,12 @@ def best_of_n_kl(n: int) -> float:
 
 
 def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) -> dict[str, float | int | str | None]:
-    """Least squares of the reward above the reference's on d = sqrt(KL).
+    """Fit the reward R above that of the reference policy to d = sqrt(KL) by least squares.
 
-    ``kind`` "bon": R = d(a - b d), with its peak at d = a/(2b). "rl": R = d(a - b ln d), peak at d = exp(a/b - 1). The
-    reward is relative to the reference policy (R = 0 at KL = 0). Returns a, b, r2 (about the mean; null where the
-    reward does not vary), ``peak_kl_nats`` and ``peak_reward`` (null where b <= 0 or a <= 0: no hump), n. All null for
-    fewer than 3 points with KL > 0, or where they share one KL.
+    With ``kind`` "bon" the curve is R = d(a - b d), which peaks at d = a/(2b). With "rl" it is R = d(a - b ln d), which
+    peaks at d = exp(a/b - 1). Returns kind, a, b, r2 (about the mean; None where the reward does not vary),
+    ``peak_kl_nats`` and ``peak_reward`` (None where a <= 0 or b <= 0: the curve has no peak), and n. All but kind and n
+    are None for fewer than 3 points with KL > 0, or where they all have the same KL.
 
     Raises:
         DataError: an unknown kind, arrays that do not match, a KL that is negative or not finite.
@@ -38,8 +38,12 @@ def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) ->
     if kl.shape != r.shape or kl.ndim != 1 or not np.all(np.isfinite(kl)) or not np.all(np.isfinite(r)):
         raise DataError("every point needs a finite KL and a finite reward", where=f"{kl.shape} and {r.shape}")
     if np.any(kl < 0.0):
-        raise DataError(f"KL {kl.min():g} is negative", where="over-optimisation", fix="use a KL estimate that is not")
-    # at KL = 0 both curves are 0 whatever a and b are: such a point carries nothing
+        raise DataError(
+            f"KL {kl.min():g} is negative",
+            where="over-optimisation",
+            fix="use an estimate of the KL that is at least 0",
+        )
+    # at KL = 0 both curves are 0 whatever a and b are, so such a point carries no information
     kl, r = kl[kl > 0.0], r[kl > 0.0]
     empty: dict[str, float | int | str | None] = dict.fromkeys(("a", "b", "r2", "peak_kl_nats", "peak_reward"))
     if len(kl) < 3 or np.ptp(kl) <= 1e-9 * kl.max():
@@ -67,11 +71,11 @@ def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) ->
 def overoptimization(
     rows: Sequence[Mapping[str, object]], *, kl: str = "kl_nats", reward: str = "reward", kind: str = "kind"
 ) -> dict[str, object]:
-    """Fits for every kind of curve among ``rows``, and the rows as they came.
+    """A fit for every kind of curve among ``rows``, and the rows unchanged.
 
-    A row is one policy or checkpoint with its KL to the reference in nats, its reward above the reference's, and its
-    kind ("bon" or "rl"). Returns ``{"rows": [...], "fits": {kind: fit or None}}``; a kind with fewer than 3 usable
-    points has None.
+    A row is one policy or checkpoint with its KL to the reference in nats, its reward above that of the reference, and
+    its kind ("bon" or "rl"). ``kl``, ``reward`` and ``kind`` name these columns. Returns ``{"rows": [...], "fits":
+    {kind: fit or None}}``; the fit is None for a kind with fewer than 3 usable points.
     """
     fits: dict[str, dict[str, float | int | str | None] | None] = {}
     for name in dict.fromkeys(str(row[kind]) for row in rows):

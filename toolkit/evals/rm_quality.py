@@ -1,4 +1,4 @@
-"""How good a reward model is on comparisons: accuracy, calibration, margins, and whether it merely measures length.
+"""How good a reward model is on comparisons: accuracy, calibration, margins, and how much of it is length.
 
 A reward is read as Bradley-Terry: P(i preferred to j) = sigmoid(r_i - r_j).
 """
@@ -24,31 +24,38 @@ from toolkit.evals.agreement import (
     pairwise_accuracy,
     within_prompt_correlation,
 )
-from toolkit.evals.intervals import NO_ESTIMATE, Floats, bootstrap_statistic, ratio, sums_by_prompt
+from toolkit.evals.intervals import (
+    NO_ESTIMATE,
+    BootstrapOptions,
+    Floats,
+    bootstrap_statistic,
+    ratio,
+    sums_by_prompt,
+)
 
 _BINS = 10
 
 
 def _log_loss(margin: Floats, p: Floats, weight: Floats) -> float:
-    """Mean of -p*log q - (1-p)*log(1-q), q = sigmoid(margin), in nats."""
+    """Mean of -p*log q - (1-p)*log(1-q) in nats, where q = sigmoid(margin)."""
     return float(np.sum(weight * (np.logaddexp(0.0, margin) - p * margin)) / weight.sum())
 
 
 def reliability_curve(
     margin: ArrayLike, p: ArrayLike, weight: ArrayLike, *, n_bins: int = _BINS
 ) -> list[dict[str, float | int | None]]:
-    """Bins of the confidence max(q, 1-q) in [0.5, 1]: weighted mean confidence, accuracy, share and count.
+    """Bins of the confidence max(q, 1-q): weighted mean confidence, accuracy, share and count.
 
-    Bins are equally wide over [0.5, 1], the range that a confidence can have; an empty one has None for its means.
+    The bins are equally wide over [0.5, 1], the range of a confidence. An empty bin has None for its means.
     """
     margin_M, p_M, w_M = (np.asarray(a, dtype=np.float64) for a in (margin, p, weight))
     confidence = expit(np.abs(margin_M))
     right = agreement_with_preference(margin_M, p_M)
-    which = _bin(confidence, n_bins)
+    bins = _bin(confidence, n_bins)
     edges = np.linspace(0.5, 1.0, n_bins + 1)
     rows: list[dict[str, float | int | None]] = []
     for k in range(n_bins):
-        inside = which == k
+        inside = bins == k
         mass = float(w_M[inside].sum())
         rows.append(
             {
@@ -72,13 +79,13 @@ def expected_calibration_error(bins: Sequence[dict[str, float | int | None]]) ->
 def fit_temperature(margin: ArrayLike, p: ArrayLike, weight: ArrayLike) -> float | None:
     """The T > 0 that minimises the log loss of sigmoid(margin / T).
 
-    None where no finite positive T does: every pair is ordered right (T -> 0), or the margins carry no or a reversed
-    signal (T -> infinity).
+    None where no finite positive T does. Either every pair is ordered right (T -> 0), or the margins have no signal or
+    a reversed one (T -> infinity).
     """
     margin_M, p_M, w_M = (np.asarray(a, dtype=np.float64) for a in (margin, p, weight))
     scale = float(np.abs(margin_M).max(initial=0.0))
     if scale == 0.0 or float(np.sum(w_M * (p_M - 0.5) * margin_M)) <= 0.0:
-        return None  # the slope of the loss at 1/T = 0 says whether any positive 1/T helps
+        return None  # the slope of the loss at 1/T = 0 says that no positive 1/T lowers it
     if np.all(np.where(margin_M > 0, 1.0 - p_M, np.where(margin_M < 0, p_M, 0.0)) == 0.0):
         return None
     result = minimize_scalar(
@@ -111,9 +118,9 @@ def calibration(
 ) -> dict[str, EstimateDict]:
     """``nll`` (nats), ``brier``, ``ece`` and ``temperature`` as in :func:`rm_quality`, with intervals over prompts.
 
-    An expected calibration error is biased upwards where bins hold few comparisons, in every resample too. The
-    temperature is the minimum of the log loss over a grid of steps of 2%, refined by a parabola, so that each resample
-    is fitted anew; it has no value where none fits, and no interval where it has none in too many resamples.
+    An expected calibration error is biased upwards where bins hold few comparisons; resampling does not remove that.
+    The temperature is the minimum of the log loss over a grid in steps of 2%, refined by a parabola, and each resample
+    is fitted anew. It is None where no temperature fits. There is no interval where none fits in too many resamples.
 
     Raises:
         DataError: comparisons and rewards that do not fit each other, or no comparisons.
@@ -121,18 +128,18 @@ def calibration(
     prompt, i, j, p, weight = comparison_columns(comparisons, rewards)
     if len(prompt) == 0:
         raise DataError("no comparisons to judge the reward model by", where="calibration")
-    cluster = np.asarray(prompt_ids)[prompt] if prompt_ids is not None else prompt
+    clusters = np.asarray(prompt_ids)[prompt] if prompt_ids is not None else prompt
     margin = margins(rewards, prompt, i, j)
 
     def over_prompts(fn: Callable[..., Floats], *columns: Floats) -> EstimateDict:
-        sums = sums_by_prompt(cluster, *columns)
+        sums = sums_by_prompt(clusters, *columns)
         return estimate_dict(bootstrap_statistic(sums, fn, n_resamples=n_resamples, confidence=confidence, seed=seed))
 
     loss = np.logaddexp(0.0, margin) - p * margin
-    probable = expit(np.abs(margin))
+    probability = expit(np.abs(margin))
     right = agreement_with_preference(margin, p)
-    which = _bin(probable, _BINS)
-    gaps = [weight * (which == k) * (right - probable) for k in range(_BINS)]
+    bins = _bin(probability, _BINS)
+    gaps = [weight * (bins == k) * (right - probability) for k in range(_BINS)]
     return {
         "nll": over_prompts(ratio, weight * loss, weight),
         "brier": over_prompts(ratio, weight * (expit(margin) - p) ** 2, weight),
@@ -141,9 +148,9 @@ def calibration(
     }
 
 
-def _bin(probable: Floats, n_bins: int) -> NDArray[np.int64]:
-    """Which of ``n_bins`` bins over [0.5, 1] a confidence lies in."""
-    return np.clip(((probable - 0.5) * 2.0 * n_bins).astype(np.int64), 0, n_bins - 1)
+def _bin(confidence: Floats, n_bins: int) -> NDArray[np.int64]:
+    """The number (m,) of the bin over [0.5, 1] that a confidence (m,) lies in."""
+    return np.clip(((confidence - 0.5) * 2.0 * n_bins).astype(np.int64), 0, n_bins - 1)
 
 
 def _ece_of_sums(weight: Floats, *gaps: Floats) -> Floats:
@@ -151,7 +158,7 @@ def _ece_of_sums(weight: Floats, *gaps: Floats) -> Floats:
 
 
 def _temperature_by_grid(margin: Floats, p: Floats, weight: Floats) -> tuple[Any, ...]:
-    """``fn`` and columns for :func:`bootstrap_statistic`: the temperature of least loss, NaN at the grid's ends."""
+    """``fn`` and the columns of :func:`bootstrap_statistic` for the best temperature, NaN at the ends of the grid."""
     scale = float(np.sqrt(np.mean(margin**2))) or 1.0
     log_t = np.arange(np.log(scale) - 5.0, np.log(scale) + 5.0, 0.02)
     columns = [weight * (np.logaddexp(0.0, margin / t) - p * margin / t) for t in np.exp(log_t)]
@@ -180,57 +187,81 @@ def rm_quality(
 ) -> dict[str, object]:
     """Quality of ``rewards`` (one array (K,) per prompt) on ``comparisons``, tuples (prompt, i, j, p, weight).
 
-    Returns ``accuracy`` with its interval over prompts (ties half), ``nll`` (nats), ``brier`` (squared error of the
-    predicted probability against p), ``ece`` with 10 bins and its ``reliability`` curve, the same under
-    ``after_temperature`` with the ``temperature`` fitted on these comparisons (so an optimistic bound; null if none
-    fits), ``margin_mean`` towards the preferred response, and ``accuracy_by_margin`` in fifths. With ``lengths``:
-    ``accuracy_preferred_longer`` and ``accuracy_preferred_shorter``, ``longer_preferred_rate``, and
-    ``length_spearman``, the within-prompt rank correlation of reward and length.
+    Returns ``accuracy`` with its interval over prompts (equal rewards count half), ``nll`` (nats), ``brier`` (squared
+    error of the predicted probability against p), ``ece`` with 10 bins and its ``reliability`` curve, ``margin_mean``
+    towards the preferred response, and ``accuracy_by_margin`` in fifths of the comparisons. ``temperature`` is fitted
+    on these same comparisons and null if none fits; ``after_temperature`` has the calibration that it gives, which is
+    therefore optimistic. With ``lengths`` also ``accuracy_preferred_longer`` and ``accuracy_preferred_shorter``,
+    ``longer_preferred_rate``, and ``length_spearman``, the within-prompt rank correlation of reward and length.
 
     Raises:
-        DataError: comparisons, rewards and lengths that do not fit each other.
+        DataError: comparisons, rewards and lengths that do not fit each other, or no comparisons.
     """
     prompt, i, j, p, weight = comparison_columns(comparisons, rewards)
-    result: dict[str, object] = {"n_prompts": len(np.unique(prompt)), "n_pairs": len(prompt)}
     if len(prompt) == 0:
         raise DataError("no comparisons to judge the reward model by", where="rm_quality")
-
-    def over_prompts(which: NDArray[np.bool_], numerator: Floats, denominator: Floats) -> EstimateDict:
-        if not which.any():
-            return estimate_dict(NO_ESTIMATE)
-        sums = sums_by_prompt(prompt[which], numerator[which], denominator[which])
-        return estimate_dict(
-            bootstrap_statistic(sums, ratio, n_resamples=n_resamples, confidence=confidence, seed=seed)
-        )
-
+    options: BootstrapOptions = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     margin = margins(rewards, prompt, i, j)
     right = agreement_with_preference(margin, p)
-    result["accuracy"] = estimate_dict(
-        pairwise_accuracy(comparisons, rewards, n_resamples=n_resamples, confidence=confidence, seed=seed)
-    )
-    result.update(_calibration(margin, p, weight))
-    result["temperature"] = temperature = fit_temperature(margin, p, weight)
-    result["after_temperature"] = None if temperature is None else _calibration(margin / temperature, p, weight)
+    temperature = fit_temperature(margin, p, weight)
     # a tie prefers neither response: its expected margin is 0 by construction and says nothing
-    decided = p != 0.5
-    result["margin_mean"] = over_prompts(decided, weight * (2.0 * p - 1.0) * margin, weight * np.abs(2.0 * p - 1.0))
-    cuts = np.quantile(np.abs(margin), [0.2, 0.4, 0.6, 0.8])
-    fifth = np.searchsorted(cuts, np.abs(margin), side="right")
-    result["accuracy_by_margin"] = [
-        {"margin": float(np.abs(margin[fifth == k]).mean()), **over_prompts(fifth == k, weight * right, weight)}
-        for k in range(5)
-        if np.any(fifth == k)
-    ]
+    decided, preference = p != 0.5, 2.0 * p - 1.0
+    result: dict[str, object] = {
+        "n_prompts": len(np.unique(prompt)),
+        "n_pairs": len(prompt),
+        "accuracy": estimate_dict(pairwise_accuracy(comparisons, rewards, **options)),
+        **_calibration(margin, p, weight),
+        "temperature": temperature,
+        "after_temperature": None if temperature is None else _calibration(margin / temperature, p, weight),
+        "margin_mean": _ratio_where(
+            decided, prompt, weight * preference * margin, weight * np.abs(preference), options
+        ),
+        "accuracy_by_margin": _accuracy_by_margin(prompt, np.abs(margin), right, weight, options),
+    }
     if lengths is not None:
         if [len(np.asarray(a)) for a in lengths] != [len(np.asarray(r)) for r in rewards]:
             raise DataError("lengths and rewards differ in their numbers of responses", where="rm_quality")
-        # towards the preferred response: > 0 where it is the longer one
+        # towards the preferred response: positive where it is the longer one
         longer = np.sign(margins(lengths, prompt, i, j)) * np.sign(p - 0.5)
-        unequal = decided & (longer != 0.0)
-        result["accuracy_preferred_longer"] = over_prompts(longer > 0.0, weight * right, weight)
-        result["accuracy_preferred_shorter"] = over_prompts(longer < 0.0, weight * right, weight)
-        result["longer_preferred_rate"] = over_prompts(unequal, weight * (longer > 0.0), weight)
-        result["length_spearman"] = estimate_dict(
-            within_prompt_correlation(rewards, lengths, n_resamples=n_resamples, confidence=confidence, seed=seed)
-        )
+        result |= _length_bias(prompt, longer, right, weight, options)
+        result["length_spearman"] = estimate_dict(within_prompt_correlation(rewards, lengths, **options))
     return result
+
+
+def _ratio_where(
+    rows: NDArray[np.bool_],
+    prompt: NDArray[np.int64],
+    numerator: Floats,
+    denominator: Floats,
+    options: BootstrapOptions,
+) -> EstimateDict:
+    """Sum of the numerator / sum of the denominator over ``rows``, with an interval over prompts."""
+    if not rows.any():
+        return estimate_dict(NO_ESTIMATE)
+    sums = sums_by_prompt(prompt[rows], numerator[rows], denominator[rows])
+    return estimate_dict(bootstrap_statistic(sums, ratio, **options))
+
+
+def _accuracy_by_margin(
+    prompt: NDArray[np.int64], size: Floats, right: Floats, weight: Floats, options: BootstrapOptions
+) -> list[EstimateDict]:
+    """Accuracy in fifths of the comparisons by the size (m,) of their margin, each with its mean size."""
+    cuts = np.quantile(size, [0.2, 0.4, 0.6, 0.8])
+    fifth = np.searchsorted(cuts, size, side="right")
+    return [
+        {"margin": float(size[fifth == k].mean()), **_ratio_where(fifth == k, prompt, weight * right, weight, options)}
+        for k in range(5)
+        if np.any(fifth == k)
+    ]
+
+
+def _length_bias(
+    prompt: NDArray[np.int64], longer: Floats, right: Floats, weight: Floats, options: BootstrapOptions
+) -> dict[str, EstimateDict]:
+    """Accuracy by length. ``longer`` (m,) is 1 where the preferred response is longer, -1 where the other one is."""
+    right_weight = weight * right
+    return {
+        "accuracy_preferred_longer": _ratio_where(longer > 0.0, prompt, right_weight, weight, options),
+        "accuracy_preferred_shorter": _ratio_where(longer < 0.0, prompt, right_weight, weight, options),
+        "longer_preferred_rate": _ratio_where(longer != 0.0, prompt, weight * (longer > 0.0), weight, options),
+    }

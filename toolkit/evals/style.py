@@ -1,9 +1,9 @@
 """Style-controlled win rates: what the win rate would be if both responses were written in the same style.
 
-A judge, or a person, may like long answers, lists, headings and bold type for themselves. As in Chatbot Arena's style
+A judge or a person may like long answers, lists, headings and bold type for their own sake. As in Chatbot Arena's style
 control (Li, Angelopoulos and Chiang 2024, "Does style matter?"), each of the four is a feature of the comparison,
-(policy - baseline) / (policy + baseline), beside the policy itself in a logistic regression of the preference; the win
-rate is read off where no feature differs. Intervals resample prompts and refit.
+(policy - baseline) / (policy + baseline). A logistic regression explains the preference by these features and by the
+policy itself, and the win rate is its value where no feature differs. Intervals resample prompts and refit.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from toolkit.evals.logistic import fit_l2_logistic
 from toolkit.evals.winrate import checked_preferences
 
 FEATURES = ("length", "lists", "headers", "bold")
-_C = 10.0  # of the ridge; weak: it keeps a policy that wins everything finite
+_C = 10.0  # inverse strength of the ridge, which is weak: it keeps a policy that wins everything finite
 _TOLERANCE = 1e-8
 _DRAWS_AT_ONCE = 64
-_LEAST_ROWS = 25  # five for each coefficient
+_MIN_ROWS = 25  # five for each coefficient
 _CODE = re.compile(r"```.*?(```|\Z)", re.DOTALL)
 _LIST = re.compile(r"^[ \t]*(?:[-*+]|\d+[.)])[ \t]+\S", re.MULTILINE)
 _HEADER = re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE)
@@ -33,7 +33,7 @@ _BOLD = re.compile(r"\*\*[^*\n]+\*\*|(?<!\w)__[^_\n]+__(?!\w)")
 
 @dataclass(frozen=True)
 class Style:
-    """What a response looks like: characters, and how many list items, headings and bold passages of Markdown."""
+    """What a response looks like: its characters, and its list items, headings and bold passages in Markdown."""
 
     length: int
     lists: int
@@ -42,7 +42,7 @@ class Style:
 
 
 def style_of(text: str) -> Style:
-    r"""Count them; what stands in a block of code is no Markdown.
+    r"""The style of a text. A block of code has a length and no Markdown.
 
     >>> style_of("# Two\n- **a**\n- b")
     Style(length=17, lists=2, headers=1, bold=1)
@@ -53,10 +53,10 @@ def style_of(text: str) -> Style:
 
 @dataclass(frozen=True)
 class StyleControlled:
-    """A style-controlled win rate as a fraction of one; ``effects``: the log odds that a feature adds where
-    only the policy's response has it.
+    """A style-controlled win rate, as a fraction of one.
 
-    All None for fewer than 25 rows. A feature that never differs has effect 0.
+    ``effects`` are the log odds that a feature adds where only the policy's response has it. A feature that never
+    differs has effect 0. All fields are None for fewer than 25 rows.
     """
 
     win_rate: float | None
@@ -75,12 +75,14 @@ def style_controlled_win_rate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> StyleControlled:
-    """From one row per prompt: preference (n,), NaN where not judged, and both responses' counts (n, 4), NaN where not
-    known, in the order of ``FEATURES``. Rows with a NaN are left out.
+    """Style-controlled win rate of one policy from one row per prompt.
 
-    ``logit p = a . x + c`` with x the four feature differences, each in [-1, 1], under a weak ridge; the win rate is
-    sigmoid(c). The interval is the percentile interval of refits on resampled prompts. It is wide, as it should be,
-    where one side uses a feature always and the other never: the data then cannot tell policy and style apart.
+    ``preferences`` (n,) are NaN where there is no judgement. ``policy`` and ``baseline`` (n, 4) are the counts of both
+    responses in the order of ``FEATURES``, NaN where they are not known. Rows with a NaN are left out.
+
+    The regression is ``logit p = a . x + c`` under a weak ridge, where x are the four feature differences, each in
+    [-1, 1]. The win rate is sigmoid(c), and the interval the percentile interval of refits on resampled prompts. It is
+    wide where one side always uses a feature and the other never does: such data cannot tell policy and style apart.
 
     Raises:
         DataError: arrays of other shapes.
@@ -95,10 +97,10 @@ def style_controlled_win_rate(
         )
     x_NK = np.zeros_like(a_NK)
     np.divide(a_NK - b_NK, a_NK + b_NK, out=x_NK, where=a_NK + b_NK != 0.0)
-    kept = np.isfinite(p_N) & np.isfinite(x_NK).all(axis=1)
-    p_N, x_NK = p_N[kept], x_NK[kept]
+    usable = np.isfinite(p_N) & np.isfinite(x_NK).all(axis=1)
+    p_N, x_NK = p_N[usable], x_NK[usable]
     n = len(p_N)
-    if n < _LEAST_ROWS:
+    if n < _MIN_ROWS:
         return StyleControlled(None, None, None, n)
     x_NK = np.column_stack([x_NK, np.ones(n)])
     beta_K = fit_l2_logistic(x_NK, p_N, np.ones((1, n)), _C, _TOLERANCE)[0]

@@ -1,4 +1,4 @@
-"""What the tables of an evaluation say, each number with its interval: the statistical part of ``results.json``."""
+"""The statistics of an evaluation, each number with its interval: ``results.json`` without the recipe and the cost."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from toolkit.evals.agreement import LOG_Z_WARNING, Comparison, compare_on_samples, compare_rewards
-from toolkit.evals.hacking import corpus_drift, drift, text_features
-from toolkit.evals.intervals import bootstrap_mean
+from toolkit.evals.hacking import FEATURE_NAMES, DriftRow, corpus_drift, drift, text_features
+from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, bootstrap_mean
 from toolkit.evals.overoptimization import best_of_n_kl, overoptimization
 from toolkit.evals.rm_quality import rm_quality
 from toolkit.evals.winrate import average_within_prompt
 
 Row = Mapping[str, Any]
+"""A row of one of the evaluation's tables, by column."""
 SCHEMA_VERSION = 1
-# Judges that an arm was trained on (or is) cannot decide between the arms.
+# A judge that an arm was trained on cannot decide between the arms.
 TRAINED_ON = {
     "rm": "the reward model that PPO was trained against",
     "implicit": "the implicit reward of DPO's own policy",
@@ -31,50 +32,41 @@ def summarise(
     comparisons: Sequence[Comparison],
     *,
     best_of_n: int,
-    n_resamples: int,
-    confidence: float,
-    seed: int,
+    options: BootstrapOptions,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """``results.json`` without ``recipe`` and ``cost``.
 
-    ``samples`` and ``rewards`` are rows of ``samples.parquet`` and ``rewards.parquet``, ``win_rates`` the contract's,
-    ``comparisons`` the held-out ones as (prompt, i, j, p, weight) over the prompts of ``rewards`` in their order.
+    ``samples``, ``rewards`` and ``win_rates`` are the rows of these tables. ``comparisons`` are the held-out ones as
+    (prompt, i, j, p, weight), over the prompts of ``rewards`` in their order. ``warnings`` come before those that the
+    statistics add.
     """
-    options: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
-    notes = list(warnings)
-    policies = [policy_row(name, rows, best_of_n, options) for name, rows in grouped(samples, "policy").items()]
-    frontier = frontier_rows(policies, win_rates)
+    by_policy = grouped(samples, "policy")
+    policies = [policy_row(name, rows, best_of_n, options) for name, rows in by_policy.items()]
     explicit, implicit, lengths, prompt_ids = _by_prompt(rewards)
-    against = compare_rewards(prompt_ids, comparisons, explicit, implicit, **options)
-    quality = {
-        "explicit": rm_quality(comparisons, explicit, lengths=lengths, **options),
-        "implicit": rm_quality(comparisons, implicit, lengths=lengths, **options),
-    }
     hacking = {
-        name: hacking_rows(rows, grouped(samples, "policy")["sft"], options)
-        for name, rows in grouped(samples, "policy").items()
+        name: hacking_rows(rows, by_policy["sft"], options)
+        for name, rows in by_policy.items()
         if rows[0]["kind"] in ("final", "best_of_n")
     }
-    for name, found in hacking.items():
-        flagged = [row["feature"] for row in found if row["flagged"]]
-        if flagged:
-            notes.append(f"{name} drifts from sft in {', '.join(flagged)}")
     return {
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict(win_rates),
         "policies": policies,
         "win_rates": [dict(row) for row in win_rates],
         "implicit_vs_explicit": {
-            "held_out": against,
+            "held_out": compare_rewards(prompt_ids, comparisons, explicit, implicit, **options),
             "on_samples": _on_samples(samples, options),
             "warning": LOG_Z_WARNING,
         },
-        "frontier": frontier,
+        "frontier": frontier_rows(policies, win_rates),
         "overoptimization": overoptimization_by_arm(policies),
         "hacking": hacking,
-        "rm_quality": quality,
-        "warnings": notes,
+        "rm_quality": {
+            "explicit": rm_quality(comparisons, explicit, lengths=lengths, **options),
+            "implicit": rm_quality(comparisons, implicit, lengths=lengths, **options),
+        },
+        "warnings": [*warnings, *drift_warnings(hacking)],
     }
 
 
@@ -86,27 +78,20 @@ def grouped(rows: Sequence[Row], column: str) -> dict[str, list[Row]]:
     return out
 
 
-def mean_of(rows: Sequence[Row], column: str, options: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """Mean over prompts (a prompt's samples averaged first) with its interval; nulls where the column is."""
+def mean_of(rows: Sequence[Row], column: str, options: BootstrapOptions) -> dict[str, float | int | None]:
+    """Mean over prompts of a column, the samples of a prompt averaged first. All None where the column has a None."""
     if any(row[column] is None for row in rows):
-        return {"value": None, "standard_error": None, "ci_low": None, "ci_high": None, "n": 0}
+        return NO_ESTIMATE.as_dict()
     _, means = average_within_prompt([row["prompt_id"] for row in rows], [float(row[column]) for row in rows])
-    estimate = bootstrap_mean(means, **options)
-    return {
-        "value": estimate.value,
-        "standard_error": estimate.standard_error,
-        "ci_low": estimate.ci_low,
-        "ci_high": estimate.ci_high,
-        "n": estimate.n,
-    }
+    return bootstrap_mean(means, **options).as_dict()
 
 
-def policy_row(name: str, rows: Sequence[Row], best_of_n: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """One policy: rewards, KL to SFT (nats per response), length, end-of-text rate."""
+def policy_row(name: str, rows: Sequence[Row], best_of_n: int, options: BootstrapOptions) -> dict[str, Any]:
+    """One policy: rewards, KL to SFT (nats per response), length, and the share that ends by itself."""
     first = rows[0]
     kl = mean_of(rows, "kl_nats", options)
     if first["kind"] == "best_of_n":
-        # Selection changes the distribution, not the log-probabilities: the known bound takes the estimate's place.
+        # Selection changes the distribution but not the log-probabilities: the known bound replaces the estimate.
         kl = {"value": best_of_n_kl(best_of_n), "standard_error": None, "ci_low": None, "ci_high": None, "n": kl["n"]}
     elif first["kind"] == "sft":
         kl = {"value": 0.0, "standard_error": 0.0, "ci_low": 0.0, "ci_high": 0.0, "n": kl["n"]}
@@ -131,7 +116,7 @@ def policy_row(name: str, rows: Sequence[Row], best_of_n: int, options: Mapping[
 
 
 def frontier_rows(policies: Sequence[Row], win_rates: Sequence[Row]) -> list[dict[str, Any]]:
-    """Reward and win rate against KL: SFT, both arms with their checkpoints, and best-of-n."""
+    """Rewards and win rates against KL: SFT, both arms with their checkpoints, and best-of-n."""
     over_sft = {(row["policy"], row["judge"]): row for row in win_rates if row["baseline"] == "sft"}
     out = []
     for row in policies:
@@ -161,7 +146,7 @@ def frontier_rows(policies: Sequence[Row], win_rates: Sequence[Row]) -> list[dic
 
 
 def overoptimization_by_arm(policies: Sequence[Row]) -> dict[str, Any]:
-    """Proxy, implicit and gold reward above SFT's by checkpoint against sqrt(KL), with Gao et al.'s fit of each arm."""
+    """The rewards above those of SFT by checkpoint against sqrt(KL), with the fit of Gao et al. for each arm."""
     start = next(row for row in policies if row["kind"] == "sft")
     out: dict[str, Any] = {}
     for arm in ("rm_ppo", "dpo"):
@@ -188,8 +173,8 @@ def overoptimization_by_arm(policies: Sequence[Row]) -> dict[str, Any]:
     return out
 
 
-def hacking_rows(rows: Sequence[Row], sft: Sequence[Row], options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Drift of a policy's texts against SFT's on the same prompts."""
+def hacking_rows(rows: Sequence[Row], sft: Sequence[Row], options: BootstrapOptions) -> list[DriftRow]:
+    """Drift of a policy's texts from those of SFT on the same prompts."""
     index = {prompt: k for k, prompt in enumerate(dict.fromkeys(row["prompt_id"] for row in sft))}
 
     def features(of: Sequence[Row]) -> dict[str, Any]:
@@ -197,12 +182,22 @@ def hacking_rows(rows: Sequence[Row], sft: Sequence[Row], options: Mapping[str, 
         eos = [0.0 if row["truncated"] else 1.0 for row in of]
         return {**text_features(texts, eos=eos), "n_tokens": np.array([float(row["n_tokens"]) for row in of])}
 
-    here, there = [index[row["prompt_id"]] for row in rows], [index[row["prompt_id"]] for row in sft]
-    found = drift(features(rows), features(sft), here, prompt_index_sft=there, **options)
-    if here == there:
+    prompts, prompts_sft = [index[row["prompt_id"]] for row in rows], [index[row["prompt_id"]] for row in sft]
+    changes = drift(features(rows), features(sft), prompts, prompt_index_sft=prompts_sft, **options)
+    if prompts == prompts_sft:
         texts = ([row["response"] for row in rows], [row["response"] for row in sft])
-        found += corpus_drift(*texts, here, confidence=options["confidence"], seed=options["seed"])
-    return [dict(row) for row in found]
+        changes += corpus_drift(*texts, prompts, confidence=options["confidence"], seed=options["seed"])
+    return changes
+
+
+def drift_warnings(hacking: Mapping[str, Sequence[DriftRow]]) -> list[str]:
+    """One sentence for each policy whose texts changed."""
+    flagged = {policy: [row["feature"] for row in rows if row["flagged"]] for policy, rows in hacking.items()}
+    return [
+        f"the responses of {policy} differ from those of sft: {', '.join(FEATURE_NAMES.get(f, f) for f in features)}"
+        for policy, features in flagged.items()
+        if features
+    ]
 
 
 def _by_prompt(rewards: Sequence[Row]) -> tuple[list[Any], list[Any], list[Any], list[str]]:
@@ -214,19 +209,18 @@ def _by_prompt(rewards: Sequence[Row]) -> tuple[list[Any], list[Any], list[Any],
     return columns[0], columns[1], columns[2], list(by_prompt)
 
 
-def _on_samples(samples: Sequence[Row], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Explicit against implicit on what the policies wrote, all pairs of samples of a prompt; against gold where
-    known."""
-    sources = {
+def _on_samples(samples: Sequence[Row], options: BootstrapOptions) -> dict[str, Any]:
+    """Explicit against implicit reward on all pairs of samples of a prompt, and both against gold where it is known."""
+    arms_of = {
         "sft and base": ("base", "sft"),
         "PPO": ("rm_ppo",),
         "DPO": ("dpo",),
         "both arms": ("rm_ppo", "dpo"),
         "all": ("base", "sft", "rm_ppo", "dpo"),
     }
-    drawn = [row for row in samples if row["kind"] != "best_of_n"]  # those are picked, and drawn before
+    drawn = [row for row in samples if row["kind"] != "best_of_n"]  # best-of-n is a selection of other samples
     out: dict[str, Any] = {}
-    for label, arms in sources.items():
+    for label, arms in arms_of.items():
         by_prompt = grouped([row for row in drawn if row["arm"] in arms], "prompt_id")
         usable = {prompt: rows for prompt, rows in by_prompt.items() if len(rows) > 1}
         if not usable:
@@ -242,7 +236,7 @@ def _on_samples(samples: Sequence[Row], options: Mapping[str, Any]) -> dict[str,
 
 
 def verdict(win_rates: Sequence[Row]) -> dict[str, Any]:
-    """One sentence on PPO against DPO: undecided where the interval holds one half, or where nobody neutral judged."""
+    """Which arm is better, in one sentence. Undecided without a neutral judge, or if the interval contains one half."""
     rows = [row for row in win_rates if (row["policy"], row["baseline"]) == ("rm_ppo", "dpo")]
     neutral = [row for row in rows if row["judge"] not in TRAINED_ON]
     if not rows:
@@ -253,22 +247,19 @@ def verdict(win_rates: Sequence[Row]) -> dict[str, Any]:
     }
     if row["win_rate"] is None:
         return {**facts, "winner": "undecided", "sentence": f"Undecided: judge {row['judge']} judged no prompt."}
-    behind = f"{_interval(row)}, {row['n_judged']} prompts, judge {row['judge']}"
-    share = f"RM + PPO wins {row['win_rate']:.1%} against DPO ({behind})"
+    basis = f"{_interval(row)}, {row['n_judged']} prompts, judge {row['judge']}"
+    share = f"RM + PPO wins {row['win_rate']:.1%} against DPO ({basis})"
     if not neutral:
         signals = "; ".join(
             f"judge {r['judge']} is {TRAINED_ON[r['judge']]} and says {r['win_rate']:.1%}" for r in rows
         )
-        return {
-            **facts,
-            "winner": "undecided",
-            "sentence": f"Undecided: no independent judge looked at the two arms ({signals}). "
-            "Name one in evaluate.judges.",
-        }
+        sentence = f"Undecided: no independent judge compared the two arms ({signals}). Name one in evaluate.judges."
+        return {**facts, "winner": "undecided", "sentence": sentence}
     if row["ci_low"] is None or row["ci_low"] <= 0.5 <= row["ci_high"]:
         needed = row["prompts_needed"]
         more = f" To settle an effect of this size takes about {needed:,} prompts." if needed else ""
-        return {**facts, "winner": "undecided", "sentence": f"Undecided: {share}; the interval holds one half.{more}"}
+        sentence = f"Undecided: {share}; the interval contains one half.{more}"
+        return {**facts, "winner": "undecided", "sentence": sentence}
     winner, name = ("rm_ppo", "RM + PPO") if row["win_rate"] > 0.5 else ("dpo", "DPO")
     return {**facts, "winner": winner, "sentence": f"{name} is better on this data: {share}."}
 

@@ -1,7 +1,7 @@
 """Win rates between policies: the statistics of paired preferences, with the prompt as the unit.
 
 A preference is a number in [0, 1] per prompt: 1 where the policy's response is preferred, 0 where the baseline's is,
-0.5 for a tie, NaN where no judgement exists. A prompt that was judged several times (orders, judges, samples) counts
+0.5 for a tie, NaN where there is no judgement. A prompt that was judged several times (orders, judges, samples) counts
 once, by its mean. Rates are fractions of one.
 """
 
@@ -26,15 +26,17 @@ _EXACT_MAX_STEPS = 20_000  # beyond this the convolution is slower than random f
 
 @dataclass(frozen=True)
 class WinRate:
-    """One row of ``win_rates``. None where a field does not apply.
+    """One row of ``win_rates``. A field is None where it does not apply.
 
-    ``win + tie + loss = 1`` over the judged prompts; ``win_rate`` is the mean preference, so a tie counts half.
-    ``standard_error`` is sd(ddof 1)/sqrt n, ``ci_*`` the BCa bootstrap over prompts, ``p_value`` the paired permutation
-    test of "no difference", ``holm_p`` the same corrected for the number of rows reported together, ``lc_*`` the
-    length-controlled and ``sc_*`` the style-controlled win rate, ``slice`` the part of the prompts that the row is over
-    (None: all). ``position_consistency`` is the share of prompts, judged in both orders, whose verdict
-    (win, tie, loss) did not change with the order; ``first_slot_rate`` the mean preference for the response shown first
-    (0.5: no position bias). ``prompts_needed`` is how many prompts the observed effect needs for 80% power at 0.05.
+    - ``win + tie + loss = 1`` over the judged prompts; ``win_rate`` is the mean preference, so a tie counts half.
+    - ``standard_error`` is sd(ddof 1)/sqrt n, and ``ci_*`` the BCa bootstrap interval over prompts.
+    - ``p_value`` belongs to the paired permutation test of "no difference"; ``holm_p`` is corrected for the number of
+      rows that are reported together.
+    - ``lc_*`` is the length-controlled and ``sc_*`` the style-controlled win rate.
+    - ``slice`` names the prompts that the row is over; None means all of them.
+    - ``position_consistency`` is the share of prompts, judged in both orders, with the same verdict (win, tie, loss) in
+      both. ``first_slot_rate`` is the mean preference for the response shown first: 0.5 without position bias.
+    - ``prompts_needed`` is the number of prompts that the observed effect needs for 80% power at the 0.05 level.
     """
 
     policy: str
@@ -71,7 +73,7 @@ class WinRate:
 
 
 def checked_preferences(preferences: ArrayLike) -> Floats:
-    """Preferences (n,) as fp64, NaN allowed. Raises DataError outside [0, 1]."""
+    """Preferences (n,) as fp64, NaN allowed. Raises DataError for one outside [0, 1]."""
     values = np.asarray(preferences, dtype=np.float64)
     if values.ndim != 1:
         raise DataError("preferences must be one number per prompt", where=f"shape {values.shape}")
@@ -88,9 +90,9 @@ def checked_preferences(preferences: ArrayLike) -> Floats:
 def average_within_prompt(
     prompt_ids: Sequence[object] | NDArray[np.generic], values: ArrayLike
 ) -> tuple[NDArray[np.generic], Floats]:
-    """Mean of the values (m,) of each prompt, NaN ignored: (ids (n,) in order of first appearance, means (n,)).
+    """Mean of the values (m,) of each prompt, NaN ignored.
 
-    A prompt without any value keeps its place, as NaN.
+    Returns the ids (n,) in order of first appearance and the means (n,). A prompt without any value has the mean NaN.
     """
     ids = np.asarray(prompt_ids)
     values_M = np.asarray(values, dtype=np.float64)
@@ -107,7 +109,7 @@ def average_within_prompt(
 
 
 def sign_test(preferences: ArrayLike) -> float | None:
-    """Two-sided exact sign test: wins against losses, ties left out. None without a judged prompt."""
+    """p-value of the two-sided exact sign test: wins against losses, ties left out. None without a judged prompt."""
     values = checked_preferences(preferences)
     if not np.any(~np.isnan(values)):
         return None
@@ -116,11 +118,11 @@ def sign_test(preferences: ArrayLike) -> float | None:
 
 
 def permutation_test(preferences: ArrayLike, *, seed: int = 0, n_flips: int = _MC_FLIPS) -> float | None:
-    """Two-sided paired permutation test: under "no difference" each prompt's p - 1/2 may flip its sign.
+    """p-value of the two-sided paired permutation test: under "no difference" each p - 1/2 may flip its sign.
 
-    Exact (the whole distribution, by convolution) where the preferences lie on a lattice of 1/24, as wins, ties, losses
-    and their means over a few orders or judges do; otherwise by ``n_flips`` random assignments with the observed one
-    counted, so that it never claims p = 0. None without a judged prompt.
+    The test is exact (the whole distribution, by convolution) where the preferences are multiples of 1/24, as wins,
+    ties, losses and their means over a few orders or judges are. Otherwise it draws ``n_flips`` random assignments and
+    counts the observed one too, so that it never claims p = 0. None without a judged prompt.
     """
     values = checked_preferences(preferences)
     deviations = values[~np.isnan(values)] - 0.5
@@ -146,11 +148,11 @@ def permutation_test(preferences: ArrayLike, *, seed: int = 0, n_flips: int = _M
 
 
 def _exact_flip_p(steps: NDArray[np.int64], observed: int) -> float:
-    """P(|sum of +-steps| >= observed) exactly. With all steps equal this is the binomial sign test."""
+    """The exact P(|sum of +-steps| >= observed). With all steps equal this is the binomial sign test."""
     sizes, counts = np.unique(steps, return_counts=True)
     distribution = np.ones(1)
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-        # sum of `count` signs times `size`: binomial masses, 2*size apart; held from -total to +total in steps of one
+        # the sum of `count` signs times `size` has binomial masses 2*size apart; zeros fill the steps between them
         spaced = np.zeros(2 * size * count + 1)
         spaced[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
         distribution = np.convolve(distribution, spaced)
@@ -160,7 +162,7 @@ def _exact_flip_p(steps: NDArray[np.int64], observed: int) -> float:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction (1979). None stays None and does not count as a comparison."""
+    """p-values after Holm's step-down correction (1979). None stays None and does not count as a comparison."""
     known = [i for i, p in enumerate(p_values) if p is not None]
     ordered = sorted(known, key=lambda i: p_values[i] or 0.0)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -174,10 +176,16 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def power_prompts(win_rate: float, *, tie_share: float = 0.0, power: float = 0.8, alpha: float = 0.05) -> int | None:
     """Prompts that a two-sided test of ``win_rate`` against 1/2 needs: 194 for .60, 783 for .55, 4,903 for .52.
 
-    Normal approximation with the variances of each hypothesis, rounded to the nearest prompt. Without ties or graded
-    preferences the exact tests reject on whole wins only and have less power (76.4% at 194 prompts and .60).
-    ``tie_share`` is the share of prompts that tie: they lower the variance for a given win rate. None at exactly 1/2,
-    which no number of prompts tells apart. Raises DataError outside the possible ranges.
+    It is the normal approximation with the variance of each hypothesis, rounded to the nearest prompt. Without ties or
+    graded preferences the exact tests reject on whole wins only, and have less power (76.4% at 194 prompts and .60).
+    ``tie_share`` is the share of prompts that tie, which lowers the variance at the same win rate. None at exactly 1/2:
+    no number of prompts can tell it apart.
+
+    Raises:
+        DataError: values outside their ranges.
+
+    >>> power_prompts(0.6)
+    194
     """
     if not 0.0 < power < 1.0 or not 0.0 < alpha < 1.0:
         raise DataError(f"power {power}, alpha {alpha}: both must lie inside (0, 1)", where="power_prompts")
@@ -210,10 +218,14 @@ def win_rate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> WinRate:
-    """Win rate of ``policy`` over ``baseline`` from one preference per prompt (n,); NaN = not judged.
+    """Win rate of ``policy`` over ``baseline`` from one preference per prompt (n,), NaN where it was not judged.
 
-    ``n_failed`` counts judgements that failed (several per prompt are possible); a NaN without one counts as one.
-    With no spread at all the interval is the exact binomial one for values in [0, 1].
+    ``n_failed`` counts judgements that failed; a prompt may have several. Each NaN counts as at least one. Where all
+    preferences are equal, the interval is the exact binomial one for values in [0, 1].
+
+    >>> row = win_rate([1.0, 1.0, 0.5, 0.0], policy="dpo", baseline="sft", judge="gold")
+    >>> row.win_rate, row.tie, row.n_judged
+    (0.625, 0.25, 4)
 
     Raises:
         DataError: a preference outside [0, 1].
@@ -249,11 +261,11 @@ def win_rate(
 
 @dataclass(frozen=True)
 class BradleyTerry:
-    """Strengths of K policies: P(i beats j) = sigmoid(log_strength[i] - log_strength[j]); their mean is 0.
+    """Strengths of K policies: P(i beats j) = sigmoid(log_strength[i] - log_strength[j]). Their mean is 0.
 
-    None where the maximum-likelihood strength is infinite (a policy, or a group, that never lost or never won against
-    the others) or where more than (1-confidence)/2 of the resamples say so. ``win_rate`` is the fitted mean probability
-    of beating the other policies.
+    All are None where a policy, or a group of policies, never lost or never won against the others: the maximum
+    likelihood is infinite then. The intervals are None where this holds in more than (1-confidence)/2 of the resamples.
+    ``win_rate`` is the fitted mean probability of beating the other policies.
     """
 
     policies: tuple[str, ...]
@@ -277,7 +289,7 @@ def bradley_terry(
     """Bradley-Terry maximum likelihood over any number of policies, with percentile intervals from resampled prompts.
 
     Row m says that on ``prompt_ids[m]`` ``policy[m]`` was preferred to ``baseline[m]`` with ``preferences[m]`` in
-    [0, 1]; a tie is half a win for each; NaN rows are left out.
+    [0, 1]. A tie is half a win for each. NaN rows are left out.
 
     Raises:
         DataError: rows of different lengths, no judged row, or a policy compared with itself.
@@ -286,29 +298,29 @@ def bradley_terry(
     values = checked_preferences(preferences)
     if not len(values) == len(policy) == len(baseline) == len(prompt_ids):
         raise DataError("every comparison needs a prompt, a policy and a baseline", where="bradley_terry")
-    kept = ~np.isnan(values)
-    if not kept.any():
+    judged = ~np.isnan(values)
+    if not judged.any():
         raise DataError("no judged comparison", where="bradley_terry")
     names = sorted(set(policy) | set(baseline))
     number = {name: k for k, name in enumerate(names)}
-    i = np.array([number[name] for name in policy])[kept]
-    j = np.array([number[name] for name in baseline])[kept]
+    i = np.array([number[name] for name in policy])[judged]
+    j = np.array([number[name] for name in baseline])[judged]
     if np.any(i == j):
         raise DataError(f"{names[i[i == j][0]]!r} is compared with itself", where="bradley_terry")
-    _, prompt = np.unique(np.asarray(prompt_ids)[kept], return_inverse=True)
+    _, prompt = np.unique(np.asarray(prompt_ids)[judged], return_inverse=True)
     n, k = int(prompt.max()) + 1, len(names)
     wins_NKK = np.zeros((n, k, k))
-    np.add.at(wins_NKK, (prompt, i, j), values[kept])
-    np.add.at(wins_NKK, (prompt, j, i), 1.0 - values[kept])
+    np.add.at(wins_NKK, (prompt, i, j), values[judged])
+    np.add.at(wins_NKK, (prompt, j, i), 1.0 - values[judged])
 
     point = _bradley_terry_mle(wins_NKK.sum(axis=0)[None])[0]
-    nothing = (None,) * k
+    none = (None,) * k
     if np.isnan(point).any():
-        return BradleyTerry(tuple(names), nothing, nothing, nothing, nothing, n)
+        return BradleyTerry(tuple(names), none, none, none, none, n)
     chunks = resample_counts(n, n_resamples, seed)
     draws_BK = np.concatenate([_bradley_terry_mle((c @ wins_NKK.reshape(n, -1)).reshape(-1, k, k)) for c in chunks])
     finite = ~np.isnan(draws_BK).any(axis=1)
-    low = high = nothing
+    low = high = none
     alpha = (1.0 - confidence) / 2.0
     if np.mean(~finite) <= alpha:
         edges = np.quantile(draws_BK[finite], [alpha, 1.0 - alpha], axis=0)
@@ -319,9 +331,10 @@ def bradley_terry(
 
 
 def _bradley_terry_mle(wins_BKK: Floats) -> Floats:
-    """Log strengths (B, K) with mean 0 by Newton's method; NaN rows where no finite maximum exists.
+    """Log strengths (B, K) with mean 0 by Newton's method. Rows without a finite maximum are NaN.
 
-    It exists when every policy is reachable from every other along "won at least partly against" (Ford 1957).
+    The maximum is finite where every policy is reachable from every other along "won at least partly against" (Ford
+    1957).
     """
     size = wins_BKK.shape[1]
     theta_BK = np.zeros(wins_BKK.shape[:2])

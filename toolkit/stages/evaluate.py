@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import generate
 from toolkit.evals import summary
+from toolkit.evals.intervals import BootstrapOptions
 from toolkit.files import read_json, write_json, write_table
 from toolkit.judging import llm, records, scorers, win_rates
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
@@ -127,7 +128,11 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     write_table([asdict(judgement) for judgement in judgements], out / "judgements.parquet")
     write_json(out / "data_report.json", read_json(inputs["data"] / "report.json"))
     comparisons = [(p, pair.i, pair.j, pair.p, pair.weight) for p, row in enumerate(rows) for pair in splits.pairs(row)]
-    options = {"n_resamples": section.bootstrap, "confidence": section.confidence, "seed": settings.seed}
+    options: BootstrapOptions = {
+        "n_resamples": section.bootstrap,
+        "confidence": section.confidence,
+        "seed": settings.seed,
+    }
     judged = win_rates.report(judgements, length_control=True, style_control=True, where_recorded=True, **options)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
     result = summary.summarise(
@@ -136,8 +141,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         judged["win_rates"],
         comparisons,
         best_of_n=section.best_of_n,
+        options=options,
         warnings=warnings,
-        **options,
     )
     result["judge_usage"] = [asdict(part) for part in usage]  # the pipeline adds it to the cost
     write_json(out / "results.json", result)
