@@ -17,7 +17,8 @@ import time
 from datetime import date
 from pathlib import Path
 
-from toolkit.judging.win_rates import winrate_report
+from toolkit.evals.length_control import load_length_table
+from toolkit.judging.win_rates import Controls, winrate_report
 
 
 def main() -> None:
@@ -36,7 +37,8 @@ def main() -> None:
             name = source.stem if k < len(sources) else f"{source.stem} ({k // len(sources) + 1})"
             files.append(Path(shutil.copy(source, Path(folder) / f"{name}.json")))
         wall, cpu = time.perf_counter(), time.process_time()
-        found = winrate_report(files, lc_table=data, n_resamples=options.draws, ranking=options.ranking)
+        controls = Controls(length=True, table=load_length_table(data))
+        found = winrate_report(files, controls=controls, n_resamples=options.draws, ranking=options.ranking)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     assert len(found["win_rates"]) == options.models
     assert all(row["lc_ci_low"] is not None and row["ci_low"] is not None for row in found["win_rates"])

@@ -16,8 +16,9 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from toolkit.evals.agreement import cohen_kappa, krippendorff_alpha
+from toolkit.evals.length_control import load_length_table
 from toolkit.judging.records import read_judgements
-from toolkit.judging.win_rates import winrate_report
+from toolkit.judging.win_rates import Controls, winrate_report
 
 ROOT = os.environ.get("DUEL_REAL_DATA")
 pytestmark = [
@@ -61,7 +62,7 @@ def leaderboard() -> dict[str, dict[str, str]]:
 @pytest.fixture(scope="module")
 def report() -> dict[str, dict[str, float]]:
     files = sorted((ALPACA / "annotations").glob("*.json"))
-    rows = win_rates_of(files, lc_table=ALPACA, n_resamples=300)
+    rows = win_rates_of(files, controls=Controls(length=True, table=load_length_table(ALPACA)), n_resamples=300)
     return {str(row["policy"]): row for row in rows}  # type: ignore[misc]
 
 
@@ -85,7 +86,7 @@ def test_alpaca_eval_leaderboard(
 @pytest.mark.parametrize("model", ["alpaca-7b", "vicuna-7b-v1.5"])
 def test_full_annotations_equal_the_reduced_ones(model: str, report: dict[str, dict[str, float]]) -> None:
     file = ALPACA / "full" / f"{model}.json.gz"
-    (row,) = win_rates_of([file], lc_table=ALPACA, n_resamples=300)
+    (row,) = win_rates_of([file], controls=Controls(length=True, table=load_length_table(ALPACA)), n_resamples=300)
     assert row["judge"] == "weighted_alpaca_eval_gpt4_turbo" and row["policy"] == model
     for name in (
         "win_rate",

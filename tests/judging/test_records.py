@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pyarrow.parquet
 import pytest
 
 from toolkit.errors import DataError
+from toolkit.evals.length_control import load_length_table
 from toolkit.judging.records import read_judgements
-from toolkit.judging.win_rates import winrate_report
+from toolkit.judging.win_rates import Controls, winrate_report
 
 BASE = {"policy": "ppo", "baseline": "sft", "judge": "gold"}
 
@@ -120,13 +122,13 @@ def test_length_control_without_a_table_and_without_lengths(tmp_path: Path) -> N
             for k in range(60)]  # fmt: skip
     path = jsonl(tmp_path / "j.jsonl", rows)
     (plain,) = win_rates_of([path], n_resamples=50)
-    (controlled,) = win_rates_of([path], length_control=True, n_resamples=50)
+    (controlled,) = win_rates_of([path], controls=Controls(length=True), n_resamples=50)
     assert plain["lc_win_rate"] is None
     assert controlled["lc_ci_low"] < controlled["lc_win_rate"] < controlled["lc_ci_high"]  # type: ignore[operator]
     assert {k: v for k, v in plain.items() if not k.startswith("lc_")}.items() <= controlled.items()
     bare = jsonl(tmp_path / "bare.jsonl", [judgement("p", 1.0)])
     with pytest.raises(DataError, match="records lengths"):
-        win_rates_of([bare], length_control=True)
+        win_rates_of([bare], controls=Controls(length=True))
 
 
 def test_difficulty_is_found_by_place_or_by_instruction(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -146,18 +148,19 @@ def test_difficulty_is_found_by_place_or_by_instruction(tmp_path: Path, caplog: 
     ]  # fmt: skip
     whole = tmp_path / "m.json"
     whole.write_text(json.dumps(rows))
+    controls = Controls(length=True, table=load_length_table(table))
     with caplog.at_level(logging.WARNING):
-        (by_place,) = win_rates_of([whole], lc_table=table, n_resamples=20)
+        (by_place,) = win_rates_of([whole], controls=controls, n_resamples=20)
     assert "89 of 99 rows" in caplog.text
-    (by_id,) = win_rates_of([whole], lc_table=table, n_resamples=20, alignment="instruction")
+    (by_id,) = win_rates_of([whole], controls=replace(controls, alignment="instruction"), n_resamples=20)
     assert by_place["lc_win_rate"] != by_id["lc_win_rate"]
     shuffled = tmp_path / "part.json"
     shuffled.write_text(json.dumps(rows[50:]))
-    assert win_rates_of([shuffled], lc_table=table, n_resamples=20)[0]["lc_win_rate"] is not None
+    assert win_rates_of([shuffled], controls=controls, n_resamples=20)[0]["lc_win_rate"] is not None
     rows[60]["instruction_id"] = "unknown"
     shuffled.write_text(json.dumps(rows[50:]))
     with pytest.raises(DataError, match="does not know 1 of 49 prompts"):
-        win_rates_of([shuffled], lc_table=table, n_resamples=20)
+        win_rates_of([shuffled], controls=controls, n_resamples=20)
 
 
 @pytest.mark.parametrize(

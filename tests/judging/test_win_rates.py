@@ -14,6 +14,7 @@ from scipy.special import logit
 from toolkit.errors import DataError
 from toolkit.judging import alpaca_eval, win_rates
 from toolkit.judging.records import Judgement, measured, read_judgements
+from toolkit.judging.win_rates import RECORDED_CONTROLS, Controls
 from toolkit.preferences.rows import prompt_id
 
 N = 60
@@ -114,11 +115,11 @@ def test_three_policies_are_ranked() -> None:
 def test_style_control_needs_recorded_styles(tmp_path: Path) -> None:
     bare = [Judgement(f"p{k}", "a", "b", "j", float(k % 2)) for k in range(40)]
     with pytest.raises(DataError, match="style of its responses"):
-        win_rates.win_rates(bare, style_control=True)
-    [row] = win_rates.win_rates(bare, style_control=True, length_control=True, where_recorded=True, n_resamples=50)
+        win_rates.win_rates(bare, Controls(style=True))
+    [row] = win_rates.win_rates(bare, RECORDED_CONTROLS, n_resamples=50)
     assert row.sc_win_rate is None and row.lc_win_rate is None
     file = write(tmp_path / "j.jsonl", judgements())
-    [found] = win_rates.winrate_report([file], style_control=True, n_resamples=50)["win_rates"]
+    [found] = win_rates.winrate_report([file], controls=Controls(style=True), n_resamples=50)["win_rates"]
     assert found["sc_ci_low"] < found["sc_win_rate"] < found["sc_ci_high"] and set(found["style_effects"]) == {
         "length", "lists", "headers", "bold"
     }  # fmt: skip
@@ -143,7 +144,7 @@ def test_annotations_come_back_as_they_were(tmp_path: Path, name: str) -> None:
     assert raw[5]["output_2"] == "x" * 6 and raw[5]["generator_2"] == "a" and raw[1]["preference"] is None
     assert raw[1]["error"] == "timeout" and all(row["preference"] is None or 1 <= row["preference"] <= 2 for row in raw)
     [before], [after] = (
-        win_rates.win_rates(part, n_resamples=100, length_control=True, style_control=True)
+        win_rates.win_rates(part, Controls(length=True, style=True), n_resamples=100)
         for part in (rows, read_judgements([path]))
     )
     fields = "policy baseline judge win_rate standard_error ci_low ci_high p_value n_judged n_tied"

@@ -54,7 +54,7 @@ def write_run(
     judged = _judge(samples, prompt_ids, judge_names or (("gold", "rm") if gold else ("rm", "implicit")))
     options: BootstrapOptions = {"n_resamples": 100, "confidence": 0.95, "seed": seed}
     # Hostile texts are alike over all policies: there is no length to control for.
-    rates = [asdict(row) for row in win_rates.win_rates(judged, length_control=not hostile, **options)]
+    rates = [asdict(row) for row in win_rates.win_rates(judged, win_rates.Controls(length=not hostile), **options)]
     evaluate = folder / "evaluate"
     evaluate.mkdir(parents=True)
     write_table(samples, evaluate / "samples.parquet")

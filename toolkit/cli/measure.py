@@ -235,12 +235,22 @@ def judge(ctx: click.Context, as_json: bool, human: bool, judge: str | None, **o
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @JSON
-def winrate(files: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+def winrate(
+    files: tuple[Path, ...],
+    as_json: bool,
+    length_control: bool,
+    style_control: bool,
+    lc_table: Path | None,
+    **options: Any,
+) -> None:
     """Win rates of recorded judgements: our Parquet/JSONL, or AlpacaEval's annotations.json."""
-    from toolkit.judging.win_rates import winrate_report
+    from toolkit.evals.length_control import load_length_table
+    from toolkit.judging.win_rates import Controls, winrate_report
     from toolkit.report.sheets import judging_tables
 
-    found = winrate_report(files, **options)
+    table = load_length_table(lc_table) if lc_table is not None else None
+    controls = Controls(length=length_control or table is not None, style=style_control, table=table)
+    found = winrate_report(files, controls=controls, **options)
     emit(found) if as_json else print(judging_tables(found))
 
 

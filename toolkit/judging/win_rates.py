@@ -1,6 +1,6 @@
-"""What recorded judgements say: win rates, and what goes with them.
+"""Win rates, rankings and the agreement of judges, from recorded judgements.
 
-The statistics are those of ``evals/``; here judgements are grouped, averaged inside prompts, and handed to them.
+This module groups judgements and averages them inside prompts. The statistics themselves are in ``evals/``.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
 from toolkit.errors import DataError
 from toolkit.evals.intervals import Floats
 from toolkit.evals.judge_agreement import Opinion, judge_agreement
-from toolkit.evals.length_control import LengthTable, length_controlled_win_rate, load_length_table
+from toolkit.evals.length_control import LengthTable, length_controlled_win_rate
 from toolkit.evals.style import FEATURES, style_controlled_win_rate
 from toolkit.evals.winrate import WinRate, average_within_prompt, bradley_terry, holm, win_rate
 from toolkit.judging.records import Judgement, read_attributes, read_judgements
@@ -26,42 +26,61 @@ _log = logging.getLogger(__name__)
 
 Alignment = Literal["alpaca_eval", "instruction"]
 POOLED = "all judges"
-_MOST_GROUPS = 50  # more are no slices: somebody named an identifier
+_MOST_GROUPS = 50  # an attribute with more values is an identifier, and its values are no slices
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What else than quality a win rate is corrected for, beside the win rate as it is.
+
+    ``length`` adds the length-controlled win rate, with AlpacaEval's ``table`` where there is one; ``style`` adds the
+    win rate at equal length, lists, headers and bold. ``where_recorded``: a row whose judgements record no lengths or
+    styles goes without the control, instead of a DataError.
+
+    ``alignment`` says how a row of an AlpacaEval file finds the difficulty of its instruction. "alpaca_eval" takes the
+    row's place in the file, as the published numbers do, even where an earlier instruction is missing and shifts the
+    rest. "instruction" takes the instruction itself. Other files, and files that hold too little of the benchmark,
+    always go by the instruction (``prompt_id`` is AlpacaEval's instruction id).
+    """
+
+    length: bool = False
+    style: bool = False
+    table: LengthTable | None = None
+    alignment: Alignment = "alpaca_eval"
+    where_recorded: bool = False
+
+
+NO_CONTROLS = Controls()
+RECORDED_CONTROLS = Controls(length=True, style=True, where_recorded=True)
+
+
+class IntervalOptions(TypedDict, total=False):
+    """How intervals are computed: the keyword arguments of every statistic in ``evals``, all optional."""
+
+    n_resamples: int
+    confidence: float
+    seed: int
 
 
 def winrate_report(
     files: Sequence[str | Path],
     *,
-    length_control: bool = False,
-    style_control: bool = False,
-    lc_table: str | Path | None = None,
-    n_resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    alignment: Alignment = "alpaca_eval",
+    controls: Controls = NO_CONTROLS,
     by: str | None = None,
     attributes: str | Path | None = None,
     pool_judges: bool = False,
     ranking: bool = False,
     reference: str | None = None,
+    **intervals: Unpack[IntervalOptions],
 ) -> dict[str, Any]:
-    """:func:`report` of recorded judgements: a win rate for each (policy, baseline, judge) in ``files``, in order of
-    first appearance, and what goes with it.
+    """:func:`report` of the judgements recorded in ``files``.
 
-    ``lc_table`` (a folder) implies ``length_control``. ``alignment`` says how a row of an AlpacaEval file finds its
-    instruction's difficulty: "alpaca_eval" by its place in the file, as the published numbers do, even where an earlier
-    instruction is missing and shifts the rest; "instruction" by the instruction itself. Other files, and files that
-    hold too little of the benchmark, go by the instruction (``prompt_id`` = AlpacaEval's instruction id).
-
-    ``by`` adds rows for each value of a prompt's attribute: a column of ``files``, or of ``attributes``, a file of
-    prompts.
+    ``by`` adds win rates for each value of a prompt's attribute. The attribute is a column of ``files``, or of
+    ``attributes``, a file of prompts.
 
     Raises:
-        DataError: as :func:`read_judgements`; length control without recorded lengths, style control without recorded
-            styles, a table that does not know the instructions, or an attribute that is missing or takes more than 50
-            values.
+        DataError: as :func:`read_judgements` and :func:`report`; an attribute that a prompt lacks.
     """
-    table = load_length_table(lc_table) if lc_table is not None else None
     judgements = read_judgements(files, by=by if attributes is None else None)
     if by is not None and attributes is not None:
         values = read_attributes(attributes, by)
@@ -72,148 +91,156 @@ def winrate_report(
         judgements = [replace(j, group=values[j.prompt_id]) for j in judgements]
     return report(
         judgements,
+        controls=controls,
         by=by,
         pool_judges=pool_judges,
         ranking=ranking,
         reference=reference,
-        length_control=length_control or table is not None,
-        style_control=style_control,
-        table=table,
-        n_resamples=n_resamples,
-        confidence=confidence,
-        seed=seed,
-        alignment=alignment,
+        **intervals,
     )
 
 
 def report(
     judgements: Sequence[Judgement],
     *,
+    controls: Controls = NO_CONTROLS,
     by: str | None = None,
     pool_judges: bool = False,
     ranking: bool = True,
     reference: str | None = None,
-    n_resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    **more: Any,
+    **intervals: Unpack[IntervalOptions],
 ) -> dict[str, Any]:
-    """``{"win_rates": [...], "bradley_terry": [...], "judge_agreement": {...} or None}``, in plain JSON values.
+    """``{"win_rates": [...], "bradley_terry": [...], "judge_agreement": {...} or None}``, in JSON's own types.
 
-    ``bradley_terry`` has a row for each judge that compared three or more policies, unless ``ranking`` is off;
-    ``judge_agreement`` is there for two or more judges, against ``reference``, or else against ``gold`` where it is one
-    of them. ``pool_judges`` adds win rates of all judges together, averaged inside each prompt; ``by`` those of the
-    judgements' groups. ``more``: as :func:`win_rates`.
+    ``win_rates`` has a row for each (policy, baseline, judge), in order of first appearance. ``pool_judges`` adds rows
+    for all judges together, averaged inside each prompt. ``by`` names the attribute behind the judgements' groups, and
+    adds rows for each group. ``bradley_terry`` has a row for each judge that compared three or more policies, unless
+    ``ranking`` is off. ``judge_agreement`` is there for two or more judges. It compares them with ``reference``, or
+    with ``gold`` where that is one of them.
+
+    Raises:
+        DataError: as :func:`win_rates`; an attribute with more than 50 values.
     """
-    bootstrap: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
-    several = len({j.judge for j in judgements}) > 1
-    together = [*judgements]
-    if pool_judges and several:
-        together += [replace(j, judge=POOLED, source=j.judge) for j in judgements]
-    rows = win_rates(together, **bootstrap, **more)
+    judges = {j.judge for j in judgements}
+    with_pool = [*judgements]
+    if pool_judges and len(judges) > 1:
+        with_pool += [replace(j, judge=POOLED, source=j.judge) for j in judgements]
+    rows = win_rates(with_pool, controls, **intervals)
     if by is not None:
-        groups = sorted({j.group for j in judgements})
-        if len(groups) > _MOST_GROUPS:
-            raise DataError(f"{by!r} takes {len(groups)} values", where="slices", fix="name an attribute with few")
-        if more.get("table") is not None:  # AlpacaEval's regression is fitted on the whole benchmark
-            more = {**more, "table": None, "length_control": False}
-        sliced = []
-        for group in groups:
-            part = win_rates([j for j in together if j.group == group], **bootstrap, **more)
-            sliced += [replace(row, slice=f"{by}={group}") for row in part]
-        rows += _with_holm(sliced)
+        rows += _sliced(with_pool, by, controls, **intervals)
     agreement = None
-    if several:
-        names = {j.judge for j in judgements}
-        agreement = agreement_of(judgements, reference or ("gold" if "gold" in names else None), **bootstrap)
+    if len(judges) > 1:
+        agreement = agreement_of(judgements, reference or ("gold" if "gold" in judges else None), **intervals)
     return {
         "win_rates": [row.as_dict() for row in rows],
-        "bradley_terry": rankings(judgements, **bootstrap) if ranking else [],
+        "bradley_terry": rankings(judgements, **intervals) if ranking else [],
         "judge_agreement": agreement,
     }
 
 
-def rankings(judgements: Sequence[Judgement], **bootstrap: Any) -> list[dict[str, Any]]:
-    """Bradley-Terry strengths by judge, the strongest policy first, for judges that compared three or more."""
+def _sliced(
+    judgements: Sequence[Judgement], by: str, controls: Controls, **intervals: Unpack[IntervalOptions]
+) -> list[WinRate]:
+    """Win rates inside each group of judgements, corrected for their number among themselves."""
+    groups = sorted({j.group for j in judgements})
+    if len(groups) > _MOST_GROUPS:
+        raise DataError(f"{by!r} takes {len(groups)} values", where="slices", fix="name an attribute with few")
+    if controls.table is not None:  # AlpacaEval's regression is fitted on the whole benchmark
+        controls = replace(controls, length=False, table=None)
+    rows = []
+    for group in groups:
+        members = [j for j in judgements if j.group == group]
+        rows += [replace(row, slice=f"{by}={group}") for row in win_rates(members, controls, **intervals)]
+    return _with_holm(rows)
+
+
+def rankings(judgements: Sequence[Judgement], **intervals: Unpack[IntervalOptions]) -> list[dict[str, Any]]:
+    """Bradley-Terry strengths for each judge that compared three or more policies, the strongest policy first."""
     by_judge: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         by_judge[judgement.judge].append(judgement)
-    out = []
-    for judge, members in by_judge.items():
-        if len({name for m in members for name in (m.policy, m.baseline)}) < 3 or not any(
-            m.preference is not None for m in members
-        ):
-            continue
-        # one row for each comparison: its orders, seeds and samples are averaged first
-        comparisons = list(dict.fromkeys((m.prompt_id, m.policy, m.baseline) for m in members))
-        number = {key: k for k, key in enumerate(comparisons)}
-        ids = [number[m.prompt_id, m.policy, m.baseline] for m in members]
-        values = np.array([np.nan if m.preference is None else m.preference for m in members])
-        orders = [m.order for m in members]
-        _, preferences = average_within_prompt(ids, _balance_orders(ids, orders, values))
-        fit = bradley_terry(
-            [prompt for prompt, _, _ in comparisons],
-            [policy for _, policy, _ in comparisons],
-            [baseline for _, _, baseline in comparisons],
-            preferences,
-            **bootstrap,
-        )
-        names = ("policy", "log_strength", "ci_low", "ci_high", "win_rate")
-        columns = (fit.policies, fit.log_strength, fit.ci_low, fit.ci_high, fit.win_rate)
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-        rows.sort(key=lambda row: -(row["log_strength"] or 0.0))  # without a maximum all of them are None
-        n_failed = int(np.isnan(values).sum())
-        n_tied = int(np.sum(preferences == 0.5))
-        out.append(
-            {"judge": judge, "policies": rows, "n_prompts": fit.n, "n_judged": int(np.sum(~np.isnan(preferences)))}
-            | {"n_failed": n_failed, "n_tied": n_tied}
-        )
-    return out
+    return [
+        _ranking(judge, members, **intervals)
+        for judge, members in by_judge.items()
+        if len({name for m in members for name in (m.policy, m.baseline)}) >= 3
+        and any(m.preference is not None for m in members)
+    ]
 
 
-def agreement_of(judgements: Sequence[Judgement], reference: str | None, **bootstrap: Any) -> dict[str, Any]:
-    """How far the judges agree, and with ``reference``; failed judgements are no opinions."""
+def _ranking(judge: str, members: Sequence[Judgement], **intervals: Unpack[IntervalOptions]) -> dict[str, Any]:
+    # one row for each comparison: its orders, seeds and samples are averaged first
+    comparisons = list(dict.fromkeys((m.prompt_id, m.policy, m.baseline) for m in members))
+    number = {key: k for k, key in enumerate(comparisons)}
+    ids = [number[m.prompt_id, m.policy, m.baseline] for m in members]
+    values = np.array([np.nan if m.preference is None else m.preference for m in members])
+    _, preferences = average_within_prompt(ids, _balance_orders(ids, [m.order for m in members], values))
+    fit = bradley_terry(
+        [prompt for prompt, _, _ in comparisons],
+        [policy for _, policy, _ in comparisons],
+        [baseline for _, _, baseline in comparisons],
+        preferences,
+        **intervals,
+    )
+    # without a maximum of the likelihood all strengths are None
+    strongest_first = sorted(range(len(fit.policies)), key=lambda k: -(fit.log_strength[k] or 0.0))
+    rows = [
+        {
+            "policy": fit.policies[k],
+            "log_strength": fit.log_strength[k],
+            "ci_low": fit.ci_low[k],
+            "ci_high": fit.ci_high[k],
+            "win_rate": fit.win_rate[k],
+        }
+        for k in strongest_first
+    ]
+    return {
+        "judge": judge,
+        "policies": rows,
+        "n_prompts": fit.n,
+        "n_judged": int(np.sum(~np.isnan(preferences))),
+        "n_failed": int(np.isnan(values).sum()),
+        "n_tied": int(np.sum(preferences == 0.5)),
+    }
+
+
+def agreement_of(
+    judgements: Sequence[Judgement], reference: str | None, **intervals: Unpack[IntervalOptions]
+) -> dict[str, Any]:
+    """How far the judges agree with each other, and with ``reference``. Failed judgements are no opinions."""
     opinions = [
         Opinion(m.prompt_id, (m.policy, m.baseline), m.judge, m.preference, m.order)
         for m in judgements
         if m.preference is not None
     ]
-    return judge_agreement(opinions, reference=reference, **bootstrap).as_dict()
+    return judge_agreement(opinions, reference=reference, **intervals).as_dict()
 
 
 def win_rates(
-    judgements: Sequence[Judgement],
-    *,
-    length_control: bool = False,
-    style_control: bool = False,
-    where_recorded: bool = False,
-    table: LengthTable | None = None,
-    n_resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    alignment: Alignment = "alpaca_eval",
+    judgements: Sequence[Judgement], controls: Controls = NO_CONTROLS, **intervals: Unpack[IntervalOptions]
 ) -> list[WinRate]:
-    """Win rates of judgements already in memory; see :func:`winrate_report`.
+    """One row for each (policy, baseline, judge), in order of first appearance.
 
     Orders, seeds, repeated judgements, and the judges behind a pooled one are averaged inside a prompt first.
-    ``holm_p`` corrects over all rows returned. ``where_recorded``: rows whose judgements record no lengths or styles go
-    without the control that needs them, instead of a DataError.
+    ``holm_p`` corrects over all rows returned.
+
+    Raises:
+        DataError: length control without recorded lengths, style control without recorded styles, a table that does not
+            know the instructions.
     """
     groups: dict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         groups[judgement.policy, judgement.baseline, judgement.judge].append(judgement)
     rows = []
-    bootstrap: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     for (policy, baseline, judge), members in groups.items():
         preferences = _preferences(members)
         n_failed = sum(m.preference is None for m in members)
-        row = win_rate(preferences, policy=policy, baseline=baseline, judge=judge, n_failed=n_failed, **bootstrap)
+        row = win_rate(preferences, policy=policy, baseline=baseline, judge=judge, n_failed=n_failed, **intervals)
         consistency, first_slot = _positions(members)
         row = replace(row, position_consistency=consistency, first_slot_rate=first_slot)
-        if length_control and (not where_recorded or _recorded(members, ("length",))):
-            row = _with_length_control(row, members, preferences, table, alignment, bootstrap)
-        if style_control and (not where_recorded or _recorded(members, FEATURES)):
-            row = _with_style_control(row, members, preferences, bootstrap)
+        if controls.length and (not controls.where_recorded or _recorded(members, ("length",))):
+            row = _with_length_control(row, members, preferences, controls, **intervals)
+        if controls.style and (not controls.where_recorded or _recorded(members, FEATURES)):
+            row = _with_style_control(row, members, preferences, **intervals)
         rows.append(row)
     return _with_holm(rows)
 
@@ -230,19 +257,19 @@ def _preferences(members: Sequence[Judgement]) -> Floats:
     # every prompt first, as not judged, so that it keeps its place
     prompts: list[object] = list(dict.fromkeys(m.prompt_id for m in members))
     values = [np.full(len(prompts), np.nan)]
-    for own in by_judge.values():
-        ids = [m.prompt_id for m in own]
-        judged = np.array([np.nan if m.preference is None else m.preference for m in own])
-        found, means = average_within_prompt(ids, _balance_orders(ids, [m.order for m in own], judged))
-        prompts.extend(found.tolist())
+    for of_judge in by_judge.values():
+        ids = [m.prompt_id for m in of_judge]
+        judged = np.array([np.nan if m.preference is None else m.preference for m in of_judge])
+        distinct, means = average_within_prompt(ids, _balance_orders(ids, [m.order for m in of_judge], judged))
+        prompts.extend(distinct.tolist())
         values.append(means)
     return average_within_prompt(prompts, np.concatenate(values))[1]
 
 
 def _balance_orders(ids: Sequence[object], orders: Sequence[int | None], values: Floats) -> Floats:
-    """Replace each judgement by its order's mean within the prompt, so that the prompt's mean weighs both orders alike.
+    """One value for each order of a prompt, the mean of that order's judgements; NaN in place of the others.
 
-    Only needed where a prompt has more judgements in one order than in the other.
+    A mean over the result weighs both orders alike, even where a prompt has more judgements in one of them.
     """
     sums: dict[tuple[object, int | None], list[float]] = defaultdict(list)
     for key, value in zip(zip(ids, orders, strict=True), values, strict=True):
@@ -272,8 +299,8 @@ def _positions(members: Sequence[Judgement]) -> tuple[float | None, float | None
         # over prompts judged in both orders the policies' qualities cancel, and what is left is position
         return consistency, float(np.mean((shown_first + 1.0 - shown_second) / 2.0))
     if by_order[0] and by_order[1]:
-        # orders were drawn by prompt: weigh both orders alike, or a strong policy shown first more often would look
-        # like a position bias
+        # each prompt was judged in one order: weigh both orders alike, or a strong policy that was shown first more
+        # often would look like a position bias
         policy_first = float(np.mean([np.mean(v) for v in by_order[0].values()]))
         policy_second = float(np.mean([np.mean(v) for v in by_order[1].values()]))
         return None, (policy_first + 1.0 - policy_second) / 2.0
@@ -293,21 +320,25 @@ def _by_prompt(members: Sequence[Judgement], name: str) -> Floats:
 
 
 def _with_style_control(
-    row: WinRate, members: Sequence[Judgement], preferences: Floats, bootstrap: dict[str, Any]
+    row: WinRate, members: Sequence[Judgement], preferences: Floats, **intervals: Unpack[IntervalOptions]
 ) -> WinRate:
-    sides = [
+    policy_style, baseline_style = (
         np.stack([_by_prompt(members, f"{side}_{feature}") for feature in FEATURES], axis=1)
         for side in ("policy", "baseline")
-    ]
-    if row.n_judged and np.isnan(sides[0] + sides[1]).any(axis=1).all():
+    )
+    if row.n_judged and np.isnan(policy_style + baseline_style).any(axis=1).all():
         raise DataError(
             f"no judgement of {row.policy!r} records the style of its responses",
             where="style control",
             fix="judge again, or record policy_length, _lists, _headers, _bold and baseline_length, ...",
         )
-    found = style_controlled_win_rate(preferences, *sides, **bootstrap)
+    result = style_controlled_win_rate(preferences, policy_style, baseline_style, **intervals)
     return replace(
-        row, sc_win_rate=found.win_rate, sc_ci_low=found.ci_low, sc_ci_high=found.ci_high, style_effects=found.effects
+        row,
+        sc_win_rate=result.win_rate,
+        sc_ci_low=result.ci_low,
+        sc_ci_high=result.ci_high,
+        style_effects=result.effects,
     )
 
 
@@ -315,26 +346,21 @@ def _with_length_control(
     row: WinRate,
     members: Sequence[Judgement],
     preferences: Floats,
-    table: LengthTable | None,
-    alignment: Alignment,
-    bootstrap: dict[str, Any],
+    controls: Controls,
+    **intervals: Unpack[IntervalOptions],
 ) -> WinRate:
-    lengths = [_by_prompt(members, name) for name in ("policy_length", "baseline_length")]
-    usable = ~np.isnan(preferences) & ~np.isnan(lengths[0]) & ~np.isnan(lengths[1])
+    policy_lengths, baseline_lengths = (_by_prompt(members, f"{side}_length") for side in ("policy", "baseline"))
+    usable = ~np.isnan(preferences) & ~np.isnan(policy_lengths) & ~np.isnan(baseline_lengths)
     if row.n_judged and not usable.any():
         raise DataError(
             f"no judgement of {row.policy!r} records lengths",
             where="length control",
             fix="record policy_length and baseline_length in characters, or leave length control out",
         )
-    difficulty = None if table is None else _difficulties(members, table, alignment, row.policy)
+    table = controls.table
+    difficulty = None if table is None else _difficulties(members, table, controls.alignment, row.policy)
     result = length_controlled_win_rate(
-        preferences,
-        lengths[0],
-        lengths[1],
-        difficulty=difficulty,
-        table=table,
-        **bootstrap,
+        preferences, policy_lengths, baseline_lengths, difficulty=difficulty, table=table, **intervals
     )
     return replace(row, lc_win_rate=result.lc_win_rate, lc_ci_low=result.ci_low, lc_ci_high=result.ci_high)
 

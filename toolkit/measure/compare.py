@@ -200,7 +200,7 @@ def compare_policies(
                 judgements, ids, [readable(prompt) for _, prompt in prompts], texts, annotations
             )
         results: dict[str, Any] = {"schema_version": 1, "policies": list(policies)}
-        results |= win_rates.report(judgements, length_control=True, style_control=True, where_recorded=True, seed=seed)
+        results |= win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, seed=seed)
         results["judge_usage"] = [asdict(used) for used in usage]
         write_json(out / "results.json", results)
     return results

@@ -95,7 +95,7 @@ def judge_samples(
     if annotations is not None:
         alpaca_eval.write_annotations(found, ids, prompts, texts, annotations)
     write_table([asdict(judgement) for judgement in found], out)
-    report = win_rates.report(found, length_control=True, style_control=True, where_recorded=True, seed=seed)
+    report = win_rates.report(found, controls=win_rates.RECORDED_CONTROLS, seed=seed)
     return report | {"judge_usage": [asdict(used) for used in usage]}
 
 

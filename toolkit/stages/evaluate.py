@@ -133,7 +133,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         "confidence": section.confidence,
         "seed": settings.seed,
     }
-    judged = win_rates.report(judgements, length_control=True, style_control=True, where_recorded=True, **options)
+    judged = win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **options)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
     result = summary.summarise(
         samples,
