@@ -41,10 +41,10 @@ from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.ppo import objective
 from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.loop import Schedule
 from toolkit.ppo.models import SeparateModels, SharedBase
 from toolkit.ppo.rewards import Sampled, model_source
 from toolkit.ppo.rollout import dense, split_evenly
+from toolkit.ppo.schedule import Schedule
 from toolkit.recipe.schema import ModelSection
 from toolkit.training.trainer import last_checkpoint
 

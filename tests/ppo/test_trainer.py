@@ -507,34 +507,6 @@ def test_an_optimiser_with_ways_of_its_own_is_refused(tmp_path: Path, monkeypatc
 # ---------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"per_device_train_batch_size": 7}, "do not fill"),
-        ({"num_mini_batches": 5}, "do not fill"),
-        ({"kl_estimator": "k2"}, "no KL estimator 'k2'"),
-        ({"value_head_init": "policy"}, "no such start of a critic"),
-        ({"dual_clip": 0.9}, "above 1"),
-        ({"missing_eos_penalty": 1.0}, "reward truncated"),
-        (
-            {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
-            "changes alone",
-        ),
-        ({"push_to_hub": True}, "changes alone"),
-        ({"share_trunk": True, "value_learning_rate": 0.5}, "no learning rate of its own"),
-        ({"temperature": 0.0}, "0.0 does not work here"),
-        ({"gamma": 1.1}, "1.1 does not work"),
-        ({"lam": -0.1}, "-0.1 does not work"),
-        ({"ema_decay": 1.0}, "1.0 does not work"),
-        ({"adaptive_kl": True, "kl_coef": 0.0}, "adaptive_kl multiplies it"),
-        ({"fsdp": "full_shard"}, "every process holds the whole models"),
-    ],
-)
-def test_settings_that_cannot_be(tmp_path: Path, values: dict[str, Any], message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
-        config(tmp_path, **values)
-
-
 def test_what_the_trainer_refuses(tmp_path: Path, new_tiny: Any, tokenizer: Any, reward_folder: Path) -> None:
     def make(model: Any = "tiny", reward: Any = length_reward, data: Any = None, **more: Any) -> PPOTrainer:
         values = more.pop("values", {})

@@ -295,8 +295,8 @@ def test_copy_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("sets", "what"),
     [
-        (["ppo.per_device_train_batch_size=66"], "does not divide by ppo.samples_per_prompt = 4"),
-        (["ppo.num_mini_batches=3"], "does not divide by ppo.num_mini_batches = 3"),
+        (["ppo.per_device_train_batch_size=66"], "does not divide by samples_per_prompt = 4"),
+        (["ppo.num_mini_batches=3"], "does not divide by num_mini_batches = 3"),
         (["ppo.num_mini_batches=32"], "16 prompts in a rollout do not fill 32 mini-batches"),
         (["ppo.total_episodes=63"], "63 episodes do not fill one rollout of 64"),
         (["ppo.adaptive_kl=true", "ppo.kl_coef=0"], "KL coefficient of 0"),

@@ -17,8 +17,9 @@ from toolkit.models.resolve import resolve
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.loop import PPOLoop
 from toolkit.ppo.models import Actors, SharedBase, build
+from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.rewards import Sampled, Source, combine, model_source
-from toolkit.ppo.rollout import Generator, PromptIds, Rollout, collect
+from toolkit.ppo.rollout import Generator, Rollout, collect
 from toolkit.ppo.trainer import adapter_source
 from toolkit.recipe.schema import Lora, ModelSection
 

@@ -2,150 +2,161 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+from pydantic import ValidationError
 from transformers import TrainingArguments
 
 from toolkit.errors import RecipeError
+from toolkit.recipe.files import allowed
+from toolkit.recipe.ppo_conflicts import ppo_conflicts
+from toolkit.recipe.schema import PpoSection
+
+
+def _shared(name: str, default: Any) -> Any:
+    """A setting that recipes have too: its help is the recipe's description, with Python's None for null."""
+    text = PpoSection.model_fields[name].description or ""
+    return field(default=default, metadata={"help": text.replace("null", "None")})
 
 
 @dataclass
 class PPOConfig(TrainingArguments):
     """``TrainingArguments`` and what PPO adds.
 
-    Names are those of TRL's last ``PPOConfig`` where the meaning is the same. Different here:
+    Names are those of TRL's last ``PPOConfig`` where the meaning is the same. These mean something else here:
     ``per_device_train_batch_size`` counts the responses that a process samples in a rollout; ``missing_eos_penalty``
     *replaces* the score of a truncated response (so it is negative); ``num_mini_batches`` minibatches are each a real
     optimiser step; ``max_steps`` and ``save_steps`` count optimiser steps, and checkpoints fall on a rollout's end.
-    ``gradient_accumulation_steps`` cuts a minibatch into about so many passes, which changes no number.
+    ``gradient_accumulation_steps`` cuts a minibatch into about this many passes, which changes no number.
 
-    Raises RecipeError where sizes do not divide.
+    Raises RecipeError for a value out of its range and for settings that exclude each other.
     """
 
-    learning_rate: float = field(default=3e-6, metadata={"help": "Of the policy; about 10x and more for LoRA."})
-    value_learning_rate: float | None = field(default=None, metadata={"help": "Of the critic; None: learning_rate."})
-    adam_epsilon: float = field(default=1e-5, metadata={"help": "1e-8 makes early updates aggressive (N+, detail 5)."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Responses of a process in a rollout."})
-    samples_per_prompt: int = field(default=1, metadata={"help": "Responses sampled for each prompt of a rollout."})
-    total_episodes: int | None = field(
-        default=None, metadata={"help": "Responses in all; None: num_train_epochs over the prompts."}
-    )
-    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over a rollout."})
-    num_mini_batches: int = field(default=1, metadata={"help": "Optimiser steps in each of these passes."})
+    learning_rate: float = _shared("learning_rate", 3e-6)
+    value_learning_rate: float | None = _shared("value_learning_rate", None)
+    adam_epsilon: float = _shared("adam_epsilon", 1e-5)
+    per_device_train_batch_size: int = _shared("per_device_train_batch_size", 64)
+    samples_per_prompt: int = _shared("samples_per_prompt", 1)
+    # None: as many as num_train_epochs passes over the prompts give.
+    total_episodes: int | None = _shared("total_episodes", None)
+    num_ppo_epochs: int = _shared("num_ppo_epochs", 4)
+    num_mini_batches: int = _shared("num_mini_batches", 1)
     token_budget: int | None = field(
         default=None,
-        metadata={"help": "Tokens of one forward and backward pass; None: 2,048 on a CPU, 4,096 on a GPU."},
+        metadata={"help": "Most tokens in one forward and backward pass; None: 2,048 on a CPU, 4,096 on a GPU."},
     )
 
-    response_length: int = field(default=53, metadata={"help": "Tokens of a response at most."})
-    temperature: float = field(default=1.0, metadata={"help": "Of rollout, training and reference alike."})
+    response_length: int = _shared("response_length", 53)
+    temperature: float = _shared("temperature", 1.0)
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Prompts with more tokens are left out, and counted in a warning."}
     )
     stop_token_ids: list[int] | None = field(
         default=None, metadata={"help": "Ids that end a response; None: all that tokenizer and model name."}
     )
-    missing_eos_penalty: float | None = field(
-        default=-1.0, metadata={"help": "Replaces the score of a truncated response; None keeps it."}
-    )
+    missing_eos_penalty: float | None = _shared("missing_eos_penalty", -1.0)
 
-    reward_weights: list[float] | None = field(default=None, metadata={"help": "Of several rewards; None: all 1."})
-    reward_clip: float | None = field(default=10.0, metadata={"help": "Scores are clipped to +-this."})
-    whiten_rewards: bool = field(default=False, metadata={"help": "To unit variance; their mean stays."})
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of several rewards, one each; None: all are 1."}
+    )
+    reward_clip: float | None = _shared("reward_clip", 10.0)
+    whiten_rewards: bool = _shared("whiten_rewards", False)
     center_samples: int = field(
-        default=0, metadata={"help": "Subtract the mean score of so many samples of the policy before training."}
+        default=0,
+        metadata={"help": "Subtract the mean score of this many samples, drawn from the policy before training."},
     )
 
-    kl_coef: float = field(default=0.05, metadata={"help": "beta of the per-token KL penalty in the reward."})
-    kl_estimator: str = field(default="k1", metadata={"help": "In the reward: k1 or k3. Both are logged."})
-    adaptive_kl: bool = field(default=False, metadata={"help": "Ziegler et al. 2019's controller of kl_coef."})
-    adaptive_kl_target: float = field(default=6.0, metadata={"help": "Nats per response."})
-    adaptive_kl_horizon: int = field(default=10_000, metadata={"help": "Responses."})
-    target_kl: float | None = field(
-        default=None, metadata={"help": "Skip a rollout's further updates when approx_kl passes this (nats per token)."}
-    )
-    max_kl: float | None = field(
-        default=None, metadata={"help": "Stop when KL to the reference passes so many nats per response."}
-    )
-    kl_milestones: list[float] | None = field(
-        default=None, metadata={"help": "Keep the policy when KL to the reference first passes each of these."}
-    )
+    kl_coef: float = _shared("kl_coef", 0.05)
+    kl_estimator: str = _shared("kl_estimator", "k1")
+    adaptive_kl: bool = _shared("adaptive_kl", False)
+    adaptive_kl_target: float = _shared("adaptive_kl_target", 6.0)
+    adaptive_kl_horizon: int = _shared("adaptive_kl_horizon", 10_000)
+    target_kl: float | None = _shared("target_kl", None)
+    max_kl: float | None = _shared("max_kl", None)
+    kl_milestones: list[float] | None = _shared("kl_milestones", None)
 
-    gamma: float = field(default=1.0, metadata={"help": "Discount."})
-    lam: float = field(default=0.95, metadata={"help": "lambda of GAE."})
-    whiten_advantages: bool = field(default=True, metadata={"help": "Over all tokens of all processes' rollouts."})
-    cliprange: float = field(default=0.2, metadata={"help": "Of the ratio."})
-    dual_clip: float | None = field(
-        default=None, metadata={"help": "c > 1 bounds the loss of a negative advantage (Ye et al. 2020); None: off."}
+    gamma: float = _shared("gamma", 1.0)
+    lam: float = _shared("lam", 0.95)
+    whiten_advantages: bool = _shared("whiten_advantages", True)
+    cliprange: float = _shared("cliprange", 0.2)
+    dual_clip: float | None = _shared("dual_clip", None)
+    cliprange_value: float = _shared("cliprange_value", 0.2)
+    vf_coef: float = _shared("vf_coef", 0.1)
+    share_trunk: bool = _shared("share_trunk", False)
+    value_head_init: str = _shared("value_head_init", "zero")
+    critic_warmup_rollouts: int = _shared("critic_warmup_rollouts", 0)
+    ptx_coef: float = field(
+        default=0.0, metadata={"help": "Weight of the likelihood of ptx_dataset (Ouyang et al. 2022, equation 2)."}
     )
-    cliprange_value: float = field(default=0.2, metadata={"help": "Of the value's step."})
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    share_trunk: bool = field(
-        default=False, metadata={"help": "The critic is a head on the policy's own states instead of a model."}
-    )
-    value_head_init: str = field(
-        default="zero", metadata={"help": "zero, or reward_model where the critic is a copy of it."}
-    )
-    critic_warmup_rollouts: int = field(default=0, metadata={"help": "First rollouts that train the critic alone."})
-    ptx_coef: float = field(default=0.0, metadata={"help": "Weight of the likelihood of ptx_dataset (InstructGPT)."})
     ptx_batch_size: int = field(default=8, metadata={"help": "Examples of ptx_dataset in an optimiser step."})
-    ema_decay: float | None = field(
-        default=None, metadata={"help": "Keep and export an average of the policy's weights; None: off."}
-    )
+    ema_decay: float | None = _shared("ema_decay", None)
 
     log_completions_steps: int | None = field(
-        default=None, metadata={"help": "Write a table of completions every so many optimiser steps."}
+        default=None, metadata={"help": "Write a table of completions at intervals of this many optimiser steps."}
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.remove_unused_columns = False
-        batch, k, parts = self.per_device_train_batch_size, self.samples_per_prompt, self.num_mini_batches
-        if batch % k or batch // k < parts:
-            raise RecipeError(
-                f"{batch} responses with {k} of each prompt do not fill {parts} minibatches of whole prompts",
-                where="per_device_train_batch_size, samples_per_prompt, num_mini_batches",
-                fix=f"a multiple of {k}, at least {k * parts}",
-            )
-        for name, instead in (
-            ("load_best_model_at_end", "kl_milestones, or the policies of checkpoints"),
-            ("push_to_hub", "save_model(folder), then huggingface_hub's upload_folder"),
-        ):
-            if getattr(self, name):
-                raise RecipeError("a checkpoint holds what training changes alone", where=name, fix=instead)
-        if self.kl_estimator not in ("k1", "k3"):
-            raise RecipeError(f"there is no KL estimator {self.kl_estimator!r}", where="kl_estimator", fix="k1 or k3")
-        if self.value_head_init not in ("zero", "reward_model"):
-            raise RecipeError(
-                f"there is no such start of a critic: {self.value_head_init!r}",
-                where="value_head_init",
-                fix="zero or reward_model",
-            )
-        if self.missing_eos_penalty is not None and self.missing_eos_penalty > 0:
-            raise RecipeError(
-                f"{self.missing_eos_penalty:g} would reward truncated responses: it takes their score's place",
-                where="missing_eos_penalty",
-                fix=f"{-self.missing_eos_penalty:g}, or None to keep their score (TRL subtracts it instead)",
-            )
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise RecipeError("the dual clip must lie above 1", where="dual_clip", fix="3, or None")
-        for name, fits, fix in (
-            ("temperature", self.temperature > 0, "above 0"),
-            ("gamma", 0 <= self.gamma <= 1, "from 0 to 1"),
-            ("lam", 0 <= self.lam <= 1, "from 0 to 1"),
-            ("ema_decay", self.ema_decay is None or 0 <= self.ema_decay < 1, "from 0 to below 1, or None"),
-            ("kl_coef", self.kl_coef > 0 or not self.adaptive_kl, "above 0: adaptive_kl multiplies it"),
-            ("fp16", not self.fp16, "bf16"),
-        ):
-            if not fits:
-                raise RecipeError(f"{getattr(self, name)} does not work here", where=name, fix=fix)
-        if self.fsdp or self.deepspeed:
-            raise RecipeError(
-                "every process holds the whole models here", where="fsdp, deepspeed", fix="leave it out; use LoRA"
-            )
-        if self.share_trunk and self.value_learning_rate not in (None, self.learning_rate):
-            raise RecipeError(
-                "a critic on the policy's own trunk has no learning rate of its own",
-                where="share_trunk, value_learning_rate",
-                fix="leave out one of them",
-            )
+        _check_unsupported(self)
+        _check_ranges(self)
+        for conflict in ppo_conflicts(PpoSection.model_construct(**_shared_values(self))):
+            raise RecipeError(conflict.what, where=", ".join(conflict.names), fix=conflict.fix)
+
+
+# Settings that a recipe's section has too. Equal names mean equal things.
+SHARED_SETTINGS = frozenset(PpoSection.model_fields.keys() & PPOConfig.__annotations__.keys())
+
+# Settings that must lie in the recipe's range. The others may leave it: a rate of 0 keeps a model as it is, and None
+# for total_episodes counts epochs.
+_IN_RANGE = (
+    "temperature",
+    "gamma",
+    "lam",
+    "ema_decay",
+    "dual_clip",
+    "missing_eos_penalty",
+    "kl_estimator",
+    "value_head_init",
+)
+
+_PARTIAL_CHECKPOINT = "a checkpoint holds what training changes alone"
+_WHOLE_MODELS = "every process holds the whole models here"
+# Parts of TrainingArguments that PPO does not have: name, why, what to do instead.
+_UNSUPPORTED = (
+    ("load_best_model_at_end", _PARTIAL_CHECKPOINT, "kl_milestones, or the policies of checkpoints"),
+    ("push_to_hub", _PARTIAL_CHECKPOINT, "save_model(folder), then huggingface_hub's upload_folder"),
+    ("fsdp", _WHOLE_MODELS, "leave it out; use LoRA"),
+    ("deepspeed", _WHOLE_MODELS, "leave it out; use LoRA"),
+    ("fp16", "PPO trains in fp32 or bf16", "bf16"),
+)
+
+
+def _shared_values(args: PPOConfig) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in SHARED_SETTINGS}
+
+
+def _check_unsupported(args: PPOConfig) -> None:
+    for name, what, fix in _UNSUPPORTED:
+        if getattr(args, name):
+            raise RecipeError(what, where=name, fix=fix)
+
+
+def _check_ranges(args: PPOConfig) -> None:
+    penalty = args.missing_eos_penalty
+    if penalty is not None and penalty > 0:
+        raise RecipeError(
+            f"{penalty:g} would reward truncated responses, since it replaces their score",
+            where="missing_eos_penalty",
+            fix=f"{-penalty:g}, or None to keep their score (TRL subtracts it instead)",
+        )
+    try:
+        PpoSection.model_validate({name: getattr(args, name) for name in _IN_RANGE})
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        takes = allowed(PpoSection.model_json_schema()["properties"][name]).replace("null", "None")
+        default = next(f.default for f in fields(args) if f.name == name)
+        raise RecipeError(
+            f"{name} must be {takes}, not {getattr(args, name)!r}", where=name, fix=f"the default is {default!r}"
+        ) from None

@@ -47,7 +47,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 
 from toolkit.engine.distributed import all_items, all_sum, reduce_gradients, world
@@ -59,54 +59,14 @@ from toolkit.models.inspect import precision
 from toolkit.ppo import export, objective
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.models import Actors
+from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.rewards import Sampled, Source, Steps, combine
-from toolkit.ppo.rollout import Generator, Part, PromptIds, Rollout, collect, dense, sample, scored
+from toolkit.ppo.rollout import Generator, Part, Rollout, collect, dense, sample, scored
+from toolkit.ppo.schedule import Schedule
 
 STATE_FILE = "actors.safetensors"
 AVERAGE_FILE = "average.safetensors"
 CONTROL_FILE = "ppo_state.json"
-
-
-class Schedule(Dataset[dict[str, Any]]):
-    """Item i is optimiser step i: which rollout it belongs to, which of its updates it is, and the rollout's prompts.
-
-    Prompts go round in an order that is shuffled anew in each pass, a function of the seed alone. A rollout's prompts
-    are those of all processes.
-    """
-
-    def __init__(self, prompts: Sequence[PromptIds], config: PPOConfig, seed: int, processes: int = 1) -> None:
-        if not prompts:
-            raise RecipeError("there is no prompt to train PPO on", where="data", fix="raise data.train_prompts")
-        self.prompts = prompts
-        batch = config.per_device_train_batch_size * processes
-        episodes = config.total_episodes
-        if episodes is None:
-            episodes = round(config.num_train_epochs * len(prompts) * config.samples_per_prompt)
-        self.per_rollout = batch // config.samples_per_prompt
-        self.updates = config.num_ppo_epochs * config.num_mini_batches
-        self.rollouts = max(1, episodes // batch)
-        if config.max_steps > 0 and config.total_episodes is None:
-            self.rollouts = max(1, -(-config.max_steps // self.updates))
-        self.seed = seed
-        self.orders: dict[int, list[int]] = {}  # of the latest rounds
-
-    def __len__(self) -> int:
-        return self.rollouts * self.updates
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        rollout, update = divmod(step, self.updates)
-        first = rollout * self.per_rollout
-        chosen = [self._prompt(position) for position in range(first, first + self.per_rollout)]
-        return {"rollout": rollout, "update": update, "prompts": chosen}
-
-    def _prompt(self, position: int) -> PromptIds:
-        round_, offset = divmod(position, len(self.prompts))
-        if round_ not in self.orders:
-            order = list(range(len(self.prompts)))
-            random.Random(f"{self.seed}/{round_}").shuffle(order)
-            # A rollout may begin in the round before.
-            self.orders = {r: o for r, o in self.orders.items() if r == round_ - 1} | {round_: order}
-        return self.prompts[self.orders[round_][offset]]
 
 
 class PPOLoop(Trainer):
@@ -155,7 +115,9 @@ class PPOLoop(Trainer):
         # Inside a rollout a checkpoint could not be resumed: its samples are not kept.
         if args.save_strategy == "steps":
             every = args.save_steps if args.save_steps >= 1 else args.save_steps * args.max_steps  # a share of all
-            args.save_steps = max(1, round(every / self.schedule.updates)) * self.schedule.updates
+            args.save_steps = (
+                max(1, round(every / self.schedule.updates_per_rollout)) * self.schedule.updates_per_rollout
+            )
         # A minibatch is divided by tokens; the Trainer's own accumulation would merge updates and add rollouts.
         self.accumulation = args.gradient_accumulation_steps
         args.gradient_accumulation_steps = 1
@@ -323,7 +285,7 @@ class PPOLoop(Trainer):
     def _ptx_backward(self, inputs: Any) -> float:
         """Gradients of the negative log-likelihood per token of this step's share of the other text."""
         rank, size = world()
-        step = inputs["rollout"] * self.schedule.updates + inputs["update"]
+        step = inputs["rollout"] * self.schedule.updates_per_rollout + inputs["update"]
         first = step * self.args.ptx_batch_size
         chosen = [self.ptx[i % len(self.ptx)] for i in range(first, first + self.args.ptx_batch_size)]
         n_tokens = sum(len(ids) for tree in chosen for ids in tree.response_ids)
@@ -345,7 +307,7 @@ class PPOLoop(Trainer):
         """The mean score of samples of the policy that training starts from, which becomes 0."""
         rank, size = world()
         places = range(rank, self.args.center_samples, size)
-        own = [self.schedule._prompt(i) for i in places]
+        own = [self.schedule.prompt_at(i) for i in places]
         keys = [(self.args.seed, "centre", i, p.prompt_id) for i, p in zip(places, own, strict=True)]
         batch = self.args.per_device_train_batch_size
         _, sampled = sample(self.actors, own, keys, self.args, self.how, 1, batch)
@@ -378,7 +340,7 @@ class PPOLoop(Trainer):
         for name, value in rollout.metrics.items():
             self.sums[name].append(value)
         every = self.args.log_completions_steps
-        if every and index % max(1, every // self.schedule.updates) == 0:
+        if every and index % max(1, every // self.schedule.updates_per_rollout) == 0:
             rows = all_items(rollout.table)
             if self.is_world_process_zero():
                 export.write_completions(rows, Path(self.args.output_dir), self.state.global_step)

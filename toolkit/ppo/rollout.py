@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +23,8 @@ from toolkit.models.inspect import precision
 from toolkit.ppo import objective
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.models import Actors
+from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.rewards import Sampled, Steps
-from toolkit.preferences.rows import Prompt
 
 # Tokens of a forward and backward pass by default. More than scoring has: what a pass costs beside its products counts
 # twice, and rows of 20 and 12 took a tenth longer than 32 in one pass (SmolLM2-135M, 50 tokens each, 2 cores).
@@ -32,16 +32,6 @@ PASS_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 # Scores, and steps of a process reward, of a rollout's responses in their order.
 Score = Callable[[Sampled], tuple[list[float], list[Steps]]]
-
-
-@dataclass(frozen=True)
-class PromptIds:
-    """A prompt to sample from. ``prompt_id`` seeds its samples; ``columns`` are what else the data says of it."""
-
-    prompt_id: str
-    ids: list[int]
-    prompt: Prompt = ""
-    columns: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from toolkit.models.tokenizer import check_vocabulary, eos_ids, load_tokenizer
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.loop import PPOLoop
 from toolkit.ppo.models import POLICY, Actors, SeparateModels, SharedBase, is_on, new_critic
+from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.rewards import Ensemble, Sampled, Source, reads_the_same, sources
-from toolkit.ppo.rollout import PromptIds
 from toolkit.recipe.schema import ModelSection
 from toolkit.training.trainer import seed_everything
 

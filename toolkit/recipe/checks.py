@@ -23,6 +23,7 @@ from toolkit.recipe.files import (
     read_tree,
     schema_error,
 )
+from toolkit.recipe.ppo_conflicts import ppo_conflicts
 from toolkit.recipe.schema import Arm, Recipe, Training, flat, leaves
 
 # Losses of a pair that the tree batch computes; the others are TRL's own.
@@ -101,26 +102,19 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
         problems.append(Problem(what, ", ".join(where), fix))
 
     data, ppo, dpo, evaluate = recipe.data, recipe.ppo, recipe.dpo, recipe.evaluate
+    for item in ppo_conflicts(ppo):
+        conflict(item.what, item.fix, *(f"ppo.{name}" for name in item.names))
     batch = ppo.per_device_train_batch_size
-    for name in ("samples_per_prompt", "num_mini_batches"):
-        part = getattr(ppo, name)
-        if batch % part:
-            what = f"a rollout of {batch} responses does not divide by ppo.{name} = {part}"
-            conflict(what, f"take a multiple of {part}", "ppo.per_device_train_batch_size", f"ppo.{name}")
-    if batch // ppo.samples_per_prompt < ppo.num_mini_batches:
-        prompts = batch // ppo.samples_per_prompt
-        what = f"{prompts} prompts in a rollout do not fill {ppo.num_mini_batches} mini-batches of whole prompts"
-        keys = ("ppo.per_device_train_batch_size", "ppo.samples_per_prompt", "ppo.num_mini_batches")
-        conflict(what, f"at most {prompts} mini-batches", *keys)
+    if batch % ppo.num_mini_batches:
+        what = f"a rollout of {batch} responses does not divide by num_mini_batches = {ppo.num_mini_batches}"
+        fix = f"take a multiple of {ppo.num_mini_batches}"
+        conflict(what, fix, "ppo.per_device_train_batch_size", "ppo.num_mini_batches")
     for name in ("max_steps", "num_train_epochs"):
         if getattr(ppo, name) != Training.model_fields[name].default:
             conflict("PPO is as long as ppo.total_episodes says", "leave it out", f"ppo.{name}")
     if ppo.total_episodes < batch:
         what = f"{ppo.total_episodes} episodes do not fill one rollout of {batch} responses"
         conflict(what, f"at least {batch} episodes", "ppo.total_episodes", "ppo.per_device_train_batch_size")
-    if ppo.adaptive_kl and ppo.kl_coef == 0:
-        fix = "start above 0 (Ziegler 2019: 0.2)"
-        conflict("the adaptive controller multiplies a KL coefficient of 0", fix, "ppo.adaptive_kl", "ppo.kl_coef")
     if dpo.trainer == "trl" and dpo.kl_milestones:
         fix = "trainer: engine, or num_checkpoints alone"
         conflict("TRL's trainer does not measure the KL", fix, "dpo.trainer", "dpo.kl_milestones")

@@ -140,56 +140,88 @@ class Arm(Training):
     )
     kl_milestones: list[PositiveFloat] | None = Field(
         None,
-        description="Keep the policy for evaluation when its KL to SFT first passes each of these (nats per response). "
-        "PPO has the KL of each rollout; DPO samples for it every logging_steps.",
+        description="Keep the policy when its KL to the reference first passes each of these (nats per response). "
+        "PPO measures the KL of each rollout; DPO samples for it every logging_steps.",
     )
 
 
 class PpoSection(Arm):
+    """PPO's settings. ``toolkit.ppo.PPOConfig`` takes the words and ranges of those that it has too from here."""
+
     learning_rate: PositiveFloat = Field(
-        1e-4, description="Of the policy. 1e-6..3e-6 for full weights, about 10x and more for LoRA."
+        1e-4,
+        description="Learning rate of the policy at its peak: 1e-6 to 3e-6 for all weights, about ten times more for "
+        "LoRA.",
     )
-    value_learning_rate: PositiveFloat | None = Field(None, description="Of the critic; null takes learning_rate.")
-    per_device_train_batch_size: PositiveInt = Field(64, description="Responses per rollout.")
+    value_learning_rate: PositiveFloat | None = Field(
+        None, description="Learning rate of the critic at its peak; null takes learning_rate."
+    )
+    adam_epsilon: PositiveFloat = Field(
+        1e-5, description="Epsilon of AdamW; 1e-8 makes early updates aggressive (Huang et al. 2024, detail 5)."
+    )
+    per_device_train_batch_size: PositiveInt = Field(
+        64, description="Responses that each process samples in a rollout."
+    )
     samples_per_prompt: PositiveInt = Field(4, description="Responses sampled for each prompt of a rollout.")
-    total_episodes: PositiveInt = Field(1024, description="Responses sampled in all.")
+    total_episodes: PositiveInt = Field(1024, description="Responses sampled in the whole training.")
     num_ppo_epochs: PositiveInt = Field(2, description="Passes over each rollout.")
-    num_mini_batches: PositiveInt = Field(2, description="Optimiser steps in a pass over a rollout.")
-    kl_coef: NonNegativeFloat = Field(0.05, description="beta of the per-token KL penalty in the reward.")
-    kl_estimator: Literal["k1", "k3"] = Field("k1", description="k1 is unbiased, k3 never negative (Schulman 2020).")
-    adaptive_kl: bool = Field(False, description="Ziegler 2019 controller.")
-    adaptive_kl_target: PositiveFloat = Field(6.0, description="Nats per response.")
-    adaptive_kl_horizon: PositiveInt = Field(10_000, description="Responses.")
+    num_mini_batches: PositiveInt = Field(2, description="Optimiser steps in each pass over a rollout.")
+    kl_coef: NonNegativeFloat = Field(0.05, description="Weight beta of the per-token KL penalty in the reward.")
+    kl_estimator: Literal["k1", "k3"] = Field(
+        "k1", description="Estimator of that penalty: k1 is unbiased, k3 is never negative (Schulman 2020)."
+    )
+    adaptive_kl: bool = Field(
+        False, description="Change kl_coef after each rollout to bring the KL to its target (Ziegler et al. 2019)."
+    )
+    adaptive_kl_target: PositiveFloat = Field(6.0, description="Target of adaptive_kl, in nats per response.")
+    adaptive_kl_horizon: PositiveInt = Field(
+        10_000, description="Horizon of adaptive_kl, in responses; a longer one changes kl_coef more slowly."
+    )
     gamma: Fraction = Field(1.0, description="Discount of later rewards.")
     lam: Fraction = Field(0.95, description="lambda of generalised advantage estimation.")
-    cliprange: PositiveFloat = Field(0.2, description="Ratios are clipped to 1 +- this.")
-    cliprange_value: PositiveFloat = Field(0.2, description="The critic's change is clipped to +- this.")
+    cliprange: PositiveFloat = Field(0.2, description="The policy's ratio is clipped to 1 +- this.")
+    cliprange_value: PositiveFloat = Field(0.2, description="The change of a value is clipped to +- this.")
     vf_coef: NonNegativeFloat = Field(0.1, description="Weight of the critic's loss.")
-    whiten_rewards: bool = Field(False, description="Divide rewards by their standard deviation, the mean kept.")
-    whiten_advantages: bool = Field(True, description="Advantages of a rollout get mean 0 and standard deviation 1.")
-    reward_clip: PositiveFloat | None = Field(10.0, description="Scores are clipped to +-this; null does not clip.")
-    missing_eos_penalty: float | None = Field(
-        -1.0, le=0.0, description="Replaces the score of a truncated response; null keeps it."
+    whiten_rewards: bool = Field(False, description="Divide rewards by their standard deviation; their mean stays.")
+    whiten_advantages: bool = Field(
+        True, description="Scale the advantages of a rollout (of all processes) to mean 0 and standard deviation 1."
     )
-    response_length: PositiveInt | None = Field(None, description="Tokens; null takes data.max_response_tokens.")
+    reward_clip: PositiveFloat | None = Field(10.0, description="Scores are clipped to +- this; null does not clip.")
+    missing_eos_penalty: float | None = Field(
+        -1.0, le=0.0, description="Replaces the score of a truncated response; null keeps the score."
+    )
+    response_length: PositiveInt | None = Field(
+        None, description="Longest response, in tokens; in a recipe null takes data.max_response_tokens."
+    )
     temperature: PositiveFloat = Field(
-        1.0, description="Of rollouts; the logits of policy and reference are divided by it in training too."
+        1.0, description="Temperature of sampling; training divides the logits of policy and reference by it as well."
     )
     value_head_init: Literal["reward_model", "zero"] = Field(
-        "zero", description="The trunk of the critic is the reward model's in either case."
+        "zero",
+        description="Start of the critic's head: zero, or reward_model, which keeps the reward model's head where the "
+        "critic is a copy of that model.",
     )
-    share_trunk: bool = Field(False, description="The critic is a head on the policy's own states, not a model.")
+    share_trunk: bool = Field(
+        False, description="Make the critic a head on the policy's hidden states instead of a second model."
+    )
     target_kl: PositiveFloat | None = Field(
-        None, description="Skip a rollout's further updates when approx_kl passes this (nats per token)."
+        None, description="Skip a rollout's remaining updates when approx_kl exceeds this (nats per token)."
     )
     max_kl: PositiveFloat | None = Field(
-        None, description="Stop when KL to the reference passes this many nats per response."
+        None, description="Stop training when the KL to the reference exceeds this (nats per response)."
     )
-    dual_clip: PositiveFloat | None = Field(None, description="c > 1 of the dual clip; null: off.")
-    critic_warmup_rollouts: NonNegativeInt = Field(0, description="First rollouts that train the critic alone.")
-    ema_decay: Fraction | None = Field(None, description="Average the policy's weights, and keep the average.")
-    adam_epsilon: PositiveFloat = Field(
-        1e-5, description="Of AdamW (N+: larger than usual, so that early updates are calm)."
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = Field(
+        None,
+        description="Bound c on the loss of tokens with a negative advantage (Ye et al. 2020), 3 for instance; null "
+        "sets no bound.",
+    )
+    critic_warmup_rollouts: NonNegativeInt = Field(
+        0, description="Number of rollouts at the start that train the critic alone."
+    )
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        None,
+        description="Decay of an average of the policy's weights, which is then the exported policy; null keeps no "
+        "average.",
     )
 
 

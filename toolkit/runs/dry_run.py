@@ -9,8 +9,8 @@ from toolkit.errors import DataError
 from toolkit.models.encoding import text_encoder
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.ppo.loop import Schedule
-from toolkit.ppo.rollout import PromptIds
+from toolkit.ppo.prompts import PromptIds
+from toolkit.ppo.schedule import Schedule
 from toolkit.preferences import splits
 from toolkit.recipe.schema import Recipe
 from toolkit.runs.pipeline import plan
