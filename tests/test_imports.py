@@ -87,7 +87,7 @@ def test_imports_go_one_way(module, path):
         ("toolkit.models.load", "from toolkit.engine.engine import Engine"),
         ("toolkit.recipe.schema", "from toolkit import models"),
         ("toolkit.engine.tree", "def f():\n    import toolkit.training.batch"),
-        ("toolkit.engine.fast.norms", "from toolkit.engine.tree import TreeBatch"),
+        ("toolkit.engine.fast.adapters", "from toolkit.engine.tree import TreeBatch"),
         ("toolkit.stages.ppo", "from toolkit.stages.dpo import run"),
         ("toolkit.stages.ppo", "from . import dpo"),
         ("toolkit.evals.winrate", "import torch.nn as nn"),
@@ -116,7 +116,7 @@ def test_allowed_imports_pass():
     assert back_edges("toolkit.ppo.trainer", source) == []
     source = "from toolkit.runs.pipeline import run\nfrom toolkit.recipe.schema import Recipe"
     assert back_edges("toolkit.cli.main", source) == []
-    assert back_edges("toolkit.models.load", "from toolkit.engine.fast import norms") == []
+    assert back_edges("toolkit.models.load", "from toolkit.engine.fast import adapters") == []
 
 
 def test_the_package_itself_is_lazy():

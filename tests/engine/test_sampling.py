@@ -12,7 +12,7 @@ from scipy import stats
 from support.small_models import adapter
 from transformers import AutoModelForCausalLM, MambaConfig
 
-from toolkit.engine.sampling import Sample, draw, generate, packed_products, uniforms
+from toolkit.engine.sampling import Sample, draw, generate, uniforms
 from toolkit.models.load import load_policy
 from toolkit.models.tokenizer import eos_ids, load_tokenizer, response_end
 from toolkit.recipe.schema import ModelSection
@@ -175,23 +175,6 @@ def test_prompts_of_unequal_length_in_bf16_with_fp32_weights(tiny: Any) -> None:
     together, alone = logits
     assert bool(together.isfinite().all())
     assert float((together - alone).abs().amax(1).min()) < 0.1  # one of the two rows is the short prompt's
-
-
-def test_packed_products_are_the_plain_ones_and_leave_no_trace(new_tiny: Any) -> None:
-    model = new_tiny().bfloat16()
-    ids = torch.tensor([[5, 9, 30, 77]])
-    with torch.no_grad():
-        before = model(input_ids=ids).logits
-        with packed_products(model):
-            kinds = {type(module) for module in model.modules()}
-            packed = model(input_ids=ids).logits
-        after = model(input_ids=ids).logits
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        assert torch.nn.Linear not in kinds
-    torch.testing.assert_close(packed, before, rtol=0.02, atol=0.02)
-    assert torch.equal(after, before)
-    assert all(type(m) is torch.nn.Linear for m in model.modules() if isinstance(m, torch.nn.Linear))
-    assert not any(hasattr(module, "packed_weight") for module in model.modules())
 
 
 def test_a_model_whose_state_runs_through_the_row() -> None:

@@ -100,7 +100,7 @@ def dpo_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path)
     tokenizer = load_tokenizer(ref)
     pad_id = int(tokenizer.pad_token_id)
     theirs = DPOTrainer(
-        model=load_policy(ref, own),  # with transformers' attention and norms
+        model=load_policy(ref, own),  # with transformers' attention
         args=config_of(DPOConfig, out, beta=0.3),
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
         processing_class=tokenizer,
@@ -133,7 +133,7 @@ def rm_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path) 
     examples = [replace(e, margins=(0.1 * (k % 3),)) for k, e in enumerate(examples)]
     rows = rows_of(examples, apart=False)
     theirs = RewardTrainer(
-        model=new_reward_model(ref, own, pad_id, 0),  # with transformers' attention and norms
+        model=new_reward_model(ref, own, pad_id, 0),  # with transformers' attention
         args=config_of(RewardConfig, out, center_rewards_coefficient=0.01),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from toolkit.engine.fast import adapters
@@ -25,8 +24,6 @@ from toolkit.models.inspect import backbone, inner, precision
 
 # Finished rows leave a batch when they are this share of it: leaving copies the cache.
 LEAVE_SHARE = 0.1
-# Rows that the layout of packed weights is chosen for; it serves any number.
-PACKED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,6 @@ def generate(
     with (
         torch.inference_mode(),
         adapters.merged(model),
-        packed_products(inner(model)),
         _autocast(model, device, dtype),
         _decoding(inner(model)),
     ):
@@ -121,38 +117,6 @@ def _decoding(model: Any) -> Iterator[None]:
     finally:
         if model.config._attn_implementation != chosen:
             model.set_attn_implementation(chosen)
-
-
-class _PackedLinear(nn.Linear):
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if input.dtype != torch.bfloat16:
-            return super().forward(input)
-        return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
-            input, self.packed_weight, self.bias, "none", [], ""
-        )
-
-
-@contextmanager
-def packed_products(model: Any) -> Iterator[None]:
-    """bf16 weights in the layout that oneDNN computes in, for the while: a product of few rows, as decoding has them,
-    otherwise spends a third of its time on bringing them there. On a CPU alone; it takes another copy of them."""
-    layers = []
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        layers = [
-            module
-            for module in model.modules()
-            if type(module) is nn.Linear and (module.weight.dtype, module.weight.device.type) == (torch.bfloat16, "cpu")
-        ]
-    try:
-        for layer in layers:
-            layer.packed_weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PACKED_ROWS)
-            layer.__class__ = _PackedLinear
-        yield
-    finally:
-        for layer in layers:
-            if type(layer) is _PackedLinear:
-                layer.__class__ = nn.Linear
-                del layer.packed_weight
 
 
 def _decode(

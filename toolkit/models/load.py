@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from toolkit.engine.fast import adapters, norms
+from toolkit.engine.fast import adapters
 from toolkit.engine.fast.attention import GROUPED, takes_grouped
 from toolkit.errors import ModelError, first_line
 from toolkit.files import read_json
@@ -120,10 +120,8 @@ def _from_pretrained(
             where=ref.path,
             fix="use a complete copy of the model",
         )
-    if by_default:
-        norms.lean(model)
-        if takes_grouped(model):
-            model.set_attn_implementation(GROUPED)
+    if by_default and takes_grouped(model):
+        model.set_attn_implementation(GROUPED)
     return model
 
 

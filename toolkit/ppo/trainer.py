@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from toolkit.engine.engine import Engine
-from toolkit.engine.fast import adapters, norms
+from toolkit.engine.fast import adapters
 from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.inspect import DTYPES, backbone, disable_dropout, inner
@@ -276,7 +276,7 @@ def _actors(
         config.lora_dropout, config.task_type = 0.0, "CAUSAL_LM"
         policy = get_peft_model(policy, config)
     if isinstance(policy, PeftModel):
-        norms.lean(adapters.lean(policy))
+        adapters.lean(policy)
         for name, weight in policy.named_parameters():
             weight.requires_grad_(".lora_" in name)
             if weight.requires_grad:
