@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toolkit.errors import DataError
-from toolkit.preferences.formats import common_prefix_length, parse_transcript
 from toolkit.preferences.loading import shipped_names
+from toolkit.preferences.parsing import common_prefix_length, parse_transcript
 from toolkit.preferences.reading import PreferenceData, from_parquet, read_preferences, to_parquet
 from toolkit.preferences.rows import (
     Comparison,
@@ -27,7 +27,7 @@ from toolkit.preferences.rows import (
     soft_comparisons,
     write_native,
 )
-from toolkit.preferences.splits import judgements, margins, pairs
+from toolkit.preferences.splits import labelled_pairs, margins, pairs
 
 REAL = os.environ.get("DUEL_REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL, reason="DUEL_REAL_DATA does not name the folder of real data")
@@ -102,7 +102,7 @@ def test_native_and_parquet_round_trips_are_exact(tmp_path: Path, rows: list[Pre
         assert data.rows == rows
         assert data.report.n_prompts == data.report.n_rows_read == len(rows)
         assert data.report.n_responses == sum(len(row.responses) for row in rows)
-        assert data.report.n_comparisons == sum(len(judgements(row.comparisons)) for row in rows)
+        assert data.report.n_comparisons == sum(len(labelled_pairs(row.comparisons)) for row in rows)
         assert data.report.conversational == isinstance(rows[0].prompt, list)
 
 
@@ -396,7 +396,7 @@ def test_soft_labels_keep_their_probability(p: float) -> None:
     row = PreferenceRow("", "p", ["a", "b"], soft_comparisons(0, 1, p))
     assert pairs(row)[0].p == pytest.approx(p, abs=1e-15)
     assert all(c.weight > 0 for c in row.comparisons)
-    assert [judged.p for judged in judgements(row.comparisons)] == pytest.approx([p], abs=1e-15)
+    assert [judged.p for judged in labelled_pairs(row.comparisons)] == pytest.approx([p], abs=1e-15)
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.preferences.rows import Comparison, PreferenceRow, prompt_id, soft_comparisons
-from toolkit.preferences.splits import contradictions, judgements, limit, overlap, pairs, split_rows
+from toolkit.preferences.splits import contradictions, labelled_pairs, limit, overlap, pairs, split_rows
 
 
 def rows_of(prompts: list[str]) -> list[PreferenceRow]:
@@ -100,7 +100,7 @@ labels = st.lists(st.tuples(st.sampled_from([(0, 1), (0, 2), (1, 2)]), st.sample
 @given(labels)
 def test_judgements_undo_soft_comparisons(given_labels: list[tuple[tuple[int, int], float]]) -> None:
     comparisons = [c for k, ((i, j), p) in enumerate(given_labels) for c in soft_comparisons(i, j, p, str(k))]
-    found = judgements(comparisons)
+    found = labelled_pairs(comparisons)
     assert [(g.i, g.j) for g in found] == [pair for pair, _ in given_labels]
     assert [g.p for g in found] == pytest.approx([p for _, p in given_labels])
     assert [g.weight for g in found] == [1.0] * len(given_labels)
@@ -108,11 +108,11 @@ def test_judgements_undo_soft_comparisons(given_labels: list[tuple[tuple[int, in
 
 def test_judgements_by_hand() -> None:
     tie_then_win = [Comparison(0, 1, 0.5), Comparison(1, 0, 0.5), Comparison(1, 0, 1.0)]
-    assert [(g.p, g.first) for g in judgements(tie_then_win)] == [(0.5, 0), (0.0, 2)]
+    assert [(g.p, g.first) for g in labelled_pairs(tie_then_win)] == [(0.5, 0), (0.0, 2)]
     two_people = [Comparison(0, 1, 0.5, "x"), Comparison(1, 0, 0.5, "y")]  # halves of two people are no tie
-    assert [g.p for g in judgements(two_people)] == [1.0, 0.0]
+    assert [g.p for g in labelled_pairs(two_people)] == [1.0, 0.0]
     opposite = [Comparison(0, 1, 1.0), Comparison(1, 0, 1.0)]
-    assert [g.p for g in judgements(opposite)] == [1.0, 0.0]
+    assert [g.p for g in labelled_pairs(opposite)] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -129,4 +129,4 @@ def test_judgements_by_hand() -> None:
     ],
 )
 def test_contradictions(comparisons: list[Comparison], source_rows: list[int], n: int) -> None:
-    assert contradictions(judgements(comparisons), source_rows) == n
+    assert contradictions(labelled_pairs(comparisons), source_rows) == n

@@ -1,18 +1,18 @@
-"""The gold reward: a known, fixed function of text that stands in for what people really want, in simulation.
+"""The gold reward: a known, fixed function of text that stands for what people really want, in simulation.
 
-It wants the response to be *a well-formed English sentence or two that speaks well of something*: the sentiment of
-each sentence by VADER's lexicon and rules (Hutto and Gilbert 2014), less penalties for text that is no prose. A
-policy that is trained against it (or against a reward model learned from it) must not win by stuffing, so:
+It rewards *a well-formed English sentence or two that speaks well of something*. The reward is the mean sentiment of
+the sentences by VADER's lexicon and rules (Hutto and Gilbert 2014), minus penalties for text that is not prose. A
+policy that is trained against it, or against a reward model learned from it, must not win by stuffing. Therefore:
 
-- a sentiment word counts once (``love, loved, loving`` are one), further ones count less and less, capitals,
-  exclamation marks and emoji count nothing, and sentences are averaged, never added;
-- every penalty also takes away from a positive sentiment, so no amount of praise pays for broken text:
-  ``reward = sentiment * max(0, 1 - penalty) - penalty`` for a positive sentiment, ``sentiment - penalty`` else,
+- a sentiment word counts once (``love, loved, loving`` are one), and each further one counts less;
+- capitals, exclamation marks and emoji count nothing, and sentences are averaged, never added;
+- a penalty also reduces a positive sentiment, so that no amount of praise pays for broken text:
+  ``reward = sentiment * max(0, 1 - penalty) - penalty`` for a positive sentiment, ``sentiment - penalty`` otherwise,
   within [-1.5, 1].
 
-An ordinary positive sentence has 0.5 to 0.9, a neutral one about 0, a negative one less, degenerate text -0.8 and
-below. It is a proxy too, with a wide blind spot: it knows nothing of truth or sense, and a search that may put any
-word anywhere still finds strings of five or six words that no list of triples tells from English.
+An ordinary positive sentence has 0.5 to 0.9, a neutral one about 0, a negative one less, and degenerate text -0.8 or
+less. The gold reward is a proxy too. It knows nothing of truth or sense, and a search that may put any word anywhere
+still finds strings of five or six words that no list of triples tells from English.
 
 >>> gold_reward("The hotel was", " clean and quiet, and I would love to stay there again.") > 0.5
 True
@@ -56,7 +56,7 @@ FUNCTION_WORDS = _word_set(
     wouldn't yet you you'd you'll you're you've your yours yourself"""
 )
 DEGREES = _word_set("so very really quite too more most all rather such")
-# Words whose valence in the lexicon is mostly a second meaning: "looks like", "kind of", "no doubt", "as well".
+# Words whose valence in the lexicon mostly belongs to another meaning: "looks like", "kind of", "no doubt", "as well".
 AMBIGUOUS = _word_set("like kind no well please pretty number matter sure okay ok")
 LIKERS = _word_set("i we you they really also not don't didn't doesn't to would")
 ABBREVIATIONS = _word_set("mr mrs ms dr st vs etc jr sr prof e.g i.e a.m p.m u.s")
@@ -72,7 +72,7 @@ _PROSE = re.compile(r"""[A-Za-z0-9\s.,;:!?'"()$%&/\-]""")
 
 @dataclass(frozen=True)
 class GoldComponents:
-    """Why a response got its gold reward: ``reward`` follows from ``sentiment`` and the sum of the penalties.
+    """Why a response got its gold reward. ``reward`` follows from ``sentiment`` and the sum of the penalties.
 
     ``sentiment`` is in [-1, 1]; every penalty is at least 0, and 0 for ordinary text.
     """
@@ -82,9 +82,9 @@ class GoldComponents:
     unfinished: float
     """No sentence end at the end."""
     short: float
-    """Fewer than four words, or sentences of one or two words behind the first."""
+    """Fewer than four words, or sentences of one or two words after the first."""
     repetition: float
-    """Words, word pairs and triples that come again."""
+    """Words, word pairs and triples that occur again."""
     stuffing: float
     """Too many sentiment words, too few function words, or a run of words without any."""
     salad: float
@@ -94,14 +94,14 @@ class GoldComponents:
     shouting: float
     """Capitals, exclamation marks, runs of punctuation."""
     symbols: float
-    """Emoji, markup and other characters that are not prose, and too many digits."""
+    """Emoji, markup and other characters that prose does not have, and too many digits."""
     copying: float
-    """Word triples taken over from the prompt."""
+    """Word triples copied from the prompt."""
 
     @property
     def penalty(self) -> float:
         """Sum of the penalties."""
-        return sum(getattr(self, f.name) for f in fields(self) if f.name not in ("reward", "sentiment"))
+        return float(sum(getattr(self, f.name) for f in fields(self) if f.name not in ("reward", "sentiment")))
 
 
 @lru_cache(maxsize=1)
@@ -116,24 +116,26 @@ def _lines(name: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def known_words() -> frozenset[str]:
-    """The shipped word list, lower case: words of model-written reviews and of a model's vocabulary."""
+    """The shipped word list in lower case: words of reviews by models and of a model's vocabulary."""
     return frozenset(_lines("words.txt.gz")) | FUNCTION_WORDS
 
 
 @lru_cache(maxsize=1)
 def known_triples() -> tuple[frozenset[str], frozenset[tuple[str, str, str]]]:
-    """(words that are a class of their own, triples of adjacent word classes of model-written text), as shipped."""
+    """The shipped lists: (words that are a class of their own, triples of adjacent word classes in text by models)."""
     lines = _lines("triples.txt.gz")
     triples = (line.split() for line in lines[1:])
     return frozenset(lines[0].split()), frozenset((a, b, c) for a, b, c in triples)
 
 
 @lru_cache(maxsize=1 << 16)
-def word_class(word: str, own: frozenset[str]) -> str:
-    """The class of a word in the list of triples: itself if it is in ``own``, ``#`` for a number, ``,`` for a comma,
-    else ``+`` or ``~`` for one that the sentiment lexicon knows as good or bad, else its ending, or ``*``.
+def word_class(word: str, classes: frozenset[str]) -> str:
+    """The class of a word in the list of triples.
+
+    That is the word itself if it is in ``classes``, ``#`` for a number, and ``,`` for a comma. Otherwise it is the
+    ending -ly, -ing, -ed or -s, then ``+`` or ``~`` if the sentiment lexicon knows the word as good or bad, then ``*``.
     """
-    if word in own:
+    if word in classes:
         return word
     if not word[0].isalpha():
         return "#" if word[0].isdigit() else ","
@@ -144,14 +146,14 @@ def word_class(word: str, own: frozenset[str]) -> str:
     return "+" if valence > 0.5 else "~" if valence < -0.5 else "*"
 
 
-def word_triples(parts: list[list[str]], own: frozenset[str]) -> list[tuple[str, str, str]]:
-    """Triples of adjacent word classes of each sentence; ``.`` stands for its edges."""
-    chains = ([".", *(word_class(w, own) for w in part), "."] for part in parts)
+def word_triples(parts: list[list[str]], classes: frozenset[str]) -> list[tuple[str, str, str]]:
+    """Triples of adjacent word classes in each sentence. ``.`` stands for its edges."""
+    chains = ([".", *(word_class(w, classes) for w in part), "."] for part in parts)
     return [triple for chain in chains for triple in zip(chain, chain[1:], chain[2:], strict=False)]
 
 
 def sentences(text: str) -> list[list[str]]:
-    """Lower-case words of each sentence of ``text``, commas (and ``;``, ``:``) included as words of their own."""
+    """Lower-case words of each sentence of ``text``. Commas, ``;`` and ``:`` are words too."""
     text = text.translate(_PLAIN).lower()
     parts, start = [], 0
     for match in _END.finditer(text):
@@ -166,7 +168,7 @@ def sentences(text: str) -> list[list[str]]:
 
 @lru_cache(maxsize=1 << 16)
 def _stem(word: str) -> str:
-    """One form for love, loved, lovely and loving; happy, happier and happily. Crude, and enough to count repeats."""
+    """One form for love, loved, lovely and loving, or for happy, happier and happily. Crude: it counts repeats."""
     stem = _SUFFIX.sub("", word) if len(word) > 4 else word
     stem = stem.rstrip("e")
     return (stem[:-1] + "i" if stem.endswith("y") else stem)[:6]
@@ -190,7 +192,7 @@ def _sentiment(parts: list[list[str]]) -> tuple[float, int]:
         valences: list[float] = []
         if charged:
             senti_text = SentiText(" ".join(spoken))
-            senti_text.words_and_emoticons = spoken  # its own splitting would drop what stands at the edges of words
+            senti_text.words_and_emoticons = spoken  # VADER's own splitting would drop characters at the edges of words
             turn = spoken.index("but") if "but" in spoken else 0
             for i in charged:
                 stem = _stem(spoken[i])
@@ -198,9 +200,8 @@ def _sentiment(parts: list[list[str]]) -> tuple[float, int]:
                     continue
                 seen.add(stem)
                 valence = analyzer.sentiment_valence(0.0, senti_text, spoken[i], i, [])[-1]
-                if (
-                    i < turn
-                ):  # VADER halves what stands before "but"; that it adds to what follows would invite stuffing
+                # VADER halves what comes before "but". It also adds to what follows, which would invite stuffing.
+                if i < turn:
                     valence *= 0.5
                 valences.append(valence)
         s = 0.0
@@ -219,7 +220,7 @@ def _repeats(items: Sequence[object]) -> int:
 
 
 def _repetition(parts: list[list[str]], words: list[str]) -> float:
-    """Penalty for repeats: sentences, adjacent words; content words, pairs and triples beyond what a short text has."""
+    """Penalty for repeated sentences and adjacent words, and for more repeats of words than a short text has."""
     n = len(words)
     whole = _repeats([tuple(part) for part in parts])
     adjacent = sum(a == b for a, b in zip(words, words[1:], strict=False))
@@ -232,7 +233,7 @@ def _repetition(parts: list[list[str]], words: list[str]) -> float:
 
 
 def _stuffing(parts: list[list[str]], words: list[str], n_charged: int) -> float:
-    """Penalty for a text that is more keywords than grammar."""
+    """Penalty for a text with more keywords than grammar."""
     n = len(words)
     function = sum(w in FUNCTION_WORDS for w in words) / n
     run = longest = 0
@@ -255,15 +256,15 @@ def _stuffing(parts: list[list[str]], words: list[str], n_charged: int) -> float
 
 
 def _salad(parts: list[list[str]]) -> float:
-    """Penalty for adjacent words whose classes the shipped list does not know side by side, beyond the usual share."""
-    own, known = known_triples()
-    triples = word_triples(parts, own)
-    unknown = sum(triple not in known for triple in triples[1:])  # the left edge is the prompt's
+    """Penalty for word classes that the shipped list does not know side by side, beyond the usual share."""
+    classes, known = known_triples()
+    triples = word_triples(parts, classes)
+    unknown = sum(triple not in known for triple in triples[1:])  # the left edge belongs to the prompt
     return max(0.0, (unknown - SALAD_FREE) / (len(triples) + 1) - SALAD_SHARE) * SALAD_SLOPE
 
 
 def _gibberish(words: list[str], text: str) -> float:
-    """Penalty for words outside the list, beyond a fifth; half of one that starts with a capital inside a sentence."""
+    """Penalty for a large share of unknown words. A word with a capital inside a sentence counts half, as a name."""
     known = known_words()
     names = set(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", text))
     unknown = 0.0
@@ -277,7 +278,7 @@ def _gibberish(words: list[str], text: str) -> float:
 
 
 def _shouting(text: str, words: list[str], n_sentences: int) -> float:
-    capitals = sum(len(w) > 1 and w.isupper() for w in re.findall(r"[A-Za-z']+", text))
+    capitals: int = sum(len(w) > 1 and w.isupper() for w in re.findall(r"[A-Za-z']+", text))
     marks = text.count("!")
     runs = len(re.findall(r"[!?]{2,}|\.{4,}|[,;:]{2,}|-{3,}", text))
     return (
@@ -306,14 +307,14 @@ def sentiment(text: str) -> float:
 
 
 def prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
-    """A plain prompt itself, of messages the content of the last user turn."""
+    """A text prompt itself; of messages the content of the last user turn."""
     if isinstance(prompt, str):
         return prompt
     return next((m["content"] for m in reversed(prompt) if m["role"] == "user"), "")
 
 
 def gold_components(prompt: str | Sequence[dict[str, str]], response: str) -> GoldComponents:
-    """The gold reward of ``response`` and what it is made of. Of a conversation only the last user turn is read."""
+    """The gold reward of ``response`` and its components. Of a conversation only the last user turn counts."""
     text = response.translate(_PLAIN).strip()
     parts = sentences(text)
     words = [w for part in parts for w in part if w[0].isalnum()]
@@ -349,5 +350,5 @@ def gold_reward(prompt: str | Sequence[dict[str, str]], response: str) -> float:
 
 
 def gold_rewards(prompts: Sequence[str | Sequence[dict[str, str]]], responses: Sequence[str]) -> list[float]:
-    """:func:`gold_reward` of each pair. Raises ValueError when there are not as many prompts as responses."""
+    """:func:`gold_reward` of each pair. Raises ValueError if the numbers of prompts and responses differ."""
     return [gold_reward(p, r) for p, r in zip(prompts, responses, strict=True)]

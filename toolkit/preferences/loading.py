@@ -1,4 +1,4 @@
-"""Records as they stand in a source: a shipped name, a file, a folder of ``datasets``, or a hub id."""
+"""Records as they are in a source: a shipped name, a file, a folder of ``datasets``, or a hub id."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CSV_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|content|from|value)"')
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceRecords:
     """Records as they are in the source, each with its 1-based number (``unit``: "row" or "line")."""
 
     name: str
@@ -37,19 +37,19 @@ class Source:
 
 
 def shipped_names() -> dict[str, str]:
-    """Names of the data sets inside this package -> their file's name."""
+    """Names of the data sets inside this package, each with the name of its file."""
     assets = resources.files("toolkit.preferences") / "assets"
-    found = sorted(item.name for item in assets.iterdir()) if assets.is_dir() else []
-    return {name.removesuffix(".jsonl.gz"): name for name in found if name.endswith(".jsonl.gz")}
+    files = sorted(item.name for item in assets.iterdir()) if assets.is_dir() else []
+    return {name.removesuffix(".jsonl.gz"): name for name in files if name.endswith(".jsonl.gz")}
 
 
 def shipped_path(name: str) -> Path | None:
-    """The file of a shipped data set, or None where there is none of that name."""
+    """The file of a shipped data set. None where no data set has that name."""
     file = shipped_names().get(name)
     return Path(str(resources.files("toolkit.preferences") / "assets" / file)) if file else None
 
 
-def load(source: str, *, split: str, config: str | None, revision: str | None) -> Source:
+def load(source: str, *, split: str, config: str | None, revision: str | None) -> SourceRecords:
     shipped = shipped_names()
     if source in shipped:
         with resources.as_file(resources.files("toolkit.preferences") / "assets" / shipped[source]) as path:
@@ -72,19 +72,19 @@ def load(source: str, *, split: str, config: str | None, revision: str | None) -
     raise DataError(f"no data set is called {source!r}", where="data.source", fix=fix)
 
 
-def _read_file(path: Path) -> Source:
+def _read_file(path: Path) -> SourceRecords:
     name = str(path)
     suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), None)
     if suffix is None:
         fix = f"known endings: {', '.join(SUFFIXES)}"
-        raise DataError(f"a file with an ending that is not known: {path.name}", where=name, fix=fix)
+        raise DataError(f"{path.name} has an ending that is not known", where=name, fix=fix)
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
     fingerprint = hashlib.sha256(raw).hexdigest()
     if suffix == ".parquet":
-        return Source(name, "row", list(enumerate(parquet_records(raw, name), start=1)), fingerprint)
+        return SourceRecords(name, "row", list(enumerate(parquet_records(raw, name), start=1)), fingerprint)
     if suffix.endswith(".gz"):
         try:
             raw = gzip.decompress(raw)
@@ -92,9 +92,9 @@ def _read_file(path: Path) -> Source:
             fix = "the file is damaged or was cut off: copy or download it again"
             raise DataError(f"not a whole gzip file: {error}", where=name, fix=fix) from error
     if suffix.startswith(".csv"):
-        return Source(name, "row", list(_csv_records(_decoded(raw, name), name)), fingerprint)
+        return SourceRecords(name, "row", list(_csv_records(_decoded(raw, name), name)), fingerprint)
     if suffix.startswith(".jsonl"):
-        return Source(name, "line", list(_json_lines(raw, name)), fingerprint)
+        return SourceRecords(name, "line", list(_json_lines(raw, name)), fingerprint)
     return _json_document(raw, name, fingerprint)
 
 
@@ -110,7 +110,7 @@ def _decoded(raw: bytes, name: str) -> str:
 
 
 def _json_lines(raw: bytes, name: str) -> Iterator[tuple[int, Record]]:
-    # split at "\n" alone: str.splitlines also splits at U+2028 and others that JSON text may hold
+    # split at "\n" only: str.splitlines also splits at U+2028 and other characters that JSON text may hold
     for number, line in enumerate(_decoded(raw, name).split("\n"), start=1):
         if not line.strip():
             continue
@@ -125,17 +125,16 @@ def _json_lines(raw: bytes, name: str) -> Iterator[tuple[int, Record]]:
         yield number, record
 
 
-def _json_document(raw: bytes, name: str, fingerprint: str) -> Source:
+def _json_document(raw: bytes, name: str, fingerprint: str) -> SourceRecords:
     text = _decoded(raw, name)
     if not text.strip():
-        return Source(name, "row", [], fingerprint)
+        return SourceRecords(name, "row", [], fingerprint)
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith(
-            "{"
-        ):  # JSON lines in a .json file, as many tools write
-            return Source(name, "line", list(_json_lines(raw, name)), fingerprint)
+        # many tools write JSON lines into a .json file
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            return SourceRecords(name, "line", list(_json_lines(raw, name)), fingerprint)
         raise DataError(f"invalid JSON: {error.msg}", where=f"{name}, line {error.lineno}") from error
     except RecursionError as error:
         raise DataError("JSON nested too deeply", where=name) from error
@@ -149,11 +148,11 @@ def _json_document(raw: bytes, name: str, fingerprint: str) -> Source:
         if not isinstance(record, dict):
             what = f"a JSON {type(record).__name__}, expected an object"
             raise DataError(what, where=f"{name}, row {number}")
-    return Source(name, "row", list(enumerate(document, start=1)), fingerprint)
+    return SourceRecords(name, "row", list(enumerate(document, start=1)), fingerprint)
 
 
 def _csv_records(text: str, name: str) -> Iterator[tuple[int, Record]]:
-    """Rows of a CSV file with a header; cells of list columns, and messages, hold JSON."""
+    """Rows of a CSV file with a header. Cells with a list or with messages hold JSON."""
     csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than some conversations
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -191,13 +190,15 @@ def parquet_records(raw: bytes, name: str) -> list[Record]:
     return records
 
 
-def _read_hub(source: str, *, config: str | None, split: str, revision: str | None, folder: Path | None) -> Source:
-    """Records of a folder or hub data set through ``datasets``, whose errors become :class:`DataError`."""
+def _read_hub(
+    source: str, *, config: str | None, split: str, revision: str | None, folder: Path | None
+) -> SourceRecords:
+    """Records of a folder or hub data set. Errors of ``datasets`` become :class:`DataError`."""
     import datasets
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
-    # its first base is the error of whichever HTTP client this version of the hub library uses
+    # the first base of HfHubHTTPError is the error of the HTTP client that this version of the hub library uses
     errors: tuple[type[Exception], ...] = (
         DatasetsError,
         HfHubHTTPError.__bases__[0],
@@ -220,7 +221,7 @@ def _read_hub(source: str, *, config: str | None, split: str, revision: str | No
     except errors as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"cannot load the data set: {lines[0][:500]}", where=where, fix=_hub_fix(error)) from error
-    return Source(source, "row", list(enumerate(records, start=1)))
+    return SourceRecords(source, "row", list(enumerate(records, start=1)))
 
 
 def _load_dataset(source: str, *, config: str | None, split: str, revision: str | None) -> Any:
@@ -234,7 +235,7 @@ def _load_dataset(source: str, *, config: str | None, split: str, revision: str 
         try:
             return datasets.load_dataset(source, data_dir=config, split=split, revision=revision)
         except (datasets.exceptions.DatasetsError, OSError) as second:
-            raise error from second  # the message that lists the configurations there are
+            raise error from second  # its message lists the configurations that exist
 
 
 def _hub_fix(error: Exception) -> str:
@@ -244,7 +245,7 @@ def _hub_fix(error: Exception) -> str:
     if "scripts are no longer supported" in text:
         return "set data.revision to refs/convert/parquet, the hub's own conversion, or download a file"
     if "Unknown split" in text or "BuilderConfig" in text:
-        return "set data.split (or data.eval_split), data.config to one of those named"
+        return "set data.split (or data.eval_split) and data.config to names that the message lists"
     if isinstance(error, DatasetNotFoundError):
         return "check the name OWNER/NAME on the hub; private and gated data need `hf auth login`"
     if not isinstance(error, ValueError | RuntimeError | DatasetsError):

@@ -22,7 +22,8 @@ Record = Mapping[str, Any]
 class Comparison:
     """``responses[winner]`` was preferred over ``responses[loser]``, with this weight, by this annotator.
 
-    ``margin``: by how much its reward should be higher at least (Touvron et al. 2023, equation 2); 0 where nobody said.
+    ``margin`` is the least difference that their rewards should have (Touvron et al. 2023, equation 2). 0 where the
+    data does not say.
     """
 
     winner: int
@@ -36,7 +37,7 @@ class Comparison:
 class PreferenceRow:
     """One prompt with K >= 2 distinct responses. ``gold`` is the true reward of each, in simulation only.
 
-    ``source_row`` is the 1-based row (JSON lines: line) of the prompt's first appearance in what was read.
+    ``source_row`` is the 1-based row (of JSON lines the line) where the prompt first appears in the source.
     """
 
     prompt_id: str
@@ -51,7 +52,7 @@ def canonical_prompt(prompt: Prompt) -> str:
     """The JSON text that identifies a prompt: sorted keys, no spaces, ASCII."""
     if isinstance(prompt, str):
         return json.dumps(prompt)
-    # spelled out: json.dumps of a text alone is several times faster than of a list of objects
+    # by hand: json.dumps of a text alone is several times faster than of a list of objects
     parts = (f'{{"content":{json.dumps(m["content"])},"role":{json.dumps(m["role"])}}}' for m in prompt)
     return f"[{','.join(parts)}]"
 
@@ -69,8 +70,8 @@ def prompt_id(prompt: Prompt) -> str:
 def soft_comparisons(i: int, j: int, p: float, annotator: str = "") -> list[Comparison]:
     """``P(i preferred over j) = p`` as comparisons: one for p of 0 or 1, else two with weights p and 1 - p.
 
-    >>> soft_comparisons(0, 1, 0.5)
-    [Comparison(winner=0, loser=1, weight=0.5, annotator=''), Comparison(winner=1, loser=0, weight=0.5, annotator='')]
+    >>> soft_comparisons(0, 1, 0.5) == [Comparison(0, 1, weight=0.5), Comparison(1, 0, weight=0.5)]
+    True
     """
     if p == 1.0:
         return [Comparison(i, j, 1.0, annotator)]
@@ -98,9 +99,9 @@ def row_to_dict(row: PreferenceRow) -> dict[str, Any]:
 
 
 def write_native(rows: Iterable[PreferenceRow], path: str | Path) -> None:
-    """Write gzipped JSON lines in the native format, the file whole or not at all.
+    """Write gzipped JSON lines in the native format. The file is whole or absent.
 
-    Equal rows give equal bytes (no time, no file name inside).
+    Equal rows give equal bytes: there is no time and no file name inside.
     """
     raw = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as out:

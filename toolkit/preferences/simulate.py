@@ -1,8 +1,8 @@
 """Preference data with a known truth: the gold reward, seen by annotators who are noisy and biased.
 
-An annotator compares two responses by latent scores ``gold + bias_weight * feature + N(0, noise_std)``; the noise is
-drawn anew for each (annotator, prompt, response, opponent), and depends on nothing but those and the seed. So a
-data set does not change with the order of its prompts, responses or annotators, and more can be added to it.
+An annotator compares two responses by latent scores ``gold + bias_weight * feature + N(0, noise_std)``. The noise is
+drawn anew for each (annotator, prompt, response, opponent) and depends only on these and on the seed. So a data set
+does not change with the order of its prompts, responses or annotators, and more of them can be added.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, canonica
 
 Bias = Literal["length", "format", "agreement", "none"]
 TIE_BELOW = 0.02
-"""Latent scores closer than this are a tie: 1/2 for either response."""
+"""Latent scores closer than this are a tie: 1/2 for each response."""
 
 _NORMAL = NormalDist()
 _FORMAT = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s|\*\*|^#{1,4}\s|\d|[!:;\"()]", re.MULTILINE)
@@ -32,12 +32,12 @@ _FORMAT = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s|\*\*|^#{1,4}\s|\d|[!:;\"()]", re.
 class Annotator:
     """One simulated annotator. ``noise_std`` and ``bias_weight`` are in units of the gold reward.
 
-    ``bias`` names the feature that is liked beside the gold reward; each is in [-1, 1]:
+    ``bias`` names the feature that the annotator likes beside the gold reward. Each is in [-1, 1]:
 
     - ``length``: longer responses, tanh of (words - 15) / 10;
-    - ``format``: visible form: lists, headings, bold, figures, quotes, brackets, exclamation marks, tanh of marks / 2;
-    - ``agreement``: responses that feel as the prompt's writer does, sentiment of the prompt times that of the
-      response (sycophancy); 0 where the prompt has no opinion;
+    - ``format``: lists, headings, bold, figures, quotes, brackets, exclamation marks: tanh of their number / 2;
+    - ``agreement``: responses that feel as the writer of the prompt does (sycophancy): sentiment of the prompt times
+      sentiment of the response, which is 0 where the prompt has no opinion;
     - ``none``: no feature, 0.
     """
 
@@ -53,12 +53,13 @@ ANNOTATORS = (
     Annotator("prefers-agreement", noise_std=0.295, bias="agreement", bias_weight=0.5),
 )
 """The annotators of the shipped data. In ``reviews`` two of them prefer the same response in 73% of the pairs that both
-decide (InstructGPT's labelers: about 73%), each prefers the one of higher gold reward in 81 to 83%, and 2% are ties.
+decide (for InstructGPT's labelers it is about 73%). Each prefers the one with the higher gold reward in 81 to 83% of
+the pairs, and 2% are ties.
 """
 
 
 def feature(bias: Bias, prompt: Prompt, response: str) -> float:
-    """The value in [-1, 1] that an annotator with this bias sees in a response. See :class:`Annotator`."""
+    """The feature in [-1, 1] of a response that an annotator with this bias likes. See :class:`Annotator`."""
     match bias:
         case "none":
             return 0.0
@@ -71,7 +72,7 @@ def feature(bias: Bias, prompt: Prompt, response: str) -> float:
 
 
 def _noise(seed: int, annotator: str, prompt_key: str, response: str, opponent: str) -> float:
-    """A standard normal deviate that is a function of its arguments alone."""
+    """A standard normal deviate that depends only on the arguments."""
     key = "\x1f".join((str(seed), annotator, prompt_key, response, opponent))
     u = (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") + 0.5) / 2.0**64
     return _NORMAL.inv_cdf(min(max(u, 1e-15), 1 - 1e-15))
@@ -85,9 +86,10 @@ def annotate(
     seed: int = 0,
     tie_below: float = TIE_BELOW,
 ) -> list[Comparison]:
-    """All C(K,2) comparisons by each annotator; a tie is two of weight 1/2.
+    """All C(K,2) comparisons by each annotator. A tie is two comparisons of weight 1/2.
 
-    Raises DataError where there are fewer than two responses, equal ones, or not one gold reward for each.
+    Raises:
+        DataError: fewer than two responses, equal responses, or another number of gold rewards.
     """
     if len(responses) < 2 or len(set(responses)) < len(responses):
         raise DataError(
@@ -123,14 +125,17 @@ def simulate_preferences(
 ) -> list[PreferenceRow]:
     """Rows of prompts with K >= 2 responses each, their gold rewards and the annotators' comparisons.
 
-    Equal responses to one prompt are merged. Raises DataError for a prompt that has fewer than two distinct ones, or
-    that comes twice, or when there are not as many response lists as prompts.
+    Equal responses to one prompt are merged.
+
+    Raises:
+        DataError: a prompt that has fewer than two distinct responses or that occurs twice, or another number of
+            response lists than of prompts.
     """
     if len(prompts) != len(responses):
         raise DataError(f"{len(responses)} lists of responses for {len(prompts)} prompts")
     rows: list[PreferenceRow] = []
     seen: dict[str, int] = {}
-    for n, (prompt, given) in enumerate(zip(prompts, responses, strict=True), start=1):
+    for n, (prompt, texts) in enumerate(zip(prompts, responses, strict=True), start=1):
         identifier = prompt_id(prompt)
         if identifier in seen:
             raise DataError(
@@ -138,7 +143,7 @@ def simulate_preferences(
                 fix="give each prompt once, with all of its responses",
             )  # fmt: skip
         seen[identifier] = n
-        distinct = list(dict.fromkeys(given))
+        distinct = list(dict.fromkeys(texts))
         gold = [round(g, 4) for g in gold_rewards([prompt] * len(distinct), distinct)]
         comparisons = annotate(prompt, distinct, gold, annotators, seed)
         rows.append(PreferenceRow(identifier, prompt, distinct, comparisons, gold, n))
@@ -148,7 +153,7 @@ def simulate_preferences(
 def agreement(rows: Sequence[PreferenceRow]) -> float:
     """Share of pairs on which two annotators prefer the same response, over all pairs of annotators.
 
-    Pairs that one of the two calls a tie are left out. Raises ValueError when nothing is left.
+    Pairs that one of the two calls a tie are left out. Raises ValueError where no pair remains.
     """
     same = total = 0
     for row in rows:

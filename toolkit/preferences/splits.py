@@ -1,6 +1,6 @@
-"""What is computed over preference rows: held-out splits, subsets, soft preferences, contradictions.
+"""Held-out splits and subsets of preference rows, and the compared pairs of a row.
 
-Membership is decided by a hash of the prompt alone, so it depends neither on order nor on the other rows.
+A hash of the prompt alone decides where a row belongs, so membership depends neither on order nor on other rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from toolkit.preferences.rows import Comparison, PreferenceRow
 
 
 class Pair(NamedTuple):
-    """Responses i < j of a row: ``p`` is the share of ``weight`` that prefers i."""
+    """Responses i < j of a row with all their comparisons: ``p`` is the share of ``weight`` that prefers i."""
 
     i: int
     j: int
@@ -22,8 +22,11 @@ class Pair(NamedTuple):
     weight: float
 
 
-class Judgement(NamedTuple):
-    """One judged pair i < j: one comparison, or the two of a soft label or tie. ``first``: its index."""
+class LabelledPair(NamedTuple):
+    """One judgement of a pair i < j: one comparison, or the two of a soft label or tie.
+
+    ``p`` is the probability that i is preferred. ``first`` is the index of the judgement's first comparison.
+    """
 
     i: int
     j: int
@@ -34,7 +37,7 @@ class Judgement(NamedTuple):
 
 
 def _uniform(*parts: object) -> float:
-    """A number in [0, 1) that is a hash of ``parts``."""
+    """A hash of ``parts`` as a number in [0, 1)."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2.0**64
 
@@ -42,7 +45,7 @@ def _uniform(*parts: object) -> float:
 def split_rows(
     rows: Sequence[PreferenceRow], eval_fraction: float, seed: int
 ) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
-    """``(train, eval)``: about ``eval_fraction`` of the prompts are held out, by hash of (seed, prompt).
+    """``(train, eval)``: about ``eval_fraction`` of the prompts are held out, by the hash of (seed, prompt).
 
     A prompt is never on both sides, and adding or removing rows moves no other row.
     """
@@ -56,16 +59,16 @@ def split_rows(
 
 
 def overlap(train: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow]) -> tuple[list[PreferenceRow], int]:
-    """``(train without the prompts of held_out, how many rows that removed)``: for held-out data of its own source."""
-    seen = {row.prompt_id for row in held_out}
-    kept = [row for row in train if row.prompt_id not in seen]
-    return kept, len(train) - len(kept)
+    """``(train without the prompts of held_out, number of rows removed)``. For held-out data from another source."""
+    held_out_ids = {row.prompt_id for row in held_out}
+    remaining = [row for row in train if row.prompt_id not in held_out_ids]
+    return remaining, len(train) - len(remaining)
 
 
 def limit(rows: Sequence[PreferenceRow], n: int | None, seed: int) -> list[PreferenceRow]:
-    """The ``n`` rows of the lowest hash of (seed, prompt), in their order; all of them if n is None or larger.
+    """The ``n`` rows with the lowest hash of (seed, prompt), in their order. All rows if n is None or larger.
 
-    Subsets are nested: the 100 rows of n = 100 are among the 200 of n = 200.
+    Subsets are nested: the 100 rows of n = 100 are among the 200 rows of n = 200.
     """
     if n is None or n >= len(rows):
         return list(rows)
@@ -105,40 +108,41 @@ def margins(row: PreferenceRow) -> list[float]:
     return [sums[key][0] / sums[key][1] for key in sorted(sums)]
 
 
-def judgements(comparisons: Sequence[Comparison]) -> list[Judgement]:
-    """Comparisons as judgements: opposite ones of one annotator whose weights add up to 1 are one soft label or tie.
+def labelled_pairs(comparisons: Sequence[Comparison]) -> list[LabelledPair]:
+    """The judgements behind comparisons.
 
-    >>> [judged.p for judged in judgements([Comparison(0, 1, 0.5), Comparison(1, 0, 0.5), Comparison(0, 1)])]
+    Two opposite comparisons by one annotator whose weights add up to 1 are one judgement: a soft label or a tie.
+
+    >>> [pair.p for pair in labelled_pairs([Comparison(0, 1, 0.5), Comparison(1, 0, 0.5), Comparison(0, 1)])]
     [0.5, 1.0]
     """
-    found: list[Judgement] = []
+    labelled: list[LabelledPair] = []
     open_at: dict[tuple[int, int, str], list[int]] = defaultdict(list)  # halves that wait for their other half
     for index, c in enumerate(comparisons):
         waiting = open_at[c.loser, c.winner, c.annotator] if c.weight < 1.0 else []
-        half = next((k for k in waiting if abs(found[k].weight + c.weight - 1.0) < 1e-9), None)
+        half = next((k for k in waiting if abs(labelled[k].weight + c.weight - 1.0) < 1e-9), None)
         if half is not None:
             waiting.remove(half)
-            p = found[half].weight if found[half].p == 1.0 else c.weight
-            found[half] = found[half]._replace(p=p, weight=1.0)
+            p = labelled[half].weight if labelled[half].p == 1.0 else c.weight
+            labelled[half] = labelled[half]._replace(p=p, weight=1.0)
             continue
         if c.weight < 1.0:
-            open_at[c.winner, c.loser, c.annotator].append(len(found))
+            open_at[c.winner, c.loser, c.annotator].append(len(labelled))
         i, j = min(c.winner, c.loser), max(c.winner, c.loser)
-        found.append(Judgement(i, j, 1.0 if c.winner == i else 0.0, c.weight, c.annotator, index))
-    return found
+        labelled.append(LabelledPair(i, j, 1.0 if c.winner == i else 0.0, c.weight, c.annotator, index))
+    return labelled
 
 
-def contradictions(judged: Sequence[Judgement], source_rows: Sequence[int]) -> int:
+def contradictions(labelled: Sequence[LabelledPair], source_rows: Sequence[int]) -> int:
     """Pairs of one prompt on which one annotator, or two rows that name no annotator, prefer opposite responses.
 
-    ``source_rows[k]`` is the row that comparison k came from: one row without annotators may sum up several
-    people, so it cannot contradict itself.
+    ``source_rows[k]`` is the row of comparison k. One row without annotators may sum up several people, so it cannot
+    contradict itself.
     """
     sides: dict[tuple[int, int, str], tuple[set[int], set[int]]] = defaultdict(lambda: (set(), set()))
-    for judgement in judged:
-        if judgement.p != 0.5:
-            side = sides[judgement.i, judgement.j, judgement.annotator][int(judgement.p < 0.5)]
-            side.add(source_rows[judgement.first])
+    for pair in labelled:
+        if pair.p != 0.5:
+            sides[pair.i, pair.j, pair.annotator][int(pair.p < 0.5)].add(source_rows[pair.first])
     return sum(
         1
         for (_, _, annotator), (for_i, for_j) in sides.items()

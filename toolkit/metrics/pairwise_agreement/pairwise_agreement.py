@@ -11,9 +11,8 @@ from toolkit.errors import DataError
 from toolkit.evals.agreement import estimate_dict, pairwise_accuracy
 
 _DESCRIPTION = """
-Share of compared pairs of responses whose preferred one gets the higher reward (equal rewards count half), which is the
-accuracy of a reward model or of an implicit reward. Pairs of the same prompt belong together: the interval resamples
-prompts.
+Share of compared pairs whose preferred response gets the higher reward; equal rewards count half. This is the accuracy
+of a reward model or of an implicit reward. The interval resamples prompts with all their pairs.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -21,7 +20,7 @@ Args:
     predictions: for each pair, the reward of its first response minus the reward of its second.
     references: for each pair, the probability that the first response is preferred: 1, 0, 0.5 for a tie, or in between.
     prompt_ids: which prompt each pair belongs to; without them every pair is a prompt of its own.
-    n_resamples, confidence, seed: of the bootstrap.
+    n_resamples, confidence, seed: options of the bootstrap.
 Returns:
     accuracy (fraction of one), ci_low, ci_high, n (prompts), n_pairs.
 Examples:
@@ -37,7 +36,7 @@ _CITATION = """
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class PairwiseAgreement(evaluate.Metric):
+class PairwiseAgreement(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -60,7 +59,7 @@ class PairwiseAgreement(evaluate.Metric):
         ids = [str(k) for k in range(len(predictions))] if prompt_ids is None else [str(k) for k in prompt_ids]
         if len(ids) != len(predictions):
             raise DataError(f"{len(ids)} prompt ids for {len(predictions)} pairs", where="pairwise_agreement")
-        # each pair is an entry of its own with the rewards (margin, 0); equal ids join entries to prompts
+        # each pair is an entry with the rewards (margin, 0); entries with equal ids are one prompt
         estimate = pairwise_accuracy(
             [(k, 0, 1, float(p), 1.0) for k, p in enumerate(references)],
             [[float(margin), 0.0] for margin in predictions],

@@ -11,7 +11,7 @@ from toolkit.evals.winrate import average_within_prompt
 from toolkit.evals.winrate import win_rate as compute_win_rate
 
 _DESCRIPTION = """
-Win rate of a policy over a baseline from paired preferences, with the prompt as the unit: preferences of one prompt
+Win rate of a policy over a baseline from paired preferences, with the prompt as the unit. Preferences of one prompt
 (both orders of presentation, several judges or samples) are averaged first, and the interval resamples prompts.
 """
 
@@ -20,7 +20,7 @@ Args:
     preferences: floats in [0, 1]: 1 where the policy is preferred, 0 where the baseline is, 0.5 for a tie, None
         or NaN where the judgement failed.
     prompt_ids: which prompt each preference belongs to; without them every preference is a prompt of its own.
-    n_resamples, confidence, seed: of the bootstrap.
+    n_resamples, confidence, seed: options of the bootstrap.
 Returns:
     win_rate, win, tie, loss (fractions of one), standard_error, ci_low, ci_high, p_value, n_prompts, n_judged, n_failed
     and the other fields of toolkit.evals.winrate.WinRate.
@@ -37,7 +37,7 @@ _CITATION = """
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class WinRate(evaluate.Metric):
+class WinRate(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -1,0 +1,182 @@
+"""Cells of a record: texts, lists, messages, numbers and labels. An error names the column and what it should hold."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from toolkit.preferences.rows import Prompt, Record
+
+_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_FIRST = ("a", "1", "first", "model_a", "response_a", "response_1", "output_1")
+_SECOND = ("b", "2", "second", "model_b", "response_b", "response_2", "output_2")
+_TIED = ("0", "tie", "tie (bothbad)", "tie(bothbad)", "both bad", "draw", "equal")
+_P_FIRST = dict.fromkeys(_FIRST, 1.0) | dict.fromkeys(_SECOND, 0.0) | dict.fromkeys(_TIED, 0.5)
+
+
+class RecordError(Exception):
+    """A record that is wrong input. The reader adds the file and the row, and raises :class:`DataError`."""
+
+    def __init__(self, what: str, *, column: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.column, self.fix = what, column, fix
+
+
+def type_name(value: object) -> str:
+    """The JSON type of a value, in words."""
+    names = {str: "text", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)
+
+
+def cell(record: Record, column: str) -> Any:
+    if column not in record:
+        close = difflib.get_close_matches(column, map(str, record), n=1)
+        fix = f"it has {close[0]!r}: did you mean {column!r}?" if close else f"it has {', '.join(map(str, record))}"
+        raise RecordError(f"no column {column!r}", column=column, fix=fix)
+    return record[column]
+
+
+# ---------------------------------------------------------------------------------------------------- texts
+def text_cell(record: Record, column: str) -> str:
+    return _as_text(cell(record, column), column, column)
+
+
+def _as_text(value: object, name: str, column: str) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""  # a missing text is an empty one: the row is left out and counted
+    if isinstance(value, bool):
+        return str(value)  # the answer "True" after a table reader guessed its type (PandaLM has six of these)
+    raise RecordError(f"{name!r} is {type_name(value)} ({str(value)[:40]}), expected text", column=column)
+
+
+def list_cell(record: Record, column: str) -> list[Any]:
+    value = cell(record, column)
+    if not isinstance(value, list):
+        raise RecordError(f"{column!r} is {type_name(value)} ({str(value)[:40]}), expected a list", column=column)
+    return value
+
+
+def texts_cell(record: Record, column: str) -> list[str]:
+    return [_as_text(item, f"{column}[{k}]", column) for k, item in enumerate(list_cell(record, column), start=1)]
+
+
+def messages_from(value: Sequence[Any], column: str) -> list[dict[str, str]]:
+    """Chat messages as ``[{"role", "content"}...]``. ``from``/``value`` and a content of text parts are read too."""
+    messages = []
+    for k, message in enumerate(value, start=1):
+        if not isinstance(message, Mapping):
+            fix = "a prompt is text, or a list of {role, content} messages"
+            raise RecordError(f"{column}[{k}] is {type_name(message)}, expected a message", column=column, fix=fix)
+        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
+            content = "".join(part["text"] for part in content)
+        if not isinstance(role, str) or not isinstance(content, str):
+            fix = f"it has {', '.join(map(str, message))}"
+            raise RecordError(f"{column}[{k}] needs a role and a text content", column=column, fix=fix)
+        messages.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
+    return messages
+
+
+def prompt_cell(record: Record, columns: Sequence[str]) -> Prompt:
+    """The prompt in the first of ``columns``. The text of a second one (Alpaca's ``input``) follows a blank line."""
+    value = cell(record, columns[0])
+    if isinstance(value, list):
+        messages = messages_from(value, columns[0])
+        if messages and messages[-1]["role"] == "assistant":
+            fix = "the last turn before the responses must be the user's"
+            raise RecordError("the prompt ends with an assistant message", column=columns[0], fix=fix)
+        return messages
+    parts = [text_cell(record, columns[0]), *(text_cell(record, column) for column in columns[1:] if column in record)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def name_cell(record: Record, column: str) -> str:
+    """A name such as an annotator's, or "" where there is none."""
+    value = record.get(column)
+    return "" if value is None else str(value)
+
+
+# ---------------------------------------------------------------------------------------------------- numbers
+def read_number(value: object, column: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RecordError(f"{column!r} holds {value!r}, expected a finite number", column=column)
+    return float(value)
+
+
+def numbers_cell(record: Record, column: str, n: int) -> list[float | None]:
+    """One number for each of ``n`` responses. None where it is null."""
+    items = list_cell(record, column)
+    if len(items) != n:
+        raise RecordError(f"{n} responses but {len(items)} values in {column!r}", column=column)
+    return [None if item is None else read_number(item, column) for item in items]
+
+
+def read_index(value: object, n: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n:
+        fix = f"an index from 0 to {n - 1}"
+        raise RecordError(f"{name} is {value!r}, not one of the {n} responses", column="comparisons", fix=fix)
+    return value
+
+
+def margin_cell(record: Record, column: str = "margin") -> float:
+    """The ``margin`` of a record, 0 where there is none. Errors name ``column``."""
+    value = record.get("margin")
+    margin = 0.0 if value is None else read_number(value, column)
+    if margin < 0:
+        raise RecordError(f"margin {margin} is negative", column=column, fix="swap the two responses, or leave it out")
+    return margin
+
+
+def parsed_number(value: object) -> float | None:
+    """The number in a cell, which is text in CSV. None where it is not a number."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------- labels
+def read_label(value: object, column: str) -> float | None:
+    """P(first response preferred) of a label: 1, 2, 0 = tie, a number between 1 and 2, or a name. None: no label.
+
+    AlpacaEval's ``preference`` is 1 + P(second preferred), with 0 for a tie, so it needs no case of its own.
+    """
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    named = _P_FIRST.get(value.strip().lower()) if isinstance(value, str) else None
+    if named is not None:
+        return named
+    parsed = parsed_number(value)
+    if parsed == 0:
+        return 0.5
+    if parsed is None or not 1 <= parsed <= 2:
+        fix = "1 = first, 2 = second, 0 = tie, a number from 1 to 2, A/B/tie, or model_a/model_b/tie"
+        raise RecordError(f"label {value!r} is not one of those known", column=column, fix=fix)
+    return 2.0 - parsed
+
+
+def read_probability(value: object, column: str) -> float | None:
+    """P(first response preferred) of a cell that holds this probability. None: no label."""
+    if value is None or value == "":
+        return None
+    parsed = parsed_number(value)
+    if parsed is None or not 0 <= parsed <= 1:
+        raise RecordError(f"probability {value!r} is not between 0 and 1", column=column)
+    return parsed
+
+
+def read_choice(value: object, column: str) -> float | None:
+    """P(first response preferred) of the 0-based index of the preferred response. None: no label."""
+    if value is None or value == "":
+        return None
+    parsed = parsed_number(value)
+    if parsed not in (0, 1):
+        fix = "choice counts from 0; use label for 1, 2 and 0 = tie"
+        raise RecordError(f"choice {value!r} is neither 0 nor 1", column=column, fix=fix)
+    return 1.0 - parsed

@@ -1,0 +1,280 @@
+"""How one record of each format becomes a prompt with responses and comparisons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from toolkit.preferences.cells import (
+    RecordError,
+    cell,
+    list_cell,
+    margin_cell,
+    messages_from,
+    name_cell,
+    numbers_cell,
+    parsed_number,
+    prompt_cell,
+    read_choice,
+    read_index,
+    read_label,
+    read_number,
+    read_probability,
+    text_cell,
+    texts_cell,
+    type_name,
+)
+from toolkit.preferences.rows import Comparison, Prompt, Record, soft_comparisons
+
+PROBABILITIES = ("probability", "label_probability")
+CHOICES = ("choice", "better_response_id")
+ANNOTATOR_COLUMN = re.compile(r"annotator_?\d+")
+ASSISTANT_TURN = "\n\nAssistant:"
+_TURN = re.compile(r"\n\n(Human|Assistant|System):")
+
+
+@dataclass(frozen=True)
+class Datum:
+    """What one record says, before rows of the same prompt are merged. ``n_unlabelled`` counts missing judgements."""
+
+    prompt: Prompt
+    responses: list[str]
+    comparisons: list[Comparison]
+    gold: list[float] | None = None
+    n_unlabelled: int = 0
+
+
+class NoSharedPromptError(Exception):
+    """A record without a prompt that its responses share. It is left out and counted."""
+
+
+# ---------------------------------------------------------------------------------------------------- K responses
+def native(record: Record) -> Datum:
+    prompt, responses = prompt_cell(record, ["prompt"]), texts_cell(record, "responses")
+    comparisons = [
+        _native_comparison(item, f"comparisons[{k}]", len(responses))
+        for k, item in enumerate(list_cell(record, "comparisons"), start=1)
+    ]
+    if record.get("gold") is None:
+        return Datum(prompt, responses, comparisons)
+    gold = numbers_cell(record, "gold", len(responses))
+    if None in gold:
+        raise RecordError("'gold' has a null: give a number for every response, or none at all", column="gold")
+    return Datum(prompt, responses, comparisons, [g for g in gold if g is not None])
+
+
+def _native_comparison(item: object, where: str, n_responses: int) -> Comparison:
+    if not isinstance(item, Mapping):
+        raise RecordError(f"{where} is {type_name(item)}, expected an object", column="comparisons")
+    winner, loser = (read_index(item.get(end), n_responses, f"{where}: {end}") for end in ("winner", "loser"))
+    if winner == loser:
+        raise RecordError(f"{where} compares response {winner} with itself", column="comparisons")
+    weight = item.get("weight")
+    weight = 1.0 if weight is None else read_number(weight, "comparisons")
+    if weight <= 0:
+        raise RecordError(f"{where}: weight {weight} is not positive", column="comparisons")
+    return Comparison(winner, loser, weight, name_cell(item, "annotator"), margin_cell(item, "comparisons"))
+
+
+def scored(record: Record, *, prompts: Sequence[str], column: str) -> Datum:
+    """Responses with ``ranks``, a ``ranking`` or ``scores``, as ``column`` says."""
+    responses = texts_cell(record, "responses")
+    if column == "ranking":
+        ranking = list_cell(record, column)
+        if sorted(map(str, ranking)) != sorted(map(str, range(len(responses)))):
+            fix = f"each of 0..{len(responses) - 1} once, the best response's index first"
+            what = f"ranking {ranking} is not an order of {len(responses)} responses"
+            raise RecordError(what, column=column, fix=fix)
+        values: list[float | None] = [-float(ranking.index(k)) for k in range(len(responses))]
+    else:
+        sign = -1.0 if column == "ranks" else 1.0
+        values = [None if v is None else sign * v for v in numbers_cell(record, column, len(responses))]
+    return _by_value(prompt_cell(record, prompts), responses, values, name_cell(record, "annotator"))
+
+
+def scored_completions(record: Record, *, prompts: Sequence[str]) -> Datum:
+    """openbmb/UltraFeedback. A row is compared by one of two scores for all of its completions: their scales differ."""
+    items = list_cell(record, "completions")
+    if not all(isinstance(item, Mapping) for item in items):
+        raise RecordError("'completions' must hold objects with a response and a score", column="completions")
+    responses = [text_cell(item, "response") for item in items]
+    columns = [[parsed_number(item.get(name)) for item in items] for name in ("overall_score", "fine-grained_score")]
+    values = next((column for column in columns if None not in column), [None] * len(items))
+    return _by_value(prompt_cell(record, prompts), responses, values, "")
+
+
+def _by_value(prompt: Prompt, responses: list[str], values: Sequence[float | None], annotator: str) -> Datum:
+    """All C(K,2) comparisons of responses by a value: higher is better, and equal values tie."""
+    comparisons: list[Comparison] = []
+    n_unlabelled = 0
+    for i, j in combinations(range(len(responses)), 2):
+        left, right = values[i], values[j]
+        if left is None or right is None:
+            n_unlabelled += 1
+        else:
+            comparisons += soft_comparisons(i, j, 1.0 if left > right else 0.5 if left == right else 0.0, annotator)
+    return Datum(prompt, responses, comparisons, n_unlabelled=n_unlabelled)
+
+
+def labelled_list(record: Record, *, prompts: Sequence[str], responses: Sequence[str], column: str) -> Datum:
+    """Responses in one column ``responses`` or in several, and a list with one label for each pair 1v2, 1v3, ..."""
+    texts = (
+        texts_cell(record, "responses")
+        if responses == ("responses",)
+        else [text_cell(record, name) for name in responses]
+    )
+    labels, pairs = list_cell(record, column), list(combinations(range(len(texts)), 2))
+    if len(labels) != len(pairs):
+        fix = "one label for each of 1v2, 1v3, ... 2v3, ..."
+        what = f"{len(texts)} responses have {len(pairs)} pairs, but {column!r} has {len(labels)} labels"
+        raise RecordError(what, column=column, fix=fix)
+    annotator = name_cell(record, "annotator")
+    comparisons: list[Comparison] = []
+    n_unlabelled = 0
+    for (i, j), value in zip(pairs, labels, strict=True):
+        p = read_label(value, column)
+        if p is None:
+            n_unlabelled += 1
+        else:
+            comparisons += soft_comparisons(i, j, p, annotator)
+    return Datum(prompt_cell(record, prompts), texts, comparisons, n_unlabelled=n_unlabelled)
+
+
+# ---------------------------------------------------------------------------------------------------- two responses
+def labelled_pair(record: Record, *, prompts: Sequence[str], pair: tuple[str, str], labels: Sequence[str]) -> Datum:
+    """Two responses in the columns ``pair``, and one label in each of the columns ``labels``."""
+    prompt, responses = _prompt_and_two(record, prompts, pair)
+    comparisons: list[Comparison] = []
+    n_unlabelled = 0
+    for column in labels:
+        read = read_probability if column in PROBABILITIES else read_choice if column in CHOICES else read_label
+        p = read(cell(record, column), column)
+        if p is None:
+            n_unlabelled += 1
+        else:
+            annotator = column if ANNOTATOR_COLUMN.fullmatch(column) else name_cell(record, "annotator")
+            comparisons += soft_comparisons(0, 1, p, annotator)
+    return Datum(prompt, responses, comparisons, n_unlabelled=n_unlabelled)
+
+
+def chosen_rejected(record: Record, *, prompts: Sequence[str]) -> Datum:
+    prompt, responses = _prompt_and_two(record, prompts, ("chosen", "rejected"))
+    return Datum(prompt, responses, [_chosen_over_rejected(record)])
+
+
+def _chosen_over_rejected(record: Record) -> Comparison:
+    return Comparison(0, 1, 1.0, name_cell(record, "annotator"), margin_cell(record))
+
+
+def _prompt_and_two(record: Record, prompts: Sequence[str], pair: tuple[str, str]) -> tuple[Prompt, list[str]]:
+    """The prompt and two responses, which may be texts or messages that repeat the prompt (TRL, UltraFeedback)."""
+    if prompts and not any(isinstance(record.get(column), list) for column in pair):
+        return prompt_cell(record, prompts), [text_cell(record, column) for column in pair]
+    first, second = (messages_from(list_cell(record, column), column) for column in pair)
+    prompt = prompt_cell(record, prompts) if prompts else ""
+    if isinstance(prompt, list) and first[: len(prompt)] == prompt == second[: len(prompt)]:
+        n = len(prompt)
+    else:
+        n = _shared_messages(first, second)
+        if n and isinstance(prompt, list):
+            raise RecordError(f"{pair[0]!r} and {pair[1]!r} do not start with the prompt's messages", column=pair[0])
+        prompt = first[:n] or (prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}])
+    rests = (first[n:], second[n:])
+    if any(len(rest) != 1 or rest[0]["role"] != "assistant" for rest in rests) or not (n or prompts):
+        raise NoSharedPromptError("the two conversations must share all but one last assistant message")
+    return prompt, [rest[0]["content"] for rest in rests]
+
+
+def _shared_messages(first: list[dict[str, str]], second: list[dict[str, str]]) -> int:
+    """How many messages two conversations share at their start, cut back to end before an assistant's turn."""
+    n = 0
+    while n < min(len(first), len(second)) - 1 and first[n] == second[n]:
+        n += 1
+    while n and first[n - 1]["role"] == "assistant":
+        n -= 1
+    return n
+
+
+def transcripts(record: Record) -> Datum:
+    """Anthropic's HH: the prompt ends with the last "Assistant:" that both transcripts share. It stays a text here."""
+    chosen, rejected = text_cell(record, "chosen"), text_cell(record, "rejected")
+    start = chosen.rfind(ASSISTANT_TURN, 0, common_prefix_length(chosen, rejected))
+    if start < 0:
+        raise NoSharedPromptError("the two transcripts share no turn that ends in 'Assistant:'")
+    cut = start + len(ASSISTANT_TURN)
+    return Datum(chosen[:cut], [chosen[cut:], rejected[cut:]], [_chosen_over_rejected(record)])
+
+
+def implicit_prompt(record: Record) -> Datum:
+    """Texts without a prompt column. The prompt is their common start, cut back to a whole word before both ends."""
+    chosen, rejected = text_cell(record, "chosen"), text_cell(record, "rejected")
+    cut = common_prefix_length(chosen, rejected)
+    if not (chosen[cut : cut + 1].isspace() and rejected[cut : cut + 1].isspace()):
+        cut = max((m.start() for m in re.finditer(r"\s", chosen[:cut])), default=0)
+    cut = len(chosen[:cut].rstrip())
+    while cut and not (chosen[cut:].strip() and rejected[cut:].strip()):  # one text is the start of the other
+        cut = max((m.start() for m in re.finditer(r"\s", chosen[:cut].rstrip())), default=0)
+        cut = len(chosen[:cut].rstrip())
+    if not cut:
+        raise NoSharedPromptError("the two texts share no first word")
+    return Datum(chosen[:cut], [chosen[cut:], rejected[cut:]], [_chosen_over_rejected(record)])
+
+
+def common_prefix_length(a: str, b: str) -> int:
+    """Characters that two texts share at their start, by bisection over slices, which is fast on long texts.
+
+    >>> common_prefix_length("the film was slow", "the film was odd")
+    13
+    """
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def parse_transcript(text: str) -> list[dict[str, str]] | None:
+    r"""Messages of a "Human:/Assistant:" transcript that ends in an open "Assistant:". None where it is not one.
+
+    Two turns in a row of one speaker (HH has some) become one message: chat templates want the speakers to alternate.
+
+    >>> parse_transcript("Human: Hello!\n\nAssistant:")
+    [{'role': 'user', 'content': 'Hello!'}]
+    """
+    parts = _TURN.split(text if text.startswith("\n\n") else "\n\n" + text)
+    turns = list(zip(parts[1::2], parts[2::2], strict=True))
+    if parts[0].strip() or len(turns) < 2 or turns[0][0] == "Assistant" or turns[-1] != ("Assistant", ""):
+        return None
+    messages: list[dict[str, str]] = []
+    for speaker, content in turns[:-1]:
+        role = {"Human": "user", "Assistant": "assistant", "System": "system"}[speaker]
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += "\n\n" + content.strip()
+        else:
+            messages.append({"role": role, "content": content.strip()})
+    return messages if messages[-1]["role"] == "user" else None
+
+
+def summaries(record: Record) -> Datum:
+    """openai/summarize_from_feedback. As in the code of the paper (arXiv 2009.01325), the prompt ends in "TL;DR:"."""
+    info, items = cell(record, "info"), list_cell(record, "summaries")
+    if not isinstance(info, Mapping) or not all(isinstance(item, Mapping) for item in items):
+        raise RecordError("'info' and each of 'summaries' must be objects", column="info")
+    if info.get("post"):
+        head = f"SUBREDDIT: r/{info['subreddit']}\n\n" if info.get("subreddit") else ""
+        title = f"TITLE: {info['title']}\n\n" if info.get("title") else ""
+        prompt = f"{head}{title}POST: {text_cell(info, 'post')}\n\nTL;DR:"
+    else:
+        prompt = f"Article:\n\n{article}\n\nTL;DR:" if (article := text_cell(info, "article")) else ""
+    texts = [text_cell(item, "text") for item in items]
+    texts = [text if not text or text[0].isspace() else " " + text for text in texts]  # it continues "TL;DR:"
+    if len(texts) > 2:
+        raise RecordError(f"{len(texts)} summaries, but 'choice' is between two", column="summaries")
+    p = read_choice(cell(record, "choice"), "choice")
+    comparisons = [] if p is None or len(texts) != 2 else soft_comparisons(0, 1, p, name_cell(record, "worker"))
+    return Datum(prompt, texts, comparisons, n_unlabelled=int(p is None))
