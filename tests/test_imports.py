@@ -23,7 +23,7 @@ LAYERS = [
     {"ppo", "measure"},
     {"training", "judging", "report"},
     {"engine"},
-    {"models"},
+    {"models", "stages.contexts"},
     {"preferences", "recipe", "metrics", "runs.store"},
     {"evals", "engine.fast"},
     {"files", "progress"},
@@ -32,9 +32,9 @@ LAYERS = [
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # The page that asks people stands on the server of the report's pages.
 SIDEWAYS = {"judging": {"report"}}
-# Parts of a folder that stand lower than the rest of it: the kernels, which know torch and no more, and the layout of
-# a run folder, which whoever reads one needs.
-LOWER = ("engine.fast", "runs.store")
+# Parts of a folder that stand lower than the rest of it: the kernels, which know torch and no more, the layout of a run
+# folder, which whoever reads one needs, and what the stages read of a recipe.
+LOWER = ("engine.fast", "runs.store", "stages.contexts")
 TORCH = {"torch", "transformers", "trl", "peft", "accelerate"}
 
 

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -20,6 +19,7 @@ from toolkit.recipe.schema import ReportSection
 from toolkit.report import page as page_module
 from toolkit.report import plots, reading, samples, tables
 from toolkit.stages import report as report_stage
+from toolkit.stages.contexts import ReportContext
 
 ALL_SECTIONS = [
     *("verdict", "win-rates", "frontier", "overoptimization", "agreement", "quality", "drift", "lengths", "training"),
@@ -384,9 +384,11 @@ def test_damaged_files_are_named(copy, name, content, message):
 
 
 def test_the_stage_writes_the_page(run, tmp_path, capsys, monkeypatch):
-    settings = SimpleNamespace(report=ReportSection(title="A <title>", max_samples=4))
+    context = ReportContext(name="smoke", report=ReportSection(title="A <title>", max_samples=4))
+    names = ("data", "sft", "reward_model", "ppo", "dpo", "evaluate", "results.json", "manifest.json")
+    inputs = {name: run / name for name in (*names, "recipe.resolved.yaml")}
     monkeypatch.setattr(report_stage, "LARGE_BYTES", 1_000_000)
-    assert report_stage.run(settings, {"evaluate": run / "evaluate"}, tmp_path, Reporter()) == {"tokens": 0}
+    assert report_stage.run(context, inputs, tmp_path, Reporter()) == {"tokens": 0}
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<h1>A &lt;title&gt;</h1>" in html and len(data_of(html, "sample-data")["rows"]) == 4
     assert "lower report.max_samples" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def write_run(
     result = summarise(
         samples, rewards, rates, comparisons, best_of_n=BEST_OF, options=options, warnings=["a <b>warning</b>"]
     )
-    write_json(evaluate / "results.json", result)
+    write_json(evaluate / "evaluation.json", result)
     _publish(folder, loaded, manifest)
     if histories:
         for stage, history in _histories(generator).items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +16,9 @@ from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.recipe.schema import DataSection, DpoSection, Lora, ModelSection, RewardModelSection, Training
+from toolkit.recipe.schema import DpoSection, Lora, ModelSection, RewardModelSection, Training
 from toolkit.stages import dpo, reward_model
+from toolkit.stages.contexts import DpoContext, ResponseLimit
 from toolkit.stages.dpo import KL_PROMPTS, KlProbe
 from toolkit.training.batch import Example, PairBatch
 from toolkit.training.callbacks import KeepAtKl
@@ -218,8 +218,8 @@ def probe_of(policy: Any, reference: Any, tokenizer: Any) -> KlProbe:
         PreferenceRow(prompt_id=str(i), prompt=f"The film number {i} was", responses=["a", "b"], comparisons=[])
         for i in range(KL_PROMPTS + 5)
     ]
-    settings = SimpleNamespace(seed=3, model=LORA_FP32, data=DataSection(source="reviews", max_response_tokens=9))
-    return KlProbe(policy, reference, text_encoder(tokenizer, rows[0].prompt), rows, settings)
+    context = DpoContext(seed=3, model=LORA_FP32, data=ResponseLimit(9), dpo=DpoSection())
+    return KlProbe(policy, reference, text_encoder(tokenizer, rows[0].prompt), rows, context)
 
 
 def moved(policy: Any) -> Any:

@@ -161,7 +161,7 @@ def run(
         from toolkit.runs.dry_run import describe, render
 
         quiet_libraries()
-        plan = describe(loaded.recipe, out)
+        plan = describe(loaded, out)
         emit(plan) if as_json else print(render(plan))
         return
     manifest = pipeline.run(

@@ -17,7 +17,6 @@ from toolkit.evals.winrate import average_within_prompt
 
 Row = Mapping[str, Any]
 """A row of one of the evaluation's tables, by column."""
-SCHEMA_VERSION = 1
 # A judge that an arm was trained on cannot decide between the arms.
 TRAINED_ON = {
     "rm": "the reward model that PPO was trained against",
@@ -35,7 +34,7 @@ def summarise(
     options: BootstrapOptions,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """``results.json`` without ``recipe`` and ``cost``.
+    """``evaluation.json``: ``results.json`` without ``schema_version``, ``recipe`` and ``cost``.
 
     ``samples``, ``rewards`` and ``win_rates`` are the rows of these tables. ``comparisons`` are the held-out ones as
     (prompt, i, j, p, weight), over the prompts of ``rewards`` in their order. ``warnings`` come before those that the
@@ -50,7 +49,6 @@ def summarise(
         if rows[0]["kind"] in ("final", "best_of_n")
     }
     return {
-        "schema_version": SCHEMA_VERSION,
         "verdict": verdict(win_rates),
         "policies": policies,
         "win_rates": [dict(row) for row in win_rates],

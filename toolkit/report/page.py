@@ -23,13 +23,13 @@ def build(run_folders: Sequence[Path], *, title: str | None, max_samples: int) -
     It makes no request: scripts, styles and data are inside, about 4.8 MB of it plotly.js. Raises StoreError where a
     folder holds no finished evaluation.
     """
-    return _page(read_runs(run_folders), title, max_samples)
+    return page_of(read_runs(run_folders), title, max_samples)
 
 
 def build_live(run_folder: Path, *, version: str, max_samples: int) -> str:
     """The page of a run that may still go on, for the server of ``duel watch``: it asks that server for a newer
     ``version`` of itself, and takes plotly.js from it. Raises StoreError where there is no run."""
-    return _page([read_live(run_folder)], None, max_samples, version)
+    return page_of([read_live(run_folder)], None, max_samples, version)
 
 
 def plotly_script() -> str:
@@ -37,7 +37,8 @@ def plotly_script() -> str:
     return str(get_plotlyjs())
 
 
-def _page(runs: Sequence[Run], title: str | None, max_samples: int, live: str | None = None) -> str:
+def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str | None = None) -> str:
+    """The page of runs that were read; with ``live``, that of :func:`build_live`."""
     views = [_view(run) for run in runs]
     browser = samples.browser(runs, max_samples)
     between = tables.between_runs(runs)

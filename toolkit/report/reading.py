@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from toolkit.errors import StoreError
 from toolkit.files import read_json
 from toolkit.progress import PROGRESS_FILE
-from toolkit.runs.store import STAGE_FILE, RunFolder
+from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, STAGE_FILE, RunFolder, read_document
 
 Row = dict[str, Any]
 TRAINED_STAGES = ("sft", "reward_model", "ppo", "dpo")
@@ -29,6 +29,31 @@ JUDGEMENT_COLUMNS = ["prompt_id", "policy", "baseline", "judge", "preference"]
 
 
 @dataclass(frozen=True)
+class RunFiles:
+    """The files that a report is made of. ``stages``: name -> folder, of the stages that are there.
+
+    ``tables`` is the folder of the evaluation's tables. Of the others, ``results`` alone must be there.
+    """
+
+    results: Path
+    manifest: Path
+    recipe: Path
+    tables: Path
+    stages: Mapping[str, Path]
+
+    @classmethod
+    def of(cls, folder: Path) -> RunFiles:
+        """Those of a run folder."""
+        return cls(
+            results=folder / RESULTS_FILE,
+            manifest=folder / MANIFEST_FILE,
+            recipe=folder / RECIPE_FILE,
+            tables=folder,
+            stages={name: folder / name for name in ("data", *TRAINED_STAGES, "evaluate")},
+        )
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished evaluation and what is known of the run around it.
 
@@ -37,7 +62,7 @@ class Run:
     watched; before its evaluation ``results`` holds nothing but the recipe and empty lists.
     """
 
-    folder: Path
+    folder_name: str
     name: str
     results: dict[str, Any]
     manifest: dict[str, Any]
@@ -63,35 +88,38 @@ class Run:
         return any(row["gold_reward"]["value"] is not None for row in self.results["policies"])
 
 
-def read_run(folder: Path, name: str | None = None) -> Run:
+def read_run(folder: Path) -> Run:
     """Read a run folder. Raises StoreError where it holds no finished evaluation, or a damaged one."""
-    results_path = folder / "results.json"
-    if not results_path.is_file():
+    if not (folder / RESULTS_FILE).is_file():
         raise StoreError(
             "there is no finished evaluation to report on",
             where=str(folder),
             fix="run the recipe up to its evaluation first: duel run RECIPE --out DIR",
         )
-    results = read_json(results_path)
-    manifest = _json(folder / "manifest.json")
-    data_report = _json(folder / "data" / "report.json") or _json(folder / "evaluate" / "data_report.json")
-    recipe_path = folder / "recipe.resolved.yaml"
-    histories = {}
-    for stage in TRAINED_STAGES:
-        history = _record(folder, stage).get("history", [])
-        if history:
-            histories[stage] = history
+    return read_files(RunFiles.of(folder), folder.resolve().name)
+
+
+def read_files(files: RunFiles, folder_name: str) -> Run:
+    """Read the files of a run; ``folder_name`` names a run that neither its manifest nor its recipe name.
+
+    Raises StoreError where one of them is damaged.
+    """
+    results = read_document(files.results)
+    manifest = read_document(files.manifest) if files.manifest.is_file() else {}
+    data_report = _json(files.stages["data"] / "report.json")
+    histories = {stage: _record(files.stages[stage]).get("history", []) for stage in TRAINED_STAGES}
+    judgements = files.tables / "judgements.parquet"
     return Run(
-        folder=folder,
-        name=name or str(manifest.get("name") or (results.get("recipe") or {}).get("name") or folder.resolve().name),
+        folder_name=folder_name,
+        name=str(manifest.get("name") or (results.get("recipe") or {}).get("name") or folder_name),
         results=results,
         manifest=manifest,
-        data_report=data_report,
-        recipe_text=recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else "",
-        histories=histories,
-        samples=_table(folder / "samples.parquet", SAMPLE_COLUMNS),
-        rewards=_table(folder / "rewards.parquet", REWARD_COLUMNS),
-        judgements=_table(folder / "judgements.parquet", JUDGEMENT_COLUMNS) if _exists(folder, "judgements") else [],
+        data_report=data_report or _json(files.stages["evaluate"] / "data_report.json"),
+        recipe_text=files.recipe.read_text(encoding="utf-8") if files.recipe.is_file() else "",
+        histories={stage: history for stage, history in histories.items() if history},
+        samples=_table(files.tables / "samples.parquet", SAMPLE_COLUMNS),
+        rewards=_table(files.tables / "rewards.parquet", REWARD_COLUMNS),
+        judgements=_table(judgements, JUDGEMENT_COLUMNS) if judgements.is_file() else [],
     )
 
 
@@ -101,10 +129,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         raise StoreError("no run folder was given", fix="name at least one")
     runs = [read_run(folder) for folder in folders]
     if len({run.name for run in runs}) < len(runs):
-        names = [run.folder.resolve().name for run in runs]
+        names = [run.folder_name for run in runs]
         if len(set(names)) < len(names):
             names = [f"{name} ({number})" for number, name in enumerate(names, start=1)]
-        runs = [read_run(run.folder, name) for run, name in zip(runs, names, strict=True)]
+        runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
     return runs
 
 
@@ -113,22 +141,22 @@ def read_live(folder: Path) -> Run:
 
     Results of an earlier recipe in the same folder are left out until this one's evaluation is there.
     """
-    manifest = _json(folder / "manifest.json")
-    if not manifest:
+    if not (folder / MANIFEST_FILE).is_file():
         raise StoreError("there is no run", where=str(folder), fix="start one: duel run RECIPE --out DIR")
+    manifest = read_document(folder / MANIFEST_FILE)
     keys, finished = manifest["keys"], manifest["stages"]
     store = RunFolder(folder)
     working = [stage for stage in keys if stage not in finished and store.work_dir(stage, keys[stage]).is_dir()]
     progress = _progress(folder, manifest, working[0] if working else None, store.busy())
-    if "evaluate" in finished and (folder / "results.json").is_file():
+    if "evaluate" in finished and (folder / RESULTS_FILE).is_file():
         run = read_run(folder)
         run.progress.extend(progress)
         return run
-    histories = {stage: _record(folder, stage).get("history", []) for stage in TRAINED_STAGES if stage in finished}
+    histories = {stage: _record(folder / stage).get("history", []) for stage in TRAINED_STAGES if stage in finished}
     histories |= {stage: _logged(folder, stage) for stage in TRAINED_STAGES if stage in working}
-    recipe_path = folder / "recipe.resolved.yaml"
+    recipe_path = folder / RECIPE_FILE
     return Run(
-        folder=folder,
+        folder_name=folder.resolve().name,
         name=str(manifest["name"]),
         results={"policies": [], "win_rates": [], "warnings": [], "recipe": manifest["recipe"]},
         manifest=manifest,
@@ -177,8 +205,8 @@ def _logged(folder: Path, stage: str) -> list[Row]:
     return rows
 
 
-def _record(folder: Path, stage: str) -> dict[str, Any]:
-    return dict(_json(folder / stage / STAGE_FILE).get("metrics", {}))
+def _record(stage_folder: Path) -> dict[str, Any]:
+    return dict(_json(stage_folder / STAGE_FILE).get("metrics", {}))
 
 
 def outdated(run: Run) -> list[str]:
@@ -196,10 +224,6 @@ def grouped(rows: Sequence[Mapping[str, Any]], column: str) -> dict[Any, list[An
     for row in rows:
         out.setdefault(row[column], []).append(row)
     return out
-
-
-def _exists(folder: Path, table: str) -> bool:
-    return (folder / f"{table}.parquet").is_file()
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.schedule import Schedule
 from toolkit.preferences import splits
+from toolkit.recipe.checks import LoadedRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runs.pipeline import plan
 from toolkit.runs.store import RunFolder
@@ -19,9 +20,10 @@ from toolkit.stages.data import fit, split
 from toolkit.training.trainer import total_steps
 
 
-def describe(recipe: Recipe, out: Path) -> dict[str, Any]:
+def describe(loaded: LoadedRecipe, out: Path) -> dict[str, Any]:
     """Stages with their state, counts of tokens and steps, an estimate of memory, and a rendered example."""
-    plans = plan(recipe, RunFolder(out))
+    recipe = loaded.recipe
+    plans = plan(loaded, RunFolder(out))
     section = recipe.data
     train, evaluation, report = split(section, recipe.seed)
     ref = resolve(recipe.model.name, recipe.model.revision)

@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.errors import StoreError, nearest
 from toolkit.files import flat, read_json
-from toolkit.runs.store import RunFolder
+from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, RunFolder, read_document
 
 DEPTH = 3  # runs, and the runs of a sweep in its folder
 ESTIMATES = ("gold_reward", "explicit_reward", "implicit_reward", "length_tokens", "eos_rate")
@@ -24,14 +24,15 @@ def list_runs(root: Path) -> list[dict[str, Any]]:
     found = {path for depth in range(DEPTH) for path in root.glob("*/" * depth + "manifest.json")}
     manifests = {path.parent: read_json(path) for path in found}
     # Other programs have manifests too.
-    rows = [_row(folder, root, m) for folder, m in manifests.items() if {"keys", "stages", "started"} <= set(m)]
+    ours = [folder for folder, manifest in manifests.items() if {"keys", "stages", "started"} <= set(manifest)]
+    rows = [_row(folder, root, read_document(folder / MANIFEST_FILE)) for folder in ours]
     return sorted(rows, key=lambda row: -row["started"])
 
 
 def _row(folder: Path, root: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     verdict: Mapping[str, Any] = {}
-    if "evaluate" in manifest["stages"] and (folder / "results.json").is_file():
-        verdict = read_json(folder / "results.json")["verdict"]
+    if "evaluate" in manifest["stages"] and (folder / RESULTS_FILE).is_file():
+        verdict = read_document(folder / RESULTS_FILE)["verdict"]
     waiting = [stage for stage in manifest["keys"] if stage not in manifest["stages"]]
     return {
         "run": str(folder.relative_to(root)) if folder != root else str(folder),
@@ -78,16 +79,16 @@ def diff_runs(first: Path, second: Path) -> dict[str, Any]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+    path = folder / MANIFEST_FILE
     if not path.is_file():
         beside = [found.parent.name for found in folder.parent.glob("*/manifest.json")]
         raise StoreError("there is no run", where=str(folder), fix=nearest(folder.name, beside))
-    return dict(read_json(path))
+    return read_document(path)
 
 
 def _finished(folder: Path) -> dict[str, Any]:
-    path = folder / "results.json"
-    return dict(read_json(path)) if path.is_file() else {"win_rates": [], "policies": [], "cost": {"arms": {}}}
+    path = folder / RESULTS_FILE
+    return read_document(path) if path.is_file() else {"win_rates": [], "policies": [], "cost": {"arms": {}}}
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:

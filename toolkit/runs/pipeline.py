@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from toolkit.errors import RecipeError, StoreError, nearest
@@ -34,66 +33,71 @@ from toolkit.files import (
 from toolkit.models.resolve import resolve
 from toolkit.progress import Reporter, duration
 from toolkit.recipe.checks import LoadedRecipe, arm_differences, resolved_yaml
-from toolkit.recipe.schema import Recipe, flat
+from toolkit.recipe.schema import Recipe
 from toolkit.runs.launch import accelerate_launch
-from toolkit.runs.store import SCHEMA_VERSION, RunFolder, StageState
+from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, SCHEMA_VERSION, RunFolder, StageState
+from toolkit.stages.contexts import Context, context_of, settings_of, to_json
 
-Runner = Callable[["StageSpec", Recipe, dict[str, Path], Path, Reporter], dict[str, Any]]
+# Runs a stage by its name: with its context and inputs, in its work folder.
+Runner = Callable[[str, Context, dict[str, Path], Path, Reporter], dict[str, Any]]
 LAUNCHED = ("sft", "reward_model", "ppo", "dpo")
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage: what it reads, and whose cost it is. Its key changes with its settings, its inputs and its code."""
+    """A stage: what it reads, and whose cost it is. Its key changes with its context, its inputs and its code.
+
+    ``inputs`` are stages, ``documents`` files of the run.
+    """
 
     name: str
     arm: str
-    inputs: tuple[str, ...]
-    settings: tuple[str, ...]  # sections of the recipe, or single dotted settings
+    inputs: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
 
 
-_READS = ("data.max_response_tokens", "model")
 STAGES = (
-    StageSpec("data", "shared", (), ("data", "model.name", "model.revision", "model.chat_template")),
-    StageSpec("sft", "shared", ("data",), ("sft", *_READS)),
-    StageSpec("reward_model", "rm_ppo", ("data", "sft"), ("reward_model", *_READS)),
-    StageSpec("ppo", "rm_ppo", ("data", "sft", "reward_model"), ("ppo", *_READS)),
-    StageSpec("dpo", "dpo", ("data", "sft"), ("dpo", *_READS)),
+    StageSpec("data", "shared"),
+    StageSpec("sft", "shared", ("data",)),
+    StageSpec("reward_model", "rm_ppo", ("data", "sft")),
+    StageSpec("ppo", "rm_ppo", ("data", "sft", "reward_model")),
+    StageSpec("dpo", "dpo", ("data", "sft")),
+    StageSpec("evaluate", "shared", ("data", "sft", "reward_model", "ppo", "dpo")),
     StageSpec(
-        "evaluate", "shared", ("data", "sft", "reward_model", "ppo", "dpo"), ("evaluate", "sft.enabled", *_READS)
+        "report",
+        "shared",
+        ("data", "sft", "reward_model", "ppo", "dpo", "evaluate"),
+        (RESULTS_FILE, MANIFEST_FILE, RECIPE_FILE),
     ),
-    StageSpec("report", "shared", ("evaluate",), ("report",)),
 )
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A stage with its key, the fields behind the key, and what is on disk."""
+    """A stage with its context, its key, the fields behind the key, and what is on disk."""
 
     spec: StageSpec
+    context: Context
     key: str
     fields: dict[str, Any]
     state: StageState
 
 
-def plan(recipe: Recipe, folder: RunFolder) -> list[Plan]:
+def plan(loaded: LoadedRecipe, folder: RunFolder) -> list[Plan]:
     """Every stage's key and state. Raises ModelError and DataError for inputs that are not there."""
-    settings = flat(recipe)
     keys: dict[str, str] = {}
     out = []
     for spec in STAGES:
-        fields: dict[str, Any] = {
-            name: value
-            for name, value in settings.items()
-            if any(name == wanted or name.startswith(wanted + ".") for wanted in spec.settings)
-        }
-        fields["seed"] = recipe.seed
+        context = context_of(spec.name, loaded.recipe)
+        fields: dict[str, Any] = settings_of(context)
         fields["code"] = code_fingerprint(f"toolkit.stages.{spec.name}")
         fields |= {f"input {name}": keys[name] for name in spec.inputs}
-        fields |= external(spec, recipe)
+        if RECIPE_FILE in spec.documents:  # the other documents say what the stages and the recipe make of them
+            fields[f"input {RECIPE_FILE}"] = fingerprint(resolved_yaml(loaded))
+        fields |= external(spec, loaded.recipe)
         keys[spec.name] = fingerprint(fields)
-        out.append(Plan(spec, keys[spec.name], fields, folder.state(spec.name, keys[spec.name], fields)))
+        out.append(Plan(spec, context, keys[spec.name], fields, folder.state(spec.name, keys[spec.name], fields)))
     return out
 
 
@@ -166,20 +170,25 @@ def run(
     reporter.trackers, reporter.run_name = tuple(recipe.report_to), recipe.name
     folder = RunFolder(out)
     with folder.lock():
-        write_text(out / "recipe.resolved.yaml", resolved_yaml(loaded))
+        if (earlier := folder.earlier_version()) is not None:
+            reporter.line(
+                f"an earlier duel wrote this run folder (layout {earlier}, now {SCHEMA_VERSION}): its stages run "
+                f"again, and their earlier results are kept in {folder.root / '.shelf'}"
+            )
+        write_text(out / RECIPE_FILE, resolved_yaml(loaded))
         reporter.metrics = out / "metrics.jsonl"
-        plans = plan(recipe, folder)
+        plans = plan(loaded, folder)
         manifest = new_manifest(loaded, plans, command)
         wanted = select(plans, only, until)
         status = "failed"
-        write_json(out / "manifest.json", manifest)
+        write_json(out / MANIFEST_FILE, manifest)
         try:
             for number, item in enumerate(plans, start=1):
                 name = item.spec.name
                 reporter.overall = f"{number}/{len(plans)} {name}"
                 if name in wanted:
-                    runner = launched(launch) if launch and name in LAUNCHED else here(before_stage)
-                    obtain(item, recipe, folder, reporter, runner, force=force, reuse=reuse)
+                    runner = launched(launch, recipe) if launch and name in LAUNCHED else here(before_stage)
+                    obtain(item, folder, reporter, runner, force=force, reuse=reuse)
                 elif only is None:
                     break
                 if (record := folder.record(name)) is not None and record["key"] == item.key:
@@ -188,7 +197,7 @@ def run(
                     publish(folder, loaded, manifest)
                 if name == "report" and name in manifest["stages"]:
                     copy_whole(folder.stage_dir("report") / "report.html", out / "report.html")
-                write_json(out / "manifest.json", {**manifest, "status": "running"})
+                write_json(out / MANIFEST_FILE, {**manifest, "status": "running"})
             status = "done" if len(manifest["stages"]) == len(plans) else "partial"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -198,7 +207,7 @@ def run(
             manifest["status"] = status
             manifest["finished"] = time.time()
             if shutil.disk_usage(out).free > 1 << 20:  # on a full disk the first error is the one to tell
-                write_json(out / "manifest.json", manifest)
+                write_json(out / MANIFEST_FILE, manifest)
     return manifest
 
 
@@ -230,7 +239,6 @@ def select(plans: Sequence[Plan], only: str | None, until: str | None) -> list[s
 
 def obtain(
     item: Plan,
-    recipe: Recipe,
     folder: RunFolder,
     reporter: Reporter,
     runner: Runner,
@@ -261,11 +269,12 @@ def obtain(
     work.mkdir(parents=True, exist_ok=True)
     attempts = work / "attempts.json"
     before = read_json(attempts)["wall_s"] if attempts.is_file() else 0.0
-    inputs = {wanted: folder.stage_dir(wanted) for wanted in item.spec.inputs}
+    inputs = {stage: folder.stage_dir(stage) for stage in item.spec.inputs}
+    inputs |= {document: folder.root / document for document in item.spec.documents}
     started, clock = time.time(), time.monotonic()
     with peak_memory() as peak:
         try:
-            metrics = runner(item.spec, recipe, inputs, work, reporter)
+            metrics = runner(name, item.context, inputs, work, reporter)
         except BaseException:
             if work.is_dir() and shutil.disk_usage(work).free > 1 << 20:
                 write_json(attempts, {"wall_s": before + time.monotonic() - clock})
@@ -291,30 +300,36 @@ def here(before_stage: Callable[[], None]) -> Runner:
     """Run a stage in this process."""
 
     def run_here(
-        spec: StageSpec, recipe: Recipe, inputs: dict[str, Path], work: Path, reporter: Reporter
+        stage: str, context: Context, inputs: dict[str, Path], work: Path, reporter: Reporter
     ) -> dict[str, Any]:
         before_stage()
-        stage = importlib.import_module(f"toolkit.stages.{spec.name}")
-        return stage.run(visible(recipe, spec), inputs, work, reporter)
+        metrics = importlib.import_module(f"toolkit.stages.{stage}").run(context, inputs, work, reporter)
+        return dict(metrics)
 
     return run_here
 
 
-def launched(arguments: Sequence[str]) -> Runner:
-    """Run a stage under ``accelerate launch``, its processes sharing the work."""
+def launched(arguments: Sequence[str], recipe: Recipe) -> Runner:
+    """Run a stage under ``accelerate launch``, its processes sharing the work; ``recipe`` names run and trackers."""
 
     def run_launched(
-        spec: StageSpec, recipe: Recipe, inputs: dict[str, Path], work: Path, reporter: Reporter
+        stage: str, context: Context, inputs: dict[str, Path], work: Path, reporter: Reporter
     ) -> dict[str, Any]:
         request = work / "request.json"
-        paths = {name: str(path.resolve()) for name, path in inputs.items()}
-        write_json(request, {"stage": spec.name, "recipe": recipe.model_dump(mode="json"), "inputs": paths})
+        asked = {
+            "stage": stage,
+            "context": to_json(context),
+            "inputs": {name: str(path.resolve()) for name, path in inputs.items()},
+            "run_name": recipe.name,
+            "trackers": list(recipe.report_to),
+        }
+        write_json(request, asked)
         code = accelerate_launch(arguments, "toolkit.stages", [str(request.resolve())])
         answer = work / "answer.json"
         if code or not answer.is_file():
             raise StoreError(
                 f"accelerate launch ended with exit code {code}",
-                where=" ".join([*arguments, spec.name]),
+                where=" ".join([*arguments, stage]),
                 fix="see its messages above",
             )
         metrics = read_json(answer)
@@ -325,33 +340,19 @@ def launched(arguments: Sequence[str]) -> Runner:
     return run_launched
 
 
-def visible(recipe: Recipe, spec: StageSpec) -> SimpleNamespace:
-    """The recipe with nothing but the stage's own settings: what is not in its key cannot be read by mistake."""
-    out = SimpleNamespace(seed=recipe.seed)
-    for name in spec.settings:
-        section, _, field = name.partition(".")
-        if field:
-            held = getattr(out, section, None) or SimpleNamespace()
-            setattr(held, field, getattr(getattr(recipe, section), field))
-            setattr(out, section, held)
-        else:
-            setattr(out, section, getattr(recipe, section))
-    return out
-
-
 def publish(folder: RunFolder, loaded: LoadedRecipe, manifest: Mapping[str, Any]) -> None:
     """Put the evaluation's tables and ``results.json`` at the top of the run folder."""
     evaluated = folder.stage_dir("evaluate")
     for table in ("samples.parquet", "rewards.parquet", "judgements.parquet"):
         copy_whole(evaluated / table, folder.root / table)
-    results = read_json(evaluated / "results.json")
+    results = {"schema_version": SCHEMA_VERSION, **read_json(evaluated / "evaluation.json")}
     differences = [
         f"the arms differ in {name}: PPO {a}, DPO {b}" for name, (a, b) in arm_differences(loaded.recipe).items()
     ]
     results["warnings"] = [*results["warnings"], *differences]
     results["recipe"] = loaded.recipe.model_dump(mode="json")
     results["cost"] = cost(manifest["stages"]) | {"judges": results.pop("judge_usage", [])}
-    write_json(folder.root / "results.json", results)
+    write_json(folder.root / RESULTS_FILE, results)
 
 
 def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from toolkit.preferences.rows import PreferenceRow, row_to_dict
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ModelSection
 from toolkit.report.sheets import interval, number, percent
+from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, read_document
 
 # What the hub's HTTP client raises, and the hub lets through: of httpx in huggingface_hub 1, of httpx2 in 2.
 HTTP_ERROR = HfHubHTTPError.__bases__[0]
@@ -90,16 +91,16 @@ def push_run(
 
 def read_source(folder: Path) -> Source:
     """Raises StoreError where the folder holds no finished run."""
-    manifest_path, results_path = folder / "manifest.json", folder / "results.json"
+    manifest_path, results_path = folder / MANIFEST_FILE, folder / RESULTS_FILE
     if not manifest_path.is_file() or not results_path.is_file():
         raise StoreError(
             "there is no finished run to push", where=str(folder), fix="finish it first: duel run RECIPE --out DIR"
         )
-    manifest = read_json(manifest_path)
+    manifest = read_document(manifest_path)
     if "evaluate" not in manifest["stages"]:
         raise StoreError("this run was not evaluated as it is now", where=str(folder), fix="run its recipe again")
     text = (folder / "recipe.resolved.yaml").read_text(encoding="utf-8")
-    return Source(folder, manifest, read_json(results_path), text)
+    return Source(folder, manifest, read_document(results_path), text)
 
 
 def _make_all(

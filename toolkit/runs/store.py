@@ -1,4 +1,4 @@
-"""."""
+"""The layout of a run folder: finished stages, stages that go on, the shelf of earlier results, and the lock."""
 
 from __future__ import annotations
 
@@ -14,8 +14,31 @@ from typing import Any
 from toolkit.errors import StoreError
 from toolkit.files import flat, read_json, write_json
 
-SCHEMA_VERSION = 1
+# 2: the evaluate stage writes evaluation.json, which was called results.json as the run's own file is.
+SCHEMA_VERSION = 2
+# Files outside the stages' folders are the same in these versions, and so are the stages' tables and models.
+READABLE_VERSIONS = (1, SCHEMA_VERSION)
 STAGE_FILE = "stage.json"
+MANIFEST_FILE = "manifest.json"
+RESULTS_FILE = "results.json"
+RECIPE_FILE = "recipe.resolved.yaml"
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """``manifest.json`` or ``results.json`` of a run.
+
+    Raises StoreError where the file is damaged, or of a version that this code does not know.
+    """
+    document = dict(read_json(path))
+    version = document.get("schema_version")
+    if version not in READABLE_VERSIONS:
+        known = " and ".join(map(str, READABLE_VERSIONS))
+        raise StoreError(
+            f"this run folder has the layout {version}, and this duel reads the layouts {known}",
+            where=str(path),
+            fix="read it with the duel that wrote it, or run its recipe again in another folder",
+        )
+    return document
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,15 @@ class RunFolder:
                 ) from error
             yield
 
+    def earlier_version(self) -> int | None:
+        """The version of a run that an earlier duel began here; None for today's, and where there is no run.
+
+        Raises StoreError for a version that this code does not know.
+        """
+        path = self.root / MANIFEST_FILE
+        version = read_document(path)["schema_version"] if path.is_file() else SCHEMA_VERSION
+        return None if version == SCHEMA_VERSION else int(version)
+
     def busy(self) -> bool:
         """Whether a process works on this run now. Its lock is tried for an instant, shared with other askers."""
         try:
@@ -87,13 +119,13 @@ class RunFolder:
     def state(self, stage: str, key: str, fields: Mapping[str, Any]) -> StageState:
         """Is this stage, with exactly these fields, already there?"""
         record = self.record(stage)
-        if record is not None and record["key"] == key:
+        if _holds(self.stage_dir(stage), key):
             return StageState(stage, key, "cached")
         changed: tuple[str, ...] = ()
         if record is not None:
             old, new = flat(record["fields"]), flat(fields)
             changed = tuple(sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)))
-        if (self.shelf_dir(stage, key) / STAGE_FILE).is_file():
+        if _holds(self.shelf_dir(stage, key), key):
             return StageState(stage, key, "shelved", changed)
         if self.work_dir(stage, key).is_dir():
             return StageState(stage, key, "partial", changed)
@@ -125,8 +157,7 @@ class RunFolder:
         """Take an equal finished stage from another run folder, by hard links where the disk allows."""
         for other in others:
             for folder in (other / stage, other / ".shelf" / f"{stage}-{key}"):
-                path = folder / STAGE_FILE
-                if path.is_file() and read_json(path)["key"] == key:
+                if _holds(folder, key):
                     work = self.work_dir(stage, key)
                     shutil.rmtree(work, ignore_errors=True)
                     shutil.copytree(folder, work, copy_function=_link_or_copy)
@@ -141,6 +172,15 @@ class RunFolder:
         write_json(work / STAGE_FILE, {"schema_version": SCHEMA_VERSION, "stage": stage, "key": key, **record})
         self.shelve(stage)
         os.rename(work, self.stage_dir(stage))
+
+
+def _holds(folder: Path, key: str) -> bool:
+    """Whether a folder is the finished stage with this key, in today's layout."""
+    path = folder / STAGE_FILE
+    if not path.is_file():
+        return False
+    record = read_json(path)
+    return (record.get("schema_version"), record["key"]) == (SCHEMA_VERSION, key)
 
 
 def _link_or_copy(source: str, target: str) -> str:

@@ -123,7 +123,7 @@ def compute_on_ray(jobs: Sequence[Job], reporter: Reporter) -> None:
         gpus = any(node.get("GPU", 0) for node in nodes)
         cpus = 1 if gpus else min(CPUS_PER_TASK, max(int(node.get("CPU", 0)) for node in nodes))
         task = ray.remote(_until).options(num_gpus=int(gpus), num_cpus=cpus)
-        plans = [pipeline.plan(job.loaded.recipe, RunFolder(job.folder)) for job in jobs]
+        plans = [pipeline.plan(job.loaded, RunFolder(job.folder)) for job in jobs]
         for number, name in enumerate(pipeline.STAGE_NAMES):
             first = {plan[number].key: job for plan, job in reversed(list(zip(plans, jobs, strict=True)))}
             reporter.line(f"{name}: {len(first)} of {len(jobs)} runs compute it, the others take it over")

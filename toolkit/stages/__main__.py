@@ -9,7 +9,7 @@ from pathlib import Path
 from toolkit.errors import DuelError
 from toolkit.files import read_json, write_json
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import Recipe
+from toolkit.stages.contexts import from_json
 
 
 def main(request: Path) -> int:
@@ -25,11 +25,11 @@ def main(request: Path) -> int:
     metrics = request.parents[2] / "metrics.jsonl" if writes else None
     reporter = Reporter(quiet=not writes, metrics=metrics)
     reporter.overall = asked["stage"]
-    reporter.trackers, reporter.run_name = tuple(asked["recipe"]["report_to"]), asked["recipe"]["name"]
+    reporter.trackers, reporter.run_name = tuple(asked["trackers"]), asked["run_name"]
     inputs = {name: Path(path) for name, path in asked["inputs"].items()}
     stage = importlib.import_module(f"toolkit.stages.{asked['stage']}")
     try:
-        metrics = stage.run(Recipe.model_validate(asked["recipe"]), inputs, request.parent, reporter)
+        metrics = stage.run(from_json(asked["stage"], asked["context"]), inputs, request.parent, reporter)
     except DuelError as error:
         print(f"error: {error.render()}", file=sys.stderr)
         return 2

@@ -16,18 +16,19 @@ from toolkit.preferences.reading import read_preferences, to_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import DataSection
+from toolkit.stages.contexts import DataContext
 
 
-def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``train.parquet``, ``eval.parquet``, ``report.json``. Raises DataError where either side is empty."""
-    section: DataSection = settings.data
-    train, evaluation, report = split(section, settings.seed)
+    section: DataSection = context.data
+    train, evaluation, report = split(section, context.seed)
 
-    tokenizer = load_tokenizer(resolve(settings.model.name, settings.model.revision), settings.model.chat_template)
-    encoder = text_encoder(tokenizer, (train or evaluation)[0].prompt, settings.model.name)
+    tokenizer = load_tokenizer(resolve(context.model.name, context.model.revision), context.model.chat_template)
+    encoder = text_encoder(tokenizer, (train or evaluation)[0].prompt, context.model.name)
     sides = {"train": (train, section.train_prompts), "eval": (evaluation, section.eval_prompts)}
     for name, (rows, limit) in sides.items():
-        rows = splits.limit(rows, limit, settings.seed) if limit else rows
+        rows = splits.limit(rows, limit, context.seed) if limit else rows
         rows, counts = fit(rows, encoder, section)
         if not rows:
             raise DataError(

@@ -25,6 +25,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import DpoSection, ModelSection
+from toolkit.stages.contexts import DpoContext
 from toolkit.training import trl
 from toolkit.training.batch import PairBatch, examples_of
 from toolkit.training.callbacks import KeepAtKl, KeepPolicies, Watch
@@ -140,17 +141,17 @@ class KlProbe:
     """log pi / pi_ref of fresh samples of the policy in training: what its KL to the reference is estimated from."""
 
     def __init__(
-        self, policy: Any, reference: Any, encoder: TextEncoder, rows: list[PreferenceRow], settings: Any
+        self, policy: Any, reference: Any, encoder: TextEncoder, rows: list[PreferenceRow], context: DpoContext
     ) -> None:
         tokenizer = encoder.tokenizer
         rank, size = distributed.world()
         self.prompts = [(row.prompt_id, encoder.prompt(row.prompt)) for row in rows[:KL_PROMPTS][rank::size]]
-        self.policy, self.reference, self.seed = policy, reference, settings.seed
-        self.dtype, self.pad_id = DTYPES[settings.model.dtype], int(tokenizer.pad_token_id)
+        self.policy, self.reference, self.seed = policy, reference, context.seed
+        self.dtype, self.pad_id = DTYPES[context.model.dtype], int(tokenizer.pad_token_id)
         # Once for all measurements: a new engine would try the tree's mask anew.
         self.ours = Engine(policy, self.pad_id, dtype=self.dtype)
         self.theirs = self.ours if reference is None else Engine(reference, self.pad_id, dtype=self.dtype)
-        self.limit, self.eos_ids = settings.data.max_response_tokens, eos_ids(inner(policy), tokenizer)
+        self.limit, self.eos_ids = context.data.max_response_tokens, eos_ids(inner(policy), tokenizer)
         self.tokens = 0  # sampled so far, with their prompts
 
     def __call__(self, step: int) -> torch.Tensor:
@@ -175,20 +176,20 @@ class KlProbe:
         return torch.tensor(sums, dtype=torch.float64)
 
 
-def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``, the arm's policy, and ``checkpoints/step-N/`` along training."""
-    section: DpoSection = settings.dpo
+    section: DpoSection = context.dpo
     sft_folder = inputs["sft"] / "model"
     sft = resolve(str(sft_folder))
     tokenizer = load_tokenizer(sft)
-    dtype, lora = DTYPES[settings.model.dtype], settings.model.lora
-    seed_everything(settings.seed)
-    policy = load_policy(sft, settings.model, dtype=dtype if lora else torch.float32).to(best_device())
+    dtype, lora = DTYPES[context.model.dtype], context.model.lora
+    seed_everything(context.seed)
+    policy = load_policy(sft, context.model, dtype=dtype if lora else torch.float32).to(best_device())
     rows = from_parquet(inputs["data"] / "train.parquet")
     encoder = text_encoder(tokenizer, rows[0].prompt, sft.spec)
-    examples = examples_of(rows, encoder, settings.data.max_response_tokens)
+    examples = examples_of(rows, encoder, context.data.max_response_tokens)
     pad_id = int(tokenizer.pad_token_id)
-    reference = reference_logps(sft, settings.model, policy, pad_id, [e.tree for e in examples], reporter)
+    reference = reference_logps(sft, context.model, policy, pad_id, [e.tree for e in examples], reporter)
     n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
     steps = total_steps(section, n_items)
 
@@ -206,7 +207,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
 
     watch = Watch(reporter, "dpo", steps)
     callbacks = [watch, KeepPolicies(milestone_steps(section, steps), keep)]
-    arguments = training_arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
+    arguments = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=steps)
     probe: KlProbe | None = None
     trainer: Trainer
     if section.trainer == "trl":
@@ -220,8 +221,8 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         if section.kl_milestones:
             # With an adapter the reference is the base below it; without, a model of the policy's own precision, so
             # that the KL of two equal models is 0.
-            start = None if lora else load_policy(sft, settings.model, dtype=torch.float32).to(engine.device)
-            probe = KlProbe(policy, start, encoder, rows, settings)
+            start = None if lora else load_policy(sft, context.model, dtype=torch.float32).to(engine.device)
+            probe = KlProbe(policy, start, encoder, rows, context)
             trainer.add_callback(KeepAtKl(section.kl_milestones, probe, keep, trainer.values))
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
     if (

@@ -32,6 +32,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow, readable
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import EvaluateSection
+from toolkit.stages.contexts import EvaluateContext
 
 Row = dict[str, Any]
 
@@ -71,9 +72,9 @@ class Setting:
         )
 
 
-def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes the three tables and ``results.json`` (without cost, which the pipeline knows)."""
-    section: EvaluateSection = settings.evaluate
+def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+    """Writes the three tables and ``evaluation.json``: the run's ``results.json`` without recipe and cost."""
+    section: EvaluateSection = context.evaluate
     rows = from_parquet(inputs["data"] / "eval.parquet")
     sft = resolve(str(inputs["sft"] / "model"))
     encoder = text_encoder(load_tokenizer(sft), rows[0].prompt, sft.spec)
@@ -82,13 +83,13 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         prompts=[encoder.prompt(row.prompt) for row in rows],
         encoder=encoder,
         section=section,
-        model=settings.model,
-        max_new_tokens=section.max_new_tokens or settings.data.max_response_tokens,
-        max_response_tokens=settings.data.max_response_tokens,
-        seed=settings.seed,
+        model=context.model,
+        max_new_tokens=section.max_new_tokens or context.data.max_response_tokens,
+        max_response_tokens=context.data.max_response_tokens,
+        seed=context.seed,
     )
     warnings: list[str] = []
-    policies = find_policies(settings, inputs, sft)
+    policies = find_policies(context, inputs, sft)
     parts = out / "policies"
     parts.mkdir(exist_ok=True)
     for policy in policies:
@@ -131,7 +132,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     options: BootstrapOptions = {
         "n_resamples": section.bootstrap,
         "confidence": section.confidence,
-        "seed": settings.seed,
+        "seed": context.seed,
     }
     judged = win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **options)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
@@ -145,19 +146,19 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
         warnings=warnings,
     )
     result["judge_usage"] = [asdict(part) for part in usage]  # the pipeline adds it to the cost
-    write_json(out / "results.json", result)
+    write_json(out / "evaluation.json", result)
     reporter.line(result["verdict"]["sentence"])
     scored_tokens = 4 * sum(row["n_tokens"] for row in samples)
     return {"tokens": scored_tokens + sum(row["n_tokens"] for row in samples), "n_samples": len(samples)}
 
 
-def find_policies(settings: Any, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
+def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
     """base, sft, and both arms with their checkpoints in the order of training."""
-    section: EvaluateSection = settings.evaluate
+    section: EvaluateSection = context.evaluate
     n = section.samples_per_prompt
     found = []
-    if settings.sft.enabled:
-        base = resolve(settings.model.name, settings.model.revision)
+    if context.sft.enabled:
+        base = resolve(context.model.name, context.model.revision)
         found.append(Policy("base", "base", "base", 0, base, n))
     found.append(Policy("sft", "sft", "sft", 0, sft, n + section.best_of_n))
     for arm, stage in (("rm_ppo", "ppo"), ("dpo", "dpo")):

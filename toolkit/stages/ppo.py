@@ -21,6 +21,7 @@ from toolkit.ppo.trainer import adapter_source
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import PpoSection
+from toolkit.stages.contexts import PpoContext
 from toolkit.training.callbacks import KeepPolicies, Watch
 from toolkit.training.trainer import (
     last_checkpoint,
@@ -31,22 +32,22 @@ from toolkit.training.trainer import (
 )
 
 
-def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``, the arm's policy, ``checkpoints/step-N/`` along training, and ``critic/``."""
-    section: PpoSection = settings.ppo
+    section: PpoSection = context.ppo
     sft = resolve(str(inputs["sft"] / "model"))
     reward = resolve(str(inputs["reward_model"] / "model"))
     tokenizer = load_tokenizer(sft)
-    seed_everything(settings.seed)
+    seed_everything(context.seed)
     actors, reward_model = build(
         sft,
         reward,
-        settings.model,
+        context.model,
         tokenizer,
         value_head_init=section.value_head_init,
         share_trunk=section.share_trunk,
     )
-    dtype = DTYPES[settings.model.dtype]
+    dtype = DTYPES[context.model.dtype]
     if reward_model is None:
         assert isinstance(actors, SharedBase)
         source = adapter_source(actors)
@@ -56,7 +57,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     rows = from_parquet(inputs["data"] / "train.parquet")
     encoder = text_encoder(tokenizer, rows[0].prompt, sft.spec)
     prompts = [PromptIds(row.prompt_id, encoder.prompt(row.prompt), row.prompt) for row in rows]
-    schedule = Schedule(prompts, section, settings.seed, distributed.launched())
+    schedule = Schedule(prompts, section, context.seed, distributed.launched())
     steps = len(schedule)
 
     facts = {"arm": "rm_ppo", "beta": section.kl_coef, "reference_fingerprint": sft.fingerprint}
@@ -73,7 +74,7 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     at = milestone_steps(section, schedule.rollouts)
     trainer = PPOLoop(
         actors,
-        configuration(section, out, settings, schedule),
+        configuration(section, out, context, schedule),
         prompts,
         [source],
         tokenizer,
@@ -95,10 +96,10 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     return {"tokens": round(sampled + prompt_tokens), "history": watch.history, "steps": trainer.state.global_step}
 
 
-def configuration(section: PpoSection, out: Path, settings: Any, schedule: Schedule) -> PPOConfig:
+def configuration(section: PpoSection, out: Path, context: PpoContext, schedule: Schedule) -> PPOConfig:
     """The recipe's section as the trainer's settings, with one entry of the log for each rollout."""
-    values = training_arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=len(schedule))
+    values = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=len(schedule))
     values |= section.model_dump(include=SHARED_SETTINGS)
-    values["response_length"] = section.response_length or settings.data.max_response_tokens
+    values["response_length"] = section.response_length or context.data.max_response_tokens
     values["logging_steps"] = schedule.updates_per_rollout
     return PPOConfig(**values)

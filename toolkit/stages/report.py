@@ -7,16 +7,27 @@ from typing import Any
 
 from toolkit.files import write_text
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import ReportSection
-from toolkit.report.page import build
+from toolkit.report.page import page_of
+from toolkit.report.reading import RunFiles, read_files
+from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE
+from toolkit.stages.contexts import ReportContext
 
 LARGE_BYTES = 6_000_000
 
 
-def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes ``report.html``. Raises StoreError where the run folder holds no finished evaluation."""
-    section: ReportSection = settings.report
-    page = build([inputs["evaluate"].parent], title=section.title, max_samples=section.max_samples)
+def run(context: ReportContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+    """Writes ``report.html``. Raises StoreError where a file of the run is damaged.
+
+    ``inputs`` are the folders of all stages before this one, and the run's manifest, results and resolved recipe.
+    """
+    files = RunFiles(
+        results=inputs[RESULTS_FILE],
+        manifest=inputs[MANIFEST_FILE],
+        recipe=inputs[RECIPE_FILE],
+        tables=inputs["evaluate"],
+        stages=inputs,
+    )
+    page = page_of([read_files(files, context.name)], context.report.title, context.report.max_samples)
     write_text(out / "report.html", page)
     size = len(page.encode())
     if size > LARGE_BYTES:

@@ -22,6 +22,7 @@ from toolkit.models.tokenizer import eos_ids, load_tokenizer
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import RewardModelSection
+from toolkit.stages.contexts import RewardModelContext
 from toolkit.training import trl
 from toolkit.training.batch import PairBatch, examples_of
 from toolkit.training.callbacks import Watch
@@ -72,24 +73,24 @@ def bradley_terry(
     return loss, metrics
 
 
-def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``: a sequence classifier (an adapter on the SFT model, or plain weights) and its centring."""
-    section: RewardModelSection = settings.reward_model
+    section: RewardModelSection = context.reward_model
     sft_folder = inputs["sft"] / "model"
     sft = resolve(str(sft_folder))
     tokenizer = load_tokenizer(sft)
-    dtype = DTYPES[settings.model.dtype]
+    dtype = DTYPES[context.model.dtype]
     pad_id = int(tokenizer.pad_token_id)
-    seed_everything(settings.seed)
-    model: Any = new_reward_model(sft, settings.model, pad_id, settings.seed).to(best_device())
+    seed_everything(context.seed)
+    model: Any = new_reward_model(sft, context.model, pad_id, context.seed).to(best_device())
     rows = from_parquet(inputs["data"] / "train.parquet")
     encoder = text_encoder(tokenizer, rows[0].prompt, sft.spec)
-    examples = examples_of(rows, encoder, settings.data.max_response_tokens)
+    examples = examples_of(rows, encoder, context.data.max_response_tokens)
     n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
     steps = total_steps(section, n_items)
     watch = Watch(reporter, "reward_model", steps)
-    arguments = training_arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
-    lora = settings.model.lora
+    arguments = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=steps)
+    lora = context.model.lora
     trainer: Trainer
     if section.trainer == "trl":
         trainer = trl.reward_model(model, lora, tokenizer, section, arguments, examples, [watch], reporter)
@@ -108,12 +109,12 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     mean = 0.0
     if section.center:
         prompts = [(row.prompt_id, encoder.prompt(row.prompt)) for row in rows[:CENTRING_PROMPTS]]
-        policy = load_policy(sft, settings.model).to(engine.device)
+        policy = load_policy(sft, context.model).to(engine.device)
         samples = generate(
             policy,
             [ids for _, ids in prompts],
-            [(settings.seed, "centring", prompt_id) for prompt_id, _ in prompts],
-            max_new_tokens=settings.data.max_response_tokens,
+            [(context.seed, "centring", prompt_id) for prompt_id, _ in prompts],
+            max_new_tokens=context.data.max_response_tokens,
             temperature=1.0,
             eos_ids=eos_ids(policy, tokenizer),
             pad_id=pad_id,

@@ -21,6 +21,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import SftSection
+from toolkit.stages.contexts import SftContext
 from toolkit.training.batch import Example, PairBatch
 from toolkit.training.callbacks import Watch
 from toolkit.training.trainer import (
@@ -33,13 +34,13 @@ from toolkit.training.trainer import (
 )
 
 
-def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``, plain merged weights in ``model.dtype``. With ``sft.enabled`` off, the model as it came."""
-    section: SftSection = settings.sft
-    ref = resolve(settings.model.name, settings.model.revision)
-    tokenizer = load_tokenizer(ref, settings.model.chat_template)
-    dtype = DTYPES[settings.model.dtype]
-    policy = load_policy(ref, settings.model, dtype=None if settings.model.lora else torch.float32)
+    section: SftSection = context.sft
+    ref = resolve(context.model.name, context.model.revision)
+    tokenizer = load_tokenizer(ref, context.model.chat_template)
+    dtype = DTYPES[context.model.dtype]
+    policy = load_policy(ref, context.model, dtype=None if context.model.lora else torch.float32)
     check_vocabulary(policy.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
     if ref.kind == "adapter":
         # Both arms must refer to the weights with this adapter in them, not to the base below it.
@@ -54,15 +55,15 @@ def run(settings: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -
     examples = []
     for row in rows:
         chosen = [row.responses[i] for i in targets(row, section.train_on)]
-        encoded = encoder.encode(row.prompt, chosen, settings.data.max_response_tokens)
+        encoded = encoder.encode(row.prompt, chosen, context.data.max_response_tokens)
         examples.append(Example(encoded.tree, []))
 
     steps = total_steps(section, len(examples))
-    seed_everything(settings.seed)
-    policy = trainable(policy, settings.model.lora, task="CAUSAL_LM").to(best_device())
+    seed_everything(context.seed)
+    policy = trainable(policy, context.model.lora, task="CAUSAL_LM").to(best_device())
     engine = Engine(policy, int(tokenizer.pad_token_id), dtype=dtype)
     watch = Watch(reporter, "sft", steps)
-    arguments = training_arguments(section, out, seed=settings.seed, dtype=settings.model.dtype, steps=steps)
+    arguments = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=steps)
     trainer = EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [watch])
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
     if distributed.main_process():

@@ -1,0 +1,155 @@
+"""What each stage may read of a recipe: a frozen dataclass of its settings and no others.
+
+A stage's key is made from the fields of its context, so that a setting outside the key cannot be read. A context is
+shaped like the recipe, with the other settings left out: ``context.data.max_response_tokens`` is the recipe's
+``data.max_response_tokens``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter
+
+from toolkit.recipe.schema import (
+    DataSection,
+    DpoSection,
+    EvaluateSection,
+    ModelSection,
+    PpoSection,
+    Recipe,
+    ReportSection,
+    RewardModelSection,
+    Section,
+    SftSection,
+    leaves,
+)
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Of ``model``, what turns text into ids."""
+
+    name: str
+    revision: str | None
+    chat_template: str | None
+
+
+@dataclass(frozen=True)
+class ResponseLimit:
+    """Of ``data``, how long a response may be."""
+
+    max_response_tokens: int
+
+
+@dataclass(frozen=True)
+class SftSwitch:
+    """Of ``sft``, whether the arms start from a policy that was fine-tuned here."""
+
+    enabled: bool
+
+
+@dataclass(frozen=True)
+class DataContext:
+    seed: int
+    data: DataSection
+    model: TokenizerSettings
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What every stage that loads a model reads."""
+
+    seed: int
+    model: ModelSection
+    data: ResponseLimit
+
+
+@dataclass(frozen=True)
+class SftContext(ModelContext):
+    sft: SftSection
+
+
+@dataclass(frozen=True)
+class RewardModelContext(ModelContext):
+    reward_model: RewardModelSection
+
+
+@dataclass(frozen=True)
+class PpoContext(ModelContext):
+    ppo: PpoSection
+
+
+@dataclass(frozen=True)
+class DpoContext(ModelContext):
+    dpo: DpoSection
+
+
+@dataclass(frozen=True)
+class EvaluateContext(ModelContext):
+    sft: SftSwitch
+    evaluate: EvaluateSection
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    name: str
+    report: ReportSection
+
+
+Context = DataContext | ModelContext | ReportContext
+CONTEXTS: dict[str, type[Context]] = {
+    "data": DataContext,
+    "sft": SftContext,
+    "reward_model": RewardModelContext,
+    "ppo": PpoContext,
+    "dpo": DpoContext,
+    "evaluate": EvaluateContext,
+    "report": ReportContext,
+}
+T = TypeVar("T")
+
+
+def context_of(stage: str, recipe: Recipe) -> Context:
+    """The context of a stage, from the settings of a recipe."""
+    return _narrowed(CONTEXTS[stage], recipe)
+
+
+def _narrowed(kind: type[T], settings: Any) -> T:
+    """A ``kind`` with those values of ``settings`` that its fields name."""
+    values = {}
+    for name, hint in get_type_hints(kind).items():
+        value = getattr(settings, name)
+        values[name] = _narrowed(hint, value) if isinstance(hint, type) and is_dataclass(hint) else value
+    return kind(**values)
+
+
+def settings_of(context: Any) -> dict[str, object]:
+    """Dotted name of the recipe -> value, of every setting that a context holds.
+
+    >>> limit = ResponseLimit(max_response_tokens=40)
+    >>> settings_of(ModelContext(seed=3, model=ModelSection(name="tiny", lora=None), data=limit))["model.name"]
+    'tiny'
+    """
+    settings: dict[str, object] = {}
+    for field in fields(context):
+        value = getattr(context, field.name)
+        if isinstance(value, Section):
+            settings |= {".".join(keys): leaf for keys, leaf in leaves(value, (field.name,))}
+        elif is_dataclass(value):
+            settings |= {f"{field.name}.{name}": leaf for name, leaf in settings_of(value).items()}
+        else:
+            settings[field.name] = value
+    return settings
+
+
+def to_json(context: Context) -> dict[str, Any]:
+    """The context as JSON's types."""
+    return dict(TypeAdapter(type(context)).dump_python(context, mode="json"))
+
+
+def from_json(stage: str, values: Mapping[str, Any]) -> Context:
+    """The context of a stage, as :func:`to_json` wrote it."""
+    return TypeAdapter(CONTEXTS[stage]).validate_python(values)
