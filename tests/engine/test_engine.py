@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from toolkit.engine.engine import Engine
-from toolkit.engine.fast.attention import GROUPED
+from toolkit.engine.fast.attention import GROUPED_QUERY
 from toolkit.engine.logps import LOGIT_ROWS, SOFTMAX_ROWS, branch_scores, by_response, token_logps
 from toolkit.engine.tree import batches, pack, pieces
 from toolkit.models.encoding import Tree
@@ -90,11 +90,11 @@ def test_the_layout_without_padding_by_hand() -> None:
     assert batch.input_ids.tolist() == [[5, 6, 7, 2, 8, 9, 3]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
     assert (batch.predictor.tolist(), batch.last.tolist()) == ([1, 2, 1, 5], [3, 4, 6])
-    assert batch.rows is not None and batch.rows.place.tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert batch.rows.take.tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 6, 6]
+    assert batch.padding_map is not None and batch.padding_map.place_of_token.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert batch.padding_map.token_of_place.tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 6, 6]
     assert torch.equal(batch.attention_mask, padded.attention_mask)
     assert all(torch.equal(getattr(batch, n), getattr(padded, n)) for n in ("target", "owner", "tree"))
-    assert pack(trees[:1], pad_id=0, padded=False).rows is None  # there is no padding
+    assert pack(trees[:1], pad_id=0, padded=False).padding_map is None  # there is no padding
 
 
 def test_the_plain_layout_by_hand() -> None:
@@ -131,7 +131,7 @@ def test_rewards_alone_need_the_ends(make_trees: Trees) -> None:
 def test_responses_of_a_single_token(layout: str) -> None:
     """As judges and classifiers give them: a tree is no more than its prompt."""
     trees = [Tree([5, 6, 7], [[8], [9]]), Tree([4], [[3]]), Tree([11, 12], [[13], [14, 15]])]
-    model = random_model(LlamaConfig(**SMALL), attn_implementation=GROUPED if layout == "unpadded" else "eager")
+    model = random_model(LlamaConfig(**SMALL), attn_implementation=GROUPED_QUERY if layout == "unpadded" else "eager")
     scorer = engine(model)
     scorer.plain, scorer.padded, scorer.probed = layout == "plain", layout != "unpadded", 100
     assert_same(scorer.logps(trees), oracle(model, trees))
@@ -413,24 +413,24 @@ def test_learned_positions(config: Any, make_trees: Trees) -> None:
 
 def test_grouped_attention_sees_no_padding(make_trees: Trees) -> None:
     """Where the model takes our attention; and a batch goes on to a model that takes another."""
-    model = random_model(LlamaConfig(**SMALL), attn_implementation=GROUPED)
+    model = random_model(LlamaConfig(**SMALL), attn_implementation=GROUPED_QUERY)
     trees = make_trees(5, 64, k=3)
     scorer, other = engine(model), engine(llama())
     batch = scorer.pack(trees)
-    assert batch.rows is not None and batch.n_tokens == sum(len(tree.placed(ends=False)) for tree in trees)
+    assert batch.padding_map is not None and batch.n_tokens == sum(len(tree.placed(ends=False)) for tree in trees)
     assert scorer.suited(batch) is batch
     assert_same(scorer.logps(trees), oracle(model, trees))
     passed_on = other.suited(batch)
-    assert passed_on.rows is None and passed_on.attention_mask.dim() == 4 and passed_on.last is None
+    assert passed_on.padding_map is None and passed_on.attention_mask.dim() == 4 and passed_on.last is None
     torch.testing.assert_close(other.token_logps(passed_on)[0], scorer.token_logps(batch)[0], rtol=0, atol=1e-4)
     assert other.padded and not scorer.padded
 
 
 def test_scores_without_padding(make_trees: Trees) -> None:
     model, trees = classifier(), make_trees(5, 64, k=3)
-    model.set_attn_implementation(GROUPED)
+    model.set_attn_implementation(GROUPED_QUERY)
     scorer = engine(model)
-    assert scorer.pack(trees).rows is not None
+    assert scorer.pack(trees).padding_map is not None
     assert_same(scorer.scores(trees), score_oracle(model, trees))
     with_padding = engine(classifier()).pack(trees)
     assert scorer.suited(with_padding) is with_padding
@@ -443,12 +443,12 @@ class ForgetfulLlama(LlamaForCausalLM):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
         whole = self.model.forward
-        self.model.forward = lambda *args, tree_rows=None, **kwargs: whole(*args, **kwargs)  # type: ignore[method-assign]
+        self.model.forward = lambda *args, padding_map=None, **kwargs: whole(*args, **kwargs)  # type: ignore[method-assign]
 
 
 def test_a_model_that_loses_the_rows_keeps_its_padding(make_trees: Trees) -> None:
     model = random_model(LlamaConfig(**SMALL), ForgetfulLlama)
-    model.set_attn_implementation(GROUPED)
+    model.set_attn_implementation(GROUPED_QUERY)
     scorer, trees = engine(model), make_trees(4, 64, k=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -18,7 +18,7 @@ from support.ppo_models import LORA_CONFIG, SECTION, changed
 from support.small_models import Trees, assert_same, classifier, llama, loss_of, oracle, score_oracle
 
 from toolkit.engine.engine import Engine
-from toolkit.engine.fast import adapters
+from toolkit.engine.fast import speedups
 from toolkit.engine.sampling import generate
 from toolkit.ppo import Ensemble, PPOConfig, PPOTrainer
 
@@ -47,11 +47,11 @@ def test_the_tree_is_taken_in_bf16_and_close_to_fp32(tiny: Any, new_tiny: Callab
     assert float(off.mean()) < 0.03 and engine.plain is False
 
 
-def test_gradients_of_lean_adapters_on_a_gpu_are_those_of_fp32(new_tiny: Callable[[], Any], make_trees: Trees) -> None:
+def test_gradients_of_fused_adapters_on_a_gpu_are_those_of_fp32(new_tiny: Callable[[], Any], make_trees: Trees) -> None:
     trees = make_trees(6, 2000, k=2, longest=30)
     torch.manual_seed(0)
     exact = get_peft_model(new_tiny(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    ours = adapters.lean(copy.deepcopy(exact).cuda())
+    ours = speedups.install(copy.deepcopy(exact).cuda())
     found = []
     for model, dtype in ((exact, torch.float32), (ours, torch.bfloat16)):
         engine = Engine(model, 0, dtype=dtype)

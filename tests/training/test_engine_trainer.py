@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.comparisons import examples
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from toolkit.engine.engine import Engine
 from toolkit.models.encoding import text_encoder
@@ -23,6 +24,7 @@ from toolkit.stages.dpo import KL_PROMPTS, KlProbe
 from toolkit.training.batch import Example, PairBatch
 from toolkit.training.callbacks import KeepAtKl
 from toolkit.training.trainer import (
+    ByLength,
     EngineTrainer,
     last_checkpoint,
     milestone_steps,
@@ -308,3 +310,14 @@ def test_a_resumed_run_knows_what_it_has_passed(tmp_path: Path, tiny_ref: Any, m
     trainer, kept = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0])
     trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
     assert kept == [5]
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(1, 4), (7, 4), (16, 4), (100, 3), (900, 4)])
+def test_examples_of_like_lengths_come_together_as_transformers_has_them(n: int, batch_size: int) -> None:
+    """In the very order of transformers' own sampler, which shuffles anew in each epoch."""
+    lengths = torch.randint(1, 30, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+    sampler = ByLength(lengths, batch_size, seed=2)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        generator = torch.Generator().manual_seed(2 * 100_003 + epoch)
+        assert list(sampler) == get_length_grouped_indices(lengths, batch_size, generator=generator)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolkit.engine.fast.attention import GROUPED
+from toolkit.engine.fast.attention import takes_padding_map
 from toolkit.engine.logps import branch_scores, by_response, from_logits, score_head, tempered, token_logps
 from toolkit.engine.tree import TreeBatch, batches, pack, pieces
 from toolkit.errors import ModelError
@@ -97,7 +97,7 @@ class Engine:
     def suited(self, batch: TreeBatch) -> TreeBatch:
         """A batch that another model's engine packed, packed anew where this model cannot take it."""
         self._look(batch.trees)
-        unfit = (self.plain and batch.attention_mask.dim() == 4) or (self.padded and batch.rows is not None)
+        unfit = (self.plain and batch.attention_mask.dim() == 4) or (self.padded and batch.padding_map is not None)
         return self.pack(batch.trees, ends=batch.last is not None) if unfit else batch
 
     @torch.no_grad()
@@ -110,10 +110,9 @@ class Engine:
         tree = Tree(tree.prompt_ids, [*tree.response_ids, tree.response_ids[0]][: max(2, len(tree.response_ids))])
         both = [tree, Tree(tree.prompt_ids[:1], [tree.response_ids[0][:1]])]
         limit = PROBE_TOLERANCE[self.dtype]
-        own_attention = inner(self.model).config.get_text_config()._attn_implementation == GROUPED
         with precision(self.device, self.dtype):
             expected = self._plain_values([Tree(tree.prompt_ids, [ids]) for tree in both for ids in tree.response_ids])
-            for padded in [False, True] if own_attention else [True]:
+            for padded in [False, True] if takes_padding_map(inner(self.model)) else [True]:
                 try:
                     batch = pack(both, self.pad_id, padded=padded)
                     off = (expected - self._probe_values(batch)).abs().cpu()

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from toolkit.engine.fast.adapters import trained_copy
 from toolkit.engine.tree import TreeBatch
 from toolkit.models.inspect import backbone, inner
 
@@ -40,8 +40,8 @@ def hidden_states(model: Any, batch: TreeBatch) -> torch.Tensor:
             dtype = torch.get_autocast_dtype(mask.device.type)
         mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
         inputs = {"attention_mask": mask, "position_ids": batch.position_ids}
-        if batch.rows is not None:
-            inputs["tree_rows"] = batch.rows
+        if batch.padding_map is not None:
+            inputs["padding_map"] = batch.padding_map
     output = backbone(model)(input_ids=batch.input_ids, use_cache=False, **inputs)
     return output.last_hidden_state.flatten(0, 1)
 
@@ -167,7 +167,7 @@ def branch_scores(model: Any, batch: TreeBatch) -> torch.Tensor:
 def score_head(model: Any) -> nn.Module | None:
     """The module ``score`` of a sequence classifier, the trained one where an adapter brings its own."""
     head = dict(inner(model).named_children()).get("score")
-    return head.modules_to_save[head.active_adapter] if isinstance(head, ModulesToSaveWrapper) else head
+    return trained_copy(head) if head is not None else None
 
 
 def apply_head(head: nn.Module, states: torch.Tensor) -> torch.Tensor:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from toolkit.engine.fast import adapters
+from toolkit.engine.fast import speedups
 from toolkit.models.inspect import backbone, inner, precision
 
 # Finished rows leave a batch when they are this share of it: leaving copies the cache.
@@ -82,9 +81,8 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     with (
         torch.inference_mode(),
-        adapters.merged(model),
+        speedups.decoding(inner(model)),
         _autocast(model, device, dtype),
-        _decoding(inner(model)),
     ):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
@@ -104,21 +102,6 @@ def _autocast(model: Any, device: torch.device, dtype: torch.dtype) -> AbstractC
     return nullcontext() if same else precision(device, dtype)
 
 
-@contextmanager
-def _decoding(model: Any) -> Iterator[None]:
-    """sdpa in the place of eager attention, which repeats the keys for every group of heads at each token."""
-    chosen = model.config._attn_implementation
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    if chosen == "eager" and not capped:  # sdpa has no soft-capping
-        with suppress(ValueError):  # what transformers raises for a model without sdpa: it stays as it is
-            model.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        if model.config._attn_implementation != chosen:
-            model.set_attn_implementation(chosen)
-
-
 def _decode(
     model: Any, prompts: list[list[int]], draws: torch.Tensor, temperature: float, eos_ids: list[int], pad_id: int
 ) -> list[list[int]]:
@@ -128,10 +111,11 @@ def _decode(
     runs through the row has no cache that could do so: it computes every row from its start for each token.
     """
     device = draws.device
-    cache = DynamicCache(config=model.config)
-    cached = all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    cache = speedups.row_cache(model)
     rows = torch.arange(len(prompts), device=device)
-    unique = sorted({tuple(ids): row for row, ids in enumerate(prompts)}.values()) if cached else rows.tolist()
+    unique = (
+        sorted({tuple(ids): row for row, ids in enumerate(prompts)}.values()) if cache is not None else rows.tolist()
+    )
     width = max(map(len, prompts))
     ids = torch.full((len(unique), width), pad_id)
     mask = torch.zeros((len(unique), width), dtype=torch.long)
@@ -143,11 +127,11 @@ def _decode(
     positioned = "position_ids" in inspect.signature(model.forward).parameters
 
     def next_logits() -> torch.Tensor:
-        inputs: dict[str, Any] = {"past_key_values": cache} if cached else {}
+        inputs: dict[str, Any] = {"past_key_values": cache} if cache is not None else {}
         inputs |= {"position_ids": position} if positioned else {}
-        return model(input_ids=ids, attention_mask=mask, use_cache=cached, **inputs).logits[:, -1]
+        return model(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **inputs).logits[:, -1]
 
-    if cached and width > 1:
+    if cache is not None and width > 1:
         # The last token apart: torch multiplies a slice of several positions with frozen weights as one product a row,
         # each with a copy of the unembedding (11 GB for 200 rows of SmolLM2-135M, and 17 s).
         inputs = {"position_ids": position[:, :-1]} if positioned else {}
@@ -156,7 +140,7 @@ def _decode(
         )
         ids, position = ids[:, -1:], position[:, -1:]
     logits = next_logits()
-    if len(unique) < len(prompts):
+    if cache is not None and len(unique) < len(prompts):
         place = {tuple(prompts[i]): row for row, i in enumerate(unique)}
         owner = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
         cache.batch_select_indices(owner)
@@ -172,12 +156,12 @@ def _decode(
         left = int(going.sum())
         if not left or step + 1 == draws.shape[1]:
             break
-        if cached and left <= (1 - LEAVE_SHARE) * len(rows):
+        if cache is not None and left <= (1 - LEAVE_SHARE) * len(rows):
             cache.batch_select_indices(going)
             rows, token, mask, position, going = (t[going] for t in (rows, token, mask, position, going))
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         following = position[:, -1:] + 1
-        if cached:
+        if cache is not None:
             ids, position = token[:, None], following
         else:
             ids, position = torch.cat([ids, token[:, None]], dim=1), torch.cat([position, following], dim=1)

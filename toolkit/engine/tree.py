@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from toolkit.engine.fast.attention import Rows
+from toolkit.engine.fast.attention import PaddingMap
 from toolkit.models.encoding import Tree
 
 
@@ -26,7 +26,7 @@ class TreeBatch:
     input_ids: torch.Tensor  # [B, T]; [1, S] without padding
     position_ids: torch.Tensor  # as input_ids
     attention_mask: torch.Tensor  # bool, [B, 1, T, T]; [B, T] where every row is one response
-    rows: Rows | None  # where the tokens stand in the mask's rows, if they come without padding
+    padding_map: PaddingMap | None  # where the tokens stand in the mask's rows, if they come without padding
     predictor: torch.Tensor  # [N] flat index (into input_ids) of the state that a response token is predicted from
     target: torch.Tensor  # [N] the response token
     owner: torch.Tensor  # [N] which response the token belongs to
@@ -132,7 +132,7 @@ def pack(
         input_ids=input_ids,
         position_ids=position_ids,
         attention_mask=mask,
-        rows=None,
+        padding_map=None,
         predictor=torch.cat(predictor),
         target=torch.tensor(target),
         owner=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
@@ -153,7 +153,7 @@ def _without_padding(batch: TreeBatch, real: torch.Tensor) -> TreeBatch:
         batch,
         input_ids=batch.input_ids.flatten()[place][None],
         position_ids=batch.position_ids.flatten()[place][None],
-        rows=Rows(take=token_at, place=place),
+        padding_map=PaddingMap(token_of_place=token_at, place_of_token=place),
         predictor=token_at[batch.predictor],
         last=None if batch.last is None else token_at[batch.last],
     )

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from toolkit.errors import ModelError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def check_finite(model: nn.Module, spec: str) -> None:
@@ -33,7 +33,7 @@ def disable_dropout(model: Any) -> Any:
     configuration itself, which attention reads; those of layers that are left out whole are among them.
     """
     for module in model.modules():
-        if isinstance(module, _DropoutNd):
+        if isinstance(module, DROPOUTS):
             module.p = 0.0
         _no_dropout_rates(module)
     for config in (model.config, model.config.get_text_config()):

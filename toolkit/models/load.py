@@ -17,8 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from toolkit.engine.fast import adapters
-from toolkit.engine.fast.attention import GROUPED, takes_grouped
+from toolkit.engine.fast import adapters, speedups
 from toolkit.errors import ModelError, first_line
 from toolkit.files import read_json
 from toolkit.models.inspect import DTYPES, check_finite, disable_dropout
@@ -65,7 +64,7 @@ def load_reward_model(
         model: Any = _with_adapter(base, ref)
         # peft rounds the head to the base's precision, and scores must be those of the model that was trained.
         saved = load_file(Path(ref.path) / "adapter_model.safetensors")
-        head = model.get_base_model().score.modules_to_save["default"]
+        head = adapters.trained_copy(model.get_base_model().score)
         head.weight.data = next(weight for name, weight in saved.items() if "score" in name).float()
     else:
         try:
@@ -97,18 +96,18 @@ def _unreadable(ref: ModelRef, error: Exception) -> ModelError:
 
 
 def attention(section: ModelSection) -> str:
-    """The attention to load with: by default our own on a CPU, where a tree's mask is dense and rows are short."""
-    return section.attn_implementation or ("sdpa" if torch.cuda.is_available() else GROUPED)
+    """The attention that a model computes with, where its architecture allows it."""
+    return section.attn_implementation or speedups.default_attention()
 
 
 def _from_pretrained(
     cls: Any, ref: ModelRef, section: ModelSection, dtype: torch.dtype, *, may_miss: str = "", **more: Any
 ) -> PreTrainedModel:
     """Load, and refuse weights that are not all there (``may_miss``: but for a new head of this name)."""
-    by_default = section.attn_implementation is None and attention(section) == GROUPED
+    replace = section.attn_implementation is None and not torch.cuda.is_available()
     # Eager until the model is known to be one that can have another.
-    chosen = "eager" if by_default else attention(section)
-    settings = {"revision": ref.revision, "dtype": dtype, "attn_implementation": chosen, **more}
+    loaded_with = "eager" if replace else attention(section)
+    settings = {"revision": ref.revision, "dtype": dtype, "attn_implementation": loaded_with, **more}
     try:
         model, report = cls.from_pretrained(ref.path, output_loading_info=True, **settings)
     except UNREADABLE as error:
@@ -120,14 +119,12 @@ def _from_pretrained(
             where=ref.path,
             fix="use a complete copy of the model",
         )
-    if by_default and takes_grouped(model):
-        model.set_attn_implementation(GROUPED)
-    return model
+    return speedups.install(model, replace_attention=replace)  # type: ignore[no-any-return]
 
 
 def _with_adapter(base: PreTrainedModel, ref: ModelRef) -> PeftModel:
     try:
-        return adapters.lean(PeftModel.from_pretrained(base, ref.path))
+        return speedups.install(PeftModel.from_pretrained(base, ref.path))  # type: ignore[no-any-return]
     except UNREADABLE as error:
         raise _unreadable(ref, error) from error
 
@@ -141,7 +138,7 @@ def trainable(model: PreTrainedModel, lora: Lora | None, *, task: str, modules_t
         # peft keeps the adapters in fp32, but not the heads that train in full.
         if weight.requires_grad:
             weight.data = weight.data.float()
-    return adapters.lean(adapted)
+    return speedups.install(adapted)
 
 
 def lora_config(lora: Lora, *, task: str, modules_to_save: list[str] | None = None) -> LoraConfig:

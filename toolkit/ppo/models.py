@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from toolkit.engine.engine import Engine
-from toolkit.engine.fast import adapters
+from toolkit.engine.fast import adapters, speedups
 from toolkit.engine.logps import apply_head, hidden_states, state_logps
 from toolkit.engine.tree import TreeBatch
 from toolkit.errors import ModelError
@@ -160,17 +159,15 @@ class SharedBase(Actors):
         self.policy, self.engine, self.mean, self.shares_trunk = policy, engine, mean, share_trunk
         self.value_shift = 0.0
         started = get_peft_model_state_dict(policy, adapter_name=POLICY)
-        second = ("lora_B", "lora_embedding_B")  # zero where an adapter does nothing yet
-        trained = any(bool(weight.any()) for name, weight in started.items() if any(part in name for part in second))
-        self.reference_adapter = REFERENCE if trained else None
-        if trained:
+        self.reference_adapter = REFERENCE if adapters.is_trained(started) else None
+        if self.reference_adapter is not None:
             self._add(REFERENCE, policy.peft_config[POLICY], started)
         self.value_head = zero_head(policy)
         self.reward_head: nn.Linear | None = None
         critic_config, critic_state = policy.peft_config[POLICY], started
         if reward is not None:
             saved = load_file(Path(reward.path) / "adapter_model.safetensors")
-            lora = {name: weight for name, weight in saved.items() if ".lora_" in name}
+            lora = {name: weight for name, weight in saved.items() if adapters.is_adapter_weight(name)}
             head = next(weight for name, weight in saved.items() if "score" in name)
             critic_config, critic_state = LoraConfig.from_pretrained(reward.path), lora
             self._add(REWARD, critic_config, lora)
@@ -179,13 +176,10 @@ class SharedBase(Actors):
                 self.value_head, self.value_shift = linear_head(head).to(engine.device), mean
         if not share_trunk:
             self._add(CRITIC, critic_config, critic_state)
-        adapters.lean(policy)
-        self.layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
-        named = dict(policy.named_parameters())
+        speedups.install(policy)
+        self.layers = adapters.lora_layers(policy)
         self.by_adapter = {
-            # Those of an embedding are parameters, not modules: their names end with the adapter's.
-            adapter: [weight for name, weight in named.items() if f".{adapter}." in f"{name}." and ".lora_" in name]
-            for adapter in (POLICY, CRITIC, REWARD, REFERENCE)
+            name: adapters.adapter_parameters(policy, name) for name in (POLICY, CRITIC, REWARD, REFERENCE)
         }
         self._use(POLICY)
 
@@ -199,10 +193,7 @@ class SharedBase(Actors):
         set_peft_model_state_dict(self.policy, state, adapter_name=name)
 
     def _use(self, adapter: str | None) -> None:
-        for layer in self.layers:
-            layer.enable_adapters(adapter is not None)
-            if adapter is not None:
-                layer.set_adapter(adapter)
+        adapters.activate(self.layers, adapter)
         # peft freezes what is not active; both trained adapters keep their gradients, the others have none.
         for name, weights in self.by_adapter.items():
             for weight in weights:
@@ -363,7 +354,7 @@ def new_critic(policy: Any) -> Any:
     config = copy.deepcopy(whole.config)
     config.num_labels = 1
     try:
-        critic = AutoModelForSequenceClassification.from_config(config, attn_implementation=config._attn_implementation)
+        critic = AutoModelForSequenceClassification.from_config(config)
     except ValueError as error:
         raise ModelError(
             f"transformers has no sequence classifier for {type(whole).__name__}, which the critic would be",

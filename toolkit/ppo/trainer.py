@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from toolkit.engine.engine import Engine
-from toolkit.engine.fast import adapters
+from toolkit.engine.fast import adapters, speedups
 from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.inspect import DTYPES, backbone, disable_dropout, inner
@@ -186,7 +186,7 @@ def ptx_trees(dataset: Any, tokenizer: PreTrainedTokenizerBase, args: PPOConfig)
 
 def _tokenizer(ref: ModelRef | None, policy: Any) -> PreTrainedTokenizerBase:
     if ref is None:
-        ref = resolve(str(inner(policy).config._name_or_path))
+        ref = resolve(str(inner(policy).config.name_or_path))
     return load_tokenizer(ref)
 
 
@@ -276,9 +276,9 @@ def _actors(
         config.lora_dropout, config.task_type = 0.0, "CAUSAL_LM"
         policy = get_peft_model(policy, config)
     if isinstance(policy, PeftModel):
-        adapters.lean(policy)
+        speedups.install(policy)
         for name, weight in policy.named_parameters():
-            weight.requires_grad_(".lora_" in name)
+            weight.requires_grad_(adapters.is_adapter_weight(name))
             if weight.requires_grad:
                 weight.data = weight.data.float()
         if critic is None and reference is None:

@@ -14,10 +14,13 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from toolkit.engine.distributed import all_sum
 from toolkit.progress import Reporter
+
+# Who else can hear of a stage's numbers, by the name that a recipe's ``report_to`` has for it.
+TRACKERS = {"wandb": WandbCallback, "trackio": TrackioCallback, "tensorboard": TensorBoardCallback}
 
 
 class Watch(TrainerCallback):
@@ -71,7 +74,7 @@ def trackers(reporter: Reporter, stage: str, args: TrainingArguments) -> list[Tr
     """transformers' own reports to wandb, trackio and tensorboard (RUN/tensorboard/STAGE), a run for each stage."""
     args.run_name, args.project = f"{reporter.run_name}-{stage}", "duel"
     os.environ.setdefault("WANDB_PROJECT", "duel")
-    found = [make() for make in get_reporting_integration_callbacks(list(reporter.trackers))]
+    found = [TRACKERS[name]() for name in reporter.trackers]
     for tracker in found:
         if isinstance(tracker, TensorBoardCallback) and reporter.metrics is not None:
             tracker.logging_dir = str(reporter.metrics.parent / "tensorboard" / stage)

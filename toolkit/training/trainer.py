@@ -18,7 +18,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from toolkit.engine.distributed import all_sum, launched, reduce_gradients
 from toolkit.engine.engine import Engine
@@ -114,7 +113,16 @@ class ByLength(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        # Sorted inside groups of up to 50 batches, so that batches of like lengths still differ from epoch to epoch.
+        size = self.batch_size * max(1, min(50, len(order) // (4 * self.batch_size)))
+        groups = [
+            sorted(order[start : start + size], key=lambda i: -self.lengths[i]) for start in range(0, len(order), size)
+        ]
+        # The longest of all comes first, so that a lack of memory shows at the first step.
+        longest = max(groups, key=lambda group: self.lengths[group[0]])
+        groups[0][0], longest[0] = longest[0], groups[0][0]
+        return (i for group in groups for i in group)
 
 
 class EngineTrainer(Trainer):

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from support.small_models import adapter
 
-from toolkit.engine.fast import adapters
+from toolkit.engine.fast import adapters, speedups
 
 IDS = torch.randint(5, 250, (16, 12), generator=torch.Generator().manual_seed(0))
 Make = Callable[[], Any]
@@ -37,7 +37,7 @@ def test_a_lean_adapter_computes_what_pefts_does(new_tiny: Make, more: dict[str,
     """Against fp32: no further off than peft's own bf16, logits and gradients alike."""
     exact, gradients = logits_and_gradients(adapter(new_tiny(), **more), autocast=False)
     errors = []
-    for change in (adapters.lean, lambda model: model):
+    for change in (speedups.install, lambda model: model):
         found, of = logits_and_gradients(change(adapter(new_tiny().bfloat16(), **more)))
         assert of.keys() == gradients.keys()
         off = sum(float((of[n] - g).square().sum()) for n, g in gradients.items())
@@ -49,7 +49,7 @@ def test_a_lean_adapter_computes_what_pefts_does(new_tiny: Make, more: dict[str,
 
 def test_a_lean_adapter_makes_no_copies(new_tiny: Make) -> None:
     """No activation becomes fp32, and the product of the low rank is added in place."""
-    model = adapters.lean(adapter(new_tiny().bfloat16()))
+    model = speedups.install(adapter(new_tiny().bfloat16()))
     layer = next(module for module in model.modules() if isinstance(module, LoraLinear))
     x = torch.randn(1, 7, layer.in_features, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile() as seen, torch.no_grad():
@@ -68,7 +68,7 @@ def test_a_low_rank_product_and_its_gradients() -> None:
     expected.backward(exact["gradient"])
     of = {"x": rounded["x"].clone().requires_grad_()} | {n: rounded[n].float().requires_grad_() for n in "ab"}
     with torch.autocast("cpu", torch.bfloat16):
-        found = adapters._LowRank.apply(of["x"], rounded["weight"], rounded["bias"], of["a"], of["b"], 0.7)
+        found = adapters._LoraProduct.apply(of["x"], rounded["weight"], rounded["bias"], of["a"], of["b"], 0.7)
     found.backward(rounded["gradient"])
     pairs = [(found, expected)] + [(of[n].grad, exact[n].grad) for n in of]
     for value, reference in pairs:
@@ -84,10 +84,10 @@ class DoubledLinear(torch.nn.Linear):
 
 def test_what_the_lean_layer_leaves_to_peft(new_tiny: Make) -> None:
     """Dropout, a base that trains, one that is no plain linear layer, and one with a hook."""
-    model = adapters.lean(adapter(new_tiny(), lora_dropout=0.5)).train()
+    model = speedups.install(adapter(new_tiny(), lora_dropout=0.5)).train()
     with torch.autocast("cpu", torch.bfloat16):
         assert not torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
-    model = adapters.lean(adapter(new_tiny()))
+    model = speedups.install(adapter(new_tiny()))
     layer = next(module for module in model.modules() if isinstance(module, LoraLinear))
     layer.base_layer.weight.requires_grad_(True)
     _, gradients = logits_and_gradients(model)
@@ -105,7 +105,7 @@ def test_what_the_lean_layer_leaves_to_peft(new_tiny: Make) -> None:
 
 def test_outside_autocast_an_adapter_is_pefts_own(new_tiny: Make) -> None:
     """In bf16 with fp32 adapters, as users call a trained policy; with another adapter, and with none."""
-    model, lean = adapter(new_tiny().bfloat16()), adapters.lean(adapter(new_tiny().bfloat16()))
+    model, lean = adapter(new_tiny().bfloat16()), speedups.install(adapter(new_tiny().bfloat16()))
     with torch.no_grad():
         assert torch.equal(lean(input_ids=IDS).logits, model(input_ids=IDS).logits)
         with model.disable_adapter(), lean.disable_adapter(), torch.autocast("cpu", torch.bfloat16):
@@ -119,7 +119,7 @@ def test_outside_autocast_an_adapter_is_pefts_own(new_tiny: Make) -> None:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_of_a_lean_model_uses_its_own_weights(new_tiny: Make, copied: Callable[[Any], Any]) -> None:
-    model = adapters.lean(adapter(new_tiny().bfloat16()))
+    model = speedups.install(adapter(new_tiny().bfloat16()))
     twin = copied(model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         before = model(input_ids=IDS).logits
@@ -132,7 +132,7 @@ def test_a_copy_of_a_lean_model_uses_its_own_weights(new_tiny: Make, copied: Cal
 
 def test_a_lean_model_is_gone_when_nothing_names_it(new_tiny: Make) -> None:
     """At once, not when the garbage is collected: one model in memory at a time."""
-    model = adapters.lean(adapter(new_tiny()))
+    model = speedups.install(adapter(new_tiny()))
     gc.collect()
     gc.disable()
     try:
@@ -166,7 +166,7 @@ def test_a_merged_model_computes_what_the_adapter_does(new_tiny: Make, more: dic
         unmerged = model(input_ids=ids).logits
         with model.disable_adapter():
             bare = model(input_ids=ids).logits
-        with adapters.merged(model):
+        with adapters.merged_adapters(model):
             merged = model(input_ids=ids).logits
         after = model(input_ids=ids).logits
     assert float((unmerged - bare).abs().max()) > 0.5
@@ -179,9 +179,9 @@ def test_merging_restores_every_bit(new_tiny: Make, dtype: torch.dtype) -> None:
     model = adapter(new_tiny().to(dtype))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     for _ in range(3):
-        with adapters.merged(model):
+        with adapters.merged_adapters(model):
             pass
-    with pytest.raises(RuntimeError, match="stop"), adapters.merged(model):
+    with pytest.raises(RuntimeError, match="stop"), adapters.merged_adapters(model):
         raise RuntimeError("stop")
     after = model.state_dict()
     assert before.keys() == after.keys()
@@ -197,7 +197,7 @@ def test_an_adapter_that_is_off_is_not_merged(new_tiny: Make) -> None:
     ids = torch.tensor([[5, 9, 30]])
     with torch.no_grad(), model.disable_adapter():
         off = model(input_ids=ids).logits
-        with adapters.merged(model):
+        with adapters.merged_adapters(model):
             assert torch.equal(model(input_ids=ids).logits, off)
             assert torch.equal(model.get_base_model()(input_ids=ids).logits, off)
         assert torch.equal(model(input_ids=ids).logits, off)
@@ -212,7 +212,7 @@ def test_the_active_adapter_alone_is_merged(new_tiny: Make) -> None:
         model.set_adapter(name)
         with torch.no_grad():
             unmerged = model(input_ids=ids).logits
-            with adapters.merged(model):
+            with adapters.merged_adapters(model):
                 torch.testing.assert_close(model(input_ids=ids).logits, unmerged, rtol=0, atol=2e-3)
         results.append(unmerged)
     assert not torch.allclose(*results)

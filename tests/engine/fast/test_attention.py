@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, LlamaC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from toolkit.engine.fast import attention
-from toolkit.engine.fast.attention import GROUPED, Rows, grouped
+from toolkit.engine.fast.attention import GROUPED_QUERY, PaddingMap, grouped_query_attention
 from toolkit.models.load import ModelSection
 from toolkit.models.load import attention as chosen_attention
 
@@ -47,7 +47,7 @@ def test_against_a_plain_loop(rows: int, scaling: float | None) -> None:
     q, k, v = qkv(rows, 5)
     allowed = torch.ones(2, 1, rows, 5, dtype=torch.bool).tril(5 - rows)
     allowed[1, :, -1, 1:3] = False
-    found, _ = grouped(MODULE, q, k, v, additive(allowed), scaling=scaling)
+    found, _ = grouped_query_attention(MODULE, q, k, v, additive(allowed), scaling=scaling)
     torch.testing.assert_close(found, naive(q, k, v, allowed, scaling or WIDTH**-0.5), rtol=0, atol=1e-12)
 
 
@@ -58,13 +58,13 @@ def test_without_padding_values_and_gradients_are_those_of_the_rows() -> None:
     allowed = torch.ones(5, 5, dtype=torch.bool).tril() & (real[:, None, :] | torch.eye(5, dtype=torch.bool))
     mask = additive(allowed[:, None])
     place = real.flatten().nonzero()[:, 0]
-    rows = Rows(take=(real.flatten().cumsum(0) - 1).clamp(min=0), place=place)
+    padding_map = PaddingMap((real.flatten().cumsum(0) - 1).clamp(min=0), place)
     padded = [tensor.requires_grad_() for tensor in qkv(5, 5, batch=3)]
     of_tokens = [t.detach().transpose(1, 2).flatten(0, 1)[place][None].transpose(1, 2).requires_grad_() for t in padded]
     weight = torch.randn(1, len(place), HEADS, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
-    expected = grouped(MODULE, *padded, mask)[0].flatten(0, 1)[place][None]
-    found, _ = grouped(MODULE, *of_tokens, mask, tree_rows=rows)
+    expected = grouped_query_attention(MODULE, *padded, mask)[0].flatten(0, 1)[place][None]
+    found, _ = grouped_query_attention(MODULE, *of_tokens, mask, padding_map=padding_map)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     (expected * weight).sum().backward()
     (found * weight).sum().backward()
@@ -79,7 +79,7 @@ def test_a_row_that_sees_nothing_under_a_mask_of_another_precision() -> None:
     q, k, v = (tensor.bfloat16() for tensor in qkv(3, 3))
     mask = additive(torch.ones(2, 1, 3, 3, dtype=torch.bool).tril()).float().clamp(min=torch.finfo(torch.float32).min)
     mask[0, :, 0] = torch.finfo(torch.float32).min
-    found, _ = grouped(MODULE, q, k, v, mask)
+    found, _ = grouped_query_attention(MODULE, q, k, v, mask)
     assert found.dtype == torch.bfloat16 and bool(found.isfinite().all())
     torch.testing.assert_close(found[0, 0], v[0].mean(1).repeat_interleave(HEADS // SHARED, 0), rtol=0, atol=0.02)
 
@@ -89,17 +89,19 @@ def test_what_it_leaves_to_sdpa(what: str) -> None:
     q, k, v = qkv(5, 5)
     allowed = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
     mask = {"no mask": None, "bool mask": allowed}.get(what, additive(allowed).expand(-1, HEADS, -1, -1))
-    assert torch.equal(grouped(MODULE, q, k, v, mask)[0], sdpa_attention_forward(MODULE, q, k, v, mask)[0])
+    assert torch.equal(
+        grouped_query_attention(MODULE, q, k, v, mask)[0], sdpa_attention_forward(MODULE, q, k, v, mask)[0]
+    )
 
 
 def test_which_models_take_it(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped one on a CPU; not one with soft-capped scores, and not one with an attention of its own."""
-    assert tiny.config._attn_implementation == GROUPED
+    assert tiny.config._attn_implementation == GROUPED_QUERY
     small = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     capped = Gemma2Config(**small, intermediate_size=8, num_key_value_heads=1, head_dim=8)
     own = BloomConfig(vocab_size=16, hidden_size=8, n_layer=1, n_head=1)
     expected = [(LlamaConfig(**small, intermediate_size=8), True), (capped, False), (own, False)]
     for config, takes in expected:
-        assert attention.takes_grouped(AutoModelForCausalLM.from_config(config)) == takes
+        assert attention.supports_grouped_query(AutoModelForCausalLM.from_config(config)) == takes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert chosen_attention(ModelSection(name="tiny")) == "sdpa"

@@ -1,8 +1,8 @@
-"""What LoRA adapters compute: leaner than peft does under autocast, or folded into the weights for sampling."""
+"""LoRA layers of peft: a faster forward pass under autocast, merged weights for sampling, which adapter is active."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,45 +14,60 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+# Their weights are zero where a new adapter changes nothing yet.
+UP_PROJECTIONS = ("lora_B", "lora_embedding_B")
 
-def lean(adapted: Any) -> Any:
+
+def fuse_lora_layers(model: nn.Module) -> None:
     """Let LoRA layers compute ``W x + s B A x`` under autocast without peft's copies of the activations.
 
-    peft turns the input into the adapter's fp32, for autocast to round it again, and makes three tensors of the
+    peft converts the input to the adapter's fp32, which autocast rounds again, and makes three tensors of the
     output's size where one is enough. What a layer does beyond that (dropout, DoRA, hooks, weights that are merged,
     quantised or trained, several adapters) and everything outside autocast stays peft's.
     """
-    for module in adapted.modules():
+    for module in model.modules():
         if type(module) is LoraLinear:
-            module.__class__ = _LeanLinear
-    return adapted
+            module.__class__ = _FusedLoraLinear
 
 
-class _LeanLinear(LoraLinear):  # type: ignore[misc]
+class _FusedLoraLinear(LoraLinear):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
-        base = self.base_layer
+        if args or kwargs or not torch.is_autocast_enabled(x.device.type) or not self._is_fusible():
+            return super().forward(x, *args, **kwargs)
+        [name] = self.active_adapters
+        base, a, b = self.base_layer, self.lora_A[name], self.lora_B[name]
+        product: torch.Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]
+            x, base.weight, base.bias, a.weight, b.weight, self.scaling[name]
+        )
+        return product
+
+    def _is_fusible(self) -> bool:
+        """Whether one adapter is active and its low-rank product, added to a frozen one, is all that is computed."""
+        names = self.active_adapters
         if (
-            name not in self.lora_A
+            len(names) != 1
+            or names[0] not in self.lora_A
             or self.disable_adapters
             or self.merged
-            or type(base) is not nn.Linear  # quantised weights are subclasses
-            or "forward" in base.__dict__  # accelerate's offloading
-            or base._forward_hooks
-            or base._forward_pre_hooks
-            or any(weight.requires_grad for weight in base.parameters())
-            or getattr(self.lora_dropout[name], "p", 0.0) > 0.0
-            or not _is_plain_lora(self)
-            or args
-            or kwargs
-            or not torch.is_autocast_enabled(x.device.type)
+            or not _is_low_rank_sum(self)
         ):
-            return super().forward(x, *args, **kwargs)
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _LowRank.apply(x, base.weight, base.bias, a, b, self.scaling[name])
+            return False
+        return _is_frozen_linear(self.base_layer) and getattr(self.lora_dropout[names[0]], "p", 0.0) == 0.0
 
 
-class _LowRank(torch.autograd.Function):
+def _is_frozen_linear(layer: nn.Module) -> bool:
+    """Whether a layer is ``nn.Linear`` and no more: quantised weights are subclasses, accelerate's offloading replaces
+    ``forward``."""
+    return (
+        type(layer) is nn.Linear
+        and "forward" not in vars(layer)
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+        and not any(weight.requires_grad for weight in layer.parameters())
+    )
+
+
+class _LoraProduct(torch.autograd.Function):
     """[..., o] ``x W^T + s (x A^T) B^T + b`` from [..., i] in autocast's precision; W and b have no gradient.
 
     Each low-rank product is added to the large one in place, in the backward pass too.
@@ -78,7 +93,7 @@ class _LowRank(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, a, b, low = ctx.saved_tensors
         gradient = gradient.flatten(0, -2)
@@ -90,40 +105,47 @@ class _LowRank(torch.autograd.Function):
 
 
 @contextmanager
-def merged(model: Any) -> Iterator[Any]:
-    """The active LoRA adapters folded into the weights, for rollouts; the exact weights come back afterwards.
+def merged_adapters(model: nn.Module) -> Iterator[None]:
+    """The active LoRA adapters are part of the weights inside the context; the exact weights come back behind it.
 
-    Unmerging by subtraction would leave rounding errors in bf16 weights at every rollout, so they are kept. The plain
-    layers stand where peft's were: a decoded token would spend a fifth of its time in those.
+    Unmerging by subtraction would leave rounding errors in bf16 weights at every rollout, so the tensors are exchanged.
+    Each peft layer gives its place to the linear layer that it wraps, since its own forward costs time for each token.
     """
-    places = [(owner, n, m) for owner in model.modules() for n, m in owner.named_children() if isinstance(m, LoraLayer)]
-    layers = [layer for _, _, layer in places]
-    if not all(_is_plain_lora(layer) for layer in layers) or any(
+    layers: list[tuple[nn.Module, str, Any]] = [
+        (owner, name, layer)
+        for owner in model.modules()
+        for name, layer in owner.named_children()
+        if isinstance(layer, LoraLayer)
+    ]
+    if not all(_is_low_rank_sum(layer) for _, _, layer in layers) or any(
         isinstance(module, ModulesToSaveWrapper) for module in model.modules()
     ):
-        yield model  # other kinds of adapters run as they are
+        yield  # other kinds of adapters run as they are
         return
-    kept = [layer.get_base_layer().weight.data for layer in layers]
+    weights = [layer.get_base_layer().weight.data for _, _, layer in layers]
     try:
-        for layer, weight in zip(layers, kept, strict=True):
-            total = weight
-            for name in () if layer.disable_adapters else layer.active_adapters:
-                if name in layer.lora_A:
-                    # In the base's precision, as the adapter's own products are in training; sums are fp32 inside.
-                    a, b = layer.lora_A[name].weight.to(weight.dtype), layer.lora_B[name].weight.to(weight.dtype)
-                    total = torch.addmm(total, b, a, alpha=layer.scaling[name])
-            layer.get_base_layer().weight.data = total
-        for owner, name, layer in places:
+        for (owner, name, layer), weight in zip(layers, weights, strict=True):
+            layer.get_base_layer().weight.data = _merged_weight(layer, weight)
             setattr(owner, name, layer.get_base_layer())
-        yield model
+        yield
     finally:
-        for (owner, name, layer), weight in zip(places, kept, strict=True):
+        for (owner, name, layer), weight in zip(layers, weights, strict=True):
             setattr(owner, name, layer)
             layer.get_base_layer().weight.data = weight
 
 
-def _is_plain_lora(layer: LoraLayer) -> bool:
-    """Whether ``W + sum of deltas`` is all that the layer's active adapters do."""
+def _merged_weight(layer: Any, weight: torch.Tensor) -> torch.Tensor:
+    """[o, i] ``W + sum of s B A`` over the active adapters."""
+    for name in () if layer.disable_adapters else layer.active_adapters:
+        if name in layer.lora_A:
+            # In the base's precision, as the adapter's own products are in training; sums are fp32 inside.
+            a, b = layer.lora_A[name].weight.to(weight.dtype), layer.lora_B[name].weight.to(weight.dtype)
+            weight = torch.addmm(weight, b, a, alpha=layer.scaling[name])
+    return weight
+
+
+def _is_low_rank_sum(layer: LoraLayer) -> bool:
+    """Whether ``W + sum of s B A`` is all that the layer's active adapters make of a linear layer."""
     return (
         isinstance(layer.get_base_layer(), nn.Linear)
         and not layer.lora_embedding_A
@@ -132,3 +154,46 @@ def _is_plain_lora(layer: LoraLayer) -> bool:
             for name in layer.active_adapters
         )
     )
+
+
+def lora_layers(model: nn.Module) -> list[LoraLayer]:
+    """The layers that have LoRA adapters."""
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def activate(layers: Sequence[LoraLayer], adapter: str | None) -> None:
+    """Make one adapter the only active one of these layers; None switches all of them off.
+
+    peft changes which weights have gradients with it: those of the active adapter.
+    """
+    for layer in layers:
+        layer.enable_adapters(adapter is not None)
+        if adapter is not None:
+            layer.set_adapter(adapter)
+
+
+def adapter_parameters(model: nn.Module, adapter: str) -> list[nn.Parameter]:
+    """The low-rank weights of one adapter."""
+    # Those of an embedding are parameters, not modules: their names end with the adapter's.
+    named = model.named_parameters()
+    return [weight for name, weight in named if f".{adapter}." in f"{name}." and is_adapter_weight(name)]
+
+
+def is_adapter_weight(name: str) -> bool:
+    """Whether a parameter of this name belongs to a LoRA adapter."""
+    return ".lora_" in name
+
+
+def is_trained(adapter_state: dict[str, torch.Tensor]) -> bool:
+    """Whether an adapter of these weights, by name, changes what the model computes."""
+    return any(
+        bool(weight.any()) for name, weight in adapter_state.items() if any(part in name for part in UP_PROJECTIONS)
+    )
+
+
+def trained_copy(module: nn.Module) -> nn.Module:
+    """What stands for a module that an adapter trains in full (``modules_to_save``); any other module is itself."""
+    if not isinstance(module, ModulesToSaveWrapper):
+        return module
+    [adapter] = module.active_adapters
+    return module.modules_to_save[adapter]

@@ -1,0 +1,50 @@
+"""The entrance to the fast room: other rooms install faster computations here, and name none of them.
+
+The room holds what depends on private names of torch, transformers and peft (``private.py`` lists them). A model that
+a computation does not suit keeps its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from toolkit.engine.fast import adapters, attention
+
+
+def default_attention() -> str:
+    """The attention of models that are loaded without naming one: our own on a CPU, where a tree's mask is dense and
+    rows are short."""
+    return "sdpa" if torch.cuda.is_available() else attention.GROUPED_QUERY
+
+
+def install(model: Any, *, replace_attention: bool = False) -> Any:
+    """Give a model that was loaded, or got an adapter, the faster computations that suit it; returns the model.
+
+    ``replace_attention``: also :func:`default_attention`, for a CPU's model that was loaded with eager attention.
+    """
+    if replace_attention and attention.supports_grouped_query(model):
+        model.set_attn_implementation(attention.GROUPED_QUERY)
+    adapters.fuse_lora_layers(model)
+    return model
+
+
+@contextmanager
+def decoding(model: Any) -> Iterator[None]:
+    """Computes single tokens faster inside the context; the model is the same, bit for bit, behind it.
+
+    ``model`` is the transformers model, without peft's wrapper.
+    """
+    with adapters.merged_adapters(model), attention.sdpa_for_eager(model):
+        yield
+
+
+def row_cache(model: Any) -> DynamicCache | None:
+    """An empty cache of keys and values whose rows can be selected; None where a model's state runs through the row."""
+    cache = DynamicCache(config=model.config)
+    return cache if all(isinstance(layer, DynamicLayer) for layer in cache.layers) else None
