@@ -143,7 +143,7 @@ def _decode(
     if cache is not None and len(unique) < len(prompts):
         place = {tuple(prompts[i]): row for row, i in enumerate(unique)}
         owner = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
-        cache.batch_select_indices(owner)
+        speedups.select_rows(cache, owner)
         logits, mask, position = logits[owner], mask[owner], position[owner]
 
     out = torch.full(draws.shape, pad_id, device=device)
@@ -157,7 +157,7 @@ def _decode(
         if not left or step + 1 == draws.shape[1]:
             break
         if cache is not None and left <= (1 - LEAVE_SHARE) * len(rows):
-            cache.batch_select_indices(going)
+            speedups.select_rows(cache, going)
             rows, token, mask, position, going = (t[going] for t in (rows, token, mask, position, going))
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         following = position[:, -1:] + 1

@@ -1,6 +1,8 @@
 """TRL's own DPOTrainer and RewardTrainer on our token ids (``trainer: trl``): for its other losses, and for parity.
 
-They see pairs: a prompt with K responses becomes one row for each comparison with a winner, of equal weight.
+They see pairs: a prompt with K responses becomes one row for each comparison with a winner, of equal weight. A row has
+the columns that their ``DataCollatorForPreference`` reads. RewardTrainer's documentation has them; DPOTrainer insists on
+text, which our rows replace.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def dpo(
     trainer = DPOTrainer(
         model=policy,
         args=config,
-        # The trainer tokenises text itself; it gets our ids, and the reference with them, as soon as it is made.
+        # Text to tokenise, which the trainer insists on. Our ids and the reference replace it as soon as it is made.
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
         processing_class=tokenizer,
         peft_config=lora_config(lora, task="CAUSAL_LM") if lora is not None else None,

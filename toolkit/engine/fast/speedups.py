@@ -48,3 +48,8 @@ def row_cache(model: Any) -> DynamicCache | None:
     """An empty cache of keys and values whose rows can be selected; None where a model's state runs through the row."""
     cache = DynamicCache(config=model.config)
     return cache if all(isinstance(layer, DynamicLayer) for layer in cache.layers) else None
+
+
+def select_rows(cache: DynamicCache, rows: torch.Tensor) -> None:
+    """Make the cache one of these rows, by index or by a mask, in their order."""
+    cache.batch_select_indices(rows)
