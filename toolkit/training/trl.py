@@ -1,8 +1,8 @@
 """TRL's own DPOTrainer and RewardTrainer on our token ids (``trainer: trl``): for its other losses, and for parity.
 
 They see pairs: a prompt with K responses becomes one row for each comparison with a winner, of equal weight. A row has
-the columns that their ``DataCollatorForPreference`` reads. RewardTrainer's documentation has them; DPOTrainer insists on
-text, which our rows replace.
+the columns that their ``DataCollatorForPreference`` reads. RewardTrainer's documentation has them; DPOTrainer insists
+on text, which our rows replace.
 """
 
 from __future__ import annotations

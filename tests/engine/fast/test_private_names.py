@@ -49,9 +49,6 @@ PUBLIC_NAMES = {"_replace"}  # of a named tuple
 ALLOWED = {
     "training/trainer.py overrides Trainer._get_train_sampler": "the Trainer has no other hook for a sampler",
     "ppo/loop.py overrides Trainer._load_from_checkpoint": "the Trainer has no other hook for several models",
-    "engine/sampling.py uses ._linear_pointwise": "moves into the room, or goes",
-    "engine/sampling.py uses ._is_mkldnn_bf16_supported": "moves into the room, or goes",
-    "engine/sampling.py uses ._reorder_linear_weight": "moves into the room, or goes",
 }
 
 

@@ -40,12 +40,6 @@ PRIVATE = (
         "a layer with hooks keeps peft's forward pass",
     ),
     PrivateNames(
-        "torch.ops.mkldnn",
-        ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported"),
-        "engine/sampling.py",
-        "weights in oneDNN's own layout while tokens are decoded",
-    ),
-    PrivateNames(
         "transformers.PreTrainedModel",
         ("_supports_sdpa", "is_backend_compatible"),
         "engine/fast/attention.py",
