@@ -12,7 +12,7 @@ from scipy import stats
 from support.small_models import adapter
 from transformers import AutoModelForCausalLM, MambaConfig
 
-from toolkit.engine.sampling import Sample, draw, generate, uniforms
+from toolkit.engine.sampling import SampledResponse, draw, generate, uniforms
 from toolkit.models.load import load_policy
 from toolkit.models.tokenizer import eos_ids, load_tokenizer, response_end
 from toolkit.recipe.schema import ModelSection
@@ -22,7 +22,7 @@ KEYS = [(0, "test", i) for i in range(len(PROMPTS))]
 Make = Callable[[], Any]
 
 
-def sample(model: Any, prompts: list[list[int]] = PROMPTS, keys: Any = KEYS, **more: Any) -> list[Sample]:
+def sample(model: Any, prompts: list[list[int]] = PROMPTS, keys: Any = KEYS, **more: Any) -> list[SampledResponse]:
     settings = {"max_new_tokens": 12, "temperature": 1.0, "eos_ids": [2], "pad_id": 0, "dtype": torch.float32}
     return generate(model, prompts, keys, **(settings | more))
 
@@ -131,7 +131,7 @@ def test_the_models_own_generation_settings_do_not_count(new_tiny: Make, tiny: A
 # ---------------------------------------------------------------- batches
 
 
-def naive(model: Any, prompt: list[int], key: Any, ends: list[int], length: int = 12) -> Sample:
+def naive(model: Any, prompt: list[int], key: Any, ends: list[int], length: int = 12) -> SampledResponse:
     """One response by whole forward passes: no cache, no batch, no padding."""
     u = torch.from_numpy(uniforms([key], length))[0]
     ids = list(prompt)
@@ -141,7 +141,7 @@ def naive(model: Any, prompt: list[int], key: Any, ends: list[int], length: int 
         ids.append(int(draw(logits[None], u[step : step + 1], 1.0)))
         if ids[-1] in ends:
             break
-    return Sample(ids[len(prompt) :], truncated=ids[-1] not in ends)
+    return SampledResponse(ids[len(prompt) :], truncated=ids[-1] not in ends)
 
 
 def test_the_same_tokens_as_whole_forward_passes(tiny: Any) -> None:
@@ -237,14 +237,14 @@ def test_any_of_several_ends_is_the_last_id(new_tiny: Make, end: int, eos_ids: l
     model = new_tiny()
     Scripted(model, {1: 50, 2: 51, 3: end, 4: 52, 5: 53})
     found = sample(model, [[5, 6]], [(0,)], eos_ids=eos_ids, max_new_tokens=5)
-    assert found == [Sample([50, 51, end], truncated=False)]
+    assert found == [SampledResponse([50, 51, end], truncated=False)]
 
 
 def test_an_end_on_the_last_place_is_no_truncation(new_tiny: Make) -> None:
     model = new_tiny()
     Scripted(model, {1: 50, 2: 51, 3: 2})
-    assert sample(model, [[5, 6]], [(0,)], max_new_tokens=3) == [Sample([50, 51, 2], truncated=False)]
-    assert sample(model, [[5, 6]], [(0,)], max_new_tokens=2) == [Sample([50, 51], truncated=True)]
+    assert sample(model, [[5, 6]], [(0,)], max_new_tokens=3) == [SampledResponse([50, 51, 2], truncated=False)]
+    assert sample(model, [[5, 6]], [(0,)], max_new_tokens=2) == [SampledResponse([50, 51], truncated=True)]
 
 
 def test_an_id_that_is_no_end_here_does_not_end(new_tiny: Make) -> None:
@@ -252,14 +252,14 @@ def test_an_id_that_is_no_end_here_does_not_end(new_tiny: Make) -> None:
     model = new_tiny()
     Scripted(model, {1: 2, 2: 51, 3: 0, 4: 900})
     found = sample(model, [[5, 6]], [(0,)], eos_ids=[900], max_new_tokens=6)
-    assert found == [Sample([2, 51, 0, 900], truncated=False)]
+    assert found == [SampledResponse([2, 51, 0, 900], truncated=False)]
 
 
 def test_an_end_in_the_prompt_does_not_count(new_tiny: Make) -> None:
     model = new_tiny()
     Scripted(model, {3: 50, 4: 51})
     for prompt in ([2, 5, 6, 7], [5, 6, 7, 2], [0, 0, 0, 2]):
-        assert sample(model, [prompt], [(0,)], max_new_tokens=2) == [Sample([50, 51], truncated=True)]
+        assert sample(model, [prompt], [(0,)], max_new_tokens=2) == [SampledResponse([50, 51], truncated=True)]
 
 
 def test_a_neighbour_that_ends_early_does_not_end_the_others(tiny: Any) -> None:

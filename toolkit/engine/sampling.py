@@ -17,16 +17,32 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from toolkit.engine.fast import speedups
 from toolkit.models.inspect import backbone, inner, precision
+from toolkit.models.tokenizer import eos_ids
 
 # Finished rows leave a batch when they are this share of it: leaving copies the cache.
 LEAVE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Sample:
+class SamplingParams:
+    """How to sample: ``n`` responses for each prompt, of at most ``max_new_tokens`` tokens, the end among them.
+
+    ``stop_token_ids`` end a response; None takes all that tokenizer, chat template and generation configuration name.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    n: int = 1
+    batch_size: int = 64
+    stop_token_ids: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class SampledResponse:
     """One sampled response. ``truncated`` says that it reached the length limit without an end of text."""
 
     ids: list[int]
@@ -58,6 +74,36 @@ def uniforms(keys: Sequence[Sequence[object]], length: int) -> np.ndarray:
     return out
 
 
+def sample_responses(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    key: Callable[[int, int], Sequence[object]],
+    params: SamplingParams,
+    *,
+    dtype: torch.dtype,
+    advance: Callable[..., None] | None = None,
+) -> list[list[SampledResponse]]:
+    """For each prompt, ``params.n`` responses; ``key(i, k)`` seeds the k-th of the i-th prompt.
+
+    ``advance(n, tokens=...)`` is told of every ``n`` responses that are done.
+    """
+    n, stop = params.n, params.stop_token_ids
+    samples = generate(
+        model,
+        [ids for ids in prompts for _ in range(n)],
+        [key(i, k) for i in range(len(prompts)) for k in range(n)],
+        max_new_tokens=params.max_new_tokens,
+        temperature=params.temperature,
+        eos_ids=eos_ids(inner(model), tokenizer) if stop is None else stop,
+        pad_id=int(tokenizer.pad_token_id),
+        dtype=dtype,
+        batch_size=params.batch_size,
+        advance=advance,
+    )
+    return [samples[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
 def generate(
     model: Any,
     prompts: Sequence[list[int]],
@@ -70,14 +116,14 @@ def generate(
     dtype: torch.dtype,
     batch_size: int = 64,
     advance: Callable[..., None] | None = None,
-) -> list[Sample]:
+) -> list[SampledResponse]:
     """One response for each prompt; ``keys[i]`` seeds the i-th. Adapters are merged for the while.
 
     No top-k, no top-p, no penalty: the distribution that is sampled is the one that is scored.
     An EOS that the model emits is the response's last id.
     """
     device = next(model.parameters()).device
-    out: list[Sample | None] = [None] * len(prompts)
+    out: list[SampledResponse | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     with (
         torch.inference_mode(),
@@ -90,7 +136,7 @@ def generate(
             sampled = _decode(inner(model), [prompts[i] for i in indices], draws, temperature, list(eos_ids), pad_id)
             for i, ids in zip(indices, sampled, strict=True):
                 end = next((k for k, token in enumerate(ids) if token in eos_ids), None)
-                out[i] = Sample(ids if end is None else ids[: end + 1], truncated=end is None)
+                out[i] = SampledResponse(ids if end is None else ids[: end + 1], truncated=end is None)
             if advance is not None:
                 advance(len(indices), tokens=sum(len(sample.ids) for i in indices if (sample := out[i]) is not None))
     return [sample for sample in out if sample is not None]

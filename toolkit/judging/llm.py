@@ -308,12 +308,12 @@ def _first_line(error: Exception) -> str:
 def _ask_local(spec: str, template: Template, questions: Sequence[Question], section: ModelSection, keep: Keep) -> None:
     """Greedy replies in words, or the exact probabilities of A and B as two branches of one tree."""
     from toolkit.engine.engine import Engine
-    from toolkit.engine.sampling import generate
+    from toolkit.engine.sampling import SamplingParams, sample_responses
     from toolkit.models.encoding import TextEncoder, Tree
     from toolkit.models.inspect import DTYPES, best_device
     from toolkit.models.load import load_policy
     from toolkit.models.resolve import resolve
-    from toolkit.models.tokenizer import eos_ids, load_tokenizer, require_chat_template
+    from toolkit.models.tokenizer import load_tokenizer, require_chat_template
 
     ref = resolve(spec)
     tokenizer = load_tokenizer(ref)
@@ -333,17 +333,10 @@ def _ask_local(spec: str, template: Template, questions: Sequence[Question], sec
                 value = 1 / (1 + math.exp(-margin)) if margin > -700 else 0.0
                 keep(question, Answer(value, prompt_tokens=len(ids)))
             continue
-        replies = generate(
-            model,
-            prompts,
-            [("judge", start, i) for i in range(len(part))],
-            max_new_tokens=template.max_tokens,
-            temperature=0.0,
-            eos_ids=eos_ids(model, tokenizer),
-            pad_id=pad_id,
-            dtype=dtype,
-        )
-        for question, ids, reply in zip(part, prompts, replies, strict=True):
+        # Nothing is drawn at temperature 0, so the key does not matter.
+        params = SamplingParams(template.max_tokens, temperature=0.0)
+        replies = sample_responses(model, tokenizer, prompts, lambda i, _: (i,), params, dtype=dtype)
+        for question, ids, [reply] in zip(part, prompts, replies, strict=True):
             raw = encoder.decode(reply.ids)
             value, error = read_verdict(template.kind, raw)
             if value is None and reply.truncated:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from toolkit.engine.sampling import generate
+from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import DataError
 from toolkit.files import fingerprint, write_json, write_table
 from toolkit.judging import alpaca_eval, llm, records, scorers, win_rates
@@ -18,7 +18,7 @@ from toolkit.models.encoding import is_conversation, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef, resolve
-from toolkit.models.tokenizer import check_vocabulary, eos_ids, load_tokenizer
+from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import Prompt, prompt_id, readable
@@ -84,20 +84,19 @@ def sample(
     check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
     encoded = [encoder.prompt(prompt) for _, prompt in prompts]
     with reporter.task(f"sample {ref.spec}", len(prompts) * n) as task:
-        samples = generate(
+        samples = sample_responses(
             model,
-            [ids for ids in encoded for _ in range(n)],
-            [(seed, purpose, key, k) for key, _ in prompts for k in range(n)],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            eos_ids=eos_ids(model, tokenizer),
-            pad_id=int(tokenizer.pad_token_id),
+            tokenizer,
+            encoded,
+            lambda i, k: (seed, purpose, prompts[i][0], k),
+            SamplingParams(max_new_tokens, temperature, n, batch_size),
             dtype=DTYPES[section.dtype],
-            batch_size=batch_size,
             advance=task.advance,
         )
-    rows = [{"response": encoder.decode(s.ids), "n_tokens": len(s.ids), "truncated": s.truncated} for s in samples]
-    return [rows[i * n : (i + 1) * n] for i in range(len(prompts))]
+    return [
+        [{"response": encoder.decode(s.ids), "n_tokens": len(s.ids), "truncated": s.truncated} for s in group]
+        for group in samples
+    ]
 
 
 def compare_policies(

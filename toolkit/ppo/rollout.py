@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from toolkit.engine.distributed import all_items, all_sum, world
-from toolkit.engine.sampling import Sample, generate
+from toolkit.engine.sampling import SampledResponse, SamplingParams, sample_responses
 from toolkit.engine.tree import TreeBatch
 from toolkit.errors import ModelError
 from toolkit.models.encoding import TextEncoder, Tree, is_conversation
@@ -42,10 +42,6 @@ class Generator:
     eos_ids: Sequence[int]
     dtype: torch.dtype
     seed: int
-
-    @property
-    def pad_id(self) -> int:
-        return int(self.tokenizer.pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -94,21 +90,19 @@ def sample(
     how: Generator,
     n_samples: int,
     batch_size: int,
-) -> tuple[list[Sample], Sampled]:
+) -> tuple[list[SampledResponse], Sampled]:
     """``n_samples`` responses for each prompt, ``keys`` one for each response."""
     actors.eval()
     actors.use_policy()
-    samples = generate(
+    groups = sample_responses(
         actors.policy,
-        [p.ids for p in prompts for _ in range(n_samples)],
-        keys,
-        max_new_tokens=config.response_length,
-        temperature=config.temperature,
-        eos_ids=how.eos_ids,
-        pad_id=how.pad_id,
+        how.tokenizer,
+        [p.ids for p in prompts],
+        lambda i, k: keys[i * n_samples + k],
+        SamplingParams(config.response_length, config.temperature, n_samples, batch_size, how.eos_ids),
         dtype=how.dtype,
-        batch_size=batch_size,
     )
+    samples = [sample for group in groups for sample in group]
     each = [p for p in prompts for _ in range(n_samples)]
     names = prompts[0].columns if prompts else {}
     encoder = TextEncoder(how.tokenizer, bool(prompts) and is_conversation(prompts[0].prompt))
@@ -116,9 +110,7 @@ def sample(
         prompts=[p.prompt for p in each],
         completions=[encoder.decode(s.ids) for s in samples],
         truncated=[s.truncated for s in samples],
-        trees=[
-            Tree(p.ids, [s.ids for s in samples[i * n_samples : (i + 1) * n_samples]]) for i, p in enumerate(prompts)
-        ],
+        trees=[Tree(p.ids, [s.ids for s in group]) for p, group in zip(prompts, groups, strict=True)],
         columns={name: [p.columns[name] for p in each] for name in names},
     )
     return samples, sampled

@@ -14,13 +14,13 @@ from transformers import Trainer
 from toolkit.engine import cache, distributed
 from toolkit.engine.engine import Engine
 from toolkit.engine.logps import by_response
-from toolkit.engine.sampling import generate
+from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
-from toolkit.models.inspect import DTYPES, best_device, inner
+from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import attention, load_policy, trainable
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.save import save_policy, write_training_record
-from toolkit.models.tokenizer import eos_ids, load_tokenizer
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
@@ -143,31 +143,29 @@ class KlProbe:
     def __init__(
         self, policy: Any, reference: Any, encoder: TextEncoder, rows: list[PreferenceRow], context: DpoContext
     ) -> None:
-        tokenizer = encoder.tokenizer
         rank, size = distributed.world()
         self.prompts = [(row.prompt_id, encoder.prompt(row.prompt)) for row in rows[:KL_PROMPTS][rank::size]]
         self.policy, self.reference, self.seed = policy, reference, context.seed
-        self.dtype, self.pad_id = DTYPES[context.model.dtype], int(tokenizer.pad_token_id)
+        self.dtype, self.tokenizer = DTYPES[context.model.dtype], encoder.tokenizer
+        self.params = SamplingParams(context.data.max_response_tokens)
+        pad_id = int(self.tokenizer.pad_token_id)
         # Once for all measurements: a new engine would try the tree's mask anew.
-        self.ours = Engine(policy, self.pad_id, dtype=self.dtype)
-        self.theirs = self.ours if reference is None else Engine(reference, self.pad_id, dtype=self.dtype)
-        self.limit, self.eos_ids = context.data.max_response_tokens, eos_ids(inner(policy), tokenizer)
+        self.ours = Engine(policy, pad_id, dtype=self.dtype)
+        self.theirs = self.ours if reference is None else Engine(reference, pad_id, dtype=self.dtype)
         self.tokens = 0  # sampled so far, with their prompts
 
     def __call__(self, step: int) -> torch.Tensor:
         """[R], nats per response."""
         self.policy.eval()  # in training mode, gradient checkpointing would drop the cache; a step sets it again
-        samples = generate(
+        samples = sample_responses(
             self.policy,
+            self.tokenizer,
             [ids for _, ids in self.prompts],
-            [(self.seed, "kl", step, prompt_id) for prompt_id, _ in self.prompts],
-            max_new_tokens=self.limit,
-            temperature=1.0,
-            eos_ids=self.eos_ids,
-            pad_id=self.pad_id,
+            lambda i, _: (self.seed, "kl", step, self.prompts[i][0]),
+            self.params,
             dtype=self.dtype,
         )
-        trees = [Tree(ids, [sample.ids]) for (_, ids), sample in zip(self.prompts, samples, strict=True)]
+        trees = [Tree(ids, [sample.ids]) for (_, ids), [sample] in zip(self.prompts, samples, strict=True)]
         self.tokens += sum(map(len, trees))
         ours = self.ours.logps(trees)
         with self.policy.disable_adapter() if self.reference is None else nullcontext():

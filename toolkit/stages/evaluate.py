@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from toolkit.engine.engine import Engine
-from toolkit.engine.sampling import generate
+from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.evals import summary
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.files import read_json, write_json, write_table
@@ -25,7 +25,7 @@ from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.save import reward_mean
-from toolkit.models.tokenizer import eos_ids, load_tokenizer
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.reading import from_parquet
@@ -176,26 +176,16 @@ def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[
     """Sample a policy on every held-out prompt, and score the samples under itself at the sampling temperature."""
     section = setting.section
     model = load_policy(policy.ref, setting.model).to(best_device())
-    keys = [
-        (setting.seed, "evaluate", policy.name, row.prompt_id, k)
-        for row in setting.rows
-        for k in range(policy.n_samples)
-    ]
-    prompts = [ids for ids in setting.prompts for _ in range(policy.n_samples)]
-    with reporter.task(f"sample {policy.name}", len(prompts)) as task:
-        samples = generate(
+    with reporter.task(f"sample {policy.name}", len(setting.rows) * policy.n_samples) as task:
+        grouped = sample_responses(
             model,
-            prompts,
-            keys,
-            max_new_tokens=setting.max_new_tokens,
-            temperature=section.temperature,
-            eos_ids=eos_ids(model, setting.encoder.tokenizer),
-            pad_id=int(setting.encoder.tokenizer.pad_token_id),
+            setting.encoder.tokenizer,
+            setting.prompts,
+            lambda i, k: (setting.seed, "evaluate", policy.name, setting.rows[i].prompt_id, k),
+            SamplingParams(setting.max_new_tokens, section.temperature, policy.n_samples, section.batch_size),
             dtype=setting.dtype,
-            batch_size=section.batch_size,
             advance=task.advance,
         )
-    grouped = [samples[i * policy.n_samples : (i + 1) * policy.n_samples] for i in range(len(setting.rows))]
     trees = [Tree(ids, [s.ids for s in group]) for ids, group in zip(setting.prompts, grouped, strict=True)]
     # Everything is scored under SFT, the reference, and under the DPO policy later: once is enough.
     later = policy.kind == "sft" or (policy.name == "dpo" and section.temperature == 1.0)

@@ -12,13 +12,13 @@ from transformers import Trainer
 
 from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
-from toolkit.engine.sampling import generate
+from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.models.resolve import resolve
 from toolkit.models.save import save_policy, write_reward_mean
-from toolkit.models.tokenizer import eos_ids, load_tokenizer
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import RewardModelSection
@@ -108,19 +108,16 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
 
     mean = 0.0
     if section.center:
-        prompts = [(row.prompt_id, encoder.prompt(row.prompt)) for row in rows[:CENTRING_PROMPTS]]
-        policy = load_policy(sft, context.model).to(engine.device)
-        samples = generate(
-            policy,
-            [ids for _, ids in prompts],
-            [(context.seed, "centring", prompt_id) for prompt_id, _ in prompts],
-            max_new_tokens=context.data.max_response_tokens,
-            temperature=1.0,
-            eos_ids=eos_ids(policy, tokenizer),
-            pad_id=pad_id,
+        prompts = [encoder.prompt(row.prompt) for row in rows[:CENTRING_PROMPTS]]
+        samples = sample_responses(
+            load_policy(sft, context.model).to(engine.device),
+            tokenizer,
+            prompts,
+            lambda i, _: (context.seed, "centring", rows[i].prompt_id),
+            SamplingParams(context.data.max_response_tokens),
             dtype=dtype,
         )
-        scores = engine.scores([Tree(ids, [s.ids]) for (_, ids), s in zip(prompts, samples, strict=True)])
+        scores = engine.scores([Tree(ids, [sample.ids]) for ids, [sample] in zip(prompts, samples, strict=True)])
         mean = sum(score for [score] in scores) / len(scores)
     if distributed.main_process():
         write_reward_mean(out / "model", mean)
