@@ -79,16 +79,15 @@ def implicit_rewards(
     Returns the summary, with one dict for each response under ``rows``. Without ``out`` no file is left behind.
     Raises ModelError for a reference that is not the one trained against.
     """
+    from toolkit.files import read_table
     from toolkit.measure import rewards
 
     def into(target: Path) -> Result:
-        import pyarrow.parquet as pq
-
         source, quiet = _source(data, _records_of(target)), Reporter(quiet=True)
         summary = rewards.implicit_rewards(policy, reference, source, out=target, reporter=reporter or quiet, **options)
         if not summary:  # under `accelerate launch`, the results are the main process's
             return Result({}, [])
-        kept = {**summary, "out": str(out) if out is not None else None, "rows": pq.read_table(target).to_pylist()}
+        kept = {**summary, "out": str(out) if out is not None else None, "rows": read_table(target)}
         return Result(kept, rewards_sheets(summary))
 
     return _in_folder(out, "rewards.parquet", into)
@@ -113,12 +112,11 @@ def compare(
     Returns ``{"win_rates": [row...], "samples": [row...]}`` and what else ``duel compare --json`` prints.
     Without ``out`` no file is left behind.
     """
+    from toolkit.files import read_table
     from toolkit.measure.compare import compare_policies
     from toolkit.recipe.schema import JudgeSettings
 
     def into(target: Path) -> Result:
-        import pyarrow.parquet as pq
-
         found = compare_policies(
             policies,
             data=_source(data, _records_of(target)),
@@ -134,7 +132,7 @@ def compare(
             dtype=dtype,
             judge_settings=JudgeSettings(),
         )
-        samples = [row for path in sorted(target.glob("samples-*.parquet")) for row in pq.read_table(path).to_pylist()]
+        samples = [row for path in sorted(target.glob("samples-*.parquet")) for row in read_table(path)]
         return Result({**found, "samples": samples}, [win_rate_sheet(found["win_rates"])])
 
     return _in_folder(out, "comparison", into)

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import StoreError
+from toolkit.errors import DuelError, StoreError, first_line
 
 PACKAGE = Path(__file__).parent
 # Folders whose modules do not need each other: of these a module's own file counts, and not its neighbours.
@@ -134,6 +134,26 @@ def write_row_groups(groups: Iterable[Sequence[Mapping[str, Any]]], schema: Any,
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_table(
+    path: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    error: type[DuelError] = StoreError,
+    fix: str = "remove it and run again",
+) -> list[dict[str, Any]]:
+    """Rows of a Parquet file, all columns or those that are named. Raises ``error`` where it does not have them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise error("this table is missing", where=str(path), fix=fix)
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=None if columns is None else list(columns)).to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as damage:
+        raise error(f"this table cannot be read: {first_line(damage)}", where=str(path), fix=fix) from damage
+    return rows
 
 
 def refuse_existing(path: Path, force: bool) -> None:

@@ -177,7 +177,7 @@ def test_difficulty_is_found_by_place_or_by_instruction(tmp_path: Path, caplog: 
         ("text.jsonl", json.dumps({**judgement("p", 1.0), "preference": "win"}), "not a number"),
         ("order.jsonl", json.dumps(judgement("p", 1.0, order=2)), "neither 0 nor 1"),
         ("alpaca.json", json.dumps([annotation("x", 3.0)]), "neither 0 nor in"),
-        ("fake.parquet", "no parquet", "cannot read"),
+        ("fake.parquet", "no parquet", "cannot be read"),
         ("fake.json.gz", "no gzip", "cannot read"),
     ],
 )

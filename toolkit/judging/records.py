@@ -14,11 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
-
 from toolkit.errors import DataError, nearest
 from toolkit.evals.style import style_of
+from toolkit.files import read_table
 from toolkit.preferences.rows import prompt_id
 
 _REQUIRED = ("prompt_id", "policy", "baseline", "judge", "preference")
@@ -119,11 +117,10 @@ def _read_rows(path: Path) -> list[dict[str, object]]:
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith(".parquet"):
-            table: list[dict[str, object]] = pyarrow.parquet.read_table(path).to_pylist()
-            return table
+            return read_table(path, error=DataError, fix="name a file of judgements")
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the file: {error}", where=str(path)) from error
     if name.endswith(".jsonl"):
         lines = enumerate(text.split("\n"), start=1)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from toolkit.engine.sampling import SamplingParams, sample_responses
-from toolkit.errors import DataError
+from toolkit.errors import DataError, StoreError
 from toolkit.files import fingerprint, write_json, write_table
 from toolkit.judging import alpaca_eval, llm, records, scorers, win_rates
 from toolkit.models.encoding import is_conversation, text_encoder
@@ -22,10 +20,12 @@ from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import Prompt, prompt_id, readable
+from toolkit.preferences.samples import Sample, read_samples, write_samples
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings, ModelSection
 from toolkit.runs.store import RunFolder
 
+SAMPLE_COLUMNS = ("prompt_id", "policy", "sample_index", "response", "n_tokens", "truncated")
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "messages")
 
 
@@ -76,8 +76,8 @@ def sample(
     seed: int,
     purpose: str,
     batch_size: int = 64,
-) -> list[list[dict[str, Any]]]:
-    """``n`` responses for each prompt: {response, n_tokens, truncated}."""
+) -> list[list[Sample]]:
+    """``n`` responses for each prompt, with ``SAMPLE_COLUMNS`` but for the policy's name."""
     tokenizer = load_tokenizer(ref)
     encoder = text_encoder(tokenizer, prompts[0][1], ref.spec)
     model = load_policy(ref, section).to(best_device())
@@ -94,8 +94,17 @@ def sample(
             advance=task.advance,
         )
     return [
-        [{"response": encoder.decode(s.ids), "n_tokens": len(s.ids), "truncated": s.truncated} for s in group]
-        for group in samples
+        [
+            Sample(
+                prompt_id=key,
+                sample_index=k,
+                response=encoder.decode(response.ids),
+                n_tokens=len(response.ids),
+                truncated=response.truncated,
+            )
+            for k, response in enumerate(group)
+        ]
+        for (key, _), group in zip(prompts, samples, strict=True)
     ]
 
 
@@ -128,7 +137,7 @@ def compare_policies(
         raise DataError("prompts are partly text, partly messages", where=data, fix="use one kind")
     folder = RunFolder(out)
     with folder.lock():
-        table: dict[str, list[list[dict[str, Any]]]] = {}
+        texts: dict[str, list[list[str]]] = {}
         for name, ref in zip(policies, refs, strict=True):
             settings = [
                 ref.fingerprint,
@@ -141,7 +150,7 @@ def compare_policies(
             ]
             path = out / f"samples-{fingerprint(settings)}.parquet"
             if not path.is_file():
-                rows = sample(
+                groups = sample(
                     ref,
                     prompts,
                     section,
@@ -152,18 +161,14 @@ def compare_policies(
                     seed=seed,
                     purpose=f"compare {ref.fingerprint}",
                 )
-                flat = [
-                    {"prompt_id": key, "policy": name, "sample_index": k, **row}
-                    for (key, _), group in zip(prompts, rows, strict=True)
-                    for k, row in enumerate(group)
-                ]
-                write_table(flat, path)
-            kept = pq.read_table(path).to_pylist()
+                write_samples(
+                    [replace(drawn, policy=name) for group in groups for drawn in group], path, SAMPLE_COLUMNS
+                )
+            recorded = read_samples(path, SAMPLE_COLUMNS, error=StoreError, fix="remove it and run again")
             n = samples_per_prompt
-            table[name] = [kept[i * n : (i + 1) * n] for i in range(len(prompts))]
+            texts[name] = [[drawn.response for drawn in recorded[i * n : (i + 1) * n]] for i in range(len(prompts))]
 
         ids = [key for key, _ in prompts]
-        texts = {name: [[row["response"] for row in group] for group in groups] for name, groups in table.items()}
         judgements: list[records.Judgement] = []
         usage: list[llm.Usage] = []
         for spec in judge:

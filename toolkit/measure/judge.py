@@ -7,13 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from toolkit.errors import DataError, nearest
 from toolkit.files import write_table
 from toolkit.judging import alpaca_eval, human, llm, records, scorers, win_rates
 from toolkit.judging.answers import remembering
+from toolkit.preferences.samples import by_policy, by_prompt, read_samples
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings, ModelSection
 
@@ -21,35 +19,24 @@ from toolkit.recipe.schema import JudgeSettings, ModelSection
 MAX_RESPONSE_TOKENS = 4096
 
 
-def read_samples(
+def paired_samples(
     path: Path, policies: tuple[str, str], limit: int | None
 ) -> tuple[list[str], list[str], dict[str, list[list[str]]]]:
     """(prompt ids, prompts, ``texts[policy][prompt]`` samples) of a run folder or its ``samples.parquet``.
 
     Raises DataError where there is none, or a policy is not in it.
     """
-    file = path / "samples.parquet" if path.is_dir() else path
-    if not file.is_file():
-        raise DataError("there are no samples", where=str(file), fix="name a run folder, or its samples.parquet")
-    try:
-        rows = pq.read_table(file, columns=["prompt_id", "policy", "sample_index", "prompt", "response"]).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"this is no table of samples: {error}", where=str(file)) from error
-    names = sorted({row["policy"] for row in rows})
+    samples = read_samples(path, ["prompt_id", "policy", "sample_index", "prompt", "response"])
+    of_policy = by_policy(samples)
     for policy in policies:
-        if policy not in names:
-            raise DataError(f"there is no policy {policy!r}", where=str(file), fix=nearest(policy, names))
-    prompts = {row["prompt_id"]: row["prompt"] for row in rows}
+        if policy not in of_policy:
+            raise DataError(f"there is no policy {policy!r}", where=str(path), fix=nearest(policy, of_policy))
+    prompts = {sample.prompt_id: sample.prompt for sample in samples}
     ids = list(prompts)[:limit]
     texts: dict[str, list[list[str]]] = {}
     for policy in policies:
-        own = [row for row in rows if row["policy"] == policy]
-        own.sort(key=lambda row: row["sample_index"])
-        by_prompt: dict[str, list[str]] = {key: [] for key in ids}
-        for row in own:
-            if row["prompt_id"] in by_prompt:
-                by_prompt[row["prompt_id"]].append(row["response"])
-        texts[policy] = list(by_prompt.values())
+        of_prompt = by_prompt(sorted(of_policy[policy], key=lambda sample: sample.sample_index))
+        texts[policy] = [[sample.response for sample in of_prompt.get(key, ())] for key in ids]
     both = [k for k in range(len(ids)) if all(texts[policy][k] for policy in policies)]
     kept = {policy: [texts[policy][k] for k in both] for policy in policies}
     return [ids[k] for k in both], [prompts[ids[k]] for k in both], kept
@@ -74,7 +61,7 @@ def judge_samples(
     """Writes judgements to ``out``, and to ``annotations`` in AlpacaEval's format; without ``judge``, people vote on a
     local page. Returns :func:`toolkit.judging.win_rates.report` with ``judge_usage``.
     """
-    ids, prompts, texts = read_samples(samples, (policy, baseline), limit)
+    ids, prompts, texts = paired_samples(samples, (policy, baseline), limit)
     section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
     usage: list[llm.Usage] = []
     if judge is None:

@@ -6,9 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from toolkit.errors import DataError, RecipeError
 from toolkit.files import refuse_existing
 from toolkit.judging import llm
@@ -18,6 +15,7 @@ from toolkit.models.resolve import resolve
 from toolkit.preferences import splits
 from toolkit.preferences.reading import from_parquet, read_preferences
 from toolkit.preferences.rows import Prompt, write_native
+from toolkit.preferences.samples import SAMPLES_FILE, by_prompt, read_samples
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings, ModelSection
 
@@ -70,7 +68,7 @@ def label_data(
             purpose="label",
         )
         found = [
-            (prompt, [row["response"] for row in group]) for (_, prompt), group in zip(prompts, groups, strict=True)
+            (prompt, [sample.response for sample in group]) for (_, prompt), group in zip(prompts, groups, strict=True)
         ]
     written = [(prompt, [text for text in texts if text.strip()]) for prompt, texts in found]
     usable = [(prompt, texts) for prompt, texts in written if len(set(texts)) > 1]
@@ -116,20 +114,14 @@ def read_responses(data: str, *, split: str, limit: int | None, seed: int) -> li
     Raises DataError where ``data`` is neither.
     """
     path = Path(data).expanduser()
-    file = path / "samples.parquet" if path.is_dir() else path
-    if file.name != "samples.parquet" or not file.is_file():
+    file = path / SAMPLES_FILE if path.is_dir() else path
+    if file.name != SAMPLES_FILE or not file.is_file():
         rows = splits.limit(read_preferences(data, split=split).rows, limit, seed)
         return [(row.prompt, row.responses) for row in rows]
-    try:
-        samples = pq.read_table(file, columns=["prompt_id", "prompt", "response"]).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"this is no table of samples: {error}", where=str(file)) from error
+    groups = by_prompt(read_samples(file, ["prompt_id", "prompt", "response"]))
     # The table shows conversations as text: the run's own data has them as messages.
-    prompts: dict[str, Prompt] = {row["prompt_id"]: row["prompt"] for row in samples}
+    prompts: dict[str, Prompt] = {key: samples[0].prompt for key, samples in groups.items()}
     held_out = file.parent / "data" / "eval.parquet"
     if held_out.is_file():
         prompts |= {row.prompt_id: row.prompt for row in from_parquet(held_out) if row.prompt_id in prompts}
-    responses: dict[str, list[str]] = {key: [] for key in prompts}
-    for row in samples:
-        responses[row["prompt_id"]].append(row["response"])
-    return [(prompts[key], responses[key]) for key in list(prompts)[:limit]]
+    return [(prompts[key], [sample.response for sample in groups[key]]) for key in list(prompts)[:limit]]

@@ -6,14 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from toolkit.errors import DataError
 from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
 from toolkit.preferences import splits
 from toolkit.preferences.reading import PreferenceData, read_preferences
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.samples import Sample, read_samples
 
 SAMPLE_COLUMNS = ["prompt_id", "policy", "arm", "kind", "response", "response_ids", "truncated", "gold_reward"]
 SAMPLE_SOURCES = {"base": "sft and base", "sft": "sft and base", "rm_ppo": "PPO", "dpo": "DPO"}  # as in a run's results
@@ -76,17 +74,13 @@ def with_samples(reading: Reading, path: Path) -> Reading:
     Raises DataError where the file has no such samples, none of the data's prompts, or ids of another tokenizer.
     """
     fix = "name the samples.parquet of a run, and as --data its data/eval.parquet"
-    try:
-        samples = pq.read_table(path, columns=SAMPLE_COLUMNS).to_pylist()
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise DataError(f"no samples can be read: {str(error).splitlines()[0]}", where=str(path), fix=fix) from error
     known = {row.prompt_id: (row, item) for row, item in zip(reading.rows, reading.encoded, strict=True)}
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for sample in samples:
+    groups: dict[tuple[str, str], list[Sample]] = {}
+    for sample in read_samples(path, SAMPLE_COLUMNS, fix=fix):
         # A best-of-n response is picked among others, not drawn.
-        if sample["kind"] != "best_of_n" and sample["prompt_id"] in known:
-            source = SAMPLE_SOURCES.get(sample["arm"], sample["arm"])
-            groups.setdefault((source, sample["prompt_id"]), []).append(sample)
+        if sample.kind != "best_of_n" and sample.prompt_id in known:
+            source = SAMPLE_SOURCES.get(sample.arm, sample.arm)
+            groups.setdefault((source, sample.prompt_id), []).append(sample)
     groups = {key: found for key, found in groups.items() if len(found) > 1}
     if not groups:
         raise DataError("no prompt of the data has two samples of one source", where=str(path), fix=fix)
@@ -94,21 +88,21 @@ def with_samples(reading: Reading, path: Path) -> Reading:
     sources, writers = list(reading.sources), list(reading.writers)
     for (source, prompt_id), found in sorted(groups.items()):
         row, item = known[prompt_id]
-        ids = [list(sample["response_ids"]) for sample in found]
-        if reading.encoder.decode(ids[0]) != found[0]["response"]:
+        ids = [sample.response_ids for sample in found]
+        if reading.encoder.decode(ids[0]) != found[0].response:
             raise DataError("the samples are ids of another tokenizer", where=f"{path}, prompt {prompt_id}", fix=fix)
-        gold = [sample["gold_reward"] for sample in found]
+        gold = [sample.gold_reward for sample in found]
         rows.append(
             replace(
                 row,
-                responses=[sample["response"] for sample in found],
+                responses=[sample.response for sample in found],
                 comparisons=[],
-                gold=gold if None not in gold else None,
+                gold=[value for value in gold if value is not None] if None not in gold else None,
             )
         )
-        encoded.append(Encoded(Tree(item.tree.prompt_ids, ids), [sample["truncated"] for sample in found]))
+        encoded.append(Encoded(Tree(item.tree.prompt_ids, ids), [sample.truncated for sample in found]))
         sources.append(source)
-        writers.append([sample["policy"] for sample in found])
+        writers.append([sample.policy for sample in found])
     return replace(reading, rows=rows, encoded=encoded, sources=sources, writers=writers)
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from toolkit.engine import cache, distributed
 from toolkit.engine.engine import Engine
@@ -32,7 +31,7 @@ from toolkit.evals.agreement import (
 )
 from toolkit.evals.rm_quality import calibration, rm_quality
 from toolkit.evals.slices import agreement_by_slice, disagreements
-from toolkit.files import refuse_existing, write_json, write_row_groups, write_table, write_text
+from toolkit.files import read_table, refuse_existing, write_json, write_row_groups, write_table, write_text
 from toolkit.measure.reading import Reading, pairwise_label, read, with_samples
 from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
@@ -237,7 +236,7 @@ def implicit_rewards(
         summary |= _against(reading, [np.array(v) for v in explicit], implicit, lengths, out)
     if scratch is not None:
         with scratch:
-            return {**summary, "out": None, "rows": pq.read_table(work / out.name).to_pylist()}
+            return {**summary, "out": None, "rows": read_table(work / out.name)}
     write_json(out.with_suffix(".summary.json"), summary)
     # The table last: while it is not there, the same command goes on from the parts.
     (work / out.name).replace(out)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, nearest
+from toolkit.files import write_row_groups
 from toolkit.preferences import formats, splits
 from toolkit.preferences.cells import RecordError
 from toolkit.preferences.formats import Format
@@ -395,7 +396,6 @@ def _renamed(loaded: SourceRecords, columns: Mapping[str, str]) -> SourceRecords
 def to_parquet(rows: Sequence[PreferenceRow], path: str | Path) -> None:
     """Write rows, the prompt as JSON text; :func:`from_parquet` gives back equal rows."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     comparison = pa.struct(
         [
@@ -418,7 +418,7 @@ def to_parquet(rows: Sequence[PreferenceRow], path: str | Path) -> None:
         metadata={PARQUET_KEY: b"1"},
     )
     records = [{**asdict(row), "prompt": json.dumps(row.prompt)} for row in rows]
-    pq.write_table(pa.Table.from_pylist(records, schema=schema), path)
+    write_row_groups([records], schema, Path(path))
 
 
 def from_parquet(path: str | Path) -> list[PreferenceRow]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.preferences.samples import by_policy
 from toolkit.report.reading import Row, Run, grouped
 
 # rm_ppo and dpo are an orange and a blue that stay apart under every common colour blindness; all else is neutral.
@@ -383,15 +384,15 @@ def reliability(run: Run) -> list[Figure]:
 
 def lengths(run: Run) -> list[Figure]:
     """Distribution of response lengths of the final policies."""
-    by_policy = {
-        name: [row["n_tokens"] for row in rows]
-        for name, rows in grouped(run.samples, "policy").items()
-        if rows[0]["kind"] != "checkpoint"
+    tokens_of = {
+        name: [sample.n_tokens for sample in samples]
+        for name, samples in by_policy(run.samples).items()
+        if samples[0].kind != "checkpoint"
     }
-    if not by_policy:
+    if not tokens_of:
         return []
     traces = []
-    for name, values in by_policy.items():
+    for name, values in tokens_of.items():
         sizes, counts = np.unique(values, return_counts=True)
         minor = name not in ("sft", "rm_ppo", "dpo")
         traces.append(
@@ -406,14 +407,14 @@ def lengths(run: Run) -> list[Figure]:
                 "hovertemplate": "up to %{x} tokens: %{y:.1%}<extra>" + policy_name(name) + "</extra>",
             }
         )
-    means = "; ".join(f"{policy_name(name)}: mean {np.mean(values):.1f}" for name, values in by_policy.items())
+    means = "; ".join(f"{policy_name(name)}: mean {np.mean(values):.1f}" for name, values in tokens_of.items())
     distribution = figure(
         "lengths",
         "Share of responses that are no longer than",
         f"Cumulative distribution of response lengths in tokens. {means}.",
         traces,
         note="A jump at the right end is responses cut at the limit. Policies that are struck out show on a click.",
-        xaxis=axis("tokens", range=[0, 1.03 * max(max(values) for values in by_policy.values())]),
+        xaxis=axis("tokens", range=[0, 1.03 * max(max(values) for values in tokens_of.values())]),
         yaxis=axis("share of responses", tickformat=".0%", range=[0, 1.03]),
         hovermode="closest",
     )

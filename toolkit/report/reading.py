@@ -9,11 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from toolkit.errors import StoreError
-from toolkit.files import read_json
+from toolkit.files import read_json, read_table
+from toolkit.preferences.samples import SAMPLES_FILE, Sample, read_samples
 from toolkit.progress import PROGRESS_FILE
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, STAGE_FILE, RunFolder, read_document
 
@@ -25,6 +23,7 @@ SAMPLE_COLUMNS = [
     *("explicit_reward", "implicit_reward", "gold_reward"),
 ]
 REWARD_COLUMNS = ["prompt_id", "response_index", "n_tokens", "explicit_reward", "implicit_reward", "gold_reward"]
+EVALUATE_AGAIN = "remove it and run the evaluation again: --only evaluate"
 JUDGEMENT_COLUMNS = ["prompt_id", "policy", "baseline", "judge", "preference"]
 
 
@@ -69,7 +68,7 @@ class Run:
     data_report: dict[str, Any]
     recipe_text: str
     histories: dict[str, list[Row]]
-    samples: list[Row]
+    samples: list[Sample]
     rewards: list[Row]
     judgements: list[Row]
     progress: list[Row] = field(default_factory=list)
@@ -117,9 +116,9 @@ def read_files(files: RunFiles, folder_name: str) -> Run:
         data_report=data_report or _json(files.stages["evaluate"] / "data_report.json"),
         recipe_text=files.recipe.read_text(encoding="utf-8") if files.recipe.is_file() else "",
         histories={stage: history for stage, history in histories.items() if history},
-        samples=_table(files.tables / "samples.parquet", SAMPLE_COLUMNS),
-        rewards=_table(files.tables / "rewards.parquet", REWARD_COLUMNS),
-        judgements=_table(judgements, JUDGEMENT_COLUMNS) if judgements.is_file() else [],
+        samples=read_samples(files.tables / SAMPLES_FILE, SAMPLE_COLUMNS, error=StoreError, fix=EVALUATE_AGAIN),
+        rewards=read_table(files.tables / "rewards.parquet", REWARD_COLUMNS, fix=EVALUATE_AGAIN),
+        judgements=read_table(judgements, JUDGEMENT_COLUMNS, fix=EVALUATE_AGAIN) if judgements.is_file() else [],
     )
 
 
@@ -228,17 +227,3 @@ def grouped(rows: Sequence[Mapping[str, Any]], column: str) -> dict[Any, list[An
 
 def _json(path: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
-
-
-def _table(path: Path, columns: list[str]) -> list[Row]:
-    if not path.is_file():
-        raise StoreError(
-            "the evaluation's table is missing", where=str(path), fix="run the evaluation again: --only evaluate"
-        )
-    try:
-        rows: list[Row] = pq.read_table(path, columns=columns).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(
-            f"this table cannot be read: {error}", where=str(path), fix="remove it and run the evaluation again"
-        ) from error
-    return rows

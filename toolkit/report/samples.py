@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from toolkit.preferences.samples import Sample, by_policy, by_prompt
 from toolkit.report.plots import policy_name
 from toolkit.report.reading import Row, Run, grouped
 from toolkit.report.tables import arm_of
@@ -22,8 +23,8 @@ def browser(runs: Sequence[Run], max_samples: int) -> Row | None:
     """
     columns, cells_of = [], []
     for number, run in enumerate(runs):
-        final = [row for row in run.samples if row["kind"] != "checkpoint"]
-        for policy, rows in sorted(grouped(final, "policy").items(), key=lambda item: _ORDER.get(item[0], 4)):
+        final = [sample for sample in run.samples if sample.kind != "checkpoint"]
+        for policy, samples in sorted(by_policy(final).items(), key=lambda item: _ORDER.get(item[0], 4)):
             several = len(runs) > 1
             columns.append(
                 {
@@ -34,11 +35,11 @@ def browser(runs: Sequence[Run], max_samples: int) -> Row | None:
                     "shown": policy in ("rm_ppo", "dpo") if several else True,
                 }
             )
-            cells_of.append(grouped(rows, "prompt_id"))
+            cells_of.append(by_prompt(samples))
     prompts: dict[str, str] = {}
     for run in runs:
-        for row in run.samples:
-            prompts.setdefault(row["prompt_id"], row["prompt"])
+        for sample in run.samples:
+            prompts.setdefault(sample.prompt_id, sample.prompt)
     if not prompts:
         return None
     judged = [_judged(run) for run in runs]
@@ -64,17 +65,17 @@ def browser(runs: Sequence[Run], max_samples: int) -> Row | None:
     }
 
 
-def _cell(rows: Sequence[Row] | None) -> list[list[Any]] | None:
-    if not rows:
+def _cell(samples: Sequence[Sample] | None) -> list[list[Any]] | None:
+    if not samples:
         return None
     return [
         [
-            row["response"],
-            row["n_tokens"],
-            int(row["truncated"]),
-            *(_short(row[f"{kind}_reward"]) for kind in ("gold", "explicit", "implicit")),
+            sample.response,
+            sample.n_tokens,
+            int(sample.truncated),
+            *map(_short, (sample.gold_reward, sample.explicit_reward, sample.implicit_reward)),
         ]
-        for row in sorted(rows, key=lambda row: row["sample_index"])
+        for sample in sorted(samples, key=lambda sample: sample.sample_index)
     ]
 
 

@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.evals import summary
 from toolkit.evals.intervals import BootstrapOptions
-from toolkit.files import read_json, write_json, write_table
+from toolkit.files import read_json, read_table, write_json, write_table
 from toolkit.judging import llm, records, scorers, win_rates
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
@@ -96,7 +94,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         path = parts / f"{policy.name}.parquet"
         if not path.is_file():  # an interrupted evaluation keeps the policies that it has sampled
             write_table(sample_policy(policy, setting, reporter), path)
-    samples = [row for policy in policies for row in pq.read_table(parts / f"{policy.name}.parquet").to_pylist()]
+    samples = [row for policy in policies for row in read_table(parts / f"{policy.name}.parquet")]
 
     implicit_beta = training_record(resolve(str(inputs["dpo"] / "model")))["beta"]
     scored = score_everything(samples, setting, inputs, sft, reporter)

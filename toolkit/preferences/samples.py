@@ -1,0 +1,87 @@
+"""Recorded samples: what policies wrote for prompts, as a run's ``samples.parquet`` has them, one row per response."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from toolkit.errors import DataError, DuelError
+from toolkit.files import read_table, write_row_groups
+
+SAMPLES_FILE = "samples.parquet"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response of a policy. Columns that a file was not asked for, or does not record, have their default.
+
+    ``kind`` of the policy: base, sft, checkpoint, final or best_of_n (picked among samples, not drawn). ``truncated``:
+    the response reached the length limit without an end of text. Log-probabilities are sums over the response in nats,
+    ``policy_logp`` under the policy at the sampling temperature; ``kl_nats`` is what it exceeds the reference's by.
+    """
+
+    prompt_id: str
+    policy: str = ""
+    arm: str = ""
+    kind: str = ""
+    step: int = 0
+    sample_index: int = 0
+    prompt: str = ""  # as a person reads it
+    response: str = ""
+    response_ids: list[int] = field(default_factory=list)
+    n_tokens: int = 0
+    truncated: bool = False
+    policy_logp: float | None = None
+    kl_nats: float | None = None
+    implicit_reward: float | None = None
+    explicit_reward: float | None = None
+    gold_reward: float | None = None
+
+
+COLUMNS = tuple(column.name for column in fields(Sample))
+
+
+def write_samples(samples: Iterable[Sample], path: Path, columns: Sequence[str] = COLUMNS) -> None:
+    """Write these columns of samples as a Parquet file, whole or not at all."""
+    import pyarrow as pa
+
+    kinds = {
+        "str": pa.string(),
+        "int": pa.int64(),
+        "bool": pa.bool_(),
+        "float | None": pa.float64(),
+        "list[int]": pa.list_(pa.int64()),
+    }
+    schema = pa.schema([(column.name, kinds[str(column.type)]) for column in fields(Sample) if column.name in columns])
+    write_row_groups([[vars(sample) for sample in samples]], schema, path)
+
+
+def read_samples(
+    path: Path,
+    columns: Sequence[str] = COLUMNS,
+    *,
+    error: type[DuelError] = DataError,
+    fix: str = "name a run folder, or its samples.parquet",
+) -> list[Sample]:
+    """These columns of the samples in a run folder, or in such a file. Raises ``error`` where it does not have them."""
+    file = path / SAMPLES_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise error("there are no samples: the table is missing", where=str(file), fix=fix)
+    return [Sample(**row) for row in read_table(file, columns, error=error, fix=fix)]
+
+
+def by_policy(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """Samples of each policy, in order of first appearance."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.policy, []).append(sample)
+    return groups
+
+
+def by_prompt(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """Samples for each prompt's id, in order of first appearance."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.prompt_id, []).append(sample)
+    return groups
