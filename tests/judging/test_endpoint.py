@@ -18,9 +18,11 @@ import pytest
 
 from toolkit.errors import ModelError, RecipeError
 from toolkit.files import write_table
-from toolkit.judging import llm
+from toolkit.judging import endpoint, llm
 from toolkit.judging.answers import Memory
+from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement
+from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.win_rates import win_rates, winrate_report
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings, ModelSection
@@ -128,13 +130,14 @@ def serve(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         server.server_close()
 
 
+def ask(spec: str, **settings: Any) -> tuple[list[Judgement], llm.Usage]:
+    options = JudgeOptions(ModelSection(), JudgeSettings(**({"timeout_s": 2.0} | settings)))
+    responses = PolicyResponses([f"p{i}" for i in range(N)], PROMPTS, TEXTS)
+    return llm.judge_pairs(spec, [("good", "bad")], responses, options, Reporter(quiet=True))
+
+
 def judge(spec: str, **settings: Any) -> list[Judgement]:
-    chosen = JudgeSettings(**({"timeout_s": 2.0} | settings))
-    ids = [f"p{i}" for i in range(N)]
-    found, _ = llm.judge_pairs(
-        spec, [("good", "bad")], ids, PROMPTS, TEXTS, chosen, ModelSection(), Reporter(quiet=True)
-    )
-    return found
+    return ask(spec, **settings)[0]
 
 
 def test_both_orders_are_asked_and_nothing_is_asked_twice(serve: Any) -> None:
@@ -247,7 +250,7 @@ def test_a_server_that_dies_midway_loses_nothing(serve: Any) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Memory, "keep", counting)
-        patch.setattr(llm, "RETRIES", 0)
+        patch.setattr(endpoint, "RETRIES", 0)
         with pytest.raises(ModelError, match="does not answer any more"):
             judge(server.spec, concurrency=2)
     assert kept >= 5
@@ -310,11 +313,7 @@ def test_a_template_of_ones_own(serve: Any, tmp_path: Any) -> None:
 
 
 def asked_of(spec: str, **settings: Any) -> llm.Usage:
-    ids = [f"p{i}" for i in range(N)]
-    chosen = JudgeSettings(**({"timeout_s": 2.0} | settings))
-    return llm.judge_pairs(spec, [("good", "bad")], ids, PROMPTS, TEXTS, chosen, ModelSection(), Reporter(quiet=True))[
-        1
-    ]
+    return ask(spec, **settings)[1]
 
 
 def test_tokens_and_money_are_counted_once_and_failures_with_them(serve: Any) -> None:

@@ -15,6 +15,9 @@ import pytest
 
 from toolkit.judging import llm
 from toolkit.judging.answers import remembering
+from toolkit.judging.options import JudgeOptions
+from toolkit.judging.records import Judgement
+from toolkit.judging.responses import PolicyResponses
 from toolkit.models.resolve import resolve
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings, ModelSection
@@ -66,12 +69,11 @@ def test_smollm2_behind_a_real_server(server: str, tmp_path: Path, monkeypatch: 
     template.write_text(TEMPLATE)
     # The model is found where it was converted; the memory of judgements is this test's own.
     monkeypatch.setattr(llm, "memory_file", lambda: tmp_path / "judgements.sqlite")
-    settings = JudgeSettings(template=str(template), concurrency=2, timeout_s=120)
+    options = JudgeOptions(ModelSection(), JudgeSettings(template=str(template), concurrency=2, timeout_s=120))
 
-    def judge() -> list[llm.Judgement]:
-        ids = ["p0", "p1"]
-        quiet = Reporter(quiet=True)
-        return llm.judge_pairs(server, [("a", "b")], ids, PROMPTS, TEXTS, settings, ModelSection(), quiet)[0]
+    def judge() -> list[Judgement]:
+        responses = PolicyResponses(["p0", "p1"], PROMPTS, TEXTS)
+        return llm.judge_pairs(server, [("a", "b")], responses, options, Reporter(quiet=True))[0]
 
     found = judge()
     assert len(found) == 4

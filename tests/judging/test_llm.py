@@ -13,13 +13,15 @@ from toolkit.errors import DataError, RecipeError
 from toolkit.files import write_table
 from toolkit.judging import llm
 from toolkit.judging.answers import Answer, Question, remembering
+from toolkit.judging.judge import judge_pairs, name_training_signals
+from toolkit.judging.options import JudgeOptions
+from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.templates import load_template
 from toolkit.judging.win_rates import winrate_report
 from toolkit.measure.judge import judge_samples
 from toolkit.models.resolve import resolve
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings, ModelSection
-from toolkit.stages.evaluate import own_name
 
 QUIET = Reporter(quiet=True)
 PROMPTS = ["The hotel was", "I bought this phone and"]
@@ -35,8 +37,9 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge(template: str | None = None) -> list[Any]:
-    section, settings = ModelSection(dtype="float32"), JudgeSettings(template=template)
-    return llm.judge_pairs("llm:tiny", [("a", "b")], ["p0", "p1"], PROMPTS, TEXTS, settings, section, QUIET)[0]
+    options = JudgeOptions(ModelSection(dtype="float32"), JudgeSettings(template=template))
+    responses = PolicyResponses(["p0", "p1"], PROMPTS, TEXTS)
+    return judge_pairs("llm:tiny", [("a", "b")], responses, options, QUIET)[0]
 
 
 def test_log_probabilities_of_a_local_model(tiny: Any, tokenizer: Any) -> None:
@@ -80,13 +83,21 @@ def test_a_failure_never_replaces_an_answer(tmp_path: Path) -> None:
 
 
 def test_ppos_own_reward_model_by_its_path_is_not_neutral() -> None:
-    warnings: list[str] = []
-    own = resolve("tiny").fingerprint
-    assert own_name("rm:tiny", own, warnings) == "rm"
-    assert len(warnings) == 1 and "PPO was trained against" in warnings[0]
-    assert own_name("rm:tiny", "another", warnings) == "rm:tiny"  # held out: another model's weights
-    assert [own_name(spec, own, warnings) for spec in ("rm", "gold", "llm:tiny")] == ["rm", "gold", "llm:tiny"]
-    assert len(warnings) == 1
+    tiny = resolve("tiny").fingerprint
+    names, [warning] = name_training_signals(["rm:tiny"], {"rm": [tiny]})
+    assert names == ["rm"] and "PPO was trained against" in warning
+    assert name_training_signals(["rm:tiny"], {"rm": ["another"]}) == (["rm:tiny"], [])  # held out: other weights
+    others = ["rm", "gold", "llm:tiny"]
+    assert name_training_signals(others, {"rm": [tiny]}) == (others, [])
+    assert name_training_signals(["rm", "rm:tiny"], {"rm": [tiny]})[0] == ["rm"]
+
+
+def test_dpos_implicit_reward_by_its_models_is_not_neutral() -> None:
+    tiny = resolve("tiny").fingerprint
+    names, [warning] = name_training_signals(["implicit:tiny, tiny"], {"implicit": [tiny, tiny]})
+    assert names == ["implicit"] and "DPO's own policy" in warning
+    others = ["implicit:tiny,tiny"]
+    assert name_training_signals(others, {"implicit": [tiny, "another"]}) == (others, [])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 from toolkit.judging import human
 from toolkit.judging.answers import remembering
+from toolkit.judging.responses import PolicyResponses
 
 pytestmark = pytest.mark.e2e
 
@@ -26,9 +27,8 @@ TEXTS = {
 }
 
 
-BALLOTS = human.Ballots(
-    "secret-ppo", "secret-sft", [f"p{i}" for i in range(N)], [f"prompt {i}" for i in range(N)], TEXTS, seed=3
-)
+RESPONSES = PolicyResponses([f"p{i}" for i in range(N)], [f"prompt {i}" for i in range(N)], TEXTS)
+BALLOTS = human.Ballots("secret-ppo", "secret-sft", RESPONSES, seed=3)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from scipy.special import logit
 
 from toolkit.errors import DataError
 from toolkit.judging import alpaca_eval, win_rates
-from toolkit.judging.records import Judgement, measured, read_judgements
+from toolkit.judging.records import Judgement, read_judgements, text_measures
+from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.win_rates import RECORDED_CONTROLS, Controls
 from toolkit.preferences.rows import prompt_id
 
@@ -23,7 +25,9 @@ N = 60
 def judgements(seed: int = 0, judge: str = "gold", pairs: tuple[str, ...] = ("ab",), p: float = 0.6) -> list[Judgement]:
     rng = np.random.default_rng(seed)
     return [
-        Judgement(f"p{k}", pair[0], pair[1], judge, float(rng.random() < p), order, **measured("x" * (k + 1), "y" * 30))
+        Judgement(
+            f"p{k}", pair[0], pair[1], judge, float(rng.random() < p), order, **text_measures("x" * (k + 1), "y" * 30)
+        )
         for k in range(N)
         for pair in pairs
         for order in (0, 1)
@@ -130,6 +134,7 @@ def test_style_control_needs_recorded_styles(tmp_path: Path) -> None:
 IDS = [f"p{k}" for k in range(N)]
 PROMPTS = [f"prompt {k}" for k in range(N)]
 TEXTS = {"a": [["x" * (k + 1)] for k in range(N)], "b": [["y" * 30] for _ in range(N)]}
+RESPONSES = PolicyResponses(IDS, PROMPTS, TEXTS)
 
 
 @pytest.mark.parametrize("name", ["annotations.json", "annotations.json.gz"])
@@ -138,7 +143,7 @@ def test_annotations_come_back_as_they_were(tmp_path: Path, name: str) -> None:
     rows[0] = Judgement(**{**rows[0].__dict__, "preference": None, "error": "timeout"})
     rows[2:4] = [Judgement(**{**row.__dict__, "preference": None, "error": "timeout"}) for row in rows[2:4]]
     path = tmp_path / name
-    alpaca_eval.write_annotations(rows, IDS, PROMPTS, TEXTS, path)
+    alpaca_eval.write_annotations(rows, RESPONSES, path)
     raw = json.loads(gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes())
     assert len(raw) == N and {"instruction", "output_1", "generator_1", "output_2", "generator_2"} <= raw[0].keys()
     assert raw[5]["output_2"] == "x" * 6 and raw[5]["generator_2"] == "a" and raw[1]["preference"] is None
@@ -154,13 +159,13 @@ def test_annotations_come_back_as_they_were(tmp_path: Path, name: str) -> None:
 
 def test_annotations_know_the_order_where_there_is_one() -> None:
     rows = [j for j in judgements() if j.order == int(j.prompt_id[1:]) % 2]
-    raw = alpaca_eval.annotations(rows, IDS, PROMPTS, TEXTS)
+    raw = alpaca_eval.annotation_rows(rows, RESPONSES)
     assert [row["swapped"] for row in raw] == [k % 2 == 0 for k in range(N)]
 
 
 def test_annotations_hold_one_output() -> None:
     several = {**TEXTS, "a": [["x", "z"] for _ in range(N)]}
     with pytest.raises(DataError, match="2 samples"):
-        alpaca_eval.annotations(judgements(), IDS, PROMPTS, several)
+        alpaca_eval.annotation_rows(judgements(), replace(RESPONSES, texts=several))
     with pytest.raises(DataError, match="another prompt"):
-        alpaca_eval.annotations(judgements(), IDS[1:], PROMPTS[1:], TEXTS)
+        alpaca_eval.annotation_rows(judgements(), PolicyResponses(IDS[1:], PROMPTS[1:], TEXTS))

@@ -13,6 +13,8 @@ from toolkit.errors import DataError, RecipeError, StoreError
 from toolkit.files import write_table
 from toolkit.judging import llm, principles
 from toolkit.judging.answers import Answer, Question, remembering
+from toolkit.judging.options import JudgeOptions
+from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.templates import load_template
 from toolkit.measure.label import label_data
 from toolkit.preferences import splits
@@ -49,7 +51,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Question]:
 def answer_with(
     monkeypatch: pytest.MonkeyPatch, judge: Callable[[Question], float | None], seen: list[Question] | None = None
 ) -> None:
-    def ask(spec: str, template: Any, questions: Sequence[Question], settings: Any, section: Any, keep: Any) -> None:
+    def ask(spec: str, template: Any, questions: Sequence[Question], options: JudgeOptions, keep: Any) -> None:
         for question in questions:
             if seen is not None:
                 seen.append(question)
@@ -60,10 +62,10 @@ def answer_with(
 
 
 def label(draw: str = "one", labels: str = "soft", rules: Sequence[str] = RULES, seed: int = 0) -> principles.Labelled:
-    return principles.label_rows(
-        PROMPTS, RESPONSES, "openai:m@http://127.0.0.1:1/v1", rules, draw=draw, labels=labels,  # type: ignore[arg-type]
-        seed=seed, settings=JudgeSettings(), section=ModelSection(), reporter=QUIET,
-    )  # fmt: skip
+    labelling = principles.Labelling(draw, labels, seed)  # type: ignore[arg-type]
+    rows = list(zip(PROMPTS, RESPONSES, strict=True))
+    judge = "openai:m@http://127.0.0.1:1/v1"
+    return principles.label_rows(rows, judge, rules, labelling, JudgeOptions(ModelSection()), QUIET)
 
 
 def test_one_principle_is_drawn_for_a_comparison_and_shown_in_both_orders(asked: list[Question]) -> None:
@@ -131,14 +133,15 @@ def test_the_principle_is_part_of_the_question(tmp_path: Path) -> None:
 
 
 def test_a_template_without_or_with_a_needless_principle(asked: list[Question]) -> None:
-    settings = JudgeSettings(template="choice")
+    without, needless = (
+        JudgeOptions(ModelSection(), JudgeSettings(template=template)) for template in ("choice", "principle")
+    )
+    rows = list(zip(PROMPTS, RESPONSES, strict=True))
     with pytest.raises(RecipeError, match="does not show the principle"):
-        principles.label_rows(PROMPTS, RESPONSES, "llm:x", RULES, draw="one", labels="soft", seed=0,
-                              settings=settings, section=ModelSection(), reporter=QUIET)  # fmt: skip
-    texts = {"a": [["x"]], "b": [["y"]]}
+        principles.label_rows(rows, "llm:x", RULES, principles.Labelling(), without, QUIET)
+    responses = PolicyResponses(["p"], ["p"], {"a": [["x"]], "b": [["y"]]})
     with pytest.raises(RecipeError, match="shows a principle"):
-        llm.judge_pairs("llm:x", [("a", "b")], ["p"], ["p"], texts, JudgeSettings(template="principle"),
-                           ModelSection(), QUIET)  # fmt: skip
+        llm.judge_pairs("llm:x", [("a", "b")], responses, needless, QUIET)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from toolkit.evals.overoptimization import best_of_n_kl
 from toolkit.evals.summary import summarise
 from toolkit.files import read_json, write_json, write_text
 from toolkit.judging import records, scorers, win_rates
+from toolkit.judging.responses import PolicyResponses
 from toolkit.recipe.checks import LoadedRecipe, load_recipe, resolved_yaml
 from toolkit.runs.pipeline import new_manifest, publish
 from toolkit.runs.store import STAGE_FILE, RunFolder
@@ -176,14 +177,17 @@ def _judge(samples: list[dict[str, Any]], prompt_ids: list[str], names: tuple[st
     columns = {"gold": "gold_reward", "rm": "explicit_reward", "implicit": "implicit_reward"}
     table = {(row["policy"], row["prompt_id"]): row for row in samples}
     policies = list(dict.fromkeys(row["policy"] for row in samples))
+
+    def column(name: str) -> dict[str, list[list[Any]]]:
+        return {policy: [[table[policy, prompt][name]] for prompt in prompt_ids] for policy in policies}
+
+    responses = PolicyResponses(prompt_ids, prompt_ids, column("response"))
     pairs = [(name, "sft") for name in policies if name != "sft"] + [("rm_ppo", "dpo")]
     out: list[records.Judgement] = []
     for judge in names:
+        scores = column(columns.get(judge, "gold_reward"))
         for policy, baseline in pairs:
-            sides = [[table[name, prompt] for prompt in prompt_ids] for name in (policy, baseline)]
-            scores = [[[row[columns.get(judge, "gold_reward")]] for row in side] for side in sides]
-            texts = [[[row["response"]] for row in side] for side in sides]
-            made = scorers.compare(judge, policy, baseline, prompt_ids, (scores[0], scores[1]), (texts[0], texts[1]))
+            made = scorers.compare(judge, policy, baseline, responses, scores)
             # One judgement failed: it is no tie, and shows as such.
             out += [replace(made[0], preference=None, error="no answer"), *made[1:]]
     return out

@@ -13,15 +13,11 @@ from toolkit.evals.hacking import FEATURE_NAMES, DriftRow, corpus_drift, drift, 
 from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, bootstrap_mean
 from toolkit.evals.overoptimization import best_of_n_kl, overoptimization
 from toolkit.evals.rm_quality import rm_quality
+from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
 from toolkit.evals.winrate import average_within_prompt
 
 Row = Mapping[str, Any]
 """A row of one of the evaluation's tables, by column."""
-# A judge that an arm was trained on cannot decide between the arms.
-TRAINED_ON = {
-    "rm": "the reward model that PPO was trained against",
-    "implicit": "the implicit reward of DPO's own policy",
-}
 
 
 def summarise(
@@ -236,7 +232,7 @@ def _on_samples(samples: Sequence[Row], options: BootstrapOptions) -> dict[str, 
 def verdict(win_rates: Sequence[Row]) -> dict[str, Any]:
     """Which arm is better, in one sentence. Undecided without a neutral judge, or if the interval contains one half."""
     rows = [row for row in win_rates if (row["policy"], row["baseline"]) == ("rm_ppo", "dpo")]
-    neutral = [row for row in rows if row["judge"] not in TRAINED_ON]
+    neutral = [row for row in rows if is_neutral(row["judge"])]
     if not rows:
         return {"winner": "undecided", "judge": None, "sentence": "Undecided: the two arms were not compared."}
     row = (neutral or rows)[0]
@@ -249,7 +245,7 @@ def verdict(win_rates: Sequence[Row]) -> dict[str, Any]:
     share = f"RM + PPO wins {row['win_rate']:.1%} against DPO ({basis})"
     if not neutral:
         signals = "; ".join(
-            f"judge {r['judge']} is {TRAINED_ON[r['judge']]} and says {r['win_rate']:.1%}" for r in rows
+            f"judge {r['judge']} is {TRAINING_SIGNALS[r['judge']]} and says {r['win_rate']:.1%}" for r in rows
         )
         sentence = f"Undecided: no independent judge compared the two arms ({signals}). Name one in evaluate.judges."
         return {**facts, "winner": "undecided", "sentence": sentence}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,20 @@ import numpy as np
 from toolkit.errors import DataError
 from toolkit.files import write_bytes
 from toolkit.judging.records import Judgement
+from toolkit.judging.responses import PolicyResponses
+from toolkit.preferences.rows import readable
 
 
-def annotations(
-    judgements: Sequence[Judgement],
-    prompt_ids: Sequence[str],
-    prompts: Sequence[str],
-    texts: Mapping[str, Sequence[Sequence[str]]],
-) -> list[dict[str, Any]]:
-    """One row for each (policy, baseline, judge) and prompt: 1 + the mean preference over orders, seeds and repeats.
+def annotation_rows(judgements: Sequence[Judgement], responses: PolicyResponses) -> list[dict[str, Any]]:
+    """One object for each (policy, baseline, judge) and prompt: 1 + the mean preference over orders, seeds and repeats.
 
-    ``texts[policy][prompt]`` are a policy's samples. ``preference`` is null where every judgement failed, and
-    ``error`` says why. ``swapped`` is there where the pair was shown in one order alone.
+    ``preference`` is null where every judgement failed, and ``error`` says why. ``swapped`` is there where the pair was
+    shown in one order only.
 
     Raises:
         DataError: several samples for a prompt, or judgements of other prompts: the format has one output.
     """
-    row_of = {identity: row for row, identity in enumerate(prompt_ids)}
+    row_of = {prompt_id: row for row, prompt_id in enumerate(responses.prompt_ids)}
     groups: dict[tuple[str, str, str, str], list[Judgement]] = defaultdict(list)
     for j in judgements:
         if j.prompt_id not in row_of:
@@ -39,12 +36,12 @@ def annotations(
             )
         groups[j.policy, j.baseline, j.judge, j.prompt_id].append(j)
     out = []
-    for (policy, baseline, judge, identity), members in groups.items():
-        row = row_of[identity]
-        own, other = texts[policy][row], texts[baseline][row]
-        if len(own) != 1 or len(other) != 1:
+    for (policy, baseline, judge, prompt_id), members in groups.items():
+        row = row_of[prompt_id]
+        policy_texts, baseline_texts = responses.texts[policy][row], responses.texts[baseline][row]
+        if len(policy_texts) != 1 or len(baseline_texts) != 1:
             raise DataError(
-                f"{policy!r} has {len(own)} samples and {baseline!r} {len(other)} for one prompt",
+                f"{policy!r} has {len(policy_texts)} samples and {baseline!r} {len(baseline_texts)} for one prompt",
                 where="AlpacaEval's annotations hold one output of each",
                 fix="export judgements of one sample per prompt",
             )
@@ -55,11 +52,11 @@ def annotations(
         mean = float(np.mean([np.mean(values) for values in by_order.values()])) if by_order else None
         orders = {m.order for m in members}
         record: dict[str, Any] = {
-            "instruction": prompts[row],
-            "output_1": other[0],
+            "instruction": readable(responses.prompts[row]),
+            "output_1": baseline_texts[0],
             "generator_1": baseline,
             "dataset": "duel",
-            "output_2": own[0],
+            "output_2": policy_texts[0],
             "generator_2": policy,
             "annotator": judge,
             "preference": None if mean is None else 1.0 + mean,
@@ -72,13 +69,7 @@ def annotations(
     return out
 
 
-def write_annotations(
-    judgements: Sequence[Judgement],
-    prompt_ids: Sequence[str],
-    prompts: Sequence[str],
-    texts: Mapping[str, Sequence[Sequence[str]]],
-    path: Path,
-) -> None:
-    """Write :func:`annotations` as ``.json`` or ``.json.gz``, whole or not at all."""
-    text = json.dumps(annotations(judgements, prompt_ids, prompts, texts), indent=2)
+def write_annotations(judgements: Sequence[Judgement], responses: PolicyResponses, path: Path) -> None:
+    """Write :func:`annotation_rows` as ``.json`` or ``.json.gz``, whole or not at all."""
+    text = json.dumps(annotation_rows(judgements, responses), indent=2)
     write_bytes(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())

@@ -1,9 +1,9 @@
-"""What judges were asked and answered, in SQLite: never asked twice, never lost."""
+"""Questions to judges and their answers, in SQLite: no question is asked twice, no answer is lost."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ class Question:
     prompt: Prompt
     first: str
     second: str = ""
-    principle: str = ""  # that the judge is to go by, where its template shows one
+    principle: str = ""  # what the judge shall go by, where its template shows a principle
 
     @property
     def key(self) -> str:
@@ -52,15 +52,19 @@ class Answer:
     completion_tokens: int = 0
 
 
+Keep = Callable[[Question, Answer], None]
+"""Takes the answer to a question as it arrives."""
+
+
 class Memory:
-    """Answers by question. A failure is kept to be seen, and does not count as an answer."""
+    """Answers by question. A failure is stored for people to see, and does not count as an answer."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
 
     def answers(self, questions: Iterable[Question]) -> dict[str, Answer]:
-        """The answers that are there, by key; failures are not among them."""
-        found = {}
+        """The stored answers to these questions, by key; failures are not among them."""
+        answers = {}
         for question in questions:
             row = self.connection.execute(
                 "SELECT value, raw, error, prompt_tokens, completion_tokens FROM answers "
@@ -68,8 +72,8 @@ class Memory:
                 (question.key,),
             ).fetchone()
             if row is not None:
-                found[question.key] = Answer(*row)
-        return found
+                answers[question.key] = Answer(*row)
+        return answers
 
     def tokens(self, questions: Iterable[Question]) -> tuple[int, int]:
         """Prompt and completion tokens behind the answers to these questions, failed attempts included."""
@@ -83,11 +87,11 @@ class Memory:
         return prompt, completion
 
     def judges(self) -> list[str]:
-        """Who has answered anything."""
+        """All judges with an answer or a failure."""
         return [name for (name,) in self.connection.execute("SELECT DISTINCT judge FROM answers ORDER BY judge")]
 
     def keep(self, question: Question, answer: Answer) -> None:
-        """Write one answer down at once. It never replaces an answer by a failure; tokens of all attempts add up."""
+        """Store an answer at once. A failure never replaces an answer; the tokens of all attempts add up."""
         self.connection.execute(
             "INSERT INTO answers (key, judge, template, prompt_id, first, second, value, raw, error, prompt_tokens, "
             "completion_tokens) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
@@ -114,7 +118,7 @@ class Memory:
 
 @contextmanager
 def remembering(path: Path) -> Iterator[Memory]:
-    """Open the memory at ``path``, made where it is not there yet.
+    """Open the memory at ``path``, and create it where there is none.
 
     Raises StoreError where the file is no database or cannot be written.
     """

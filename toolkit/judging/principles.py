@@ -1,13 +1,13 @@
 """Labels by written principles: AI feedback as in Constitutional AI (Bai et al. 2022, arXiv 2212.08073, section 4.1).
 
-Every pair of responses to a prompt is shown to a language model in both orders, with a principle: one that is drawn for
-each comparison, or each in turn, and they vote.
+A language model sees every pair of responses to a prompt in both orders, with a principle. Either one principle is
+drawn for each comparison, or all of them vote.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import combinations
@@ -19,20 +19,48 @@ import yaml
 from toolkit.errors import DataError, RecipeError
 from toolkit.judging.answers import Answer, Question
 from toolkit.judging.llm import Usage, ask_all
-from toolkit.judging.templates import load_template
+from toolkit.judging.options import JudgeOptions
+from toolkit.judging.templates import Template, load_template
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import JudgeSettings, ModelSection
 
 SHIPPED = ("hhh",)
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Rows with at least one comparison, and what became of the comparisons that were asked for.
+class Labelling:
+    """How principles become labels. A verdict is the mean preference over both orders of a pair.
 
-    ``n_failed`` comparisons have no label: a verdict is missing in one order at least. ``n_inconsistent`` of the others
-    were decided one way in one order and the other way in the other.
+    ``draw="one"`` takes one principle, fixed by seed, prompt and pair, and its verdict is the label. ``"all"`` takes a
+    vote: the label is the share of principles whose verdict is for the first response, undecided ones counting half.
+    ``labels="hard"`` takes the side of the majority; exactly one half is a tie.
+    """
+
+    draw: Literal["one", "all"] = "one"
+    labels: Literal["soft", "hard"] = "soft"
+    seed: int = 0
+
+    def principles_for(self, principles: Sequence[str], prompt: Prompt, a: str, b: str) -> tuple[str, ...]:
+        """The principles that two responses to a prompt are compared by."""
+        if self.draw == "all":
+            return tuple(principles)
+        return (random.Random(f"{self.seed}/{prompt_id(prompt)}/{a}/{b}").choice(principles),)
+
+    def label(self, verdicts: Sequence[float | None]) -> float | None:
+        """The preference for the first response; None where a verdict is missing: a vote needs all its voices."""
+        values = [value for value in verdicts if value is not None]
+        if len(values) < len(verdicts):
+            return None
+        p = values[0] if self.draw == "one" else sum(_side(value) for value in values) / len(values)
+        return _side(p) if self.labels == "hard" else p
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows with at least one comparison, and what became of all comparisons that were asked for.
+
+    ``n_failed`` comparisons have no label: at least one verdict is missing. The verdicts of ``n_inconsistent`` others
+    changed with the order of the responses.
     """
 
     rows: list[PreferenceRow]
@@ -49,8 +77,8 @@ def load_principles(name_or_path: str) -> list[str]:
     Raises DataError where there is no such file, no principle, or one that comes twice.
     """
     if name_or_path in SHIPPED:
-        source = resources.files("toolkit.judging").joinpath("assets", f"{name_or_path}.yaml")
-        text, is_yaml = source.read_text("utf-8"), True
+        asset = resources.files("toolkit.judging").joinpath("assets", f"{name_or_path}.yaml")
+        text, is_yaml = asset.read_text("utf-8"), True
     else:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
@@ -60,14 +88,14 @@ def load_principles(name_or_path: str) -> list[str]:
         text, is_yaml = path.read_text(encoding="utf-8"), path.suffix in (".yaml", ".yml")
     if is_yaml:
         try:
-            found = yaml.safe_load(text)
+            items = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise DataError(f"this is no YAML: {error}", where=name_or_path) from error
-        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
             raise DataError("principles are a list of texts", where=name_or_path, fix="write each behind a dash")
     else:
-        found = [line for line in text.splitlines() if not line.startswith("#")]
-    principles = [item.strip() for item in found if item.strip()]
+        items = [line for line in text.splitlines() if not line.startswith("#")]
+    principles = [item.strip() for item in items if item.strip()]
     if not principles:
         raise DataError("there is no principle in this file", where=name_or_path, fix="write one on each line")
     twice = next((item for k, item in enumerate(principles) if item in principles[:k]), None)
@@ -77,70 +105,78 @@ def load_principles(name_or_path: str) -> list[str]:
 
 
 def label_rows(
-    prompts: Sequence[Prompt],
-    responses: Sequence[Sequence[str]],
+    responses: Sequence[tuple[Prompt, Sequence[str]]],
     judge: str,
     principles: Sequence[str],
-    *,
-    draw: Literal["one", "all"],
-    labels: Literal["soft", "hard"],
-    seed: int,
-    settings: JudgeSettings,
-    section: ModelSection,
+    labelling: Labelling,
+    options: JudgeOptions,
     reporter: Reporter,
 ) -> Labelled:
-    """Preference rows over all C(K,2) pairs of the distinct ``responses`` to each of ``prompts``.
+    """Preference rows over all C(K,2) pairs of the distinct responses to each prompt.
 
-    A verdict is the mean preference over both orders. ``draw="one"``: one principle, fixed by seed, prompt and pair;
-    the label is its verdict. ``"all"``: the label is the vote, the share of principles whose verdict is for the first
-    response, undecided ones counting half. ``labels="hard"`` takes the side of the majority, exactly one half being
-    a tie. A pair of which any verdict failed is left out, and counted.
+    A pair with a failed verdict is left out, and counted.
 
     Raises RecipeError for a template without a principle, ModelError for a judge that cannot be used.
     """
     default = "principle-logprob" if judge.startswith("llm:") else "principle"
-    template = load_template(settings.template or default)
+    template = load_template(options.settings.template or default)
     if not template.principled:
         raise RecipeError(
             f"template {template.name!r} does not show the principle", where="--template", fix="use {{ principle }}"
         )
-    distinct = [list(dict.fromkeys(texts)) for texts in responses]
-    asked: list[tuple[int, int, int, list[tuple[Question, Question]]]] = []
-    for row, (prompt, texts) in enumerate(zip(prompts, distinct, strict=True)):
-        for i, j in combinations(range(len(texts)), 2):
-            drawn = principles
-            if draw == "one":
-                rng = random.Random(f"{seed}/{prompt_id(prompt)}/{texts[i]}/{texts[j]}")
-                drawn = [rng.choice(principles)]
-            key = (judge, template.fingerprint, prompt)
-            both = [(Question(*key, texts[i], texts[j], p), Question(*key, texts[j], texts[i], p)) for p in drawn]
-            asked.append((row, i, j, both))
-    wanted = [question for *_, both in asked for pair in both for question in pair]
-    answers, usage = ask_all(judge, template, wanted, settings, section, reporter)
+    distinct = [(prompt, list(dict.fromkeys(texts))) for prompt, texts in responses]
+    pairs = [
+        _Pair(row, i, j, labelling.principles_for(principles, prompt, texts[i], texts[j]))
+        for row, (prompt, texts) in enumerate(distinct)
+        for i, j in combinations(range(len(texts)), 2)
+    ]
+    questions = {pair: list(_both_orders(pair, *distinct[pair.row], judge, template)) for pair in pairs}
+    asked = [question for both in questions.values() for orders in both for question in orders]
+    answers, usage = ask_all(judge, template, asked, options, reporter)
 
-    comparisons: list[list[Comparison]] = [[] for _ in prompts]
+    comparisons: list[list[Comparison]] = [[] for _ in distinct]
     n_failed = n_tied = n_inconsistent = 0
-    for row, i, j, both in asked:
-        verdicts = [_verdict(answers[shown.key], answers[swapped.key]) for shown, swapped in both]
-        values = [value for value, _ in verdicts if value is not None]
-        if len(values) < len(verdicts):
+    for pair in pairs:
+        verdicts = [_verdict(answers[shown.key], answers[swapped.key]) for shown, swapped in questions[pair]]
+        p = labelling.label([value for value, _ in verdicts])
+        if p is None:
             n_failed += 1
             continue
         n_inconsistent += any(not consistent for _, consistent in verdicts)
-        p = values[0] if draw == "one" else sum(_side(value) for value in values) / len(values)
-        p = _side(p) if labels == "hard" else p
         n_tied += p == 0.5
-        comparisons[row] += soft_comparisons(i, j, p, judge)
+        comparisons[pair.row] += soft_comparisons(pair.i, pair.j, p, judge)
     rows = [
-        PreferenceRow(prompt_id(prompt), prompt, texts, found)
-        for prompt, texts, found in zip(prompts, distinct, comparisons, strict=True)
-        if found
+        PreferenceRow(prompt_id(prompt), prompt, texts, of_row)
+        for (prompt, texts), of_row in zip(distinct, comparisons, strict=True)
+        if of_row
     ]
-    return Labelled(rows, len(asked), n_failed, n_tied, n_inconsistent, usage)
+    return Labelled(rows, len(pairs), n_failed, n_tied, n_inconsistent, usage)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Responses i < j of a row, and the principles that they are compared by."""
+
+    row: int
+    i: int
+    j: int
+    principles: tuple[str, ...]
+
+
+def _both_orders(
+    pair: _Pair, prompt: Prompt, texts: Sequence[str], judge: str, template: Template
+) -> Iterator[tuple[Question, Question]]:
+    """For each principle: the question that shows response i first, and the one that shows response j first."""
+    a, b = texts[pair.i], texts[pair.j]
+    for principle in pair.principles:
+        yield (
+            Question(judge, template.fingerprint, prompt, a, b, principle),
+            Question(judge, template.fingerprint, prompt, b, a, principle),
+        )
 
 
 def _verdict(shown: Answer, swapped: Answer) -> tuple[float | None, bool]:
-    """(preference for the first response over both orders, whether these agree); None where one of them failed."""
+    """(mean preference for the first response over both orders, whether both agree); None where one of them failed."""
     if shown.value is None or swapped.value is None:
         return None, True
     other = 1.0 - swapped.value

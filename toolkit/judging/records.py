@@ -13,14 +13,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypedDict, cast
 
 from toolkit.errors import DataError, nearest
 from toolkit.evals.style import style_of
-from toolkit.files import read_table
+from toolkit.files import read_table, write_table
 from toolkit.preferences.rows import prompt_id
 
 _REQUIRED = ("prompt_id", "policy", "baseline", "judge", "preference")
-_MARKS = tuple(f"{side}_{mark}" for side in ("policy", "baseline") for mark in ("lists", "headers", "bold"))
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Judgement:
     """One recorded judgement; ``preference`` in [0, 1] is for the policy, None where the judgement failed.
 
     ``order`` is 0 where the policy's response was shown first, 1 where the baseline's was, None where unknown. Lengths
-    are in characters, and ``*_lists``, ``*_headers`` and ``*_bold`` count marks of Markdown. ``position`` is the row's
-    place in its file, ``group`` the value of the attribute that the report is sliced by, ``source`` the judge itself
-    where ``judge`` stands for several.
+    are in characters; ``*_lists``, ``*_headers`` and ``*_bold`` count marks of Markdown. ``position`` is the row's
+    place in its file. ``group`` is the prompt's value of the attribute that the report is sliced by. ``source`` is the
+    judge itself where ``judge`` stands for several.
     """
 
     prompt_id: str
@@ -55,25 +55,59 @@ class Judgement:
     source: str = ""
 
 
-def measured(policy: str, baseline: str) -> dict[str, int]:
-    """The fields of a :class:`Judgement` that describe the two responses' texts."""
-    sides = {"policy": asdict(style_of(policy)), "baseline": asdict(style_of(baseline))}
-    return {f"{side}_{name}": int(value) for side, counts in sides.items() for name, value in counts.items()}
+class TextMeasures(TypedDict, total=False):
+    """The fields of a :class:`Judgement` that describe the texts of its two responses."""
+
+    policy_length: int | None
+    baseline_length: int | None
+    policy_lists: int | None
+    policy_headers: int | None
+    policy_bold: int | None
+    baseline_lists: int | None
+    baseline_headers: int | None
+    baseline_bold: int | None
+
+
+def text_measures(policy: str, baseline: str) -> TextMeasures:
+    """Lengths and marks of Markdown of a policy's and a baseline's response."""
+    a, b = style_of(policy), style_of(baseline)
+    return {
+        "policy_length": a.length,
+        "baseline_length": b.length,
+        "policy_lists": a.lists,
+        "policy_headers": a.headers,
+        "policy_bold": a.bold,
+        "baseline_lists": b.lists,
+        "baseline_headers": b.headers,
+        "baseline_bold": b.bold,
+    }
+
+
+def preference_by_score(policy: float, baseline: float) -> float:
+    """1, 1/2 or 0 by which of two scores is higher."""
+    return 1.0 if policy > baseline else 0.0 if policy < baseline else 0.5
+
+
+def write_judgements(judgements: Sequence[Judgement], path: Path) -> None:
+    """Write a Parquet file that :func:`read_judgements` reads, whole or not at all."""
+    write_table([asdict(judgement) for judgement in judgements], path)
 
 
 def read_judgements(files: Sequence[str | Path], *, by: str | None = None) -> list[Judgement]:
     """All judgements of ``files``: ``.parquet``, ``.jsonl`` or ``.json``, the latter two also with ``.gz``.
 
     A row with ``generator_1`` and ``generator_2`` is AlpacaEval's: the policy is generator_2, the baseline generator_1,
-    the preference is minus 1 (1..2 becomes 0..1), and 0 is a tie. Files reduced to lengths (``len_model`` instead of
-    ``output_2``) name their policy by the file's name. ``by`` names a column, AlpacaEval's ``dataset`` say, to keep as
-    each judgement's ``group``.
+    the preference is lowered by 1 (1..2 becomes 0..1), and 0 is a tie. A file that is reduced to lengths (``len_model``
+    instead of ``output_2``) names its policy by the file's name. ``by`` names a column, such as AlpacaEval's
+    ``dataset``, that becomes each judgement's ``group``.
 
     Raises:
         DataError: a file that is missing, a folder, empty, unreadable, or with rows that are not judgements.
     """
     if not files:
-        raise DataError("no file of recorded judgements given", fix="name at least one .parquet, .jsonl or .json file")
+        raise DataError(
+            "no file of recorded judgements was named", fix="name at least one .parquet, .jsonl or .json file"
+        )
     judgements: list[Judgement] = []
     for file in files:
         path = Path(file)
@@ -81,22 +115,23 @@ def read_judgements(files: Sequence[str | Path], *, by: str | None = None) -> li
         if not rows:
             raise DataError("the file holds no judgements", where=str(path))
         for i, row in enumerate(rows):
-            found = _judgement(row, i, path)
+            judgement = _judgement(row, i, path)
             if by is not None:
                 if row.get(by) is None:
                     raise DataError(f"there is no column {by!r}", where=f"{path}, row {i}", fix=nearest(by, row))
-                found = replace(found, group=str(row[by]))
-            judgements.append(found)
+                judgement = replace(judgement, group=str(row[by]))
+            judgements.append(judgement)
     return judgements
 
 
 def read_attributes(file: str | Path, by: str) -> dict[str, str]:
-    """``prompt_id -> value`` of the column ``by`` in a file that has ``prompt_id``, or ``prompt`` or ``instruction``.
+    """``prompt_id -> value`` of the column ``by``, in a file that has ``prompt_id``, ``prompt`` or ``instruction``.
 
     Raises:
         DataError: a missing column, or a prompt with two values.
     """
-    path, found = Path(file), {}
+    path = Path(file)
+    values: dict[str, str] = {}
     for i, row in enumerate(_read_rows(path)):
         where = f"{path}, row {i}"
         prompt = next((row[name] for name in ("prompt", "instruction") if name in row), None)
@@ -104,9 +139,9 @@ def read_attributes(file: str | Path, by: str) -> dict[str, str]:
             fix = nearest(by, row) if by not in row else "give prompt_id, prompt or instruction"
             raise DataError(f"a row needs its prompt and {by!r}", where=where, fix=fix)
         key = str(row["prompt_id"]) if "prompt_id" in row else prompt_id(prompt)  # type: ignore[arg-type]
-        if found.setdefault(key, str(row[by])) != str(row[by]):
-            raise DataError(f"one prompt has {by} {found[key]!r} and {row[by]!r}", where=where)
-    return found
+        if values.setdefault(key, str(row[by])) != str(row[by]):
+            raise DataError(f"one prompt has {by} {values[key]!r} and {row[by]!r}", where=where)
+    return values
 
 
 def _read_rows(path: Path) -> list[dict[str, object]]:
@@ -170,12 +205,10 @@ def _judgement(row: Mapping[str, object], position: int, path: Path) -> Judgemen
         judge=str(row["judge"]),
         preference=preference,
         order=order,
-        policy_length=_integer(row.get("policy_length"), "policy_length", where),
-        baseline_length=_integer(row.get("baseline_length"), "baseline_length", where),
         seed=_integer(row.get("seed"), "seed", where),
         error=error,
         position=position,
-        **{name: _integer(row.get(name), name, where) for name in _MARKS},
+        **cast(TextMeasures, {name: _integer(row.get(name), name, where) for name in TextMeasures.__annotations__}),
     )
 
 
@@ -184,15 +217,7 @@ def _alpaca_eval_judgement(row: Mapping[str, object], position: int, path: Path,
     if preference is not None and preference != 0.0 and not 1.0 <= preference <= 2.0:
         raise DataError(f"preference {preference:g} is neither 0 nor in [1, 2]", where=where)
     reduced = "len_model" in row and "output_2" not in row
-    if reduced:
-        policy = path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".jsonl")
-        policy_length = _integer(row["len_model"], "len_model", where)
-        baseline_length = _integer(row.get("len_baseline"), "len_baseline", where)
-    else:
-        policy = str(row["generator_2"])
-        policy_length, baseline_length = _length(row.get("output_2")), _length(row.get("output_1"))
-    texts = row.get("output_2"), row.get("output_1")
-    marks = measured(*texts) if isinstance(texts[0], str) and isinstance(texts[1], str) else {}
+    file_name = path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".jsonl")
     if "instruction_id" in row:
         identity = str(row["instruction_id"])
     elif "instruction" in row:
@@ -203,22 +228,31 @@ def _alpaca_eval_judgement(row: Mapping[str, object], position: int, path: Path,
     order = None if row.get("swapped") is None else int(not row["swapped"])
     return Judgement(
         prompt_id=identity,
-        policy=policy,
+        policy=file_name if reduced else str(row["generator_2"]),
         baseline=str(row["generator_1"]),
         judge=str(row.get("annotator") or "alpaca_eval"),
         preference=None if preference is None else (0.5 if preference == 0.0 else preference - 1.0),
         order=order,
-        policy_length=policy_length,
-        baseline_length=baseline_length,
         error="no preference recorded" if preference is None else "",
         position=position,
         alpaca_eval=True,
-        **{name: marks.get(name) for name in _MARKS},
+        **_alpaca_eval_measures(row, where),
     )
 
 
-def _length(output: object) -> int | None:
-    return len(output) if isinstance(output, str) else None
+def _alpaca_eval_measures(row: Mapping[str, object], where: str) -> TextMeasures:
+    policy, baseline = row.get("output_2"), row.get("output_1")
+    if isinstance(policy, str) and isinstance(baseline, str):
+        return text_measures(policy, baseline)
+    if "len_model" in row and "output_2" not in row:
+        return {
+            "policy_length": _integer(row["len_model"], "len_model", where),
+            "baseline_length": _integer(row.get("len_baseline"), "len_baseline", where),
+        }
+    return {
+        "policy_length": len(policy) if isinstance(policy, str) else None,
+        "baseline_length": len(baseline) if isinstance(baseline, str) else None,
+    }
 
 
 def _number(value: object, name: str, where: str) -> float | None:

@@ -10,8 +10,12 @@ from typing import Any
 
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import DataError, StoreError
-from toolkit.files import fingerprint, write_json, write_table
-from toolkit.judging import alpaca_eval, llm, records, scorers, win_rates
+from toolkit.files import fingerprint, write_json
+from toolkit.judging import alpaca_eval, win_rates
+from toolkit.judging.judge import ask_judges
+from toolkit.judging.options import JudgeOptions
+from toolkit.judging.records import write_judgements
+from toolkit.judging.responses import PolicyResponses
 from toolkit.models.encoding import is_conversation, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy
@@ -19,7 +23,7 @@ from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.reading import read_preferences
-from toolkit.preferences.rows import Prompt, prompt_id, readable
+from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.preferences.samples import Sample, read_samples, write_samples
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings, ModelSection
@@ -169,40 +173,12 @@ def compare_policies(
             texts[name] = [[drawn.response for drawn in recorded[i * n : (i + 1) * n]] for i in range(len(prompts))]
 
         ids = [key for key, _ in prompts]
-        judgements: list[records.Judgement] = []
-        usage: list[llm.Usage] = []
-        for spec in judge:
-            if spec.startswith("file:"):
-                judgements += records.read_judgements([spec.removeprefix("file:")])
-                continue
-            if llm.asks(spec):
-                found, used = llm.judge_pairs(
-                    spec,
-                    list(combinations(policies, 2)),
-                    ids,
-                    [prompt for _, prompt in prompts],
-                    texts,
-                    judge_settings,
-                    section,
-                    reporter,
-                )
-                judgements += found
-                usage.append(used)
-                continue
-            reporter.line(f"judge {spec}")
-            all_texts = [[t for name in policies for t in texts[name][i]] for i in range(len(ids))]
-            scores = scorers.score(
-                spec, [prompt for _, prompt in prompts], all_texts, section, max_response_tokens=max_new_tokens + 1
-            )
-            n = samples_per_prompt
-            by_name = {name: [row[p * n : (p + 1) * n] for row in scores] for p, name in enumerate(policies)}
-            for a, b in combinations(policies, 2):
-                judgements += scorers.compare(spec, a, b, ids, (by_name[a], by_name[b]), (texts[a], texts[b]))
-        write_table([asdict(judgement) for judgement in judgements], out / "judgements.parquet")
+        responses = PolicyResponses(ids, [prompt for _, prompt in prompts], texts)
+        options = JudgeOptions(section, judge_settings, max_response_tokens=max_new_tokens + 1)
+        judgements, usage = ask_judges(judge, list(combinations(policies, 2)), responses, options, reporter)
+        write_judgements(judgements, out / "judgements.parquet")
         if annotations is not None:
-            alpaca_eval.write_annotations(
-                judgements, ids, [readable(prompt) for _, prompt in prompts], texts, annotations
-            )
+            alpaca_eval.write_annotations(judgements, responses, annotations)
         results: dict[str, Any] = {"schema_version": 1, "policies": list(policies)}
         results |= win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, seed=seed)
         results["judge_usage"] = [asdict(used) for used in usage]

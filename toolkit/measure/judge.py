@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, nearest
-from toolkit.files import write_table
-from toolkit.judging import alpaca_eval, human, llm, records, scorers, win_rates
+from toolkit.judging import alpaca_eval, human, llm, win_rates
 from toolkit.judging.answers import remembering
+from toolkit.judging.judge import judge_pairs
+from toolkit.judging.options import JudgeOptions
+from toolkit.judging.records import Judgement, write_judgements
+from toolkit.judging.responses import PolicyResponses
 from toolkit.preferences.samples import by_policy, by_prompt, read_samples
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings, ModelSection
-
-# Far above any recorded response: nothing is cut here, the samples are as they are.
-MAX_RESPONSE_TOKENS = 4096
 
 
 def paired_samples(
@@ -63,51 +63,42 @@ def judge_samples(
     """
     ids, prompts, texts = paired_samples(samples, (policy, baseline), limit)
     section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
-    usage: list[llm.Usage] = []
+    responses = PolicyResponses(ids, prompts, texts)
+    usage: llm.Usage | None = None
     if judge is None:
-        found = ask_people(ids, prompts, texts, policy, baseline, annotator, port, seed, out, reporter)
-    elif llm.asks(judge):
-        found, used = llm.judge_pairs(
-            judge, [(policy, baseline)], ids, prompts, texts, judge_settings, section, reporter
-        )
-        usage.append(used)
-    elif judge.startswith("file:"):
-        found = recorded(judge.removeprefix("file:"), policy, baseline, ids)
+        found = ask_people(responses, policy, baseline, annotator, port, seed, out, reporter)
     else:
-        flat = [[*a, *b] for a, b in zip(texts[policy], texts[baseline], strict=True)]
-        scores = scorers.score(judge, prompts, flat, section, max_response_tokens=MAX_RESPONSE_TOKENS)
-        split = [len(a) for a in texts[policy]]
-        by = ([s[:n] for s, n in zip(scores, split, strict=True)], [s[n:] for s, n in zip(scores, split, strict=True)])
-        found = scorers.compare(judge, policy, baseline, ids, by, (texts[policy], texts[baseline]))
+        options = JudgeOptions(section, judge_settings)
+        found, usage = judge_pairs(judge, [(policy, baseline)], responses, options, reporter)
+        found = of_pair(found, policy, baseline, responses.prompt_ids, judge)
     if annotations is not None:
-        alpaca_eval.write_annotations(found, ids, prompts, texts, annotations)
-    write_table([asdict(judgement) for judgement in found], out)
+        alpaca_eval.write_annotations(found, responses, annotations)
+    write_judgements(found, out)
     report = win_rates.report(found, controls=win_rates.RECORDED_CONTROLS, seed=seed)
-    return report | {"judge_usage": [asdict(used) for used in usage]}
+    return report | {"judge_usage": [asdict(usage)] if usage is not None else []}
 
 
-def recorded(file: str, policy: str, baseline: str, ids: Sequence[str]) -> list[records.Judgement]:
-    """The judgements in ``file`` of these two policies on these prompts.
+def of_pair(
+    judgements: Sequence[Judgement], policy: str, baseline: str, prompt_ids: Sequence[str], judge: str
+) -> list[Judgement]:
+    """The judgements of these two policies on these prompts: a file may hold others.
 
     Raises DataError where there is none.
     """
-    everything = records.read_judgements([file])
-    wanted = set(ids)
-    found = [j for j in everything if (j.policy, j.baseline) == (policy, baseline) and j.prompt_id in wanted]
-    if not found:
-        there = sorted({f"{j.policy} against {j.baseline}" for j in everything})
+    prompts = set(prompt_ids)
+    wanted = [j for j in judgements if (j.policy, j.baseline) == (policy, baseline) and j.prompt_id in prompts]
+    if not wanted:
+        there = sorted({f"{j.policy} against {j.baseline}" for j in judgements})
         raise DataError(
             f"no judgement of {policy!r} against {baseline!r} on these prompts",
-            where=file,
+            where=judge,
             fix=f"it holds {', '.join(there[:5])}",
         )
-    return found
+    return wanted
 
 
 def ask_people(
-    ids: list[str],
-    prompts: list[str],
-    texts: dict[str, list[list[str]]],
+    responses: PolicyResponses,
     policy: str,
     baseline: str,
     annotator: str,
@@ -115,9 +106,9 @@ def ask_people(
     seed: int,
     out: Path,
     reporter: Reporter,
-) -> list[records.Judgement]:
-    """Serve the page until Ctrl-C; votes of an earlier sitting count and are not asked for again."""
-    ballots = human.Ballots(policy, baseline, ids, prompts, texts, seed)
+) -> list[Judgement]:
+    """Serve the page until Ctrl-C. Votes of an earlier sitting count, and those pairs are not shown again."""
+    ballots = human.Ballots(policy, baseline, responses, seed)
     memory_path = out.with_suffix(".votes.sqlite")
     with human.serving(ballots, memory_path, port, annotator=annotator) as server:
         address = f"http://127.0.0.1:{server.server_address[1]}/"

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from toolkit.errors import DataError, RecipeError
 from toolkit.files import refuse_existing
 from toolkit.judging import llm
-from toolkit.judging.principles import label_rows, load_principles
+from toolkit.judging.options import JudgeOptions
+from toolkit.judging.principles import Labelling, label_rows, load_principles
 from toolkit.measure.compare import read_prompts, sample
 from toolkit.models.resolve import resolve
 from toolkit.preferences import splits
@@ -46,7 +47,7 @@ def label_data(
     Answers are kept as they arrive: an interrupted call, run again, asks for the rest.
     """
     refuse_existing(out, force)
-    if not llm.asks(judge):
+    if not llm.is_language_model(judge):
         raise RecipeError(
             f"{judge!r} cannot read a principle", where="--judge", fix="name llm:MODEL or openai:MODEL@BASE_URL"
         )
@@ -74,18 +75,8 @@ def label_data(
     usable = [(prompt, texts) for prompt, texts in written if len(set(texts)) > 1]
     if not usable:
         raise DataError("no prompt has two different responses", where=data, fix="sample more, with --policy and --k")
-    made = label_rows(
-        [prompt for prompt, _ in usable],
-        [texts for _, texts in usable],
-        judge,
-        texts_of,
-        draw=draw,
-        labels=labels,
-        seed=seed,
-        settings=judge_settings,
-        section=section,
-        reporter=reporter,
-    )
+    labelling = Labelling(draw, labels, seed)
+    made = label_rows(usable, judge, texts_of, labelling, JudgeOptions(section, judge_settings), reporter)
     if not made.rows:
         raise DataError(
             f"all {made.n_comparisons} comparisons failed",

@@ -38,10 +38,12 @@ class LocalHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def listening(handler: type[LocalHandler], port: int) -> Iterator[HTTPServer]:
+def listening(
+    handler: type[LocalHandler], port: int, server_type: type[HTTPServer] = HTTPServer
+) -> Iterator[HTTPServer]:
     """A server on 127.0.0.1 and nowhere else; port 0 takes a free one. Raises StoreError where the port is taken."""
     try:
-        server = HTTPServer(("127.0.0.1", port), handler)
+        server = server_type(("127.0.0.1", port), handler)
     except OSError as error:
         raise StoreError(f"port {port} cannot be served: {error}", where="--port", fix="name another") from error
     try:

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
 from toolkit.files import flat
 from toolkit.progress import duration
 from toolkit.report.plots import ARM_NAMES, REWARDS, policy_name
 from toolkit.report.reading import Row, Run, outdated
 
-# A judge that is the training signal of an arm says what that arm optimised, not which arm is better.
-SIGNALS = {"rm": "PPO's own training signal", "implicit": "DPO's own implicit reward"}
 # What an arm counts in its own unit says nothing when it differs: a step of PPO is a rollout, one of DPO a batch.
 OWN_UNITS = (
     "per_device_train_batch_size",
@@ -68,7 +67,8 @@ def verdict(run: Run) -> Row:
     needed, judged = found.get("prompts_needed"), found.get("n_judged")
     undecided_by_noise = (
         found["winner"] == "undecided"
-        and found.get("judge") not in (None, *SIGNALS)
+        and found.get("judge") is not None
+        and is_neutral(found["judge"])
         and found.get("ci_low") is not None
         and found["ci_low"] <= 0.5 <= found["ci_high"]
     )
@@ -99,7 +99,7 @@ def win_rate(row: Mapping[str, Any]) -> Row:
         "against": policy_name(row["baseline"]),
         "arm": arm_of(row["policy"]),
         "checkpoint": "@" in row["policy"],
-        "signal": SIGNALS.get(row["judge"], ""),
+        "signal": TRAINING_SIGNALS.get(row["judge"], ""),
         "sure": sure(row["ci_low"], row["ci_high"]),
         "lc_sure": sure(row["lc_ci_low"], row["lc_ci_high"]),
     }

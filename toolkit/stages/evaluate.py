@@ -14,10 +14,17 @@ from typing import Any
 
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
+from toolkit.errors import RecipeError
 from toolkit.evals import summary
 from toolkit.evals.intervals import BootstrapOptions
+from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.files import read_json, read_table, write_json, write_table
-from toolkit.judging import llm, records, scorers, win_rates
+from toolkit.judging import win_rates
+from toolkit.judging.judge import ask_judges, name_training_signals
+from toolkit.judging.llm import Usage
+from toolkit.judging.options import JudgeOptions
+from toolkit.judging.records import Judgement, write_judgements
+from toolkit.judging.responses import PolicyResponses
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, load_reward_model
@@ -115,16 +122,20 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         row["gold_reward"] = gold_rewards([prompt_of[row["prompt_id"]]], [row["response"]])[0] if has_gold else None
     samples = [row for row in samples if row["sample_index"] < section.samples_per_prompt] + best_of_n(samples, section)
 
-    chosen_judges = section.judges or (["gold"] if has_gold else ["rm", "implicit"])
+    chosen_judges = section.judges or (["gold"] if has_gold else list(TRAINING_SIGNALS))
     names = [policy.name for policy in policies] + sorted(
         {row["policy"] for row in samples if row["kind"] == "best_of_n"}
     )
-    trained_on = resolve(str(inputs["reward_model"] / "model")).fingerprint
-    chosen_judges = [own_name(spec, trained_on, warnings) for spec in chosen_judges]
-    judgements, usage = judge_all(list(dict.fromkeys(chosen_judges)), samples, names, setting, has_gold, reporter)
+    models = {name: resolve(str(inputs[name] / "model")).fingerprint for name in ("reward_model", "dpo", "sft")}
+    signals = {"rm": [models["reward_model"]], "implicit": [models["dpo"], models["sft"]]}
+    chosen_judges, renamed = name_training_signals(chosen_judges, signals)
+    warnings += renamed
+    if "gold" in chosen_judges and not has_gold:
+        raise RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
+    judgements, usage = judge_all(chosen_judges, samples, names, setting, reporter)
     write_table(samples, out / "samples.parquet")
     write_table(rewards, out / "rewards.parquet")
-    write_table([asdict(judgement) for judgement in judgements], out / "judgements.parquet")
+    write_judgements(judgements, out / "judgements.parquet")
     write_json(out / "data_report.json", read_json(inputs["data"] / "report.json"))
     comparisons = [(p, pair.i, pair.j, pair.p, pair.weight) for p, row in enumerate(rows) for pair in splits.pairs(row)]
     options: BootstrapOptions = {
@@ -321,77 +332,25 @@ def best_of_n(samples: Sequence[Row], section: EvaluateSection) -> list[Row]:
     return out
 
 
-def own_name(spec: str, trained_on: str, warnings: list[str]) -> str:
-    """``rm`` for a reward model named by its path that is the one PPO was trained against: it cannot be neutral."""
-    kind, _, name = spec.partition(":")
-    if kind != "rm" or not name or resolve(name).fingerprint != trained_on:
-        return spec
-    warnings.append(f"{spec} is the reward model that PPO was trained against: as a judge it is called rm")
-    return "rm"
-
-
 def judge_all(
-    specs: Sequence[str],
-    samples: Sequence[Row],
-    names: Sequence[str],
-    setting: Setting,
-    has_gold: bool,
-    reporter: Reporter,
-) -> tuple[list[records.Judgement], list[llm.Usage]]:
+    specs: Sequence[str], samples: Sequence[Row], names: Sequence[str], setting: Setting, reporter: Reporter
+) -> tuple[list[Judgement], list[Usage]]:
     """Every policy against SFT, and the arms against each other, by every judge; and what language models took."""
     pairs = [(name, "sft") for name in names if name != "sft"] + [("rm_ppo", "dpo")]
     prompt_ids = [row.prompt_id for row in setting.rows]
     table: dict[tuple[str, str], list[Row]] = {}
     for row in samples:
         table.setdefault((row["policy"], row["prompt_id"]), []).append(row)
-    texts = {name: [[r["response"] for r in table[name, p]] for p in prompt_ids] for name in names}
-    out: list[records.Judgement] = []
-    usage: list[llm.Usage] = []
-    for spec in specs:
-        if spec.startswith("file:"):
-            out += records.read_judgements([spec.removeprefix("file:")])
-            continue
-        if llm.asks(spec):
-            prompts = [row.prompt for row in setting.rows]
-            found, used = llm.judge_pairs(
-                spec, pairs, prompt_ids, prompts, texts, setting.section.judge, setting.model, reporter
-            )
-            out += found
-            usage.append(used)
-            continue
-        column = {"gold": "gold_reward", "rm": "explicit_reward", "implicit": "implicit_reward"}.get(spec)
-        if spec == "gold" and not has_gold:
-            raise scorers.RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
-        if column is not None:
-            by_name = {name: [[r[column] for r in table[name, p]] for p in prompt_ids] for name in names}
-        else:
-            reporter.line(f"judge {spec}")
-            flat = [[text for name in names for text in texts[name][i]] for i in range(len(prompt_ids))]
-            scores = scorers.score(
-                spec,
-                [row.prompt for row in setting.rows],
-                flat,
-                setting.model,
-                max_response_tokens=max(setting.max_response_tokens, setting.max_new_tokens),
-                token_budget=setting.section.token_budget,
-            )
-            by_name = _unflatten(scores, names, texts)
-        for policy, baseline in pairs:
-            out += scorers.compare(
-                spec,
-                policy,
-                baseline,
-                prompt_ids,
-                (by_name[policy], by_name[baseline]),
-                (texts[policy], texts[baseline]),
-            )
-    return out, usage
 
+    def column(field: str) -> dict[str, list[list[Any]]]:
+        return {name: [[row[field] for row in table[name, key]] for key in prompt_ids] for name in names}
 
-def _unflatten(scores: scorers.Scores, names: Sequence[str], texts: dict[str, Any]) -> dict[str, scorers.Scores]:
-    out: dict[str, scorers.Scores] = {name: [] for name in names}
-    for i, values in enumerate(scores):
-        rest = iter(values)
-        for name in names:
-            out[name].append([next(rest) for _ in texts[name][i]])
-    return out
+    responses = PolicyResponses(prompt_ids, [row.prompt for row in setting.rows], column("response"))
+    options = JudgeOptions(
+        setting.model,
+        setting.section.judge,
+        max_response_tokens=max(setting.max_response_tokens, setting.max_new_tokens),
+        token_budget=setting.section.token_budget,
+    )
+    known = {"gold": column("gold_reward"), "rm": column("explicit_reward"), "implicit": column("implicit_reward")}
+    return ask_judges(specs, pairs, responses, options, reporter, known_scores=known)
