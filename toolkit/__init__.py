@@ -1,4 +1,4 @@
-"""duel: DPO versus reward model + PPO, paired. Imports nothing heavy until it is used."""
+"""duel: DPO versus reward model + PPO, paired. Nothing heavy is imported before it is used."""
 
 from __future__ import annotations
 

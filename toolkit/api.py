@@ -1,4 +1,4 @@
-"""duel from Python: ``from toolkit import run, implicit_rewards, compare``. Results show themselves as tables."""
+"""duel from Python: ``from toolkit import run, implicit_rewards, compare``. Results are shown as tables."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.progress import Reporter
-from toolkit.report.sheets import Sheet, as_html, result_sheets, rewards_sheets, text_of, win_rate_sheet
+from toolkit.report.sheets import Sheet, html_of, result_sheets, rewards_sheets, text_of, win_rate_sheet
 
 Data = str | Path | Iterable[Mapping[str, Any]]
-"""What the command line takes as data, or records (dicts, a ``datasets.Dataset``) in any format that it reads."""
+"""A data source as on the command line, or records (dicts, a ``datasets.Dataset``) in any format that it reads."""
 
 
 class Result(dict[str, Any]):
-    """A mapping of numbers that shows itself as tables: as HTML in a notebook, as text where it is printed."""
+    """A mapping of numbers that is shown as tables: as HTML in a notebook, as text where it is printed."""
 
     def __init__(self, values: Mapping[str, Any], sheets: Sequence[Sheet], sentence: str = "") -> None:
         super().__init__(values)
         self.sheets, self.sentence = list(sheets), sentence
 
     def _repr_html_(self) -> str:
-        return as_html(self.sheets, self.sentence)
+        return html_of(*self.sheets, sentence=self.sentence)
 
     def __str__(self) -> str:
-        return "\n\n".join(filter(None, [text_of(self.sheets), self.sentence]))
+        return "\n\n".join(filter(None, [text_of(*self.sheets), self.sentence]))
 
 
 def run(
@@ -39,11 +39,14 @@ def run(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Result:
-    """``duel run``: the paired run of a recipe (a file, or a shipped name), or what is left of it.
+    """``duel run``: the paired run of a recipe (a file, or a shipped name), or the rest of an interrupted one.
 
-    ``settings`` maps dotted names to values, as ``{"dpo.beta": 0.3}``; ``data`` stands for ``data.source``. Records are
-    written to ``out/records.jsonl``. Returns ``results.json`` with ``out`` (the run folder) and ``status`` added; up to
-    a stage before the evaluation, those two alone. Raises DuelError for what the user can mend.
+    ``settings`` maps dotted names to values, such as ``{"dpo.beta": 0.3}``. ``data`` replaces ``data.source``; records
+    are written to ``out/records.jsonl``. Returns ``results.json`` with ``out`` (the run folder) and ``status`` added.
+    With ``until`` a stage before the evaluation it returns only these two.
+
+    Raises:
+        DuelError: an input that the user can correct.
     """
     from toolkit.files import read_json
     from toolkit.recipe.checks import load_recipe
@@ -53,7 +56,7 @@ def run(
     sets = [f"{name}={one_line(value)}" for name, value in (settings or {}).items()]
     folder = Path(out) if out is not None else Path("runs") / load_recipe(str(recipe), sets).recipe.name
     if data is not None:
-        sets.append(f"data.source={one_line(_source(data, folder / 'records.jsonl'))}")
+        sets.append(f"data.source={one_line(_data_source(data, folder / 'records.jsonl'))}")
     loaded = load_recipe(str(recipe), sets)
     command = ["python", "-c", f"from toolkit import run; run({str(recipe)!r}, settings={dict(settings or {})!r})"]
     manifest = pipeline.run(loaded, folder, reporter or Reporter(), until=until, force=force, command=command)
@@ -73,24 +76,26 @@ def implicit_rewards(
     reporter: Reporter | None = None,
     **options: Any,
 ) -> Result:
-    """``duel rewards``: beta * log(pi/pi_ref) of every response, with the options of the command (``beta=``, ``rm=``,
-    ``per_token=``, ``limit=`` ...).
+    """``duel rewards``: the implicit reward beta * log(pi/pi_ref) of every response.
 
-    Returns the summary, with one dict for each response under ``rows``. Without ``out`` no file is left behind.
-    Raises ModelError for a reference that is not the one trained against.
+    ``options`` are those of the command, such as ``beta``, ``rm``, ``per_token`` and ``limit``. Returns the summary,
+    with one dict for each response under ``rows``. Without ``out`` no file remains.
+
+    Raises:
+        ModelError: a reference that is not the one that the policy was trained against.
     """
     from toolkit.files import read_table
     from toolkit.measure import rewards
 
-    def into(target: Path) -> Result:
-        source, quiet = _source(data, _records_of(target)), Reporter(quiet=True)
+    def score(target: Path) -> Result:
+        source, quiet = _data_source(data, _records_of(target)), Reporter(quiet=True)
         summary = rewards.implicit_rewards(policy, reference, source, out=target, reporter=reporter or quiet, **options)
-        if not summary:  # under `accelerate launch`, the results are the main process's
+        if not summary:  # under `accelerate launch` only the main process has results
             return Result({}, [])
-        kept = {**summary, "out": str(out) if out is not None else None, "rows": read_table(target)}
-        return Result(kept, rewards_sheets(summary))
+        rows = read_table(target)
+        return Result({**summary, "out": str(out) if out is not None else None, "rows": rows}, rewards_sheets(summary))
 
-    return _in_folder(out, "rewards.parquet", into)
+    return _in_folder(out, "rewards.parquet", score)
 
 
 def compare(
@@ -107,19 +112,19 @@ def compare(
     dtype: str = "float32",
     reporter: Reporter | None = None,
 ) -> Result:
-    """``duel compare``: sample two or more policies on the same prompts, judge them, and give win rates.
+    """``duel compare``: sample two or more policies on the same prompts, judge the samples, and compute win rates.
 
-    Returns ``{"win_rates": [row...], "samples": [row...]}`` and what else ``duel compare --json`` prints.
-    Without ``out`` no file is left behind.
+    Returns what ``duel compare --json`` prints, with ``win_rates``, and the samples under ``samples``. Without ``out``
+    no file remains.
     """
     from toolkit.files import read_table
     from toolkit.measure.compare import compare_policies
     from toolkit.recipe.schema import JudgeSettings
 
-    def into(target: Path) -> Result:
-        found = compare_policies(
+    def sample_and_judge(target: Path) -> Result:
+        comparison = compare_policies(
             policies,
-            data=_source(data, _records_of(target)),
+            data=_data_source(data, _records_of(target)),
             judge=[judge] if isinstance(judge, str) else list(judge),
             out=target,
             reporter=reporter or Reporter(quiet=True),
@@ -133,13 +138,13 @@ def compare(
             judge_settings=JudgeSettings(),
         )
         samples = [row for path in sorted(target.glob("samples-*.parquet")) for row in read_table(path)]
-        return Result({**found, "samples": samples}, [win_rate_sheet(found["win_rates"])])
+        return Result({**comparison, "samples": samples}, [win_rate_sheet(comparison["win_rates"])])
 
-    return _in_folder(out, "comparison", into)
+    return _in_folder(out, "comparison", sample_and_judge)
 
 
 def _in_folder(out: str | Path | None, name: str, work: Callable[[Path], Result]) -> Result:
-    """``work(target)``, in a folder that goes away where the user named no target."""
+    """The result of ``work(target)``. Where the user named no target it lies in a folder that is removed afterwards."""
     if out is not None:
         return work(Path(out))
     with tempfile.TemporaryDirectory() as folder:
@@ -147,12 +152,12 @@ def _in_folder(out: str | Path | None, name: str, work: Callable[[Path], Result]
 
 
 def _records_of(target: Path) -> Path:
-    """Where records that were given go: beside the target, by its name."""
+    """The file for the user's records: beside the target, with its name."""
     return target.with_name(f"{target.name}.records.jsonl")
 
 
-def _source(data: Data, path: Path) -> str:
-    """A name or file as it is; records as the file ``path``, the same for the same records."""
+def _data_source(data: Data, path: Path) -> str:
+    """A name or file unchanged. Records are written to the file ``path``, with the same bytes for the same records."""
     if isinstance(data, str | Path):
         return str(data)
     from toolkit.files import write_text

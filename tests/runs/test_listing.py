@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from support.run_folder import write_run
 
+from toolkit.cli.tables import diff_tables, runs_table
 from toolkit.errors import StoreError
 from toolkit.files import write_json
-from toolkit.report.sheets import diff_tables, runs_table
 from toolkit.runs.listing import diff_runs, list_runs
 from toolkit.runs.store import RunFolder
 

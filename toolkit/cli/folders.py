@@ -42,7 +42,7 @@ def watch(ctx: click.Context, folder: Path, port: int, max_samples: int) -> None
 @JSON
 def runs(folder: Path, as_json: bool) -> None:
     """List the runs below FOLDER (default runs) with their status and verdict."""
-    from toolkit.report.sheets import runs_table
+    from toolkit.cli.tables import runs_table
     from toolkit.runs.listing import list_runs
 
     rows = list_runs(folder)
@@ -55,7 +55,7 @@ def runs(folder: Path, as_json: bool) -> None:
 @JSON
 def diff(first: Path, second: Path, as_json: bool) -> None:
     """What differs between two runs: settings, versions, stages, results."""
-    from toolkit.report.sheets import diff_tables
+    from toolkit.cli.tables import diff_tables
     from toolkit.runs.listing import diff_runs
 
     found = diff_runs(first, second)

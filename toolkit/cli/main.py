@@ -182,7 +182,7 @@ def run(
         facts = {"out": str(out), "status": manifest["status"], "stages": manifest["stages"]}
         emit({**facts, **{key: results[key] for key in ("verdict", "win_rates", "cost", "warnings") if key in results}})
     elif results:
-        from toolkit.report.sheets import result_tables
+        from toolkit.cli.tables import result_tables
 
         print(result_tables(results))
         print(f"\nreport: {out / 'report.html'}")
@@ -291,7 +291,7 @@ def sweep(
     as_json: bool,
 ) -> None:
     """Frontiers: many paired runs that share every stage that is equal."""
-    from toolkit.report.sheets import sweep_table
+    from toolkit.cli.tables import sweep_table
     from toolkit.runs.sweep import run_sweep
 
     rows = run_sweep(

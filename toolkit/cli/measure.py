@@ -120,8 +120,8 @@ def rewards(ctx: click.Context, launch: tuple[str, ...], as_json: bool, **option
         from toolkit.runs.launch import accelerate_launch
 
         sys.exit(accelerate_launch(launch, "toolkit.cli", sys.argv[1 : sys.argv.index("--")]))
+    from toolkit.cli.tables import rewards_table
     from toolkit.measure.rewards import implicit_rewards
-    from toolkit.report.sheets import rewards_table
 
     reporter = reporter_of(ctx)
     quiet_libraries()
@@ -141,8 +141,8 @@ def rewards(ctx: click.Context, launch: tuple[str, ...], as_json: bool, **option
 @click.pass_context
 def score(ctx: click.Context, as_json: bool, **options: Any) -> None:
     """Explicit rewards of every response."""
+    from toolkit.cli.tables import rewards_table
     from toolkit.measure.rewards import explicit_rewards
-    from toolkit.report.sheets import rewards_table
 
     reporter = reporter_of(ctx)
     quiet_libraries()
@@ -174,8 +174,8 @@ def score(ctx: click.Context, as_json: bool, **options: Any) -> None:
 @click.pass_context
 def compare(ctx: click.Context, as_json: bool, policies: tuple[str, ...], **options: Any) -> None:
     """Sample POLICIES (two or more) on the same prompts, judge them, and give win rates."""
+    from toolkit.cli.tables import judging_tables
     from toolkit.measure.compare import compare_policies
-    from toolkit.report.sheets import judging_tables
 
     if len(policies) < 2:
         raise click.UsageError("name at least two policies to compare")
@@ -206,8 +206,8 @@ def compare(ctx: click.Context, as_json: bool, policies: tuple[str, ...], **opti
 @click.pass_context
 def judge(ctx: click.Context, as_json: bool, human: bool, judge: str | None, **options: Any) -> None:
     """Judge recorded SAMPLES: a run folder, or its samples.parquet."""
+    from toolkit.cli.tables import judging_tables
     from toolkit.measure.judge import judge_samples
-    from toolkit.report.sheets import judging_tables
 
     if human == bool(judge):
         raise click.UsageError("name a judge with --judge, or ask people with --human")
@@ -244,14 +244,14 @@ def winrate(
     **options: Any,
 ) -> None:
     """Win rates of recorded judgements: our Parquet/JSONL, or AlpacaEval's annotations.json."""
+    from toolkit.cli.tables import judging_tables
     from toolkit.evals.length_control import load_length_table
     from toolkit.judging.win_rates import Controls, winrate_report
-    from toolkit.report.sheets import judging_tables
 
     table = load_length_table(lc_table) if lc_table is not None else None
     controls = Controls(length=length_control or table is not None, style=style_control, table=table)
     found = winrate_report(files, controls=controls, **options)
-    emit(found) if as_json else print(judging_tables(found))
+    emit(found) if as_json else print(judging_tables(found, options["confidence"]))
 
 
 @click.command()

@@ -34,7 +34,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow, row_to_dict
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ModelSection
-from toolkit.report.sheets import interval, number, percent
+from toolkit.report.numbers import interval, number, percent
 from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, read_document
 
 # What the hub's HTTP client raises, and the hub lets through: of httpx in huggingface_hub 1, of httpx2 in 2.

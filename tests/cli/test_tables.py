@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from toolkit.cli.tables import judging_tables
 from toolkit.judging import win_rates
 from toolkit.judging.records import Judgement
-from toolkit.report.sheets import judging_tables
 
 
 def tables(*policies: str) -> str:

@@ -1,0 +1,226 @@
+"""What the commands print on the terminal for people: tables and sentences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from toolkit.progress import duration
+from toolkit.report.numbers import interval, number, percent
+from toolkit.report.sheets import Sheet, estimate_cells, interval_heading, result_sheets, text_of, win_rate_sheet
+
+
+def result_tables(results: Mapping[str, Any]) -> str:
+    """The end of ``duel run``: tables, warnings, and the verdict last, where the reader's eye is."""
+    warnings = "\n".join(f"warning: {text}" for text in results["warnings"])
+    return "\n\n".join(filter(None, [text_of(*result_sheets(results)), warnings, results["verdict"]["sentence"]]))
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """``duel sweep``."""
+    sheet = Sheet("Sweep", ["settings", "PPO over SFT", "DPO over SFT", "KL PPO", "KL DPO", "verdict"])
+    for row in rows:
+        final = {point["policy"]: point for point in row["frontier"]}
+        rates = [next(iter(final[arm]["win_rate_over_sft"].values()), None) for arm in ("rm_ppo", "dpo")]
+        kl = [number(final[arm]["kl_nats"], 2) for arm in ("rm_ppo", "dpo")]
+        settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items()) or "default"
+        shares = [percent(rate["win_rate"] if rate else None) for rate in rates]
+        sheet.add_row(settings, *shares, *kl, row["verdict"]["winner"])
+    return text_of(sheet)
+
+
+def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """``duel runs``."""
+    columns = ["run", "recipe", "seed", "status", "stages", "time", "started", "better", "RM + PPO wins"]
+    sheet = Sheet("Runs", columns)
+    winners = {"rm_ppo": "RM + PPO", "dpo": "DPO", "undecided": "undecided", None: "-"}
+    for row in rows:
+        status = row["status"] if row["status"] == "done" or not row["stage"] else f"{row['status']}, {row['stage']}"
+        rate = "-"
+        if row["win_rate"] is not None:
+            rate = f"{percent(row['win_rate'])} ({interval(row['ci_low'], row['ci_high'])}, {row['judge']})"
+        started = f"{datetime.fromtimestamp(row['started']):%Y-%m-%d %H:%M}"
+        stages = f"{row['stages_done']}/{row['stages']}"
+        cells = (row["run"], row["recipe"], str(row["seed"]), status, stages, duration(row["wall_s"]), started)
+        sheet.add_row(*cells, winners[row["winner"]], rate)
+    return text_of(sheet)
+
+
+def diff_tables(difference: Mapping[str, Any]) -> str:
+    """``duel diff``."""
+    first, second = difference["runs"]
+    parts = []
+    for title, key in (("Settings that differ", "settings"), ("Versions that differ", "versions")):
+        sheet = Sheet(title, ["", first, second])
+        for name, values in difference[key].items():
+            sheet.add_row(name, *("-" if value is None else str(value) for value in values))
+        parts.append(text_of(sheet) if sheet.rows else f"{title}: none")
+    same = [stage for stage, equal in difference["stages"].items() if equal]
+    parts.append(f"stages with the same result: {', '.join(same) or 'none'}")
+    results = Sheet("Results (each interval is of one run alone)", ["", first, second])
+    for row in difference["results"]:
+        results.add_row(row["name"], *(_with_interval(row[side]) for side in ("first", "second")))
+    return "\n\n".join([*parts, *([text_of(results)] if results.rows else [])])
+
+
+def _with_interval(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    form = percent if entry["unit"] == "rate" else number
+    known = entry.get("ci_low") is not None and entry.get("ci_high") is not None
+    return form(entry["value"]) + (f" ({interval(entry['ci_low'], entry['ci_high'], form)})" if known else "")
+
+
+# ---------------------------------------------------------------- judgements
+
+
+def judging_tables(report: Mapping[str, Any], confidence: float = 0.95) -> str:
+    """``duel winrate``, ``compare`` and ``judge``: win rates, and the other tables where there are any.
+
+    Policies that are paths are named from the folder that they share, which then stands above the tables.
+    """
+    names = {row[side] for row in report["win_rates"] for side in ("policy", "baseline")}
+    folder = _shared_folder(names)
+    if folder:
+        report = _renamed(report, {name: os.path.relpath(name, folder) for name in names})
+    rows = report["win_rates"]
+    sheets = [win_rate_sheet([row for row in rows if row["slice"] is None], confidence)]
+    sliced = [{**row, "policy": _policy_and_slice(row)} for row in rows if row["slice"] is not None]
+    if sliced:
+        sheets.append(win_rate_sheet(sliced, confidence))
+    styled = [row for row in rows if row["sc_win_rate"] is not None]
+    if styled:
+        sheets.append(_style_sheet(styled, confidence))
+    sheets += [_ranking_sheet(ranking, confidence) for ranking in report["bradley_terry"]]
+    if report["judge_agreement"]:
+        sheets.append(_judges_sheet(report["judge_agreement"], confidence))
+    return "\n\n".join([*([f"Policies in {folder}"] if folder else []), text_of(*sheets)])
+
+
+def _shared_folder(names: Collection[str]) -> str:
+    """The folder that all names lie in. Empty where they are not all paths, or where one is inside another."""
+    paths = [os.path.normpath(name) for name in names]
+    # USER/NAME on the hub is not a path.
+    if len(names) < 2 or not all(os.path.isabs(path) or path.count(os.sep) > 1 for path in paths):
+        return ""
+    if len({os.path.isabs(path) for path in paths}) > 1 or len(set(paths)) < len(names):
+        return ""
+    folder = os.path.commonpath(paths)
+    return "" if folder in (*paths, os.sep) else folder
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return names.get(value, value)
+    if isinstance(value, Mapping):
+        return {key: _renamed(inside, names) for key, inside in value.items()}
+    return [_renamed(inside, names) for inside in value] if isinstance(value, list) else value
+
+
+def _policy_and_slice(row: Mapping[str, Any]) -> str:
+    return str(row["policy"]) if row["slice"] is None else f"{row['policy']}, {row['slice']}"
+
+
+def _style_sheet(rows: Sequence[Mapping[str, Any]], confidence: float) -> Sheet:
+    effects = list(rows[0]["style_effects"])
+    columns = ["policy", "against", "judge", "win rate", interval_heading(confidence), *effects]
+    sheet = Sheet("At equal style", columns)
+    for row in rows:
+        sheet.add_row(
+            _policy_and_slice(row),
+            row["baseline"],
+            row["judge"],
+            percent(row["sc_win_rate"]),
+            interval(row["sc_ci_low"], row["sc_ci_high"]),
+            *(number(row["style_effects"][name], 2) for name in effects),
+        )
+    return sheet
+
+
+def _ranking_sheet(ranking: Mapping[str, Any], confidence: float) -> Sheet:
+    sheet = Sheet(
+        f"Bradley-Terry, judge {ranking['judge']}, {ranking['n_prompts']} prompts",
+        ["policy", "log strength", interval_heading(confidence), "beats the others"],
+    )
+    for row in ranking["policies"]:
+        bounds = interval(row["ci_low"], row["ci_high"], lambda value: number(value, 2))
+        sheet.add_row(row["policy"], number(row["log_strength"], 2), bounds, percent(row["win_rate"]))
+    return sheet
+
+
+def _judges_sheet(agreement: Mapping[str, Any], confidence: float) -> Sheet:
+    columns = ["judge", "with", "measure", "value", interval_heading(confidence), "comparisons"]
+    sheet = Sheet("Judges", columns)
+    for row in agreement["against_reference"]:
+        judges = (row["judge"], agreement["reference"])
+        sheet.add_row(*judges, "accuracy", *estimate_cells(row["accuracy"], percent), str(row["n"]))
+        sheet.add_row(*judges, "Cohen's kappa", *estimate_cells(row["cohen_kappa"], number), str(row["n_all"]))
+    for row in agreement["pairs"]:
+        sheet.add_row(*row["judges"], "same verdict", *estimate_cells(row["same_verdict"], percent), str(row["n"]))
+        sheet.add_row(*row["judges"], "Cohen's kappa", *estimate_cells(row["cohen_kappa"], number), str(row["n"]))
+    if agreement["krippendorff_alpha"] is not None:
+        alpha = estimate_cells(agreement["krippendorff_alpha"], number)
+        sheet.add_row("all", "", "Krippendorff's alpha", *alpha, "")
+    return sheet
+
+
+# ---------------------------------------------------------------- rewards
+
+
+def rewards_table(summary: Mapping[str, Any]) -> str:
+    """``duel rewards`` and ``duel score``."""
+    lines = [
+        f"scored {summary['n_responses']} responses to {summary['n_prompts']} prompts in {summary['seconds']:.1f} s "
+        f"({summary['responses_per_second']:.1f} per second)",
+        f"left out {summary['n_long_prompts']} prompts that are too long, "
+        f"cut {summary['n_truncated_responses']} responses at the limit",
+    ]
+    if summary["accuracy"] is not None:
+        lines.append(
+            f"pairwise accuracy {percent(summary['accuracy'])} ({interval(*summary['accuracy_ci'])}, "
+            f"{summary['n_comparisons']} comparisons)"
+        )
+    if summary.get("quality") is not None:
+        quality = summary["quality"]
+        value, bounds = estimate_cells(quality["margin_mean"], number)
+        lines.append(
+            f"mean margin of the preferred response {value} ({bounds}); with sigmoid(margin) as probability: "
+            f"NLL {number(quality['nll'])}, Brier {number(quality['brier'])}, ECE {number(quality['ece'])}, "
+            f"temperature {number(quality['temperature'])}"
+        )
+    if summary.get("reference_free"):
+        lines.append("reference-free: the rewards are beta * log pi, without a reference")
+    if "implicit_vs_explicit" in summary:
+        lines.append(text_of(*_implicit_against_explicit(summary["implicit_vs_explicit"])))
+        n_pairs, path = summary["n_disagreements"], summary["disagreements"]
+        lines.append(f"the two rewards order {n_pairs} pairs differently: {path} has their texts")
+    if "warning" in summary:
+        lines.append(f"note: {summary['warning']}")
+    return "\n".join([*lines, f"written: {summary['out']}"])
+
+
+def _implicit_against_explicit(check: Mapping[str, Any]) -> list[Sheet]:
+    """The check of implicit against explicit rewards: as a whole with calibration, by slice, and on samples."""
+    overall = Sheet("Implicit against explicit", ["", "value", "95% interval"])
+    rows = {name: entry for name, entry in check.items() if isinstance(entry, Mapping) and "value" in entry}
+    for reward, entries in check.get("calibration", {}).items():
+        rows |= {f"{name} of {reward}": entry for name, entry in entries.items()}
+    for name, entry in rows.items():
+        overall.add_row(name, number(entry["value"]), interval(entry["ci_low"], entry["ci_high"], number))
+    sheets = [overall]
+    measures = ("accuracy_explicit", "accuracy_implicit", "agreement")
+    for name, slices in check.get("splits", {}).items():
+        sheet = Sheet(f"By {name.replace('_', ' ')}", ["from", "to", "pairs", "explicit", "implicit", "agreement"])
+        for row in slices:
+            shares = [percent(row[measure]["value"]) for measure in measures]
+            sheet.add_row(f"{row['low']:.3g}", f"{row['high']:.3g}", str(row["n_pairs"]), *shares)
+        sheets.append(sheet)
+    if "samples" in check:
+        sheet = Sheet("On samples of", ["", "pairs", "explicit", "implicit", "agreement", "kappa"])
+        for policy, row in check["samples"].items():
+            shares = [percent(row[measure]["value"] if measure in row else None) for measure in measures]
+            sheet.add_row(policy, str(row["n_pairs"]), *shares, number(row["cohen_kappa"]["value"]))
+        sheets.append(sheet)
+    return sheets

@@ -1,0 +1,54 @@
+"""Numbers as text, alike on the terminal, in notebooks, on model cards and on the report's page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+ABSENT = "-"
+
+
+def percent(value: float | None, digits: int = 1, *, absent: str = ABSENT) -> str:
+    """A fraction of one as a percentage.
+
+    >>> percent(0.5156), percent(None)
+    ('51.6%', '-')
+    """
+    return absent if value is None else f"{value:.{digits}%}"
+
+
+def number(value: float | None, digits: int = 3, *, sign: bool = False, absent: str = ABSENT) -> str:
+    """A number with fixed digits and without a negative zero.
+
+    >>> number(1234.5678), number(-0.0001), number(0.25, 2, sign=True)
+    ('1,234.568', '0.000', '+0.25')
+    """
+    if value is None:
+        return absent
+    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    return text.lstrip("+-") if float(text.replace(",", "")) == 0 else text
+
+
+def count(value: float | None, *, absent: str = ABSENT) -> str:
+    """A whole number.
+
+    >>> count(34358)
+    '34,358'
+    """
+    return absent if value is None else f"{value:,.0f}"
+
+
+def p_value(value: float | None, *, absent: str = ABSENT) -> str:
+    """Three digits of a p-value, which is never 0.
+
+    >>> p_value(0.0314), p_value(1e-9)
+    ('0.031', '<0.001')
+    """
+    return absent if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def interval(low: float | None, high: float | None, form: Callable[[float], str] = percent) -> str:
+    """
+    >>> interval(0.42, 0.558)
+    '42.0% to 55.8%'
+    """
+    return ABSENT if low is None or high is None else f"{form(low)} to {form(high)}"
