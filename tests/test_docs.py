@@ -1,62 +1,239 @@
-"""The README's commands run, and its two scripts are the ones that are there."""
+"""README and docs: commands and examples run, links lead somewhere, what is named exists, pages keep to their rules."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from support.running import ROOT, duel
 
-pytestmark = pytest.mark.e2e
+from toolkit.cli.main import cli
+from toolkit.preferences.reading import read_preferences
+from toolkit.recipe.reference import reference
 
+README, INDEX, GUIDE = ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "CONTRIBUTING.md"
 REAL_DATA = Path(os.environ["DUEL_REAL_DATA"]).resolve() if "DUEL_REAL_DATA" in os.environ else None
 HH = "pairs.jsonl.gz"
-README = ROOT / "README.md"
-BLOCKS = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
-COMMANDS = [line.strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", flags=re.S | re.M)
+# What a page says behind a command that cannot run here.
+NOT_HERE = re.compile(r"#\s*(needs .+|serves a page until Ctrl-C)$")
 
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
+def linked(page: Path) -> list[Path]:
+    """The pages that a page links to, in its order."""
+    targets = [target.partition("#")[0] for target in LINK.findall(page.read_text(encoding="utf-8"))]
+    return list(dict.fromkeys((page.parent / target).resolve() for target in targets if target.endswith(".md")))
 
 
-def runnable(command: str) -> bool:
-    return command.startswith("duel ")
+# The commands run in this order: a page takes what those before it made.
+PAGES = [README, *(page for page in linked(INDEX) if page.parent == INDEX.parent)]
+ALL_PAGES = [*PAGES, INDEX, GUIDE, ROOT / "CHANGELOG.md"]
 
 
-def test_the_readme_opens_with_its_two_commands() -> None:
-    assert COMMANDS[:2] == ["scripts/quickstart", "scripts/test"]
-    for script in COMMANDS[:2]:
-        assert (ROOT / script).stat().st_mode & 0o111, script
-        subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+def blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """(name of the file that the block is, or "", its text)."""
+    found = BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [(name, text) for kind, name, text in found if kind == language]
+
+
+def commands(page: Path) -> list[str]:
+    lines = [line for _, text in blocks(page, "bash") for line in text.replace("\\\n", " ").splitlines()]
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+def examples(page: Path) -> str:
+    return "\n".join(text for name, text in blocks(page, "python") if not name)
+
+
+def is_duel(command: str) -> bool:
+    return re.match(r"(\w+=\S+ )*duel ", command) is not None
+
+
+# ---------------------------------------------------------------- what runs
+
+RUNNABLE = {c: page.name for page in reversed(PAGES) for c in commands(page) if is_duel(c) and not NOT_HERE.search(c)}
+
+
+def in_order() -> Iterator[str]:
+    yield from dict.fromkeys(c for page in PAGES for c in commands(page) if c in RUNNABLE)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The README's commands run in order, in one folder, as a reader would type them."""
-    return tmp_path_factory.mktemp("readme")
+    """One folder for all commands, with the files that pages tell a reader to write."""
+    out = tmp_path_factory.mktemp("reader")
+    for page in PAGES:
+        for language in ("json", "python", "yaml"):
+            for name, text in blocks(page, language):
+                if name:
+                    (out / name).write_text(text, encoding="utf-8")
+    return out
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if runnable(c)])
+@pytest.mark.e2e
+@pytest.mark.parametrize("command", in_order(), ids=lambda command: f"{RUNNABLE[command]}: {command[:60]}")
 def test_every_duel_command_runs(command: str, folder: Path) -> None:
     if HH in command:
         if REAL_DATA is None:
             pytest.skip("DUEL_REAL_DATA is not set")
         (folder / HH).symlink_to(REAL_DATA / "hh_harmless" / HH)
-    arguments = shlex.split(command, comments=True)[1:]
-    done = duel(*arguments, cwd=folder, check=None)
+    words = shlex.split(command, comments=True)
+    at = words.index("duel")
+    environment = dict(word.split("=", 1) for word in words[:at])
+    if "PYTHONPATH" in environment:
+        environment["PYTHONPATH"] += os.pathsep + str(ROOT)
+    done = duel(*words[at + 1 :], cwd=folder, check=None, env=environment)
     assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     assert done.stdout or "--until" in command, command  # a run that stops on the way has no result to print
 
 
-def test_the_examples_in_python_run(folder: Path) -> None:
-    """Behind the commands, whose files they read; one after another, as a reader would."""
-    script = folder / "examples.py"
-    script.write_text("\n".join(EXAMPLES), encoding="utf-8")
-    done = subprocess.run([sys.executable, script.name], cwd=folder, capture_output=True, text=True, check=False)
+@pytest.mark.e2e
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)
+def test_the_examples_in_python_run(page: Path, folder: Path) -> None:
+    """Behind the commands, whose files they read; a page's examples one after another."""
+    script = folder / f"{page.stem}_examples.py"
+    script.write_text(examples(page), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (folder / "ppo" / "policy" / "adapter_config.json").is_file()
+
+
+@pytest.mark.e2e
+def test_the_page_on_ppo_names_what_is_logged(folder: Path) -> None:
+    """Behind the examples, whose log this is."""
+    state = max((folder / "ppo").glob("checkpoint-*/trainer_state.json"))
+    logged = {
+        name for entry in json.loads(state.read_text())["log_history"] for name in entry if not name.startswith("eval")
+    }
+    text = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
+    assert {name for name in logged if "/" in name} <= set(expanded(text))
+    table = text.partition("## Watch it train")[2].partition("## ")[0]
+    assert set(expanded(table)) - {"loss/ptx"} <= logged
+
+
+def expanded(text: str) -> Iterator[str]:
+    """Names of metrics in backticks; one without a group is of the group before it."""
+    group = ""
+    for name in re.findall(r"`([a-z_0-9]+(?:/[a-z_0-9]+)?)`", text):
+        if "/" in name:
+            group = name.partition("/")[0]
+            yield name
+        elif name in ("eos_rate",):
+            yield name
+        elif name.startswith("score_q"):
+            yield f"{group}/{name}"
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def test_the_readme_opens_with_its_two_commands() -> None:
+    assert commands(README)[:2] == ["scripts/quickstart", "scripts/test"]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").split()) <= 1000
+    assert (ROOT / "docs" / "images" / "report.png").stat().st_size <= 300_000
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(c for page in ALL_PAGES for c in commands(page) if not is_duel(c)))
+def test_scripts_are_there_and_take_their_options(command: str) -> None:
+    """They make environments or run this very suite: they are read here, and not run."""
+    words = [word for word in shlex.split(command, comments=True) if "=" not in word]
+    if words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+    elif words[0].startswith("scripts/"):
+        script = ROOT / words[0]
+        assert script.stat().st_mode & 0o111
+        subprocess.run(["bash", "-n", str(script)], check=True)
+        for word in words[1:]:
+            assert not word.startswith("-") or word in script.read_text(encoding="utf-8"), f"{words[0]} has no {word}"
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_index_links_every_page() -> None:
+    assert set(INDEX.parent.glob("*.md")) - {INDEX} <= set(linked(INDEX))
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_exists(page: Path) -> None:
+    """Files of the repository, settings of a recipe and options of the command line, in backticks or in commands."""
+    text = page.read_text(encoding="utf-8")
+    code = " ".join([*re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)), *commands(page)])
+    for path in re.findall(r"(?<![\w/.])(?:toolkit|tests|scripts|docs|recipes)/[\w./*-]+", code):
+        assert any(ROOT.glob(path.rstrip("/."))), f"there is no {path}"
+    if page.name == "CHANGELOG.md":  # of earlier versions too
+        return
+    known = {row.name for row in reference()}
+    for setting in re.findall(rf"\b(?:{'|'.join(SECTIONS)})\.[a-z_]+(?:\.[a-z_]+)*\b(?!/)", code):
+        name = setting.removesuffix(".")
+        is_file = re.search(r"\.(html|parquet|jsonl?|png|py|yaml)$", name) is not None
+        assert is_file or name in known or any(row.startswith(f"{name}.") for row in known), f"no setting {name}"
+    scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "scripts").rglob("*") if path.is_file())
+    for option in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", code):
+        assert option in OPTIONS or option in scripts or option in OF_OTHERS, f"there is no option {option}"
+
+
+SECTIONS = ("model", "data", "sft", "reward_model", "ppo", "dpo", "evaluate", "report")
+OF_OTHERS = ("--num_processes", "--config_file", "--write")
+
+
+def options(command: click.Command) -> Iterator[str]:
+    for parameter in command.params:
+        yield from parameter.opts
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from options(below)
+
+
+OPTIONS = {"--help", *options(cli)}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.name)
+def test_pages_keep_to_their_rules(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.])/(work|tmp)/", text)
+    if page.name not in ("benchmarks.md", "CHANGELOG.md"):  # measured numbers have a date, instructions have none
+        assert not re.search(r"\b20\d\d-\d\d\b", text)
+    if page.parent == INDEX.parent and page.name not in ("index.md", "recipe-reference.md"):
+        assert text.startswith("# ")
+        assert re.match(r"(After this page you|Every measured number)", text.split("\n\n", 2)[1])
+
+
+def test_the_recipe_reference_is_what_the_command_prints() -> None:
+    printed = duel("schema", "--markdown").stdout
+    assert (ROOT / "docs" / "recipe-reference.md").read_text(encoding="utf-8") == printed, (
+        "run: duel schema --markdown > docs/recipe-reference.md"
+    )
+
+
+def test_the_files_of_the_page_on_data_are_read(folder: Path) -> None:
+    pairs, native = (read_preferences(str(folder / name)) for name in ("pairs.jsonl", "native.json"))
+    assert (pairs.report.format, pairs.report.n_prompts, pairs.report.n_comparisons) == ("chosen/rejected", 6, 6)
+    assert (native.report.format, native.report.n_responses, native.report.n_comparisons) == ("native", 3, 2)
