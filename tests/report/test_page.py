@@ -17,7 +17,8 @@ from toolkit.errors import StoreError
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ReportSection
 from toolkit.report import page as page_module
-from toolkit.report import plots, reading, samples, tables
+from toolkit.report import plots, provenance, reading, sample_browser, tables
+from toolkit.report.names import policy_name
 from toolkit.stages import report as report_stage
 from toolkit.stages.contexts import ReportContext
 
@@ -111,8 +112,8 @@ def test_the_verdict_says_how_many_more_prompts(copy):
 
 def test_without_a_neutral_judge_no_number_of_prompts_would_help(no_gold):
     found = tables.verdict(reading.read_run(no_gold))
-    assert found["winner"] == "undecided" and found["more"] is None
-    assert [row["signal"] != "" for row in found["judges"]] == [True, True]
+    assert found.winner == "undecided" and found.more is None
+    assert [row.signal != "" for row in found.judges] == [True, True]
 
 
 def test_a_run_without_gold(no_gold):
@@ -173,7 +174,7 @@ def test_nulls_of_a_single_prompt_run(tmp_path):
         )
     (one / "results.json").write_text(json.dumps(results))
     html = build(one)
-    assert "A curve is fitted from three checkpoints on" in html
+    assert "A fitted curve needs at least three checkpoints" in html
     assert "–" in text_of(html, "win-rates") and "None" not in text_of(html, "win-rates")
 
 
@@ -187,10 +188,10 @@ def test_settings_that_changed_after_the_evaluation_are_named(copy):
 
 
 def test_differences_between_the_arms(run):
-    found = tables.settings(reading.read_run(run))
+    found = provenance.settings(reading.read_run(run))
     assert found is not None
-    assert [row["name"] for row in found["shared"] if row["differs"]] == ["learning_rate", "adam_epsilon"]
-    assert "beta" in dict(found["dpo"]) and "kl_coef" in dict(found["ppo"])
+    assert [row.name for row in found.shared if row.differs] == ["learning_rate", "adam_epsilon"]
+    assert "beta" in dict(found.dpo) and "kl_coef" in dict(found.ppo)
 
 
 def test_two_runs_side_by_side(run, no_gold):
@@ -249,7 +250,7 @@ def test_at_most_so_many_prompts(run):
 
 
 def test_flags_of_the_samples(run):
-    browser = samples.browser([reading.read_run(run)], 500)
+    browser = sample_browser.browser([reading.read_run(run)], 500)
     assert browser is not None
     table = {(row["policy"], row["prompt_id"]): row for row in pq.read_table(run / "samples.parquet").to_pylist()}
     judged = [row for row in pq.read_table(run / "judgements.parquet").to_pylist() if row["baseline"] == "dpo"]
@@ -280,29 +281,30 @@ def test_what_judges_took(run):
 
 def test_only_sure_rates_are_bold(run):
     rows = tables.win_rates(reading.read_run(run))
-    assert {row["sure"] for row in rows} == {True, False}
+    assert {row.sure for row in rows} == {True, False}
     for row in rows:
-        assert row["sure"] == (not row["ci_low"] <= 0.5 <= row["ci_high"])
-        known = row["lc_ci_low"] is not None
-        assert row["lc_sure"] == (known and not row["lc_ci_low"] <= 0.5 <= row["lc_ci_high"])
+        rate = row.rate
+        assert row.sure == (not rate["ci_low"] <= 0.5 <= rate["ci_high"])
+        known = rate["lc_ci_low"] is not None
+        assert row.lc_sure == (known and not rate["lc_ci_low"] <= 0.5 <= rate["lc_ci_high"])
 
 
 def test_margins_are_turned_and_capped(run, monkeypatch):
     loaded = reading.read_run(run)
     (whole,) = plots.margins(loaded)
-    points = [(x, y) for trace in whole["traces"] for x, y in zip(trace["x"], trace["y"], strict=True)]
+    points = [(x, y) for trace in whole.traces for x, y in zip(trace["x"], trace["y"], strict=True)]
     assert len(points) == 24 * 6 and all(x >= 0 for x, _ in points)
     shown = json.loads((run / "results.json").read_text())["implicit_vs_explicit"]["held_out"]["agreement"]["value"]
     assert sum(y > 0 for _, y in points) / len(points) == pytest.approx(shown)
     monkeypatch.setattr(plots, "MAX_POINTS", 50)
     (capped,) = plots.margins(loaded)
-    assert sum(len(trace["x"]) for trace in capped["traces"]) == 48
-    assert "One pair in 3 of 144" in capped["note"]
+    assert sum(len(trace["x"]) for trace in capped.traces) == 48
+    assert "One pair in 3 of 144" in capped.note
 
 
 def test_the_frontier_starts_at_sft_and_follows_training(run):
-    gold = next(figure for figure in plots.frontier(reading.read_run(run)) if figure["name"] == "frontier-gold_reward")
-    ppo = next(trace for trace in gold["traces"] if trace["name"] == "RM + PPO")
+    gold = next(figure for figure in plots.frontier(reading.read_run(run)) if figure.name == "frontier-gold_reward")
+    ppo = next(trace for trace in gold.traces if trace["name"] == "RM + PPO")
     rows = {row["policy"]: row for row in json.loads((run / "results.json").read_text())["policies"]}
     order = ["sft", "rm_ppo@10", "rm_ppo@20", "rm_ppo"]
     assert ppo["x"] == [rows[name]["kl_nats"] for name in order]
@@ -335,9 +337,8 @@ def test_runs_side_by_side_share_their_axes(run, no_gold):
     [(-1.234, 2, False, "−1.23"), (-0.001, 2, False, "0.00"), (0.001, 2, True, "0.00"), (1234.5, 1, True, "+1,234.5")],
 )
 def test_numbers(value, digits, sign, text):
-    assert page_module.number_text(value, digits, sign) == text
-    assert page_module.number_text(None) == page_module.percent(None) == page_module.p_text(None) == ""
-    assert page_module.p_text(1e-9) == "<0.001" and page_module.p_text(0.0314) == "0.031"
+    assert page_module.typeset(value, digits, sign) == text
+    assert page_module.typeset(None) == ""
 
 
 @pytest.mark.parametrize(
@@ -351,7 +352,7 @@ def test_numbers(value, digits, sign, text):
     ],
 )
 def test_policy_names(policy, name):
-    assert plots.policy_name(policy) == name
+    assert policy_name(policy) == name
 
 
 # ---------------------------------------------------------------- errors and the stage

@@ -72,7 +72,7 @@ def resolved_yaml(loaded: LoadedRecipe) -> str:
 
 
 # An arm counts these in its own unit (PPO: responses of a rollout, DPO: prompts of the data), or they only log or keep.
-_OWN_UNITS = {
+OWN_UNITS = {
     "kl_milestones",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -87,7 +87,7 @@ def arm_differences(recipe: Recipe) -> dict[str, tuple[object, object]]:
     pairs = {
         name: (getattr(recipe.ppo, name), getattr(recipe.dpo, name))
         for name in Arm.model_fields
-        if name not in _OWN_UNITS
+        if name not in OWN_UNITS
     }
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 

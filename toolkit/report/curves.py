@@ -1,13 +1,15 @@
-"""Training curves: small multiples of what the stages logged."""
+"""Training curves: small figures of what the stages logged."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from toolkit.report.plots import Figure, axis, figure
-from toolkit.report.reading import Row, Run
+from toolkit.report.figures import Figure, Trace, axis
+from toolkit.report.reading import Run
 
-# stage -> what is worth a look: the log's keys with their names, and a title. Several keys share one figure.
+# Stage -> its figures: the keys of the log with their names, and a title. Several keys share one figure.
 CURVES: dict[str, list[tuple[dict[str, str], str]]] = {
     "ppo": [
         ({"objective/score": "score"}, "reward model's score"),
@@ -33,28 +35,38 @@ STAGE_NAMES = {"ppo": "PPO", "dpo": "DPO", "reward_model": "Reward model", "sft"
 _COLOR = {"ppo": "@rm_ppo", "reward_model": "@rm_ppo", "dpo": "@dpo", "sft": "@sft"}
 
 
-def training(run: Run) -> list[dict[str, Any]]:
-    """``[{"stage", "title", "figures"}]``, both arms first; a stage or quantity that was not logged is left out."""
-    out = []
+@dataclass(frozen=True)
+class StageCurves:
+    """The figures of one stage."""
+
+    stage: str
+    title: str
+    figures: list[Figure]
+
+
+def training(run: Run) -> list[StageCurves]:
+    """The curves of each stage, both arms first. A stage or quantity that was not logged is left out."""
+    stages = []
     for stage, wanted in CURVES.items():
         history = run.histories.get(stage, [])
-        figures = [made for keys, title in wanted if (made := _curve(stage, history, keys, title)) is not None]
-        if figures:
-            out.append({"stage": stage, "title": STAGE_NAMES[stage], "figures": figures})
-    return out
+        figures = [_curve(stage, history, keys, title) for keys, title in wanted]
+        drawn = [figure for figure in figures if figure is not None]
+        if drawn:
+            stages.append(StageCurves(stage, STAGE_NAMES[stage], drawn))
+    return stages
 
 
-def _curve(stage: str, history: list[Row], keys: dict[str, str], title: str) -> Figure | None:
-    traces: list[Row] = []
+def _curve(stage: str, history: Sequence[Mapping[str, Any]], keys: Mapping[str, str], title: str) -> Figure | None:
+    traces: list[Trace] = []
     for number, (key, label) in enumerate(keys.items()):
-        points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+        points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
         if not points:
             continue
         shade = _COLOR[stage] if number == 0 else "@muted"
         traces.append(
             {
                 "type": "scatter",
-                # One logged step is a point: a line through it would be invisible.
+                # A line through a single logged step would be invisible.
                 "mode": "lines" if len(points) > 30 else "lines+markers",
                 "name": label,
                 "x": [step for step, _ in points],
@@ -67,6 +79,6 @@ def _curve(stage: str, history: list[Row], keys: dict[str, str], title: str) -> 
     if not traces:
         return None
     last = ", ".join(f"{trace['name']} {trace['y'][-1]:.4g}" for trace in traces)
-    name = f"{stage}-{next(iter(keys)).replace('/', '-')}"
-    layout: Row = {"xaxis": axis(""), "yaxis": axis(""), "hovermode": "closest"}
-    return figure(name, title, f"{title} of {STAGE_NAMES[stage]} by training step; last: {last}.", traces, **layout)
+    alt = f"{title} of {STAGE_NAMES[stage]} by training step; last: {last}."
+    layout = {"xaxis": axis(""), "yaxis": axis(""), "hovermode": "closest"}
+    return Figure(f"{stage}-{next(iter(keys)).replace('/', '-')}", title, alt, traces, layout)

@@ -1,5 +1,5 @@
 "use strict";
-// The page of a run that still goes on asks its server (duel watch, on this machine) for a newer version of itself.
+// The page of a run that still goes on asks its server (duel watch, on this machine) for newer versions of itself.
 (() => {
   const { figures, redraw } = window.report;
   const note = document.getElementById("live");
@@ -11,7 +11,7 @@
       if (version !== document.body.dataset.live && !document.hidden) {
         const page = new DOMParser().parseFromString(await (await fetch("/")).text(), "text/html");
         const next = JSON.parse(page.getElementById("figure-data").textContent);
-        // New numbers go into the figures that are there; a new section, figure or line needs the page anew.
+        // New numbers go into the existing figures. A new section, figure or line needs a new page.
         if (headings(page) !== headings(document) || shape(next.figures) !== shape(figures)) { location.reload(); return; }
         Object.assign(figures, next.figures);
         redraw();
@@ -22,7 +22,7 @@
       note.textContent = "live: this page follows the run";
     } catch (error) {
       note.className = "lost";
-      note.textContent = "duel watch has ended: this page is as the run was then";
+      note.textContent = "duel watch has ended: this page shows the run as it was then";
     }
     setTimeout(follow, 2000);
   };

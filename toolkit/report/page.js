@@ -4,7 +4,7 @@
   const read = (id) => JSON.parse(byId(id).textContent || "null");
   const { figures, palette } = read("figure-data");
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  // What models and data wrote enters the page as text nodes, never as markup.
+  // Texts of models and data enter the page as text nodes, never as markup.
   const make = (tag, className, text) => {
     const node = document.createElement(tag);
     if (className) node.className = className;
@@ -31,8 +31,8 @@
   const merge = (base, more) => {
     const out = { ...base };
     for (const [key, value] of Object.entries(more)) {
-      const plain = value && typeof value === "object" && !Array.isArray(value);
-      out[key] = plain ? merge(base[key] || {}, value) : value;
+      const nested = value && typeof value === "object" && !Array.isArray(value);
+      out[key] = nested ? merge(base[key] || {}, value) : value;
     }
     return out;
   };
@@ -49,7 +49,7 @@
       margin: small ? { l: 8, r: 6, t: 8, b: 8 } : { l: 12, r: 10, t: 12, b: 12 },
       xaxis: { ...axis, showgrid: false, ticks: "outside", ticklen: 3, tickcolor: colors.line }, yaxis: axis,
       hoverlabel: { bgcolor: colors.panel, bordercolor: colors.muted, font: { color: colors.ink, size: 12 }, align: "left" },
-      showlegend: false, // the buttons above the figure can be reached by keyboard, Plotly's own legend cannot
+      showlegend: false, // the keyboard reaches the buttons above the figure, but not Plotly's own legend
     };
     return merge(base, resolve(figure.layout, colors));
   };
@@ -117,7 +117,7 @@
     opened.splice(0).forEach((details) => { details.open = false; });
   });
 
-  // ---------------------------------------------------------------- which section is read
+  // ---------------------------------------------------------------- the section in view
 
   const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
   const sections = [...links.keys()].map(byId);
@@ -142,14 +142,14 @@
   }, { passive: true });
   follow();
 
-  // What the page of a run that still goes on needs of this one (live.js).
+  // For live.js, which updates the page of a run that still goes on.
   window.report = { figures, redraw: () => drawn.forEach((node) => draw(node)) };
 
   // ---------------------------------------------------------------- samples
 
   const samples = read("sample-data");
   if (!samples) return;
-  const PAGE = 30, MOST = 480; // who scrolls on gets more at a time
+  const PAGE = 30, MOST = 480; // further scrolling adds more rows at a time
   const list = byId("sample-list"), more = byId("sample-more"), count = byId("sample-count");
   const search = byId("sample-search"), order = byId("sample-order");
   const controls = byId("sample-controls");
@@ -160,7 +160,7 @@
   const fill = (node, text, wanted) => {
     if (!wanted) { node.textContent = text; return node; }
     const lower = text.toLowerCase();
-    // Lower-casing can change a text's length (İ): marks would then sit in wrong places.
+    // Lower-casing can change the length of a text (İ), and the marks would be in the wrong places.
     if (lower.length !== text.length) { node.textContent = text; return node; }
     let from = 0;
     for (let at = lower.indexOf(wanted); at >= 0; at = lower.indexOf(wanted, from)) {
@@ -239,22 +239,22 @@
     return node;
   };
 
-  let found = [], shown = 0;
+  let matching = [], shown = 0;
   const showMore = () => {
     const columns = checked("column").map(Number), wanted = search.value.trim().toLowerCase();
-    const next = Math.min(found.length, shown + Math.min(MOST, Math.max(PAGE, shown)));
-    list.append(...found.slice(shown, next).map((index) => rowOf(samples.rows[index], columns, wanted)));
+    const next = Math.min(matching.length, shown + Math.min(MOST, Math.max(PAGE, shown)));
+    list.append(...matching.slice(shown, next).map((index) => rowOf(samples.rows[index], columns, wanted)));
     shown = next;
-    more.hidden = shown >= found.length;
+    more.hidden = shown >= matching.length;
     const total = samples.rows.length;
-    count.textContent = found.length === total ? `${total.toLocaleString("en")} prompts` :
-      `${found.length.toLocaleString("en")} of ${total.toLocaleString("en")} prompts`;
+    count.textContent = matching.length === total ? `${total.toLocaleString("en")} prompts` :
+      `${matching.length.toLocaleString("en")} of ${total.toLocaleString("en")} prompts`;
   };
   const renew = () => {
     const wanted = search.value.trim().toLowerCase(), flags = checked("flag"), key = order.value;
-    found = samples.rows.map((_, index) => index).filter((index) =>
+    matching = samples.rows.map((_, index) => index).filter((index) =>
       flags.every((flag) => samples.rows[index].flags.includes(flag)) && (!wanted || haystacks[index].includes(wanted)));
-    if (key) found.sort((a, b) => samples.rows[b][key] - samples.rows[a][key] || a - b);
+    if (key) matching.sort((a, b) => samples.rows[b][key] - samples.rows[a][key] || a - b);
     list.replaceChildren();
     shown = 0;
     showMore();
@@ -266,7 +266,7 @@
   const end = new IntersectionObserver((entries) => {
     if (!entries[entries.length - 1].isIntersecting || more.hidden) return;
     showMore();
-    // Observed anew, since it may still be in sight, and only a change would be told.
+    // Observe it again: it may still be in view, and the observer reports only changes.
     end.unobserve(more);
     end.observe(more);
   }, { rootMargin: "600px" });

@@ -1,86 +1,43 @@
-"""The report's figures, as Plotly traces in JSON.
-
-A colour is written ``"@name"`` or ``"@name/alpha"`` and resolved in the browser against :data:`PALETTE`, so that one
-figure serves light and dark.
-"""
+"""The report's figures of an evaluation: rewards against KL, margins, calibration and lengths."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from toolkit.preferences.samples import by_policy
-from toolkit.report.reading import Row, Run, grouped
+from toolkit.report.figures import Figure, Layout, Trace, axis, error_bars, interval_bars, level, rounded
+from toolkit.report.names import ARM_NAMES, REWARD_COLOR, REWARDS, color, policy_name
+from toolkit.report.numbers import interval, number, percent
+from toolkit.report.reading import ResultRow, Run, grouped
 
-# rm_ppo and dpo are an orange and a blue that stay apart under every common colour blindness; all else is neutral.
-PALETTE = {
-    "light": {
-        "paper": "#fcfcfb",
-        "panel": "#ffffff",
-        "sunken": "#f4f4f2",
-        "ink": "#191c20",
-        "muted": "#5c636b",
-        "line": "#dcdedd",
-        "rm_ppo": "#b2480b",
-        "dpo": "#1d5fa8",
-        "sft": "#5d6670",
-        "base": "#777f88",
-        "best_of_n": "#4f5860",
-        "warn": "#8a5a00",
-        "mark": "#fbe7a1",
-    },
-    "dark": {
-        "paper": "#14171a",
-        "panel": "#1a1e22",
-        "sunken": "#20252a",
-        "ink": "#e7e9ea",
-        "muted": "#9ea6ad",
-        "line": "#353b41",
-        "rm_ppo": "#f09355",
-        "dpo": "#6fb0f2",
-        "sft": "#a9b2ba",
-        "base": "#8d969e",
-        "best_of_n": "#bcc4cb",
-        "warn": "#e3b341",
-        "mark": "#6b5510",
-    },
-}
-ARM_NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO", "sft": "SFT", "base": "base"}
-REWARDS = {"gold_reward": "gold reward", "explicit_reward": "explicit reward", "implicit_reward": "implicit reward"}
-# The explicit reward is what PPO climbs, the implicit one DPO's own: they carry their arm's colour.
-REWARD_COLOR = {"gold_reward": "@ink", "explicit_reward": "@rm_ppo", "implicit_reward": "@dpo"}
 MAX_POINTS = 2000
-# Figures whose axes mean the same in every run.
-SHARED = ("frontier-", "over-", "margins", "by-margin")
-Figure = dict[str, Any]
-# The start of an arm is SFT, which has a trace of its own.
+Form = Callable[[float], str]
+
+# ---------------------------------------------------------------- rewards and win rates against KL
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """A policy in a figure against KL. ``estimate`` has the interval of ``y``."""
+
+    policy: str
+    arm: str
+    kind: str  # sft, checkpoint, final or best_of_n; "start" is SFT as the first point of an arm's line
+    step: int
+    kl_nats: float
+    kl_standard_error: float | None
+    y: float
+    estimate: Mapping[str, Any]
+
+
+# The start of a line has no mark: SFT has a trace of its own.
 _SIZE = {"final": 11, "start": 0, "best_of_n": 9}
-
-
-def policy_name(policy: str) -> str:
-    """``"RM + PPO"``, ``"DPO, step 6"``, ``"best of 4 by RM"``."""
-    head, _, step = policy.partition("@")
-    if head.startswith("best_of_"):
-        n, _, by = head.removeprefix("best_of_").partition("_")
-        return f"best of {n} by {'RM' if by == 'rm' else by}"
-    return ARM_NAMES.get(head, head) + (f", step {step}" if step else "")
-
-
-def color(arm: str) -> str:
-    return "@best_of_n" if arm.startswith("best_of_") else f"@{arm}" if arm in ARM_NAMES else "@muted"
-
-
-def figure(name: str, title: str, alt: str, traces: list[Row], *, note: str = "", **layout: Any) -> Figure:
-    """``name`` becomes part of the element's id; ``alt`` says in words what is drawn."""
-    return {"name": name, "title": title, "alt": alt, "note": note, "traces": traces, "layout": layout}
-
-
-def axis(title: str, **more: Any) -> Row:
-    return {"title": {"text": title}, **more}
 
 
 def frontier(run: Run) -> list[Figure]:
@@ -88,302 +45,304 @@ def frontier(run: Run) -> list[Figure]:
     rows = run.results.get("frontier", [])
     if not any(row["arm"] in ("rm_ppo", "dpo") for row in rows):
         return []
-    figures = []
-    for reward, label in REWARDS.items():
-        known = [
-            {**row, "y": row[reward]["value"], "y_ci": row[reward]} for row in rows if row[reward]["value"] is not None
-        ]
-        if known:
-            traces = _curves(known, ".3f")
-            alt = f"Mean {label} of every policy against its KL divergence from SFT. " + _in_words(known, ".3f")
-            figures.append(
-                figure(f"frontier-{reward}", f"{label.capitalize()} against KL", alt, traces, **_against_kl(label))
-            )
     judges = dict.fromkeys(judge for row in rows for judge in row["win_rate_over_sft"])
-    for number, judge in enumerate(judges):
-        known = [
-            {**row, "y": rate["win_rate"], "y_ci": rate}
-            for row in rows
-            if (rate := row["win_rate_over_sft"].get(judge)) and rate["win_rate"] is not None
-        ]
-        start = [{**row, "y": 0.5, "y_ci": {"ci_low": 0.5, "ci_high": 0.5}} for row in rows if row["kind"] == "sft"]
-        if known:
-            layout = _against_kl("win rate over SFT")
-            layout["yaxis"] |= {"tickformat": ".0%"}
-            layout["shapes"] = [_level(0.5)]
-            alt = f"Win rate over SFT, judge {judge}, against KL from SFT. " + _in_words(known, ".1%")
-            title = f"Win rate over SFT against KL, judge {judge}"
-            figures.append(figure(f"frontier-win-{number}", title, alt, _curves(start + known, ".1%"), **layout))
-    return figures
+    figures = [_reward_frontier(rows, reward) for reward in REWARDS]
+    figures += [_win_rate_frontier(rows, judge, f"frontier-win-{k}") for k, judge in enumerate(judges)]
+    return [figure for figure in figures if figure is not None]
 
 
-def _against_kl(label: str) -> Row:
+def _reward_frontier(rows: Sequence[ResultRow], reward: str) -> Figure | None:
+    points = [_point(row, row[reward]["value"], row[reward]) for row in rows if row[reward]["value"] is not None]
+    if not points:
+        return None
+    label = REWARDS[reward]
+    alt = f"Mean {label} of every policy against its KL divergence from SFT. {_in_words(points, number)}"
+    title = f"{label.capitalize()} against KL"
+    return Figure(f"frontier-{reward}", title, alt, _curves(points, number), _against_kl(label))
+
+
+def _win_rate_frontier(rows: Sequence[ResultRow], judge: str, name: str) -> Figure | None:
+    points = [
+        _point(row, rate["win_rate"], rate)
+        for row in rows
+        if (rate := row["win_rate_over_sft"].get(judge)) and rate["win_rate"] is not None
+    ]
+    if not points:
+        return None
+    alt = f"Win rate over SFT, judge {judge}, against KL from SFT. {_in_words(points, percent)}"
+    half = {"ci_low": 0.5, "ci_high": 0.5}
+    start = [_point(row, 0.5, half) for row in rows if row["kind"] == "sft"]
+    layout = _against_kl("win rate over SFT")
+    layout["yaxis"] |= {"tickformat": ".0%"}
+    layout["shapes"] = [level(0.5)]
+    title = f"Win rate over SFT against KL, judge {judge}"
+    return Figure(name, title, alt, _curves(start + points, percent), layout)
+
+
+def _point(row: ResultRow, y: float, estimate: Mapping[str, Any]) -> FrontierPoint:
+    kl = (row["kl_nats"], row.get("kl_standard_error"))
+    return FrontierPoint(row["policy"], row["arm"], row["kind"], row["step"], *kl, y, estimate)
+
+
+def _against_kl(label: str) -> Layout:
     return {"xaxis": axis("KL to SFT, nats per response", zeroline=True), "yaxis": axis(label), "hovermode": "closest"}
 
 
-def _level(y: float) -> Row:
-    line = {"color": "@muted", "width": 1, "dash": "dot"}
-    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line, "layer": "below"}
-
-
-def _curves(rows: Sequence[Row], form: str) -> list[Row]:
-    """One trace per arm, SFT first in each, and one per best-of-n policy. ``form`` formats y for the hover."""
-    start = [row for row in rows if row["kind"] == "sft"]
+def _curves(points: Sequence[FrontierPoint], form: Form) -> list[Trace]:
+    """A line for each arm, which begins at SFT, and a point for each best-of-n policy and for SFT."""
+    sft = [point for point in points if point.kind == "sft"]
     traces = []
     for arm in ("rm_ppo", "dpo"):
-        own = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["step"])
-        if own:
-            points = [{**row, "kind": "start"} for row in start] + own
-            traces.append(_trace(points, ARM_NAMES[arm], color(arm), form, mode="lines+markers"))
-    for name, own in grouped([row for row in rows if row["kind"] == "best_of_n"], "policy").items():
-        trace = _trace(own, policy_name(name), "@best_of_n", form, mode="markers")
-        trace["marker"]["symbol"] = "diamond" if name.endswith("_rm") else "diamond-open"
-        traces.append(trace)
-    if start:
-        trace = _trace(start, "SFT", "@sft", form, mode="markers")
+        trained = sorted((point for point in points if point.arm == arm), key=lambda point: point.step)
+        if trained:
+            line = [replace(point, kind="start") for point in sft] + trained
+            traces.append(_trace(line, ARM_NAMES[arm], color(arm), form, mode="lines+markers"))
+    for point in points:
+        if point.kind == "best_of_n":
+            trace = _trace([point], policy_name(point.policy), "@best_of_n", form, mode="markers")
+            trace["marker"]["symbol"] = "diamond" if point.policy.endswith("_rm") else "diamond-open"
+            traces.append(trace)
+    if sft:
+        trace = _trace(sft, "SFT", "@sft", form, mode="markers")
         trace["marker"] |= {"symbol": "circle-open", "size": 10, "line": {"width": 2, "color": "@sft"}}
         traces.append(trace)
     return traces
 
 
-def _trace(rows: Sequence[Row], name: str, shade: str, form: str, *, mode: str) -> Row:
-    hover = []
-    for row in rows:
-        low, high = row["y_ci"].get("ci_low"), row["y_ci"].get("ci_high")
-        interval = f" ({low:{form}} to {high:{form}})" if low is not None and high is not None else ""
-        spread = row.get("kl_standard_error")
-        bound = " at most" if row["kind"] == "best_of_n" else ""
-        kl = f"KL{bound} {row['kl_nats']:.2f}" + (f" ± {spread:.2f}" if spread else "") + " nats"
-        label = "SFT (start)" if row["kind"] == "start" else policy_name(row["policy"])
-        step = f", step {row['step']}" if row["kind"] == "final" and row["step"] else ""
-        hover.append(f"<b>{label}{step}</b><br>{row['y']:{form}}{interval}<br>{kl}")
+def _trace(points: Sequence[FrontierPoint], name: str, shade: str, form: Form, *, mode: str) -> Trace:
+    sizes = [_SIZE.get(point.kind, 7) for point in points]
     return {
         "type": "scatter",
         "mode": mode,
         "name": name,
-        "x": [row["kl_nats"] for row in rows],
-        "y": [row["y"] for row in rows],
-        "error_x": _standard_errors(rows, shade),
-        "error_y": interval_bars([(row["y"], row["y_ci"]) for row in rows], shade),
-        "text": hover,
+        "x": [point.kl_nats for point in points],
+        "y": [point.y for point in points],
+        "error_x": error_bars([point.kl_standard_error for point in points], shade),
+        "error_y": interval_bars([(point.y, point.estimate) for point in points], shade),
+        "text": [_hover(point, form) for point in points],
         "hovertemplate": "%{text}<extra></extra>",
         "line": {"color": shade, "width": 2},
-        "marker": {
-            "color": shade,
-            "size": [_SIZE.get(row["kind"], 7) for row in rows],
-            "opacity": 1,
-            "line": {"width": 0},
-        },
+        "marker": {"color": shade, "size": sizes, "opacity": 1, "line": {"width": 0}},
     }
 
 
-def interval_bars(points: Sequence[tuple[float, Mapping[str, Any]]], shade: str) -> Row:
-    """Error bars from ``ci_low`` to ``ci_high`` of each (value, estimate); none where there is no interval."""
-    up = [None if e["ci_high"] is None else e["ci_high"] - value for value, e in points]
-    down = [None if e["ci_low"] is None else value - e["ci_low"] for value, e in points]
-    bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
-    return bars | {"color": f"{shade}/0.45", "thickness": 1, "width": 3}
+def _hover(point: FrontierPoint, form: Form) -> str:
+    low, high = point.estimate.get("ci_low"), point.estimate.get("ci_high")
+    bounds = f" ({interval(low, high, form)})" if low is not None and high is not None else ""
+    error = f" ± {number(point.kl_standard_error, 2)}" if point.kl_standard_error else ""
+    kl = f"KL{' at most' if point.kind == 'best_of_n' else ''} {number(point.kl_nats, 2)}{error} nats"
+    name = "SFT (start)" if point.kind == "start" else policy_name(point.policy)
+    step = f", step {point.step}" if point.kind == "final" and point.step else ""
+    return f"<b>{name}{step}</b><br>{form(point.y)}{bounds}<br>{kl}"
 
 
-def _standard_errors(rows: Sequence[Row], shade: str) -> Row:
-    errors = [row.get("kl_standard_error") for row in rows]
-    return {"type": "data", "array": errors, "color": f"{shade}/0.45", "thickness": 1, "width": 3}
-
-
-def _in_words(rows: Sequence[Row], form: str) -> str:
-    return (
-        "; ".join(f"{policy_name(row['policy'])}: {row['y']:{form}} at {row['kl_nats']:.2f} nats" for row in rows) + "."
-    )
+def _in_words(points: Sequence[FrontierPoint], form: Form) -> str:
+    return "; ".join(f"{policy_name(p.policy)}: {form(p.y)} at {number(p.kl_nats, 2)} nats" for p in points) + "."
 
 
 def overoptimization(run: Run) -> list[Figure]:
-    """Rewards above SFT's against sqrt(KL), one figure per arm, with Gao et al.'s curve where it could be fitted."""
-    found = run.results.get("overoptimization", {})
+    """Rewards above those of SFT against sqrt(KL), one figure for each arm, with the curve of Gao et al. if it fits."""
     figures = []
     for arm in ("rm_ppo", "dpo"):
-        rows = sorted(found.get(arm, {}).get("rows", []), key=lambda row: row["step"])
-        if not rows:
-            continue
+        by_arm = run.results.get("overoptimization", {}).get(arm, {})
+        rows = sorted(by_arm.get("rows", []), key=lambda row: row["step"])
         traces = []
         for reward, label in REWARDS.items():
             points = [row for row in rows if row[reward] is not None]
-            if not points:
-                continue
-            shade = REWARD_COLOR[reward]
-            hover = [
-                f"<b>{policy_name(p['policy'])}</b><br>{label} {p[reward]:+.3f}<br>KL {p['kl_nats']:.2f} nats"
-                for p in points
-            ]
-            fit = (found[arm].get("fits", {}).get(reward) or {}).get("rl")
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers" if fit else "lines+markers",
-                    "name": label,
-                    "x": [0.0, *(p["sqrt_kl"] for p in points)],
-                    "y": [0.0, *(p[reward] for p in points)],
-                    "text": ["<b>SFT</b>", *hover],
-                    "hovertemplate": "%{text}<extra></extra>",
-                    "line": {"color": shade, "width": 2},
-                    "marker": {"color": shade, "size": 7},
-                }
-            )
-            if fit:
-                traces.append(_fitted(fit, max(p["sqrt_kl"] for p in points), f"{label}, fit", shade))
+            if points:
+                fit = (by_arm.get("fits", {}).get(reward) or {}).get("rl")
+                traces += _overoptimization_traces(points, reward, label, fit)
         alt = f"Rewards of {ARM_NAMES[arm]} above those of SFT, by checkpoint, against the square root of KL."
-        layout: Row = {"xaxis": axis("√KL to SFT, √nats"), "yaxis": axis("reward above SFT's"), "shapes": [_level(0.0)]}
+        layout = {"xaxis": axis("√KL to SFT, √nats"), "yaxis": axis("reward above SFT's"), "shapes": [level(0.0)]}
         if traces:
-            figures.append(figure(f"over-{arm}", ARM_NAMES[arm], alt, traces, **layout))
+            figures.append(Figure(f"over-{arm}", ARM_NAMES[arm], alt, traces, layout))
     return figures
 
 
-def _fitted(fit: Mapping[str, Any], reach: float, name: str, shade: str) -> Row:
+def _overoptimization_traces(
+    rows: Sequence[ResultRow], reward: str, label: str, fit: Mapping[str, Any] | None
+) -> list[Trace]:
+    """One reward at every checkpoint of an arm, and the fitted curve."""
+    shade = REWARD_COLOR[reward]
+    hover = [
+        f"<b>{policy_name(row['policy'])}</b><br>{label} {number(row[reward], sign=True)}"
+        f"<br>KL {number(row['kl_nats'], 2)} nats"
+        for row in rows
+    ]
+    measured = {
+        "type": "scatter",
+        "mode": "markers" if fit else "lines+markers",
+        "name": label,
+        "x": [0.0, *(row["sqrt_kl"] for row in rows)],
+        "y": [0.0, *(row[reward] for row in rows)],
+        "text": ["<b>SFT</b>", *hover],
+        "hovertemplate": "%{text}<extra></extra>",
+        "line": {"color": shade, "width": 2},
+        "marker": {"color": shade, "size": 7},
+    }
+    if not fit:
+        return [measured]
+    reach = max(row["sqrt_kl"] for row in rows)
     d = np.linspace(reach / 60, reach * 1.1, 60)
-    y = d * (fit["a"] - fit["b"] * np.log(d))
-    return {
+    fitted = {
         "type": "scatter",
         "mode": "lines",
-        "name": name,
-        "x": _round(d),
-        "y": _round(y),
+        "name": f"{label}, fit",
+        "x": rounded(d),
+        "y": rounded(d * (fit["a"] - fit["b"] * np.log(d))),
         "line": {"color": shade, "width": 1.5, "dash": "dash"},
         "hoverinfo": "skip",
         "showlegend": False,
     }
+    return [measured, fitted]
+
+
+# ---------------------------------------------------------------- held-out comparisons
+
+
+@dataclass(frozen=True)
+class MarginPair:
+    """Two responses to a prompt: differences of their rewards, turned so that ``explicit`` is not negative."""
+
+    explicit: float
+    implicit: float
+    gold: float | None
 
 
 def margins(run: Run) -> list[Figure]:
-    """Implicit against explicit margin of every pair of held-out responses to the same prompt, explicit margin >= 0."""
-    pairs = []
-    for rows in grouped(run.rewards, "prompt_id").values():
-        for a, b in combinations(rows, 2):
-            if a["explicit_reward"] < b["explicit_reward"]:
-                a, b = b, a
-            known = a["gold_reward"] is not None and b["gold_reward"] is not None
-            gold = a["gold_reward"] - b["gold_reward"] if known else None
-            pairs.append(
-                (a["explicit_reward"] - b["explicit_reward"], a["implicit_reward"] - b["implicit_reward"], gold)
-            )
+    """Implicit against explicit margin of every pair of held-out responses to the same prompt."""
+    pairs = [
+        _margin_pair(a, b) for rows in grouped(run.rewards, "prompt_id").values() for a, b in combinations(rows, 2)
+    ]
     if not pairs:
         return []
-    kept = pairs[:: math.ceil(len(pairs) / MAX_POINTS)]
+    every = math.ceil(len(pairs) / MAX_POINTS)
+    drawn = pairs[::every]
+    dots, crosses = ("@ink/0.55", "circle"), ("@warn/0.75", "x-thin")
+    rings = ("@muted/0.8", "circle-open") if run.has_gold else dots
     groups = {
-        "gold sides with the explicit order": [p for p in kept if p[2] is not None and p[2] > 0],
-        "gold sides against it": [p for p in kept if p[2] is not None and p[2] < 0],
-        "pairs" if not run.has_gold else "gold ties": [p for p in kept if p[2] is None or p[2] == 0],
+        "gold agrees with the explicit order": ([p for p in drawn if p.gold is not None and p.gold > 0], dots),
+        "gold contradicts it": ([p for p in drawn if p.gold is not None and p.gold < 0], crosses),
+        "gold ties" if run.has_gold else "pairs": ([p for p in drawn if p.gold is None or p.gold == 0], rings),
     }
-    looks = (
-        ("@ink/0.55", "circle"),
-        ("@warn/0.75", "x-thin"),
-        ("@muted/0.8", "circle-open") if run.has_gold else ("@ink/0.55", "circle"),
-    )
     traces = [
         {
             "type": "scatter",
             "mode": "markers",
             "name": name,
-            "x": _round([p[0] for p in points]),
-            "y": _round([p[1] for p in points]),
+            "x": rounded(p.explicit for p in points),
+            "y": rounded(p.implicit for p in points),
             "marker": {"color": shade, "size": 5, "symbol": symbol}
             | ({} if symbol == "circle" else {"line": {"color": shade, "width": 1.4}}),
             "hovertemplate": "explicit %{x:+.3f}<br>implicit %{y:+.3f}<extra></extra>",
         }
-        for (name, points), (shade, symbol) in zip(groups.items(), looks, strict=True)
+        for name, (points, (shade, symbol)) in groups.items()
         if points
     ]
-    note = "Each pair is turned so that its explicit margin is positive: above the line both rewards agree."
-    if len(kept) < len(pairs):
-        note += f" One pair in {math.ceil(len(pairs) / MAX_POINTS)} of {len(pairs):,} is drawn."
-    agree = sum(p[0] * p[1] > 0 for p in pairs) / len(pairs)
+    note = "Each pair is turned so that its explicit margin is positive. Above the line both rewards agree."
+    if len(drawn) < len(pairs):
+        note += f" One pair in {every} of {len(pairs):,} is drawn."
+    agree = sum(p.explicit * p.implicit > 0 for p in pairs) / len(pairs)
     alt = (
         f"Implicit against explicit reward margin of {len(pairs)} pairs within prompts; {agree:.0%} have the same sign."
     )
-    layout = {"xaxis": axis("explicit margin"), "yaxis": axis("implicit margin"), "shapes": [_level(0.0)]}
-    layout["hovermode"] = "closest"
-    return [figure("margins", "Margins of the same pairs under both rewards", alt, traces, note=note, **layout)]
+    layout = {"xaxis": axis("explicit margin"), "yaxis": axis("implicit margin"), "shapes": [level(0.0)]}
+    title = "Margins of the same pairs under both rewards"
+    return [Figure("margins", title, alt, traces, layout | {"hovermode": "closest"}, note)]
+
+
+def _margin_pair(a: ResultRow, b: ResultRow) -> MarginPair:
+    if a["explicit_reward"] < b["explicit_reward"]:
+        a, b = b, a
+    known = a["gold_reward"] is not None and b["gold_reward"] is not None
+    return MarginPair(
+        explicit=a["explicit_reward"] - b["explicit_reward"],
+        implicit=a["implicit_reward"] - b["implicit_reward"],
+        gold=a["gold_reward"] - b["gold_reward"] if known else None,
+    )
 
 
 def reliability(run: Run) -> list[Figure]:
-    """Accuracy against confidence of the explicit and of the implicit reward, on held-out comparisons."""
-    traces: list[Row] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [0.5, 1.0],
-            "y": [0.5, 1.0],
-            "line": {"color": "@muted", "width": 1, "dash": "dot"},
-            "name": "calibrated",
-            "hoverinfo": "skip",
-        }
+    """Accuracy of both rewards on held-out comparisons, against their confidence and against the size of the margin."""
+    qualities = [
+        (f"{kind} reward", quality, color(arm))
+        for kind, arm in (("explicit", "rm_ppo"), ("implicit", "dpo"))
+        if (quality := run.results.get("rm_quality", {}).get(kind))
     ]
-    by_margin = []
-    for kind, shade in (("explicit", "@rm_ppo"), ("implicit", "@dpo")):
-        quality = run.results.get("rm_quality", {}).get(kind)
-        if not quality:
-            continue
-        bins = [b for b in quality["reliability"] if b["n"]]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": f"{kind} reward",
-                "x": _round([b["confidence"] for b in bins]),
-                "y": _round([b["accuracy"] for b in bins]),
-                "line": {"color": shade, "width": 1.5},
-                # The area says how many comparisons stand behind the point.
-                "marker": {
-                    "color": shade,
-                    "size": [5 + 17 * math.sqrt(b["share"]) for b in bins],
-                    "opacity": 0.85,
-                    "line": {"width": 0},
-                },
-                "text": [f"{b['n']} comparisons, {b['share']:.0%}" for b in bins],
-                "hovertemplate": "confidence %{x:.1%}<br>accuracy %{y:.1%}<br>%{text}<extra></extra>",
-            }
-        )
-        fifths = quality["accuracy_by_margin"]
-        by_margin.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": f"{kind} reward",
-                "x": _round([f["margin"] for f in fifths]),
-                "y": _round([f["value"] for f in fifths]),
-                "error_y": interval_bars([(f["value"], f) for f in fifths], shade),
-                "line": {"color": shade, "width": 1.5},
-                "marker": {"color": shade, "size": 7},
-                "hovertemplate": "margin %{x:.3f}<br>accuracy %{y:.1%}<extra></extra>",
-            }
-        )
-    if not by_margin:
+    if not qualities:
         return []
-    percent = {"tickformat": ".0%"}
-    first = figure(
+    in_percent = {"tickformat": ".0%"}
+    by_confidence = Figure(
         "reliability",
         "Reliability",
         "Share of held-out comparisons ordered right, against the confidence that the reward margin implies.",
-        traces,
-        note="On the dotted line a reward is as often right as it claims. A larger point stands for more comparisons.",
-        xaxis=axis("confidence, sigmoid of the margin", **percent, range=[0.48, 1.02]),
-        yaxis=axis("accuracy", **percent),
-        hovermode="closest",
+        [_calibrated_line(), *(_reliability_trace(*quality) for quality in qualities)],
+        {
+            "xaxis": axis("confidence, sigmoid of the margin", **in_percent, range=[0.48, 1.02]),
+            "yaxis": axis("accuracy", **in_percent),
+            "hovermode": "closest",
+        },
+        "On the dotted line a reward is right as often as it claims. A larger point stands for more comparisons.",
     )
-    second = figure(
+    by_margin = Figure(
         "by-margin",
         "Accuracy by size of the margin",
         "Accuracy on held-out comparisons in fifths of the reward margin's size.",
-        by_margin,
-        note="Comparisons in fifths by the size of the margin: a useful reward is surer where it is right.",
-        xaxis=axis("mean |margin| of the fifth"),
-        yaxis=axis("accuracy", **percent),
-        shapes=[_level(0.5)],
-        hovermode="closest",
+        [_margin_trace(*quality) for quality in qualities],
+        {
+            "xaxis": axis("mean |margin| of the fifth"),
+            "yaxis": axis("accuracy", **in_percent),
+            "shapes": [level(0.5)],
+            "hovermode": "closest",
+        },
+        "Fifths of the comparisons by the size of their margin. A useful reward is more often right on large ones.",
     )
-    return [first, second]
+    return [by_confidence, by_margin]
+
+
+def _calibrated_line() -> Trace:
+    line = {"color": "@muted", "width": 1, "dash": "dot"}
+    ends = {"x": [0.5, 1.0], "y": [0.5, 1.0]}
+    return {"type": "scatter", "mode": "lines", **ends, "line": line, "name": "calibrated", "hoverinfo": "skip"}
+
+
+def _reliability_trace(name: str, quality: Mapping[str, Any], shade: str) -> Trace:
+    bins = [b for b in quality["reliability"] if b["n"]]
+    # The area of a point says how many comparisons it stands for.
+    sizes = [5 + 17 * math.sqrt(b["share"]) for b in bins]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": rounded(b["confidence"] for b in bins),
+        "y": rounded(b["accuracy"] for b in bins),
+        "line": {"color": shade, "width": 1.5},
+        "marker": {"color": shade, "size": sizes, "opacity": 0.85, "line": {"width": 0}},
+        "text": [f"{b['n']} comparisons, {b['share']:.0%}" for b in bins],
+        "hovertemplate": "confidence %{x:.1%}<br>accuracy %{y:.1%}<br>%{text}<extra></extra>",
+    }
+
+
+def _margin_trace(name: str, quality: Mapping[str, Any], shade: str) -> Trace:
+    fifths = quality["accuracy_by_margin"]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": rounded(f["margin"] for f in fifths),
+        "y": rounded(f["value"] for f in fifths),
+        "error_y": interval_bars([(f["value"], f) for f in fifths], shade),
+        "line": {"color": shade, "width": 1.5},
+        "marker": {"color": shade, "size": 7},
+        "hovertemplate": "margin %{x:.3f}<br>accuracy %{y:.1%}<extra></extra>",
+    }
+
+
+# ---------------------------------------------------------------- lengths
 
 
 def lengths(run: Run) -> list[Figure]:
-    """Distribution of response lengths of the final policies."""
+    """Response lengths of the final policies, and how many responses end by themselves along training."""
     tokens_of = {
         name: [sample.n_tokens for sample in samples]
         for name, samples in by_policy(run.samples).items()
@@ -401,83 +360,60 @@ def lengths(run: Run) -> list[Figure]:
                 "mode": "lines",
                 "name": policy_name(name),
                 "x": [0, *(int(size) for size in sizes)],
-                "y": _round([0.0, *np.cumsum(counts) / len(values)]),
+                "y": rounded([0.0, *np.cumsum(counts) / len(values)]),
                 "line": {"color": color(name), "width": 2, "shape": "hv", "dash": "dot" if minor else "solid"},
                 "visible": "legendonly" if minor else True,
                 "hovertemplate": "up to %{x} tokens: %{y:.1%}<extra>" + policy_name(name) + "</extra>",
             }
         )
     means = "; ".join(f"{policy_name(name)}: mean {np.mean(values):.1f}" for name, values in tokens_of.items())
-    distribution = figure(
+    distribution = Figure(
         "lengths",
-        "Share of responses that are no longer than",
+        "Share of responses up to a length",
         f"Cumulative distribution of response lengths in tokens. {means}.",
         traces,
-        note="A jump at the right end is responses cut at the limit. Policies that are struck out show on a click.",
-        xaxis=axis("tokens", range=[0, 1.03 * max(max(values) for values in tokens_of.values())]),
-        yaxis=axis("share of responses", tickformat=".0%", range=[0, 1.03]),
-        hovermode="closest",
+        {
+            "xaxis": axis("tokens", range=[0, 1.03 * max(max(values) for values in tokens_of.values())]),
+            "yaxis": axis("share of responses", tickformat=".0%", range=[0, 1.03]),
+            "hovermode": "closest",
+        },
+        "A jump at the right end means that responses were cut at the limit. Click a struck-out policy to show it.",
     )
-    return [distribution, *_along_training(run, "eos_rate", "Share that ends by itself", ".1%")]
+    return [distribution, *_ended_along_training(run)]
 
 
-def _along_training(run: Run, column: str, title: str, form: str) -> list[Figure]:
-    """A measure of the policies at SFT and at each checkpoint of both arms, by share of the arm's training."""
+def _ended_along_training(run: Run) -> list[Figure]:
+    """The share of responses that end by themselves, at SFT and at each checkpoint of both arms."""
     rows = run.results["policies"]
     start = [row for row in rows if row["kind"] == "sft"]
     traces = []
     for arm in ("rm_ppo", "dpo"):
-        own = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["step"])
-        if not own:
+        trained = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["step"])
+        if not trained:
             continue
-        points = start + own
-        last = max(row["step"] for row in own) or 1
-        shade = color(arm)
+        points = start + trained
+        last = max(row["step"] for row in trained) or 1
+        rates = [row["eos_rate"] for row in points]
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": ARM_NAMES[arm],
                 "x": [row["step"] / last for row in points],
-                "y": [row[column]["value"] for row in points],
-                "error_y": interval_bars([(row[column]["value"], row[column]) for row in points], shade),
+                "y": [rate["value"] for rate in rates],
+                "error_y": interval_bars([(rate["value"], rate) for rate in rates], color(arm)),
                 "text": [policy_name(row["policy"]) for row in points],
-                "hovertemplate": f"<b>%{{text}}</b><br>%{{y:{form}}}<extra></extra>",
-                "line": {"color": shade, "width": 2},
-                "marker": {"color": shade, "size": 7},
+                "hovertemplate": "<b>%{text}</b><br>%{y:.1%}<extra></extra>",
+                "line": {"color": color(arm), "width": 2},
+                "marker": {"color": color(arm), "size": 7},
             }
         )
     if not traces:
         return []
-    alt = f"{title} at SFT and along the training of both arms."
-    x = axis("share of the arm's training", tickformat=".0%")
-    y = axis("share of responses", tickformat=".0%", rangemode="tozero")
-    return [figure(f"along-{column}", title, alt, traces, xaxis=x, yaxis=y, hovermode="closest")]
-
-
-def share_axes(figures: Sequence[Figure]) -> None:
-    """Give figures of the same name in several runs the same ranges, so that they can be compared by eye.
-
-    Training curves keep their own: their steps are not the same thing in two runs.
-    """
-    for group in grouped([f for f in figures if f["name"].startswith(SHARED)], "name").values():
-        for axis_name in "xy":
-            ends = [end for made in group for trace in made["traces"] for end in _ends(trace, axis_name)]
-            margin = 0.06 * (max(ends) - min(ends)) or 0.5
-            for made in group:
-                made["layout"][f"{axis_name}axis"].setdefault("range", [min(ends) - margin, max(ends) + margin])
-
-
-def _ends(trace: Row, axis_name: str) -> list[float]:
-    """The values of a trace on one axis, and the ends of their error bars."""
-    values, bars = trace[axis_name], trace.get(f"error_{axis_name}", {})
-    up = bars.get("array") or [None] * len(values)
-    down = bars.get("arrayminus") or up
-    out = list(values)
-    out += [value + more for value, more in zip(values, up, strict=True) if more is not None]
-    return out + [value - less for value, less in zip(values, down, strict=True) if less is not None]
-
-
-def _round(values: Any) -> list[float]:
-    """Five significant digits are more than a pixel shows, and a third of the bytes."""
-    return [float(f"{value:.5g}") for value in values]
+    title = "Share that ends by itself"
+    layout = {
+        "xaxis": axis("share of the arm's training", tickformat=".0%"),
+        "yaxis": axis("share of responses", tickformat=".0%", rangemode="tozero"),
+        "hovermode": "closest",
+    }
+    return [Figure("along-eos_rate", title, f"{title} at SFT and along the training of both arms.", traces, layout)]

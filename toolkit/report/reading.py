@@ -15,7 +15,8 @@ from toolkit.preferences.samples import SAMPLES_FILE, Sample, read_samples
 from toolkit.progress import PROGRESS_FILE
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, STAGE_FILE, RunFolder, read_document
 
-Row = dict[str, Any]
+ResultRow = dict[str, Any]
+"""A row of a table in ``results.json``, of one of the run's Parquet tables, or of a log."""
 TRAINED_STAGES = ("sft", "reward_model", "ppo", "dpo")
 # Token ids and log-probabilities are most of samples.parquet and are not shown.
 SAMPLE_COLUMNS = [
@@ -29,9 +30,9 @@ JUDGEMENT_COLUMNS = ["prompt_id", "policy", "baseline", "judge", "preference"]
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files that a report is made of. ``stages``: name -> folder, of the stages that are there.
+    """The files that a report is made of. ``stages`` maps the stages that are there to their folders.
 
-    ``tables`` is the folder of the evaluation's tables. Of the others, ``results`` alone must be there.
+    ``tables`` is the folder of the evaluation's tables. Of the other files only ``results`` must be there.
     """
 
     results: Path
@@ -42,7 +43,7 @@ class RunFiles:
 
     @classmethod
     def of(cls, folder: Path) -> RunFiles:
-        """Those of a run folder."""
+        """The files of a run folder."""
         return cls(
             results=folder / RESULTS_FILE,
             manifest=folder / MANIFEST_FILE,
@@ -56,9 +57,9 @@ class RunFiles:
 class Run:
     """A finished evaluation and what is known of the run around it.
 
-    ``manifest``, ``data_report``, ``recipe_text`` and the training histories are empty where the folder lacks them;
-    ``judgements`` too. ``name`` tells the runs of one report apart. ``progress`` has the stages of a run that is
-    watched; before its evaluation ``results`` holds nothing but the recipe and empty lists.
+    ``manifest``, ``data_report``, ``recipe_text``, ``histories`` (of training) and ``judgements`` are empty where the
+    folder lacks them. ``name`` tells the runs of one report apart. ``progress`` has the stages of a run that is
+    watched; before its evaluation ``results`` holds only the recipe and empty lists.
     """
 
     folder_name: str
@@ -67,11 +68,11 @@ class Run:
     manifest: dict[str, Any]
     data_report: dict[str, Any]
     recipe_text: str
-    histories: dict[str, list[Row]]
+    histories: dict[str, list[ResultRow]]
     samples: list[Sample]
-    rewards: list[Row]
-    judgements: list[Row]
-    progress: list[Row] = field(default_factory=list)
+    rewards: list[ResultRow]
+    judgements: list[ResultRow]
+    progress: list[ResultRow] = field(default_factory=list)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -136,9 +137,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def read_live(folder: Path) -> Run:
-    """What a run that may still go on has shown so far. Raises StoreError where there is no run.
+    """What a run that may still go on has recorded so far. Raises StoreError where there is no run.
 
-    Results of an earlier recipe in the same folder are left out until this one's evaluation is there.
+    Results of an earlier recipe in the same folder are left out until the evaluation of this one is there.
     """
     if not (folder / MANIFEST_FILE).is_file():
         raise StoreError("there is no run", where=str(folder), fix="start one: duel run RECIPE --out DIR")
@@ -169,12 +170,12 @@ def read_live(folder: Path) -> Run:
     )
 
 
-def _progress(folder: Path, manifest: Mapping[str, Any], current: str | None, busy: bool) -> list[Row]:
-    """Each stage with its state: done, running, interrupted or waiting; of a running one how far it is."""
+def _progress(folder: Path, manifest: Mapping[str, Any], current: str | None, busy: bool) -> list[ResultRow]:
+    """Each stage with its state (done, running, interrupted or waiting), and how far a running one is."""
     now = _json(folder / PROGRESS_FILE) if current and busy else {}
     out = []
     for stage in manifest["keys"]:
-        row: Row = {"stage": stage, "state": "waiting"}
+        row: ResultRow = {"stage": stage, "state": "waiting"}
         if stage in manifest["stages"]:
             row |= {key: manifest["stages"][stage][key] for key in ("arm", "wall_s", "tokens", "peak_gib")}
             row["state"] = "done"
@@ -188,10 +189,10 @@ def _progress(folder: Path, manifest: Mapping[str, Any], current: str | None, bu
     return out
 
 
-def _logged(folder: Path, stage: str) -> list[Row]:
-    """What an unfinished stage has logged. A resumed stage repeats steps: the later entry of a step holds."""
+def _logged(folder: Path, stage: str) -> list[ResultRow]:
+    """What an unfinished stage has logged. A resumed stage repeats steps; the later entry of a step counts."""
     path = folder / "metrics.jsonl"
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             entry = json.loads(line)
@@ -209,7 +210,7 @@ def _record(stage_folder: Path) -> dict[str, Any]:
 
 
 def outdated(run: Run) -> list[str]:
-    """Settings that were changed after this evaluation: its numbers are those of the earlier settings."""
+    """Sections of the recipe that were changed after this evaluation, whose numbers belong to the earlier ones."""
     then, now = run.results.get("recipe") or {}, run.manifest.get("recipe") or {}
     if not then or not now:
         return []

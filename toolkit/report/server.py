@@ -1,4 +1,4 @@
-"""A page for this machine's browser alone: what the pages that duel serves have in common."""
+"""A page for the browser of this machine alone: what all pages that duel serves have in common."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from toolkit.errors import StoreError
 
 
 class LocalHandler(BaseHTTPRequestHandler):
-    """Answers only a browser that asked for this machine by name, and not a page elsewhere through it."""
+    """Answers only a browser that asked for this machine by name, so that no other page can ask through the browser."""
 
-    timeout = 10  # browsers open connections ahead and leave them silent, and one is served at a time
+    timeout = 10  # browsers open connections in advance and leave them silent, and the server answers one at a time
 
     def answer(self, status: HTTPStatus, kind: str, body: bytes, *, keep: bool = False) -> None:
-        """Send one whole reply; the browser keeps it only with ``keep``."""
+        """Send one whole reply. The browser stores it only with ``keep``."""
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
@@ -26,7 +26,7 @@ class LocalHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def trusted(self) -> bool:
-        """Whether the request may be answered; a refusal has been sent where not."""
+        """Whether the request may be answered. If not, a refusal has been sent."""
         host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
         if host in ("127.0.0.1", "localhost"):
             return True
@@ -41,7 +41,7 @@ class LocalHandler(BaseHTTPRequestHandler):
 def listening(
     handler: type[LocalHandler], port: int, server_type: type[HTTPServer] = HTTPServer
 ) -> Iterator[HTTPServer]:
-    """A server on 127.0.0.1 and nowhere else; port 0 takes a free one. Raises StoreError where the port is taken."""
+    """A server on 127.0.0.1 only. Port 0 takes a free port. Raises StoreError where the port is taken."""
     try:
         server = server_type(("127.0.0.1", port), handler)
     except OSError as error:

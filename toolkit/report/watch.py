@@ -1,4 +1,4 @@
-"""``duel watch``: the growing report of a run, served to this machine's browser while the run goes on."""
+"""``duel watch``: the growing report of a run, served to the browser of this machine while the run goes on."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ WATCHED = ("manifest.json", "metrics.jsonl", "results.json", PROGRESS_FILE)
 
 
 def version(folder: Path) -> str:
-    """Changes whenever the page would: with the files that it is made of, and with a process at work or not."""
+    """Changes whenever the page does: with its files, and when a process starts or ends work on the run."""
     stats = [(folder / name).stat() if (folder / name).is_file() else None for name in WATCHED]
     return fingerprint([RunFolder(folder).busy(), *([s.st_mtime_ns, s.st_size] if s else None for s in stats)])
 
 
 @contextmanager
 def serving(folder: Path, *, port: int, max_samples: int) -> Iterator[HTTPServer]:
-    """A server of ``folder``'s page on 127.0.0.1. Raises StoreError where there is no run, or the port is taken."""
+    """A server of the page of ``folder`` on 127.0.0.1. Raises StoreError where there is no run or the port is taken."""
     build_live(folder, version="", max_samples=1)
 
     class Handler(LocalHandler):
@@ -41,7 +41,7 @@ def serving(folder: Path, *, port: int, max_samples: int) -> Iterator[HTTPServer
                 now = version(folder)
                 try:
                     page = build_live(folder, version=now, max_samples=max_samples)
-                except StoreError as error:  # the folder went away, or its files were damaged, while it was watched
+                except StoreError as error:  # the folder was removed or damaged while it was watched
                     self.answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", error.render().encode())
                 else:
                     self.answer(HTTPStatus.OK, "text/html", page.encode())
