@@ -47,7 +47,7 @@ def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Repo
         ("n_empty", "rows with an empty prompt or response were left out"),
         ("n_duplicates", "rows are exact duplicates"),
         ("n_contradictions", "labels contradict another label on the same two responses"),
-        ("n_identical", "comparisons of a response with itself count as ties"),
+        ("n_identical", "comparisons of a response with itself were left out"),
         ("n_unparsable", "rows without a common prompt were left out"),
     ):
         if report.get(count):
