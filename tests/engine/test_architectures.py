@@ -66,7 +66,7 @@ def assert_falls_back(model: Any, trees: list[Tree]) -> None:
     scorer = engine(model, token_budget=80)
     with pytest.warns(UserWarning, match="does not take the tree mask"):
         ours = scorer.logps(trees)
-    assert scorer.plain is True
+    assert scorer.row_per_response is True
     assert_same(ours, oracle(model, trees))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it is said once
@@ -100,7 +100,7 @@ def test_a_window_that_moves_too_little_for_the_probe(make_trees: Trees) -> None
     unused = Qwen2Config(**SMALL, use_sliding_window=False, sliding_window=8)
     scorer = engine(random_model(unused))
     scorer.pack(make_trees(4, 64, shortest=8))
-    assert scorer.plain is False
+    assert scorer.row_per_response is False
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "bert", "roberta"])
@@ -144,7 +144,7 @@ def test_rows_of_their_own_ask_for_no_logits_of_the_prompt(make_trees: Trees) ->
     seen, forward = [], model.lm_head.forward
     model.lm_head.forward = lambda states: seen.append(states.shape[:2].numel()) or forward(states)
     scorer = engine(model)
-    scorer.plain = True
+    scorer.row_per_response = True
     assert_same(scorer.logps(trees), oracle(model, trees))
     assert sum(seen[:1]) < scorer.pack(trees).n_tokens
 
@@ -189,15 +189,15 @@ def test_an_encoder_reward_model_takes_whole_rows(make_trees: Trees) -> None:
     assert_same(engine(model).scores(trees), score_oracle(model, trees))
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_a_reward_is_read_at_the_end_whatever_the_configuration_pads_with(make_trees: Trees, plain: bool) -> None:
+@pytest.mark.parametrize("rows_apart", [True, False])
+def test_a_reward_is_read_at_the_end_whatever_the_configuration_pads_with(make_trees: Trees, rows_apart: bool) -> None:
     """SmolLM2's configuration pads with the EOS: read from there, a score would be that of the token before it."""
     model, trees = classifier(), make_trees(3, 64)
     trees = [Tree(tree.prompt_ids, [[*ids, 2] for ids in tree.response_ids]) for tree in trees]
     expected = score_oracle(model, trees)
     model.config.pad_token_id = 2
     scorer = engine(model)
-    scorer.plain = plain
+    scorer.row_per_response = rows_apart
     assert_same(scorer.scores(trees), expected)
 
 
@@ -233,4 +233,4 @@ def test_one_token_off_in_bf16_is_rounding(monkeypatch: pytest.MonkeyPatch, off_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scorer.probe([Tree([5, 6], [list(range(3, 43)), [7, 8]])])
-    assert scorer.plain is falls_back
+    assert scorer.row_per_response is falls_back

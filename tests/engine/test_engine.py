@@ -38,7 +38,7 @@ from transformers import (
 from toolkit.engine.engine import Engine
 from toolkit.engine.fast.attention import GROUPED_QUERY
 from toolkit.engine.logps import LOGIT_ROWS, SOFTMAX_ROWS, branch_scores, by_response, token_logps
-from toolkit.engine.tree import batches, pack, pieces
+from toolkit.engine.tree import batches, pack, split_wide
 from toolkit.models.encoding import Tree
 
 pytestmark = pytest.mark.invariant
@@ -86,7 +86,7 @@ def test_short_trees_share_a_row() -> None:
 
 def test_the_layout_without_padding_by_hand() -> None:
     trees = [Tree([5, 6], [[7, 2], [8]]), Tree([9], [[3]])]
-    batch, padded = pack(trees, pad_id=0, padded=False), pack(trees, pad_id=0)
+    batch, padded = pack(trees, pad_id=0, padding=False), pack(trees, pad_id=0)
     assert batch.input_ids.tolist() == [[5, 6, 7, 2, 8, 9, 3]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
     assert (batch.predictor.tolist(), batch.last.tolist()) == ([1, 2, 1, 5], [3, 4, 6])
@@ -94,46 +94,50 @@ def test_the_layout_without_padding_by_hand() -> None:
     assert batch.padding_map.token_of_place.tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 6, 6]
     assert torch.equal(batch.attention_mask, padded.attention_mask)
     assert all(torch.equal(getattr(batch, n), getattr(padded, n)) for n in ("target", "owner", "tree"))
-    assert pack(trees[:1], pad_id=0, padded=False).padding_map is None  # there is no padding
+    assert pack(trees[:1], pad_id=0, padding=False).padding_map is None  # there is no padding
 
 
-def test_the_plain_layout_by_hand() -> None:
-    batch = pack([Tree([5, 6], [[7, 2], [8]])], pad_id=0, plain=True)
+def test_a_row_for_each_response_by_hand() -> None:
+    batch = pack([Tree([5, 6], [[7, 2], [8]])], pad_id=0, row_per_response=True)
     assert batch.input_ids.tolist() == [[5, 6, 7, 2], [5, 6, 8, 0]]
     assert batch.attention_mask.tolist() == [[True] * 4, [True, True, True, False]]
     assert (batch.predictor.tolist(), batch.last.tolist(), batch.tree.tolist()) == ([1, 2, 5], [3, 6], [0, 0])
 
 
-def test_the_layout_without_ends_by_hand() -> None:
+def test_the_layout_without_last_tokens_by_hand() -> None:
     """A last token is predicted, and nothing from it; what is predicted, and its order, stay."""
     trees = [Tree([5, 6], [[7, 2], [8]]), Tree([9], [[3, 4, 1]])]
-    batch, whole = pack(trees, pad_id=0, ends=False), pack(trees, pad_id=0)
+    batch, whole = pack(trees, pad_id=0, last_tokens=False), pack(trees, pad_id=0)
     assert batch.input_ids.tolist() == [[5, 6, 7], [9, 3, 4]]
     assert batch.position_ids.tolist() == [[0, 1, 2], [0, 1, 2]]
     assert batch.predictor.tolist() == [1, 2, 1, 3, 4, 5]
     assert batch.last is None and batch.n_responses == 3
     assert all(torch.equal(getattr(batch, name), getattr(whole, name)) for name in ("target", "owner", "tree"))
     assert batch.attention_mask[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    flat = pack([Tree([5], [[8], [3]]), *trees], pad_id=0, ends=False, padded=False)
+    flat = pack([Tree([5], [[8], [3]]), *trees], pad_id=0, last_tokens=False, padding=False)
     assert flat.input_ids.tolist() == [[5, 6, 7, 9, 3, 4, 5]]
     assert flat.predictor.tolist() == [6, 6, 1, 2, 1, 3, 4, 5]
-    assert pack(trees, pad_id=0, plain=True, ends=False).input_ids.tolist() == [[5, 6, 7], [5, 6, 0], [9, 3, 4]]
+    assert pack(trees, pad_id=0, row_per_response=True, last_tokens=False).input_ids.tolist() == [
+        [5, 6, 7],
+        [5, 6, 0],
+        [9, 3, 4],
+    ]
 
 
-def test_rewards_alone_need_the_ends(make_trees: Trees) -> None:
+def test_rewards_alone_need_the_last_tokens(make_trees: Trees) -> None:
     trees = make_trees(4, 64, k=3)
     policy, reward = engine(llama()).pack(trees), engine(classifier()).pack(trees)
     assert policy.last is None and reward.last is not None
     assert policy.attention_mask.sum() < reward.attention_mask.sum()
 
 
-@pytest.mark.parametrize("layout", ["padded", "unpadded", "plain"])
+@pytest.mark.parametrize("layout", ["padded", "unpadded", "row_per_response"])
 def test_responses_of_a_single_token(layout: str) -> None:
     """As judges and classifiers give them: a tree is no more than its prompt."""
     trees = [Tree([5, 6, 7], [[8], [9]]), Tree([4], [[3]]), Tree([11, 12], [[13], [14, 15]])]
     model = random_model(LlamaConfig(**SMALL), attn_implementation=GROUPED_QUERY if layout == "unpadded" else "eager")
     scorer = engine(model)
-    scorer.plain, scorer.padded, scorer.probed = layout == "plain", layout != "unpadded", 100
+    scorer.row_per_response, scorer.padding, scorer.probed = layout == "row_per_response", layout != "unpadded", 100
     assert_same(scorer.logps(trees), oracle(model, trees))
 
 
@@ -145,24 +149,24 @@ def test_nothing_to_predict_is_refused(tree: Tree) -> None:
 
 def test_batches_hold_each_tree_once_within_the_budget(make_trees: Trees) -> None:
     trees = make_trees(30)
-    for budget, plain, ends in product((1, 60, 100, 10_000), (False, True), (False, True)):
-        found = list(batches(trees, budget, plain=plain, ends=ends))
+    for budget, rows_apart, last_tokens in product((1, 60, 100, 10_000), (False, True), (False, True)):
+        found = list(batches(trees, budget, row_per_response=rows_apart, last_tokens=last_tokens))
         assert sorted(i for part in found for i in part) == list(range(30))
         for part in found:
-            batch = pack([trees[i] for i in sorted(part)], 0, plain=plain, ends=ends)
+            batch = pack([trees[i] for i in sorted(part)], 0, row_per_response=rows_apart, last_tokens=last_tokens)
             # One tree, or one row of them, may take more.
-            assert batch.n_tokens <= budget or (len(part) == 1 if plain else len(batch.input_ids) == 1)
+            assert batch.n_tokens <= budget or (len(part) == 1 if rows_apart else len(batch.input_ids) == 1)
     filled = sum(map(len, trees)) / sum(pack([trees[i] for i in part], 0).n_tokens for part in batches(trees, 100))
     assert filled > 0.95
 
 
 @pytest.mark.parametrize(("prompt", "lengths"), [(25, [40] * 13), (1, [5] * 60), (400, [30] * 6), (30, [300, 2, 2, 2])])
-def test_pieces_keep_the_responses_in_order_and_cost_what_the_best_number_of_them_costs(
+def test_narrower_trees_keep_the_responses_in_order_and_cost_what_the_best_number_of_them_costs(
     prompt: int, lengths: list[int]
 ) -> None:
     limit = 700
     tree = Tree([1] * prompt, [[2 + k] * n for k, n in enumerate(lengths)])
-    found = pieces(tree, limit)
+    found = split_wide(tree, limit)
     assert [ids for piece in found for ids in piece.response_ids] == tree.response_ids
     assert all(piece.prompt_ids == tree.prompt_ids and piece.response_ids for piece in found)
 
@@ -173,7 +177,7 @@ def test_pieces_keep_the_responses_in_order_and_cost_what_the_best_number_of_the
     assert cost([len(piece) for piece in found]) < 1.15 * max(min(even), cost([prompt + max(lengths)]))
 
 
-def test_a_wide_tree_gives_the_same_numbers_in_pieces(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wide_tree_gives_the_same_numbers_as_several(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trees = [
         Tree([9, 8, 7], [[(7 * k + i) % 90 + 3 for i in range(3 + k % 5)] for k in range(40)]),
         Tree([5], [[6, 7]]),
@@ -197,14 +201,14 @@ def test_tiny_log_probabilities(tiny: Any, make_trees: Trees, temperature: float
     trees = make_trees(6, seed=1)
     scorer = engine(tiny)
     assert_same(scorer.logps(trees, temperature=temperature), oracle(tiny, trees, temperature))
-    assert scorer.plain is False
+    assert scorer.row_per_response is False
 
 
 def test_trained_log_probabilities(stories: Any, make_trees: Trees) -> None:
     trees = make_trees(6, seed=2, longest=60)
     scorer = engine(stories)
     assert_same(scorer.logps(trees), oracle(stories, trees))
-    assert scorer.plain is False
+    assert scorer.row_per_response is False
 
 
 def test_eager_attention_and_one_long_response_beside_short_ones(make_trees: Trees) -> None:
@@ -217,7 +221,7 @@ def test_scores(make_trees: Trees) -> None:
     model, trees = classifier(), make_trees(5, 64)
     scorer = engine(model)
     assert_same(scorer.scores(trees), score_oracle(model, trees))
-    assert scorer.plain is False
+    assert scorer.row_per_response is False
 
 
 @pytest.mark.parametrize("budget", [1, 40, 97, 100_000])
@@ -268,7 +272,7 @@ def test_bf16_stays_near(tiny: Any, make_trees: Trees) -> None:
     trees = make_trees(4, seed=7)
     scorer = Engine(tiny, 0, dtype=torch.bfloat16)
     ours = scorer.logps(trees)
-    assert scorer.plain is False
+    assert scorer.row_per_response is False
     assert all(values.dtype == torch.float32 for row in ours for values in row)
     assert_same(ours, oracle(tiny, trees), 0.2)
 
@@ -395,7 +399,7 @@ def test_scaled_and_capped_logits(config: Any, make_trees: Trees) -> None:
     model, trees = random_model(config), make_trees(4, 64)
     scorer = engine(model)
     assert_same(scorer.logps(trees), oracle(model, trees))
-    assert scorer.plain is False  # so it is the engine's own head that is right
+    assert scorer.row_per_response is False  # so it is the engine's own head that is right
 
 
 @pytest.mark.parametrize(
@@ -417,13 +421,15 @@ def test_grouped_attention_sees_no_padding(make_trees: Trees) -> None:
     trees = make_trees(5, 64, k=3)
     scorer, other = engine(model), engine(llama())
     batch = scorer.pack(trees)
-    assert batch.padding_map is not None and batch.n_tokens == sum(len(tree.placed(ends=False)) for tree in trees)
-    assert scorer.suited(batch) is batch
+    assert batch.padding_map is not None and batch.n_tokens == sum(
+        len(tree.inputs(last_tokens=False)) for tree in trees
+    )
+    assert scorer.adopt(batch) is batch
     assert_same(scorer.logps(trees), oracle(model, trees))
-    passed_on = other.suited(batch)
+    passed_on = other.adopt(batch)
     assert passed_on.padding_map is None and passed_on.attention_mask.dim() == 4 and passed_on.last is None
     torch.testing.assert_close(other.token_logps(passed_on)[0], scorer.token_logps(batch)[0], rtol=0, atol=1e-4)
-    assert other.padded and not scorer.padded
+    assert other.padding and not scorer.padding
 
 
 def test_scores_without_padding(make_trees: Trees) -> None:
@@ -433,7 +439,7 @@ def test_scores_without_padding(make_trees: Trees) -> None:
     assert scorer.pack(trees).padding_map is not None
     assert_same(scorer.scores(trees), score_oracle(model, trees))
     with_padding = engine(classifier()).pack(trees)
-    assert scorer.suited(with_padding) is with_padding
+    assert scorer.adopt(with_padding) is with_padding
     torch.testing.assert_close(scorer.branch_scores(with_padding), scorer.branch_scores(scorer.pack(trees)))
 
 
@@ -453,4 +459,4 @@ def test_a_model_that_loses_the_rows_keeps_its_padding(make_trees: Trees) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert_same(scorer.logps(trees), oracle(model, trees))
-    assert scorer.padded and scorer.plain is False
+    assert scorer.padding and scorer.row_per_response is False

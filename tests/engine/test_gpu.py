@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from support.small_models import Trees, assert_same, classifier, llama, loss_of,
 
 from toolkit.engine.engine import Engine
 from toolkit.engine.fast import speedups
-from toolkit.engine.sampling import generate
+from toolkit.engine.sampling import SamplingParams, generate
 from toolkit.ppo import Ensemble, PPOConfig, PPOTrainer
 
 pytestmark = [pytest.mark.invariant, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -33,7 +34,7 @@ def test_trees_on_a_gpu_equal_one_response_at_a_time(make_trees: Trees) -> None:
             wanted = expected(model, trees)
         engine = Engine(model.cuda(), 0, dtype=torch.float32)
         assert_same(engine.scores(trees) if engine.classifier else engine.logps(trees), wanted)
-        assert engine.plain is False
+        assert engine.row_per_response is False
 
 
 def test_the_tree_is_taken_in_bf16_and_close_to_fp32(tiny: Any, new_tiny: Callable[[], Any], make_trees: Trees) -> None:
@@ -44,7 +45,7 @@ def test_the_tree_is_taken_in_bf16_and_close_to_fp32(tiny: Any, new_tiny: Callab
         warnings.simplefilter("error")
         rounded = engine.logps(trees)
     off = torch.cat([(a - b).abs() for x, y in zip(exact, rounded, strict=True) for a, b in zip(x, y, strict=True)])
-    assert float(off.mean()) < 0.03 and engine.plain is False
+    assert float(off.mean()) < 0.03 and engine.row_per_response is False
 
 
 def test_gradients_of_fused_adapters_on_a_gpu_are_those_of_fp32(new_tiny: Callable[[], Any], make_trees: Trees) -> None:
@@ -66,18 +67,12 @@ def test_gradients_of_fused_adapters_on_a_gpu_are_those_of_fp32(new_tiny: Callab
 
 def test_samples_do_not_depend_on_the_batch_nor_on_the_device(tiny: Any, new_tiny: Callable[[], Any]) -> None:
     prompts = [[5, 9, 300], [7, 11], [5, 9, 300], [800, 20, 4, 90]]
-    settings: dict[str, Any] = {
-        "keys": [(i,) for i in range(4)],
-        "max_new_tokens": 12,
-        "temperature": 0.9,
-        "eos_ids": [2],
-        "pad_id": 0,
-        "dtype": torch.float32,
-    }
+    keys, params = [(i,) for i in range(4)], SamplingParams(max_new_tokens=12, temperature=0.9)
+    settings: dict[str, Any] = {"stop_token_ids": [2], "pad_id": 0, "dtype": torch.float32}
     on_gpu = new_tiny().cuda()
-    whole = generate(on_gpu, prompts, **settings)
-    assert generate(on_gpu, prompts, **settings, batch_size=1) == whole
-    assert generate(tiny, prompts, **settings) == whole
+    whole = generate(on_gpu, prompts, keys, params, **settings)
+    assert generate(on_gpu, prompts, keys, replace(params, batch_size=1), **settings) == whole
+    assert generate(tiny, prompts, keys, params, **settings) == whole
 
 
 def trainer_of(out: Path, reward: Any, *, lora: bool, **options: Any) -> PPOTrainer:

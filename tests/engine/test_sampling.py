@@ -12,7 +12,7 @@ from scipy import stats
 from support.small_models import adapter
 from transformers import AutoModelForCausalLM, MambaConfig
 
-from toolkit.engine.sampling import SampledResponse, draw, generate, uniforms
+from toolkit.engine.sampling import SampledResponse, SamplingParams, draw, generate, sample_responses, uniforms
 from toolkit.models.load import load_policy
 from toolkit.models.tokenizer import eos_ids, load_tokenizer, response_end
 from toolkit.recipe.schema import ModelSection
@@ -23,8 +23,28 @@ Make = Callable[[], Any]
 
 
 def sample(model: Any, prompts: list[list[int]] = PROMPTS, keys: Any = KEYS, **more: Any) -> list[SampledResponse]:
-    settings = {"max_new_tokens": 12, "temperature": 1.0, "eos_ids": [2], "pad_id": 0, "dtype": torch.float32}
-    return generate(model, prompts, keys, **(settings | more))
+    stop = more.pop("eos_ids", [2])
+    settings = {"stop_token_ids": stop, "pad_id": 0, "dtype": torch.float32}
+    settings |= {name: more.pop(name) for name in ("dtype", "advance") if name in more}
+    return generate(model, prompts, keys, SamplingParams(**({"max_new_tokens": 12} | more)), **settings)
+
+
+def test_n_responses_of_each_prompt_by_its_key(tiny: Any, tokenizer: Any) -> None:
+    params = SamplingParams(max_new_tokens=12, temperature=0.9, n=2, batch_size=3)
+    groups = sample_responses(tiny, tokenizer, PROMPTS, lambda i, k: ("test", i, k), params, dtype=torch.float32)
+    twice, keys = [ids for ids in PROMPTS for _ in range(2)], [("test", i, k) for i in range(6) for k in range(2)]
+    expected = sample(tiny, twice, keys, temperature=0.9, eos_ids=eos_ids(tiny, tokenizer))
+    assert groups == [expected[2 * i : 2 * i + 2] for i in range(6)]
+    stopped = sample_responses(
+        tiny,
+        tokenizer,
+        PROMPTS[:1],
+        lambda i, k: ("test", i, k),
+        SamplingParams(12, temperature=0.9, stop_token_ids=[groups[0][0].ids[2]]),
+        dtype=torch.float32,
+    )
+    assert [response.ids for [response] in stopped] == [groups[0][0].ids[:3]]
+    assert sample_responses(tiny, tokenizer, [], lambda i, k: (), params, dtype=torch.float32) == []
 
 
 # ---------------------------------------------------------------- streams of uniform numbers

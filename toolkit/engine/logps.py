@@ -1,8 +1,8 @@
 """Log-probabilities and rewards on tree batches (``tree.py``): one prompt, K responses, each computed once.
 
 The unembedding (or the score head) runs on the positions that matter alone. Where the attention is our own
-(``fast/attention.py``) the model sees no padding. A model that cannot take a tree's mask takes one row per response; a
-numeric probe on first use decides (:class:`Engine`).
+(``fast/attention.py``) the model sees no padding. A model that cannot take a tree's mask takes one row per response;
+a numeric probe on first use decides (:class:`toolkit.engine.engine.Engine`).
 
 Shapes: B rows, T tokens in a row, N response tokens in a batch, R responses in a batch, d hidden, V vocabulary.
 """
@@ -21,9 +21,8 @@ from toolkit.engine.fast.adapters import trained_copy
 from toolkit.engine.tree import TreeBatch
 from toolkit.models.inspect import backbone, inner
 
-# Rows of the unembedding product that exist at once (1024 x 49,152 in fp32 are 200 MB), and of them those whose
-# log-softmax is taken at once. On a CPU products of 256 rows are as fast as any, and 16 rows of logits stay in the
-# cache: 360 rows of SmolLM2 took 69 ms instead of 123, 62 of them for the product (bf16, 2 cores).
+# Rows of logits that exist at once, which bounds the memory of a large vocabulary, and how many of them go through the
+# log-softmax at once. On a CPU larger products are no faster, and the rows of a softmax should stay in the cache.
 LOGIT_ROWS = {"cpu": 256, "cuda": 1024}
 SOFTMAX_ROWS = {"cpu": 16, "cuda": 1024}
 
@@ -43,31 +42,32 @@ def hidden_states(model: Any, batch: TreeBatch) -> torch.Tensor:
         if batch.padding_map is not None:
             inputs["padding_map"] = batch.padding_map
     output = backbone(model)(input_ids=batch.input_ids, use_cache=False, **inputs)
-    return output.last_hidden_state.flatten(0, 1)
+    states: torch.Tensor = output.last_hidden_state
+    return states.flatten(0, 1)
 
 
-def finished(model: Any, logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """fp32 logits from products with the unembedding: the scaling and soft-capping that some models have, and the
-    temperature."""
+def scaled_logits(model: Any, products: torch.Tensor, temperature: float) -> torch.Tensor:
+    """[..., V] fp32 logits from products with the unembedding: scaled and soft-capped as the model's configuration
+    says, and divided by the temperature."""
     config = inner(model).config.get_text_config()
-    logits = logits.float()
+    logits = products.float()
     if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
         logits = logits / divisor
     if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
         logits = logits * factor
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
         logits = torch.tanh(logits / cap) * cap
-    return tempered(logits, temperature)
+    return at_temperature(logits, temperature)
 
 
-def tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def at_temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
 def token_logps(
     model: Any, batch: TreeBatch, *, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """[N] fp32 log-probabilities of the response tokens, and [N] entropies (nats, without gradient) if asked for.
+    """[N] fp32 log-probabilities of the response tokens, and with ``with_entropy`` [N] entropies (nats, no gradient).
 
     Logits exist for at most ``LOGIT_ROWS`` positions at once, in training too.
     """
@@ -78,7 +78,7 @@ def token_logps(
 def state_logps(
     model: Any, states_Nd: torch.Tensor, target_N: torch.Tensor, *, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """:func:`token_logps` from the states that the tokens are predicted from, [N, d]."""
+    """:func:`token_logps` from [N, d], the states that the tokens are predicted from."""
     size = LOGIT_ROWS[states_Nd.device.type]
     training = torch.is_grad_enabled() and states_Nd.requires_grad
     head = inner(model).get_output_embeddings()
@@ -87,32 +87,32 @@ def state_logps(
     for start in range(0, states_Nd.shape[0], size):
         args = (states_Nd[start : start + size], target_N[start : start + size], model, temperature, with_entropy)
         if training and frozen:
-            parts.append(_FrozenHead.apply(*args))
+            parts.append(_FrozenHead.apply(*args))  # type: ignore[no-untyped-call]
         elif training and states_Nd.shape[0] > size:
-            parts.append(checkpoint(_chunk, *args, use_reentrant=False))
+            parts.append(checkpoint(_chunk_logps, *args, use_reentrant=False))
         else:
-            parts.append(_chunk(*args))
+            parts.append(_chunk_logps(*args))
     logps, entropies = zip(*parts, strict=True)
     return torch.cat(logps), torch.cat(entropies) if with_entropy else None
 
 
-def _chunk(
+def _chunk_logps(
     states: torch.Tensor, target: torch.Tensor, model: Any, temperature: float, with_entropy: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     products = inner(model).get_output_embeddings()(states)
-    # With gradients the rows stay together: taken apart, each part's gradient would be a tensor of all rows.
+    # With gradients the rows stay together: if they were split, the gradient of each part would have all rows.
     rows = len(products) if products.requires_grad else SOFTMAX_ROWS[products.device.type]
     return _joined(
-        from_logits(finished(model, part, temperature), targets, with_entropy)
-        for part, targets in zip(products.split(rows), target.split(rows), strict=True)
+        from_logits(scaled_logits(model, part, temperature), targets, with_entropy)
+        for part, targets in zip(torch.split(products, rows), torch.split(target, rows), strict=True)
     )
 
 
 class _FrozenHead(torch.autograd.Function):
     """Log-probabilities under an unembedding that does not train.
 
-    A row's gradient with respect to its state is its log-probability's, times what comes from above. So the forward
-    pass computes the first, and neither logits nor a second product are kept for the backward pass.
+    The gradient of a row's state is the gradient of its log-probability times one number from above. So the forward
+    pass computes the former, and the backward pass needs neither the logits nor a second product.
     """
 
     @staticmethod
@@ -123,17 +123,17 @@ class _FrozenHead(torch.autograd.Function):
             state = states.detach().requires_grad_()
             products = inner(model).get_output_embeddings()(state)
             gradient = torch.empty_like(products)
-            found = []
+            parts = []
             rows = SOFTMAX_ROWS[products.device.type]
             for part, targets, into in zip(
-                products.detach().split(rows), target.split(rows), gradient.split(rows), strict=True
+                *(torch.split(tensor, rows) for tensor in (products.detach(), target, gradient)), strict=True
             ):
                 part = part.float().requires_grad_()
-                logps, entropies = from_logits(finished(model, part, temperature), targets, with_entropy)
+                logps, entropies = from_logits(scaled_logits(model, part, temperature), targets, with_entropy)
                 into.copy_(torch.autograd.grad(logps.sum(), part)[0])
-                found.append((logps.detach(), entropies))
+                parts.append((logps.detach(), entropies))
             ctx.save_for_backward(torch.autograd.grad(products, state, gradient)[0])
-        logps, entropies = _joined(found)
+        logps, entropies = _joined(parts)
         ctx.mark_non_differentiable(entropies)
         return logps, entropies
 
@@ -159,19 +159,20 @@ def _joined(parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.T
 
 
 def branch_scores(model: Any, batch: TreeBatch) -> torch.Tensor:
-    """[R] fp32 scalar rewards, read at each response's last token; the head runs in fp32, whatever autocast is on."""
-    assert batch.last is not None
-    return apply_head(score_head(model), hidden_states(model, batch)[batch.last])
+    """[R] fp32 scalar rewards, read at each response's last token; the head runs in fp32 under any autocast."""
+    head = score_head(model)
+    assert head is not None and batch.last is not None
+    return apply_head(head, hidden_states(model, batch)[batch.last])
 
 
 def score_head(model: Any) -> nn.Module | None:
-    """The module ``score`` of a sequence classifier, the trained one where an adapter brings its own."""
+    """The module ``score`` of a sequence classifier, from its adapter where that has one; None for other models."""
     head = dict(inner(model).named_children()).get("score")
     return trained_copy(head) if head is not None else None
 
 
-def apply_head(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """[...] outputs of a scalar head in fp32: values and rewards are small differences of large sums."""
+def apply_head(head: Any, states: torch.Tensor) -> torch.Tensor:
+    """[...] outputs of a scalar linear head in fp32: values and rewards are small differences of large sums."""
     with torch.autocast(states.device.type, enabled=False):
         bias = None if head.bias is None else head.bias.float()
         return F.linear(states.float(), head.weight.float(), bias).squeeze(-1)

@@ -1,9 +1,9 @@
 """Sampling n responses for each prompt, the same for any batch size.
 
-Every response has its own stream of uniform numbers, seeded by what it is (seed, purpose, prompt, sample), and
-each token is drawn by inverting the cumulative distribution. So a response does not depend on its neighbours in
-the batch, on resume or on the number of processes; and one uniform per token costs less than the vocabulary of
-exponentials that ``torch.multinomial`` draws.
+Every response has its own stream of uniform numbers, seeded by a key that says what it is (seed, purpose, prompt,
+sample), and each token is drawn by inverting the cumulative distribution. So a response does not depend on its
+neighbours in the batch, on resume or on the number of processes. And one uniform number per token costs less than
+``torch.multinomial``, which draws an exponential for each entry of the vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from toolkit.engine.fast import speedups
 from toolkit.models.inspect import backbone, inner, precision
 from toolkit.models.tokenizer import eos_ids
 
-# Finished rows leave a batch when they are this share of it: leaving copies the cache.
+# Rows that have come to an end leave a batch when they are this share of it: leaving copies the cache.
 LEAVE_SHARE = 0.1
 
 
@@ -52,7 +52,7 @@ class SampledResponse:
 def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
     """[R] tokens from [R, V] logits and [R] uniform numbers, by inverting the cumulative distribution.
 
-    The likeliest token at temperature 0.
+    At temperature 0, the likeliest token.
     """
     if temperature == 0.0:
         return logits.argmax(-1)
@@ -89,57 +89,55 @@ def sample_responses(
     ``advance(n, tokens=...)`` is told of every ``n`` responses that are done.
     """
     n, stop = params.n, params.stop_token_ids
-    samples = generate(
+    responses = generate(
         model,
         [ids for ids in prompts for _ in range(n)],
         [key(i, k) for i in range(len(prompts)) for k in range(n)],
-        max_new_tokens=params.max_new_tokens,
-        temperature=params.temperature,
-        eos_ids=eos_ids(inner(model), tokenizer) if stop is None else stop,
+        params,
+        stop_token_ids=eos_ids(inner(model), tokenizer) if stop is None else stop,
         pad_id=int(tokenizer.pad_token_id),
         dtype=dtype,
-        batch_size=params.batch_size,
         advance=advance,
     )
-    return [samples[i * n : (i + 1) * n] for i in range(len(prompts))]
+    return [responses[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
 def generate(
     model: Any,
     prompts: Sequence[list[int]],
     keys: Sequence[Sequence[object]],
+    params: SamplingParams,
     *,
-    max_new_tokens: int,
-    temperature: float,
-    eos_ids: Sequence[int],
+    stop_token_ids: Sequence[int],
     pad_id: int,
     dtype: torch.dtype,
-    batch_size: int = 64,
     advance: Callable[..., None] | None = None,
 ) -> list[SampledResponse]:
-    """One response for each prompt; ``keys[i]`` seeds the i-th. Adapters are merged for the while.
+    """One response for each prompt; ``keys[i]`` seeds the i-th. Of ``params`` it takes length, temperature, batch size.
 
-    No top-k, no top-p, no penalty: the distribution that is sampled is the one that is scored.
-    An EOS that the model emits is the response's last id.
+    No top-k, no top-p, no penalty: the distribution that is sampled is the one that is scored. A stop token that the
+    model emits is the response's last id. Adapters are merged into the weights until all responses are there.
     """
     device = next(model.parameters()).device
-    out: list[SampledResponse | None] = [None] * len(prompts)
+    responses: dict[int, SampledResponse] = {}
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    with (
-        torch.inference_mode(),
-        speedups.decoding(inner(model)),
-        _autocast(model, device, dtype),
-    ):
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            draws = torch.from_numpy(uniforms([keys[i] for i in indices], max_new_tokens)).to(device)
-            sampled = _decode(inner(model), [prompts[i] for i in indices], draws, temperature, list(eos_ids), pad_id)
-            for i, ids in zip(indices, sampled, strict=True):
-                end = next((k for k, token in enumerate(ids) if token in eos_ids), None)
-                out[i] = SampledResponse(ids if end is None else ids[: end + 1], truncated=end is None)
+    with torch.inference_mode(), speedups.decoding(inner(model)), _autocast(model, device, dtype):
+        for start in range(0, len(order), params.batch_size):
+            indices = order[start : start + params.batch_size]
+            uniform = torch.from_numpy(uniforms([keys[i] for i in indices], params.max_new_tokens)).to(device)
+            # No name for the rows: the cache of one batch must be gone before that of the next is made.
+            batch = _decode(
+                _Rows(inner(model), [prompts[i] for i in indices], pad_id, device),
+                uniform,
+                params.temperature,
+                stop_token_ids,
+            )
+            for i, ids in zip(indices, batch, strict=True):
+                end = next((k for k, token in enumerate(ids) if token in stop_token_ids), None)
+                responses[i] = SampledResponse(ids if end is None else ids[: end + 1], truncated=end is None)
             if advance is not None:
-                advance(len(indices), tokens=sum(len(sample.ids) for i in indices if (sample := out[i]) is not None))
-    return [sample for sample in out if sample is not None]
+                advance(len(indices), tokens=sum(len(responses[i].ids) for i in indices))
+    return [responses[i] for i in range(len(prompts))]
 
 
 def _autocast(model: Any, device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
@@ -148,68 +146,99 @@ def _autocast(model: Any, device: torch.device, dtype: torch.dtype) -> AbstractC
     return nullcontext() if same else precision(device, dtype)
 
 
-def _decode(
-    model: Any, prompts: list[list[int]], draws: torch.Tensor, temperature: float, eos_ids: list[int], pad_id: int
-) -> list[list[int]]:
-    """Token ids of one batch, with anything behind the first EOS: ``draws`` [R, max_new_tokens].
+def _decode(rows: _Rows, uniform: torch.Tensor, temperature: float, stop_token_ids: Sequence[int]) -> list[list[int]]:
+    """Token ids of one batch, with anything behind the first stop token; ``uniform`` is [R, max_new_tokens].
 
-    A prompt is computed once however often it stands in the batch, and finished rows leave it. A model whose state
-    runs through the row has no cache that could do so: it computes every row from its start for each token.
+    Rows that have come to an end leave the batch.
     """
-    device = draws.device
-    cache = speedups.row_cache(model)
-    rows = torch.arange(len(prompts), device=device)
-    unique = (
-        sorted({tuple(ids): row for row, ids in enumerate(prompts)}.values()) if cache is not None else rows.tolist()
-    )
-    width = max(map(len, prompts))
-    ids = torch.full((len(unique), width), pad_id)
-    mask = torch.zeros((len(unique), width), dtype=torch.long)
-    for row, i in enumerate(unique):
-        ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-        mask[row, width - len(prompts[i]) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    position = (mask.cumsum(1) - 1).clamp(min=0)
-    positioned = "position_ids" in inspect.signature(model.forward).parameters
-
-    def next_logits() -> torch.Tensor:
-        inputs: dict[str, Any] = {"past_key_values": cache} if cache is not None else {}
-        inputs |= {"position_ids": position} if positioned else {}
-        return model(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **inputs).logits[:, -1]
-
-    if cache is not None and width > 1:
-        # The last token apart: torch multiplies a slice of several positions with frozen weights as one product a row,
-        # each with a copy of the unembedding (11 GB for 200 rows of SmolLM2-135M, and 17 s).
-        inputs = {"position_ids": position[:, :-1]} if positioned else {}
-        backbone(model)(
-            input_ids=ids[:, :-1], attention_mask=mask[:, :-1], past_key_values=cache, use_cache=True, **inputs
-        )
-        ids, position = ids[:, -1:], position[:, -1:]
-    logits = next_logits()
-    if cache is not None and len(unique) < len(prompts):
-        place = {tuple(prompts[i]): row for row, i in enumerate(unique)}
-        owner = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
-        speedups.select_rows(cache, owner)
-        logits, mask, position = logits[owner], mask[owner], position[owner]
-
-    out = torch.full(draws.shape, pad_id, device=device)
-    ends = torch.tensor(eos_ids, device=device)
-    going = torch.ones_like(rows, dtype=torch.bool)
-    for step in range(draws.shape[1]):
-        token = draw(logits, draws[rows, step], temperature)
-        out[rows, step] = token
-        going &= ~torch.isin(token, ends)
-        left = int(going.sum())
-        if not left or step + 1 == draws.shape[1]:
+    out = torch.full(uniform.shape, rows.pad_id, device=uniform.device)
+    stop = torch.tensor(list(stop_token_ids), device=uniform.device)
+    index = torch.arange(len(out), device=uniform.device)  # which response each row is
+    unfinished = torch.ones_like(index, dtype=torch.bool)
+    for step in range(uniform.shape[1]):
+        token = draw(rows.logits, uniform[index, step], temperature)
+        out[index, step] = token
+        unfinished &= ~torch.isin(token, stop)
+        n_left = int(unfinished.sum())
+        if not n_left or step + 1 == uniform.shape[1]:
             break
-        if cache is not None and left <= (1 - LEAVE_SHARE) * len(rows):
-            speedups.select_rows(cache, going)
-            rows, token, mask, position, going = (t[going] for t in (rows, token, mask, position, going))
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        following = position[:, -1:] + 1
-        if cache is not None:
-            ids, position = token[:, None], following
+        if rows.cache is not None and n_left <= (1 - LEAVE_SHARE) * len(index):
+            rows.select(unfinished)
+            index, token, unfinished = index[unfinished], token[unfinished], unfinished[unfinished]
+        rows.append(token)
+    ids: list[list[int]] = out.tolist()
+    return ids
+
+
+class _Rows:
+    """A batch of rows that grow by one token at a time. ``logits`` [R, V] are those of each row's next token.
+
+    A prompt is computed once however often it stands in the batch. A model whose state runs through the row has no
+    cache whose rows could be selected: it computes every row from its start for each token.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[list[int]], pad_id: int, device: torch.device) -> None:
+        self.model, self.pad_id = model, pad_id
+        self.cache = speedups.row_cache(model)
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        distinct: list[list[int]] = list(prompts)
+        if self.cache is not None:  # each at the place of its last copy
+            last = {tuple(ids): row for row, ids in enumerate(prompts)}
+            distinct = [prompts[row] for row in sorted(last.values())]
+        width = max(map(len, prompts))
+        ids = torch.full((len(distinct), width), pad_id)
+        mask = torch.zeros((len(distinct), width), dtype=torch.long)
+        for row, prompt in enumerate(distinct):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        self.ids, self.mask = ids.to(device), mask.to(device)
+        self.position = (self.mask.cumsum(1) - 1).clamp(min=0)
+        if self.cache is not None and width > 1:
+            self._fill_cache()
+        self.logits = self._next_logits()
+        if len(distinct) < len(prompts):
+            place = {tuple(prompt): row for row, prompt in enumerate(distinct)}
+            copies = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
+            self.select(copies)
+            self.logits = self.logits[copies]
+
+    def _fill_cache(self) -> None:
+        """Compute all but the last token of each row, without logits.
+
+        The last token is left for :meth:`_next_logits`. torch multiplies a slice of several positions with frozen
+        weights as one product for each row, and copies the unembedding for each.
+        """
+        inputs = {"position_ids": self.position[:, :-1]} if self.takes_positions else {}
+        backbone(self.model)(
+            input_ids=self.ids[:, :-1],
+            attention_mask=self.mask[:, :-1],
+            past_key_values=self.cache,
+            use_cache=True,
+            **inputs,
+        )
+        self.ids, self.position = self.ids[:, -1:], self.position[:, -1:]
+
+    def _next_logits(self) -> torch.Tensor:
+        inputs: dict[str, Any] = {"past_key_values": self.cache} if self.cache is not None else {}
+        if self.takes_positions:
+            inputs["position_ids"] = self.position
+        output = self.model(input_ids=self.ids, attention_mask=self.mask, use_cache=self.cache is not None, **inputs)
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Make the batch one of these rows, by index or by a mask, up to its logits. It needs a cache."""
+        assert self.cache is not None
+        speedups.select_rows(self.cache, rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
+
+    def append(self, token: torch.Tensor) -> None:
+        """[R] the next token of each row."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
+        position = self.position[:, -1:] + 1
+        if self.cache is not None:
+            self.ids, self.position = token[:, None], position
         else:
-            ids, position = torch.cat([ids, token[:, None]], dim=1), torch.cat([position, following], dim=1)
-        logits = next_logits()
-    return out.tolist()
+            self.ids = torch.cat([self.ids, token[:, None]], dim=1)
+            self.position = torch.cat([self.position, position], dim=1)
+        self.logits = self._next_logits()

@@ -30,13 +30,13 @@ class TreeBatch:
     predictor: torch.Tensor  # [N] flat index (into input_ids) of the state that a response token is predicted from
     target: torch.Tensor  # [N] the response token
     owner: torch.Tensor  # [N] which response the token belongs to
-    last: torch.Tensor | None  # [R] flat index of each response's last token, if those are placed
+    last: torch.Tensor | None  # [R] flat index of each response's last token, if the batch has those
     tree: torch.Tensor  # [R] which tree the response belongs to
     trees: tuple[Tree, ...]  # what was packed, for a model that needs it packed in another way
 
     def to(self, device: torch.device) -> TreeBatch:
-        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trees"}
-        return replace(self, **{name: value.to(device) for name, value in held.items() if value is not None})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trees"}
+        return replace(self, **{name: value.to(device) for name, value in tensors.items() if value is not None})
 
     @property
     def n_responses(self) -> int:
@@ -48,18 +48,19 @@ class TreeBatch:
 
 
 def ascending(trees: Sequence[Tree]) -> tuple[list[int], list[int]]:
-    """Indices of trees, the longest last and of equals the first last, and their lengths."""
+    """Indices of trees and their lengths, in ascending order of length. Of equal trees the first comes last."""
     order = sorted(range(len(trees)), key=lambda i: (len(trees[i]), -i))
     return order, [len(trees[i]) for i in order]
 
 
 def take_rows(order: list[int], lengths: list[int], n_rows: int) -> list[list[int]]:
-    """Take what fills up to ``n_rows`` rows as long as the longest off the end of :func:`ascending`'s lists.
+    """Fill up to ``n_rows`` rows, as long as the longest tree, with trees off the end of :func:`ascending`'s lists.
 
-    A row begins with the longest tree left, and goes on with the longest that fits; so rows of a batch's trees alone
-    are the rows that the batch was made of.
+    A row begins with the longest tree that is left, and goes on with the longest that fits. So the trees of a batch
+    alone fill the same rows that they filled when the batch was made.
     """
-    width, rows = lengths[-1], []
+    width = lengths[-1]
+    rows: list[list[int]] = []
     while order and len(rows) < n_rows:
         row, room = [], width
         while fitting := bisect_right(lengths, room):
@@ -70,81 +71,112 @@ def take_rows(order: list[int], lengths: list[int], n_rows: int) -> list[list[in
 
 
 def pack(
-    trees: Sequence[Tree], pad_id: int, *, plain: bool = False, padded: bool = True, ends: bool = True
+    trees: Sequence[Tree],
+    pad_id: int,
+    *,
+    row_per_response: bool = False,
+    padding: bool = True,
+    last_tokens: bool = True,
 ) -> TreeBatch:
-    """Pack trees into one batch whose rows are as long as the longest (``plain``: a row for each response).
+    """Pack trees into one batch whose rows are as long as the longest tree.
 
-    Without ``padded`` the mask has such rows, and the tokens stand in one without padding. Without ``ends`` the last
-    token of a response is a target alone: its own state has a reward, and no log-probability needs it. Raises
-    ValueError for an empty prompt or response, which has no log-probability.
+    ``row_per_response``: each response has a row of its own, with its prompt. Without ``padding`` only the mask has
+    rows, and the tokens stand in one row. Without ``last_tokens`` the last token of a response is a target alone: a
+    reward is read from its state, but no log-probability needs it. Raises ValueError for an empty prompt or response,
+    which has no log-probability.
     """
     if not all(tree.prompt_ids and all(tree.response_ids) for tree in trees):
         raise ValueError("a tree needs at least one prompt token and one token in each response")
-    tree_of = [index for index, tree in enumerate(trees) for _ in tree.response_ids]
-    whole = [Tree(tree.prompt_ids, [ids]) for tree in trees for ids in tree.response_ids] if plain else trees
-    placed = [tree.placed(ends) for tree in whole]
-    rows = [[i] for i in range(len(placed))] if plain else take_rows(*ascending(placed), n_rows=len(placed))
-    width = max(map(len, placed))
-    input_ids = torch.full((len(rows), width), pad_id)
-    position_ids = torch.zeros((len(rows), width), dtype=torch.long)
-    branch = torch.full((len(rows), width), -1)  # -1 padding, 0 prompt, k the k-th response
-    member = torch.full((len(rows), width), -1)  # which of the trees
-    starts: dict[int, tuple[int, int]] = {}
+    whole = list(trees)
+    if row_per_response:
+        whole = [Tree(tree.prompt_ids, [ids]) for tree in trees for ids in tree.response_ids]
+    inputs = [tree.inputs(last_tokens) for tree in whole]
+    rows = [[i] for i in range(len(inputs))] if row_per_response else take_rows(*ascending(inputs), len(inputs))
+    grid = _lay_out(inputs, rows, pad_id)
+    predictor, last = _response_places(whole, inputs, grid.starts)
+    responses = [ids for tree in whole for ids in tree.response_ids]
+    lengths = torch.tensor([len(ids) for ids in responses])
+    batch = TreeBatch(
+        input_ids=grid.input_ids,
+        position_ids=grid.position_ids,
+        attention_mask=grid.branch >= 0 if row_per_response else _tree_mask(grid),
+        padding_map=None,
+        predictor=predictor,
+        target=torch.tensor([token for ids in responses for token in ids]),
+        owner=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
+        last=last if last_tokens else None,
+        tree=torch.tensor([index for index, tree in enumerate(trees) for _ in tree.response_ids]),
+        trees=tuple(trees),
+    )
+    return batch if padding or row_per_response else _without_padding(batch, grid.branch >= 0)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Trees in rows, all [B, T], and where each of them begins."""
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    branch: torch.Tensor  # -1 padding, 0 prompt, k the k-th response
+    member: torch.Tensor  # which of the trees, -1 padding
+    starts: list[int]  # flat index of each tree's first token
+
+
+def _lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[int]], pad_id: int) -> _Grid:
+    """Write the trees' tokens into rows; ``rows`` has the trees' indices."""
+    shape = (len(rows), max(map(len, trees)))
+    input_ids, position_ids = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long)
+    branch, member = torch.full(shape, -1), torch.full(shape, -1)
+    starts = [0] * len(trees)
     for row, members in enumerate(rows):
         start = 0
         for i in members:
-            starts[i] = row, start
-            start += len(placed[i])
+            starts[i] = row * shape[1] + start
+            n = len(trees[i].prompt_ids)
+            for k, ids in enumerate([trees[i].prompt_ids, *trees[i].response_ids]):
+                stop = start + len(ids)
+                first_position = n if k else 0
+                input_ids[row, start:stop] = torch.tensor(ids, dtype=torch.long)
+                position_ids[row, start:stop] = torch.arange(first_position, first_position + len(ids))
+                branch[row, start:stop] = k
+                member[row, start:stop] = i
+                start = stop
+    return _Grid(input_ids, position_ids, branch, member, starts)
+
+
+def _response_places(
+    whole: Sequence[Tree], inputs: Sequence[Tree], starts: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N] flat index of the state that each response token is predicted from, [R] that of each response's last token.
+
+    ``whole`` are the trees with all their tokens, ``inputs`` those tokens that the batch has.
+    """
     predictor: list[torch.Tensor] = []
-    target: list[int] = []
-    lengths: list[int] = []
     last: list[int] = []
-    for i, tree in enumerate(placed):
-        row, first = starts[i]
-        n = len(tree.prompt_ids)
-        start = first + n
-        input_ids[row, first:start] = torch.tensor(tree.prompt_ids)
-        position_ids[row, first:start] = torch.arange(n)
-        branch[row, first:start] = 0
-        member[row, first : first + len(tree)] = i
-        for k, (ids, targets) in enumerate(zip(tree.response_ids, whole[i].response_ids, strict=True), start=1):
-            stop = start + len(ids)
-            input_ids[row, start:stop] = torch.tensor(ids, dtype=torch.long)
-            position_ids[row, start:stop] = torch.arange(n, n + len(ids))
-            branch[row, start:stop] = k
+    for tree, placed, first in zip(whole, inputs, starts, strict=True):
+        start = prompt_end = first + len(placed.prompt_ids)
+        for targets, ids in zip(tree.response_ids, placed.response_ids, strict=True):
             # The first token of a branch is predicted from the prompt's last one, the others from the one before.
             states = torch.arange(start - 1, start - 1 + len(targets))
-            states[0] = first + n - 1
-            predictor.append(states + row * width)
-            target += targets
-            lengths.append(len(targets))
-            last.append(row * width + stop - 1)
-            start = stop
-    if plain:
-        mask = branch >= 0
-    else:
-        same_tree = member[:, :, None] == member[:, None, :]
-        same_branch = branch[:, :, None] == branch[:, None, :]
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
-        # A padding position sees itself, since a row of the softmax without any key would be NaN.
-        mask = (causal & same_tree & (same_branch | (branch[:, None, :] == 0)))[:, None]
-    batch = TreeBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        attention_mask=mask,
-        padding_map=None,
-        predictor=torch.cat(predictor),
-        target=torch.tensor(target),
-        owner=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
-        last=torch.tensor(last) if ends else None,
-        tree=torch.tensor(tree_of),
-        trees=tuple(trees),
-    )
-    return batch if padded or plain else _without_padding(batch, branch >= 0)
+            states[0] = prompt_end - 1
+            predictor.append(states)
+            start += len(ids)
+            last.append(start - 1)
+    return torch.cat(predictor), torch.tensor(last)
+
+
+def _tree_mask(grid: _Grid) -> torch.Tensor:
+    """[B, 1, T, T]: a token sees the tokens before it of its own tree that are in the prompt or in its own branch."""
+    same_tree = grid.member[:, :, None] == grid.member[:, None, :]
+    same_branch = grid.branch[:, :, None] == grid.branch[:, None, :]
+    width = grid.input_ids.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    # A padding position sees itself, since a row of the softmax without any key would be NaN.
+    return (causal & same_tree & (same_branch | (grid.branch[:, None, :] == 0)))[:, None]
 
 
 def _without_padding(batch: TreeBatch, real: torch.Tensor) -> TreeBatch:
-    """``real`` [B, T]: which places of the rows hold a token."""
+    """The batch with its tokens in one row; ``real`` [B, T] says which places of the rows hold a token."""
     if bool(real.all()):
         return batch
     place = real.flatten().nonzero()[:, 0]
@@ -159,11 +191,12 @@ def _without_padding(batch: TreeBatch, real: torch.Tensor) -> TreeBatch:
     )
 
 
-def pieces(tree: Tree, attention_tokens: int) -> list[Tree]:
-    """A wide tree as several with the same prompt, the responses in their order: what is cheapest to compute.
+def split_wide(tree: Tree, attention_tokens: int) -> list[Tree]:
+    """Several trees with the same prompt instead of one wide tree, the responses in their order.
 
-    P prompt tokens and R response tokens in a row cost (P + R) (1 + (P + R) / C), C being ``attention_tokens``; per
-    response token that is least at R = sqrt(P (P + C)).
+    The number of trees is the cheapest to compute: P prompt tokens and R response tokens in a row cost
+    (P + R) (1 + (P + R) / C), where C is ``attention_tokens``; per response token that is least at
+    R = sqrt(P (P + C)).
     """
     prompt, lengths = len(tree.prompt_ids), [len(ids) for ids in tree.response_ids]
     best = (prompt * (prompt + attention_tokens)) ** 0.5
@@ -171,38 +204,40 @@ def pieces(tree: Tree, attention_tokens: int) -> list[Tree]:
     share = sum(lengths) / n
     groups: list[list[list[int]]] = [[] for _ in range(n)]
     before = 0
-    for ids in tree.response_ids:  # by the place of its middle token, so that the pieces are about equal
+    for ids in tree.response_ids:  # by the place of its middle token, so that the trees are about equally wide
         groups[min(n - 1, int((before + len(ids) / 2) / share))].append(ids)
         before += len(ids)
     return [Tree(tree.prompt_ids, group) for group in groups if group]
 
 
-def batches(trees: Sequence[Tree], token_budget: int, *, plain: bool = False, ends: bool = True) -> Iterator[list[int]]:
+def batches(
+    trees: Sequence[Tree], token_budget: int, *, row_per_response: bool = False, last_tokens: bool = True
+) -> Iterator[list[int]]:
     """Indices of trees in batches of at most ``token_budget`` tokens with their padding, longest trees first.
 
-    The order within and between batches does not change any result; the caller puts results back by index. ``plain``:
-    each response will have a row of its own, as :func:`pack` has it then; ``ends`` as there.
+    The order within and between batches does not change any result; the caller puts results back by index.
+    ``row_per_response`` and ``last_tokens`` say how :func:`pack` will lay out the batches.
     """
-    trees = [tree.placed(ends) for tree in trees]
-    if plain:
-        yield from _of_single_rows(trees, token_budget)
+    inputs = [tree.inputs(last_tokens) for tree in trees]
+    if row_per_response:
+        yield from _batches_of_single_rows(inputs, token_budget)
         return
-    order, lengths = ascending(trees)
+    order, lengths = ascending(inputs)
     while order:
         n_rows = max(1, token_budget // max(1, lengths[-1]))
         yield [i for row in take_rows(order, lengths, n_rows) for i in row]
 
 
-def _of_single_rows(trees: Sequence[Tree], token_budget: int) -> Iterator[list[int]]:
+def _batches_of_single_rows(trees: Sequence[Tree], token_budget: int) -> Iterator[list[int]]:
     widths = [tree.depth for tree in trees]
-    chosen: list[int] = []
-    rows = 0
+    batch: list[int] = []
+    n_rows = 0
     for i in sorted(range(len(trees)), key=lambda i: (-widths[i], i)):
         more = len(trees[i].response_ids)
-        if chosen and (rows + more) * widths[chosen[0]] > token_budget:
-            yield chosen
-            chosen, rows = [], 0
-        chosen.append(i)
-        rows += more
-    if chosen:
-        yield chosen
+        if batch and (n_rows + more) * widths[batch[0]] > token_budget:
+            yield batch
+            batch, n_rows = [], 0
+        batch.append(i)
+        n_rows += more
+    if batch:
+        yield batch

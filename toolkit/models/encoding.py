@@ -29,9 +29,9 @@ class Tree:
         """Tokens of the prompt and its longest response: how far positions go."""
         return len(self.prompt_ids) + max(map(len, self.response_ids), default=0)
 
-    def placed(self, ends: bool) -> Tree:
-        """What a batch computes of it: without ``ends``, no response's last token, from which nothing is predicted."""
-        return self if ends else Tree(self.prompt_ids, [ids[:-1] for ids in self.response_ids])
+    def inputs(self, last_tokens: bool) -> Tree:
+        """What a model reads of it. Nothing is predicted from the last token of a response: only rewards need it."""
+        return self if last_tokens else Tree(self.prompt_ids, [ids[:-1] for ids in self.response_ids])
 
 
 @dataclass(frozen=True)

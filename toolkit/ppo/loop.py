@@ -370,7 +370,7 @@ class PPOLoop(Trainer):
                 difference = logps_N - actors.reference_logps(batch, temperature)
                 return by_response(difference.double(), batch).tolist()  # type: ignore[no-any-return]
 
-            kl = [value for values in actors.engine.each(sampled.trees, kl_of) for value in values]
+            kl = [value for values in actors.engine.map_responses(sampled.trees, kl_of) for value in values]
         rows = [
             (score + sum(value for _, value in found), nats, len(s.ids), not s.truncated)
             for score, found, nats, s in zip(scores, steps, kl, samples, strict=True)

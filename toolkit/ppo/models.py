@@ -238,7 +238,9 @@ class SharedBase(Actors):
             assert batch.last is not None
             return apply_head(head, hidden_states(policy, batch)[batch.last]).tolist()  # type: ignore[no-any-return]
 
-        scores = [value - self.mean for values in self.engine.each(trees, run, ends=True) for value in values]
+        scores = [
+            value - self.mean for values in self.engine.map_responses(trees, run, last_tokens=True) for value in values
+        ]
         self._use(POLICY)
         return scores
 
@@ -303,10 +305,10 @@ class SeparateModels(Actors):
 
     @torch.no_grad()
     def reference_logps(self, batch: TreeBatch, temperature: float) -> torch.Tensor:
-        return self.reference_engine.token_logps(self.reference_engine.suited(batch), temperature=temperature)[0]
+        return self.reference_engine.token_logps(self.reference_engine.adopt(batch), temperature=temperature)[0]
 
     def values(self, batch: TreeBatch) -> torch.Tensor:
-        batch = self.critic_engine.suited(batch)
+        batch = self.critic_engine.adopt(batch)
         trunk = self.policy if self.critic is None else self.critic
         return apply_head(self.value_head, hidden_states(trunk, batch)[batch.predictor]) - self.value_shift
 

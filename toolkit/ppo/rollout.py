@@ -168,7 +168,7 @@ def collect(
         budget = config.token_budget or PASS_TOKENS[device.type]
         of_part = trees[first : first + len(part)]
         if passes > 1:
-            budget = min(budget, -(-sum(len(tree.placed(ends=False)) for tree in of_part) // passes))
+            budget = min(budget, -(-sum(len(tree.inputs(last_tokens=False)) for tree in of_part) // passes))
         for chosen in actors.engine.batches(of_part, budget):
             indices = [first + i for i in chosen]
             packs.append((minibatch, indices, actors.engine.pack([trees[i] for i in indices]).to(device)))
