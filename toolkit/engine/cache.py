@@ -1,31 +1,33 @@
 """Log-probabilities and scores of responses under a frozen model, kept on disk: nothing is computed twice.
 
-Trees are taken in parts of ``PART`` prompts. A part's file is named by a hash over the model (its weights and adapter),
-the precision, the code that computes, and the token ids themselves, which are what tokenizer, chat template and data
-come to. So a result is found again by whoever scores the same prompts under the same model, whatever its beta, run or
-arm, and never by anybody else. A file is written whole or not at all.
+Trees are taken in blocks of ``BLOCK`` prompts. The file of a block is named by a hash over the model (its weights and
+adapter), the precision, the code that computes, and the token ids themselves, which tokenizer, chat template and data
+have led to. So whoever scores the same prompts under the same model finds the result, whatever their beta, run or arm,
+and nobody else does. A file is written whole or not at all.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import os
+import io
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.engine.distributed import wait, world
+from toolkit.engine.distributed import barrier, world
 from toolkit.engine.engine import Engine
 from toolkit.errors import ModelError, StoreError
-from toolkit.files import code_fingerprint, fingerprint
+from toolkit.files import code_fingerprint, fingerprint, write_bytes
 from toolkit.models.encoding import Tree
 from toolkit.models.resolve import ModelRef, cache_folder
 
-# Prompts of a part: what an interrupted command computes again, at most.
-PART = 128
+# Prompts of a block: what an interrupted command computes again, at most.
+BLOCK = 128
 Values = list[NDArray[np.float32]]  # of each response: its tokens' log-probabilities, or its one score
+Count = Callable[[int], None]
 
 
 def reference_folder() -> Path:
@@ -34,7 +36,7 @@ def reference_folder() -> Path:
 
 
 def identity(ref: ModelRef, *, dtype: str, attention: str, weights: str | None = None) -> str:
-    """A hash over all that a response's log-probability under a model depends on, but for the response.
+    """A hash over all that a response's log-probability under a model depends on, except the response.
 
     ``dtype`` is the precision of the forward passes, ``weights`` that of the weights where it is another.
     """
@@ -43,96 +45,88 @@ def identity(ref: ModelRef, *, dtype: str, attention: str, weights: str | None =
     return fingerprint([ref.fingerprint, dtype, weights or dtype, attention, code, versions])
 
 
-def logps(
-    trees: Sequence[Tree],
-    folder: Path,
-    key: str,
-    load: Callable[[], Engine],
-    *,
-    advance: Callable[[int], None],
-    skip: Callable[[int], None] = lambda n: None,
-) -> Iterator[list[Values]]:
-    """For each part, for each of its trees, for each response: [n_tokens] fp32 log-probabilities.
+@dataclass(frozen=True)
+class ResponseCache:
+    """Results of one model in ``folder``, under ``key`` (:func:`identity`).
 
-    ``load`` is called where a part is not in ``folder`` under ``key``, once; ``advance`` counts responses
-    computed, ``skip`` those found. Raises ModelError for results that are not finite, StoreError for a damaged file.
+    ``load`` makes the engine; it is called once, and only where a block is not there yet.
     """
-    sizes = [[len(ids) for ids in tree.response_ids] for tree in trees]
 
-    def compute(engine: Engine, part: Sequence[Tree]) -> list[Values]:
-        return [[t.numpy() for t in row] for row in engine.logps(part, advance=advance)]
+    folder: Path
+    key: str
+    load: Callable[[], Engine]
 
-    return _parts(trees, sizes, folder, f"{key}-logps", load, compute, skip)
+    def logps(self, trees: Sequence[Tree], *, advance: Count, skip: Count = lambda n: None) -> Iterator[list[Values]]:
+        """For each block, for each of its trees, for each response: [n_tokens] fp32 log-probabilities.
 
+        ``advance`` counts responses that are computed, ``skip`` those that were there. Raises ModelError for results
+        that are not finite, StoreError for a damaged file.
+        """
+        sizes = [[len(ids) for ids in tree.response_ids] for tree in trees]
 
-def scores(
-    trees: Sequence[Tree],
-    folder: Path,
-    key: str,
-    load: Callable[[], Engine],
-    *,
-    advance: Callable[[int], None],
-    skip: Callable[[int], None] = lambda n: None,
-) -> Iterator[list[Values]]:
-    """The same for the scalar rewards of a sequence classifier: [1] for each response."""
-    sizes = [[1] * len(tree.response_ids) for tree in trees]
+        def compute(engine: Engine, block: Sequence[Tree]) -> list[Values]:
+            return [[logps.numpy() for logps in row] for row in engine.logps(block, advance=advance)]
 
-    def compute(engine: Engine, part: Sequence[Tree]) -> list[Values]:
-        return [[np.array([value], np.float32) for value in row] for row in engine.scores(part, advance=advance)]
+        return self._blocks("logps", trees, sizes, compute, skip)
 
-    return _parts(trees, sizes, folder, f"{key}-scores", load, compute, skip)
+    def scores(self, trees: Sequence[Tree], *, advance: Count, skip: Count = lambda n: None) -> Iterator[list[Values]]:
+        """:meth:`logps` for the scalar rewards of a sequence classifier: [1] for each response."""
+        sizes = [[1] * len(tree.response_ids) for tree in trees]
 
+        def compute(engine: Engine, block: Sequence[Tree]) -> list[Values]:
+            return [[np.array([score], np.float32) for score in row] for row in engine.scores(block, advance=advance)]
 
-def _parts(
-    trees: Sequence[Tree],
-    sizes: Sequence[Sequence[int]],
-    folder: Path,
-    key: str,
-    load: Callable[[], Engine],
-    compute: Callable[[Engine, Sequence[Tree]], list[Values]],
-    skip: Callable[[int], None],
-) -> Iterator[list[Values]]:
-    engine: Engine | None = None
-    starts = range(0, len(trees), PART)
-    paths = [
-        folder / f"{fingerprint([key, [[t.prompt_ids, t.response_ids] for t in trees[s : s + PART]]])}.npy"
-        for s in starts
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
+        return self._blocks("scores", trees, sizes, compute, skip)
 
-    def write(number: int) -> None:
-        nonlocal engine
-        engine = engine or load()
-        start = starts[number]
-        values = compute(engine, trees[start : start + PART])
-        flat = np.concatenate([array for row in values for array in row]).astype(np.float32)
-        if not np.isfinite(flat).all():
-            raise ModelError(
-                f"{int((~np.isfinite(flat)).sum())} results are not finite",
-                where=f"prompts {start + 1} to {start + len(values)}",
-                fix="check the model's weights, or score with --dtype float32",
-            )
-        partial = paths[number].with_name(f".{paths[number].name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as out:
-                np.save(out, flat)
-            os.replace(partial, paths[number])
-        finally:
-            partial.unlink(missing_ok=True)
+    def _blocks(
+        self,
+        kind: str,
+        trees: Sequence[Tree],
+        sizes: Sequence[Sequence[int]],
+        compute: Callable[[Engine, Sequence[Tree]], list[Values]],
+        skip: Count,
+    ) -> Iterator[list[Values]]:
+        """Read each block, and compute it first where its file is missing; ``sizes`` are those of the results."""
+        engine: Engine | None = None
+        starts = range(0, len(trees), BLOCK)
+        paths = [self._path(kind, trees[start : start + BLOCK]) for start in starts]
 
-    rank, size = world()
-    if size > 1:
-        for number in range(rank, len(paths), size):
-            if not paths[number].is_file():
+        def write(number: int) -> None:
+            nonlocal engine
+            engine = engine or self.load()
+            start = starts[number]
+            _write(paths[number], compute(engine, trees[start : start + BLOCK]), start)
+
+        rank, size = world()
+        if size > 1:
+            for number in range(rank, len(paths), size):
+                if not paths[number].is_file():
+                    write(number)
+            barrier()  # the others' blocks are there now; on a disk that is not shared each computes what it lacks
+        for number, start in enumerate(starts):
+            sizes_of_block = sizes[start : start + BLOCK]
+            if paths[number].is_file():
+                skip(sum(map(len, sizes_of_block)))
+            else:
                 write(number)
-        wait()  # the others' parts are there now; on a disk that is not shared each computes what it lacks
-    for number, start in enumerate(starts):
-        of_part = sizes[start : start + PART]
-        if paths[number].is_file():
-            skip(sum(map(len, of_part)))
-        else:
-            write(number)
-        yield _read(paths[number], of_part)
+            yield _read(paths[number], sizes_of_block)
+
+    def _path(self, kind: str, block: Sequence[Tree]) -> Path:
+        ids = [[tree.prompt_ids, tree.response_ids] for tree in block]
+        return self.folder / f"{fingerprint([f'{self.key}-{kind}', ids])}.npy"
+
+
+def _write(path: Path, values: Sequence[Values], first_prompt: int) -> None:
+    flat = np.concatenate([array for row in values for array in row]).astype(np.float32)
+    if not np.isfinite(flat).all():
+        raise ModelError(
+            f"{int((~np.isfinite(flat)).sum())} results are not finite",
+            where=f"prompts {first_prompt + 1} to {first_prompt + len(values)}",
+            fix="check the model's weights, or score with --dtype float32",
+        )
+    content = io.BytesIO()
+    np.save(content, flat)
+    write_bytes(path, content.getvalue())
 
 
 def _read(path: Path, sizes: Sequence[Sequence[int]]) -> list[Values]:

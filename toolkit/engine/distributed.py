@@ -1,4 +1,7 @@
-"""Several processes that share one piece of work, as `accelerate launch` starts them; one alone has nobody to ask."""
+"""Several processes that share one piece of work, as `accelerate launch` starts them.
+
+In a process that was started alone, every function here returns at once.
+"""
 
 from __future__ import annotations
 
@@ -11,40 +14,40 @@ from accelerate import PartialState
 from torch import nn
 
 
-def launched() -> int:
-    """How many processes were started to share the work, whether they have met by now or not."""
+def launched_processes() -> int:
+    """How many processes were started to share the work, whether they have joined each other yet or not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def main_process() -> bool:
     """Whether this is the process that writes."""
     rank, size = world()
-    return rank == 0 and (size > 1 or launched() == 1 or os.environ.get("RANK", "0") == "0")
+    return rank == 0 and (size > 1 or launched_processes() == 1 or os.environ.get("RANK", "0") == "0")
 
 
-def meet() -> None:
+def join_group() -> None:
     """Join the other processes, where there are some and this one has not. A Trainer does so itself."""
-    if launched() > 1:
+    if launched_processes() > 1:
         PartialState(cpu=not torch.cuda.is_available())
 
 
-def wait() -> None:
+def barrier() -> None:
     """Returns when every process is here."""
     if world()[1] > 1:
         dist.barrier()
 
 
 def world() -> tuple[int, int]:
-    """This process's rank, and how many share the training."""
+    """This process's rank, and how many share the work."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
-def leave_together() -> None:
+def leave_group() -> None:
     """Wait for the other processes and close the group: gloo aborts a process whose peer has gone."""
     if world()[1] > 1:
-        wait()
+        barrier()
         dist.destroy_process_group()
 
 
@@ -62,19 +65,21 @@ def all_items(items: list[Any]) -> list[Any]:
         return items
     gathered: list[list[Any]] = [[] for _ in range(world()[1])]
     dist.all_gather_object(gathered, items)
-    return [item for part in gathered for item in part]
+    return [item for of_rank in gathered for item in of_rank]
 
 
 def reduce_gradients(model: nn.Module, *, mean: bool = True) -> None:
-    """Average (or add up) gradients over the processes. Our forward passes go through the engine and not through
-    DDP's wrapper."""
+    """Average (or add up) gradients over the processes.
+
+    DDP would do so in its wrapper, and our forward passes go through the engine instead.
+    """
     size = world()[1]
     if size == 1:
         return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    # What has no gradient anywhere keeps none: for an optimiser with momentum or decay, zero is not nothing.
-    having = all_sum(torch.tensor([float(weight.grad is not None) for weight in weights], device=weights[0].device))
-    for weight, n in zip(weights, having.tolist(), strict=True):
+    # A weight without a gradient in any process keeps none: to an optimiser with momentum or decay, zero is a gradient.
+    n_with = all_sum(torch.tensor([float(weight.grad is not None) for weight in weights], device=weights[0].device))
+    for weight, n in zip(weights, n_with.tolist(), strict=True):
         if n:
             gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
             dist.all_reduce(gradient)
