@@ -184,10 +184,10 @@ def test_another_beta_costs_no_pass_of_the_reference(
     assert rewards(policy, policy)["responses_computed"]["reference"] == n
 
 
-def test_parts_come_back_as_they_were(
+def test_blocks_come_back_as_they_were(
     tiny: Any, make_trees: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logp_cache, "PART", 4)
+    monkeypatch.setattr(logp_cache, "BLOCK", 4)
     trees = make_trees(10)
     loads: list[int] = []
 
@@ -198,8 +198,9 @@ def test_parts_come_back_as_they_were(
     def both() -> tuple[list[Any], list[int], list[int]]:
         computed: list[int] = []
         found: list[int] = []
-        parts = logp_cache.logps(trees, tmp_path / "parts", "key", load, advance=computed.append, skip=found.append)
-        return [row for part in parts for row in part], computed, found
+        results = logp_cache.ResponseCache(tmp_path / "blocks", "key", load)
+        blocks = results.logps(trees, advance=computed.append, skip=found.append)
+        return [row for block in blocks for row in block], computed, found
 
     first, computed, found = both()
     assert sum(computed) == 30 and found == [] and len(loads) == 1
@@ -210,7 +211,7 @@ def test_parts_come_back_as_they_were(
         for a, b, c in zip(row, again, truth, strict=True):
             assert np.array_equal(a, b)
             np.testing.assert_allclose(a, c.numpy(), atol=1e-5)
-    files = sorted((tmp_path / "parts").glob("*.npy"))
+    files = sorted((tmp_path / "blocks").glob("*.npy"))
     assert len(files) == 3
     files[0].unlink()
     _, computed, found = both()
@@ -247,7 +248,7 @@ def test_killed_it_goes_on_and_writes_every_row_once(policy: str, tmp_path: Path
     parts = len(list(work.glob("*.npy")))
     assert 0 < parts < 5
     done = subprocess.run([*command, str(out)], env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["responses_computed"]["policy"] == 1200 - 2 * parts * logp_cache.PART
+    assert json.loads(done.stdout)["responses_computed"]["policy"] == 1200 - 2 * parts * logp_cache.BLOCK
     assert not work.exists() and not list(tmp_path.glob(".killed*"))
     whole = tmp_path / "whole.parquet"
     subprocess.run([*command, str(whole)], env=environment, capture_output=True, check=True)

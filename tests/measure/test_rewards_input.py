@@ -75,11 +75,9 @@ def test_results_that_are_not_numbers_are_never_kept(tiny: Any, make_trees: Any,
         def logps(self, *args: Any, **more: Any) -> Any:
             return [[t * float("nan") for t in row] for row in super().logps(*args, **more)]
 
-    parts = cache.logps(
-        make_trees(3), tmp_path, "key", lambda: Broken(tiny, 0, dtype=torch.float32), advance=lambda n: None
-    )
+    results = cache.ResponseCache(tmp_path, "key", lambda: Broken(tiny, 0, dtype=torch.float32))
     with pytest.raises(ModelError, match="not finite"):
-        next(parts)
+        next(results.logps(make_trees(3), advance=lambda n: None))
     assert not list(tmp_path.glob("*.npy"))
 
 

@@ -26,7 +26,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 from toolkit.ppo import PPOConfig, PPOTrainer
-from toolkit.engine.distributed import leave_together
+from toolkit.engine.distributed import leave_group
 
 torch.set_num_threads(1)
 options = json.loads(sys.argv[1])
@@ -68,7 +68,7 @@ if trainer.is_world_process_zero():
     save_file({n: w.contiguous() for n, w in trainer.actors.trained_state().items()}, out / "state.safetensors")
     logs = [log for log in trainer.state.log_history if "loss" in log]
     (out / "logs.json").write_text(json.dumps([logs, result]))
-leave_together()
+leave_group()
 """
 
 

@@ -62,7 +62,7 @@ if distributed.main_process():
     weights = {n: w.detach().contiguous() for n, w in model.named_parameters() if w.requires_grad}
     save_file(weights, out / "state.safetensors")
     (out / "logs.json").write_text(json.dumps([log for log in trainer.state.log_history if "loss" in log]))
-distributed.leave_together()
+distributed.leave_group()
 """
 
 

@@ -127,7 +127,7 @@ def implicit_rewards(
     """
     scratch = TemporaryDirectory() if out is None else None
     out = Path(scratch.name, "rewards.parquet") if scratch is not None else Path(str(out))
-    distributed.meet()
+    distributed.join_group()
     main = distributed.main_process()
     reporter = reporter if reporter is not None and main else Reporter(quiet=True)
     started = time.monotonic()
@@ -175,9 +175,8 @@ def implicit_rewards(
                 counted[label] += n
                 task.advance(n)
 
-            yield from cache.logps(
-                trees, folder, key, load, advance=advance, skip=lambda n: task.resume_at(task.done + n)
-            )
+            results = cache.ResponseCache(folder, key, load)
+            yield from results.logps(trees, advance=advance, skip=lambda n: task.resume_at(task.done + n))
 
     # One model in memory at a time; the last pass writes each part's rows as they are complete.
     of_policy = list(passes(policy_ref, "policy", work))
@@ -186,13 +185,13 @@ def implicit_rewards(
     if not main:  # the other processes have computed their parts; the main one writes
         for _ in of_reference or ():
             pass
-        distributed.wait()
+        distributed.barrier()
         return {}
     implicit: list[np.ndarray] = []
 
     def row_groups() -> Iterator[list[dict[str, Any]]]:
         for number, part in enumerate(of_policy):
-            first = number * cache.PART
+            first = number * cache.BLOCK
             of_part = next(of_reference) if of_reference is not None else None
             rows: list[dict[str, Any]] = []
             for offset, responses in enumerate(part):
@@ -224,7 +223,7 @@ def implicit_rewards(
     names = [name for name in SCHEMA.names if left_out.get(name, True) and (labelled or name != "label")]
     schema = pa.schema([SCHEMA.field(name) for name in names], metadata={"duel": json.dumps(facts)})
     write_row_groups(row_groups(), schema, work / out.name)
-    distributed.wait()  # the others read the parts too
+    distributed.barrier()  # the others read the parts too
 
     lengths = [np.array([len(ids) for ids in tree.response_ids], dtype=np.float64) for tree in trees]
     summary = _summary(reading, implicit, started, lengths=lengths)
@@ -414,7 +413,7 @@ def _explicit(
     key = cache.identity(ref, dtype=section.dtype, attention=attention(section))
     with reporter.task("reward model", sum(len(tree.response_ids) for tree in trees)) as task:
         skip = lambda n: task.resume_at(task.done + n)  # noqa: E731
-        parts = list(cache.scores(trees, work, key, load, advance=task.advance, skip=skip))
+        parts = list(cache.ResponseCache(work, key, load).scores(trees, advance=task.advance, skip=skip))
     mean = reward_mean(ref.path)
     return [[float(value[0]) - mean for value in row] for part in parts for row in part]
 

@@ -15,7 +15,7 @@ from toolkit.stages.contexts import from_json
 def main(request: Path) -> int:
     import transformers
 
-    from toolkit.engine.distributed import leave_together, main_process, world
+    from toolkit.engine.distributed import leave_group, main_process, world
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -35,7 +35,7 @@ def main(request: Path) -> int:
         return 2
     if writes:
         write_json(request.parent / "answer.json", {**metrics, "processes": world()[1]})
-    leave_together()
+    leave_group()
     return 0
 
 

@@ -121,20 +121,15 @@ def reference_logps(
     ref: ModelRef, section: ModelSection, policy: Any, pad_id: int, trees: list[Tree], reporter: Reporter
 ) -> list[torch.Tensor]:
     """For each tree, [K] summed log-probabilities under ``policy`` as it is before training, kept on disk."""
-    distributed.meet()
+    distributed.join_group()
     weights = str(policy.dtype).removeprefix("torch.")
     key = cache.identity(ref, dtype=section.dtype, attention=attention(section), weights=weights)
     n_responses = sum(len(tree.response_ids) for tree in trees)
     with reporter.task("reference log-probabilities", n_responses) as task:
-        parts = cache.logps(
-            trees,
-            cache.reference_folder(),
-            key,
-            lambda: Engine(policy, pad_id, dtype=DTYPES[section.dtype]),
-            advance=task.advance,
-            skip=lambda n: task.resume_at(task.done + n),
-        )
-        return [torch.stack([torch.from_numpy(t).sum() for t in row]) for part in parts for row in part]
+        blocks = cache.ResponseCache(
+            cache.reference_folder(), key, lambda: Engine(policy, pad_id, dtype=DTYPES[section.dtype])
+        ).logps(trees, advance=task.advance, skip=lambda n: task.resume_at(task.done + n))
+        return [torch.stack([torch.from_numpy(t).sum() for t in row]) for block in blocks for row in block]
 
 
 class KlProbe:

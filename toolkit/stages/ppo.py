@@ -57,7 +57,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     rows = from_parquet(inputs["data"] / "train.parquet")
     encoder = text_encoder(tokenizer, rows[0].prompt, sft.spec)
     prompts = [PromptIds(row.prompt_id, encoder.prompt(row.prompt), row.prompt) for row in rows]
-    schedule = Schedule(prompts, section, context.seed, distributed.launched())
+    schedule = Schedule(prompts, section, context.seed, distributed.launched_processes())
     steps = len(schedule)
 
     facts = {"arm": "rm_ppo", "beta": section.kl_coef, "reference_fingerprint": sft.fingerprint}

@@ -19,7 +19,7 @@ from transformers import (
     set_seed,
 )
 
-from toolkit.engine.distributed import all_sum, launched, reduce_gradients
+from toolkit.engine.distributed import all_sum, launched_processes, reduce_gradients
 from toolkit.engine.engine import Engine
 from toolkit.models.inspect import precision
 from toolkit.recipe.schema import Arm, Training
@@ -32,7 +32,7 @@ RESUME_POINTS = 6
 
 def step_size(section: Training) -> int:
     """Prompts of an optimiser step: those of all processes."""
-    return section.per_device_train_batch_size * section.gradient_accumulation_steps * launched()
+    return section.per_device_train_batch_size * section.gradient_accumulation_steps * launched_processes()
 
 
 def total_steps(section: Training, n_items: int) -> int:
