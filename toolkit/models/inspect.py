@@ -1,4 +1,4 @@
-"""What a loaded model is: its parts, precision, device, attention window and positions; dropout off for good."""
+"""What a loaded model is: its backbone, precision, device, attention window and positions; and dropout turned off."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def check_finite(model: nn.Module, spec: str) -> None:
 
 
 def disable_dropout(model: Any) -> Any:
-    """Dropout off for good: PPO's ratio must be 1 before the first update.
+    """Turn dropout off in training mode too, and return the model: PPO's ratio must be 1 before the first update.
 
-    Rates stand in dropout modules, in attributes of others that copied them out of the configuration (OPT), and in the
-    configuration itself, which attention reads; those of layers that are left out whole are among them.
+    Rates stand in dropout modules, in attributes of other modules that copied them out of the configuration (OPT), and
+    in the configuration itself, which attention reads. The rates at which whole layers are skipped are among them.
     """
     for module in model.modules():
         if isinstance(module, DROPOUTS):
             module.p = 0.0
-        _no_dropout_rates(module)
+        _zero_dropout_rates(module)
     for config in (model.config, model.config.get_text_config()):
-        _no_dropout_rates(config)
+        _zero_dropout_rates(config)
     return model
 
 
-def _no_dropout_rates(holder: Any) -> None:
+def _zero_dropout_rates(holder: Any) -> None:
     for name, value in list(vars(holder).items()):
         if "drop" in name and isinstance(value, float):
             setattr(holder, name, 0.0)
@@ -49,7 +49,7 @@ def _no_dropout_rates(holder: Any) -> None:
 
 @contextmanager
 def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """The autocast under which training, old log-probabilities, reference and evaluation all run."""
+    """The autocast under which every forward pass runs: of training, sampling, reference and evaluation."""
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         yield
 
@@ -66,33 +66,36 @@ def best_device() -> torch.device:
 
 
 def inner(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper; its adapters stay in place."""
+    """The transformers model inside peft's wrapper; its adapters stay in place."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def backbone(model: Any) -> nn.Module:
     """The model without its head."""
     whole = inner(model)
-    return getattr(whole, whole.base_model_prefix)
+    without_head: nn.Module = getattr(whole, whole.base_model_prefix)
+    return without_head
 
 
 def attention_window(model: Any) -> int | None:
-    """How many tokens, itself included, a token attends to where a layer has a window; None where no layer has one."""
+    """The smallest window of the model's layers, in tokens that a token attends to, itself included; None without."""
     config = inner(model).config.get_text_config()
     if all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ["unknown"]):
         return None
     sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     local = "local" in (getattr(config, "attention_layers", None) or ())  # GPT-Neo
-    found = (sliding, getattr(config, "attention_chunk_size", None), config.window_size if local else None)
-    return min(filter(None, found), default=None)
+    windows = (sliding, getattr(config, "attention_chunk_size", None), config.window_size if local else None)
+    return min((window for window in windows if window), default=None)
 
 
 def learned_positions(model: Any) -> int | None:
     """How many tokens a model with a table of positions can read; None where positions are computed."""
     whole = inner(model)
-    limit = getattr(whole.config.get_text_config(), "max_position_embeddings", None)
+    limit: int | None = getattr(whole.config.get_text_config(), "max_position_embeddings", None)
+    if not limit:
+        return None
     words = whole.get_input_embeddings()
-    for module in whole.modules() if limit else ():
+    for module in whole.modules():
         # Some tables have two rows more: for an offset (OPT), or for the padding before the first (RoBERTa).
         if isinstance(module, nn.Embedding) and module is not words and 0 <= module.num_embeddings - limit <= 2:
             before = 0 if module.padding_idx is None else module.padding_idx + 1

@@ -14,7 +14,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    PreTrainedModel,
 )
 
 from toolkit.engine.fast import adapters, speedups
@@ -24,70 +23,70 @@ from toolkit.models.inspect import DTYPES, check_finite, disable_dropout
 from toolkit.models.resolve import ModelRef, resolve_base
 from toolkit.recipe.schema import Lora, ModelSection
 
+# What reading a damaged, foreign or half-downloaded model raises, by library.
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError, SafetensorError)
+# The head of transformers' sequence classifiers.
+SCORE_HEAD = "score"
 
-def load_policy(
-    ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | None = None
-) -> PreTrainedModel | PeftModel:
+
+def load_policy(ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | None = None) -> Any:
     """A causal language model, in evaluation mode, without dropout. An adapter stays unmerged on its base.
 
     Raises ModelError where it cannot be read, or where its weights are not finite.
     """
     dtype = dtype or DTYPES[section.dtype]
     if ref.kind == "adapter":
-        base = load_policy(resolve_base(Path(ref.path)), section, dtype=dtype)
-        model: Any = _with_adapter(base, ref)
+        model = _with_adapter(load_policy(resolve_base(Path(ref.path)), section, dtype=dtype), ref)
     else:
         model = _from_pretrained(AutoModelForCausalLM, ref, section, dtype)
     check_finite(model, ref.spec)
     return disable_dropout(model).eval()
 
 
-def load_reward_model(
-    ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | None = None
-) -> PreTrainedModel | PeftModel:
-    """A sequence classifier with one output. Its centring is read with :func:`reward_mean`.
+def load_reward_model(ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | None = None) -> Any:
+    """A sequence classifier with one output; :func:`toolkit.models.save.reward_mean` reads its centring.
 
-    Raises ModelError where the head has more than one output, or there is none.
+    Raises ModelError where it cannot be read, is no sequence classifier, or has more than one output.
     """
     dtype = dtype or DTYPES[section.dtype]
     if ref.kind == "adapter":
-        if read_json(Path(ref.path) / "adapter_config.json").get("task_type") != "SEQ_CLS":
-            raise ModelError(
-                f"{ref.spec!r} is the adapter of a policy, not of a reward model",
-                where="reward model",
-                fix="name a reward model, such as RUN/reward_model/model",
-            )
-        below = resolve_base(Path(ref.path))
-        base = _from_pretrained(
-            AutoModelForSequenceClassification, below, section, dtype, may_miss="score", num_labels=1
-        )
-        model: Any = _with_adapter(base, ref)
-        # peft rounds the head to the base's precision, and scores must be those of the model that was trained.
-        saved = load_file(Path(ref.path) / "adapter_model.safetensors")
-        head = adapters.trained_copy(model.get_base_model().score)
-        head.weight.data = next(weight for name, weight in saved.items() if "score" in name).float()
+        model = _load_reward_adapter(ref, section, dtype)
     else:
-        try:
-            config = AutoConfig.from_pretrained(ref.path, revision=ref.revision)
-        except UNREADABLE as error:
-            raise _unreadable(ref, error) from error
-        if not any("SequenceClassification" in name for name in config.architectures or []):
-            raise ModelError(
-                f"{ref.spec!r} is no reward model: its architecture is {config.architectures}",
-                where="reward model",
-                fix="name a folder of a sequence classifier with one output, such as RUN/reward_model/model",
-            )
-        if config.num_labels != 1:
-            raise ModelError(
-                f"{ref.spec!r} has {config.num_labels} outputs, a reward model has one", where="reward model"
-            )
+        _check_classifier(ref)
         model = _from_pretrained(AutoModelForSequenceClassification, ref, section, dtype)
     check_finite(model, ref.spec)
     return disable_dropout(model).eval()
 
 
-# What reading a damaged, foreign or half-downloaded model raises, by library.
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError, SafetensorError)
+def _load_reward_adapter(ref: ModelRef, section: ModelSection, dtype: torch.dtype) -> Any:
+    if read_json(Path(ref.path) / "adapter_config.json").get("task_type") != "SEQ_CLS":
+        raise ModelError(
+            f"{ref.spec!r} is the adapter of a policy, not of a reward model",
+            where="reward model",
+            fix="name a reward model, such as RUN/reward_model/model",
+        )
+    model = _with_adapter(_with_new_head(resolve_base(Path(ref.path)), section, dtype), ref)
+    # peft rounds the head to the base's precision, and scores must be those of the model that was trained.
+    saved = load_file(Path(ref.path) / "adapter_model.safetensors")
+    head: Any = adapters.trained_copy(model.get_base_model().score)
+    head.weight.data = next(weight for name, weight in saved.items() if SCORE_HEAD in name).float()
+    return model
+
+
+def _check_classifier(ref: ModelRef) -> None:
+    """Raises ModelError where a full model is not a sequence classifier with one output."""
+    try:
+        config = AutoConfig.from_pretrained(ref.path, revision=ref.revision)
+    except UNREADABLE as error:
+        raise _unreadable(ref, error) from error
+    if not any("SequenceClassification" in name for name in config.architectures or []):
+        raise ModelError(
+            f"{ref.spec!r} is not a reward model: its architecture is {config.architectures}",
+            where="reward model",
+            fix="name a folder of a sequence classifier with one output, such as RUN/reward_model/model",
+        )
+    if config.num_labels != 1:
+        raise ModelError(f"{ref.spec!r} has {config.num_labels} outputs, a reward model has one", where="reward model")
 
 
 def _unreadable(ref: ModelRef, error: Exception) -> ModelError:
@@ -100,37 +99,45 @@ def attention(section: ModelSection) -> str:
     return section.attn_implementation or speedups.default_attention()
 
 
+def _with_new_head(ref: ModelRef, section: ModelSection, dtype: torch.dtype) -> Any:
+    """A causal language model with a new scalar head in the place of its unembedding."""
+    return _from_pretrained(AutoModelForSequenceClassification, ref, section, dtype, new_head=SCORE_HEAD, num_labels=1)
+
+
 def _from_pretrained(
-    cls: Any, ref: ModelRef, section: ModelSection, dtype: torch.dtype, *, may_miss: str = "", **more: Any
-) -> PreTrainedModel:
-    """Load, and refuse weights that are not all there (``may_miss``: but for a new head of this name)."""
+    auto_class: Any, ref: ModelRef, section: ModelSection, dtype: torch.dtype, *, new_head: str = "", **settings: Any
+) -> Any:
+    """Load a model. Raises ModelError where its files lack weights, except those of a head named ``new_head``."""
     replace = section.attn_implementation is None and not torch.cuda.is_available()
-    # Eager until the model is known to be one that can have another.
+    # With eager attention until the model is known to support our own.
     loaded_with = "eager" if replace else attention(section)
-    settings = {"revision": ref.revision, "dtype": dtype, "attn_implementation": loaded_with, **more}
+    settings |= {"revision": ref.revision, "dtype": dtype, "attn_implementation": loaded_with}
     try:
-        model, report = cls.from_pretrained(ref.path, output_loading_info=True, **settings)
+        model, report = auto_class.from_pretrained(ref.path, output_loading_info=True, **settings)
     except UNREADABLE as error:
         raise _unreadable(ref, error) from error
-    missing = sorted(name for name in report["missing_keys"] if not may_miss or not name.startswith(may_miss))
+    missing = sorted(name for name in report["missing_keys"] if not new_head or not name.startswith(new_head))
     if missing:
         raise ModelError(
             f"{len(missing)} weights of {ref.spec!r} are not in its files, {missing[0]} among them",
             where=ref.path,
             fix="use a complete copy of the model",
         )
-    return speedups.install(model, replace_attention=replace)  # type: ignore[no-any-return]
+    return speedups.install(model, replace_attention=replace)
 
 
-def _with_adapter(base: PreTrainedModel, ref: ModelRef) -> PeftModel:
+def _with_adapter(base: Any, ref: ModelRef) -> Any:
     try:
-        return speedups.install(PeftModel.from_pretrained(base, ref.path))  # type: ignore[no-any-return]
+        return speedups.install(PeftModel.from_pretrained(base, ref.path))
     except UNREADABLE as error:
         raise _unreadable(ref, error) from error
 
 
-def trainable(model: PreTrainedModel, lora: Lora | None, *, task: str, modules_to_save: list[str] | None = None) -> Any:
-    """Make a model trainable: a LoRA adapter on frozen weights, or all weights in fp32."""
+def trainable(model: Any, lora: Lora | None, *, task: str, modules_to_save: list[str] | None = None) -> Any:
+    """Make a model trainable: with a LoRA adapter on frozen weights, or without ``lora`` all weights, in fp32.
+
+    ``task`` and ``modules_to_save`` (heads that train in full) are peft's.
+    """
     if lora is None:
         return model.float().requires_grad_(True)
     adapted = get_peft_model(model, lora_config(lora, task=task, modules_to_save=modules_to_save))
@@ -153,13 +160,14 @@ def lora_config(lora: Lora, *, task: str, modules_to_save: list[str] | None = No
     )
 
 
-def new_reward_model(ref: ModelRef, section: ModelSection, pad_token_id: int, seed: int) -> PreTrainedModel:
-    """A reward model from a causal language model: a scalar head of std 1/sqrt(d+1) replaces the unembedding.
+def new_reward_model(ref: ModelRef, section: ModelSection, pad_token_id: int, seed: int) -> Any:
+    """A reward model to train, from a causal language model: a scalar head of std 1/sqrt(d+1), d being the hidden
+    size, replaces the unembedding.
 
     Source: Huang et al. 2024 (arXiv 2403.17031), detail 11; Stiennon et al. 2020.
     """
     dtype = DTYPES[section.dtype] if section.lora is not None else torch.float32
-    model = _from_pretrained(AutoModelForSequenceClassification, ref, section, dtype, may_miss="score", num_labels=1)
+    model = _with_new_head(ref, section, dtype)
     model.config.pad_token_id = pad_token_id
     generator = torch.Generator().manual_seed(seed)
     head = model.score.weight

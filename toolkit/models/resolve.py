@@ -1,4 +1,4 @@
-"""Finding a model by any of its names, and knowing what it is, without loading it (and without torch).
+"""Finding a model by any of its names, without loading it and without torch.
 
 A model is named as a hub id, a local folder (a full model or a PEFT adapter), ``gguf:FILE``, or a short
 name (``tiny``, ``smollm2-135m``).
@@ -73,8 +73,7 @@ def resolve(spec: str, revision: str | None = None) -> ModelRef:
 def _folder(spec: str, path: Path) -> ModelRef:
     if (path / "adapter_config.json").is_file():
         base = resolve_base(path)
-        own = folder_fingerprint(path, WEIGHTS)
-        return ModelRef(spec, str(path), "adapter", fingerprint([base.fingerprint, own]))
+        return ModelRef(spec, str(path), "adapter", fingerprint([base.fingerprint, folder_fingerprint(path, WEIGHTS)]))
     if not (path / "config.json").is_file():
         raise ModelError(
             "this folder holds neither a model nor an adapter",
@@ -85,7 +84,10 @@ def _folder(spec: str, path: Path) -> ModelRef:
 
 
 def resolve_base(adapter: Path) -> ModelRef:
-    """The model that an adapter was trained on; in a run folder that was moved, the ``sft/model`` beside it."""
+    """The model that an adapter was trained on. In a run folder that was moved it is the run's ``sft/model``.
+
+    Raises ModelError where the adapter does not name it, or it cannot be found.
+    """
     name = read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
     if not name:
         raise ModelError("the adapter does not name its base model", where=str(adapter / "adapter_config.json"))
@@ -152,17 +154,17 @@ def _smollm2_file() -> Path | None:
 
 
 def _gguf(file: Path) -> ModelRef:
-    """A GGUF file, converted once to a plain folder in the cache."""
+    """A GGUF file, converted once to a model folder in the cache."""
     target = cache_folder() / f"gguf-{file_fingerprint(file)}"
     if not (target / "config.json").is_file():
-        from toolkit.models.gguf import convert_gguf  # loads torch, once in the life of a cache
+        from toolkit.models.gguf import convert_gguf  # imports torch, which finding a model otherwise does without
 
         convert_gguf(file, target)
     return _folder(f"gguf:{file}", target)
 
 
 def training_record(ref: ModelRef) -> dict[str, Any]:
-    """What a policy was trained with, as its stage wrote it; empty for models from elsewhere."""
+    """What a policy was trained with (arm, beta, reference), as its stage wrote it; empty for other models."""
     path = Path(ref.path) / TRAINING_RECORD_FILE
     if ref.kind == "hub":
         from huggingface_hub import hf_hub_download

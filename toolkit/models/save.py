@@ -1,4 +1,4 @@
-"""Writing policies and reward models, with what they were trained with."""
+"""Writing policies and reward models, with a record of their training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toolkit.models.resolve import REWARD_HEAD_FILE, TRAINING_RECORD_FILE
 
 
 def reward_mean(folder: str | Path) -> float:
-    """What the reward model's raw score is shifted by, as its training stage measured it; 0 for any other model."""
+    """What is subtracted from a reward model's raw score, as its training stage measured it; 0 for any other model."""
     path = Path(folder) / REWARD_HEAD_FILE
     return float(read_json(path)["mean"]) if path.is_file() else 0.0
 
@@ -24,10 +24,10 @@ def write_reward_mean(folder: Path, mean: float) -> None:
 
 
 def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
-    """Write a plain model: an adapter is merged in fp32 first, so that rounding happens once."""
+    """Write a model's full weights. An adapter is merged in fp32 first, so that rounding happens once."""
     if isinstance(model, PeftModel):
         model = model.float().merge_and_unload()
-    # A reward model on these weights finds the end of a row by it, wherever it is loaded.
+    # Whoever loads a reward model on these weights finds the end of a row by the padding.
     model.config.pad_token_id = tokenizer.pad_token_id
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -36,11 +36,11 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path,
 def save_policy(
     model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype, base: Path
 ) -> None:
-    """Write an adapter that names its base, or a plain model that stands alone; with the tokenizer."""
+    """Write an adapter that names ``base``, or a model's full weights in ``dtype``; with the tokenizer."""
     if isinstance(model, PeftModel):
-        model.save_pretrained(folder)
+        model.save_pretrained(str(folder))
         path = folder / "adapter_config.json"
-        # peft would name the folder that the base was loaded from, which a stage may have resolved through a link.
+        # peft would name the folder that the base was loaded from, which may be a link of the stage's.
         write_json(path, read_json(path) | {"base_model_name_or_path": str(base.resolve())})
     else:
         model.save_pretrained(

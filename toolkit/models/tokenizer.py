@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from toolkit.errors import ModelError, first_line
 from toolkit.models.resolve import ModelRef, resolve_base
 
-# Tokens that model families reserve and that text never holds, in the order we would use them as padding.
+# Tokens that model families reserve and that no text contains. The first that a vocabulary has becomes its padding.
 PAD_CANDIDATES = (
     "<|endoftext|>",
     "<pad>",
@@ -23,9 +23,9 @@ PAD_CANDIDATES = (
 
 
 def load_tokenizer(ref: ModelRef, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to a model, with a padding token that is not the end of text where one exists.
+    """The tokenizer of a model. Its padding token is not the end of text, where the vocabulary has another.
 
-    Raises ModelError where it cannot be read.
+    ``chat_template`` is a Jinja file that replaces the tokenizer's own. Raises ModelError where one cannot be read.
     """
     path = ref.path
     if ref.kind == "adapter" and not (Path(path) / "tokenizer_config.json").is_file():
@@ -52,7 +52,7 @@ def _separate_pad(tokenizer: PreTrainedTokenizerBase) -> None:
         if token in known and token != tokenizer.eos_token:
             tokenizer.pad_token = token
             return
-    # Our own code never infers padding from ids, so the EOS will do where there is nothing else.
+    # Our own code never infers padding from ids, so the EOS can pad where there is nothing else.
     tokenizer.pad_token = tokenizer.eos_token
 
 
@@ -62,7 +62,7 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, spec: str) -> None
         raise ModelError(
             f"the data holds conversations, and the tokenizer of {spec!r} has no chat template",
             where="model.name",
-            fix="set model.chat_template to a Jinja file, or data.conversational=false to train on plain transcripts "
+            fix="set model.chat_template to a Jinja file, or data.conversational=false to train on transcripts "
             "(duel rewards, duel score: --plain)",
         )
 
@@ -88,7 +88,7 @@ def response_end(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> in
     return int(tokenizer.eos_token_id)
 
 
-def eos_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends a response: the tokenizer's, the chat template's and the generation configuration's."""
     ids = set()
     if tokenizer.chat_template is not None:
