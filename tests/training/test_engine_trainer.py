@@ -22,10 +22,10 @@ from toolkit.stages import dpo, reward_model
 from toolkit.stages.contexts import DpoContext, ResponseLimit
 from toolkit.stages.dpo import KL_PROMPTS, KlProbe
 from toolkit.training.batch import Example, PairBatch
-from toolkit.training.callbacks import KeepAtKl
+from toolkit.training.callbacks import SaveAtKl
 from toolkit.training.trainer import (
-    ByLength,
     EngineTrainer,
+    SimilarLengths,
     last_checkpoint,
     milestone_steps,
     seed_everything,
@@ -288,7 +288,7 @@ def with_milestones(
     def measure(step: int) -> torch.Tensor:
         return torch.tensor([kl[step] - 1, kl[step] + 1])
 
-    trainer.add_callback(KeepAtKl(milestones, measure, kept.append, trainer.values))
+    trainer.add_callback(SaveAtKl(milestones, measure, kept.append, trainer.values))
     return trainer, kept
 
 
@@ -316,7 +316,7 @@ def test_a_resumed_run_knows_what_it_has_passed(tmp_path: Path, tiny_ref: Any, m
 def test_examples_of_like_lengths_come_together_as_transformers_has_them(n: int, batch_size: int) -> None:
     """In the very order of transformers' own sampler, which shuffles anew in each epoch."""
     lengths = torch.randint(1, 30, (n,), generator=torch.Generator().manual_seed(n)).tolist()
-    sampler = ByLength(lengths, batch_size, seed=2)
+    sampler = SimilarLengths(lengths, batch_size, seed=2)
     for epoch in range(2):
         sampler.set_epoch(epoch)
         generator = torch.Generator().manual_seed(2 * 100_003 + epoch)

@@ -28,14 +28,14 @@ from toolkit.recipe.schema import DpoSection, ModelSection
 from toolkit.stages.contexts import DpoContext
 from toolkit.training import trl
 from toolkit.training.batch import PairBatch, examples_of
-from toolkit.training.callbacks import KeepAtKl, KeepPolicies, Watch
+from toolkit.training.callbacks import SaveAtKl, SaveAtSteps, StageProgress
 from toolkit.training.trainer import (
     EngineTrainer,
-    last_checkpoint,
     milestone_steps,
     policy_folder,
     seed_everything,
     total_steps,
+    train_to_end,
     trained_tokens,
     training_arguments,
 )
@@ -198,8 +198,8 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         save_policy(policy, tokenizer, folder, dtype=dtype, base=sft_folder)
         write_training_record(folder, step=step, **facts)
 
-    watch = Watch(reporter, "dpo", steps)
-    callbacks = [watch, KeepPolicies(milestone_steps(section, steps), keep)]
+    progress = StageProgress(reporter, "dpo", steps)
+    callbacks = [progress, SaveAtSteps(milestone_steps(section, steps), keep)]
     arguments = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=steps)
     probe: KlProbe | None = None
     trainer: Trainer
@@ -216,13 +216,13 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             # that the KL of two equal models is 0.
             start = None if lora else load_policy(sft, context.model, dtype=torch.float32).to(engine.device)
             probe = KlProbe(policy, start, encoder, rows, context)
-            trainer.add_callback(KeepAtKl(section.kl_milestones, probe, keep, trainer.values))
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+            trainer.add_callback(SaveAtKl(section.kl_milestones, probe, keep, trainer.values))
+    train_to_end(trainer, progress, out)
     if (
         distributed.main_process() and trainer.state.global_step != steps
     ):  # resumed with more processes, behind the last
         keep(steps)
-    fallen = next((row for row in reversed(watch.history) if "displacement/chosen" in row), None)
+    fallen = next((row for row in reversed(progress.history) if "displacement/chosen" in row), None)
     if fallen is not None and fallen["displacement/chosen"] < 0:
         reporter.line(
             f"likelihood displacement: in the last {section.logging_steps} steps the chosen responses stood "
@@ -232,4 +232,4 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     tokens = trained_tokens(section, steps, examples) + sum(len(example.tree) for example in examples)
     if probe is not None:
         tokens += int(distributed.all_sum(torch.tensor(probe.tokens, device=best_device())))
-    return {"tokens": tokens, "history": watch.history, "steps": steps, "pairs": sum(len(e.pairs) for e in examples)}
+    return {"tokens": tokens, "history": progress.history, "steps": steps, "pairs": sum(len(e.pairs) for e in examples)}

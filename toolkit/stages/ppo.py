@@ -22,12 +22,12 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import PpoSection
 from toolkit.stages.contexts import PpoContext
-from toolkit.training.callbacks import KeepPolicies, Watch
+from toolkit.training.callbacks import SaveAtSteps, StageProgress
 from toolkit.training.trainer import (
-    last_checkpoint,
     milestone_steps,
     policy_folder,
     seed_everything,
+    train_to_end,
     training_arguments,
 )
 
@@ -70,7 +70,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         trainer.export(folder)
         write_training_record(folder, step=step, **facts)
 
-    watch = Watch(reporter, "ppo", steps)
+    progress = StageProgress(reporter, "ppo", steps)
     at = milestone_steps(section, schedule.rollouts)
     trainer = PPOLoop(
         actors,
@@ -81,9 +81,9 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         eos_ids=eos_ids(inner(actors.policy), tokenizer),
         dtype=dtype,
         keep=keep,
-        callbacks=[watch, KeepPolicies([rollout * schedule.updates_per_rollout for rollout in at], keep)],
+        callbacks=[progress, SaveAtSteps([rollout * schedule.updates_per_rollout for rollout in at], keep)],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    train_to_end(trainer, progress, out)
     if trainer.state.global_step < steps:
         reporter.line(f"ppo: stopped at step {trainer.state.global_step} of {steps}, KL passed {section.max_kl} nats")
     if distributed.main_process():
@@ -91,9 +91,9 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             stopped_at = trainer.state.global_step
             keep(stopped_at)
         actors.save_critic(out / "critic")
-    sampled = sum(entry["tokens"] for entry in watch.history if "tokens" in entry)
+    sampled = sum(entry["tokens"] for entry in progress.history if "tokens" in entry)
     prompt_tokens = sum(len(p.ids) for p in prompts) / len(prompts) * schedule.rollouts * schedule.prompts_per_rollout
-    return {"tokens": round(sampled + prompt_tokens), "history": watch.history, "steps": trainer.state.global_step}
+    return {"tokens": round(sampled + prompt_tokens), "history": progress.history, "steps": trainer.state.global_step}
 
 
 def configuration(section: PpoSection, out: Path, context: PpoContext, schedule: Schedule) -> PPOConfig:

@@ -25,12 +25,12 @@ from toolkit.recipe.schema import RewardModelSection
 from toolkit.stages.contexts import RewardModelContext
 from toolkit.training import trl
 from toolkit.training.batch import PairBatch, examples_of
-from toolkit.training.callbacks import Watch
+from toolkit.training.callbacks import StageProgress
 from toolkit.training.trainer import (
     EngineTrainer,
-    last_checkpoint,
     seed_everything,
     total_steps,
+    train_to_end,
     trained_tokens,
     training_arguments,
 )
@@ -88,19 +88,19 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     examples = examples_of(rows, encoder, context.data.max_response_tokens)
     n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
     steps = total_steps(section, n_items)
-    watch = Watch(reporter, "reward_model", steps)
+    progress = StageProgress(reporter, "reward_model", steps)
     arguments = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=steps)
     lora = context.model.lora
     trainer: Trainer
     if section.trainer == "trl":
-        trainer = trl.reward_model(model, lora, tokenizer, section, arguments, examples, [watch], reporter)
+        trainer = trl.reward_model(model, lora, tokenizer, section, arguments, examples, [progress], reporter)
         model = trainer.model
     else:
         model = trainable(model, lora, task="SEQ_CLS", modules_to_save=["score"])
         engine = Engine(model, pad_id, dtype=dtype)
         loss = partial(bradley_terry, engine, section.center_rewards_coefficient)
-        trainer = EngineTrainer(engine, arguments, examples, loss, [watch])
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+        trainer = EngineTrainer(engine, arguments, examples, loss, [progress])
+    train_to_end(trainer, progress, out)
     model.eval()
     engine = Engine(model, pad_id, dtype=dtype)
     if distributed.main_process():
@@ -122,4 +122,4 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     if distributed.main_process():
         write_reward_mean(out / "model", mean)
     tokens = trained_tokens(section, steps, examples)
-    return {"tokens": tokens, "history": watch.history, "mean": mean, "steps": steps}
+    return {"tokens": tokens, "history": progress.history, "mean": mean, "steps": steps}

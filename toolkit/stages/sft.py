@@ -23,12 +23,12 @@ from toolkit.progress import Reporter
 from toolkit.recipe.schema import SftSection
 from toolkit.stages.contexts import SftContext
 from toolkit.training.batch import Example, PairBatch
-from toolkit.training.callbacks import Watch
+from toolkit.training.callbacks import StageProgress
 from toolkit.training.trainer import (
     EngineTrainer,
-    last_checkpoint,
     seed_everything,
     total_steps,
+    train_to_end,
     trained_tokens,
     training_arguments,
 )
@@ -62,14 +62,14 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
     seed_everything(context.seed)
     policy = trainable(policy, context.model.lora, task="CAUSAL_LM").to(best_device())
     engine = Engine(policy, int(tokenizer.pad_token_id), dtype=dtype)
-    watch = Watch(reporter, "sft", steps)
+    progress = StageProgress(reporter, "sft", steps)
     arguments = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=steps)
-    trainer = EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [watch])
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    trainer = EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [progress])
+    train_to_end(trainer, progress, out)
     if distributed.main_process():
         merge_and_save(policy, tokenizer, out / "model", dtype)
     tokens = trained_tokens(section, steps, examples)
-    return {"tokens": tokens, "history": watch.history, "n_examples": len(examples), "steps": steps}
+    return {"tokens": tokens, "history": progress.history, "n_examples": len(examples), "steps": steps}
 
 
 def completion_loss(engine: Engine, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

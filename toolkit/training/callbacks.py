@@ -1,10 +1,11 @@
-"""Progress, trackers, and keeping policies along training."""
+"""Callbacks of every training stage: progress, trackers, and policies that are saved along training."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,21 +15,31 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback  # type: ignore[attr-defined]
 
 from toolkit.engine.distributed import all_sum
 from toolkit.progress import Reporter
 
-# Who else can hear of a stage's numbers, by the name that a recipe's ``report_to`` has for it.
+# Where a stage's numbers can go beside metrics.jsonl, by its name in a recipe's ``report_to``.
 TRACKERS = {"wandb": WandbCallback, "trackio": TrackioCallback, "tensorboard": TensorBoardCallback}
 
 
-class Watch(TrainerCallback):
-    """Progress and metrics of a stage."""
+class StageProgress(TrainerCallback):
+    """Shows a stage's progress, and hands its numbers to ``metrics.jsonl`` and the trackers.
+
+    ``history`` has the log's entries, those from before a resume among them. A stage trains inside of :meth:`shown`
+    (:func:`toolkit.training.trainer.train_to_end`).
+    """
 
     def __init__(self, reporter: Reporter, stage: str, steps: int) -> None:
         self.reporter, self.stage, self.steps = reporter, stage, steps
         self.history: list[dict[str, float]] = []
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """A progress bar, or lines, until training ends or fails."""
+        with self.reporter.task(self.stage, self.steps) as self.task:
+            yield
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
@@ -36,8 +47,6 @@ class Watch(TrainerCallback):
         self.trackers = trackers(self.reporter, self.stage, args)
         for tracker in self.trackers:
             tracker.on_train_begin(args, state, control, **more)
-        self.context = self.reporter.task(self.stage, self.steps)
-        self.task = self.context.__enter__()
         self.history = [entry for entry in state.log_history if "loss" in entry]
         if state.global_step:
             self.task.resume_at(state.global_step)
@@ -61,7 +70,6 @@ class Watch(TrainerCallback):
         self.task.advance(0, note=note, tokens=int(logs.get("tokens", 0)))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.context.__exit__(None, None, None)
         for tracker in self.trackers:
             tracker.on_train_end(args, state, control)
         if "wandb" in self.reporter.trackers:
@@ -74,40 +82,40 @@ def trackers(reporter: Reporter, stage: str, args: TrainingArguments) -> list[Tr
     """transformers' own reports to wandb, trackio and tensorboard (RUN/tensorboard/STAGE), a run for each stage."""
     args.run_name, args.project = f"{reporter.run_name}-{stage}", "duel"
     os.environ.setdefault("WANDB_PROJECT", "duel")
-    found = [TRACKERS[name]() for name in reporter.trackers]
-    for tracker in found:
+    made: list[TrainerCallback] = [TRACKERS[name]() for name in reporter.trackers]  # type: ignore[no-untyped-call]
+    for tracker in made:
         if isinstance(tracker, TensorBoardCallback) and reporter.metrics is not None:
             tracker.logging_dir = str(reporter.metrics.parent / "tensorboard" / stage)
-    return found
+    return made
 
 
-class KeepPolicies(TrainerCallback):
-    """Calls ``keep(step)`` at an arm's milestones, before the trainer's own checkpoint of that step is written."""
+class SaveAtSteps(TrainerCallback):
+    """Calls ``save(step)`` at these steps, before the trainer's own checkpoint of that step is written."""
 
-    def __init__(self, steps: Sequence[int], keep: Callable[[int], None]) -> None:
-        self.steps, self.keep = set(steps), keep
+    def __init__(self, steps: Sequence[int], save: Callable[[int], None]) -> None:
+        self.steps, self.save = set(steps), save
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step in self.steps and state.is_world_process_zero:
-            self.keep(state.global_step)
+            self.save(state.global_step)
 
 
-class KeepAtKl(TrainerCallback):
-    """Calls ``keep(step)`` when the KL to the policy before training first passes each of ``milestones``.
+class SaveAtKl(TrainerCallback):
+    """Calls ``save(step)`` when the KL to the policy before training first passes each of ``milestones`` (nats).
 
-    ``measure(step)``, called every ``logging_steps`` and at the end: [R] log pi / pi_ref in nats of this process's
-    share of fresh samples. Their mean goes into the log as ``objective/kl`` (through ``values``, those of an
-    :class:`EngineTrainer`), from which a resumed run knows what it has passed.
+    ``measure(step)`` is called every ``logging_steps`` and at the end. It gives [R] log pi / pi_ref in nats of this
+    process's share of fresh samples. Their mean goes into the log as ``objective/kl``, through ``values``, those of an
+    :class:`toolkit.training.trainer.EngineTrainer`. From the log a resumed run knows which milestones it has passed.
     """
 
     def __init__(
         self,
         milestones: Sequence[float],
         measure: Callable[[int], torch.Tensor],
-        keep: Callable[[int], None],
+        save: Callable[[int], None],
         values: dict[str, list[torch.Tensor]],
     ) -> None:
-        self.milestones, self.measure, self.keep, self.values = milestones, measure, keep, values
+        self.milestones, self.measure, self.save, self.values = milestones, measure, save, values
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         self.highest = max((entry.get("objective/kl", -math.inf) for entry in state.log_history), default=-math.inf)
@@ -119,5 +127,5 @@ class KeepAtKl(TrainerCallback):
         self.values["objective/kl"].append(ratio_R)
         total, n = all_sum(torch.tensor([ratio_R.double().sum(), ratio_R.numel()], device=args.device)).tolist()
         if any(self.highest < milestone <= total / n for milestone in self.milestones) and state.is_world_process_zero:
-            self.keep(state.global_step)
+            self.save(state.global_step)
         self.highest = max(self.highest, total / n)

@@ -24,6 +24,7 @@ from toolkit.engine.engine import Engine
 from toolkit.models.inspect import precision
 from toolkit.recipe.schema import Arm, Training
 from toolkit.training.batch import Example, collate
+from toolkit.training.callbacks import StageProgress
 
 LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 # An interrupted stage loses at most this share of its steps.
@@ -36,22 +37,22 @@ def step_size(section: Training) -> int:
 
 
 def total_steps(section: Training, n_items: int) -> int:
-    """Optimiser steps of a stage that goes over ``n_items`` prompts."""
+    """Optimiser steps of a stage whose epoch has ``n_items`` prompts."""
     if section.max_steps > 0:
         return section.max_steps
     return max(1, math.ceil(math.ceil(n_items / step_size(section)) * section.num_train_epochs))
 
 
 def trained_tokens(section: Training, steps: int, examples: Sequence[Example]) -> int:
-    """Tokens that ``steps`` optimiser steps saw, prompts included, of examples as long as these in the mean."""
+    """About how many tokens ``steps`` optimiser steps saw, prompts included: by these examples' mean length."""
     mean = sum(len(example.tree) for example in examples) / len(examples)
     return round(steps * step_size(section) * mean)
 
 
 def training_arguments(section: Training, out: Path, *, seed: int, dtype: str, steps: int) -> dict[str, Any]:
-    """Keyword arguments of ``TrainingArguments``; precision and schedule come from here for every stage."""
+    """Keyword arguments of ``TrainingArguments`` for every stage: precision, schedule, logging and checkpoints."""
     warmup = math.ceil(section.warmup_ratio * steps)
-    # Named only where it is on: newer transformers has another name for it, and says so.
+    # Set only where it is on: newer versions of transformers warn of the argument, which they have renamed.
     checkpointing = {"gradient_checkpointing": True} if section.gradient_checkpointing else {}
     return {
         **checkpointing,
@@ -88,19 +89,21 @@ def last_checkpoint(out: Path) -> str | None:
 
 
 def milestone_steps(section: Arm, steps: int) -> list[int]:
-    """Steps at which an arm's policy is kept for evaluation, evenly spaced, the last included."""
+    """Steps at which an arm's policy is saved for evaluation: evenly spaced, the last among them."""
     n = min(section.num_checkpoints, steps)
     return sorted({round(steps * (i + 1) / n) for i in range(n)})
 
 
 def policy_folder(out: Path, step: int, *, final: bool) -> Path:
-    """Where an arm's policy of this step is kept."""
+    """Where an arm's policy of this step is saved."""
     return out / "model" if final else out / "checkpoints" / f"step-{step}"
 
 
-class ByLength(Sampler[int]):
-    """Random order with trees of like lengths together, a function of seed and epoch alone (so that a resumed run
-    goes on as it would have). A row is as wide as its batch's longest tree; this spares padding."""
+class SimilarLengths(Sampler[int]):
+    """A random order with trees of similar lengths together, which spares padding.
+
+    It is a function of seed and epoch alone, so that a resumed run goes on as it would have.
+    """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
@@ -128,9 +131,9 @@ class ByLength(Sampler[int]):
 class EngineTrainer(Trainer):
     """A transformers Trainer whose loss is a function of one collated batch, with averaged metrics in its log.
 
-    ``engine`` holds the model, made trainable before. ``loss_fn(part) -> (loss, metrics)``: losses add up over the
-    parts of a batch to a mean over its prompts; a metric is a tensor of values (of comparisons, of responses), and the
-    log has the mean of all since the last entry, and ``tokens``, how many went through the model since then.
+    ``engine`` has the model, which is trainable already. ``loss_fn(microbatch)`` gives (loss, metrics). The losses of
+    a batch's microbatches add up to a mean over its prompts. A metric is a tensor of values, one for each comparison or
+    response. The log has their mean since its last entry, and under ``tokens`` how many went through the model.
     """
 
     def __init__(
@@ -148,17 +151,16 @@ class EngineTrainer(Trainer):
             data_collator=partial(collate, engine),
             callbacks=callbacks,
         )
-        self.loss_fn = loss_fn
+        self.examples, self.loss_fn = examples, loss_fn
         self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.tokens = 0
         # Our loss is already a mean, so the trainer must divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> ByLength:
-        lengths = [len(example.tree) for _, example in self.train_dataset]
+    def _get_train_sampler(self, train_dataset: Any = None) -> SimilarLengths:
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return ByLength(lengths, size, self.args.data_seed)
+        return SimilarLengths([len(example.tree) for example in self.examples], size, int(self.args.data_seed or 0))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -171,8 +173,9 @@ class EngineTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        losses = [super(EngineTrainer, self).training_step(model, {"batch": part}) for part in inputs["batch"]]
-        self.tokens += sum(len(tree) for part in inputs["batch"] for tree in part.trees.trees)
+        microbatches = inputs["batch"]
+        losses = [super(EngineTrainer, self).training_step(model, {"batch": each}) for each in microbatches]
+        self.tokens += sum(len(tree) for microbatch in microbatches for tree in microbatch.trees.trees)
         if self.accelerator.sync_gradients:
             reduce_gradients(self.accelerator.unwrap_model(self.model))
         return torch.stack(losses).sum()
@@ -180,9 +183,9 @@ class EngineTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.values:
             # Sums and counts over all processes: means of the whole batches, not of this process's share.
-            found = [torch.cat(values).double() for values in self.values.values()]
-            parts = [self.tokens, *(x for values in found for x in (values.sum().item(), values.numel()))]
-            tokens, *sums = all_sum(torch.tensor(parts, dtype=torch.float64, device=self.args.device)).tolist()
+            metrics = [torch.cat(values).double() for values in self.values.values()]
+            totals = [self.tokens, *(x for values in metrics for x in (values.sum().item(), values.numel()))]
+            tokens, *sums = all_sum(torch.tensor(totals, dtype=torch.float64, device=self.args.device)).tolist()
             means = zip(self.values, sums[::2], sums[1::2], strict=True)
             logs |= {name: total / n for name, total, n in means if n} | {"tokens": int(tokens)}
             self.values.clear()
@@ -190,6 +193,12 @@ class EngineTrainer(Trainer):
         super().log(logs, start_time)
 
 
+def train_to_end(trainer: Trainer, progress: StageProgress, out: Path) -> None:
+    """Train with progress shown, from the newest checkpoint in the stage's folder where there is one."""
+    with progress.shown():
+        trainer.train(resume_from_checkpoint=last_checkpoint(out))
+
+
 def seed_everything(seed: int) -> None:
-    """Python, numpy and torch; each stage seeds anew, so that a cached stage before it changes nothing."""
+    """Seed Python, numpy and torch. Each stage does so, and a cached stage before it changes nothing."""
     set_seed(seed)
