@@ -204,7 +204,7 @@ def test_an_adapter_with_weights_that_are_not_numbers(adapter: Path) -> None:
 
 
 def test_a_policy_is_no_reward_model(model: Path) -> None:
-    refused(lambda: load_reward_model(resolve(str(model)), FP32), "no reward model", "one output")
+    refused(lambda: load_reward_model(resolve(str(model)), FP32), "not a reward model", "one output")
 
 
 def test_a_policys_adapter_is_no_reward_model(adapter: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_folder_and_its_fingerprint(tmp_path: Path) -> None:
     assert ref.fingerprint == resolve(str(same)).fingerprint != resolve(str(other)).fingerprint
     (one / "README.md").write_text("does not count")
     assert resolve(str(one)).fingerprint == ref.fingerprint
-    write_json(one / resolve.REWARD_HEAD_FILE, {"mean": 0.5})  # shifts every score: counts
+    write_json(one / finding.REWARD_HEAD_FILE, {"mean": 0.5})  # shifts every score: counts
     assert resolve(str(one)).fingerprint != ref.fingerprint
 
 
@@ -187,7 +187,7 @@ def test_without_its_wheel_the_default_model_is_the_hubs(monkeypatch: pytest.Mon
         return ModelRef(spec, spec, "hub", "f", revision)
 
     monkeypatch.setattr(finding, "_hub", hub)
-    assert resolve("smollm2-135m").kind == "hub" and asked == [resolve.SMOLLM2_HUB_ID]
+    assert resolve("smollm2-135m").kind == "hub" and asked == [finding.SMOLLM2_HUB_ID]
 
 
 # ---------------------------------------------------------------- the hub, without a network
@@ -220,20 +220,20 @@ def test_a_hub_model_brings_its_training_record(hub: Any, tmp_path: Path) -> Non
     (tmp_path / "duel.json").write_text('{"beta": 0.3}', encoding="utf-8")
     hub(lambda name: str(tmp_path / name))
     ref = resolve("a/b")
-    assert ref.kind == "hub" and resolve.training_record(ref) == {"beta": 0.3}
+    assert ref.kind == "hub" and finding.training_record(ref) == {"beta": 0.3}
 
     def find(name: str) -> str:
         raise RemoteEntryNotFoundError("no duel.json", response=response())
 
     hub(find)
-    assert resolve.training_record(ref) == {}
+    assert finding.training_record(ref) == {}
 
     def offline(name: str) -> str:
         raise LocalEntryNotFoundError("offline")
 
     hub(offline)
     with pytest.warns(UserWarning, match="cannot be reached"):
-        assert resolve.training_record(ref) == {}
+        assert finding.training_record(ref) == {}
 
 
 def test_a_hub_adapter_is_fetched_whole(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -538,7 +538,7 @@ def test_what_the_trainer_refuses(tmp_path: Path, new_tiny: Any, tokenizer: Any,
         make(peft_config=LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"))
     with pytest.raises(RecipeError, match="own trunk is no other model"):
         make(value_model=str(reward_folder), values={"share_trunk": True})
-    with pytest.raises(ModelError, match="no reward model"):
+    with pytest.raises(ModelError, match="not a reward model"):
         make(reward="tiny")
     with pytest.raises(ModelError, match="there is no model"):
         make(model="no-such-model")
