@@ -1,4 +1,4 @@
-"""Adapters: what they compute under autocast is what peft computes, and merging for the while restores every bit."""
+"""Adapters: what they compute under autocast is what peft computes, and merging restores every bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDS = torch.randint(5, 250, (16, 12), generator=torch.Generator().manual_seed(0)
 Make = Callable[[], Any]
 
 
-# ---------------------------------------------------------------- lean under autocast
+# ---------------------------------------------------------------- fused layers under autocast
 
 
 def logits_and_gradients(model: Any, *, autocast: bool = True) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -33,7 +33,7 @@ def logits_and_gradients(model: Any, *, autocast: bool = True) -> tuple[torch.Te
 
 
 @pytest.mark.parametrize("more", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])
-def test_a_lean_adapter_computes_what_pefts_does(new_tiny: Make, more: dict[str, Any]) -> None:
+def test_a_fused_layer_computes_what_pefts_does(new_tiny: Make, more: dict[str, Any]) -> None:
     """Against fp32: no further off than peft's own bf16, logits and gradients alike."""
     exact, gradients = logits_and_gradients(adapter(new_tiny(), **more), autocast=False)
     errors = []
@@ -43,11 +43,11 @@ def test_a_lean_adapter_computes_what_pefts_does(new_tiny: Make, more: dict[str,
         off = sum(float((of[n] - g).square().sum()) for n, g in gradients.items())
         size = sum(float(g.square().sum()) for g in gradients.values())
         errors.append((float((found - exact).norm() / exact.norm()), (off / size) ** 0.5))
-    (lean, lean_gradient), (pefts, pefts_gradient) = errors
-    assert lean <= 1.2 * pefts and lean_gradient <= 1.2 * pefts_gradient
+    (fused, fused_gradient), (of_peft, peft_gradient) = errors
+    assert fused <= 1.2 * of_peft and fused_gradient <= 1.2 * peft_gradient
 
 
-def test_a_lean_adapter_makes_no_copies(new_tiny: Make) -> None:
+def test_a_fused_layer_makes_no_copies(new_tiny: Make) -> None:
     """No activation becomes fp32, and the product of the low rank is added in place."""
     model = speedups.install(adapter(new_tiny().bfloat16()))
     layer = next(module for module in model.modules() if isinstance(module, LoraLinear))
@@ -82,7 +82,7 @@ class DoubledLinear(torch.nn.Linear):
         return 2 * super().forward(input)
 
 
-def test_what_the_lean_layer_leaves_to_peft(new_tiny: Make) -> None:
+def test_what_a_fused_layer_leaves_to_peft(new_tiny: Make) -> None:
     """Dropout, a base that trains, one that is no plain linear layer, and one with a hook."""
     model = speedups.install(adapter(new_tiny(), lora_dropout=0.5)).train()
     with torch.autocast("cpu", torch.bfloat16):
@@ -105,20 +105,20 @@ def test_what_the_lean_layer_leaves_to_peft(new_tiny: Make) -> None:
 
 def test_outside_autocast_an_adapter_is_pefts_own(new_tiny: Make) -> None:
     """In bf16 with fp32 adapters, as users call a trained policy; with another adapter, and with none."""
-    model, lean = adapter(new_tiny().bfloat16()), speedups.install(adapter(new_tiny().bfloat16()))
+    model, fused = adapter(new_tiny().bfloat16()), speedups.install(adapter(new_tiny().bfloat16()))
     with torch.no_grad():
-        assert torch.equal(lean(input_ids=IDS).logits, model(input_ids=IDS).logits)
-        with model.disable_adapter(), lean.disable_adapter(), torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(lean(input_ids=IDS).logits, model(input_ids=IDS).logits)
-        for each in (model, lean):
+        assert torch.equal(fused(input_ids=IDS).logits, model(input_ids=IDS).logits)
+        with model.disable_adapter(), fused.disable_adapter(), torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(fused(input_ids=IDS).logits, model(input_ids=IDS).logits)
+        for each in (model, fused):
             each.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
             each.base_model.set_adapter(["default", "other"])
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(lean(input_ids=IDS).logits, model(input_ids=IDS).logits)
+            assert torch.equal(fused(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_of_a_lean_model_uses_its_own_weights(new_tiny: Make, copied: Callable[[Any], Any]) -> None:
+def test_a_copy_of_a_model_with_fused_layers_uses_its_own_weights(new_tiny: Make, copied: Callable[[Any], Any]) -> None:
     model = speedups.install(adapter(new_tiny().bfloat16()))
     twin = copied(model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -130,7 +130,7 @@ def test_a_copy_of_a_lean_model_uses_its_own_weights(new_tiny: Make, copied: Cal
         assert not torch.equal(twin(input_ids=IDS).logits, before)
 
 
-def test_a_lean_model_is_gone_when_nothing_names_it(new_tiny: Make) -> None:
+def test_a_model_with_fused_layers_is_gone_when_nothing_names_it(new_tiny: Make) -> None:
     """At once, not when the garbage is collected: one model in memory at a time."""
     model = speedups.install(adapter(new_tiny()))
     gc.collect()
@@ -143,7 +143,7 @@ def test_a_lean_model_is_gone_when_nothing_names_it(new_tiny: Make) -> None:
         gc.enable()
 
 
-# ---------------------------------------------------------------- merging for the while
+# ---------------------------------------------------------------- merging
 
 
 @pytest.mark.parametrize(
