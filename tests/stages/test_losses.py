@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 from collections.abc import Callable
 from typing import Any
@@ -98,11 +97,6 @@ def test_sft_imitates_the_response_that_wins_most() -> None:
 
 
 # ---------------------------------------------------------------- DPO
-
-
-def test_the_examples_in_the_docstrings_are_true() -> None:
-    result = doctest.testmod(dpo, extraglobs={"torch": torch})
-    assert result.attempted >= 1 and result.failed == 0
 
 
 @settings(max_examples=50, deadline=None)

@@ -204,7 +204,8 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     probe: KlProbe | None = None
     trainer: Trainer
     if section.trainer == "trl":
-        trainer = trl.dpo(policy, lora, tokenizer, section, arguments, examples, reference, callbacks, reporter)
+        trl_inputs = trl.TrainerInputs(policy, lora, tokenizer, arguments, callbacks)
+        trainer = trl.dpo(trl_inputs, section, examples, reference, reporter)
         policy = trainer.model
     else:
         policy = trainable(policy, lora, task="CAUSAL_LM")

@@ -93,7 +93,8 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     lora = context.model.lora
     trainer: Trainer
     if section.trainer == "trl":
-        trainer = trl.reward_model(model, lora, tokenizer, section, arguments, examples, [progress], reporter)
+        trl_inputs = trl.TrainerInputs(model, lora, tokenizer, arguments, [progress])
+        trainer = trl.reward_model(trl_inputs, section, examples, reporter)
         model = trainer.model
     else:
         model = trainable(model, lora, task="SEQ_CLS", modules_to_save=["score"])

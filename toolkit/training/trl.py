@@ -8,6 +8,7 @@ on text, which our rows replace.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,13 +22,24 @@ from toolkit.recipe.schema import DpoSection, Lora, RewardModelSection
 from toolkit.training.batch import Example
 
 
+@dataclass(frozen=True)
+class TrainerInputs:
+    """What both trainers take: a model without adapters, and the adapter that it gets (None: all weights train)."""
+
+    model: Any
+    lora: Lora | None
+    tokenizer: PreTrainedTokenizerBase
+    arguments: dict[str, Any]  # of ``TrainingArguments``
+    callbacks: list[TrainerCallback]
+
+
 def n_pairs(examples: Sequence[Example]) -> int:
-    """Rows that the trainers see."""
+    """How many rows the trainers see."""
     return sum(p != 0.5 for example in examples for *_, p, _ in example.pairs)
 
 
-def _decided(examples: Sequence[Example], reporter: Reporter) -> list[tuple[int, int, int, float]]:
-    """(example, chosen, rejected, margin) of every comparison with a winner; what TRL cannot express is said."""
+def _pairs(examples: Sequence[Example], reporter: Reporter) -> list[tuple[int, int, int, float]]:
+    """(example, chosen, rejected, margin) of every comparison with a winner. A line tells what TRL cannot express."""
     rows, ties, soft = [], 0, 0
     for index, example in enumerate(examples):
         margins = example.margins or (0.0,) * len(example.pairs)
@@ -42,22 +54,17 @@ def _decided(examples: Sequence[Example], reporter: Reporter) -> list[tuple[int,
 
 
 def dpo(
-    policy: Any,
-    lora: Lora | None,
-    tokenizer: PreTrainedTokenizerBase,
+    inputs: TrainerInputs,
     section: DpoSection,
-    arguments: dict[str, Any],
     examples: Sequence[Example],
     reference: Sequence[torch.Tensor],
-    callbacks: list[TrainerCallback],
     reporter: Reporter,
 ) -> DPOTrainer:
-    """A DPOTrainer for the plain ``policy``, with the reference log-probabilities that were computed before.
-
-    ``reference[e]``: [K] log-probabilities of example e's responses.
+    """A DPOTrainer with reference log-probabilities that were computed before: ``reference[e]``, [K], has those of the
+    responses of example e.
     """
     rows = []
-    for index, chosen, rejected, _ in _decided(examples, reporter):
+    for index, chosen, rejected, _ in _pairs(examples, reporter):
         ids = examples[index].tree.response_ids
         rows.append(
             {
@@ -69,19 +76,19 @@ def dpo(
             }
         )
     config = DPOConfig(
-        **{"gradient_checkpointing": False, "max_length": None, "beta": section.beta, **arguments},
+        **{"gradient_checkpointing": False, "max_length": None, "beta": section.beta, **inputs.arguments},
         label_smoothing=section.label_smoothing,
         loss_type=[section.loss_type],
         precompute_ref_log_probs=True,
     )
     trainer = DPOTrainer(
-        model=policy,
+        model=inputs.model,
         args=config,
         # Text to tokenise, which the trainer insists on. Our ids and the reference replace it as soon as it is made.
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
-        processing_class=tokenizer,
-        peft_config=lora_config(lora, task="CAUSAL_LM") if lora is not None else None,
-        callbacks=callbacks,
+        processing_class=inputs.tokenizer,
+        peft_config=lora_config(inputs.lora, task="CAUSAL_LM") if inputs.lora is not None else None,
+        callbacks=inputs.callbacks,
     )
     trainer.train_dataset = Dataset.from_list(rows)
     trainer.remove_callback(PrinterCallback)
@@ -89,32 +96,25 @@ def dpo(
 
 
 def reward_model(
-    model: Any,
-    lora: Lora | None,
-    tokenizer: PreTrainedTokenizerBase,
-    section: RewardModelSection,
-    arguments: dict[str, Any],
-    examples: Sequence[Example],
-    callbacks: list[TrainerCallback],
-    reporter: Reporter,
+    inputs: TrainerInputs, section: RewardModelSection, examples: Sequence[Example], reporter: Reporter
 ) -> RewardTrainer:
-    """A RewardTrainer for a plain sequence classifier."""
+    """A RewardTrainer for a sequence classifier with one output."""
     rows = []
-    for index, chosen, rejected, margin in _decided(examples, reporter):
+    for index, chosen, rejected, margin in _pairs(examples, reporter):
         prompt, ids = examples[index].tree.prompt_ids, examples[index].tree.response_ids
         rows.append({"chosen_ids": prompt + ids[chosen], "rejected_ids": prompt + ids[rejected], "margin": margin})
     config = RewardConfig(
-        **{"gradient_checkpointing": False, "max_length": None, **arguments},
+        **{"gradient_checkpointing": False, "max_length": None, **inputs.arguments},
         center_rewards_coefficient=section.center_rewards_coefficient or None,
     )
-    peft_config = lora_config(lora, task="SEQ_CLS", modules_to_save=["score"]) if lora is not None else None
+    lora = inputs.lora
     trainer = RewardTrainer(
-        model=model,
+        model=inputs.model,
         args=config,
         train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        callbacks=callbacks,
+        processing_class=inputs.tokenizer,
+        peft_config=lora_config(lora, task="SEQ_CLS", modules_to_save=["score"]) if lora is not None else None,
+        callbacks=inputs.callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
