@@ -59,24 +59,36 @@ class DataReport:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def warnings(self) -> list[str]:
-        """One sentence for each thing that a user should know before training on the data."""
-        rows = {"n_empty": self.empty_rows, "n_unparsable": self.unparsable_rows, "n_identical": self.identical_rows}
-        sentences = {
-            "n_empty": "rows left out: a prompt or response is empty",
-            "n_unparsable": "rows left out: their responses share no prompt",
-            "n_identical": "comparisons left out: both responses are the same text",
-            "n_contradictions": "pairs are judged both ways by the same annotator (or without one)",
-            "n_unlabelled": "judgements are missing",
-            "n_multi_turn": "rows have later turns inside a response",
-            "n_booleans": "rows hold a boolean in the place of a text, read as 'True' or 'False'",
-            "n_prompt_repeated": "rows repeat the prompt at the start of every response, so it will be there twice",
-        }
-        counts = [(name, int(getattr(self, name)), text) for name, text in sentences.items()]
-        return [
-            f"{n} {text}" + (f" (first: {', '.join(map(str, rows[name]))})" if name in rows else "")
-            for name, n, text in counts
-            if n
-        ]
+        """:func:`data_warnings` of this report."""
+        return data_warnings(self.to_dict())
+
+
+_WARNINGS = {
+    "n_empty": "rows left out: a prompt or response is empty",
+    "n_unparsable": "rows left out: their responses share no prompt",
+    "n_identical": "comparisons left out: both responses are the same text",
+    "n_duplicates": "rows are equal to an earlier one",
+    "n_contradictions": "pairs are judged both ways by the same annotator (or without one)",
+    "n_unlabelled": "judgements are missing",
+    "n_multi_turn": "rows have later turns inside a response",
+    "n_booleans": "rows hold a boolean in the place of a text, read as 'True' or 'False'",
+    "n_prompt_repeated": "rows repeat the prompt at the start of every response, so it will be there twice",
+}
+
+
+def data_warnings(report: Mapping[str, Any]) -> list[str]:
+    """One sentence for each thing that a user should know before training on data with such a report.
+
+    >>> data_warnings({"n_empty": 2, "empty_rows": [3, 8], "n_ties": 5})
+    ['2 rows left out: a prompt or response is empty (first: 3, 8)']
+    """
+    sentences = []
+    for name, text in _WARNINGS.items():
+        if report.get(name):
+            rows = report.get(f"{name.removeprefix('n_')}_rows", ())
+            first = f" (first: {', '.join(map(str, rows))})" if rows else ""
+            sentences.append(f"{report[name]:,} {text}{first}")
+    return sentences
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from toolkit.files import flat
+from toolkit.preferences.reading import data_warnings
 from toolkit.progress import duration
 from toolkit.recipe.checks import OWN_UNITS
 from toolkit.report.names import ARM_NAMES
@@ -208,14 +209,7 @@ def data(run: Run) -> DataSummary | None:
     report = run.data_report
     if "train" not in report or "eval" not in report:
         return None
-    sentences = {
-        "n_empty": "rows with an empty prompt or response were left out",
-        "n_unparsable": "rows without a common prompt were left out",
-        "n_duplicates": "rows are exact duplicates",
-        "n_contradictions": "labels contradict another label on the same two responses",
-        "n_identical": "comparisons of a response with itself were left out",
-    }
-    notes = [f"{count(report[key])} {text}" for key, text in sentences.items() if report.get(key)]
+    notes = data_warnings(report)
     sides = {"training": report["train"], "held out": report["eval"]}
     for name, side in sides.items():
         if side["n_long_prompts"]:

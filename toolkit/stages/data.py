@@ -12,7 +12,7 @@ from toolkit.models.encoding import TextEncoder, text_encoder
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
-from toolkit.preferences.reading import read_preferences, to_parquet
+from toolkit.preferences.reading import data_warnings, read_preferences, to_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import DataSection
@@ -43,15 +43,8 @@ def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Repo
             f"comparisons ({counts['n_long_prompts']} prompts too long and left out, "
             f"{counts['n_long_responses']} responses longer than {section.max_response_tokens} tokens, to be cut)"
         )
-    for count, meaning in (
-        ("n_empty", "rows with an empty prompt or response were left out"),
-        ("n_duplicates", "rows are exact duplicates"),
-        ("n_contradictions", "labels contradict another label on the same two responses"),
-        ("n_identical", "comparisons of a response with itself were left out"),
-        ("n_unparsable", "rows without a common prompt were left out"),
-    ):
-        if report.get(count):
-            reporter.line(f"{section.source}: {report[count]} {meaning}")
+    for warning in data_warnings(report):
+        reporter.line(f"{section.source}: {warning}")
     write_json(out / "report.json", report)
     return {"report": report, "tokens": report["train"]["n_tokens"] + report["eval"]["n_tokens"]}
 
