@@ -39,7 +39,7 @@ FLOOR = {
     "corpus_distinct_3": 0.01,
 }
 _DEFAULT_FLOOR = 1e-12
-# In the order in which they are shown. The caller may add others of its own, such as tokens.
+# In the order in which they are shown. The tokens come from the caller.
 FEATURE_NAMES = {
     "n_tokens": "length in tokens",
     "n_words": "length in words",

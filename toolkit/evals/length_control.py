@@ -130,18 +130,18 @@ def _targets_from_sums(features: Floats, sums: Floats, where: str) -> Floats:
 class _Rows:
     """What the regression reads of n prompts that have a preference, both lengths and, with a table, a difficulty."""
 
-    preferences_N: Floats
-    length_difference_N: Floats  # characters of the baseline minus characters of the policy
-    shared_KN: Floats  # the features that no resampling changes: the difficulty with a table, and 1 for the policy
+    preferences: Floats  # (n,)
+    length_difference: Floats  # (n,), characters of the baseline minus characters of the policy
+    shared: Floats  # (K, n), features that no resampling changes: the difficulty with a table, and 1 for the policy
 
     def block(self, standard_deviation: Floats, weights: Floats) -> Block:
         """The rows with the length feature tanh(D/sd); sd is () or (B, 1). Without any spread the feature is 0."""
         scale = np.where(standard_deviation > 0.0, standard_deviation, np.inf)
-        return Block(np.tanh(self.length_difference_N / scale), self.shared_KN, weights, self.preferences_N)
+        return Block(np.tanh(self.length_difference / scale), self.shared, weights, self.preferences)
 
     def win_rates(self, beta_BK: Floats) -> Floats:
         """Fitted preference of each prompt at no length difference, (B, n)."""
-        return np.asarray(expit(beta_BK[:, 1:] @ self.shared_KN), dtype=np.float64)
+        return np.asarray(expit(beta_BK[:, 1:] @ self.shared), dtype=np.float64)
 
 
 def length_controlled_win_rate(
@@ -170,13 +170,13 @@ def length_controlled_win_rate(
     """
     check_settings(n_resamples, confidence)
     rows = _usable_rows(preferences, policy_length, baseline_length, difficulty, table)
-    n = len(rows.preferences_N)
+    n = len(rows.preferences)
     if n < 2 * _FOLDS:
         return LengthControlled(None, None, None, None, n)
     gamed = [] if table is None else [_gamed_block(table)]
-    block = rows.block(rows.length_difference_N.std(ddof=1), np.ones(n))
+    block = rows.block(rows.length_difference.std(ddof=1), np.ones(n))
     c = _cross_validated_c([block, *gamed]) if table is not None else _FIXED_C
-    start = np.zeros((1, len(rows.shared_KN) + 1))
+    start = np.zeros((1, len(rows.shared) + 1))
     beta = fit_l1_logistic([block, *gamed], start, np.array([c]), _FIT_TOLERANCE)[0]
     draws_B = np.concatenate(
         [
@@ -230,7 +230,7 @@ def _gamed_block(table: LengthTable) -> Block:
 
 def _refit(rows: _Rows, gamed: list[Block], start_K: Floats, c: float, counts_BN: Floats) -> Floats:
     """Length-controlled win rates (B,) of resamples that draw each prompt ``counts_BN`` times."""
-    n, delta_N = len(rows.preferences_N), rows.length_difference_N
+    n, delta_N = len(rows.preferences), rows.length_difference
     sd_B = np.sqrt(np.maximum(counts_BN @ delta_N**2 - (counts_BN @ delta_N) ** 2 / n, 0.0) / (n - 1))
     blocks = [rows.block(sd_B[:, None], counts_BN), *gamed]
     starts_BK = np.tile(start_K, (len(counts_BN), 1))

@@ -16,14 +16,14 @@ from toolkit.evals.rm_quality import rm_quality
 from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
 from toolkit.evals.winrate import average_within_prompt
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 """A row of one of the evaluation's tables, by column."""
 
 
 def summarise(
-    samples: Sequence[Row],
-    rewards: Sequence[Row],
-    win_rates: Sequence[Row],
+    samples: Sequence[TableRow],
+    rewards: Sequence[TableRow],
+    win_rates: Sequence[TableRow],
     comparisons: Sequence[Comparison],
     *,
     best_of_n: int,
@@ -64,15 +64,15 @@ def summarise(
     }
 
 
-def grouped(rows: Sequence[Row], column: str) -> dict[str, list[Row]]:
+def grouped(rows: Sequence[TableRow], column: str) -> dict[str, list[TableRow]]:
     """Rows by the value of a column, in order of first appearance."""
-    out: dict[str, list[Row]] = {}
+    out: dict[str, list[TableRow]] = {}
     for row in rows:
         out.setdefault(row[column], []).append(row)
     return out
 
 
-def mean_of(rows: Sequence[Row], column: str, options: BootstrapOptions) -> dict[str, float | int | None]:
+def mean_of(rows: Sequence[TableRow], column: str, options: BootstrapOptions) -> dict[str, float | int | None]:
     """Mean over prompts of a column, the samples of a prompt averaged first. All None where the column has a None."""
     if any(row[column] is None for row in rows):
         return NO_ESTIMATE.as_dict()
@@ -80,7 +80,7 @@ def mean_of(rows: Sequence[Row], column: str, options: BootstrapOptions) -> dict
     return bootstrap_mean(means, **options).as_dict()
 
 
-def policy_row(name: str, rows: Sequence[Row], best_of_n: int, options: BootstrapOptions) -> dict[str, Any]:
+def policy_row(name: str, rows: Sequence[TableRow], best_of_n: int, options: BootstrapOptions) -> dict[str, Any]:
     """One policy: rewards, KL to SFT (nats per response), length, and the share that ends by itself."""
     first = rows[0]
     kl = mean_of(rows, "kl_nats", options)
@@ -109,7 +109,7 @@ def policy_row(name: str, rows: Sequence[Row], best_of_n: int, options: Bootstra
     }
 
 
-def frontier_rows(policies: Sequence[Row], win_rates: Sequence[Row]) -> list[dict[str, Any]]:
+def frontier_rows(policies: Sequence[TableRow], win_rates: Sequence[TableRow]) -> list[dict[str, Any]]:
     """Rewards and win rates against KL: SFT, both arms with their checkpoints, and best-of-n."""
     over_sft = {(row["policy"], row["judge"]): row for row in win_rates if row["baseline"] == "sft"}
     out = []
@@ -139,7 +139,7 @@ def frontier_rows(policies: Sequence[Row], win_rates: Sequence[Row]) -> list[dic
     return out
 
 
-def overoptimization_by_arm(policies: Sequence[Row]) -> dict[str, Any]:
+def overoptimization_by_arm(policies: Sequence[TableRow]) -> dict[str, Any]:
     """The rewards above those of SFT by checkpoint against sqrt(KL), with the fit of Gao et al. for each arm."""
     start = next(row for row in policies if row["kind"] == "sft")
     out: dict[str, Any] = {}
@@ -167,11 +167,11 @@ def overoptimization_by_arm(policies: Sequence[Row]) -> dict[str, Any]:
     return out
 
 
-def hacking_rows(rows: Sequence[Row], sft: Sequence[Row], options: BootstrapOptions) -> list[DriftRow]:
+def hacking_rows(rows: Sequence[TableRow], sft: Sequence[TableRow], options: BootstrapOptions) -> list[DriftRow]:
     """Drift of a policy's texts from those of SFT on the same prompts."""
     index = {prompt: k for k, prompt in enumerate(dict.fromkeys(row["prompt_id"] for row in sft))}
 
-    def features(of: Sequence[Row]) -> dict[str, Any]:
+    def features(of: Sequence[TableRow]) -> dict[str, Any]:
         texts = [row["response"] for row in of]
         eos = [0.0 if row["truncated"] else 1.0 for row in of]
         return {**text_features(texts, eos=eos), "n_tokens": np.array([float(row["n_tokens"]) for row in of])}
@@ -194,7 +194,7 @@ def drift_warnings(hacking: Mapping[str, Sequence[DriftRow]]) -> list[str]:
     ]
 
 
-def _by_prompt(rewards: Sequence[Row]) -> tuple[list[Any], list[Any], list[Any], list[str]]:
+def _by_prompt(rewards: Sequence[TableRow]) -> tuple[list[Any], list[Any], list[Any], list[str]]:
     by_prompt = grouped(rewards, "prompt_id")
     columns = [
         [np.array([float(row[name]) for row in rows]) for rows in by_prompt.values()]
@@ -203,7 +203,7 @@ def _by_prompt(rewards: Sequence[Row]) -> tuple[list[Any], list[Any], list[Any],
     return columns[0], columns[1], columns[2], list(by_prompt)
 
 
-def _on_samples(samples: Sequence[Row], options: BootstrapOptions) -> dict[str, Any]:
+def _on_samples(samples: Sequence[TableRow], options: BootstrapOptions) -> dict[str, Any]:
     """Explicit against implicit reward on all pairs of samples of a prompt, and both against gold where it is known."""
     arms_of = {
         "sft and base": ("base", "sft"),
@@ -229,7 +229,7 @@ def _on_samples(samples: Sequence[Row], options: BootstrapOptions) -> dict[str, 
     return out
 
 
-def verdict(win_rates: Sequence[Row]) -> dict[str, Any]:
+def verdict(win_rates: Sequence[TableRow]) -> dict[str, Any]:
     """Which arm is better, in one sentence. Undecided without a neutral judge, or if the interval contains one half."""
     rows = [row for row in win_rates if (row["policy"], row["baseline"]) == ("rm_ppo", "dpo")]
     neutral = [row for row in rows if is_neutral(row["judge"])]
@@ -258,7 +258,7 @@ def verdict(win_rates: Sequence[Row]) -> dict[str, Any]:
     return {**facts, "winner": winner, "sentence": f"{name} is better on this data: {share}."}
 
 
-def _interval(row: Row) -> str:
+def _interval(row: TableRow) -> str:
     if row["ci_low"] is None:
         return "no interval"
     return f"interval {row['ci_low']:.1%} to {row['ci_high']:.1%}"

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.evals.summary import TableRow, grouped
 from toolkit.preferences.samples import by_policy
 from toolkit.report.figures import Figure, Layout, Trace, axis, error_bars, interval_bars, level, rounded
 from toolkit.report.names import ARM_NAMES, REWARD_COLOR, REWARDS, color, policy_name
 from toolkit.report.numbers import interval, number, percent
-from toolkit.report.reading import ResultRow, Run, grouped
+from toolkit.report.reading import ResultRow, Run
 
 MAX_POINTS = 2000
 Form = Callable[[float], str]
@@ -251,7 +252,7 @@ def margins(run: Run) -> list[Figure]:
     return [Figure("margins", title, alt, traces, layout | {"hovermode": "closest"}, note)]
 
 
-def _margin_pair(a: ResultRow, b: ResultRow) -> MarginPair:
+def _margin_pair(a: TableRow, b: TableRow) -> MarginPair:
     if a["explicit_reward"] < b["explicit_reward"]:
         a, b = b, a
     known = a["gold_reward"] is not None and b["gold_reward"] is not None

@@ -218,13 +218,5 @@ def outdated(run: Run) -> list[str]:
     return [name for name in sections if then.get(name) != now.get(name)]
 
 
-def grouped(rows: Sequence[Mapping[str, Any]], column: str) -> dict[Any, list[Any]]:
-    """Rows by the value of a column, in order of first appearance."""
-    out: dict[Any, list[Any]] = {}
-    for row in rows:
-        out.setdefault(row[column], []).append(row)
-    return out
-
-
 def _json(path: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}

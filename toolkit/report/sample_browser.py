@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.evals.summary import grouped
 from toolkit.preferences.samples import Sample, by_policy, by_prompt
 from toolkit.report.names import arm_of, policy_name
-from toolkit.report.reading import Run, grouped
+from toolkit.report.reading import Run
 
 FLAGS = ("rewards", "gold", "judges", "truncated")
 _ORDER = {"rm_ppo": 0, "dpo": 1, "sft": 2, "base": 3}
