@@ -26,7 +26,8 @@ LAYERS = [
     {"models", "stages.contexts"},
     {"preferences", "recipe", "metrics", "runs.store"},
     {"evals", "engine.fast"},
-    {"files", "progress"},
+    {"progress"},
+    {"files"},
     {"errors"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -12,16 +12,15 @@ from pathlib import Path
 import pytest
 
 from toolkit import progress
-from toolkit.progress import PROGRESS_FILE, Reporter
+from toolkit.progress import PROGRESS_FILE, Reporter, RunLog
 
 SHOW = """
 from toolkit.progress import Reporter
-reporter = Reporter(quiet={quiet})
-reporter.overall = "1/2 sft"
-with reporter.task("sample", 4) as task:
-    for _ in range(4):
-        task.advance(1, note="loss 0.5", tokens=100)
-reporter.line("done")
+with Reporter(quiet={quiet}).in_stage("sft", position="1/2") as reporter:
+    with reporter.task("sample", 4) as task:
+        for _ in range(4):
+            task.advance(1, note="loss 0.5", tokens=100)
+    reporter.line("done")
 """
 
 
@@ -79,8 +78,7 @@ def test_elsewhere_plain_lines_now_and_then(capsys: pytest.CaptureFixture[str], 
 def test_how_far_it_is_lies_in_the_run_folder(tmp_path: Path, monkeypatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    reporter = Reporter(quiet=True, metrics=tmp_path / "metrics.jsonl")
-    reporter.overall = "5/7 dpo"
+    reporter = Reporter(quiet=True, stage="dpo", log=RunLog(tmp_path))
     with reporter.task("dpo", 10) as task:
         now[0] = 2.0
         task.advance(2)

@@ -59,7 +59,8 @@ def run(
         sets.append(f"data.source={one_line(_data_source(data, folder / 'records.jsonl'))}")
     loaded = load_recipe(str(recipe), sets)
     command = ["python", "-c", f"from toolkit import run; run({str(recipe)!r}, settings={dict(settings or {})!r})"]
-    manifest = pipeline.run(loaded, folder, reporter or Reporter(), until=until, force=force, command=command)
+    options = pipeline.RunOptions(until=until, force=force, command=command)
+    manifest = pipeline.run(loaded, folder, reporter or Reporter(), options)
     facts = {"out": str(folder), "status": manifest["status"]}
     if "evaluate" not in manifest["stages"]:
         return Result(facts, [])

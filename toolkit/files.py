@@ -6,8 +6,10 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,17 @@ from typing import Any
 from toolkit.errors import DuelError, StoreError, first_line
 
 PACKAGE = Path(__file__).parent
-# Folders whose modules do not need each other: of these a module's own file counts, and not its neighbours.
-APART = ("stages", "runs")
+# In these folders a result depends on the modules that it reaches. In the others it depends on every file.
+FOLDERS_OF_SEPARATE_MODULES = ("stages", "runs")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a repository on the hub, OWNER/NAME."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+# ---------------------------------------------------------------- fingerprints
 
 
 def fingerprint(value: object) -> str:
@@ -32,58 +43,81 @@ def file_fingerprint(path: Path) -> str:
 
 
 def folder_fingerprint(folder: Path, names: list[str]) -> str:
-    """16 hex digits over those of ``names`` (globs) that the folder holds."""
+    """16 hex digits over the files of a folder that match one of the globs in ``names``."""
     files = sorted({path for name in names for path in folder.glob(name) if path.is_file()})
     return fingerprint({path.relative_to(folder).as_posix(): file_fingerprint(path) for path in files})
 
 
-def code_fingerprint(module: str) -> str:
-    """16 hex digits over the code that the results of a module of this package ("toolkit.stages.dpo") depend on.
+def code_fingerprint(module: str, package: Path = PACKAGE) -> str:
+    """16 hex digits over the code that the results of a module of ``package`` ("toolkit.stages.dpo") depend on.
 
-    Its imports are followed from module to module, those inside functions too. Of each folder that they reach every
-    file counts, word lists and templates as well; of the folders in ``APART`` the modules that are reached.
+    Its imports are followed from module to module, also those inside functions. Every file of a folder that they reach
+    counts, word lists and templates too; in ``FOLDERS_OF_SEPARATE_MODULES`` the modules that they reach.
     """
     reached, waiting = set[str](), [module]
     while waiting:
         name = waiting.pop()
         if name not in reached:
             reached.add(name)
-            waiting += imported_modules(name)
+            waiting += imported_modules(name, package)
     files = set[Path]()
     for name in reached:
-        path = PACKAGE.parent / f"{name.replace('.', '/')}.py"
-        room = PACKAGE / path.relative_to(PACKAGE).parts[0]
-        files |= {path} if room.name in APART or room == path else set(room.rglob("*"))
-    kept = sorted(path for path in files if path.is_file() and path.suffix != ".pyc")
-    return fingerprint({path.relative_to(PACKAGE).as_posix(): file_fingerprint(path) for path in kept})
+        path = _module_file(name, package)
+        folder = package / path.relative_to(package).parts[0]
+        separate = folder == path or folder.name in FOLDERS_OF_SEPARATE_MODULES
+        files |= {path} if separate else set(folder.rglob("*"))
+    code = sorted(path for path in files if path.is_file() and path.suffix != ".pyc")
+    return fingerprint({path.relative_to(package).as_posix(): file_fingerprint(path) for path in code})
 
 
 @cache
-def imported_modules(module: str) -> tuple[str, ...]:
-    """The modules of this package that one of them imports, inside functions too."""
-    tree = ast.parse((PACKAGE.parent / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+def imported_modules(module: str, package: Path = PACKAGE) -> tuple[str, ...]:
+    """The modules of ``package`` that one of them imports, also inside functions."""
+    tree = ast.parse(_module_file(module, package).read_text(encoding="utf-8"))
     names = set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    own = (name for name in names if name.startswith(f"{PACKAGE.name}."))
-    return tuple(sorted(name for name in own if (PACKAGE.parent / f"{name.replace('.', '/')}.py").is_file()))
+    inside = (name for name in names if name.startswith(f"{package.name}."))
+    return tuple(sorted(name for name in inside if _module_file(name, package).is_file()))
+
+
+def _module_file(module: str, package: Path) -> Path:
+    return package.parent / f"{module.replace('.', '/')}.py"
+
+
+# ---------------------------------------------------------------- whole or absent
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Gives the path of a partial file to write, and moves it to ``path`` at the end.
+
+    After an error, ``path`` is what it was before, and nothing partial is left. Both may be folders, if ``path`` does
+    not exist yet.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(partial)  # of a process that was killed
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all, also where the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as partial, partial.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,7 +126,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON whole or not at all; NaN and infinity are refused, since JSON has neither."""
+    """Write JSON whole or not at all. NaN and infinity are refused, since JSON has neither."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -109,31 +143,23 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
-        pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows]), partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
+    table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+    with atomic_write(path) as partial:
+        pq.write_table(table, partial)
 
 
 def write_row_groups(groups: Iterable[Sequence[Mapping[str, Any]]], schema: Any, path: Path) -> None:
-    """Write a Parquet file of this pyarrow schema, a row group for each of ``groups`` as it comes, whole or not at all.
+    """Write a Parquet file of this pyarrow schema whole or not at all, each of ``groups`` as it comes as a row group.
 
     Columns that the schema does not name are left out.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with pq.ParquetWriter(partial, schema) as writer:
-            for rows in groups:
-                writer.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for rows in groups:
+            writer.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
 
 
 def read_table(
@@ -156,20 +182,16 @@ def read_table(
     return rows
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raises StoreError where there is a file already and nobody said ``--force``."""
-    if path.exists() and not force:
-        raise StoreError("the file exists", where=str(path), fix="choose another --out, or give --force")
-
-
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file so that the target is whole or unchanged."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with atomic_write(target) as partial:
         shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raises StoreError where a file exists and ``--force`` was not given."""
+    if path.exists() and not force:
+        raise StoreError("the file exists", where=str(path), fix="choose another --out, or give --force")
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

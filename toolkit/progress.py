@@ -1,76 +1,45 @@
 """What a person watches while a run goes on: bars on a terminal, plain lines elsewhere.
 
-Every message goes to stderr, so that ``--json`` keeps stdout for its one document. Numbers that a
-stage logs go to ``metrics.jsonl`` whether or not anybody watches.
+Every message goes to stderr, so that ``--json`` keeps stdout for its one document. The numbers that a stage logs go to
+the run folder whether or not anybody watches.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-PLAIN_EVERY_S = 10.0
-# How far the stage in hand is, in its run folder, for those who watch from another process.
+from toolkit.files import atomic_write
+
+PLAIN_LINE_EVERY_S = 10.0
+METRICS_FILE = "metrics.jsonl"
+# In the run folder: how far the current stage is, for those who watch from another process.
 PROGRESS_FILE = ".progress.json"
 PROGRESS_EVERY_S = 1.0
 
 
 def duration(seconds: float) -> str:
-    """``"4.2s"``, ``"3m 05s"``, ``"2h 07m"``."""
+    """Seconds for people.
+
+    >>> duration(4.2), duration(185), duration(7620)
+    ('4.2s', '3m 05s', '2h 07m')
+    """
     if seconds < 60:
         return f"{seconds:.1f}s"
     if seconds < 3600:
         return f"{int(seconds) // 60}m {int(seconds) % 60:02d}s"
     return f"{int(seconds) // 3600}h {int(seconds) % 3600 // 60:02d}m"
-
-
-class Task:
-    """One piece of countable work: ``advance`` it, and time left is shown."""
-
-    def __init__(self, reporter: Reporter, label: str, total: int) -> None:
-        self.reporter, self.label, self.total, self.done = reporter, label, total, 0
-        self.started = self.printed = time.monotonic()
-        self.first = 0  # work that an earlier, interrupted attempt had done says nothing about speed now
-        self.tokens = 0
-        self.speed = ""
-        self.note = ""
-        self.bar: TaskID | None = None
-        if reporter.bars is not None:
-            self.bar = reporter.bars.add_task(label, total=total, note="", left="", speed="", memory="")
-
-    def resume_at(self, done: int) -> None:
-        self.done = self.first = done
-        self.advance(0)
-
-    def advance(self, n: int = 1, note: str = "", tokens: int = 0) -> None:
-        """``n`` more are done, ``tokens`` behind them where somebody counts tokens."""
-        self.done += n
-        self.tokens += tokens
-        self.note = note or self.note
-        now = time.monotonic()
-        fresh, elapsed = self.done - self.first, now - self.started
-        left_s = elapsed / fresh * (self.total - self.done) if fresh > 0 and self.done < self.total else None
-        left = f"{duration(left_s)} left" if left_s is not None else ""
-        if tokens and elapsed:  # they may be counted more rarely than what is done
-            self.speed = f"{self.tokens / elapsed:,.0f} tokens/s"
-        self.reporter.leave_word(self, left_s)
-        if self.reporter.bars is not None and self.bar is not None:
-            memory = f"{resident_gib():.1f} GiB"
-            fields = {"note": self.note, "left": left, "speed": self.speed, "memory": memory}
-            self.reporter.bars.update(self.bar, completed=self.done, **fields)
-        elif not self.reporter.quiet and now - self.printed >= PLAIN_EVERY_S:
-            self.printed = now
-            facts = [f"{self.done}/{self.total}", left, self.speed, f"{resident_gib():.1f} GiB", self.note]
-            self.reporter.line(f"{self.label}: " + "  ".join(filter(None, facts)))
 
 
 def resident_gib() -> float:
@@ -84,36 +53,28 @@ def resident_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-class Reporter:
-    """Messages, bars and metrics of one command.
+class Display:
+    """Lines and bars on stderr. ``prefix`` stands in front of each line."""
 
-    ``overall`` names the stage in hand, as in ``[4/7 ppo]``, in front of each line. ``trackers`` are who else hears of
-    a training stage's numbers (``report_to`` of the recipe), under the name ``run_name``-STAGE.
-    """
-
-    def __init__(self, *, quiet: bool = False, metrics: Path | None = None) -> None:
+    def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False)
-        self.metrics = metrics
+        self.prefix = ""
         self.bars: Progress | None = None
-        self.overall = ""
-        self.trackers: tuple[str, ...] = ()
-        self.run_name = ""
-        self.left_word = -PROGRESS_EVERY_S
 
     def line(self, text: str) -> None:
         if self.quiet:
             return
-        prefix = f"[{self.overall}] " if self.overall else ""
         if self.console.is_terminal:
-            self.console.print(prefix + text, markup=False)
+            self.console.print(self.prefix + text, markup=False)
         else:
-            print(prefix + text, file=sys.stderr, flush=True)
+            print(self.prefix + text, file=sys.stderr, flush=True)
 
     @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Task]:
+    def showing_bars(self) -> Iterator[None]:
+        """On a terminal, the tasks that begin inside have bars. Tasks inside a task share its bars."""
         if self.quiet or not self.console.is_terminal or self.bars is not None:
-            yield Task(self, label, total)
+            yield
             return
         with Progress(
             TextColumn("  {task.description}"),
@@ -128,28 +89,146 @@ class Reporter:
             transient=True,
         ) as self.bars:
             try:
-                yield Task(self, label, total)
+                yield
             finally:
                 bars, self.bars = self.bars, None
                 bars.stop()
 
-    def leave_word(self, task: Task, left_s: float | None) -> None:
-        """Write down how far the task is, at most once in PROGRESS_EVERY_S, beside ``metrics``."""
-        now = time.monotonic()
-        if self.metrics is None or now - self.left_word < PROGRESS_EVERY_S:
-            return
-        self.left_word = now
-        state = {"stage": self.overall.rpartition(" ")[2], "time": time.time(), "label": task.label}
-        state |= {"done": task.done, "total": task.total, "left_s": left_s, "note": task.note}
-        path = self.metrics.with_name(PROGRESS_FILE)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(state), encoding="utf-8")
-        partial.replace(path)
 
-    def log(self, stage: str, values: dict[str, Any]) -> None:
+class RunLog:
+    """What a run folder records while a stage works: its metrics, and how far it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.progress_written = -PROGRESS_EVERY_S
+
+    def append(self, stage: str, values: Mapping[str, Any]) -> None:
         """Append one record to ``metrics.jsonl``."""
-        if self.metrics is None:
-            return
         record = {"stage": stage, "time": round(time.time(), 3), **values}
-        with self.metrics.open("a", encoding="utf-8") as out:
+        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as out:
             out.write(json.dumps(record, default=float) + "\n")
+
+    def write_progress(self, state: Mapping[str, Any]) -> None:
+        """Replace ``.progress.json``, at most once in ``PROGRESS_EVERY_S``."""
+        now = time.monotonic()
+        if now - self.progress_written < PROGRESS_EVERY_S:
+            return
+        self.progress_written = now
+        with atomic_write(self.folder / PROGRESS_FILE) as partial:
+            partial.write_text(json.dumps({"time": time.time(), **state}), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Trackers:
+    """The services that get a training stage's numbers too (``report_to`` of the recipe), under ``run_name``-STAGE.
+
+    ``folder`` is where tensorboard's files go.
+    """
+
+    names: tuple[str, ...] = ()
+    run_name: str = ""
+    folder: Path | None = None
+
+
+class Task:
+    """One piece of countable work: ``advance`` it, and the time left is shown."""
+
+    def __init__(self, reporter: Reporter, label: str, total: int) -> None:
+        self.reporter, self.label, self.total, self.done = reporter, label, total, 0
+        self.started = self.printed = time.monotonic()
+        self.first = 0  # work that an earlier, interrupted attempt had done says nothing about the speed now
+        self.tokens = 0
+        self.speed = ""
+        self.note = ""
+        bars = reporter.display.bars
+        self.bar: TaskID | None = None
+        if bars is not None:
+            self.bar = bars.add_task(label, total=total, note="", left="", speed="", memory="")
+
+    def resume_at(self, done: int) -> None:
+        """An earlier attempt has done ``done`` of the total."""
+        self.done = self.first = done
+        self.advance(0)
+
+    def advance(self, n: int = 1, note: str = "", tokens: int = 0) -> None:
+        """``n`` more are done, which took ``tokens`` tokens if the caller counts them."""
+        self.done += n
+        self.tokens += tokens
+        self.note = note or self.note
+        now = time.monotonic()
+        new, elapsed = self.done - self.first, now - self.started
+        left_s = elapsed / new * (self.total - self.done) if new > 0 and self.done < self.total else None
+        left = f"{duration(left_s)} left" if left_s is not None else ""
+        if tokens and elapsed:  # they may be counted more rarely than what is done
+            self.speed = f"{self.tokens / elapsed:,.0f} tokens/s"
+        self.reporter.record_progress(self, left_s)
+        display = self.reporter.display
+        if display.bars is not None and self.bar is not None:
+            fields: dict[str, Any] = {"note": self.note, "left": left, "speed": self.speed}
+            display.bars.update(self.bar, completed=self.done, memory=f"{resident_gib():.1f} GiB", **fields)
+        elif not display.quiet and now - self.printed >= PLAIN_LINE_EVERY_S:
+            self.printed = now
+            facts = [f"{self.done}/{self.total}", left, self.speed, f"{resident_gib():.1f} GiB", self.note]
+            display.line(f"{self.label}: " + "  ".join(filter(None, facts)))
+
+
+class Reporter:
+    """Messages and progress of one command; inside a run, also the run's log and trackers.
+
+    ``stage`` names the stage that it reports on, ``log`` is where its numbers are recorded.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        stage: str = "",
+        log: RunLog | None = None,
+        trackers: Trackers | None = None,
+        display: Display | None = None,
+    ) -> None:
+        self.display = display or Display(quiet=quiet)
+        self.stage, self.run_log, self.trackers = stage, log, trackers or Trackers()
+
+    @contextmanager
+    def in_stage(
+        self, stage: str, *, position: str = "", log: RunLog | None = None, trackers: Trackers | None = None
+    ) -> Iterator[Reporter]:
+        """The reporter of a stage, whose lines begin with its position and name, as in ``[4/7 ppo]``."""
+        self.display.prefix = f"[{position} {stage}] " if position else f"[{stage}] "
+        try:
+            yield Reporter(stage=stage, log=log, trackers=trackers, display=self.display)
+        finally:
+            self.display.prefix = ""
+
+    def line(self, text: str) -> None:
+        """Show a line of text."""
+        self.display.line(text)
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Task]:
+        """Show the progress of ``total`` pieces of work."""
+        with self.display.showing_bars():
+            yield Task(self, label, total)
+
+    def log(self, stage: str, values: Mapping[str, Any]) -> None:
+        """Record numbers of a stage in the run's log."""
+        if self.run_log is not None:
+            self.run_log.append(stage, values)
+
+    def record_progress(self, task: Task, left_s: float | None) -> None:
+        """Record in the run's log how far a task is."""
+        if self.run_log is not None:
+            state = {"stage": self.stage, "label": task.label, "done": task.done, "total": task.total}
+            self.run_log.write_progress({**state, "left_s": left_s, "note": task.note})
+
+
+class NoteHandler(logging.Handler):
+    """Shows the warnings that this package logs as notes between the lines of a reporter."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self.reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reporter.line(f"note: {record.getMessage()}")

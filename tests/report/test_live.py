@@ -13,7 +13,7 @@ from support.run_folder import write_run
 
 from toolkit.errors import StoreError
 from toolkit.files import write_json
-from toolkit.progress import PROGRESS_FILE, Reporter
+from toolkit.progress import PROGRESS_FILE, Reporter, RunLog
 from toolkit.report import reading
 from toolkit.report.page import build_live
 from toolkit.report.watch import version
@@ -32,8 +32,7 @@ def going(tmp_path: Path) -> Path:
     lines += [{"stage": "ppo", "step": step, "objective/kl": float(step)} for step in range(3, 11)]
     text = "".join(json.dumps(line) + "\n" for line in [{"stage": "sft", "step": 1, "loss": 1.0}, *lines])
     (folder / "metrics.jsonl").write_text(text + '{"stage": "ppo", "st')
-    reporter = Reporter(quiet=True, metrics=folder / "metrics.jsonl")
-    reporter.overall = "4/6 ppo"
+    reporter = Reporter(quiet=True, stage="ppo", log=RunLog(folder))
     with reporter.task("ppo", 40) as task:
         task.advance(10, note="loss 0.5")
     return folder

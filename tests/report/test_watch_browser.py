@@ -18,8 +18,9 @@ import pytest
 from support.run_folder import write_run
 from support.running import ROOT, duel
 
+from toolkit import progress
 from toolkit.files import write_json
-from toolkit.progress import Reporter
+from toolkit.progress import Reporter, RunLog
 from toolkit.report.watch import serving
 from toolkit.runs.store import RunFolder
 
@@ -49,13 +50,12 @@ def address(going: Path) -> Iterator[str]:
 
 def log(reporter: Reporter, task: Any, step: int) -> None:
     reporter.log("reward_model", {"step": step, "loss": 0.7 - step / 100, "rewards/accuracies": 0.5 + step / 100})
-    reporter.left_word = -10.0
     task.advance(5, note=f"at {step}")
 
 
-def test_the_page_follows_the_run(open_page, going: Path, address: str) -> None:
-    reporter = Reporter(quiet=True, metrics=going / "metrics.jsonl")
-    reporter.overall = "3/6 reward_model"
+def test_the_page_follows_the_run(open_page, going: Path, address: str, monkeypatch) -> None:
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
+    reporter = Reporter(quiet=True, stage="reward_model", log=RunLog(going))
     with RunFolder(going).lock(), reporter.task("reward_model", 40) as task:
         log(reporter, task, 5)
         log(reporter, task, 10)

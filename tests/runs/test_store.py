@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from toolkit.errors import StoreError
 from toolkit.files import (
-    copy_whole,
-    file_fingerprint,
-    fingerprint,
-    flat,
-    folder_fingerprint,
     read_json,
     write_json,
-    write_table,
 )
 from toolkit.runs.store import SCHEMA_VERSION, STAGE_FILE, RunFolder, StageState
 
@@ -44,133 +30,6 @@ def finished(run: RunFolder, stage: str, key: str, text: str = "work", fields: o
 
 def result(run: RunFolder, stage: str) -> str:
     return (run.stage_dir(stage) / "result.txt").read_text()
-
-
-# ---------------------------------------------------------------- fingerprints
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@given(st.dictionaries(st.text(max_size=3), values, max_size=4))
-def test_a_fingerprint_does_not_see_the_order_of_keys(value: dict[str, object]) -> None:
-    turned = dict(reversed(list(value.items())))
-    assert fingerprint(value) == fingerprint(turned) == fingerprint(json.loads(json.dumps(value)))
-    assert len(fingerprint(value)) == 16
-    assert fingerprint(value) != fingerprint({**value, "more": 1, "x" * 9: 2})
-
-
-def test_fingerprints_see_every_byte_and_name(tmp_path: Path) -> None:
-    (tmp_path / "a.bin").write_bytes(b"\x00\x01")
-    (tmp_path / "b.txt").write_text("ignored")
-    first = folder_fingerprint(tmp_path, ["*.bin", "a.*"])
-    (tmp_path / "b.txt").write_text("still ignored")
-    assert folder_fingerprint(tmp_path, ["*.bin"]) == first
-    (tmp_path / "a.bin").write_bytes(b"\x00\x02")
-    assert folder_fingerprint(tmp_path, ["*.bin"]) != first
-    (tmp_path / "a.bin").write_bytes(b"\x00\x01")
-    (tmp_path / "a.bin").rename(tmp_path / "c.bin")
-    assert folder_fingerprint(tmp_path, ["*.bin"]) != first
-    # sha256 of the two bytes, by hand
-    assert file_fingerprint(tmp_path / "c.bin") == "b413f47d13ee2fe6"
-
-
-@given(st.dictionaries(st.text("ab", min_size=1), st.dictionaries(st.text("cd", min_size=1), st.integers())))
-def test_flat(value: dict[str, dict[str, int]]) -> None:
-    expected = {f"{a}.{b}": n for a, inner in value.items() for b, n in inner.items()}
-    assert flat(value) == expected | {a: {} for a, inner in value.items() if not inner}
-
-
-# ---------------------------------------------------------------- whole or absent
-
-
-def test_json_comes_back_and_nan_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "x.json"
-    write_json(path, {"a": [1, 2.5, None], "b": "ü"})
-    assert read_json(path) == {"a": [1, 2.5, None], "b": "ü"}
-    for bad in (math.nan, math.inf):
-        with pytest.raises(ValueError):
-            write_json(path, {"a": bad})
-    assert read_json(path) == {"a": [1, 2.5, None], "b": "ü"}
-    assert [p.name for p in path.parent.iterdir()] == ["x.json"]
-
-
-def test_a_table_has_the_columns_of_all_rows(tmp_path: Path) -> None:
-    write_table([{"a": 1}, {"a": 2, "label": "chosen"}], tmp_path / "t.parquet")
-    expected = [{"a": 1, "label": None}, {"a": 2, "label": "chosen"}]
-    assert pq.read_table(tmp_path / "t.parquet").to_pylist() == expected
-
-
-@pytest.mark.parametrize("content", [b"{", b"", b'{"a": "\xff"}'])
-def test_damaged_json_says_where_it_is(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(StoreError, match="damaged") as caught:
-        read_json(tmp_path / "x.json")
-    assert caught.value.where == str(tmp_path / "x.json") and caught.value.fix
-
-
-@pytest.mark.parametrize("fails", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
-    path = tmp_path / "x.json"
-    write_json(path, {"old": 1})
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, fails, full)
-    with pytest.raises(OSError, match="No space"):
-        write_json(path, {"new": 2})
-    assert read_json(path) == {"old": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
-
-
-def test_a_copy_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, target = tmp_path / "a", tmp_path / "b"
-    source.write_text("new")
-    target.write_text("old")
-
-    def broken(source: Path, target: Path) -> None:
-        target.write_text("ne")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfile", broken)
-        with pytest.raises(OSError, match="No space"):
-            copy_whole(source, target)
-    assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
-    copy_whole(source, target)
-    assert target.read_text() == "new" and len(list(tmp_path.iterdir())) == 2
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from toolkit.files import write_json
-path = Path(sys.argv[1])
-n = 0
-while True:
-    n += 1
-    write_json(path, {"n": n, "filling": "x" * 200_000, "again": n})
-    if n == 1:
-        print("started", flush=True)
-"""
-
-
-def test_a_kill_in_the_middle_leaves_a_whole_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert writer.stdout is not None and writer.stdout.readline() == "started\n"
-        time.sleep(0.1)
-    finally:
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()  # type: ignore[union-attr]
-    value = read_json(path)
-    assert value["n"] == value["again"] >= 1 and len(value["filling"]) == 200_000
 
 
 # ---------------------------------------------------------------- states

@@ -164,10 +164,7 @@ def run(
         plan = describe(loaded, out)
         emit(plan) if as_json else print(render(plan))
         return
-    manifest = pipeline.run(
-        loaded,
-        out,
-        reporter,
+    options = pipeline.RunOptions(
         only=only,
         until=until,
         force=force,
@@ -175,6 +172,7 @@ def run(
         command=["duel", *sys.argv[1:]],
         before_stage=quiet_libraries,
     )
+    manifest = pipeline.run(loaded, out, reporter, options)
     results = (
         read_json(out / "results.json") if (out / "results.json").is_file() and manifest["status"] == "done" else {}
     )
@@ -292,11 +290,12 @@ def sweep(
 ) -> None:
     """Frontiers: many paired runs that share every stage that is equal."""
     from toolkit.cli.tables import sweep_table
-    from toolkit.runs.sweep import run_sweep
+    from toolkit.recipe.checks import load_recipe
+    from toolkit.runs.sweep import Sweep, run_sweep
 
-    rows = run_sweep(
-        recipe, list(sets), list(grid), seeds, out, reporter_of(ctx), engine=engine, before_stage=quiet_libraries
-    )
+    out = out or Path("runs") / f"{load_recipe(recipe, sets).recipe.name}-sweep"
+    asked = Sweep(recipe, sets, grid, seeds, out)
+    rows = run_sweep(asked, reporter_of(ctx), engine=engine, before_stage=quiet_libraries)
     emit({"runs": rows}) if as_json else print(sweep_table(rows))
 
 
@@ -310,7 +309,7 @@ def env(as_json: bool) -> None:
 
     from toolkit.errors import ModelError
     from toolkit.models.resolve import SHORT_NAMES, resolve
-    from toolkit.runs.pipeline import versions
+    from toolkit.runs.facts import versions
 
     names = {}
     for name in SHORT_NAMES:

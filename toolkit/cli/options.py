@@ -70,7 +70,7 @@ def complete_recipes(ctx: click.Context, parameter: click.Parameter, typed: str)
 
 
 def complete_stages(ctx: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
-    from toolkit.runs.pipeline import STAGE_NAMES
+    from toolkit.runs.plan import STAGE_NAMES
 
     return [name for name in STAGE_NAMES if name.startswith(typed)]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from toolkit.files import atomic_write
 
 
 def convert_gguf(file: Path, target: Path) -> None:
@@ -25,9 +25,10 @@ def convert_gguf(file: Path, target: Path) -> None:
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(**name).save_pretrained(partial)
-    if not target.exists():
-        os.rename(partial, target)
-    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with atomic_write(target) as partial:
+            model.save_pretrained(partial)
+            AutoTokenizer.from_pretrained(**name).save_pretrained(partial)
+    except OSError:
+        if not (target / "config.json").is_file():  # else another process was quicker, and wrote the same
+            raise

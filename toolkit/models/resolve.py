@@ -9,14 +9,13 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.resources
 import os
-import re
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ModelError, nearest
-from toolkit.files import file_fingerprint, fingerprint, folder_fingerprint, read_json
+from toolkit.files import file_fingerprint, fingerprint, folder_fingerprint, is_hub_id, read_json
 
 SHORT_NAMES = ("tiny", "smollm2-135m")
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -63,7 +62,7 @@ def resolve(spec: str, revision: str | None = None) -> ModelRef:
     if path.exists():
         fix = f"write gguf:{spec}" if path.suffix == ".gguf" else "name the folder that holds config.json"
         raise ModelError("a model is a folder, not a file", where=spec, fix=fix)
-    if spec.startswith((".", "/", "~")) or spec.count("/") != 1 or not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
+    if not is_hub_id(spec):
         raise ModelError(
             f"there is no model {spec!r}", where="model name", fix=nearest(spec, SHORT_NAMES) or "check the path"
         )

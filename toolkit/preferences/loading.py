@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, nearest
+from toolkit.files import is_hub_id
 from toolkit.preferences.rows import Record
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 PARQUET_KEY = b"duel.preference_rows"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CSV_JSON = frozenset(["responses", "comparisons", "gold", "ranks", "ranking", "scores", "labels", "completions"])
 _CSV_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|content|from|value)"')
 
@@ -66,7 +66,7 @@ def load(source: str, *, split: str, config: str | None, revision: str | None) -
             raise DataError(f"no such file: {source}", where=source, fix=f"the folder {folder} does not exist either")
         fix = nearest(path.name, (item.name for item in folder.iterdir()))
         raise DataError(f"no such file: {source}", where=str(folder.resolve()), fix=fix)
-    if _HUB_ID.fullmatch(source):
+    if is_hub_id(source):
         return _read_hub(source, config=config, split=split, revision=revision, folder=None)
     fix = f"{nearest(source, shipped)} A file ends in one of {', '.join(SUFFIXES)}; a hub id is OWNER/NAME".strip()
     raise DataError(f"no data set is called {source!r}", where="data.source", fix=fix)

@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from toolkit.errors import nearest
+from toolkit.files import is_hub_id
 from toolkit.recipe.files import (
     Keys,
     Problem,
@@ -129,11 +130,11 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
         conflict(what, f"0, or loss_type: {smoothed[0]}", *keys)
     if dpo.loss_type == "exo_pair" and not dpo.label_smoothing:
         conflict("exo_pair needs label smoothing", "1e-3 (arXiv 2402.00856)", "dpo.label_smoothing", "dpo.loss_type")
-    splits_itself = data.eval_source is None and (data.eval_split is None or not _on_the_hub(data.source))
+    splits_itself = data.eval_source is None and (data.eval_split is None or not on_the_hub(data.source))
     if splits_itself and not 0 < data.eval_fraction < 1:
         what = "data.eval_fraction must lie between 0 and 1 where the data has no held-out part of its own"
         conflict(what, "0.1, or name an eval_source or an eval_split", "data.eval_fraction")
-    if data.eval_split == data.split and data.eval_source is None and _on_the_hub(data.source):
+    if data.eval_split == data.split and data.eval_source is None and on_the_hub(data.source):
         conflict("training and evaluation take the same split", "another split", "data.split", "data.eval_split")
     if data.eval_source == data.source and data.eval_split in (None, data.split):
         fix = "another file or split, or null to hold out a share"
@@ -180,10 +181,10 @@ def _judge_problem(spec: str) -> tuple[str, str] | None:
     return "is incomplete", f"{kind}{_JUDGES[kind]}{quote}"
 
 
-def _on_the_hub(source: str) -> bool:
-    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
-    has_ending = re.search(r"\.(jsonl?|csv)(\.gz)?$|\.parquet$", source) is not None
-    return is_id and not has_ending and not Path(source).exists()
+def on_the_hub(source: str) -> bool:
+    """Whether a data source is the id of a hub data set, and neither here nor a file by its ending."""
+    is_file = re.search(r"\.(jsonl?|csv|parquet)(\.gz)?$", source) is not None
+    return is_hub_id(source) and not is_file and not Path(source).exists()
 
 
 def _line(origin: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.errors import StoreError
 from toolkit.files import read_json, read_table
 from toolkit.preferences.samples import SAMPLES_FILE, Sample, read_samples
-from toolkit.progress import PROGRESS_FILE
+from toolkit.progress import METRICS_FILE, PROGRESS_FILE
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, STAGE_FILE, RunFolder, read_document
 
 ResultRow = dict[str, Any]
@@ -191,7 +191,7 @@ def _progress(folder: Path, manifest: Mapping[str, Any], current: str | None, bu
 
 def _logged(folder: Path, stage: str) -> list[ResultRow]:
     """What an unfinished stage has logged. A resumed stage repeats steps; the later entry of a step counts."""
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS_FILE
     rows: list[ResultRow] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

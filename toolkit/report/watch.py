@@ -10,12 +10,12 @@ from pathlib import Path
 
 from toolkit.errors import StoreError
 from toolkit.files import fingerprint
-from toolkit.progress import PROGRESS_FILE, Reporter
+from toolkit.progress import METRICS_FILE, PROGRESS_FILE, Reporter
 from toolkit.report.page import build_live, plotly_script
 from toolkit.report.server import LocalHandler, listening
-from toolkit.runs.store import RunFolder
+from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, RunFolder
 
-WATCHED = ("manifest.json", "metrics.jsonl", "results.json", PROGRESS_FILE)
+WATCHED = (MANIFEST_FILE, METRICS_FILE, RESULTS_FILE, PROGRESS_FILE)
 
 
 def version(folder: Path) -> str:

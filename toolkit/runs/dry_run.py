@@ -2,137 +2,145 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError
 from toolkit.models.encoding import text_encoder
-from toolkit.models.resolve import resolve
+from toolkit.models.resolve import ModelRef, resolve, resolve_base
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.schedule import Schedule
 from toolkit.preferences import splits
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.recipe.checks import LoadedRecipe
 from toolkit.recipe.schema import Recipe
-from toolkit.runs.pipeline import plan
+from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import RunFolder
-from toolkit.stages.data import fit, split
+from toolkit.stages.data import SIDES, limited, read_sides
 from toolkit.training.trainer import total_steps
 
-
-def describe(loaded: LoadedRecipe, out: Path) -> dict[str, Any]:
-    """Stages with their state, counts of tokens and steps, an estimate of memory, and a rendered example."""
-    recipe = loaded.recipe
-    plans = plan(loaded, RunFolder(out))
-    section = recipe.data
-    train, evaluation, report = split(section, recipe.seed)
-    ref = resolve(recipe.model.name, recipe.model.revision)
-    encoder = text_encoder(load_tokenizer(ref, recipe.model.chat_template), train[0].prompt, recipe.model.name)
-    sides = {}
-    for name, rows, limit in (("train", train, section.train_prompts), ("eval", evaluation, section.eval_prompts)):
-        kept, counts = fit(splits.limit(rows, limit, recipe.seed), encoder, section)
-        if not kept:
-            raise DataError(
-                f"no {name} prompt is left: {counts}", where=section.source, fix="raise data.max_prompt_tokens"
-            )
-        sides[name] = (kept, counts)
-    kept, counts = sides["train"]
-    compared = [pairs for row in kept if (pairs := splits.pairs(row))]
-    # What one item of a step is: a prompt with all its comparisons, or for TRL's trainers a pair.
-    items = {"engine": len(compared), "trl": sum(pair.p != 0.5 for pairs in compared for pair in pairs)}
-    schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed)
-    steps = {
-        "sft": total_steps(recipe.sft, counts["n_prompts"]) if recipe.sft.enabled else 0,
-        "reward_model": total_steps(recipe.reward_model, items[recipe.reward_model.trainer]),
-        "ppo": len(schedule),
-        "dpo": total_steps(recipe.dpo, items[recipe.dpo.trainer]),
-    }
-    example = encoder.encode(kept[0].prompt, kept[0].responses[:1], section.max_response_tokens)
-    return {
-        "name": recipe.name,
-        "out": str(out),
-        "stages": [
-            {
-                "stage": item.spec.name,
-                "state": item.state.status,
-                "changed": [name for name in item.state.changed if not name.startswith("input ")],
-                "steps": steps.get(item.spec.name),
-            }
-            for item in plans
-        ],
-        "data": {"format": report["format"], "train": counts, "eval": sides["eval"][1]},
-        "ppo_rollouts": schedule.rollouts,
-        "memory_gib": memory_estimate(recipe, ref, counts),
-        "example": encoder.rendered(example),
-    }
-
-
-def memory_estimate(recipe: Recipe, ref: Any, counts: dict[str, int]) -> dict[str, float]:
-    """GiB of weights, gradients, optimiser and the largest logits of the most demanding stage: a rough upper guide.
-
-    Activations are estimated at 34 bytes per token, layer and hidden unit in bf16 (Korthikanti et al. 2022, equation 1
-    without attention scores), twice that in fp32.
-    """
-    from transformers import AutoConfig
-
-    path = ref.path if ref.kind != "adapter" else str(Path(ref.path))
-    config = AutoConfig.from_pretrained(path, revision=ref.revision).get_text_config()
-    d, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
-    inner = getattr(config, "intermediate_size", 4 * d)
-    kv = getattr(config, "num_key_value_heads", config.num_attention_heads) / config.num_attention_heads
-    per_layer = d * d * (2 + 2 * kv) + 3 * d * inner
-    parameters = layers * per_layer + vocabulary * d
-    width = 2 if recipe.model.dtype == "bfloat16" else 4
-    lora = recipe.model.lora
-    if lora is not None:
-        trained = layers * lora.r * (d * 4 + d * 2 * kv + 3 * (d + inner))
-        copies, weights = 1, parameters * width
-    else:
-        trained, copies, weights = parameters, 4, parameters * 4
-    tree = counts["n_tokens"] / max(1, counts["n_prompts"])
-    batch_tokens = tree * recipe.dpo.per_device_train_batch_size
-    activations = 34 * (1 if width == 2 else 2) * batch_tokens * d * layers
-    logits = min(1024, batch_tokens) * vocabulary * 4 * 3
-    optimiser = trained * 16
-    gib = 2**30
-    return {
-        "weights": round(weights * copies / gib, 2),
-        "gradients_and_optimiser": round(optimiser * (2 if lora is None else 1) / gib, 2),
-        "activations": round(activations / gib, 2),
-        "logits": round(logits / gib, 2),
-        "total": round(
-            (weights * copies + optimiser * (2 if lora is None else 1) + activations + logits) / gib + 0.6, 2
-        ),
-    }
-
-
-def render(plan_: dict[str, Any]) -> str:
-    """The plan for people. In the example, response tokens stand in [brackets]."""
-    lines = [f"{plan_['name']} -> {plan_['out']}", ""]
-    for stage in plan_["stages"]:
-        why = f"  changed: {', '.join(stage['changed'])}" if stage["changed"] else ""
-        steps = f"  {stage['steps']} steps" if stage["steps"] is not None else ""
-        lines.append(f"  {stage['stage']:13} {_STATES[stage['state']]:24}{steps}{why}")
-    for side in ("train", "eval"):
-        counts = plan_["data"][side]
-        lines.append(
-            f"\n{side}: {counts['n_prompts']} prompts, {counts['n_responses']} responses, {counts['n_comparisons']} "
-            f"comparisons, {counts['n_tokens']:,} tokens; {counts['n_long_prompts']} prompts too long, "
-            f"{counts['n_long_responses']} responses cut"
-        )
-    memory = plan_["memory_gib"]
-    lines.append(
-        f"\nmemory: about {memory['total']} GiB ({', '.join(f'{k} {v}' for k, v in memory.items() if k != 'total')})"
-    )
-    text = "".join(f"[{token['text']}]" if token["response"] else token["text"] for token in plan_["example"])
-    lines.append(f"\nfirst training example, response tokens in brackets:\n{text}")
-    return "\n".join(lines)
-
-
-_STATES = {
+GIB = 2**30
+# How a state reads. A stage is on the shelf when its settings are those of an earlier result.
+STATES = {
     "cached": "cached",
     "shelved": "cached (shelf)",
     "partial": "continues",
     "stale": "runs again",
     "missing": "runs",
 }
+# Logits are made for this many tokens at once, in fp32, with their gradient and softmax beside them.
+LOGIT_TOKENS, LOGIT_COPIES = 1024, 3
+# Korthikanti et al. 2022 (arXiv 2205.05198), equation 1 without attention scores: for bf16.
+ACTIVATION_BYTES = 34
+# Of a trained weight: the gradient and AdamW's two moments in fp32, and the weight in fp32.
+OPTIMISER_BYTES = 16
+# What Python, torch and the data take by themselves.
+PROCESS_GIB = 0.6
+
+
+def describe(loaded: LoadedRecipe, out: Path) -> dict[str, Any]:
+    """Stages with their state, counts of tokens and steps, an estimate of memory, and a rendered example.
+
+    Raises what planning the stages and reading the data raise.
+    """
+    recipe, section = loaded.recipe, loaded.recipe.data
+    stages = plan_stages(loaded, RunFolder(out))
+    sides, report = read_sides(section, recipe.seed)
+    ref = resolve(recipe.model.name, recipe.model.revision)
+    encoder = text_encoder(load_tokenizer(ref, recipe.model.chat_template), sides["train"][0].prompt, recipe.model.name)
+    within = {name: limited(name, sides[name], encoder, section, recipe.seed) for name in SIDES}
+    rows, counts = within["train"]
+    schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed)
+    steps = {**training_steps(recipe, rows), "ppo": len(schedule)}
+    example = encoder.encode(rows[0].prompt, rows[0].responses[:1], section.max_response_tokens)
+    return {
+        "name": recipe.name,
+        "out": str(out),
+        "stages": [
+            {
+                "stage": planned.spec.name,
+                "state": planned.state.status,
+                "changed": [name for name in planned.state.changed if not name.startswith("input ")],
+                "steps": steps.get(planned.spec.name),
+            }
+            for planned in stages
+        ],
+        "data": {"format": report["format"], **{name: counts for name, (_, counts) in within.items()}},
+        "ppo_rollouts": schedule.rollouts,
+        "memory_gib": memory_estimate(recipe, model_config(ref), counts["n_tokens"] / counts["n_prompts"]),
+        "example": encoder.rendered(example),
+    }
+
+
+def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow]) -> dict[str, int]:
+    """Optimiser steps of the stages that go over the data.
+
+    An item of a step is a prompt with all its comparisons; for TRL's trainers it is a pair with a winner.
+    """
+    compared = [pairs for row in rows if (pairs := splits.pairs(row))]
+    items = {"engine": len(compared), "trl": sum(pair.p != 0.5 for pairs in compared for pair in pairs)}
+    return {
+        "sft": total_steps(recipe.sft, len(rows)) if recipe.sft.enabled else 0,
+        "reward_model": total_steps(recipe.reward_model, items[recipe.reward_model.trainer]),
+        "dpo": total_steps(recipe.dpo, items[recipe.dpo.trainer]),
+    }
+
+
+def model_config(ref: ModelRef) -> Any:
+    """The configuration of a model's text part; of an adapter, its base's."""
+    from transformers import AutoConfig
+
+    whole = resolve_base(Path(ref.path)) if ref.kind == "adapter" else ref
+    return AutoConfig.from_pretrained(whole.path, revision=whole.revision).get_text_config()
+
+
+def memory_estimate(recipe: Recipe, config: Any, prompt_tokens: float) -> dict[str, float]:
+    """GiB of weights, gradients and optimiser, activations and logits of the stage that takes most: an upper guide.
+
+    ``prompt_tokens`` are those of a prompt with all its responses, in the mean.
+    """
+    hidden, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
+    inner = getattr(config, "intermediate_size", 4 * hidden)
+    kv_share = getattr(config, "num_key_value_heads", config.num_attention_heads) / config.num_attention_heads
+    parameters = layers * (hidden * hidden * (2 + 2 * kv_share) + 3 * hidden * inner) + vocabulary * hidden
+    bf16 = recipe.model.dtype == "bfloat16"
+    lora = recipe.model.lora
+    if lora is not None:
+        weights = parameters * (2 if bf16 else 4)
+        adapters = layers * lora.r * (hidden * 4 + hidden * 2 * kv_share + 3 * (hidden + inner))
+        trained = adapters * OPTIMISER_BYTES
+    else:  # PPO holds policy, critic, reference and reward model, and trains the first two
+        weights = parameters * 4 * 4
+        trained = parameters * OPTIMISER_BYTES * 2
+    batch_tokens = prompt_tokens * recipe.dpo.per_device_train_batch_size
+    sizes = {
+        "weights": weights,
+        "gradients_and_optimiser": trained,
+        "activations": ACTIVATION_BYTES * (1 if bf16 else 2) * batch_tokens * hidden * layers,
+        "logits": min(LOGIT_TOKENS, batch_tokens) * vocabulary * 4 * LOGIT_COPIES,
+    }
+    total = sum(sizes.values()) / GIB + PROCESS_GIB
+    return {**{name: round(size / GIB, 2) for name, size in sizes.items()}, "total": round(total, 2)}
+
+
+def render(described: dict[str, Any]) -> str:
+    """What :func:`describe` says, for people. In the example, response tokens stand in [brackets]."""
+    lines = [f"{described['name']} -> {described['out']}", ""]
+    for stage in described["stages"]:
+        why = f"  changed: {', '.join(stage['changed'])}" if stage["changed"] else ""
+        steps = f"  {stage['steps']} steps" if stage["steps"] is not None else ""
+        lines.append(f"  {stage['stage']:13} {STATES[stage['state']]:24}{steps}{why}")
+    for side in SIDES:
+        counts = described["data"][side]
+        lines.append(
+            f"\n{side}: {counts['n_prompts']} prompts, {counts['n_responses']} responses, {counts['n_comparisons']} "
+            f"comparisons, {counts['n_tokens']:,} tokens; {counts['n_long_prompts']} prompts too long, "
+            f"{counts['n_long_responses']} responses cut"
+        )
+    memory = described["memory_gib"]
+    parts = ", ".join(f"{name} {size}" for name, size in memory.items() if name != "total")
+    lines.append(f"\nmemory: about {memory['total']} GiB ({parts})")
+    text = "".join(f"[{token['text']}]" if token["response"] else token["text"] for token in described["example"])
+    lines.append(f"\nfirst training example, response tokens in brackets:\n{text}")
+    return "\n".join(lines)

@@ -1,17 +1,10 @@
-"""Which stages, in what order, and what is already there."""
+"""Runs the stages of a recipe that are not there yet, and keeps the run folder's own files up to date."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib
-import importlib.metadata
 import importlib.util
-import os
-import platform
-import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,195 +12,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import RecipeError, StoreError, nearest
-from toolkit.files import (
-    code_fingerprint,
-    copy_whole,
-    file_fingerprint,
-    fingerprint,
-    folder_fingerprint,
-    read_json,
-    write_json,
-    write_text,
-)
-from toolkit.models.resolve import resolve
-from toolkit.progress import Reporter, duration
+from toolkit.errors import RecipeError, StoreError
+from toolkit.files import copy_whole, read_json, write_json, write_text
+from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.checks import LoadedRecipe, arm_differences, resolved_yaml
-from toolkit.recipe.schema import Recipe
+from toolkit.runs.facts import machine, peak_memory, versions
 from toolkit.runs.launch import accelerate_launch
-from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, SCHEMA_VERSION, RunFolder, StageState
-from toolkit.stages.contexts import Context, context_of, settings_of, to_json
+from toolkit.runs.plan import PlannedStage, plan_stages, stages_to_run
+from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, SCHEMA_VERSION, RunFolder
+from toolkit.stages.contexts import Context, to_json
 
-# Runs a stage by its name: with its context and inputs, in its work folder.
-Runner = Callable[[str, Context, dict[str, Path], Path, Reporter], dict[str, Any]]
+# The stages that several processes can share.
 LAUNCHED = ("sft", "reward_model", "ppo", "dpo")
+# Less than this is left on a full disk. Then the first error is the one to tell, and nothing more is written.
+FULL_DISK_BYTES = 1 << 20
+# Runs a stage by its name, with its context and inputs, in its work folder, and returns its metrics.
+Runner = Callable[[str, Context, dict[str, Path], Path, Reporter], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class StageSpec:
-    """A stage: what it reads, and whose cost it is. Its key changes with its context, its inputs and its code.
+class RunOptions:
+    """What a command asks of a run, beside the recipe.
 
-    ``inputs`` are stages, ``documents`` files of the run.
+    ``only`` and ``until`` name stages. ``force`` runs stages again that are done. ``reuse`` are other run folders whose
+    equal stages are taken over. ``launch`` are arguments of ``accelerate launch`` for the stages in ``LAUNCHED``.
+    ``command`` is recorded in the manifest. ``before_stage`` is called before a stage's code is imported, so that a run
+    whose stages are all there imports none of it.
     """
 
-    name: str
-    arm: str
-    inputs: tuple[str, ...] = ()
-    documents: tuple[str, ...] = ()
+    only: str | None = None
+    until: str | None = None
+    force: bool = False
+    reuse: Sequence[Path] = ()
+    launch: Sequence[str] = ()
+    command: Sequence[str] = ()
+    before_stage: Callable[[], None] = lambda: None
 
 
-STAGES = (
-    StageSpec("data", "shared"),
-    StageSpec("sft", "shared", ("data",)),
-    StageSpec("reward_model", "rm_ppo", ("data", "sft")),
-    StageSpec("ppo", "rm_ppo", ("data", "sft", "reward_model")),
-    StageSpec("dpo", "dpo", ("data", "sft")),
-    StageSpec("evaluate", "shared", ("data", "sft", "reward_model", "ppo", "dpo")),
-    StageSpec(
-        "report",
-        "shared",
-        ("data", "sft", "reward_model", "ppo", "dpo", "evaluate"),
-        (RESULTS_FILE, MANIFEST_FILE, RECIPE_FILE),
-    ),
-)
-STAGE_NAMES = tuple(stage.name for stage in STAGES)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A stage with its context, its key, the fields behind the key, and what is on disk."""
-
-    spec: StageSpec
-    context: Context
-    key: str
-    fields: dict[str, Any]
-    state: StageState
-
-
-def plan(loaded: LoadedRecipe, folder: RunFolder) -> list[Plan]:
-    """Every stage's key and state. Raises ModelError and DataError for inputs that are not there."""
-    keys: dict[str, str] = {}
-    out = []
-    for spec in STAGES:
-        context = context_of(spec.name, loaded.recipe)
-        fields: dict[str, Any] = settings_of(context)
-        fields["code"] = code_fingerprint(f"toolkit.stages.{spec.name}")
-        fields |= {f"input {name}": keys[name] for name in spec.inputs}
-        if RECIPE_FILE in spec.documents:  # the other documents say what the stages and the recipe make of them
-            fields[f"input {RECIPE_FILE}"] = fingerprint(resolved_yaml(loaded))
-        fields |= external(spec, loaded.recipe)
-        keys[spec.name] = fingerprint(fields)
-        out.append(Plan(spec, context, keys[spec.name], fields, folder.state(spec.name, keys[spec.name], fields)))
-    return out
-
-
-def external(spec: StageSpec, recipe: Recipe) -> dict[str, str]:
-    """Fingerprints of what a stage reads from outside the run: data, models, files of judgements."""
-    if spec.name == "data":
-        found = {"data.source (content)": source_fingerprint(recipe.data.source, recipe.data.revision)}
-        if recipe.data.eval_source:
-            found["data.eval_source (content)"] = source_fingerprint(recipe.data.eval_source, recipe.data.revision)
-        return found
-    if spec.name == "sft":
-        return {"model (weights)": resolve(recipe.model.name, recipe.model.revision).fingerprint}
-    if spec.name == "evaluate":
-        found = {}
-        for judge in recipe.evaluate.judges:
-            kind, _, rest = judge.partition(":")
-            if kind == "file":
-                found[f"{judge} (content)"] = source_fingerprint(rest, None)
-            elif kind in ("rm", "implicit") and rest:
-                found[f"{judge} (weights)"] = fingerprint(
-                    [resolve(name.strip()).fingerprint for name in rest.split(",")]
-                )
-        return found
-    return {}
-
-
-def source_fingerprint(source: str, revision: str | None) -> str:
-    """Content hash of a file or folder; the commit of a hub data set, where the hub can be asked."""
-    from toolkit.preferences.loading import shipped_path
-
-    path = shipped_path(source) or Path(source).expanduser()
-    if path.is_file():
-        return file_fingerprint(path)
-    if path.is_dir():
-        return folder_fingerprint(path, ["**/*"])
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) is None or re.search(r"\.(jsonl?|csv|parquet)(\.gz)?$", source):
-        return "missing"  # the data stage says so, with the nearest name
-    from huggingface_hub import HfApi
-
-    try:
-        return str(HfApi().dataset_info(source, revision=revision).sha)
-    except Exception:  # the hub's client raises what its HTTP library does; without an answer the pin has to do
-        return revision or "unpinned"
-
-
-# ---------------------------------------------------------------- running
-
-
-def run(
-    loaded: LoadedRecipe,
-    out: Path,
-    reporter: Reporter,
-    *,
-    only: str | None = None,
-    until: str | None = None,
-    force: bool = False,
-    reuse: Sequence[Path] = (),
-    launch: Sequence[str] = (),
-    command: Sequence[str] = (),
-    before_stage: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Run what is not there yet; returns the manifest.
-
-    ``reuse`` are other run folders whose equal stages are taken over; ``launch`` are arguments of ``accelerate launch``
-    for the stages in ``LAUNCHED``; ``before_stage`` is called before a stage is imported (a run that is all cached
-    imports none). Raises a DuelError for what the user can mend.
-    """
+def run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions | None = None) -> dict[str, Any]:
+    """Run what is not there yet, and return the manifest. Raises a DuelError for what the user can mend."""
+    options = options or RunOptions()
     recipe = loaded.recipe
     check_trackers(recipe.report_to)
-    reporter.trackers, reporter.run_name = tuple(recipe.report_to), recipe.name
-    folder = RunFolder(out)
+    folder, log, trackers = RunFolder(out), RunLog(out), Trackers(tuple(recipe.report_to), recipe.name, out)
     with folder.lock():
-        if (earlier := folder.earlier_version()) is not None:
-            reporter.line(
-                f"an earlier duel wrote this run folder (layout {earlier}, now {SCHEMA_VERSION}): its stages run "
-                f"again, and their earlier results are kept in {folder.root / '.shelf'}"
-            )
+        note_earlier_layout(folder, reporter)
         write_text(out / RECIPE_FILE, resolved_yaml(loaded))
-        reporter.metrics = out / "metrics.jsonl"
-        plans = plan(loaded, folder)
-        manifest = new_manifest(loaded, plans, command)
-        wanted = select(plans, only, until)
-        status = "failed"
-        write_json(out / MANIFEST_FILE, manifest)
-        try:
-            for number, item in enumerate(plans, start=1):
-                name = item.spec.name
-                reporter.overall = f"{number}/{len(plans)} {name}"
-                if name in wanted:
-                    runner = launched(launch, recipe) if launch and name in LAUNCHED else here(before_stage)
-                    obtain(item, folder, reporter, runner, force=force, reuse=reuse)
-                elif only is None:
+        stages = plan_stages(loaded, folder)
+        names = stages_to_run(stages, options.only, options.until)
+        with recorded(out, new_manifest(loaded, stages, options.command)) as manifest:
+            for number, planned in enumerate(stages, start=1):
+                name, position = planned.spec.name, f"{number}/{len(stages)}"
+                if name not in names and options.only is None:
                     break
-                if (record := folder.record(name)) is not None and record["key"] == item.key:
-                    manifest["stages"][name] = {k: v for k, v in record.items() if k != "metrics"}
-                if name == "evaluate" and name in manifest["stages"]:
-                    publish(folder, loaded, manifest)
-                if name == "report" and name in manifest["stages"]:
-                    copy_whole(folder.stage_dir("report") / "report.html", out / "report.html")
-                write_json(out / MANIFEST_FILE, {**manifest, "status": "running"})
-            status = "done" if len(manifest["stages"]) == len(plans) else "partial"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            reporter.overall = ""
-            manifest["status"] = status
-            manifest["finished"] = time.time()
-            if shutil.disk_usage(out).free > 1 << 20:  # on a full disk the first error is the one to tell
-                write_json(out / MANIFEST_FILE, manifest)
+                with reporter.in_stage(name, position=position, log=log, trackers=trackers) as stage_reporter:
+                    if name in names:
+                        complete(planned, folder, stage_reporter, options)
+                    finish_stage(name, planned.key, folder, loaded, manifest)
+            manifest["status"] = "done" if len(manifest["stages"]) == len(stages) else "partial"
     return manifest
 
 
@@ -218,38 +80,56 @@ def check_trackers(names: Sequence[str]) -> None:
             raise RecipeError(f"{name} is not installed", where="report_to", fix=f"pip install 'rlhf-duel[{name}]'")
 
 
-def select(plans: Sequence[Plan], only: str | None, until: str | None) -> list[str]:
-    """Names of the stages to run. Raises RecipeError for unknown names, StoreError where an input is missing."""
-    for option, name in (("--only", only), ("--until", until)):
-        if name is not None and name not in STAGE_NAMES:
-            raise RecipeError(f"there is no stage {name!r}", where=option, fix=nearest(name, STAGE_NAMES))
-    if only is not None:
-        states = {item.spec.name: item.state.status for item in plans}
-        inputs = next(item.spec.inputs for item in plans if item.spec.name == only)
-        missing = [name for name in inputs if states[name] not in ("cached", "shelved")]
-        if missing:
-            raise StoreError(
-                f"stage {only!r} needs {', '.join(missing)}, which this recipe has not run yet",
-                where="--only",
-                fix=f"run with --until {missing[-1]} first",
-            )
-        return [only, *(name for name in inputs if states[name] == "shelved")]
-    return list(STAGE_NAMES[: STAGE_NAMES.index(until) + 1]) if until else list(STAGE_NAMES)
+def note_earlier_layout(folder: RunFolder, reporter: Reporter) -> None:
+    """Say what happens to the stages of an earlier duel. Raises StoreError for a layout that is not known."""
+    if (earlier := folder.earlier_version()) is not None:
+        reporter.line(
+            f"an earlier duel wrote this run folder (layout {earlier}, now {SCHEMA_VERSION}): its stages run "
+            f"again, and their earlier results are kept in {folder.root / '.shelf'}"
+        )
 
 
-def obtain(
-    item: Plan,
-    folder: RunFolder,
-    reporter: Reporter,
-    runner: Runner,
-    *,
-    force: bool,
-    reuse: Sequence[Path],
-) -> None:
-    """Make one stage be there: cached, from the shelf, from another run, or by running it."""
-    name, key = item.spec.name, item.key
-    state = folder.state(name, key, item.fields)
-    if not force:
+def new_manifest(loaded: LoadedRecipe, stages: Sequence[PlannedStage], command: Sequence[str]) -> dict[str, Any]:
+    """The manifest of a run that begins."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": loaded.recipe.name,
+        "status": "running",
+        "command": list(command),
+        "recipe": loaded.recipe.model_dump(mode="json"),
+        "origins": {key: origin for key, origin in loaded.origins.items() if origin != "default"},
+        "keys": {planned.spec.name: planned.key for planned in stages},
+        "seed": loaded.recipe.seed,
+        "versions": versions(),
+        "machine": machine(),
+        "started": time.time(),
+        "stages": {},
+    }
+
+
+@contextmanager
+def recorded(out: Path, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Writes the manifest at the start, and at the end with the status: what is set inside, interrupted or failed."""
+    write_json(out / MANIFEST_FILE, manifest)
+    try:
+        yield manifest
+    except BaseException as error:
+        manifest["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        raise
+    finally:
+        manifest["finished"] = time.time()
+        if shutil.disk_usage(out).free > FULL_DISK_BYTES:
+            write_json(out / MANIFEST_FILE, manifest)
+
+
+# ---------------------------------------------------------------- one stage
+
+
+def complete(planned: PlannedStage, folder: RunFolder, reporter: Reporter, options: RunOptions) -> None:
+    """Leave the stage finished in the run folder: as it is, from the shelf, from another run, or by running it."""
+    name, key = planned.spec.name, planned.key
+    state = folder.state(name, key, planned.fields)
+    if not options.force:
         if state.status == "cached":
             reporter.line("cached")
             return
@@ -257,47 +137,56 @@ def obtain(
             folder.unshelve(name, key)
             reporter.line("cached (an earlier result with these settings)")
             return
-        if folder.adopt(name, key, list(reuse)):
+        if folder.adopt(name, key, list(options.reuse)):
             reporter.line("taken from another run with the same settings")
             return
     if state.changed:
-        shown = [field for field in state.changed if not field.startswith("input ")] or list(state.changed)
-        reporter.line("runs again, changed: " + ", ".join(shown))
+        settings = [field for field in state.changed if not field.startswith("input ")]
+        reporter.line("runs again, changed: " + ", ".join(settings or state.changed))
     work = folder.work_dir(name, key)
-    if force:
+    if options.force:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
+    record = run_and_measure(planned, folder, work, reporter, options)
+    folder.finish(name, key, record)
+    reporter.line(f"done in {duration(record['wall_s'])}, peak {record['peak_gib']:.2f} GiB")
+
+
+def run_and_measure(
+    planned: PlannedStage, folder: RunFolder, work: Path, reporter: Reporter, options: RunOptions
+) -> dict[str, Any]:
+    """Run a stage in its work folder; returns its record. The time of attempts that were interrupted counts."""
+    name = planned.spec.name
+    runner = launched(options.launch) if options.launch and name in LAUNCHED else in_this_process(options.before_stage)
+    inputs = {stage: folder.stage_dir(stage) for stage in planned.spec.inputs}
+    inputs |= {document: folder.root / document for document in planned.spec.documents}
     attempts = work / "attempts.json"
-    before = read_json(attempts)["wall_s"] if attempts.is_file() else 0.0
-    inputs = {stage: folder.stage_dir(stage) for stage in item.spec.inputs}
-    inputs |= {document: folder.root / document for document in item.spec.documents}
+    earlier_s = read_json(attempts)["wall_s"] if attempts.is_file() else 0.0
     started, clock = time.time(), time.monotonic()
     with peak_memory() as peak:
         try:
-            metrics = runner(name, item.context, inputs, work, reporter)
+            metrics = runner(name, planned.context, inputs, work, reporter)
         except BaseException:
-            if work.is_dir() and shutil.disk_usage(work).free > 1 << 20:
-                write_json(attempts, {"wall_s": before + time.monotonic() - clock})
+            if work.is_dir() and shutil.disk_usage(work).free > FULL_DISK_BYTES:
+                write_json(attempts, {"wall_s": earlier_s + time.monotonic() - clock})
             raise
+    wall_s = earlier_s + time.monotonic() - clock
     attempts.unlink(missing_ok=True)
-    shutil.rmtree(work / "trainer", ignore_errors=True)  # the trainer's checkpoints served resuming alone
-    wall = before + time.monotonic() - clock
-    record = {
-        "fields": item.fields,
-        "arm": item.spec.arm,
+    shutil.rmtree(work / "trainer", ignore_errors=True)  # the trainer's checkpoints are there to resume from
+    return {
+        "fields": planned.fields,
+        "arm": planned.spec.arm,
         "started": started,
-        "wall_s": round(wall, 3),
-        "peak_gib": round(peak[0], 3),
+        "wall_s": round(wall_s, 3),
+        "peak_gib": round(peak.gib, 3),
         "tokens": int(metrics.pop("tokens", 0)),
         "versions": versions(),
         "metrics": metrics,
     }
-    folder.finish(name, key, record)
-    reporter.line(f"done in {duration(wall)}, peak {peak[0]:.2f} GiB")
 
 
-def here(before_stage: Callable[[], None]) -> Runner:
-    """Run a stage in this process."""
+def in_this_process(before_stage: Callable[[], None]) -> Runner:
+    """Runs a stage here, its code imported after ``before_stage`` was called."""
 
     def run_here(
         stage: str, context: Context, inputs: dict[str, Path], work: Path, reporter: Reporter
@@ -309,23 +198,22 @@ def here(before_stage: Callable[[], None]) -> Runner:
     return run_here
 
 
-def launched(arguments: Sequence[str], recipe: Recipe) -> Runner:
-    """Run a stage under ``accelerate launch``, its processes sharing the work; ``recipe`` names run and trackers."""
+def launched(arguments: Sequence[str]) -> Runner:
+    """Runs a stage under ``accelerate launch`` with these arguments, its processes sharing the work."""
 
     def run_launched(
         stage: str, context: Context, inputs: dict[str, Path], work: Path, reporter: Reporter
     ) -> dict[str, Any]:
-        request = work / "request.json"
+        request, answer = work / "request.json", work / "answer.json"
+        trackers = reporter.trackers
         asked = {
             "stage": stage,
             "context": to_json(context),
             "inputs": {name: str(path.resolve()) for name, path in inputs.items()},
-            "run_name": recipe.name,
-            "trackers": list(recipe.report_to),
+            "trackers": {"names": trackers.names, "run_name": trackers.run_name},
         }
         write_json(request, asked)
         code = accelerate_launch(arguments, "toolkit.stages", [str(request.resolve())])
-        answer = work / "answer.json"
         if code or not answer.is_file():
             raise StoreError(
                 f"accelerate launch ended with exit code {code}",
@@ -338,6 +226,21 @@ def launched(arguments: Sequence[str], recipe: Recipe) -> Runner:
         return dict(metrics)
 
     return run_launched
+
+
+# ---------------------------------------------------------------- the run folder's own files
+
+
+def finish_stage(stage: str, key: str, folder: RunFolder, loaded: LoadedRecipe, manifest: dict[str, Any]) -> None:
+    """Enter a stage that is there into the manifest, and put what the user looks for at the top of the run folder."""
+    record = folder.record(stage)
+    if record is not None and record["key"] == key:
+        manifest["stages"][stage] = {name: value for name, value in record.items() if name != "metrics"}
+        if stage == "evaluate":
+            publish(folder, loaded, manifest)
+        if stage == "report":
+            copy_whole(folder.stage_dir("report") / "report.html", folder.root / "report.html")
+    write_json(folder.root / MANIFEST_FILE, manifest)
 
 
 def publish(folder: RunFolder, loaded: LoadedRecipe, manifest: Mapping[str, Any]) -> None:
@@ -371,64 +274,3 @@ def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             "peak_gib": max((row["peak_gib"] for row in own), default=0.0),
         }
     return {"stages": rows, "arms": arms}
-
-
-# ---------------------------------------------------------------- facts about this run
-
-
-def versions() -> dict[str, str]:
-    """What the numbers depend on, as installed."""
-    names = ("rlhf-duel", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "scipy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def new_manifest(loaded: LoadedRecipe, plans: Sequence[Plan], command: Sequence[str]) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "name": loaded.recipe.name,
-        "status": "running",
-        "command": list(command),
-        "recipe": loaded.recipe.model_dump(mode="json"),
-        "origins": {key: origin for key, origin in loaded.origins.items() if origin != "default"},
-        "keys": {item.spec.name: item.key for item in plans},
-        "seed": loaded.recipe.seed,
-        "versions": versions(),
-        "machine": {"system": platform.platform(), "processor": platform.processor(), "cpus": os.cpu_count()},
-        "started": time.time(),
-        "stages": {},
-    }
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[float]]:
-    """Peak memory in GiB of what runs inside, in a list of one that is filled at the end.
-
-    The process's resident set on a CPU (Linux lets a process reset its high-water mark; elsewhere the peak is the
-    process's so far), the allocator's peak on an accelerator.
-    """
-    gc.collect()
-    cuda = "torch" in sys.modules and sys.modules["torch"].cuda.is_available()
-    if cuda:
-        sys.modules["torch"].cuda.reset_peak_memory_stats()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    peak = [0.0]
-    try:
-        yield peak
-    finally:
-        if cuda:
-            peak[0] = sys.modules["torch"].cuda.max_memory_allocated() / 2**30
-        elif sys.platform == "linux":
-            status = Path("/proc/self/status").read_text()
-            peak[0] = int(status.split("VmHWM:")[1].split()[0]) / 2**20
-        else:
-            import resource
-
-            peak[0] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30

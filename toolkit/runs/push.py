@@ -7,8 +7,6 @@ scores are compared by their differences. The data is in TRL's preference format
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +20,7 @@ from huggingface_hub import DatasetCardData, EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from toolkit.errors import RecipeError, StoreError, nearest
-from toolkit.files import copy_whole, read_json, write_table, write_text
+from toolkit.files import atomic_write, copy_whole, is_hub_id, read_json, write_table, write_text
 from toolkit.models.encoding import is_conversation, text_encoder
 from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_policy, load_reward_model
@@ -72,7 +70,7 @@ def push_run(
         raise RecipeError(
             "say where to push", where="duel push", fix="name USER/NAME on the hub, or a folder with --to"
         )
-    if name is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if name is not None and not is_hub_id(name):
         raise RecipeError(f"{name!r} is no repository", where="NAME", fix="write it as USER/NAME")
     for part in parts:
         if part not in PARTS:
@@ -109,14 +107,9 @@ def _make_all(
     """Each part with its folder, whole: an interrupted one leaves none."""
     for part in parts:
         reporter.line(f"{part}: writing")
-        partial = root / f".{part}.{os.getpid()}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
+        with atomic_write(root / part) as partial:
+            partial.mkdir(parents=True)
             make_data(source, partial, name) if part == "preferences" else make_model(source, part, partial, name)
-            partial.rename(root / part)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         yield part, root / part
 
 
@@ -241,7 +234,7 @@ def _reward_measures(results: Mapping[str, Any]) -> list[Measure]:
 
 def _hub_id(name: str) -> str | None:
     """The name where it is one on the hub: cards may link to nothing else."""
-    return name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else None
+    return name if is_hub_id(name) and not Path(name).exists() else None
 
 
 # ---------------------------------------------------------------- data

@@ -1,4 +1,4 @@
-"""``duel sweep``: many paired runs over a grid and seeds, sharing every stage that is equal."""
+"""``duel sweep``: many paired runs over a grid and seeds, which share every stage that is equal."""
 
 from __future__ import annotations
 
@@ -10,26 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DuelError, RecipeError
-from toolkit.files import fingerprint, read_json, write_json
+from toolkit.files import fingerprint, write_json
 from toolkit.progress import Reporter
 from toolkit.recipe.checks import LoadedRecipe, load_recipe
 from toolkit.runs import pipeline
-from toolkit.runs.store import RunFolder
+from toolkit.runs.pipeline import RunOptions
+from toolkit.runs.plan import STAGE_NAMES, plan_stages
+from toolkit.runs.store import RESULTS_FILE, RunFolder, read_document
 
-# Of a task on Ray where there is no GPU, and where a node has so many.
+# What a Ray task asks for where there is no GPU, and where a node has that many.
 CPUS_PER_TASK = 2
-
-
-def parse_grid(grid: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """``["dpo.beta=0.05,0.1"]`` -> ``[("dpo.beta", ["0.05", "0.1"])]``. Raises RecipeError where a part is missing."""
-    out = []
-    for text in grid:
-        key, equals, values = text.partition("=")
-        found = [value.strip() for value in values.split(",") if value.strip()]
-        if not equals or not key.strip() or not found:
-            raise RecipeError(f"{text!r} is no grid", where="--grid", fix="write it as dpo.beta=0.05,0.1,0.5")
-        out.append((key.strip(), found))
-    return out
+LONGEST_FOLDER_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -42,51 +33,65 @@ class Job:
     folder: Path
 
 
-def jobs_of(recipe: str, sets: Sequence[str], grid: Sequence[str], seeds: int, out: Path) -> list[Job]:
-    """Every point and seed, in a folder of its own below ``out``."""
-    axes = parse_grid(grid)
-    points = [dict(zip([key for key, _ in axes], values, strict=True)) for values in product(*(v for _, v in axes))]
-    jobs = []
-    for point in points:
-        for seed in range(seeds):
-            settings = {**point, "seed": str(seed)} if seeds > 1 else point
-            loaded = load_recipe(recipe, [*sets, *(f"{key}={value}" for key, value in settings.items())])
-            label = ",".join(f"{key}={value}" for key, value in settings.items()) or "default"
-            safe = label.replace("/", "_")
-            jobs.append(Job(label, settings, loaded, out / (safe if len(safe) < 100 else fingerprint(settings))))
-    return jobs
+def parse_grid(grid: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The settings of a grid, each with its values. Raises RecipeError for what is not KEY=VALUE,VALUE.
+
+    >>> parse_grid(["dpo.beta=0.05,0.1"])
+    [('dpo.beta', ['0.05', '0.1'])]
+    """
+    axes = []
+    for text in grid:
+        key, equals, listed = text.partition("=")
+        values = [value.strip() for value in listed.split(",") if value.strip()]
+        if not equals or not key.strip() or not values:
+            raise RecipeError(f"{text!r} is no grid", where="--grid", fix="write it as dpo.beta=0.05,0.1,0.5")
+        axes.append((key.strip(), values))
+    return axes
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A recipe with settings, the grid over it, and how many seeds each point runs with. Its runs lie below ``out``."""
+
+    recipe: str
+    sets: Sequence[str]
+    grid: Sequence[str]
+    seeds: int
+    out: Path
+
+    def jobs(self) -> list[Job]:
+        """A job for every point of the grid and every seed. Raises RecipeError where one of them is no valid recipe."""
+        axes = parse_grid(self.grid)
+        keys = [key for key, _ in axes]
+        jobs = []
+        for values in product(*(values for _, values in axes)):
+            for seed in range(self.seeds):
+                settings = dict(zip(keys, values, strict=True)) | ({"seed": str(seed)} if self.seeds > 1 else {})
+                changes = [f"{key}={value}" for key, value in settings.items()]
+                label = ",".join(changes) or "default"
+                name = label.replace("/", "_")
+                folder = self.out / (name if len(name) < LONGEST_FOLDER_NAME else fingerprint(settings))
+                jobs.append(Job(label, settings, load_recipe(self.recipe, [*self.sets, *changes]), folder))
+        return jobs
 
 
 def run_sweep(
-    recipe: str,
-    sets: list[str],
-    grid: list[str],
-    seeds: int,
-    out: Path | None,
-    reporter: Reporter,
-    *,
-    engine: str = "local",
-    before_stage: Callable[[], None],
+    sweep: Sweep, reporter: Reporter, *, engine: str = "local", before_stage: Callable[[], None] = lambda: None
 ) -> list[dict[str, Any]]:
-    """Runs every job, one after the other or (``engine="ray"``) at once; writes and returns the rows of
-    ``sweep.json``."""
-    out = out or Path("runs") / f"{load_recipe(recipe, sets).recipe.name}-sweep"
-    jobs = jobs_of(recipe, sets, grid, seeds, out)
+    """Run every job, one after the other or (``engine="ray"``) at once; returns the rows of ``sweep.json``.
+
+    ``before_stage`` is that of :class:`toolkit.runs.pipeline.RunOptions`. Raises what a run raises.
+    """
+    jobs = sweep.jobs()
     if engine == "ray":
         compute_on_ray(jobs, reporter)
     rows = []
     for number, job in enumerate(jobs, start=1):
-        reporter.overall = ""
         reporter.line(f"run {number} of {len(jobs)}: {job.label}")
-        pipeline.run(
-            job.loaded,
-            job.folder,
-            reporter,
-            reuse=others_of(job, jobs),
-            command=["duel", "sweep", job.label],
-            before_stage=before_stage,
-        )
-        results = read_json(job.folder / "results.json")
+        command = ["duel", "sweep", job.label]
+        options = RunOptions(reuse=others_of(job, jobs), command=command, before_stage=before_stage)
+        pipeline.run(job.loaded, job.folder, reporter, options)
+        results = read_document(job.folder / RESULTS_FILE)
         rows.append(
             {
                 "settings": job.settings,
@@ -96,7 +101,7 @@ def run_sweep(
                 "wall_s": {arm: facts["wall_s"] for arm, facts in results["cost"]["arms"].items()},
             }
         )
-        write_json(out / "sweep.json", {"recipe": recipe, "runs": rows})
+        write_json(sweep.out / "sweep.json", {"recipe": sweep.recipe, "runs": rows})
     return rows
 
 
@@ -105,10 +110,14 @@ def others_of(job: Job, jobs: Sequence[Job]) -> list[Path]:
     return [other.folder for other in jobs if other.folder != job.folder and other.folder.is_dir()]
 
 
+# ---------------------------------------------------------------- on Ray
+
+
 def compute_on_ray(jobs: Sequence[Job], reporter: Reporter) -> None:
-    """Compute all stages as Ray tasks: stage by stage, each that several jobs share once, on a GPU each where the
-    cluster has some and on ``CPUS_PER_TASK`` cores where not. ``RAY_ADDRESS`` names a cluster, whose nodes must see the
-    folders under the same paths; without it Ray starts on this machine.
+    """Compute the stages of all jobs as Ray tasks. A stage that several jobs share is computed once.
+
+    Each task takes a GPU where the cluster has some, and ``CPUS_PER_TASK`` cores where not. ``RAY_ADDRESS`` names a
+    cluster, whose nodes must see the folders under the same paths; without it Ray starts on this machine.
 
     Raises RecipeError where Ray is not installed, and what a stage raises.
     """
@@ -122,10 +131,10 @@ def compute_on_ray(jobs: Sequence[Job], reporter: Reporter) -> None:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = any(node.get("GPU", 0) for node in nodes)
         cpus = 1 if gpus else min(CPUS_PER_TASK, max(int(node.get("CPU", 0)) for node in nodes))
-        task = ray.remote(_until).options(num_gpus=int(gpus), num_cpus=cpus)
-        plans = [pipeline.plan(job.loaded, RunFolder(job.folder)) for job in jobs]
-        for number, name in enumerate(pipeline.STAGE_NAMES):
-            first = {plan[number].key: job for plan, job in reversed(list(zip(plans, jobs, strict=True)))}
+        task = ray.remote(_run_until).options(num_gpus=int(gpus), num_cpus=cpus)
+        stages = [plan_stages(job.loaded, RunFolder(job.folder)) for job in jobs]
+        for number, name in enumerate(STAGE_NAMES):
+            first = {planned[number].key: job for planned, job in reversed(list(zip(stages, jobs, strict=True)))}
             reporter.line(f"{name}: {len(first)} of {len(jobs)} runs compute it, the others take it over")
             running = {
                 task.remote(job.loaded, job.folder.resolve(), others_of(job, jobs), name, Path.cwd()): job
@@ -143,12 +152,12 @@ def compute_on_ray(jobs: Sequence[Job], reporter: Reporter) -> None:
         ray.shutdown()
 
 
-def _until(loaded: LoadedRecipe, folder: Path, others: list[Path], stage: str, cwd: Path) -> DuelError | None:
-    """A task: one run up to a stage. What the user can mend comes back; anything else is raised."""
+def _run_until(loaded: LoadedRecipe, folder: Path, others: list[Path], stage: str, cwd: Path) -> DuelError | None:
+    """A task: one run up to a stage. An error that the user can mend is returned, any other is raised."""
     os.chdir(cwd)
-    quiet = Reporter(quiet=True)
+    options = RunOptions(until=stage, reuse=others, command=["duel", "sweep", folder.name])
     try:
-        pipeline.run(loaded, folder, quiet, until=stage, reuse=others, command=["duel", "sweep", folder.name])
+        pipeline.run(loaded, folder, Reporter(quiet=True), options)
     except DuelError as error:
         return error
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toolkit.errors import DuelError
 from toolkit.files import read_json, write_json
-from toolkit.progress import Reporter
+from toolkit.progress import Reporter, RunLog, Trackers
 from toolkit.stages.contexts import from_json
 
 
@@ -22,14 +22,15 @@ def main(request: Path) -> int:
     asked = read_json(request)
     writes = main_process()
     # The request lies in RUN/.work/STAGE-KEY.
-    metrics = request.parents[2] / "metrics.jsonl" if writes else None
-    reporter = Reporter(quiet=not writes, metrics=metrics)
-    reporter.overall = asked["stage"]
-    reporter.trackers, reporter.run_name = tuple(asked["trackers"]), asked["run_name"]
+    run_folder = request.parents[2]
+    trackers = Trackers(tuple(asked["trackers"]["names"]), asked["trackers"]["run_name"], run_folder)
     inputs = {name: Path(path) for name, path in asked["inputs"].items()}
     stage = importlib.import_module(f"toolkit.stages.{asked['stage']}")
+    context = from_json(asked["stage"], asked["context"])
+    log = RunLog(run_folder) if writes else None
     try:
-        metrics = stage.run(from_json(asked["stage"], asked["context"]), inputs, request.parent, reporter)
+        with Reporter(quiet=not writes).in_stage(asked["stage"], log=log, trackers=trackers) as reporter:
+            metrics = stage.run(context, inputs, request.parent, reporter)
     except DuelError as error:
         print(f"error: {error.render()}", file=sys.stderr)
         return 2

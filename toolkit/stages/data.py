@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,24 @@ from toolkit.models.encoding import TextEncoder, text_encoder
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
-from toolkit.preferences.reading import data_warnings, read_preferences, to_parquet
+from toolkit.preferences.reading import PreferenceData, data_warnings, read_preferences, to_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
+from toolkit.recipe.checks import on_the_hub
 from toolkit.recipe.schema import DataSection
 from toolkit.stages.contexts import DataContext
+
+SIDES = ("train", "eval")
 
 
 def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``train.parquet``, ``eval.parquet``, ``report.json``. Raises DataError where either side is empty."""
-    section: DataSection = context.data
-    train, evaluation, report = split(section, context.seed)
-
+    section = context.data
+    sides, report = read_sides(section, context.seed)
     tokenizer = load_tokenizer(resolve(context.model.name, context.model.revision), context.model.chat_template)
-    encoder = text_encoder(tokenizer, (train or evaluation)[0].prompt, context.model.name)
-    sides = {"train": (train, section.train_prompts), "eval": (evaluation, section.eval_prompts)}
-    for name, (rows, limit) in sides.items():
-        rows = splits.limit(rows, limit, context.seed) if limit else rows
-        rows, counts = fit(rows, encoder, section)
-        if not rows:
-            raise DataError(
-                f"no {name} prompt is left: {counts}",
-                where=section.source,
-                fix="raise data.max_prompt_tokens, or change data.eval_fraction",
-            )
+    encoder = text_encoder(tokenizer, sides["train"][0].prompt, context.model.name)
+    for name in SIDES:
+        rows, counts = limited(name, sides[name], encoder, section, context.seed)
         to_parquet(rows, out / f"{name}.parquet")
         report[name] = counts
         reporter.line(
@@ -49,30 +44,25 @@ def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Repo
     return {"report": report, "tokens": report["train"]["n_tokens"] + report["eval"]["n_tokens"]}
 
 
-def split(section: DataSection, seed: int) -> tuple[list[PreferenceRow], list[PreferenceRow], dict[str, Any]]:
-    """Training rows, held-out rows, and the reader's counts. A prompt is never on both sides."""
-    reading: dict[str, Any] = {
-        "columns": section.columns,
-        "conversational": section.conversational,
-        "annotators": section.annotators,
-    }
-    # A file is its own split: names of splits mean something on the hub alone.
-    local = Path(section.source).expanduser().exists() or "/" not in section.source
-    data = read_preferences(
-        section.source, split=section.split, config=section.config, revision=section.revision, **reading
-    )
+def read_sides(section: DataSection, seed: int) -> tuple[dict[str, list[PreferenceRow]], dict[str, Any]]:
+    """The rows of ``train`` and ``eval``, and the reader's counts. A prompt is never on both sides.
+
+    Raises DataError where the data cannot be read, or either side has no prompt.
+    """
+    data = _read(section, section.source, section.split)
     report = {**data.report.to_dict(), "source": section.source, "source_fingerprint": data.fingerprint}
-    if section.eval_source or (section.eval_split and not local):
-        held_out = read_preferences(
-            section.eval_source or section.source,
-            split=section.eval_split or section.split,
-            config=section.config,
-            revision=section.revision,
-            **reading,
-        )
+    # A file has no splits: eval_split means something for a hub data set alone.
+    if section.eval_source or (section.eval_split and on_the_hub(section.source)):
+        held_out = _read(section, section.eval_source or section.source, section.eval_split or section.split)
         train, n_overlap = splits.overlap(data.rows, held_out.rows)
         report |= {"n_overlap": n_overlap, "eval_fingerprint": held_out.fingerprint}
-        return train, held_out.rows, report
+        if not train:
+            raise DataError(
+                "every training prompt is among the held-out prompts",
+                where=section.source,
+                fix="name another data.eval_source or data.eval_split",
+            )
+        return {"train": train, "eval": held_out.rows}, report
     train, evaluation = splits.split_rows(data.rows, section.eval_fraction, seed)
     if not train or not evaluation:
         raise DataError(
@@ -80,45 +70,62 @@ def split(section: DataSection, seed: int) -> tuple[list[PreferenceRow], list[Pr
             where=section.source,
             fix="change data.eval_fraction, or name data.eval_source",
         )
-    return train, evaluation, report
+    return {"train": train, "eval": evaluation}, report
 
 
-def fit(
-    rows: list[PreferenceRow], encoder: TextEncoder, section: DataSection
-) -> tuple[list[PreferenceRow], dict[str, int]]:
-    """Leave out prompts that are too long, keep ``max_responses`` of the responses, and count both."""
-    kept: list[PreferenceRow] = []
-    counts = dict.fromkeys(
-        (
-            "n_prompts",
-            "n_responses",
-            "n_comparisons",
-            "n_tokens",
-            "n_long_prompts",
-            "n_long_responses",
-            "n_left_out_responses",
-        ),
-        0,
+def _read(section: DataSection, source: str, split: str) -> PreferenceData:
+    return read_preferences(
+        source,
+        split=split,
+        config=section.config,
+        revision=section.revision,
+        columns=section.columns,
+        conversational=section.conversational,
+        annotators=section.annotators,
     )
-    for row in rows:
+
+
+def limited(
+    side: str, rows: Sequence[PreferenceRow], encoder: TextEncoder, section: DataSection, seed: int
+) -> tuple[list[PreferenceRow], dict[str, int]]:
+    """The rows of a side within the recipe's limits, and counts. Raises DataError where none is left.
+
+    A prompt that is too long is left out. Of more than ``max_responses`` responses the first ones stay.
+    """
+    n = section.train_prompts if side == "train" else section.eval_prompts
+    within: list[PreferenceRow] = []
+    n_long_prompts = n_long_responses = n_left_out_responses = n_tokens = 0
+    for row in splits.limit(rows, n, seed):
         prompt_tokens = len(encoder.prompt(row.prompt))
         if not 0 < prompt_tokens <= section.max_prompt_tokens:
-            counts["n_long_prompts"] += 1
+            n_long_prompts += 1
             continue
         if section.max_responses is not None and len(row.responses) > section.max_responses:
-            counts["n_left_out_responses"] += len(row.responses) - section.max_responses
-            row = keep_responses(row, section.max_responses)
-        responses, truncated = encoder.responses(row.responses, section.max_response_tokens)
-        counts["n_long_responses"] += sum(truncated)
-        counts["n_tokens"] += prompt_tokens + sum(map(len, responses))
-        counts["n_prompts"] += 1
-        counts["n_responses"] += len(row.responses)
-        counts["n_comparisons"] += len(splits.pairs(row))
-        kept.append(row)
-    return kept, counts
+            n_left_out_responses += len(row.responses) - section.max_responses
+            row = first_responses(row, section.max_responses)
+        responses, cut = encoder.responses(row.responses, section.max_response_tokens)
+        n_long_responses += sum(cut)
+        n_tokens += prompt_tokens + sum(map(len, responses))
+        within.append(row)
+    counts = {
+        "n_prompts": len(within),
+        "n_responses": sum(len(row.responses) for row in within),
+        "n_comparisons": sum(len(splits.pairs(row)) for row in within),
+        "n_tokens": n_tokens,
+        "n_long_prompts": n_long_prompts,
+        "n_long_responses": n_long_responses,
+        "n_left_out_responses": n_left_out_responses,
+    }
+    if not within:
+        raise DataError(
+            f"no {side} prompt is left: {counts}",
+            where=section.source,
+            fix="raise data.max_prompt_tokens, or change data.eval_fraction",
+        )
+    return within, counts
 
 
-def keep_responses(row: PreferenceRow, n: int) -> PreferenceRow:
+def first_responses(row: PreferenceRow, n: int) -> PreferenceRow:
     """The row with its first ``n`` responses and the comparisons between them."""
     comparisons = [c for c in row.comparisons if max(c.winner, c.loser) < n]
     gold = row.gold[:n] if row.gold is not None else None

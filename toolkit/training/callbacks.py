@@ -18,7 +18,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback  # type: ignore[attr-defined]
 
 from toolkit.engine.distributed import all_sum
-from toolkit.progress import Reporter
+from toolkit.progress import Reporter, Trackers
 
 # Where a stage's numbers can go beside metrics.jsonl, by its name in a recipe's ``report_to``.
 TRACKERS = {"wandb": WandbCallback, "trackio": TrackioCallback, "tensorboard": TensorBoardCallback}
@@ -44,7 +44,7 @@ class StageProgress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        self.trackers = trackers(self.reporter, self.stage, args)
+        self.trackers = tracker_callbacks(self.reporter.trackers, self.stage, args)
         for tracker in self.trackers:
             tracker.on_train_begin(args, state, control, **more)
         self.history = [entry for entry in state.log_history if "loss" in entry]
@@ -72,20 +72,20 @@ class StageProgress(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for tracker in self.trackers:
             tracker.on_train_end(args, state, control)
-        if "wandb" in self.reporter.trackers:
+        if "wandb" in self.reporter.trackers.names:
             import wandb
 
             wandb.finish()  # its callback leaves the run open, and the next stage would write into it
 
 
-def trackers(reporter: Reporter, stage: str, args: TrainingArguments) -> list[TrainerCallback]:
+def tracker_callbacks(trackers: Trackers, stage: str, args: TrainingArguments) -> list[TrainerCallback]:
     """transformers' own reports to wandb, trackio and tensorboard (RUN/tensorboard/STAGE), a run for each stage."""
-    args.run_name, args.project = f"{reporter.run_name}-{stage}", "duel"
+    args.run_name, args.project = f"{trackers.run_name}-{stage}", "duel"
     os.environ.setdefault("WANDB_PROJECT", "duel")
-    made: list[TrainerCallback] = [TRACKERS[name]() for name in reporter.trackers]  # type: ignore[no-untyped-call]
+    made: list[TrainerCallback] = [TRACKERS[name]() for name in trackers.names]  # type: ignore[no-untyped-call]
     for tracker in made:
-        if isinstance(tracker, TensorBoardCallback) and reporter.metrics is not None:
-            tracker.logging_dir = str(reporter.metrics.parent / "tensorboard" / stage)
+        if isinstance(tracker, TensorBoardCallback) and trackers.folder is not None:
+            tracker.logging_dir = str(trackers.folder / "tensorboard" / stage)
     return made
 
 

@@ -1,0 +1,92 @@
+"""What ``duel run --dry-run`` says before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from toolkit.models.resolve import resolve
+from toolkit.preferences.rows import Comparison, PreferenceRow
+from toolkit.recipe.checks import load_recipe
+from toolkit.runs.dry_run import describe, memory_estimate, model_config, render, training_steps
+from toolkit.runs.plan import STAGE_NAMES
+
+FEW = ("data.train_prompts=20", "data.eval_prompts=5", "data.max_responses=3", "data.max_response_tokens=12")
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return describe(load_recipe("smoke", FEW), tmp_path_factory.mktemp("run") / "new")
+
+
+def test_what_would_run(described: dict[str, Any]) -> None:
+    assert [stage["stage"] for stage in described["stages"]] == list(STAGE_NAMES)
+    assert {stage["state"] for stage in described["stages"]} == {"missing"}
+    steps = {stage["stage"]: stage["steps"] for stage in described["stages"]}
+    recipe = load_recipe("smoke").recipe
+    batch = recipe.dpo.per_device_train_batch_size
+    assert steps["dpo"] == -(-20 // batch) * recipe.dpo.num_train_epochs
+    per_rollout = recipe.ppo.num_ppo_epochs * recipe.ppo.num_mini_batches
+    rollouts = recipe.ppo.total_episodes // recipe.ppo.per_device_train_batch_size
+    assert (steps["ppo"], described["ppo_rollouts"]) == (rollouts * per_rollout, rollouts)
+    assert steps["data"] is steps["evaluate"] is steps["report"] is None
+    assert described["data"]["train"]["n_prompts"] == 20 and described["data"]["eval"]["n_prompts"] == 5
+    assert described["data"]["train"]["n_responses"] == 60
+    assert described["data"]["train"]["n_left_out_responses"] == 60  # of six each
+
+
+def test_the_example_marks_the_response(described: dict[str, Any]) -> None:
+    tokens = described["example"]
+    borders = [a["response"] != b["response"] for a, b in zip(tokens, tokens[1:], strict=False)]
+    assert sum(borders) == 1 and not tokens[0]["response"] and tokens[-1]["response"]
+    text = render(described)
+    assert "first training example" in text and f"[{tokens[-1]['text']}]" in text
+    assert "train: 20 prompts, 60 responses" in text and "memory: about" in text
+    assert not Path(described["out"]).exists()
+
+
+def test_steps_count_prompts_for_the_engine_and_pairs_for_trl() -> None:
+    def row(name: str, *comparisons: tuple[int, int]) -> PreferenceRow:
+        chosen = [Comparison(a, b) for a, b in comparisons]
+        return PreferenceRow(prompt_id=name, prompt=name, responses=["a", "b", "c"], comparisons=chosen)
+
+    rows = [row("p", (0, 1), (1, 2)), row("q", (0, 1), (1, 0)), row("r")]  # q's comparisons are a tie
+    size = [f"{stage}.per_device_train_batch_size=1" for stage in ("sft", "reward_model", "dpo")]
+    size += [f"{stage}.num_train_epochs=2" for stage in ("sft", "reward_model", "dpo")]
+    recipe = load_recipe("smoke", [*size, "dpo.trainer=trl"]).recipe
+    assert training_steps(recipe, rows) == {"sft": 6, "reward_model": 4, "dpo": 4}
+    off = load_recipe("smoke", [*size, "sft.enabled=false"]).recipe
+    assert training_steps(off, rows) == {"sft": 0, "reward_model": 4, "dpo": 4}
+
+
+def test_memory_by_hand() -> None:
+    """A made-up model with a million weights a layer, so that GiB can be added up by hand."""
+    config = LlamaConfig(
+        hidden_size=1024,
+        num_hidden_layers=64,
+        vocab_size=65536,
+        intermediate_size=1024,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+    )
+    parameters = 64 * 7 * 2**20 + 2**26  # 7 matrices of 1024 x 1024 in a layer, and the embeddings
+    sets = ["dpo.per_device_train_batch_size=16"]
+    full = memory_estimate(load_recipe("smoke", [*sets, "model.lora=null"]).recipe, config, 128.0)
+    assert full == {
+        "weights": round(4 * 4 * parameters / 2**30, 2),
+        "gradients_and_optimiser": round(2 * 16 * parameters / 2**30, 2),
+        "activations": 8.5,  # 34 * 2 bytes of 2048 tokens, 1024 units and 64 layers
+        "logits": 0.75,  # 3 * 4 bytes of 1024 tokens and 65536 words
+        "total": 33.85,  # 8, 16, 8.5 and 0.75, and 0.6 for the process
+    }
+    sets += ["model.lora={r: 8, alpha: 16}", "model.dtype=bfloat16"]
+    lora = memory_estimate(load_recipe("smoke", sets).recipe, config, 128.0)
+    assert (lora["weights"], lora["activations"], lora["logits"]) == (1.0, 4.25, 0.75)
+    assert lora["gradients_and_optimiser"] == round(16 * 64 * 8 * (6 * 1024 + 3 * 2048) / 2**30, 2)
+
+
+def test_the_configuration_of_an_adapter_is_its_bases(folders: Any) -> None:
+    assert model_config(resolve(str(folders.rm_adapter))).hidden_size == model_config(resolve("tiny")).hidden_size

@@ -1,0 +1,208 @@
+"""What the pipeline does around the stages, which are made up here: what runs, what is recorded, what is kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from toolkit.errors import DataError, RecipeError, StoreError
+from toolkit.files import read_json, write_json, write_table
+from toolkit.progress import METRICS_FILE, Reporter
+from toolkit.recipe.checks import load_recipe
+from toolkit.runs import pipeline
+from toolkit.runs.facts import PACKAGES, machine, peak_memory, versions
+from toolkit.runs.pipeline import RunOptions, cost, run
+from toolkit.stages.contexts import CONTEXTS, from_json
+
+Stage = Callable[[Any, dict[str, Path], Path, Reporter], dict[str, Any]]
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stands for the stages: they write what the run folder needs. Name -> what each was called with."""
+    calls: dict[str, Any] = {}
+
+    def stage(name: str) -> Stage:
+        def run_stage(context: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+            calls[name] = SimpleNamespace(context=context, inputs=inputs, out=out, reporter=reporter)
+            reporter.log(name, {"step": 1})
+            (out / "trainer").mkdir(exist_ok=True)
+            if name == "evaluate":
+                for table in ("samples", "rewards", "judgements"):
+                    write_table([{"a": 1}], out / f"{table}.parquet")
+                write_json(out / "evaluation.json", {"warnings": ["w"], "verdict": {}, "judge_usage": ["usage"]})
+            if name == "report":
+                assert all(path.exists() for path in inputs.values())
+                (out / "report.html").write_text("page")
+            return {"tokens": 7, "mine": name}
+
+        return run_stage
+
+    for name in CONTEXTS:
+        monkeypatch.setitem(sys.modules, f"toolkit.stages.{name}", SimpleNamespace(run=stage(name)))
+    return calls
+
+
+def go(folder: Path, *sets: str, **options: Any) -> dict[str, Any]:
+    return run(load_recipe("smoke", sets), folder, Reporter(), RunOptions(**options))
+
+
+def test_each_stage_gets_its_own_context_inputs_and_reporter(ran: dict[str, Any], tmp_path: Path) -> None:
+    manifest = go(tmp_path, "report_to=[tensorboard]", command=["duel", "run"])
+    assert list(ran) == list(manifest["stages"]) == list(CONTEXTS)
+    for name, call in ran.items():
+        assert type(call.context) is CONTEXTS[name]
+        assert call.out == tmp_path / ".work" / f"{name}-{manifest['keys'][name]}"
+        trackers = call.reporter.trackers
+        assert (trackers.names, trackers.run_name, trackers.folder) == (("tensorboard",), "smoke", tmp_path)
+    assert ran["ppo"].inputs == {name: tmp_path / name for name in ("data", "sft", "reward_model")}
+    documents = ("results.json", "manifest.json", "recipe.resolved.yaml")
+    assert ran["report"].inputs == {name: tmp_path / name for name in (*list(CONTEXTS)[:-1], *documents)}
+    logged = [json.loads(line)["stage"] for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    assert logged == list(CONTEXTS)
+
+
+def test_what_is_recorded(ran: dict[str, Any], tmp_path: Path) -> None:
+    go(tmp_path, "dpo.learning_rate=0.5", command=["duel", "run"])
+    manifest = read_json(tmp_path / "manifest.json")
+    assert (manifest["status"], manifest["command"], manifest["schema_version"]) == ("done", ["duel", "run"], 2)
+    assert manifest["origins"]["dpo.learning_rate"] == "--set" and manifest["finished"] >= manifest["started"]
+    record = read_json(tmp_path / "dpo" / "stage.json")
+    assert (record["arm"], record["tokens"], record["metrics"]) == ("dpo", 7, {"mine": "dpo"})
+    assert record["fields"]["dpo.learning_rate"] == 0.5 and record["peak_gib"] > 0
+    assert "metrics" not in manifest["stages"]["dpo"] and not (tmp_path / "dpo" / "trainer").exists()
+    results = read_json(tmp_path / "results.json")
+    assert results["schema_version"] == 2 and results["recipe"]["dpo"]["learning_rate"] == 0.5
+    assert results["warnings"][0] == "w" and "learning_rate: PPO" in results["warnings"][1]
+    assert results["cost"]["judges"] == ["usage"] and len(results["cost"]["stages"]) == 6
+    assert (tmp_path / "report.html").read_text() == "page" and (tmp_path / "samples.parquet").is_file()
+
+
+def test_nothing_is_computed_twice_and_nothing_is_lost(
+    ran: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go(tmp_path)
+    ran.clear()
+    capsys.readouterr()
+    go(tmp_path)
+    assert ran == {} and capsys.readouterr().err.count("cached") == 7
+    go(tmp_path, "dpo.beta=0.9")
+    assert list(ran) == ["dpo", "evaluate", "report"]
+    lines = capsys.readouterr().err.splitlines()
+    assert "[5/7 dpo] runs again, changed: dpo.beta" in lines
+    assert "[6/7 evaluate] runs again, changed: input dpo" in lines
+    ran.clear()
+    go(tmp_path)
+    assert ran == {} and capsys.readouterr().err.count("cached (an earlier result") == 3
+    other = tmp_path.with_name("other")
+    go(other, "ppo.kl_coef=0.9", reuse=[tmp_path])
+    assert list(ran) == ["ppo", "evaluate", "report"]
+    assert capsys.readouterr().err.count("taken from another run") == 4
+    ran.clear()
+    go(tmp_path, force=True, until="sft")
+    assert list(ran) == ["data", "sft"]
+
+
+def test_until_and_only(ran: dict[str, Any], tmp_path: Path) -> None:
+    manifest = go(tmp_path, until="sft")
+    assert manifest["status"] == "partial" and list(manifest["stages"]) == ["data", "sft"]
+    assert list(go(tmp_path, only="dpo")["stages"]) == ["data", "sft", "dpo"]
+    with pytest.raises(StoreError, match="needs reward_model"):
+        go(tmp_path, only="ppo")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(DataError("bad"), "failed"), (ValueError("ours"), "failed"), (KeyboardInterrupt(), "interrupted")],
+)
+def test_a_stage_that_fails(
+    ran: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
+) -> None:
+    go(tmp_path, until="data")
+    fails = True
+
+    def run_stage(context: Any, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
+        (out / "half").write_text("a half")
+        if fails:
+            raise error
+        return {"found": (out / "half").is_file()}
+
+    monkeypatch.setitem(sys.modules, "toolkit.stages.sft", SimpleNamespace(run=run_stage))
+    with pytest.raises(type(error)):
+        go(tmp_path, until="sft")
+    manifest = read_json(tmp_path / "manifest.json")
+    assert manifest["status"] == status and list(manifest["stages"]) == ["data"]
+    attempts = tmp_path / ".work" / f"sft-{manifest['keys']['sft']}" / "attempts.json"
+    write_json(attempts, {"wall_s": read_json(attempts)["wall_s"] + 1000})
+    fails = False
+    stages = go(tmp_path, until="sft")["stages"]
+    assert stages["sft"]["wall_s"] > 1000  # both attempts
+    assert read_json(tmp_path / "sft" / "stage.json")["metrics"] == {"found": True}
+    assert not (tmp_path / "sft" / "attempts.json").exists()
+
+
+def test_a_launched_stage_gets_the_same_context(
+    ran: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def launch(arguments: Any, module: str, own: Any) -> int:
+        request = read_json(Path(own[0]))
+        asked[request["stage"]] = request
+        write_json(Path(own[0]).with_name("answer.json"), {"tokens": 3, "processes": 2})
+        return 0
+
+    monkeypatch.setattr(pipeline, "accelerate_launch", launch)
+    go(tmp_path / "one")
+    sets = ["report_to=[tensorboard]", "name=smoke"]
+    manifest = go(tmp_path / "two", *sets, launch=["--num_processes", "2"])
+    assert list(asked) == ["sft", "reward_model", "ppo", "dpo"]
+    for name, request in asked.items():
+        assert from_json(name, request["context"]) == ran[name].context
+        assert request["inputs"] == {stage: str(tmp_path / "two" / stage) for stage in ran[name].inputs}
+        assert request["trackers"] == {"names": ["tensorboard"], "run_name": "smoke"}
+        assert not (tmp_path / "two" / name / "request.json").exists()
+    assert manifest["stages"]["dpo"]["tokens"] == 3
+
+    monkeypatch.setattr(pipeline, "accelerate_launch", lambda *_: 2)
+    with pytest.raises(StoreError, match="exit code 2"):
+        go(tmp_path / "three", until="sft", launch=["--cpu"])
+
+
+def test_a_tracker_that_is_not_installed(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"pip install 'rlhf-duel\[no_such_tracker\]'"):
+        pipeline.check_trackers(["json", "no_such_tracker"])
+
+
+def test_cost_by_arm() -> None:
+    def stage(arm: str, wall_s: float, peak_gib: float) -> dict[str, Any]:
+        return {"arm": arm, "wall_s": wall_s, "tokens": 10, "peak_gib": peak_gib, "key": "k"}
+
+    stages = {
+        "sft": stage("shared", 1.0, 0.5),
+        "reward_model": stage("rm_ppo", 2.0, 0.7),
+        "ppo": stage("rm_ppo", 4.0, 0.6),
+        "report": stage("shared", 100.0, 9.0),  # no part of what an arm costs
+    }
+    found = cost(stages)
+    assert [row["stage"] for row in found["stages"]] == ["sft", "reward_model", "ppo"]
+    assert found["arms"] == {
+        "shared": {"wall_s": 1.0, "tokens": 10, "peak_gib": 0.5},
+        "rm_ppo": {"wall_s": 6.0, "tokens": 20, "peak_gib": 0.7},
+        "dpo": {"wall_s": 0, "tokens": 0, "peak_gib": 0.0},
+    }
+
+
+def test_facts() -> None:
+    found = versions()
+    assert list(found) == ["python", *PACKAGES] and found["torch"][0].isdigit()
+    assert machine()["cpus"] >= 1
+    with peak_memory() as peak:
+        block = bytearray(b"x" * (64 << 20))
+    assert peak.gib > 0.0625 and len(block) == 64 << 20

@@ -1,0 +1,172 @@
+"""Stages, their keys, and which of them run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from toolkit.errors import RecipeError, StoreError
+from toolkit.files import write_json
+from toolkit.recipe.checks import load_recipe
+from toolkit.recipe.schema import flat
+from toolkit.runs.plan import (
+    STAGE_NAMES,
+    PlannedStage,
+    outside_fingerprints,
+    plan_stages,
+    source_fingerprint,
+    stages_to_run,
+)
+from toolkit.runs.store import STAGE_FILE, RunFolder
+from toolkit.stages.contexts import CONTEXTS, from_json, settings_of, to_json
+
+LATER = {"sft", "reward_model", "ppo", "dpo", "evaluate", "report"}
+
+
+def plan(folder: Path, *sets: str) -> list[PlannedStage]:
+    return plan_stages(load_recipe("smoke", sets), RunFolder(folder))
+
+
+def finish(folder: Path, planned: PlannedStage) -> None:
+    run = RunFolder(folder)
+    run.work_dir(planned.spec.name, planned.key).mkdir(parents=True)
+    run.finish(planned.spec.name, planned.key, {"fields": planned.fields})
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_the_fields_of_a_key_are_the_stages_settings_and_what_it_reads(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke").recipe
+    settings = flat(recipe)
+    for planned in plan(tmp_path):
+        fields = dict(planned.fields)
+        assert {name: fields.pop(name) for name in list(fields) if name in settings}.items() <= settings.items()
+        assert fields.pop("code") and all(fields.pop(f"input {name}") for name in planned.spec.inputs)
+        others = {
+            "data": ["data.source (content)"],
+            "sft": ["model (weights)"],
+            "report": ["input recipe.resolved.yaml"],
+        }
+        assert list(fields) == others.get(planned.spec.name, [])
+    dpo = next(planned for planned in plan(tmp_path) if planned.spec.name == "dpo")
+    assert {"dpo.beta", "model.lora", "data.max_response_tokens", "seed"} <= dpo.fields.keys()
+    assert not any(name.startswith(("ppo.", "data.s", "sft.")) for name in dpo.fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        ("seed=1", set(STAGE_NAMES)),
+        ("model.name=smollm2-135m", set(STAGE_NAMES)),
+        ("model.dtype=bfloat16", LATER),
+        ("data.max_response_tokens=9", set(STAGE_NAMES)),
+        ("data.eval_fraction=0.3", set(STAGE_NAMES)),
+        ("sft.learning_rate=1", LATER),
+        ("reward_model.center=false", {"reward_model", "ppo", "evaluate", "report"}),
+        ("ppo.kl_coef=1", {"ppo", "evaluate", "report"}),
+        ("dpo.beta=1", {"dpo", "evaluate", "report"}),
+        ("evaluate.bootstrap=100", {"evaluate", "report"}),
+        ("report.title=x", {"report"}),
+        ("report_to=[tensorboard]", {"report"}),
+        ("name=other", {"report"}),
+    ],
+)
+def test_a_setting_changes_the_keys_of_the_stages_that_depend_on_it(
+    tmp_path: Path, change: str, stages: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.runs.plan.outside_fingerprints", lambda *_: {})  # no weights are looked at
+    before, after = plan(tmp_path), plan(tmp_path, change)
+    assert {a.spec.name for a, b in zip(after, before, strict=True) if a.key != b.key} == stages
+
+
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_a_context_comes_back_from_json(stage: str, tmp_path: Path) -> None:
+    sets = ["model.lora={r: 4, alpha: 8}", "ppo.max_kl=3.5", "evaluate.judges=[gold, 'rm:tiny']", "data.columns={a: b}"]
+    context = next(planned.context for planned in plan(tmp_path, *sets) if planned.spec.name == stage)
+    write_json(tmp_path / "context.json", to_json(context))
+    back = from_json(stage, to_json(context))
+    assert back == context and type(back) is CONTEXTS[stage] and settings_of(back) == settings_of(context)
+
+
+def test_what_lies_outside_the_run_is_part_of_the_key(tmp_path: Path) -> None:
+    votes, data = tmp_path / "votes.jsonl", tmp_path / "pairs.jsonl"
+    votes.write_text("1")
+    data.write_text("1")
+    sets = [f"data.source={data}", f"evaluate.judges=['file:{votes}', 'rm:tiny', 'implicit:tiny,tiny', gold, rm]"]
+    recipe = load_recipe("smoke", sets).recipe
+    first = {stage: outside_fingerprints(stage, recipe) for stage in STAGE_NAMES}
+    assert set(first["data"]) == {"data.source (content)"} and set(first["sft"]) == {"model (weights)"}
+    assert set(first["evaluate"]) == {
+        f"file:{votes} (content)",
+        "rm:tiny (weights)",
+        "implicit:tiny,tiny (weights)",
+    }
+    votes.write_text("2")
+    data.write_text("2")
+    second = {stage: outside_fingerprints(stage, recipe) for stage in STAGE_NAMES}
+    assert [stage for stage in STAGE_NAMES if first[stage] != second[stage]] == ["data", "evaluate"]
+
+
+def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.parquet").write_text("1")
+    known = {name: source_fingerprint(str(name), None) for name in ("reviews", tmp_path / "folder")}
+    assert all(len(value) == 16 for value in known.values())
+    assert source_fingerprint("no-such-name", None) == "missing"
+    assert source_fingerprint("owner/missing.jsonl.gz", None) == "missing"
+
+    class Hub:
+        def dataset_info(self, name: str, revision: str | None) -> Any:
+            if name == "owner/gone":
+                raise OSError("no network")
+            return type("Info", (), {"sha": f"commit of {name} at {revision}"})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert source_fingerprint("owner/name", "v1") == "commit of owner/name at v1"
+    assert source_fingerprint("owner/gone", "v1") == "v1" and source_fingerprint("owner/gone", None) == "unpinned"
+
+
+# ---------------------------------------------------------------- which run
+
+
+def test_states_and_what_changed(tmp_path: Path) -> None:
+    stages = plan(tmp_path)
+    assert [planned.state.status for planned in stages] == ["missing"] * 7
+    for planned in stages:
+        finish(tmp_path, planned)
+    assert [planned.state.status for planned in plan(tmp_path)] == ["cached"] * 7
+    other = {planned.spec.name: planned for planned in plan(tmp_path, "dpo.beta=0.7")}
+    assert [planned.state.status for planned in other.values()] == ["cached"] * 4 + ["stale"] * 3
+    assert other["dpo"].state.changed == ("dpo.beta",) and other["evaluate"].state.changed == ("input dpo",)
+    finish(tmp_path, other["dpo"])
+    assert {p.spec.name: p.state.status for p in plan(tmp_path)}["dpo"] == "shelved"
+
+
+def test_only_and_until(tmp_path: Path) -> None:
+    stages = plan(tmp_path)
+    assert stages_to_run(stages, None, None) == list(STAGE_NAMES)
+    assert stages_to_run(stages, None, "reward_model") == ["data", "sft", "reward_model"]
+    assert stages_to_run(stages, "data", None) == ["data"]
+    with pytest.raises(StoreError, match="needs data, sft") as caught:
+        stages_to_run(stages, "dpo", None)
+    assert "--until sft" in caught.value.fix
+    for planned in stages[:2]:
+        finish(tmp_path, planned)
+    assert stages_to_run(plan(tmp_path), "dpo", None) == ["dpo"]
+    finish(tmp_path, plan(tmp_path, "sft.weight_decay=1")[1])
+    assert stages_to_run(plan(tmp_path), "dpo", None) == ["dpo", "sft"]  # from the shelf
+    for options in (("dop", None), (None, "dop")):
+        with pytest.raises(RecipeError, match="'dpo'"):
+            stages_to_run(stages, *options)
+
+
+def test_a_work_folder_means_that_a_stage_goes_on(tmp_path: Path) -> None:
+    first = plan(tmp_path)[0]
+    work = RunFolder(tmp_path).work_dir("data", first.key)
+    work.mkdir(parents=True)
+    assert plan(tmp_path)[0].state.status == "partial"
+    assert not (work / STAGE_FILE).exists()

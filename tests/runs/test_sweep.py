@@ -1,0 +1,57 @@
+"""The jobs of a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import RecipeError
+from toolkit.runs.sweep import Job, Sweep, others_of, parse_grid
+
+
+def jobs(*grid: str, seeds: int = 1, sets: tuple[str, ...] = (), out: Path = Path("out")) -> list[Job]:
+    return Sweep("smoke", sets, grid, seeds, out).jobs()
+
+
+def test_a_grid() -> None:
+    assert parse_grid([" dpo.beta = 0.1, 0.5,", "seed=3"]) == [("dpo.beta", ["0.1", "0.5"]), ("seed", ["3"])]
+    for wrong in ("dpo.beta", "=1,2", "dpo.beta=", "dpo.beta=,"):
+        with pytest.raises(RecipeError, match="is no grid"):
+            parse_grid([wrong])
+
+
+def test_grids_are_crossed_and_each_point_has_every_seed() -> None:
+    found = jobs("dpo.beta=0.1,0.5", "ppo.kl_coef=0.2", seeds=2, sets=("dpo.beta=9", "sft.weight_decay=0.5"))
+    assert [job.label for job in found] == [
+        f"dpo.beta={beta},ppo.kl_coef=0.2,seed={seed}" for beta in ("0.1", "0.5") for seed in (0, 1)
+    ]
+    assert [job.folder for job in found] == [Path("out") / job.label for job in found]
+    last = found[-1].loaded.recipe
+    assert (last.dpo.beta, last.ppo.kl_coef, last.seed, last.sft.weight_decay) == (0.5, 0.2, 1, 0.5)
+    assert found[-1].settings == {"dpo.beta": "0.5", "ppo.kl_coef": "0.2", "seed": "1"}
+
+
+def test_one_seed_is_the_recipes_own() -> None:
+    [job] = jobs(sets=("seed=5",))
+    assert (job.label, job.settings, job.loaded.recipe.seed) == ("default", {}, 5)
+
+
+def test_folders_are_names_that_a_disk_takes() -> None:
+    [job] = jobs("data.source=/a/b.jsonl")
+    assert job.folder == Path("out") / "data.source=_a_b.jsonl"
+    first, second = jobs(f"data.source={'x' * 200},{'y' * 200}")
+    assert len(first.folder.name) == 16 and first.folder != second.folder
+
+
+def test_a_point_that_is_no_recipe_is_told_before_anything_runs() -> None:
+    with pytest.raises(RecipeError, match=r"dpo\.beta must be"):
+        jobs("dpo.beta=0.1,-1")
+
+
+def test_others_are_those_that_have_begun(tmp_path: Path) -> None:
+    found = jobs("dpo.beta=0.1,0.2,0.3", out=tmp_path)
+    for job in found[:2]:
+        job.folder.mkdir()
+    assert others_of(found[0], found) == [found[1].folder]
+    assert others_of(found[2], found) == [found[0].folder, found[1].folder]

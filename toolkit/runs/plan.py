@@ -1,0 +1,146 @@
+"""The stages of a run, their keys, and which of them are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import RecipeError, StoreError, nearest
+from toolkit.files import code_fingerprint, file_fingerprint, fingerprint, folder_fingerprint
+from toolkit.models.resolve import resolve
+from toolkit.preferences.loading import shipped_path
+from toolkit.recipe.checks import LoadedRecipe, on_the_hub, resolved_yaml
+from toolkit.recipe.schema import Recipe
+from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, RunFolder, StageState
+from toolkit.stages.contexts import Context, context_of, settings_of
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage: what it reads, and which arm's cost it is.
+
+    ``inputs`` are stages before it, ``documents`` files of the run.
+    """
+
+    name: str
+    arm: str
+    inputs: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
+
+
+STAGES = (
+    StageSpec("data", "shared"),
+    StageSpec("sft", "shared", ("data",)),
+    StageSpec("reward_model", "rm_ppo", ("data", "sft")),
+    StageSpec("ppo", "rm_ppo", ("data", "sft", "reward_model")),
+    StageSpec("dpo", "dpo", ("data", "sft")),
+    StageSpec("evaluate", "shared", ("data", "sft", "reward_model", "ppo", "dpo")),
+    StageSpec(
+        "report",
+        "shared",
+        ("data", "sft", "reward_model", "ppo", "dpo", "evaluate"),
+        (RESULTS_FILE, MANIFEST_FILE, RECIPE_FILE),
+    ),
+)
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage with its context, its key, the fields that the key is made of, and what is on disk."""
+
+    spec: StageSpec
+    context: Context
+    key: str
+    fields: dict[str, Any]
+    state: StageState
+
+
+def plan_stages(loaded: LoadedRecipe, folder: RunFolder) -> list[PlannedStage]:
+    """Every stage with its key and state. Raises ModelError for a model that is not there.
+
+    A key changes with the stage's context, its code, its inputs, and what it reads from outside the run.
+    """
+    keys: dict[str, str] = {}
+    stages = []
+    for spec in STAGES:
+        context = context_of(spec.name, loaded.recipe)
+        fields: dict[str, Any] = settings_of(context)
+        fields["code"] = code_fingerprint(f"toolkit.stages.{spec.name}")
+        fields |= {f"input {name}": keys[name] for name in spec.inputs}
+        if RECIPE_FILE in spec.documents:  # the other documents say what the recipe and the stages make of them
+            fields[f"input {RECIPE_FILE}"] = fingerprint(resolved_yaml(loaded))
+        fields |= outside_fingerprints(spec.name, loaded.recipe)
+        key = keys[spec.name] = fingerprint(fields)
+        stages.append(PlannedStage(spec, context, key, fields, folder.state(spec.name, key, fields)))
+    return stages
+
+
+def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
+    """Fingerprints of what a stage reads from outside the run: data, models, files of judgements."""
+    if stage == "data":
+        sources = {"data.source": recipe.data.source, "data.eval_source": recipe.data.eval_source}
+        return {
+            f"{name} (content)": source_fingerprint(source, recipe.data.revision)
+            for name, source in sources.items()
+            if source
+        }
+    if stage == "sft":
+        return {"model (weights)": resolve(recipe.model.name, recipe.model.revision).fingerprint}
+    if stage == "evaluate":
+        return {name: value for judge in recipe.evaluate.judges for name, value in _of_judge(judge).items()}
+    return {}
+
+
+def _of_judge(judge: str) -> dict[str, str]:
+    kind, _, rest = judge.partition(":")
+    if kind == "file":
+        return {f"{judge} (content)": source_fingerprint(rest, None)}
+    if kind in ("rm", "implicit") and rest:
+        return {f"{judge} (weights)": fingerprint([resolve(name.strip()).fingerprint for name in rest.split(",")])}
+    return {}
+
+
+def source_fingerprint(source: str, revision: str | None) -> str:
+    """A hash of a file's or folder's content. Of a hub data set the commit, or the revision if the hub does not answer.
+
+    ``missing`` where there is no such source: the stage that reads it says so, with the nearest name.
+    """
+    path = shipped_path(source) or Path(source).expanduser()
+    if path.is_file():
+        return file_fingerprint(path)
+    if path.is_dir():
+        return folder_fingerprint(path, ["**/*"])
+    if not on_the_hub(source):
+        return "missing"
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(source, revision=revision).sha)
+    except Exception:  # the hub's client raises what its HTTP library does
+        return revision or "unpinned"
+
+
+def stages_to_run(stages: Sequence[PlannedStage], only: str | None, until: str | None) -> list[str]:
+    """Names of the stages that ``--only`` and ``--until`` ask for; all without them.
+
+    With ``only``, its inputs that lie on the shelf come with it. Raises RecipeError for a name that is no stage's,
+    StoreError where an input of ``only`` has not run.
+    """
+    for option, name in (("--only", only), ("--until", until)):
+        if name is not None and name not in STAGE_NAMES:
+            raise RecipeError(f"there is no stage {name!r}", where=option, fix=nearest(name, STAGE_NAMES))
+    if only is None:
+        return list(STAGE_NAMES if until is None else STAGE_NAMES[: STAGE_NAMES.index(until) + 1])
+    states = {stage.spec.name: stage.state.status for stage in stages}
+    inputs = next(stage.spec.inputs for stage in stages if stage.spec.name == only)
+    missing = [name for name in inputs if states[name] not in ("cached", "shelved")]
+    if missing:
+        raise StoreError(
+            f"stage {only!r} needs {', '.join(missing)}, which this recipe has not run yet",
+            where="--only",
+            fix=f"run with --until {missing[-1]} first",
+        )
+    return [only, *(name for name in inputs if states[name] == "shelved")]
