@@ -238,9 +238,9 @@ LATER = {"sft", "reward_model", "ppo", "dpo", "evaluate"}
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("preferences/assets/words.txt.gz", {"data", *LATER}),  # what the gold reward knows of English
-        ("preferences/of_a_new_kind.py", {"data", *LATER}),
-        ("preferences/great.py", {"data", *LATER}),
+        ("preferences/assets/words.txt.gz", set(STAGES)),  # what the gold reward knows of English
+        ("preferences/of_a_new_kind.py", set(STAGES)),
+        ("preferences/great.py", set(STAGES)),
         ("models/tokenizer.py", {"data", *LATER}),
         ("engine/sampling.py", LATER),
         ("training/trainer.py", LATER - {"evaluate"}),
