@@ -50,22 +50,22 @@ def test_run_continues_a_run_of_the_command_line(small_run: Path) -> None:
 
 def test_rewards_of_records(small_run: Path, tmp_path: Path) -> None:
     policy, reference = (str(small_run / arm / "model") for arm in ("dpo", "sft"))
-    found = toolkit.implicit_rewards(policy, reference, RECORDS, beta=0.5)
+    result = toolkit.implicit_rewards(policy, reference, RECORDS, beta=0.5)
     (tmp_path / "records.jsonl").write_text("the user's own", encoding="utf-8")
-    kept = toolkit.implicit_rewards(policy, reference, RECORDS, beta=0.5, out=tmp_path / "kept.parquet")
-    assert kept["rows"] == found["rows"]
+    written = toolkit.implicit_rewards(policy, reference, RECORDS, beta=0.5, out=tmp_path / "kept.parquet")
+    assert written["rows"] == result["rows"]
     assert (tmp_path / "records.jsonl").read_text(encoding="utf-8") == "the user's own"
-    assert found["n_prompts"] == 6 and found["beta"] == 0.5 and found["out"] is None
-    assert [row["label"] for row in found["rows"][:2]] == ["chosen", "rejected"]
-    first = found["rows"][0]
+    assert result["n_prompts"] == 6 and result["beta"] == 0.5 and result["out"] is None
+    assert [row["label"] for row in result["rows"][:2]] == ["chosen", "rejected"]
+    first = result["rows"][0]
     expected = 0.5 * (first["policy_logp"] - first["reference_logp"])
     assert first["implicit_reward"] == pytest.approx(expected)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     command = ["rewards", "--policy", policy, "--reference", reference, "--data", str(tmp_path / "pairs.jsonl")]
     duel(*command, "--beta", "0.5", "--out", str(tmp_path / "rewards.parquet"))
     summary = json.loads((tmp_path / "rewards.summary.json").read_text())
-    assert summary["accuracy"] == found["accuracy"]
-    assert ["pairwise accuracy", f"{found['accuracy']:.1%}"] in [row[:2] for row in cells(found._repr_html_())]
+    assert summary["accuracy"] == result["accuracy"]
+    assert ["pairwise accuracy", f"{result['accuracy']:.1%}"] in [row[:2] for row in cells(result._repr_html_())]
     with pytest.raises(ModelError, match="trained against a reference"):
         toolkit.implicit_rewards(policy, str(small_run / "dpo" / "model"), RECORDS)
 
@@ -73,12 +73,12 @@ def test_rewards_of_records(small_run: Path, tmp_path: Path) -> None:
 def test_compare_and_what_it_leaves_behind(small_run: Path, tmp_path: Path) -> None:
     policies = [str(small_run / arm / "model") for arm in ("dpo", "sft")]
     options = {"judge": "gold", "max_new_tokens": 8, "limit": 4}
-    found = toolkit.compare(*policies, data="reviews", **options)
-    assert [(row["policy"], row["baseline"], row["n_prompts"]) for row in found["win_rates"]] == [(*policies, 4)]
-    assert len(found["samples"]) == 8 and {row["policy"] for row in found["samples"]} == set(policies)
-    kept = toolkit.compare(*policies, data="reviews", out=tmp_path / "kept", **options)
-    assert kept == found and (tmp_path / "kept" / "judgements.parquet").is_file()
-    assert f"{found['win_rates'][0]['win_rate']:.1%}" in found._repr_html_()
+    result = toolkit.compare(*policies, data="reviews", **options)
+    assert [(row["policy"], row["baseline"], row["n_prompts"]) for row in result["win_rates"]] == [(*policies, 4)]
+    assert len(result["samples"]) == 8 and {row["policy"] for row in result["samples"]} == set(policies)
+    written = toolkit.compare(*policies, data="reviews", out=tmp_path / "kept", **options)
+    assert written == result and (tmp_path / "kept" / "judgements.parquet").is_file()
+    assert f"{result['win_rates'][0]['win_rate']:.1%}" in result._repr_html_()
 
 
 def test_texts_stay_texts() -> None:

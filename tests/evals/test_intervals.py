@@ -11,27 +11,27 @@ from toolkit.evals.intervals import bootstrap_mean, bootstrap_statistic, ratio, 
 @pytest.mark.parametrize("n", [7, 60, 805])
 def test_mean_equals_scipy_bca(n: int) -> None:
     values = np.random.default_rng(n).beta(0.4, 0.8, size=n)
-    ours = bootstrap_mean(values, n_resamples=999, seed=5)
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=999, method="BCa", rng=np.random.default_rng(5))
-    assert ours.ci_low == pytest.approx(theirs.confidence_interval.low, abs=1e-12)
-    assert ours.ci_high == pytest.approx(theirs.confidence_interval.high, abs=1e-12)
-    assert ours.standard_error == pytest.approx(stats.sem(values), abs=1e-14)
+    estimate = bootstrap_mean(values, n_resamples=999, seed=5)
+    expected = stats.bootstrap((values,), np.mean, n_resamples=999, method="BCa", rng=np.random.default_rng(5))
+    assert estimate.ci_low == pytest.approx(expected.confidence_interval.low, abs=1e-12)
+    assert estimate.ci_high == pytest.approx(expected.confidence_interval.high, abs=1e-12)
+    assert estimate.standard_error == pytest.approx(stats.sem(values), abs=1e-14)
 
 
 def test_mean_with_ties_equals_scipy_bca() -> None:
     values = np.random.default_rng(0).choice([0.0, 0.5, 1.0], size=90, p=[0.2, 0.3, 0.5])
-    ours = bootstrap_mean(values, confidence=0.9, n_resamples=500, seed=1)
-    theirs = stats.bootstrap(
+    estimate = bootstrap_mean(values, confidence=0.9, n_resamples=500, seed=1)
+    expected = stats.bootstrap(
         (values,), np.mean, n_resamples=500, confidence_level=0.9, method="BCa", rng=np.random.default_rng(1)
     )
-    assert (ours.ci_low, ours.ci_high) == pytest.approx(tuple(theirs.confidence_interval), abs=1e-12)
+    assert (estimate.ci_low, estimate.ci_high) == pytest.approx(tuple(expected.confidence_interval), abs=1e-12)
 
 
 def test_ratio_equals_scipy_bca() -> None:
     rng = np.random.default_rng(2)
     numerator, denominator = rng.random(40), rng.integers(1, 6, 40).astype(float)
-    ours = bootstrap_statistic([numerator, denominator], ratio, n_resamples=800, seed=3)
-    theirs = stats.bootstrap(
+    estimate = bootstrap_statistic([numerator, denominator], ratio, n_resamples=800, seed=3)
+    expected = stats.bootstrap(
         (numerator, denominator),
         lambda a, b, axis=-1: a.sum(axis=axis) / b.sum(axis=axis),
         paired=True,
@@ -39,8 +39,8 @@ def test_ratio_equals_scipy_bca() -> None:
         n_resamples=800,
         rng=np.random.default_rng(3),
     )
-    assert (ours.ci_low, ours.ci_high) == pytest.approx(tuple(theirs.confidence_interval), abs=1e-9)
-    assert ours.standard_error == pytest.approx(theirs.standard_error, abs=1e-12)
+    assert (estimate.ci_low, estimate.ci_high) == pytest.approx(tuple(expected.confidence_interval), abs=1e-9)
+    assert estimate.standard_error == pytest.approx(expected.standard_error, abs=1e-12)
 
 
 def test_chunks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,9 +71,9 @@ def test_targets_reproduce_the_sufficient_statistics(tmp_path: Path) -> None:
 
 def test_strong_penalty_gives_exact_zeros() -> None:
     rng = np.random.default_rng(0)
-    own, targets = rng.normal(size=50), (rng.random(50) < 0.9).astype(float)
+    noise, targets = rng.normal(size=50), (rng.random(50) < 0.9).astype(float)
     beta = fit_l1_logistic(
-        [Block(own, np.ones((1, 50)), np.ones(50), targets)], np.zeros((2, 2)), np.array([1e-4, 0.1]), 1e-9
+        [Block(noise, np.ones((1, 50)), np.ones(50), targets)], np.zeros((2, 2)), np.array([1e-4, 0.1]), 1e-9
     )
     assert beta[0].tolist() == [0.0, 0.0]
     assert beta[1, 0] == 0.0 and beta[1, 1] > 0.1  # the noise feature is dropped, the constant is kept

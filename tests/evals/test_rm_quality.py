@@ -103,19 +103,19 @@ def test_no_comparisons_are_refused() -> None:
 
 def test_calibration_is_that_of_the_quality_with_intervals_over_prompts() -> None:
     comparisons, rewards = calibrated(600, 2.0)
-    found, whole = calibration(comparisons, rewards, n_resamples=200), rm_quality(comparisons, rewards, n_resamples=10)
+    result, whole = calibration(comparisons, rewards, n_resamples=200), rm_quality(comparisons, rewards, n_resamples=10)
     for name in ("nll", "brier", "ece"):
-        assert found[name]["value"] == pytest.approx(whole[name], abs=1e-12)
-    assert found["temperature"]["value"] == pytest.approx(whole["temperature"], rel=1e-3)
-    for entry in found.values():
+        assert result[name]["value"] == pytest.approx(whole[name], abs=1e-12)
+    assert result["temperature"]["value"] == pytest.approx(whole["temperature"], rel=1e-3)
+    for entry in result.values():
         assert entry["n"] == 600 and entry["ci_low"] < entry["ci_high"]
-    assert found["temperature"]["ci_low"] < 2.0 < found["temperature"]["ci_high"]
+    assert result["temperature"]["ci_low"] < 2.0 < result["temperature"]["ci_high"]
 
 
 def test_a_temperature_that_does_not_exist_has_no_value() -> None:
     always_right = [(k, 0, 1, 1.0, 1.0) for k in range(20)]
-    found = calibration(always_right, [[1.0 + k, 0.0] for k in range(20)], n_resamples=50)
-    assert found["temperature"]["value"] is None
+    result = calibration(always_right, [[1.0 + k, 0.0] for k in range(20)], n_resamples=50)
+    assert result["temperature"]["value"] is None
     with pytest.raises(DataError):
         calibration([], [[0.0, 1.0]])
 

@@ -19,13 +19,13 @@ def pairs(n: int) -> tuple[list[str], Comparisons, list, list, list]:
 
 def test_slices_partition_the_comparisons_and_show_where_a_reward_fails() -> None:
     ids, comparisons, explicit, implicit, lengths = pairs(30)
-    found = agreement_by_slice(ids, comparisons, explicit, implicit, lengths, n_resamples=50)
-    assert set(found) == {"length_difference", "explicit_margin", "implicit_margin"}
-    for rows in found.values():
+    result = agreement_by_slice(ids, comparisons, explicit, implicit, lengths, n_resamples=50)
+    assert set(result) == {"length_difference", "explicit_margin", "implicit_margin"}
+    for rows in result.values():
         assert sum(row["n_pairs"] for row in rows) == 30
         assert all(a["high"] < b["low"] for a, b in zip(rows, rows[1:], strict=False))
         assert all(row["agreement"]["value"] == 0.0 for row in rows)
-    by_length = found["length_difference"]
+    by_length = result["length_difference"]
     assert by_length[0]["high"] < 0 < by_length[-1]["low"]
     assert (by_length[0]["accuracy_explicit"]["value"], by_length[0]["accuracy_implicit"]["value"]) == (0.0, 1.0)
     assert (by_length[-1]["accuracy_explicit"]["value"], by_length[-1]["accuracy_implicit"]["value"]) == (1.0, 0.0)

@@ -50,36 +50,36 @@ def ridge(x: np.ndarray, p: np.ndarray) -> np.ndarray:
     ],
 )
 def test_marks_are_counted(text: str, expected: tuple[int, ...]) -> None:
-    found = style_of(text)
-    assert (found.lists, found.headers, found.bold) == expected and found.length == len(text)
+    result = style_of(text)
+    assert (result.lists, result.headers, result.bold) == expected and result.length == len(text)
 
 
 def test_fit_and_interval_equal_plain_refits() -> None:
     p, a, b = simulated(90, 3)
     p[::7] = 0.5
     x = np.column_stack([differences(a, b), np.ones(len(p))])
-    found = style_controlled_win_rate(p, a, b, n_resamples=60, seed=5)
+    result = style_controlled_win_rate(p, a, b, n_resamples=60, seed=5)
     expected = ridge(x, p)
-    assert found.win_rate == pytest.approx(expit(expected[-1]), abs=1e-6)
-    assert found.effects == pytest.approx(dict(zip(FEATURES, expected[:-1], strict=True)), abs=1e-5)
+    assert result.win_rate == pytest.approx(expit(expected[-1]), abs=1e-6)
+    assert result.effects == pytest.approx(dict(zip(FEATURES, expected[:-1], strict=True)), abs=1e-5)
     draws = [expit(ridge(x[rows], p[rows])[-1]) for chunk in resample_indices(len(p), 60, 5) for rows in chunk]
-    assert (found.ci_low, found.ci_high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=1e-6)
+    assert (result.ci_low, result.ci_high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=1e-6)
 
 
 def test_a_judge_who_likes_style_alone_is_seen_through() -> None:
     p, a, b = simulated(3000, 1)
     assert p.mean() > 0.65
-    found = style_controlled_win_rate(p, a, b, n_resamples=200)
-    assert found.ci_low < 0.5 < found.ci_high and found.ci_high - found.ci_low < 0.12  # type: ignore[operator]
-    assert found.effects is not None and found.effects["length"] == pytest.approx(2.0, abs=0.5)
-    assert found.effects["headers"] == pytest.approx(0.0, abs=0.2)
+    result = style_controlled_win_rate(p, a, b, n_resamples=200)
+    assert result.ci_low < 0.5 < result.ci_high and result.ci_high - result.ci_low < 0.12  # type: ignore[operator]
+    assert result.effects is not None and result.effects["length"] == pytest.approx(2.0, abs=0.5)
+    assert result.effects["headers"] == pytest.approx(0.0, abs=0.2)
 
 
 def test_the_interval_covers_the_truth() -> None:
     truth, inside = expit(0.6), 0
     for seed in range(100):
-        found = style_controlled_win_rate(*simulated(200, seed, policy=0.6), n_resamples=200, seed=seed)
-        inside += found.ci_low <= truth <= found.ci_high  # type: ignore[operator]
+        result = style_controlled_win_rate(*simulated(200, seed, policy=0.6), n_resamples=200, seed=seed)
+        inside += result.ci_low <= truth <= result.ci_high  # type: ignore[operator]
     assert 88 <= inside <= 99
 
 
@@ -102,9 +102,9 @@ def test_separable_data_converge() -> None:
     x = np.column_stack([rng.choice([-1.0, 1.0], 40), np.ones(40)])
     target = (x[:, 0] > 0).astype(float)
     weights = rng.multinomial(40, np.full(40, 1 / 40), size=200).astype(float)
-    found = fit_l2_logistic(x, target, weights, 10.0, 1e-9)
-    p = expit(found @ x.T)
-    gradient = (weights * (p - target)) @ x + found / 10.0
+    result = fit_l2_logistic(x, target, weights, 10.0, 1e-9)
+    p = expit(result @ x.T)
+    gradient = (weights * (p - target)) @ x + result / 10.0
     assert np.abs(gradient).max() < 1e-6
 
 

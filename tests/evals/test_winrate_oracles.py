@@ -121,8 +121,8 @@ def test_l1_regression_equals_liblinear(c: float) -> None:
     soft = np.concatenate([p * weight, (1 - p) * weight])
     oracle.fit(np.vstack([x, x]), np.repeat([1, 0], 300), sample_weight=soft)
     block = Block(x[:, 0], np.ascontiguousarray(x[:, 1:].T), weight, p)
-    ours = fit_l1_logistic([block], np.zeros((1, 3)), np.array([c]), 1e-10)[0]
-    assert ours == pytest.approx(oracle.coef_[0], abs=1e-5)
+    fitted = fit_l1_logistic([block], np.zeros((1, 3)), np.array([c]), 1e-10)[0]
+    assert fitted == pytest.approx(oracle.coef_[0], abs=1e-5)
 
 
 def test_temperature_equals_an_unpenalised_logistic_regression() -> None:

@@ -143,18 +143,18 @@ pair_records = st.lists(st.tuples(texts, texts, texts).filter(lambda t: t[1] != 
 
 @endings
 @quick
-@given(found=pair_records)
-def test_prompt_chosen_rejected(tmp_path: Path, ending: str, found: list[tuple[str, str, str]]) -> None:
-    records = [dict(zip(("prompt", "chosen", "rejected"), one, strict=True)) for one in found]
+@given(result=pair_records)
+def test_prompt_chosen_rejected(tmp_path: Path, ending: str, result: list[tuple[str, str, str]]) -> None:
+    records = [dict(zip(("prompt", "chosen", "rejected"), one, strict=True)) for one in result]
     data = read_records(tmp_path, records, ending)
     by_prompt = {row.prompt: row for row in data.rows}
-    expected = {(p, c, r): found.count((p, c, r)) for p, c, r in found}
+    expected = {(p, c, r): result.count((p, c, r)) for p, c, r in result}
     for (prompt, chosen, rejected), n in expected.items():
         row = by_prompt[prompt]
         wins = sum((row.responses[c.winner], row.responses[c.loser]) == (chosen, rejected) for c in row.comparisons)
         assert wins == n
-    assert data.report.n_comparisons == len(found)
-    assert data.report.n_duplicates == len(found) - len(expected)
+    assert data.report.n_comparisons == len(result)
+    assert data.report.n_duplicates == len(result) - len(expected)
     assert data.report.format == "chosen/rejected"
 
 
@@ -324,9 +324,9 @@ def expected_pairs(values: list[float]) -> list[tuple[int, int, float]]:
 
 @endings
 @quick
-@given(found=valued())
-def test_ranked_and_scored(tmp_path: Path, ending: str, found: tuple[list[str], list[int]]) -> None:
-    responses, values = found
+@given(result=valued())
+def test_ranked_and_scored(tmp_path: Path, ending: str, result: tuple[list[str], list[int]]) -> None:
+    responses, values = result
     scored = read_records(tmp_path, [{"prompt": "p", "responses": responses, "scores": values}], ending)
     ranked = read_records(tmp_path, [{"prompt": "p", "responses": responses, "ranks": values}], ending)
     assert [pair[:3] for pair in pairs(scored.rows[0])] == expected_pairs([float(v) for v in values])
@@ -573,8 +573,8 @@ REAL_COUNTS = [
 @needs_real_data
 @pytest.mark.parametrize(("name", "counts"), REAL_COUNTS, ids=[name for name, _ in REAL_COUNTS])
 def test_real_data_counts(name: str, counts: dict[str, Any]) -> None:
-    found = read_preferences(str(Path(REAL or "") / name)).report.to_dict()
-    assert {key: found[key] for key in counts} == counts
+    result = read_preferences(str(Path(REAL or "") / name)).report.to_dict()
+    assert {key: result[key] for key in counts} == counts
 
 
 @needs_real_data

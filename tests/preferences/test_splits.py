@@ -87,11 +87,11 @@ some = st.lists(st.builds(lambda e, w: Comparison(*e, w), ends, st.floats(0.01, 
 
 @given(some)
 def test_pairs_of_reversed_comparisons_are_complements(comparisons: list[Comparison]) -> None:
-    found = pairs(row_with(comparisons))
+    result = pairs(row_with(comparisons))
     mirrored = pairs(row_with([Comparison(c.loser, c.winner, c.weight) for c in comparisons]))
-    assert [(p.i, p.j) for p in found] == [(p.i, p.j) for p in mirrored] == sorted({(p.i, p.j) for p in found})
-    assert [p.p for p in found] == pytest.approx([1 - p.p for p in mirrored], abs=1e-12)
-    assert sum(p.weight for p in found) == pytest.approx(sum(c.weight for c in comparisons))
+    assert [(p.i, p.j) for p in result] == [(p.i, p.j) for p in mirrored] == sorted({(p.i, p.j) for p in result})
+    assert [p.p for p in result] == pytest.approx([1 - p.p for p in mirrored], abs=1e-12)
+    assert sum(p.weight for p in result) == pytest.approx(sum(c.weight for c in comparisons))
 
 
 labels = st.lists(st.tuples(st.sampled_from([(0, 1), (0, 2), (1, 2)]), st.sampled_from([0, 0.25, 0.5, 0.9, 1])))
@@ -100,10 +100,10 @@ labels = st.lists(st.tuples(st.sampled_from([(0, 1), (0, 2), (1, 2)]), st.sample
 @given(labels)
 def test_judgements_undo_soft_comparisons(given_labels: list[tuple[tuple[int, int], float]]) -> None:
     comparisons = [c for k, ((i, j), p) in enumerate(given_labels) for c in soft_comparisons(i, j, p, str(k))]
-    found = labelled_pairs(comparisons)
-    assert [(g.i, g.j) for g in found] == [pair for pair, _ in given_labels]
-    assert [g.p for g in found] == pytest.approx([p for _, p in given_labels])
-    assert [g.weight for g in found] == [1.0] * len(given_labels)
+    result = labelled_pairs(comparisons)
+    assert [(g.i, g.j) for g in result] == [pair for pair, _ in given_labels]
+    assert [g.p for g in result] == pytest.approx([p for _, p in given_labels])
+    assert [g.weight for g in result] == [1.0] * len(given_labels)
 
 
 def test_judgements_by_hand() -> None:

@@ -51,9 +51,9 @@ def opened(open_page, pages) -> Any:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    found = re.search(r'id="sample-data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None
-    return json.loads(found.group(1))["rows"]
+    match = re.search(r'id="sample-data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
+    assert match is not None
+    return json.loads(match.group(1))["rows"]
 
 
 @pytest.mark.parametrize(

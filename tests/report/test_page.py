@@ -57,9 +57,9 @@ def sections(html: str) -> list[str]:
 
 
 def data_of(html: str, name: str) -> Any:
-    found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', html, re.DOTALL)
-    assert found is not None
-    return json.loads(found.group(1))
+    match = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', html, re.DOTALL)
+    assert match is not None
+    return json.loads(match.group(1))
 
 
 def without_plotly(html: str) -> str:
@@ -111,9 +111,9 @@ def test_the_verdict_says_how_many_more_prompts(copy):
 
 
 def test_without_a_neutral_judge_no_number_of_prompts_would_help(no_gold):
-    found = tables.verdict(reading.read_run(no_gold))
-    assert found.winner == "undecided" and found.more is None
-    assert [row.signal != "" for row in found.judges] == [True, True]
+    result = tables.verdict(reading.read_run(no_gold))
+    assert result.winner == "undecided" and result.more is None
+    assert [row.signal != "" for row in result.judges] == [True, True]
 
 
 def test_a_run_without_gold(no_gold):
@@ -188,10 +188,10 @@ def test_settings_that_changed_after_the_evaluation_are_named(copy):
 
 
 def test_differences_between_the_arms(run):
-    found = provenance.settings(reading.read_run(run))
-    assert found is not None
-    assert [row.name for row in found.shared if row.differs] == ["learning_rate", "adam_epsilon"]
-    assert "beta" in dict(found.dpo) and "kl_coef" in dict(found.ppo)
+    result = provenance.settings(reading.read_run(run))
+    assert result is not None
+    assert [row.name for row in result.shared if row.differs] == ["learning_rate", "adam_epsilon"]
+    assert "beta" in dict(result.dpo) and "kl_coef" in dict(result.ppo)
 
 
 def test_two_runs_side_by_side(run, no_gold):
@@ -211,7 +211,7 @@ def test_two_runs_side_by_side(run, no_gold):
 
 
 def test_runs_of_one_name_are_told_apart(run):
-    names = [found.name for found in reading.read_runs([run, run])]
+    names = [loaded.name for loaded in reading.read_runs([run, run])]
     assert names == ["run (1)", "run (2)"]
 
 
@@ -234,9 +234,9 @@ def test_a_normal_run_stays_below_6_mb_and_asks_nobody(tmp_path):
     folder = write_run(tmp_path / "run", n_prompts=300, words=60, judge_names=("gold",), checkpoints=1)
     html = build(folder)
     assert len(html.encode()) < 6_000_000
-    own = re.sub(r'<script type="application/json".*?</script>', "", without_plotly(html), flags=re.DOTALL)
-    assert not re.search(r"""(src|href)\s*=\s*["'](?!\#|data:)""", own)
-    assert not re.search(r"https?://|@import|url\(|\bfetch\(|XMLHttpRequest|import\(", own)
+    page = re.sub(r'<script type="application/json".*?</script>', "", without_plotly(html), flags=re.DOTALL)
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!\#|data:)""", page)
+    assert not re.search(r"https?://|@import|url\(|\bfetch\(|XMLHttpRequest|import\(", page)
 
 
 def test_at_most_so_many_prompts(run):
@@ -264,11 +264,11 @@ def test_flags_of_the_samples(run):
         finals = [s for (name, prompt), s in table.items() if prompt == row["id"] and "@" not in name]
         assert ("truncated" in row["flags"]) == any(s["truncated"] for s in finals)
         assert row["longest"] == max(s["n_tokens"] for s in finals)
-        own = {
+        preferences = {
             j["judge"]: j["preference"] for j in judged if j["prompt_id"] == row["id"] and j["preference"] is not None
         }
-        assert {judge: preference for _, judge, preference in row["judged"]} == own
-        assert ("judges" in row["flags"]) == ({0.0, 1.0} <= set(own.values()))
+        assert {judge: preference for _, judge, preference in row["judged"]} == preferences
+        assert ("judges" in row["flags"]) == ({0.0, 1.0} <= set(preferences.values()))
         seen |= set(row["flags"])
     assert seen == {"rewards", "gold", "judges", "truncated"}
     assert [c["policy"] for c in browser["columns"]][:4] == ["rm_ppo", "dpo", "sft", "base"]
