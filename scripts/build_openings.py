@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Family:
-    """What one kind of review speaks of: ``things`` are reviewed, ``kinds`` liked or not, ``aspects`` judged."""
+    """What one kind of review is about: ``things`` are reviewed, ``kinds`` liked or disliked, ``aspects`` judged."""
 
     did: str
     doing: str
@@ -232,7 +232,7 @@ def _fill(template: str, family: Family, rng: random.Random) -> str:
 def openings(count: int, seed: int, exclude: Sequence[str] = ()) -> list[str]:
     """``count`` distinct openings of 6 to 16 words; half are neutral, a quarter each praises or complains.
 
-    None of ``exclude`` is among them. Raises ValueError when the templates cannot give so many.
+    None of ``exclude`` is among them. Raises ValueError where the templates give fewer.
     """
     rng = random.Random(f"openings {seed}")
     seen, out, tries = set(exclude), [], 0
@@ -293,7 +293,7 @@ def cut(text: str, n_sentences: int) -> str:
 
 
 def load(model: str):  # type: ignore[no-untyped-def]
-    """Model and tokenizer of whatever names a model in this project: a short name, a folder, a hub id."""
+    """Model and tokenizer by a short name of this project, a folder or a hub id."""
     sys.path.insert(0, str(REPO))
     from toolkit.models.load import load_policy
     from toolkit.models.resolve import resolve
@@ -315,11 +315,11 @@ def continuations(
     max_new_tokens: int = 40,
     batch_size: int = 128,
 ) -> Iterator[tuple[int, str]]:
-    """Samples one continuation per prompt and yields (index into prompts, text), cut at its last wanted sentence.
+    """Samples one continuation per prompt and yields (index into prompts, text), cut behind sentence ``n_sentences``.
 
-    A row leaves the batch as soon as its text has ``n_sentences`` ends, so most of the forward passes are of use.
-    Sampling is by inverse CDF: one uniform per row and step, in place of torch.multinomial's one per token of the
-    vocabulary, which costs a quarter of the time.
+    A row leaves the batch as soon as its text has that many sentence ends, which saves forward passes. Sampling
+    inverts the cumulative distribution: it needs one uniform number per row and step, torch.multinomial one per token
+    of the vocabulary.
     """
     import numpy as np
     import torch
@@ -338,7 +338,7 @@ def continuations(
         for row, i in enumerate(batch):
             ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
             mask[row, width - len(encoded[i]) :] = 1
-        live = list(batch)
+        live = list(batch)  # prompts whose rows are in the batch still
         sampled: dict[int, list[int]] = {i: [] for i in batch}
         cache = DynamicCache(config=model.config)
         position = (mask.cumsum(1) - 1).clamp(min=0)

@@ -12,7 +12,6 @@ import argparse
 import collections
 import gzip
 import json
-import os
 import random
 import re
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from build_openings import REPO, continuations, load, openings
 
 sys.path.insert(0, str(REPO))
+from toolkit.files import write_bytes, write_text
 from toolkit.preferences.gold import FUNCTION_WORDS, sentences, word_triples
 from toolkit.preferences.rows import write_native
 from toolkit.preferences.simulate import agreement, simulate_preferences
@@ -63,9 +63,9 @@ def read_texts(paths: Iterable[Path]) -> list[str]:
     for path in paths:
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            given = row.get("responses") or [row["response"]]
             chat = path.name.startswith("chat")
-            texts += [text.strip() if chat else row["prompt"] + text for text in given]
+            responses = row.get("responses") or [row["response"]]
+            texts += [text.strip() if chat else row["prompt"] + text for text in responses]
     return texts
 
 
@@ -81,31 +81,31 @@ def word_list(texts: Iterable[str], least: int, vocabulary: Iterable[str]) -> li
     return sorted(said | {w for w in vocabulary if re.fullmatch("[a-z]{4,}", w)})
 
 
-def triple_list(texts: Iterable[str], n_own: int, least: int) -> tuple[list[str], list[str]]:
-    """(words that get a class of their own, triples of adjacent word classes that occur in ``texts``).
+def triple_list(texts: Iterable[str], n_frequent: int, least: int) -> tuple[list[str], list[str]]:
+    """(words that get a class for themselves, triples of adjacent word classes that occur in ``texts``).
 
-    The former are the ``n_own`` most frequent words and the function words that occur at least ``least`` times.
+    These words are the ``n_frequent`` most frequent ones, and the function words that occur at least ``least`` times.
     """
     parsed = [sentences(text) for text in texts]
-    words = collections.Counter(w for parts in parsed for part in parts for w in part if w.isascii() and w[0].isalpha())
-    own = frozenset([w for w, _ in words.most_common(n_own)] + [w for w in FUNCTION_WORDS if words[w] >= least])
-    triples = {" ".join(triple) for parts in parsed for triple in word_triples(parts, own)}
-    return sorted(own), sorted(filter(str.isascii, triples))
+    counts = collections.Counter(
+        w for parts in parsed for part in parts for w in part if w.isascii() and w[0].isalpha()
+    )
+    words = [w for w, _ in counts.most_common(n_frequent)] + [w for w in FUNCTION_WORDS if counts[w] >= least]
+    triples = {" ".join(triple) for parts in parsed for triple in word_triples(parts, frozenset(words))}
+    return sorted(set(words)), sorted(filter(str.isascii, triples))
 
 
 def write_gzip(path: Path, lines: Iterable[str]) -> None:
-    """Writes ``lines`` so that equal text gives equal bytes, and never leaves half a file behind."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(gzip.compress("".join(line + "\n" for line in lines).encode(), compresslevel=9, mtime=0))
-    os.replace(partial, path)
+    """Writes ``lines`` so that equal text gives equal bytes."""
+    write_bytes(path, gzip.compress("".join(line + "\n" for line in lines).encode(), compresslevel=9, mtime=0))
 
 
 def build_language(texts: list[str], vocabulary: Iterable[str], out: Path) -> None:
     """Writes what the gold reward knows of English: ``words.txt.gz`` and ``triples.txt.gz``."""
     plain = [text.translate(ASCII) for text in texts]
     write_gzip(out / "words.txt.gz", word_list(plain, 3, vocabulary))
-    own, triples = triple_list(plain, n_own=150, least=100)
-    write_gzip(out / "triples.txt.gz", [" ".join(own), *triples])
+    words, triples = triple_list(plain, n_frequent=150, least=100)
+    write_gzip(out / "triples.txt.gz", [" ".join(words), *triples])
 
 
 def main() -> None:
@@ -128,8 +128,7 @@ def main() -> None:
         prompts = openings(args.prompts + args.prompts // 10, args.seed)
         rows = sample(prompts, args.model, args.draws, args.seed, args.temperature)
         if args.samples:
-            args.samples.parent.mkdir(parents=True, exist_ok=True)
-            args.samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_text(args.samples, "".join(json.dumps(row) + "\n" for row in rows))
     if args.text:
         # In byte-level BPE a token that starts a word starts with the sign for a space.
         whole_words = [t[1:] for t in load(args.model)[1].get_vocab() if t.startswith("\u0120")]
@@ -137,10 +136,7 @@ def main() -> None:
     chosen = [(row["prompt"], choose(row["responses"], args.responses)) for row in rows]
     whole = [(prompt, responses) for prompt, responses in chosen if len(responses) == args.responses][: args.prompts]
     data = simulate_preferences([prompt for prompt, _ in whole], [responses for _, responses in whole], seed=args.seed)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_name(args.out.name + ".partial")
-    write_native(data, partial)
-    os.replace(partial, args.out)
+    write_native(data, args.out)
     print(f"{len(data)} prompts, {args.out.stat().st_size} bytes, annotators agree on {agreement(data):.3f} of pairs")
 
 

@@ -31,6 +31,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from toolkit.files import write_text
+
 ASSET = REPO / "toolkit" / "assets" / "tiny"
 SHARD = 512
 VOCABULARY = 2048
@@ -67,18 +69,19 @@ def sample_shards(shards: list[tuple[str, int]], work: Path, args: argparse.Name
         prompts = shard_jobs(kind, index, args.seed, args.data_prompts)
         rng = random.Random(f"{kind} {index} {args.seed}")
         wanted = [rng.choice((1, 2)) for _ in prompts]
-        given = prompts
-        if kind == "chat":
-            given = [f"<|im_start|>user\n{p}<|im_end|>\n<|im_start|>assistant\n" for p in prompts]
+        chats = [f"<|im_start|>user\n{p}<|im_end|>\n<|im_start|>assistant\n" for p in prompts]
         samples = continuations(
-            model, tokenizer, given, wanted, seed=args.seed * 1000 + index + (500 if kind == "chat" else 0),
-            temperature=args.temperature, batch_size=args.batch_size,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            chats if kind == "chat" else prompts,
+            wanted,
+            seed=args.seed * 1000 + index + (500 if kind == "chat" else 0),
+            temperature=args.temperature,
+            batch_size=args.batch_size,
+        )
         texts = dict(samples)
         lines = [json.dumps({"prompt": p, "response": texts[i]}) + "\n" for i, p in enumerate(prompts)]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(lines))
-        os.replace(partial, path)
+        write_text(path, "".join(lines))
         print(f"{path.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
 
@@ -180,6 +183,24 @@ def held_out_loss(model: LlamaForCausalLM, rows: list[list[int]], size: int) -> 
     return sum(loss.item() for loss, _ in parts) / sum(n for _, n in parts)
 
 
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama with random weights."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def new_optimizer(model: LlamaForCausalLM, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW with weight decay for matrices alone."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+
+
 def train(args: argparse.Namespace) -> None:
     """Trains tokenizer and weights on the corpus in ``args.work`` and writes the asset to ``args.out``."""
     torch.set_num_threads(args.threads)
@@ -187,25 +208,14 @@ def train(args: argparse.Namespace) -> None:
     texts = corpus(args.work)
     held = [t for t in texts if int(hashlib.sha256(json.dumps(t[0]).encode()).hexdigest(), 16) % 25 == 0]
     held_prompts = {json.dumps(t[0]) for t in held}
-    kept = [t for t in texts if json.dumps(t[0]) not in held_prompts]
-    plain = [p + t if isinstance(p, str) else "\n".join([*(m["content"] for m in p), t]) for p, t in kept]
+    trained = [t for t in texts if json.dumps(t[0]) not in held_prompts]
+    plain = [p + t if isinstance(p, str) else "\n".join([*(m["content"] for m in p), t]) for p, t in trained]
     tokenizer = new_tokenizer(plain)
-    rows = [encode(tokenizer, p, t) for p, t in kept]
+    rows = [encode(tokenizer, p, t) for p, t in trained]
     held_rows = sorted((encode(tokenizer, p, t) for p, t in held), key=len)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = new_model(tokenizer)
+    optimizer = new_optimizer(model, args.learning_rate)
     n_steps = args.epochs * math.ceil(len(rows) / args.train_batch_size)
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
-        lr=args.learning_rate,
-        betas=(0.9, 0.98),
-    )
     n_tokens = sum(map(len, rows))
     n_parameters = sum(p.numel() for p in model.parameters())
     print(

@@ -10,32 +10,24 @@ from __future__ import annotations
 import argparse
 import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import harness
 
 
-def settings(args: argparse.Namespace, folder: str, steps: int) -> tuple[Any, dict[str, Any]]:
+def settings(args: argparse.Namespace, folder: str) -> tuple[Any, dict[str, Any]]:
     from toolkit.recipe.schema import DpoSection
-    from toolkit.training.trainer import training_arguments
 
-    section = DpoSection(
-        per_device_train_batch_size=args.batch, learning_rate=1e-4, warmup_ratio=0.0, logging_steps=1000
-    )
-    arguments = training_arguments(section, Path(folder), seed=0, dtype=args.dtype, steps=steps)
-    return section, arguments | {"save_strategy": "no"}
+    return harness.training_settings(DpoSection, args, folder, batch=args.batch, steps=args.steps)
 
 
 def policy_of(args: argparse.Namespace, attention: str | None = None) -> Any:
     from toolkit.models.load import load_policy
     from toolkit.models.resolve import resolve
-    from toolkit.recipe.schema import ModelSection
     from toolkit.training.trainer import seed_everything
 
     seed_everything(0)
-    section = ModelSection(name=args.model, dtype=args.dtype, attn_implementation=attention)
-    return load_policy(resolve(args.model), section)
+    return load_policy(resolve(args.model), harness.model_section(args, attention))
 
 
 def duel(args: argparse.Namespace, *, cached: bool = False) -> dict[str, Any]:
@@ -48,25 +40,22 @@ def duel(args: argparse.Namespace, *, cached: bool = False) -> dict[str, Any]:
     from toolkit.stages.dpo import dpo_loss
     from toolkit.training.trainer import EngineTrainer
 
-    tokenizer, examples = harness.examples(
-        args, harness.real_file("hh_harmless/pairs.jsonl.gz"), args.batch * args.steps
-    )
+    tokenizer, examples = harness.real_pairs(args, args.batch * args.steps)
     policy, pad_id, dtype = policy_of(args), int(tokenizer.pad_token_id), DTYPES[args.dtype]
     frozen = Engine(policy, pad_id, dtype=dtype)
     trees = [example.tree for example in examples]
 
-    def reference_of() -> list[torch.Tensor]:
+    def reference_logps() -> list[torch.Tensor]:
         return [torch.stack([t.sum() for t in row]) for row in frozen.logps(trees)]
 
-    reference = reference_of() if cached else []
+    on_disk = reference_logps() if cached else None
     with tempfile.TemporaryDirectory() as folder:
 
         def work() -> int:
-            found = reference or reference_of()
-            section, arguments = settings(args, folder, args.steps)
-            policy_ = trainable(policy, Lora(), task="CAUSAL_LM")
-            engine = Engine(policy_, pad_id, dtype=dtype)
-            loss = partial(dpo_loss, engine, section, found)
+            reference = on_disk or reference_logps()
+            section, arguments = settings(args, folder)
+            engine = Engine(trainable(policy, Lora(), task="CAUSAL_LM"), pad_id, dtype=dtype)
+            loss = partial(dpo_loss, engine, section, reference)
             EngineTrainer(engine, arguments, examples, loss).train()
             return args.batch * args.steps
 
@@ -81,11 +70,11 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
     from toolkit.recipe.schema import Lora
 
     n = args.batch * args.steps
-    tokenizer, examples = harness.examples(args, harness.real_file("hh_harmless/pairs.jsonl.gz"), n)
+    tokenizer, examples = harness.real_pairs(args, n)
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     rows = [dict(zip(names, (e.tree.prompt_ids, *e.tree.response_ids), strict=True)) for e in examples]
     with tempfile.TemporaryDirectory() as folder:
-        section, arguments = settings(args, folder, args.steps)
+        section, arguments = settings(args, folder)
         trainer = DPOTrainer(
             model=policy_of(args, "sdpa"),  # transformers' own choice
             args=DPOConfig(**arguments, gradient_checkpointing=False, max_length=None, beta=section.beta),
@@ -98,11 +87,11 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    found = harness.parser(__doc__.splitlines()[0], "dpo")
-    found.add_argument("--batch", type=int, default=8)
-    found.add_argument("--steps", type=int, default=2)
+    parser = harness.parser(__doc__.splitlines()[0], "dpo")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2)
     harness.main(
-        found.parse_args(),
+        parser.parse_args(),
         {"duel": duel, "trl": trl, "duel-cached": lambda args: duel(args, cached=True)},
         {
             "times TRL": (("duel", "pairs_per_s"), ("trl", "pairs_per_s")),

@@ -1,7 +1,7 @@
-"""What the benchmarks share: real pairs as token ids, peers in processes of their own that take turns, one JSON file.
+"""What the benchmarks share: real pairs, models and settings, peers in processes that take turns, one JSON file.
 
-A peer is a function of the parsed arguments that returns ``{"pairs": n, "seconds": s, ...}``: the work it did and the
-time that took, without loading the model. Peak memory is the process's, and above what it held before the work began.
+A peer is a function of the parsed arguments that returns ``{"pairs": n, "seconds": s, ...}``: the work that it did and
+the time that this took, without loading the model. Peak memory is the process's, in all and above what it held before.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-GIB = 2**20  # of the KiB that /proc counts in
+KIB_IN_GIB = 2**20
 Peer = Callable[[argparse.Namespace], dict[str, Any]]
 
 
 def parser(description: str, name: str) -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    found.add_argument("--model", default="smollm2-135m")
-    found.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    found.add_argument("--rounds", type=int, default=2, help="turns that each peer has")
-    found.add_argument("--threads", type=int, default=os.cpu_count())
-    found.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
-    found.add_argument("--only", nargs="*", help="these peers alone")
-    found.add_argument("--peer", help=argparse.SUPPRESS)
-    return found
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_argument("--model", default="smollm2-135m")
+    options.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    options.add_argument("--rounds", type=int, default=2, help="turns that each peer has")
+    options.add_argument("--threads", type=int, default=os.cpu_count())
+    options.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
+    options.add_argument("--only", nargs="*", help="run these peers only")
+    options.add_argument("--peer", help=argparse.SUPPRESS)
+    return options
 
 
 def real_file(name: str) -> Path:
@@ -41,6 +42,11 @@ def real_file(name: str) -> Path:
     if not folder:
         sys.exit("DUEL_REAL_DATA must name the folder of real preference data")
     return Path(folder) / name
+
+
+def real_pairs(args: argparse.Namespace, n: int) -> tuple[Any, list[Any]]:
+    """The tokenizer, and the first ``n`` pairs of hh_harmless."""
+    return examples(args, real_file("hh_harmless/pairs.jsonl.gz"), n)
 
 
 def examples(args: argparse.Namespace, source: str | Path, n: int) -> tuple[Any, list[Any]]:
@@ -56,10 +62,28 @@ def examples(args: argparse.Namespace, source: str | Path, n: int) -> tuple[Any,
     return tokenizer, examples_of(rows, text_encoder(tokenizer, rows[0].prompt), 512)[:n]
 
 
+def model_section(args: argparse.Namespace, attention: str | None = None) -> Any:
+    """Which model to load, in which precision; without ``attention`` with this project's own."""
+    from toolkit.recipe.schema import ModelSection
+
+    return ModelSection(name=args.model, dtype=args.dtype, attn_implementation=attention)
+
+
+def training_settings(
+    section: Any, args: argparse.Namespace, folder: str, *, batch: int, steps: int
+) -> tuple[Any, dict[str, Any]]:
+    """A stage's settings (``section`` is their class) and the trainer's arguments, the same for every peer."""
+    from toolkit.training.trainer import training_arguments
+
+    settings = section(per_device_train_batch_size=batch, learning_rate=1e-4, warmup_ratio=0.0, logging_steps=1000)
+    arguments = training_arguments(settings, Path(folder), seed=0, dtype=args.dtype, steps=steps)
+    return settings, arguments | {"save_strategy": "no"}
+
+
 def memory(field: str) -> float:
     """A field of this process's status (VmRSS, VmHWM) in GiB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / GIB
+    return int(line.split()[1]) / KIB_IN_GIB
 
 
 def measured(work: Callable[[], int]) -> dict[str, Any]:
@@ -99,49 +123,62 @@ def main(
         torch.set_num_threads(args.threads)
         print("RESULT " + json.dumps(peers[args.peer](args)))
         return
-    chosen = [name for name in peers if not args.only or name in args.only]
-    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
-    for turn in range(args.rounds):
-        for name in chosen if turn % 2 == 0 else reversed(chosen):
-            command = [sys.executable, *sys.argv, "--peer", name]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+    turns = take_turns([name for name in peers if not args.only or name in args.only], args.rounds)
+    medians = {
+        name: {field: statistics.median(turn[field] for turn in of_peer) for field in of_peer[0]}
+        for name, of_peer in turns.items()
+    }
+    measured_ratios = {
+        name: round(medians[a][of_a] / medians[b][of_b], 3)
+        for name, ((a, of_a), (b, of_b)) in ratios.items()
+        if a in medians and b in medians
+    }
+    print(f"{'peer':<16}{'pairs/s':>10}{'peak GiB':>10}{'above loaded':>14}")
+    for name, row in medians.items():
+        print(f"{name:<16}{row['pairs_per_s']:>10.3f}{row['peak_gib']:>10.2f}{row['above_loaded_gib']:>14.2f}")
+    for name, value in measured_ratios.items():
+        print(f"{name}: {value:.2f}")
+    record = {
+        "what": dict(about),
+        "command": command(),
+        "date": date.today().isoformat(),
+        "machine": {"cpus": os.cpu_count(), "threads": args.threads, "processor": processor()},
+        "versions": versions(),
+        "median": medians,
+        "ratios": measured_ratios,
+        "turns": turns,
+    }
+    write(args.out, record)
+
+
+def take_turns(peers: Sequence[str], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """What each peer measured in each of its turns, in a process of its own for each."""
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
+    for turn in range(rounds):
+        for name in peers if turn % 2 == 0 else reversed(peers):
+            done = subprocess.run([sys.executable, *sys.argv, "--peer", name], capture_output=True, text=True)
             lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
             if done.returncode or not lines:
                 sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
             turns[name].append(json.loads(lines[-1].removeprefix("RESULT ")))
-            print(f"{turn + 1}/{args.rounds} {name}: {turns[name][-1]}", file=sys.stderr, flush=True)
-    summary = {
-        name: {field: statistics.median(turn[field] for turn in found) for field in found[0]}
-        for name, found in turns.items()
-    }
-    found_ratios = {
-        name: round(summary[a][of_a] / summary[b][of_b], 3)
-        for name, ((a, of_a), (b, of_b)) in ratios.items()
-        if a in summary and b in summary
-    }
-    print(f"{'peer':<16}{'pairs/s':>10}{'peak GiB':>10}{'above loaded':>14}")
-    for name, row in summary.items():
-        print(f"{name:<16}{row['pairs_per_s']:>10.3f}{row['peak_gib']:>10.2f}{row['above_loaded_gib']:>14.2f}")
-    for name, value in found_ratios.items():
-        print(f"{name}: {value:.2f}")
-    record = {
-        "what": dict(about),
-        "command": " ".join(["python", "scripts/bench/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": {"cpus": os.cpu_count(), "threads": args.threads, "processor": processor()},
-        "versions": versions(),
-        "median": summary,
-        "ratios": found_ratios,
-        "turns": turns,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(f"written: {args.out}")
+            print(f"{turn + 1}/{rounds} {name}: {turns[name][-1]}", file=sys.stderr, flush=True)
+    return turns
+
+
+def command() -> str:
+    """How this bench was called."""
+    return " ".join(["python", "scripts/bench/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def write(out: Path, record: Mapping[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"written: {out}", file=sys.stderr)
 
 
 def processor() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].partition(":")[2].strip() if names else platform.processor()
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return models[0].partition(":")[2].strip() if models else platform.processor()
 
 
 def versions() -> dict[str, str]:

@@ -3,11 +3,11 @@
 usage: python scripts/bench/ppo.py [--rollouts 7] [--prompts 32] [--tokens 32] [--architecture FOLDER]
                                    [--peer-python .venv-trl/bin/python] [--out FILE.json]
 
-The same model (SmolLM2-135M, or random weights of another architecture; in bf16, LoRA of rank 16 on the policy),
-prompts, batch (one sample of each prompt), length (no end of text) and two inner epochs. Each peer is a process of its
-own; all are there at once and take turns, one rollout each while the others wait, since the machine's pace changes
-within minutes. The first rollout of each is left out. TRL's critic is a whole model, as its trainer has it; ours is a
-second adapter, or a head on the policy's states. TRL lives in a virtual environment of its own, which the script makes
+All have the same model (SmolLM2-135M, or random weights of another architecture; in bf16, LoRA of rank 16 on the
+policy), prompts, batch (one sample of each prompt), length (no end of text) and two inner epochs. Each peer is a
+process of its own. They take turns of one rollout while the others wait, since the machine's pace changes within
+minutes. The first rollout of each is left out. TRL's critic is a whole model, as its trainer has it; ours is a second
+adapter, or a head on the policy's states. TRL is installed in a virtual environment of its own, which the script makes
 where it is missing. Peak memory is the process's on a CPU, and the tensors' on a GPU.
 """
 
@@ -31,7 +31,7 @@ import harness
 TRL = "trl==1.12.0"
 PEERS = ("adapters", "trunk", "trl")
 N_EPOCHS, RANK = 2, 16
-SAID = "PEER "  # what a worker's lines for this script begin with
+PREFIX = "PEER "  # of a worker's lines that are meant for this script
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
         "--architecture", type=Path, help="a folder with config.json and a tokenizer, for a model of random weights"
     )
     parser.add_argument("--peer-python", type=Path, default=Path(".venv-trl/bin/python"))
-    parser.add_argument("--out", type=Path, default=Path("scripts/bench/results/ppo.json"))
+    parser.add_argument("--out", type=Path, default=harness.RESULTS / "ppo.json")
     parser.add_argument("--worker", nargs=2, metavar=("PEER", "FOLDER"))
     args = parser.parse_args()
     if args.worker:
@@ -59,14 +59,13 @@ def main() -> None:
         settings = prepare(Path(folder), args.architecture, args.prompts, args.tokens)
         turns, peak_gib = measure(str(args.peer_python), folder, args.rollouts)
     result = {
-        "command": " ".join(["python", "scripts/bench/ppo.py", *sys.argv[1:]]),
+        "command": harness.command(),
         **about(),
         "model": f"random weights of {args.architecture.name}" if args.architecture else "smollm2-135m",
         "settings": {name: value for name, value in settings.items() if name not in ("model", "texts")},
         **summary(turns, peak_gib, args.prompts),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    harness.write(args.out, result)
     print(json.dumps({name: result[name] for name in ("speed_over_trl", "memory_over_trl")}))
 
 
@@ -74,12 +73,12 @@ def measure(peer_python: str, folder: str, rollouts: int) -> tuple[list[dict[str
     """Seconds of every peer's rollout, turn by turn, and each process's peak memory in GiB."""
     workers: dict[str, subprocess.Popen[str]] = {}
 
-    def hear(peer: str) -> float:
+    def answer(peer: str) -> float:
         out = workers[peer].stdout
         assert out is not None
         for line in out:
-            if line.startswith(SAID):
-                return float(line.removeprefix(SAID))
+            if line.startswith(PREFIX):
+                return float(line.removeprefix(PREFIX))
         raise SystemExit(f"{peer} ended with {workers[peer].wait()}")
 
     try:
@@ -87,22 +86,22 @@ def measure(peer_python: str, folder: str, rollouts: int) -> tuple[list[dict[str
             python = peer_python if peer == "trl" else sys.executable
             command = [python, __file__, "--rollouts", str(rollouts), "--worker", peer, folder]
             workers[peer] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            hear(peer)
+            answer(peer)
         turns: list[dict[str, float]] = []
         for turn in range(rollouts - 1):
             seconds = {}
             for peer in PEERS if turn % 2 == 0 else reversed(PEERS):
-                asks = workers[peer].stdin
-                assert asks is not None
-                print(file=asks, flush=True)
-                seconds[peer] = hear(peer)
+                stdin = workers[peer].stdin
+                assert stdin is not None
+                print(file=stdin, flush=True)
+                seconds[peer] = answer(peer)
             turns.append({peer: seconds[peer] for peer in PEERS})
             print(f"{turn + 1}/{rollouts - 1} {turns[-1]}", file=sys.stderr, flush=True)
         peak_gib = {}
         for peer, process in workers.items():
             assert process.stdin is not None
             process.stdin.close()
-            peak_gib[peer] = hear(peer)
+            peak_gib[peer] = answer(peer)
         return turns, peak_gib
     finally:
         for process in workers.values():
@@ -127,8 +126,8 @@ def summary(turns: list[dict[str, float]], peak_gib: dict[str, float], prompts: 
         "turns_s": turns,
         "samples_per_s": {p: round(prompts / statistics.median(turn[p] for turn in turns), 3) for p in PEERS},
         "peak_gib": peak_gib,
-        "ratios": {peer: [round(ratio, 3) for ratio in found] for peer, found in ratios.items()},
-        "speed_over_trl": {peer: round(statistics.median(found), 2) for peer, found in ratios.items()},
+        "ratios": {peer: [round(ratio, 3) for ratio in of_turns] for peer, of_turns in ratios.items()},
+        "speed_over_trl": {peer: round(statistics.median(of_turns), 2) for peer, of_turns in ratios.items()},
         "memory_over_trl": {peer: round(peak_gib[peer] / peak_gib["trl"], 2) for peer in PEERS[:2]},
     }
 
@@ -182,7 +181,7 @@ def prepare(folder: Path, architecture: Path | None, n_prompts: int, n_tokens: i
 
 
 def worker(peer: str, folder: Path, rollouts: int) -> None:
-    """Train, saying after each rollout how many seconds it took and waiting to be asked for the next; at the end say
+    """Train. After each rollout print how many seconds it took, and wait for a line before the next. At the end print
     the peak memory in GiB."""
     import torch
     from transformers import TrainerCallback
@@ -200,7 +199,7 @@ def worker(peer: str, folder: Path, rollouts: int) -> None:
             if done % steps_of_rollout == 0:
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
-                print(f"{SAID}{time.perf_counter() - self.began:.3f}", flush=True)
+                print(f"{PREFIX}{time.perf_counter() - self.began:.3f}", flush=True)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()  # the others need the memory now
                 sys.stdin.readline()
@@ -218,10 +217,10 @@ def worker(peer: str, folder: Path, rollouts: int) -> None:
         if name.startswith("speed")
     }
     print(f"{peer}: {speeds}", file=sys.stderr, flush=True)  # of the last rollout, where the peer logs them
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / harness.KIB_IN_GIB
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**30
-    print(f"{SAID}{peak:.2f}", flush=True)
+    print(f"{PREFIX}{peak:.2f}", flush=True)
 
 
 def our_trainer(peer: str, folder: Path, settings: dict[str, Any], rollouts: int) -> Any:

@@ -10,43 +10,38 @@ import argparse
 import itertools
 import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import harness
 
 
-def pairs_of(args: argparse.Namespace, n: int) -> tuple[Any, list[Any]]:
-    return harness.examples(args, harness.real_file("hh_harmless/pairs.jsonl.gz"), n)
-
-
-def rankings_of(args: argparse.Namespace, n: int) -> tuple[Any, list[Any]]:
+def rankings(args: argparse.Namespace, n: int) -> tuple[Any, list[Any]]:
     from toolkit.training.batch import Example
 
-    tokenizer, found = harness.examples(args, "reviews", n)
-    every = [(i, j, 1.0, 1.0) for i, j in itertools.combinations(range(6), 2)]
-    return tokenizer, [Example(example.tree, every) for example in found]
+    tokenizer, examples = harness.examples(args, "reviews", n)
+    every_pair = [(i, j, 1.0, 1.0) for i, j in itertools.combinations(range(6), 2)]
+    return tokenizer, [Example(example.tree, every_pair) for example in examples]
 
 
-def settings(args: argparse.Namespace, folder: str, batch: int, steps: int) -> tuple[Any, dict[str, Any]]:
+def data(args: argparse.Namespace, kind: str) -> tuple[Any, list[Any], int]:
+    """The tokenizer, the examples of all steps, and how many are in a step."""
+    batch = args.batch if kind == "pairs" else args.rankings
+    return *(harness.real_pairs if kind == "pairs" else rankings)(args, batch * args.steps), batch
+
+
+def settings(args: argparse.Namespace, folder: str, batch: int) -> tuple[Any, dict[str, Any]]:
     from toolkit.recipe.schema import RewardModelSection
-    from toolkit.training.trainer import training_arguments
 
-    section = RewardModelSection(
-        per_device_train_batch_size=batch, learning_rate=1e-4, warmup_ratio=0.0, logging_steps=1000
-    )
-    arguments = training_arguments(section, Path(folder), seed=0, dtype=args.dtype, steps=steps)
-    return section, arguments | {"save_strategy": "no"}
+    return harness.training_settings(RewardModelSection, args, folder, batch=batch, steps=args.steps)
 
 
 def model_of(args: argparse.Namespace, tokenizer: Any, attention: str | None = None) -> Any:
     from toolkit.models.load import new_reward_model
     from toolkit.models.resolve import resolve
-    from toolkit.recipe.schema import ModelSection
     from toolkit.training.trainer import seed_everything
 
     seed_everything(0)
-    section = ModelSection(name=args.model, dtype=args.dtype, attn_implementation=attention)
+    section = harness.model_section(args, attention)
     return new_reward_model(resolve(args.model), section, int(tokenizer.pad_token_id), 0)
 
 
@@ -58,11 +53,10 @@ def duel(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     from toolkit.stages.reward_model import bradley_terry
     from toolkit.training.trainer import EngineTrainer
 
-    batch, steps = args.batch if kind == "pairs" else args.rankings, args.steps
-    tokenizer, examples = (pairs_of if kind == "pairs" else rankings_of)(args, batch * steps)
+    tokenizer, examples, batch = data(args, kind)
     model = trainable(model_of(args, tokenizer), Lora(), task="SEQ_CLS", modules_to_save=["score"])
     with tempfile.TemporaryDirectory() as folder:
-        section, arguments = settings(args, folder, batch, steps)
+        section, arguments = settings(args, folder, batch)
         engine = Engine(model, int(tokenizer.pad_token_id), dtype=DTYPES[args.dtype])
         loss = partial(bradley_terry, engine, section.center_rewards_coefficient)
         trainer = EngineTrainer(engine, arguments, examples, loss)
@@ -76,9 +70,7 @@ def trl(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     from toolkit.models.load import lora_config
     from toolkit.recipe.schema import Lora
 
-    # The same comparisons in a step: all 15 of each ranking.
-    batch = args.batch if kind == "pairs" else args.rankings
-    tokenizer, examples = (pairs_of if kind == "pairs" else rankings_of)(args, batch * args.steps)
+    tokenizer, examples, _ = data(args, kind)
     names = ("chosen_ids", "rejected_ids")
     rows = [
         {name: e.tree.prompt_ids + e.tree.response_ids[k] for name, k in zip(names, pair[:2], strict=True)}
@@ -86,7 +78,8 @@ def trl(args: argparse.Namespace, kind: str) -> dict[str, Any]:
         for pair in e.pairs
     ]
     with tempfile.TemporaryDirectory() as folder:
-        _, arguments = settings(args, folder, len(rows) // args.steps, args.steps)
+        # The same comparisons in a step: all 15 of each ranking.
+        _, arguments = settings(args, folder, len(rows) // args.steps)
         trainer = RewardTrainer(
             model=model_of(args, tokenizer, "sdpa"),  # transformers' own choice
             args=RewardConfig(**arguments, gradient_checkpointing=False, max_length=None),
@@ -98,12 +91,12 @@ def trl(args: argparse.Namespace, kind: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    found = harness.parser(__doc__.splitlines()[0], "reward_model")
-    found.add_argument("--batch", type=int, default=8)
-    found.add_argument("--steps", type=int, default=2)
-    found.add_argument("--rankings", type=int, default=2, help="rankings in a batch")
+    parser = harness.parser(__doc__.splitlines()[0], "reward_model")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--rankings", type=int, default=2, help="rankings in a batch")
     harness.main(
-        found.parse_args(),
+        parser.parse_args(),
         {
             "duel-pairs": lambda args: duel(args, "pairs"),
             "trl-pairs": lambda args: trl(args, "pairs"),

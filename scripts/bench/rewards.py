@@ -1,7 +1,7 @@
 """Implicit rewards of real pairs: the engine, RewardBench's way, and the floor of a bare forward pass.
 
-- ``duel``: what ``duel rewards`` computes: policy and reference on tree batches. Behind every 24 pairs, and apart
-  from the time of these, the floor: the transformer alone on the same batches, no unembedding, no log-softmax.
+- ``duel``: what ``duel rewards`` computes: policy and reference on tree batches. After every 24 pairs the floor is
+  timed, separately: the transformer alone on the same batches, without unembedding and log-softmax.
 - ``rewardbench``: as RewardBench's DPO pipeline does it: all chosen and all rejected of a batch in one padded tensor,
   logits of every position in fp32, a log-softmax over them, the responses' tokens gathered. By default in batches of 6.
 
@@ -21,11 +21,9 @@ def loaded(args: argparse.Namespace, attention: str | None = None) -> tuple[Any,
     """Tokenizer, trees, and the two models."""
     from toolkit.models.load import load_policy
     from toolkit.models.resolve import resolve
-    from toolkit.recipe.schema import ModelSection
 
-    tokenizer, examples = harness.examples(args, harness.real_file("hh_harmless/pairs.jsonl.gz"), args.pairs)
-    section = ModelSection(name=args.model, dtype=args.dtype, lora=None, attn_implementation=attention)
-    pair = [load_policy(resolve(args.model), section) for _ in range(2)]
+    tokenizer, examples = harness.real_pairs(args, args.pairs)
+    pair = [load_policy(resolve(args.model), harness.model_section(args, attention)) for _ in range(2)]
     return tokenizer, [example.tree for example in examples], pair
 
 
@@ -62,8 +60,7 @@ def duel(args: argparse.Namespace) -> dict[str, Any]:
         return len(trees)
 
     rewards(sorted(trees, key=len)[-2:])  # the probe, and the libraries' first use
-    found = harness.measured(work)
-    return found | {
+    return harness.measured(work) | {
         "seconds": round(spent[rewards], 3),
         "pairs_per_s": round(len(trees) / spent[rewards], 4),
         "floor_pairs_per_s": round(len(trees) / spent[floor], 4),
@@ -105,11 +102,11 @@ def rewardbench(args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    found = harness.parser(__doc__.splitlines()[0], "rewards")
-    found.add_argument("--pairs", type=int, default=96)
-    found.add_argument("--batch", type=int, default=6, help="pairs in a batch of RewardBench's way")
+    parser = harness.parser(__doc__.splitlines()[0], "rewards")
+    parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=6, help="pairs in a batch of RewardBench's way")
     harness.main(
-        found.parse_args(),
+        parser.parse_args(),
         {"duel": duel, "rewardbench": rewardbench},
         {
             "share of the floor": (("duel", "pairs_per_s"), ("duel", "floor_pairs_per_s")),

@@ -2,8 +2,8 @@
 
 usage: python scripts/bench/scoring.py [--rounds N] [--model M] [--dtype T] [--threads N]
 
-Runs ``rewards.py``, ``dpo.py`` and ``reward_model.py`` one after the other with these options; each lets its peers take
-turns and writes its own file of results.
+Runs ``rewards.py``, ``dpo.py`` and ``reward_model.py`` one after the other with these options. In each the peers take
+turns, and each writes a file of results.
 """
 
 from __future__ import annotations

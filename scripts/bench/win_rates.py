@@ -1,4 +1,4 @@
-"""How long 58 AlpacaEval models take: win rates, length control with the auxiliary table, 2,000 draws an interval.
+"""Times the win rates of 58 AlpacaEval models, with length control (auxiliary table) and 2,000 draws an interval.
 
 usage: DUEL_REAL_DATA=FOLDER taskset -c 0 python scripts/bench/win_rates.py [--models 58] [--draws 2000] [--ranking]
 
@@ -9,13 +9,14 @@ What was measured is written to ``results/win_rates.json`` beside this file.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import tempfile
 import time
 from datetime import date
 from pathlib import Path
+
+import harness
 
 from toolkit.evals.length_control import load_length_table
 from toolkit.judging.win_rates import Controls, winrate_report
@@ -53,11 +54,8 @@ def main() -> None:
         "cpu_s": round(cpu, 2),
         "load_average": round(os.getloadavg()[0], 1),  # above 1 a core, the wall time is that of a shared machine
     }
-    print(json.dumps(measured))
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    name = "win_rates_ranking.json" if options.ranking else "win_rates.json"
-    (results / name).write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    print(measured)
+    harness.write(harness.RESULTS / ("win_rates_ranking.json" if options.ranking else "win_rates.json"), measured)
 
 
 if __name__ == "__main__":
