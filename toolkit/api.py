@@ -87,10 +87,23 @@ def implicit_rewards(
     """
     from toolkit.files import read_table
     from toolkit.measure import rewards
+    from toolkit.measure.options import ScoringOptions, take
+    from toolkit.measure.reading import ReadingOptions
+
+    reading, scoring = take(ReadingOptions, options), take(ScoringOptions, options)
+    reward_options = rewards.RewardOptions(**options)
 
     def score(target: Path) -> Result:
-        source, quiet = _data_source(data, _records_of(target)), Reporter(quiet=True)
-        summary = rewards.implicit_rewards(policy, reference, source, out=target, reporter=reporter or quiet, **options)
+        summary = rewards.implicit_rewards(
+            policy,
+            reference,
+            _data_source(data, _records_of(target)),
+            reward_options,
+            reading,
+            scoring,
+            out=target,
+            reporter=reporter or Reporter(quiet=True),
+        )
         if not summary:  # under `accelerate launch` only the main process has results
             return Result({}, [])
         rows = read_table(target)
@@ -118,25 +131,22 @@ def compare(
     Returns what ``duel compare --json`` prints, with ``win_rates``, and the samples under ``samples``. Without ``out``
     no file remains.
     """
+    from toolkit.engine.sampling import SamplingParams
     from toolkit.files import read_table
+    from toolkit.judging.options import JudgeOptions
     from toolkit.measure.compare import compare_policies
-    from toolkit.recipe.schema import JudgeSettings
+    from toolkit.measure.options import PromptSelection
+    from toolkit.recipe.schema import ModelSection
 
     def sample_and_judge(target: Path) -> Result:
         comparison = compare_policies(
             policies,
-            data=_data_source(data, _records_of(target)),
-            judge=[judge] if isinstance(judge, str) else list(judge),
+            [judge] if isinstance(judge, str) else judge,
+            PromptSelection(_data_source(data, _records_of(target)), split, limit, seed),
+            SamplingParams(max_new_tokens, temperature, samples_per_prompt),
+            JudgeOptions(ModelSection(dtype=dtype)),
             out=target,
             reporter=reporter or Reporter(quiet=True),
-            samples_per_prompt=samples_per_prompt,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            limit=limit,
-            split=split,
-            seed=seed,
-            dtype=dtype,
-            judge_settings=JudgeSettings(),
         )
         samples = [row for path in sorted(target.glob("samples-*.parquet")) for row in read_table(path)]
         return Result({**comparison, "samples": samples}, [win_rate_sheet(comparison["win_rates"])])

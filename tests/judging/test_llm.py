@@ -18,7 +18,7 @@ from toolkit.judging.options import JudgeOptions
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.templates import load_template
 from toolkit.judging.win_rates import winrate_report
-from toolkit.measure.judge import judge_samples
+from toolkit.measure.judge import SampledPair, judge_samples
 from toolkit.models.resolve import resolve
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings, ModelSection
@@ -127,10 +127,9 @@ def table(path: Path) -> Path:
     return path
 
 
-def rejudge(samples: Path, out: Path, **more: Any) -> Any:
-    settings = {"policy": "a", "baseline": "b", "judge": "gold", "annotator": "me", "port": 0, "limit": None}
-    settings |= {"seed": 0, "dtype": "float32", "judge_settings": JudgeSettings(), "reporter": QUIET, "out": out}
-    return judge_samples(samples, **(settings | more))
+def rejudge(samples: Path, out: Path, judge: str = "gold", policy: str = "a", baseline: str = "b", **more: Any) -> Any:
+    pair, options = SampledPair(samples, policy, baseline), JudgeOptions(ModelSection(dtype="float32"))
+    return judge_samples(pair, judge, options, seed=0, out=out, reporter=QUIET, **more)
 
 
 def test_recorded_samples_before_another_judge(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from toolkit.judging.options import JudgeOptions
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.templates import load_template
 from toolkit.measure.label import label_data
+from toolkit.measure.options import PromptSelection
 from toolkit.preferences import splits
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import PreferenceRow, write_native
@@ -24,6 +25,7 @@ from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings, ModelSection
 
 QUIET = Reporter(quiet=True)
+JUDGE = "openai:m@http://127.0.0.1:1/v1"
 PROMPTS = ["first prompt", "second prompt"]
 RESPONSES = [["one", "three", "fifteen"], ["seven", "eleven", "seven", "twenty-two"]]
 RULES = ["Prefer the longer one.", "Prefer the shorter one.", "Prefer what comes later in the alphabet."]
@@ -62,10 +64,9 @@ def answer_with(
 
 
 def label(draw: str = "one", labels: str = "soft", rules: Sequence[str] = RULES, seed: int = 0) -> principles.Labelled:
-    labelling = principles.Labelling(draw, labels, seed)  # type: ignore[arg-type]
-    rows = list(zip(PROMPTS, RESPONSES, strict=True))
-    judge = "openai:m@http://127.0.0.1:1/v1"
-    return principles.label_rows(rows, judge, rules, labelling, JudgeOptions(ModelSection()), QUIET)
+    options = JudgeOptions(ModelSection())
+    labelling = principles.Labelling(JUDGE, rules, options, draw, labels, seed)  # type: ignore[arg-type]
+    return principles.label_rows(list(zip(PROMPTS, RESPONSES, strict=True)), labelling, QUIET)
 
 
 def test_one_principle_is_drawn_for_a_comparison_and_shown_in_both_orders(asked: list[Question]) -> None:
@@ -138,7 +139,7 @@ def test_a_template_without_or_with_a_needless_principle(asked: list[Question]) 
     )
     rows = list(zip(PROMPTS, RESPONSES, strict=True))
     with pytest.raises(RecipeError, match="does not show the principle"):
-        principles.label_rows(rows, "llm:x", RULES, principles.Labelling(), without, QUIET)
+        principles.label_rows(rows, principles.Labelling("llm:x", RULES, without), QUIET)
     responses = PolicyResponses(["p"], ["p"], {"a": [["x"]], "b": [["y"]]})
     with pytest.raises(RecipeError, match="shows a principle"):
         llm.judge_pairs("llm:x", [("a", "b")], responses, needless, QUIET)
@@ -174,11 +175,9 @@ def test_files_that_hold_none(tmp_path: Path, name: str, content: str | None, me
         principles.load_principles(str(tmp_path / name))
 
 
-def run(data: Path, out: Path, **more: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {"policy": None, "judge": "openai:m@http://127.0.0.1:1/v1", "principles": "hhh"}
-    options |= {"draw": "one", "labels": "soft", "judge_settings": JudgeSettings(), "k": 4, "temperature": 1.0}
-    options |= {"max_new_tokens": 8, "limit": None, "split": "train", "seed": 0, "force": False, "dtype": "float32"}
-    return label_data(data=str(data), out=out, reporter=QUIET, **(options | more))
+def run(data: Path, out: Path, judge: str = JUDGE, limit: int | None = None, force: bool = False) -> dict[str, Any]:
+    labelling = principles.Labelling(judge, principles.load_principles("hhh"), JudgeOptions(ModelSection()))
+    return label_data(labelling, PromptSelection(str(data), limit=limit), out=out, force=force, reporter=QUIET)
 
 
 def test_preference_data_is_labelled_anew(asked: list[Question], tmp_path: Path) -> None:
@@ -189,7 +188,7 @@ def test_preference_data_is_labelled_anew(asked: list[Question], tmp_path: Path)
     assert (summary["n_prompts"], summary["n_comparisons"], summary["n_failed"]) == (2, 6, 0)
     back = read_preferences(str(out))
     assert back.report.n_comparisons == 6 and {row.prompt for row in back.rows} == set(PROMPTS)
-    assert {c.annotator for row in back.rows for c in row.comparisons} == {"openai:m@http://127.0.0.1:1/v1"}
+    assert {c.annotator for row in back.rows for c in row.comparisons} == {JUDGE}
     with pytest.raises(StoreError, match="exists"):
         run(source, out)
     with pytest.raises(RecipeError, match="cannot read a principle"):

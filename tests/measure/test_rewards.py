@@ -20,7 +20,10 @@ import torch
 from toolkit import implicit_rewards
 from toolkit.engine import cache as logp_cache
 from toolkit.engine.engine import Engine
+from toolkit.measure import explicit
 from toolkit.measure import rewards as toolkit_rewards
+from toolkit.measure.options import ScoringOptions
+from toolkit.measure.reading import ReadingOptions
 from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy, new_reward_model
 from toolkit.models.resolve import resolve
@@ -270,15 +273,17 @@ def test_stopped_in_its_last_figures_it_computes_nothing_anew(
     def call() -> dict[str, Any]:
         if kind == "implicit":
             return rewards(policy, out=out, rm=str(tmp_path / "rm"))
-        more = {"reporter": Reporter(quiet=True), "limit": 12}
-        return toolkit_rewards.explicit_rewards(str(tmp_path / "rm"), "reviews", out=out, **more)
+        reading, scoring = ReadingOptions(limit=12), ScoringOptions()
+        quiet = Reporter(quiet=True)
+        return explicit.explicit_rewards(str(tmp_path / "rm"), "reviews", reading, scoring, out=out, reporter=quiet)
 
     with monkeypatch.context() as patch:
-        patch.setattr(toolkit_rewards, "_summary", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        module = toolkit_rewards if kind == "implicit" else explicit
+        patch.setattr(module, "summarise_rewards", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             call()
     assert not out.exists()
-    monkeypatch.setattr(Engine, "each", lambda *_: pytest.fail("a forward pass"))
+    monkeypatch.setattr(Engine, "map_responses", lambda *_: pytest.fail("a forward pass"))
     assert call()["n_prompts"] == 12 and out.is_file()
     assert not list(tmp_path.glob(".*.partial"))
 

@@ -11,13 +11,12 @@ import numpy as np
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.overoptimization import best_of_n_kl
 from toolkit.evals.summary import summarise
-from toolkit.files import read_json, write_json, write_text
+from toolkit.files import read_json, write_json, write_table, write_text
 from toolkit.judging import records, scorers, win_rates
 from toolkit.judging.responses import PolicyResponses
 from toolkit.recipe.checks import LoadedRecipe, load_recipe, resolved_yaml
 from toolkit.runs.pipeline import new_manifest, publish
 from toolkit.runs.store import STAGE_FILE, RunFolder
-from toolkit.stages.evaluate import write_table
 
 HOSTILE = [
     "<script>window.harmed = 'script'</script>",

@@ -36,18 +36,27 @@ def _asking(function: Any) -> Any:
     return function
 
 
-def _judge_settings(options: dict[str, Any]) -> Any:
-    """Takes the options of :func:`_asking` out of ``options``."""
-    from toolkit.recipe.schema import JudgeSettings
+def _judge_options(options: dict[str, Any]) -> Any:
+    """Takes the options of :func:`_asking` and :func:`_dtype` out of ``options``."""
+    from toolkit.judging.options import JudgeOptions
+    from toolkit.recipe.schema import JudgeSettings, ModelSection
 
     prices = options.pop("price") or (None, None)
-    return JudgeSettings(
+    settings = JudgeSettings(
         template=options.pop("template"),
         concurrency=options.pop("concurrency"),
         timeout_s=options.pop("timeout"),
         prompt_price_usd=prices[0],
         completion_price_usd=prices[1],
     )
+    return JudgeOptions(ModelSection(dtype=options.pop("dtype")), settings)
+
+
+def _sampling_params(n: str, options: dict[str, Any]) -> Any:
+    """Takes the options of sampling out of ``options``; ``n`` names the one with the number of responses."""
+    from toolkit.engine.sampling import SamplingParams
+
+    return SamplingParams(options.pop("max_new_tokens"), options.pop("temperature"), options.pop(n))
 
 
 def _reading(function: Any) -> Any:
@@ -121,11 +130,16 @@ def rewards(ctx: click.Context, launch: tuple[str, ...], as_json: bool, **option
 
         sys.exit(accelerate_launch(launch, "toolkit.cli", sys.argv[1 : sys.argv.index("--")]))
     from toolkit.cli.tables import rewards_table
-    from toolkit.measure.rewards import implicit_rewards
+    from toolkit.measure.options import ScoringOptions, take
+    from toolkit.measure.reading import ReadingOptions
+    from toolkit.measure.rewards import RewardOptions, implicit_rewards
 
     reporter = reporter_of(ctx)
     quiet_libraries()
-    summary = implicit_rewards(reporter=reporter, **options)
+    groups = [take(kind, options) for kind in (RewardOptions, ReadingOptions, ScoringOptions)]
+    summary = implicit_rewards(
+        options.pop("policy"), options.pop("reference"), options.pop("data"), *groups, reporter=reporter, **options
+    )
     if summary:  # of several processes, the main one's
         emit(summary) if as_json else print(rewards_table(summary))
 
@@ -142,11 +156,14 @@ def rewards(ctx: click.Context, launch: tuple[str, ...], as_json: bool, **option
 def score(ctx: click.Context, as_json: bool, **options: Any) -> None:
     """Explicit rewards of every response."""
     from toolkit.cli.tables import rewards_table
-    from toolkit.measure.rewards import explicit_rewards
+    from toolkit.measure.explicit import explicit_rewards
+    from toolkit.measure.options import ScoringOptions, take
+    from toolkit.measure.reading import ReadingOptions
 
     reporter = reporter_of(ctx)
     quiet_libraries()
-    summary = explicit_rewards(reporter=reporter, **options)
+    groups = [take(kind, options) for kind in (ReadingOptions, ScoringOptions)]
+    summary = explicit_rewards(options.pop("rm"), options.pop("data"), *groups, reporter=reporter, **options)
     emit(summary) if as_json else print(rewards_table(summary))
 
 
@@ -155,7 +172,7 @@ def score(ctx: click.Context, as_json: bool, **options: Any) -> None:
 @click.option("--data", required=True, help="Prompts: preference data, a .jsonl with a prompt column, or a .txt.")
 @click.option(
     "--judge",
-    "judge",
+    "judges",
     multiple=True,
     required=True,
     help="gold, rm:MODEL, implicit:P,R, llm:MODEL, openai:MODEL@BASE_URL, python:M:F, file:PATH.",
@@ -176,13 +193,16 @@ def compare(ctx: click.Context, as_json: bool, policies: tuple[str, ...], **opti
     """Sample POLICIES (two or more) on the same prompts, judge them, and give win rates."""
     from toolkit.cli.tables import judging_tables
     from toolkit.measure.compare import compare_policies
+    from toolkit.measure.options import PromptSelection, take
 
     if len(policies) < 2:
         raise click.UsageError("name at least two policies to compare")
     reporter = reporter_of(ctx)
     quiet_libraries()
-    found = compare_policies(policies, reporter=reporter, judge_settings=_judge_settings(options), **options)
-    emit(found) if as_json else print(judging_tables(found))
+    judge_options, params = _judge_options(options), _sampling_params("samples_per_prompt", options)
+    selection, judges = take(PromptSelection, options), options.pop("judges")
+    results = compare_policies(policies, judges, selection, params, judge_options, reporter=reporter, **options)
+    emit(results) if as_json else print(judging_tables(results))
 
 
 @click.command()
@@ -207,14 +227,20 @@ def compare(ctx: click.Context, as_json: bool, policies: tuple[str, ...], **opti
 def judge(ctx: click.Context, as_json: bool, human: bool, judge: str | None, **options: Any) -> None:
     """Judge recorded SAMPLES: a run folder, or its samples.parquet."""
     from toolkit.cli.tables import judging_tables
-    from toolkit.measure.judge import judge_samples
+    from toolkit.measure.judge import SampledPair, ask_people, judge_samples
+    from toolkit.measure.options import take
 
     if human == bool(judge):
         raise click.UsageError("name a judge with --judge, or ask people with --human")
     reporter = reporter_of(ctx)
     quiet_libraries()
-    found = judge_samples(reporter=reporter, judge=judge, judge_settings=_judge_settings(options), **options)
-    emit(found) if as_json else print(judging_tables(found))
+    pair, judge_options = take(SampledPair, options), _judge_options(options)
+    voting = {name: options.pop(name) for name in ("annotator", "port")}
+    if judge is None:
+        results = ask_people(pair, **voting, reporter=reporter, **options)
+    else:
+        results = judge_samples(pair, judge, judge_options, reporter=reporter, **options)
+    emit(results) if as_json else print(judging_tables(results))
 
 
 @click.command()
@@ -270,11 +296,26 @@ def winrate(
 @click.pass_context
 def label(ctx: click.Context, as_json: bool, **options: Any) -> None:
     """Preference data by written principles: a language model compares the responses to each prompt."""
+    from toolkit.judging.principles import Labelling, load_principles
     from toolkit.measure.label import label_data
+    from toolkit.measure.options import PromptSelection, take
+    from toolkit.measure.sampling import PolicySampler
 
     reporter = reporter_of(ctx)
     quiet_libraries()
-    _show(label_data(reporter=reporter, judge_settings=_judge_settings(options), **options), as_json)
+    selection, params = take(PromptSelection, options), _sampling_params("k", options)
+    judge_options = _judge_options(options)
+    labelling = Labelling(
+        options.pop("judge"),
+        load_principles(options.pop("principles")),
+        judge_options,
+        draw=options.pop("draw"),
+        labels=options.pop("labels"),
+        seed=selection.seed,
+    )
+    policy = options.pop("policy")
+    sampler = PolicySampler(policy, judge_options.model, params) if policy is not None else None
+    _show(label_data(labelling, selection, sampler=sampler, reporter=reporter, **options), as_json)
 
 
 @click.command()
@@ -286,11 +327,16 @@ def label(ctx: click.Context, as_json: bool, **options: Any) -> None:
 @click.pass_context
 def simulate(ctx: click.Context, as_json: bool, **options: Any) -> None:
     """Preference data from a policy, the known gold reward, and three biased, noisy annotators."""
+    from toolkit.measure.options import PromptSelection, take
+    from toolkit.measure.sampling import PolicySampler
     from toolkit.measure.simulate import simulate_data
+    from toolkit.recipe.schema import ModelSection
 
     reporter = reporter_of(ctx)
     quiet_libraries()
-    _show(simulate_data(reporter=reporter, **options), as_json)
+    selection, params = take(PromptSelection, options), _sampling_params("k", options)
+    sampler = PolicySampler(options.pop("policy"), ModelSection(dtype=options.pop("dtype")), params)
+    _show(simulate_data(sampler, selection, reporter=reporter, **options), as_json)
 
 
 COMMANDS = (rewards, score, compare, judge, winrate, label, simulate)

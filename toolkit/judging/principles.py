@@ -29,22 +29,35 @@ SHIPPED = ("hhh",)
 
 @dataclass(frozen=True)
 class Labelling:
-    """How principles become labels. A verdict is the mean preference over both orders of a pair.
+    """Who labels, by which principles, and how. A verdict is the mean preference over both orders of a pair.
 
     ``draw="one"`` takes one principle, fixed by seed, prompt and pair, and its verdict is the label. ``"all"`` takes a
     vote: the label is the share of principles whose verdict is for the first response, undecided ones counting half.
     ``labels="hard"`` takes the side of the majority; exactly one half is a tie.
     """
 
+    judge: str
+    principles: Sequence[str]
+    options: JudgeOptions
     draw: Literal["one", "all"] = "one"
     labels: Literal["soft", "hard"] = "soft"
     seed: int = 0
 
-    def principles_for(self, principles: Sequence[str], prompt: Prompt, a: str, b: str) -> tuple[str, ...]:
+    def template(self) -> Template:
+        """Raises RecipeError for a template that shows no principle."""
+        default = "principle-logprob" if self.judge.startswith("llm:") else "principle"
+        template = load_template(self.options.settings.template or default)
+        if not template.principled:
+            raise RecipeError(
+                f"template {template.name!r} does not show the principle", where="--template", fix="use {{ principle }}"
+            )
+        return template
+
+    def principles_for(self, prompt: Prompt, a: str, b: str) -> tuple[str, ...]:
         """The principles that two responses to a prompt are compared by."""
         if self.draw == "all":
-            return tuple(principles)
-        return (random.Random(f"{self.seed}/{prompt_id(prompt)}/{a}/{b}").choice(principles),)
+            return tuple(self.principles)
+        return (random.Random(f"{self.seed}/{prompt_id(prompt)}/{a}/{b}").choice(self.principles),)
 
     def label(self, verdicts: Sequence[float | None]) -> float | None:
         """The preference for the first response; None where a verdict is missing: a vote needs all its voices."""
@@ -104,35 +117,23 @@ def load_principles(name_or_path: str) -> list[str]:
     return principles
 
 
-def label_rows(
-    responses: Sequence[tuple[Prompt, Sequence[str]]],
-    judge: str,
-    principles: Sequence[str],
-    labelling: Labelling,
-    options: JudgeOptions,
-    reporter: Reporter,
-) -> Labelled:
+def label_rows(responses: Sequence[tuple[Prompt, Sequence[str]]], labelling: Labelling, reporter: Reporter) -> Labelled:
     """Preference rows over all C(K,2) pairs of the distinct responses to each prompt.
 
     A pair with a failed verdict is left out, and counted.
 
     Raises RecipeError for a template without a principle, ModelError for a judge that cannot be used.
     """
-    default = "principle-logprob" if judge.startswith("llm:") else "principle"
-    template = load_template(options.settings.template or default)
-    if not template.principled:
-        raise RecipeError(
-            f"template {template.name!r} does not show the principle", where="--template", fix="use {{ principle }}"
-        )
+    judge, template = labelling.judge, labelling.template()
     distinct = [(prompt, list(dict.fromkeys(texts))) for prompt, texts in responses]
     pairs = [
-        _Pair(row, i, j, labelling.principles_for(principles, prompt, texts[i], texts[j]))
+        _Pair(row, i, j, labelling.principles_for(prompt, texts[i], texts[j]))
         for row, (prompt, texts) in enumerate(distinct)
         for i, j in combinations(range(len(texts)), 2)
     ]
     questions = {pair: list(_both_orders(pair, *distinct[pair.row], judge, template)) for pair in pairs}
     asked = [question for both in questions.values() for orders in both for question in orders]
-    answers, usage = ask_all(judge, template, asked, options, reporter)
+    answers, usage = ask_all(judge, template, asked, labelling.options, reporter)
 
     comparisons: list[list[Comparison]] = [[] for _ in distinct]
     n_failed = n_tied = n_inconsistent = 0

@@ -3,112 +3,97 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, nearest
-from toolkit.judging import alpaca_eval, human, llm, win_rates
+from toolkit.judging import alpaca_eval, human, win_rates
 from toolkit.judging.answers import remembering
 from toolkit.judging.judge import judge_pairs
+from toolkit.judging.llm import Usage
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.preferences.samples import by_policy, by_prompt, read_samples
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import JudgeSettings, ModelSection
 
 
-def paired_samples(
-    path: Path, policies: tuple[str, str], limit: int | None
-) -> tuple[list[str], list[str], dict[str, list[list[str]]]]:
-    """(prompt ids, prompts, ``texts[policy][prompt]`` samples) of a run folder or its ``samples.parquet``.
+@dataclass(frozen=True)
+class SampledPair:
+    """Whose responses are judged against whose: ``samples`` is a run folder, or its ``samples.parquet``."""
 
-    Raises DataError where there is none, or a policy is not in it.
-    """
-    samples = read_samples(path, ["prompt_id", "policy", "sample_index", "prompt", "response"])
-    of_policy = by_policy(samples)
-    for policy in policies:
-        if policy not in of_policy:
-            raise DataError(f"there is no policy {policy!r}", where=str(path), fix=nearest(policy, of_policy))
-    prompts = {sample.prompt_id: sample.prompt for sample in samples}
-    ids = list(prompts)[:limit]
-    texts: dict[str, list[list[str]]] = {}
-    for policy in policies:
-        of_prompt = by_prompt(sorted(of_policy[policy], key=lambda sample: sample.sample_index))
-        texts[policy] = [[sample.response for sample in of_prompt.get(key, ())] for key in ids]
-    both = [k for k in range(len(ids)) if all(texts[policy][k] for policy in policies)]
-    kept = {policy: [texts[policy][k] for k in both] for policy in policies}
-    return [ids[k] for k in both], [prompts[ids[k]] for k in both], kept
+    samples: Path
+    policy: str
+    baseline: str
+    limit: int | None = None
+
+    def responses(self) -> PolicyResponses:
+        """The responses to the first ``limit`` prompts, without those that only one of the two has answered.
+
+        Raises DataError where there are no samples, or none of a policy.
+        """
+        samples = read_samples(self.samples, ["prompt_id", "policy", "sample_index", "prompt", "response"])
+        of_policy = by_policy(samples)
+        pair = (self.policy, self.baseline)
+        for name in pair:
+            if name not in of_policy:
+                raise DataError(f"there is no policy {name!r}", where=str(self.samples), fix=nearest(name, of_policy))
+        prompts = {sample.prompt_id: sample.prompt for sample in samples}
+        groups = {name: by_prompt(sorted(of_policy[name], key=lambda sample: sample.sample_index)) for name in pair}
+        ids = [key for key in list(prompts)[: self.limit] if all(key in groups[name] for name in pair)]
+        texts = {name: [[sample.response for sample in groups[name][key]] for key in ids] for name in pair}
+        return PolicyResponses(ids, [prompts[key] for key in ids], texts)
 
 
 def judge_samples(
-    samples: Path,
+    pair: SampledPair,
+    judge: str,
+    options: JudgeOptions,
     *,
-    policy: str,
-    baseline: str,
-    judge: str | None,
-    annotator: str,
-    port: int,
-    judge_settings: JudgeSettings,
-    limit: int | None,
     seed: int,
     out: Path,
-    dtype: str,
     reporter: Reporter,
     annotations: Path | None = None,
 ) -> dict[str, Any]:
-    """Writes judgements to ``out``, and to ``annotations`` in AlpacaEval's format; without ``judge``, people vote on a
-    local page. Returns :func:`toolkit.judging.win_rates.report` with ``judge_usage``.
+    """Writes a judge's judgements to ``out``, and to ``annotations`` in AlpacaEval's format.
+
+    Returns :func:`toolkit.judging.win_rates.report` with ``judge_usage``.
+    Raises DataError where a file of judgements has none of this pair on these prompts.
     """
-    ids, prompts, texts = paired_samples(samples, (policy, baseline), limit)
-    section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
-    responses = PolicyResponses(ids, prompts, texts)
-    usage: llm.Usage | None = None
-    if judge is None:
-        found = ask_people(responses, policy, baseline, annotator, port, seed, out, reporter)
-    else:
-        options = JudgeOptions(section, judge_settings)
-        found, usage = judge_pairs(judge, [(policy, baseline)], responses, options, reporter)
-        found = of_pair(found, policy, baseline, responses.prompt_ids, judge)
-    if annotations is not None:
-        alpaca_eval.write_annotations(found, responses, annotations)
-    write_judgements(found, out)
-    report = win_rates.report(found, controls=win_rates.RECORDED_CONTROLS, seed=seed)
-    return report | {"judge_usage": [asdict(usage)] if usage is not None else []}
-
-
-def of_pair(
-    judgements: Sequence[Judgement], policy: str, baseline: str, prompt_ids: Sequence[str], judge: str
-) -> list[Judgement]:
-    """The judgements of these two policies on these prompts: a file may hold others.
-
-    Raises DataError where there is none.
-    """
-    prompts = set(prompt_ids)
-    wanted = [j for j in judgements if (j.policy, j.baseline) == (policy, baseline) and j.prompt_id in prompts]
-    if not wanted:
-        there = sorted({f"{j.policy} against {j.baseline}" for j in judgements})
+    responses = pair.responses()
+    judgements, usage = judge_pairs(judge, [(pair.policy, pair.baseline)], responses, options, reporter)
+    prompt_ids = set(responses.prompt_ids)
+    of_pair = [
+        j for j in judgements if (j.policy, j.baseline) == (pair.policy, pair.baseline) and j.prompt_id in prompt_ids
+    ]
+    if not of_pair:
+        recorded = sorted({f"{j.policy} against {j.baseline}" for j in judgements})
         raise DataError(
-            f"no judgement of {policy!r} against {baseline!r} on these prompts",
+            f"no judgement of {pair.policy!r} against {pair.baseline!r} on these prompts",
             where=judge,
-            fix=f"it holds {', '.join(there[:5])}",
+            fix=f"it holds {', '.join(recorded[:5])}",
         )
-    return wanted
+    return _written(of_pair, responses, usage, seed, out, annotations)
 
 
 def ask_people(
-    responses: PolicyResponses,
-    policy: str,
-    baseline: str,
+    pair: SampledPair,
+    *,
     annotator: str,
     port: int,
     seed: int,
     out: Path,
     reporter: Reporter,
-) -> list[Judgement]:
-    """Serve the page until Ctrl-C. Votes of an earlier sitting count, and those pairs are not shown again."""
-    ballots = human.Ballots(policy, baseline, responses, seed)
+    annotations: Path | None = None,
+) -> dict[str, Any]:
+    """The same with people as judges, who vote on a local page until Ctrl-C.
+
+    Votes of an earlier sitting count, and those pairs are not shown again. ``annotator`` is who votes where the page is
+    not told a name.
+    """
+    responses = pair.responses()
+    ballots = human.Ballots(pair.policy, pair.baseline, responses, seed)
     memory_path = out.with_suffix(".votes.sqlite")
     with human.serving(ballots, memory_path, port, annotator=annotator) as server:
         address = f"http://127.0.0.1:{server.server_address[1]}/"
@@ -118,4 +103,19 @@ def ask_people(
         except KeyboardInterrupt:
             reporter.line("closing the page")
     with remembering(memory_path) as memory:
-        return human.votes(ballots, memory)
+        return _written(human.votes(ballots, memory), responses, None, seed, out, annotations)
+
+
+def _written(
+    judgements: Sequence[Judgement],
+    responses: PolicyResponses,
+    usage: Usage | None,
+    seed: int,
+    out: Path,
+    annotations: Path | None,
+) -> dict[str, Any]:
+    if annotations is not None:
+        alpaca_eval.write_annotations(judgements, responses, annotations)
+    write_judgements(judgements, out)
+    report = win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, seed=seed)
+    return report | {"judge_usage": [asdict(usage)] if usage is not None else []}

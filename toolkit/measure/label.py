@@ -4,115 +4,95 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from toolkit.errors import DataError, RecipeError
 from toolkit.files import refuse_existing
-from toolkit.judging import llm
-from toolkit.judging.options import JudgeOptions
-from toolkit.judging.principles import Labelling, label_rows, load_principles
-from toolkit.measure.compare import read_prompts, sample
-from toolkit.models.resolve import resolve
+from toolkit.judging.llm import is_language_model
+from toolkit.judging.principles import Labelling, label_rows
+from toolkit.measure.options import PromptSelection
+from toolkit.measure.sampling import PolicySampler, read_prompts, sample
 from toolkit.preferences import splits
 from toolkit.preferences.reading import from_parquet, read_preferences
 from toolkit.preferences.rows import Prompt, write_native
 from toolkit.preferences.samples import SAMPLES_FILE, by_prompt, read_samples
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import JudgeSettings, ModelSection
 
 
 def label_data(
+    labelling: Labelling,
+    selection: PromptSelection,
     *,
-    data: str,
-    policy: str | None,
-    judge: str,
-    principles: str,
-    draw: Literal["one", "all"],
-    labels: Literal["soft", "hard"],
-    judge_settings: JudgeSettings,
-    k: int,
-    temperature: float,
-    max_new_tokens: int,
-    limit: int | None,
-    split: str,
-    seed: int,
+    sampler: PolicySampler | None = None,
     out: Path,
     force: bool,
-    dtype: str,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Writes native rows to ``out`` (.jsonl.gz), which ``data.source`` reads, and returns what was done.
+    """Writes native rows to ``out`` (.jsonl.gz), which ``data.source`` reads, and returns a summary.
 
-    The responses are those of ``data``, whose own preferences are not looked at, or ``k`` samples of ``policy``.
-    Answers are kept as they arrive: an interrupted call, run again, asks for the rest.
+    The responses are those of the data, whose own preferences are not read, or the samples of ``sampler`` for its
+    prompts. Answers are stored as they arrive: an interrupted call, run again, asks for the rest.
+
+    Raises StoreError where ``out`` exists, RecipeError for a judge that cannot read a principle, DataError where there
+    is nothing to compare or every comparison failed.
     """
     refuse_existing(out, force)
-    if not llm.is_language_model(judge):
+    if not is_language_model(labelling.judge):
         raise RecipeError(
-            f"{judge!r} cannot read a principle", where="--judge", fix="name llm:MODEL or openai:MODEL@BASE_URL"
+            f"{labelling.judge!r} cannot read a principle",
+            where="--judge",
+            fix="name llm:MODEL or openai:MODEL@BASE_URL",
         )
-    texts_of = load_principles(principles)
-    section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
-    if policy is None:
-        found = read_responses(data, split=split, limit=limit, seed=seed)
+    if sampler is None:
+        responses = read_responses(selection)
     else:
-        prompts = read_prompts(data, split=split, limit=limit, seed=seed)
-        groups = sample(
-            resolve(policy),
-            prompts,
-            section,
-            reporter,
-            n=k,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            purpose="label",
-        )
-        found = [
-            (prompt, [sample.response for sample in group]) for (_, prompt), group in zip(prompts, groups, strict=True)
+        prompts = read_prompts(selection)
+        groups = sample(sampler, prompts, seed=selection.seed, purpose="label", reporter=reporter)
+        responses = [
+            (prompt, [s.response for s in of_prompt]) for (_, prompt), of_prompt in zip(prompts, groups, strict=True)
         ]
-    written = [(prompt, [text for text in texts if text.strip()]) for prompt, texts in found]
+    written = [(prompt, [text for text in texts if text.strip()]) for prompt, texts in responses]
     usable = [(prompt, texts) for prompt, texts in written if len(set(texts)) > 1]
     if not usable:
-        raise DataError("no prompt has two different responses", where=data, fix="sample more, with --policy and --k")
-    labelling = Labelling(draw, labels, seed)
-    made = label_rows(usable, judge, texts_of, labelling, JudgeOptions(section, judge_settings), reporter)
-    if not made.rows:
+        fix = "sample more, with --policy and --k"
+        raise DataError("no prompt has two different responses", where=selection.data, fix=fix)
+    labelled = label_rows(usable, labelling, reporter)
+    if not labelled.rows:
         raise DataError(
-            f"all {made.n_comparisons} comparisons failed",
-            where=judge,
+            f"all {labelled.n_comparisons} comparisons failed",
+            where=labelling.judge,
             fix="see what it answers in judgements.sqlite (duel's cache folder), or choose another --template",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_native(made.rows, out)
+    write_native(labelled.rows, out)
     return {
         "out": str(out),
-        "n_prompts": len(made.rows),
-        "n_prompts_left_out": len(found) - len(made.rows),
-        "n_responses": sum(len(row.responses) for row in made.rows),
-        "n_comparisons": made.n_comparisons - made.n_failed,
-        "n_failed": made.n_failed,
-        "n_tied": made.n_tied,
-        "n_inconsistent": made.n_inconsistent,
-        "n_principles": len(texts_of),
-        "judge_usage": asdict(made.usage),
+        "n_prompts": len(labelled.rows),
+        "n_prompts_left_out": len(responses) - len(labelled.rows),
+        "n_responses": sum(len(row.responses) for row in labelled.rows),
+        "n_comparisons": labelled.n_comparisons - labelled.n_failed,
+        "n_failed": labelled.n_failed,
+        "n_tied": labelled.n_tied,
+        "n_inconsistent": labelled.n_inconsistent,
+        "n_principles": len(labelling.principles),
+        "judge_usage": asdict(labelled.usage),
     }
 
 
-def read_responses(data: str, *, split: str, limit: int | None, seed: int) -> list[tuple[Prompt, list[str]]]:
+def read_responses(selection: PromptSelection) -> list[tuple[Prompt, list[str]]]:
     """(prompt, responses) of preference data, or of all policies in a run folder's ``samples.parquet``.
 
-    Raises DataError where ``data`` is neither.
+    Raises DataError where the data is neither.
     """
-    path = Path(data).expanduser()
+    path = Path(selection.data).expanduser()
     file = path / SAMPLES_FILE if path.is_dir() else path
     if file.name != SAMPLES_FILE or not file.is_file():
-        rows = splits.limit(read_preferences(data, split=split).rows, limit, seed)
-        return [(row.prompt, row.responses) for row in rows]
+        rows = read_preferences(selection.data, split=selection.split).rows
+        return [(row.prompt, row.responses) for row in splits.limit(rows, selection.limit, selection.seed)]
     groups = by_prompt(read_samples(file, ["prompt_id", "prompt", "response"]))
     # The table shows conversations as text: the run's own data has them as messages.
     prompts: dict[str, Prompt] = {key: samples[0].prompt for key, samples in groups.items()}
     held_out = file.parent / "data" / "eval.parquet"
     if held_out.is_file():
         prompts |= {row.prompt_id: row.prompt for row in from_parquet(held_out) if row.prompt_id in prompts}
-    return [(prompts[key], [sample.response for sample in groups[key]]) for key in list(prompts)[:limit]]
+    return [(prompts[key], [sample.response for sample in groups[key]]) for key in list(prompts)[: selection.limit]]

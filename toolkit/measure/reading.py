@@ -2,113 +2,153 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from toolkit.errors import DataError
+from toolkit.evals.agreement import Comparison
 from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
 from toolkit.preferences import splits
-from toolkit.preferences.reading import PreferenceData, read_preferences
+from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample, read_samples
 
 SAMPLE_COLUMNS = ["prompt_id", "policy", "arm", "kind", "response", "response_ids", "truncated", "gold_reward"]
-SAMPLE_SOURCES = {"base": "sft and base", "sft": "sft and base", "rm_ppo": "PPO", "dpo": "DPO"}  # as in a run's results
+# Whose samples are compared together, by arm; the names are those of a run's results.
+SAMPLE_ORIGINS = {"base": "sft and base", "sft": "sft and base", "rm_ppo": "PPO", "dpo": "DPO"}
+DATA = "data"
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """Which rows of the data are read, and how long their texts may be, in tokens.
+
+    ``plain`` reads "Human: ... Assistant: ..." transcripts as text, for models without a chat template.
+    """
+
+    split: str = "train"  # of a data set on the hub
+    limit: int | None = None
+    plain: bool = False
+    max_prompt_tokens: int = 2048
+    max_response_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A prompt with responses, as text and as token ids.
+
+    ``origin`` is "data" for the data's responses, or says whose samples they are ("PPO"). ``writers[k]`` is the policy
+    that wrote response k, or "data".
+    """
+
+    row: PreferenceRow
+    encoded: Encoded
+    origin: str
+    writers: list[str]
+
+    @property
+    def lengths(self) -> NDArray[np.float64]:
+        """[K] tokens of each response."""
+        return np.array([len(ids) for ids in self.encoded.tree.response_ids], dtype=np.float64)
+
+    @property
+    def labels(self) -> list[str] | None:
+        """``chosen`` and ``rejected`` for a pair with a winner."""
+        pairs = splits.pairs(self.row)
+        if len(self.row.responses) != 2 or len(pairs) != 1 or pairs[0].p == 0.5:
+            return None
+        return ["chosen", "rejected"] if pairs[0].p > 0.5 else ["rejected", "chosen"]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Rows that fit the limits, as token ids, and what was left out. Behind the rows of the data may stand those of
-    samples: ``sources[p]`` says whose row p is ("data", "PPO"), ``writers[p]`` which policy wrote each response."""
+    """Rows that fit the limits, those of the data first and those of samples behind them; and what was left out."""
 
     encoder: TextEncoder
-    rows: list[PreferenceRow]
-    encoded: list[Encoded]
+    rows: list[EncodedRow]
     counts: dict[str, int]
-    data: PreferenceData
-    sources: list[str]
-    writers: list[list[str]]
 
     @property
     def n_data(self) -> int:
-        """Rows of the data, which come first."""
-        return self.sources.count("data")
+        """How many rows the data has."""
+        return sum(row.origin == DATA for row in self.rows)
+
+    @property
+    def trees(self) -> list[Tree]:
+        return [row.encoded.tree for row in self.rows]
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """(row, i, j, p, weight) of every compared pair of responses."""
+        return [
+            (p, pair.i, pair.j, pair.p, pair.weight)
+            for p, row in enumerate(self.rows)
+            for pair in splits.pairs(row.row)
+        ]
 
 
-def read(
-    data: str,
-    tokenizer: Any,
-    spec: str,
-    *,
-    split: str,
-    plain: bool,
-    limit: int | None,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-) -> Reading:
-    """Read and tokenise. Prompts over the limit are left out, responses over it are cut; both are counted."""
-    found = read_preferences(data, split=split, conversational=False if plain else None)
-    rows = splits.limit(found.rows, limit, 0)
-    encoder = text_encoder(tokenizer, rows[0].prompt, spec)
-    kept, encoded = [], []
-    for row in rows:
-        item = encoder.encode(row.prompt, row.responses, max_response_tokens)
-        if 0 < len(item.tree.prompt_ids) <= max_prompt_tokens:
-            kept.append(row)
-            encoded.append(item)
-    if not kept:
+def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions) -> Reading:
+    """Read and tokenise. Prompts over the limit are left out, responses over it are cut; both are counted.
+
+    Raises DataError where no prompt is left.
+    """
+    preferences = read_preferences(data, split=options.split, conversational=False if options.plain else None)
+    candidates = splits.limit(preferences.rows, options.limit, 0)
+    encoder = text_encoder(tokenizer, candidates[0].prompt, spec)
+    rows = []
+    for row in candidates:
+        encoded = encoder.encode(row.prompt, row.responses, options.max_response_tokens)
+        if 0 < len(encoded.tree.prompt_ids) <= options.max_prompt_tokens:
+            rows.append(EncodedRow(row, encoded, DATA, [DATA] * len(row.responses)))
+    if not rows:
         raise DataError("every prompt is longer than the limit", where=data, fix="raise --max-prompt-tokens")
     counts = {
-        "n_long_prompts": len(rows) - len(kept),
-        "n_truncated_responses": sum(sum(item.truncated) for item in encoded),
+        "n_long_prompts": len(candidates) - len(rows),
+        "n_truncated_responses": sum(sum(row.encoded.truncated) for row in rows),
     }
-    writers = [["data"] * len(row.responses) for row in kept]
-    return Reading(encoder, kept, encoded, counts, found, ["data"] * len(kept), writers)
+    return Reading(encoder, rows, counts)
 
 
 def with_samples(reading: Reading, path: Path) -> Reading:
-    """The reading with a row for each source and prompt of a run's ``samples.parquet``: what SFT (with the base model),
-    PPO and DPO wrote, checkpoints included, as the ids that were sampled. A prompt with one response is no pair.
+    """The reading with further rows: what SFT (with the base model), PPO and DPO of a run wrote to the data's prompts.
+
+    ``path`` is the run's ``samples.parquet``. The samples of checkpoints count, as the ids that were sampled. Prompts
+    with a single response of an origin are left out: they have no pair.
 
     Raises DataError where the file has no such samples, none of the data's prompts, or ids of another tokenizer.
     """
     fix = "name the samples.parquet of a run, and as --data its data/eval.parquet"
-    known = {row.prompt_id: (row, item) for row, item in zip(reading.rows, reading.encoded, strict=True)}
+    known = {row.row.prompt_id: row for row in reading.rows}
     groups: dict[tuple[str, str], list[Sample]] = {}
     for sample in read_samples(path, SAMPLE_COLUMNS, fix=fix):
         # A best-of-n response is picked among others, not drawn.
         if sample.kind != "best_of_n" and sample.prompt_id in known:
-            source = SAMPLE_SOURCES.get(sample.arm, sample.arm)
-            groups.setdefault((source, sample.prompt_id), []).append(sample)
-    groups = {key: found for key, found in groups.items() if len(found) > 1}
+            origin = SAMPLE_ORIGINS.get(sample.arm, sample.arm)
+            groups.setdefault((origin, sample.prompt_id), []).append(sample)
+    groups = {key: samples for key, samples in groups.items() if len(samples) > 1}
     if not groups:
         raise DataError("no prompt of the data has two samples of one source", where=str(path), fix=fix)
-    rows, encoded = list(reading.rows), list(reading.encoded)
-    sources, writers = list(reading.sources), list(reading.writers)
-    for (source, prompt_id), found in sorted(groups.items()):
-        row, item = known[prompt_id]
-        ids = [sample.response_ids for sample in found]
-        if reading.encoder.decode(ids[0]) != found[0].response:
+    rows = list(reading.rows)
+    for (origin, prompt_id), samples in sorted(groups.items(), key=lambda group: group[0]):
+        if reading.encoder.decode(samples[0].response_ids) != samples[0].response:
             raise DataError("the samples are ids of another tokenizer", where=f"{path}, prompt {prompt_id}", fix=fix)
-        gold = [sample.gold_reward for sample in found]
-        rows.append(
-            replace(
-                row,
-                responses=[sample.response for sample in found],
-                comparisons=[],
-                gold=[value for value in gold if value is not None] if None not in gold else None,
-            )
-        )
-        encoded.append(Encoded(Tree(item.tree.prompt_ids, ids), [sample.truncated for sample in found]))
-        sources.append(source)
-        writers.append([sample.policy for sample in found])
-    return replace(reading, rows=rows, encoded=encoded, sources=sources, writers=writers)
+        rows.append(_sampled_row(known[prompt_id], origin, samples))
+    return replace(reading, rows=rows)
 
 
-def pairwise_label(row: PreferenceRow) -> list[str] | None:
-    """``chosen`` and ``rejected`` for a pair with a winner."""
-    found = splits.pairs(row)
-    if len(row.responses) != 2 or len(found) != 1 or found[0].p == 0.5:
-        return None
-    return ["chosen", "rejected"] if found[0].p > 0.5 else ["rejected", "chosen"]
+def _sampled_row(of_data: EncodedRow, origin: str, samples: Sequence[Sample]) -> EncodedRow:
+    gold = [sample.gold_reward for sample in samples]
+    row = replace(
+        of_data.row,
+        responses=[sample.response for sample in samples],
+        comparisons=[],
+        gold=[value for value in gold if value is not None] if None not in gold else None,
+    )
+    tree = Tree(of_data.encoded.tree.prompt_ids, [sample.response_ids for sample in samples])
+    encoded = Encoded(tree, [sample.truncated for sample in samples])
+    return EncodedRow(row, encoded, origin, [sample.policy for sample in samples])

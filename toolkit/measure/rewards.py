@@ -1,4 +1,4 @@
-"""``duel rewards`` and ``duel score``: implicit and explicit rewards of preference data, one Parquet row per response.
+"""``duel rewards``: implicit rewards of preference data, one Parquet row per response.
 
 The implicit reward of a response is ``beta * log(pi(y|x) / pi_ref(y|x))`` (Rafailov et al. 2023, equation 5 without
 its ``beta log Z(x)``): comparable between responses to the same prompt only.
@@ -10,42 +10,30 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from toolkit.engine import cache, distributed
-from toolkit.engine.engine import Engine
 from toolkit.errors import ModelError, RecipeError
-from toolkit.evals.agreement import (
-    LOG_Z_WARNING,
-    Comparison,
-    compare_on_samples,
-    compare_rewards,
-    estimate_dict,
-    pairwise_accuracy,
-)
-from toolkit.evals.rm_quality import calibration, rm_quality
-from toolkit.evals.slices import agreement_by_slice, disagreements
-from toolkit.files import read_table, refuse_existing, write_json, write_row_groups, write_table, write_text
-from toolkit.measure.reading import Reading, pairwise_label, read, with_samples
-from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
-from toolkit.models.inspect import DTYPES, best_device
-from toolkit.models.load import attention, load_policy, load_reward_model
+from toolkit.evals.agreement import LOG_Z_WARNING, estimate_dict, pairwise_accuracy
+from toolkit.files import refuse_existing, write_json, write_row_groups
+from toolkit.measure.explicit import score_reading
+from toolkit.measure.options import ScoringOptions
+from toolkit.measure.passes import StoredPass
+from toolkit.measure.reading import EncodedRow, Reading, ReadingOptions, read, with_samples
+from toolkit.measure.summary import check_against_explicit, summarise_rewards
 from toolkit.models.resolve import ModelRef, resolve, training_record
-from toolkit.models.save import reward_mean
-from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
-from toolkit.preferences import splits
-from toolkit.preferences.rows import PreferenceRow, readable
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import ModelSection
 
 DEFAULT_BETA = 0.1
-# The columns of ``duel rewards``; some are there with their option or kind of data alone.
+# The columns of the table; some are there only with their option, or for one kind of data.
 SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -65,6 +53,147 @@ SCHEMA = pa.schema(
         ("response_ids", pa.list_(pa.int64())),
     ]
 )
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """What is computed beside the implicit rewards, and what the table holds.
+
+    ``beta`` None takes the policy's own, where it is known. ``rm`` is an explicit reward model to check against.
+    ``samples``, a run's ``samples.parquet``, adds what its policies wrote to the data's prompts, and the check against
+    ``rm`` on them. ``per_token`` and ``with_ids`` add columns. ``any_reference`` accepts a reference that the policy
+    was not trained against. ``force`` overwrites the table.
+    """
+
+    beta: float | None = None
+    rm: str | None = None
+    samples: str | Path | None = None
+    per_token: bool = False
+    with_ids: bool = False
+    any_reference: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class RewardRow:
+    """A row of the table: one response. Log-probabilities and rewards are in nats, their sums in fp64."""
+
+    prompt_id: str
+    response_index: int
+    source: str  # which policy wrote it, or "data"
+    n_tokens: int
+    policy_logp: float
+    reference_logp: float | None
+    implicit_reward: float
+    implicit_reward_mean: float  # per token
+    truncated: bool
+    label: str | None
+    explicit_reward: float | None
+    token_rewards: NDArray[np.float64]
+    running_rewards: NDArray[np.float64]
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+@dataclass(frozen=True)
+class PolicyPair:
+    """A policy and its reference, None where the rewards are reference-free; both share the tokenizer."""
+
+    policy: ModelRef
+    reference: ModelRef | None
+    tokenizer: Any
+    beta: float
+
+    def facts(self) -> dict[str, Any]:
+        """What the numbers depend on; the table and the summary record it."""
+        return {
+            "beta": self.beta,
+            "reference_free": self.reference is None,
+            "policy": self.policy.fingerprint,
+            "reference": self.reference.fingerprint if self.reference else None,
+        }
+
+
+def implicit_rewards(
+    policy: str,
+    reference: str,
+    data: str,
+    options: RewardOptions,
+    reading_options: ReadingOptions,
+    scoring: ScoringOptions,
+    *,
+    out: Path,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Write the table to ``out`` and return the summary.
+
+    ``reference="none"`` gives reference-free rewards ``beta * log pi``, labelled as such. An interrupted call continues
+    where it stopped. The reference's log-probabilities are stored in duel's cache folder: another beta, or another
+    policy that was trained from it, costs no forward pass of it.
+
+    Under `accelerate launch` the processes share the work; the summary is the main one's, that of the others is empty.
+
+    Raises ModelError for a reference that is not the one trained against and for results that are not finite,
+    StoreError where ``out`` exists, RecipeError for a beta that is not positive.
+    """
+    distributed.join_group()
+    main = distributed.main_process()
+    reporter = reporter if main else Reporter(quiet=True)
+    started = time.monotonic()
+    refuse_existing(out, options.force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pair = resolve_pair(policy, reference, options, reporter)
+    reading = read(data, pair.tokenizer, policy, reading_options)
+    if options.samples is not None:
+        reading = with_samples(reading, Path(options.samples))
+    work = out.with_name(f".{out.name}.partial")
+
+    # One model in memory at a time; the last pass writes each block's rows as they are complete.
+    policy_pass = StoredPass(pair.policy, "policy", reading.trees, pair.tokenizer, work, scoring)
+    policy_blocks = list(policy_pass.logps(reporter))
+    explicit = None
+    if options.rm:
+        explicit = score_reading(options.rm, reading, reading_options.max_response_tokens, scoring, work, reporter)
+    reference_pass = None
+    if pair.reference is not None:
+        stored = cache.reference_folder()
+        reference_pass = StoredPass(pair.reference, "reference", reading.trees, pair.tokenizer, stored, scoring)
+    reference_blocks = reference_pass.logps(reporter) if reference_pass is not None else None
+    if not main:  # the other processes have computed their blocks; the main one writes
+        for _ in reference_blocks or ():
+            pass
+        distributed.barrier()
+        return {}
+    blocks = _rows(reading, policy_blocks, reference_blocks, explicit, pair.beta)
+    implicit = _write_table(blocks, _schema(reading, options, pair), work / out.name)
+    distributed.barrier()  # the others read the blocks too
+
+    summary = summarise_rewards(reading, implicit, started)
+    computed = {"policy": policy_pass.n_computed, "reference": reference_pass.n_computed if reference_pass else 0}
+    summary |= {**pair.facts(), "out": str(out), "warning": LOG_Z_WARNING, "responses_computed": computed}
+    if summary["accuracy"] is not None:
+        means = [rewards / row.lengths for rewards, row in zip(implicit, reading.rows, strict=True)]
+        summary["accuracy_mean"] = estimate_dict(pairwise_accuracy(reading.comparisons, means))
+    if explicit is not None:
+        summary |= check_against_explicit(reading, explicit, implicit, out)
+    write_json(out.with_suffix(".summary.json"), summary)
+    # The table last: while it is not there, the same command goes on from the blocks.
+    (work / out.name).replace(out)
+    shutil.rmtree(work)
+    return summary
+
+
+def resolve_pair(policy: str, reference: str, options: RewardOptions, reporter: Reporter) -> PolicyPair:
+    """Raises ModelError for models that do not belong together, RecipeError for a beta that is not positive."""
+    policy_ref = resolve(policy)
+    reference_ref = resolve(reference) if reference != "none" else None
+    tokenizer = load_tokenizer(policy_ref)
+    if reference_ref is not None:
+        check_reference(policy_ref, reference_ref, options.any_reference)
+        check_same_tokens(tokenizer, load_tokenizer(reference_ref))
+    else:
+        reporter.line("reference-free: the rewards are beta * log pi, which longer and rarer texts lower")
+    return PolicyPair(policy_ref, reference_ref, tokenizer, _beta(options.beta, policy_ref, reporter))
 
 
 def check_reference(policy: ModelRef, reference: ModelRef, any_reference: bool) -> None:
@@ -90,368 +219,100 @@ def check_same_tokens(policy: Any, reference: Any) -> None:
         )
 
 
-def implicit_rewards(
-    policy: str,
-    reference: str,
-    data: str,
-    *,
-    out: str | Path | None = None,
-    reporter: Reporter | None = None,
-    beta: float | None = None,
-    per_token: bool = False,
-    with_ids: bool = False,
-    rm: str | None = None,
-    any_reference: bool = False,
-    force: bool = False,
-    limit: int | None = None,
-    samples: str | Path | None = None,
-    split: str = "train",
-    plain: bool = False,
-    max_prompt_tokens: int = 2048,
-    max_response_tokens: int = 1024,
-    batch_tokens: int | None = None,
-    dtype: str = "float32",
-) -> dict[str, Any]:
-    """Write ``out`` and return the summary; without ``out``, the summary holds the table's ``rows``.
-
-    ``plain`` reads "Human: ... Assistant: ..." transcripts as text, for models without a chat template.
-    ``reference="none"`` gives reference-free rewards ``beta * log pi``, labelled as such. An interrupted call continues
-    where it stopped. The reference's log-probabilities are kept in duel's cache folder: another beta, or another policy
-    that was trained from it, costs no forward pass of it. ``samples``, a run's ``samples.parquet``, adds what its
-    policies wrote to the data's prompts, and the check against ``rm`` on each source of them.
-
-    Under `accelerate launch` the processes share the work; the summary is the main one's, that of the others is empty.
-
-    Raises ModelError for a reference that is not the one trained against and for results that are not finite,
-    StoreError where ``out`` exists, RecipeError for a beta that is not positive.
-    """
-    scratch = TemporaryDirectory() if out is None else None
-    out = Path(scratch.name, "rewards.parquet") if scratch is not None else Path(str(out))
-    distributed.join_group()
-    main = distributed.main_process()
-    reporter = reporter if reporter is not None and main else Reporter(quiet=True)
-    started = time.monotonic()
-    refuse_existing(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
-    policy_ref = resolve(policy)
-    reference_ref = resolve(reference) if reference != "none" else None
-    tokenizer = load_tokenizer(policy_ref)
-    if reference_ref is not None:
-        check_reference(policy_ref, reference_ref, any_reference)
-        check_same_tokens(tokenizer, load_tokenizer(reference_ref))
-    else:
-        reporter.line("reference-free: the rewards are beta * log pi, which longer and rarer texts lower")
-    beta = _beta(beta, policy_ref, reporter)
-    reading = read(
-        data,
-        tokenizer,
-        policy,
-        split=split,
-        plain=plain,
-        limit=limit,
-        max_prompt_tokens=max_prompt_tokens,
-        max_response_tokens=max_response_tokens,
-    )
-    if samples is not None:
-        reading = with_samples(reading, Path(samples))
-    trees = [item.tree for item in reading.encoded]
-    work = out.with_name(f".{out.name}.partial")
-    counted = {"policy": 0, "reference": 0}
-
-    n_responses = sum(len(tree.response_ids) for tree in trees)
-
-    def passes(ref: ModelRef, label: str, folder: Path) -> Iterator[list[cache.Values]]:
-        def load() -> Engine:
-            model = load_policy(ref, section).to(best_device())
-            check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
-            dtype = DTYPES[section.dtype]
-            return Engine(model, int(tokenizer.pad_token_id), dtype=dtype, token_budget=batch_tokens)
-
-        key = cache.identity(ref, dtype=section.dtype, attention=attention(section))
-        with reporter.task(label, n_responses) as task:
-
-            def advance(n: int) -> None:
-                counted[label] += n
-                task.advance(n)
-
-            results = cache.ResponseCache(folder, key, load)
-            yield from results.logps(trees, advance=advance, skip=lambda n: task.resume_at(task.done + n))
-
-    # One model in memory at a time; the last pass writes each part's rows as they are complete.
-    of_policy = list(passes(policy_ref, "policy", work))
-    explicit = _explicit(rm, reading, section, batch_tokens, max_response_tokens, work, reporter) if rm else None
-    of_reference = passes(reference_ref, "reference", cache.reference_folder()) if reference_ref else None
-    if not main:  # the other processes have computed their parts; the main one writes
-        for _ in of_reference or ():
-            pass
-        distributed.barrier()
-        return {}
-    implicit: list[np.ndarray] = []
-
-    def row_groups() -> Iterator[list[dict[str, Any]]]:
-        for number, part in enumerate(of_policy):
-            first = number * cache.BLOCK
-            of_part = next(of_reference) if of_reference is not None else None
-            rows: list[dict[str, Any]] = []
-            for offset, responses in enumerate(part):
-                found = _rows(reading, first + offset, responses, of_part[offset] if of_part else None, beta)
-                implicit.append(np.array([row["implicit_reward"] for row in found]))
-                for k, row in enumerate(found):
-                    if explicit is not None:
-                        row["explicit_reward"] = explicit[first + offset][k]
-                rows += found
-            yield rows
-        for _ in of_reference or ():  # lets its progress bar end
-            pass
-
-    facts = {
-        "beta": beta,
-        "reference_free": reference_ref is None,
-        "policy": policy_ref.fingerprint,
-        "reference": reference_ref.fingerprint if reference_ref else None,
-    }
-    left_out = {
-        "source": samples,
-        "token_rewards": per_token,
-        "running_rewards": per_token,
-        "prompt_ids": with_ids,
-        "response_ids": with_ids,
-        "explicit_reward": rm,
-    }
-    labelled = any(pairwise_label(row) for row in reading.rows)
-    names = [name for name in SCHEMA.names if left_out.get(name, True) and (labelled or name != "label")]
-    schema = pa.schema([SCHEMA.field(name) for name in names], metadata={"duel": json.dumps(facts)})
-    write_row_groups(row_groups(), schema, work / out.name)
-    distributed.barrier()  # the others read the parts too
-
-    lengths = [np.array([len(ids) for ids in tree.response_ids], dtype=np.float64) for tree in trees]
-    summary = _summary(reading, implicit, started, lengths=lengths)
-    summary |= {**facts, "out": str(out), "warning": LOG_Z_WARNING, "responses_computed": counted}
-    if summary["accuracy"] is not None:
-        per_token_rewards = [reward / n for reward, n in zip(implicit, lengths, strict=True)]
-        summary["accuracy_mean"] = estimate_dict(pairwise_accuracy(_comparisons(reading.rows), per_token_rewards))
-    if explicit is not None:
-        summary |= _against(reading, [np.array(v) for v in explicit], implicit, lengths, out)
-    if scratch is not None:
-        with scratch:
-            return {**summary, "out": None, "rows": read_table(work / out.name)}
-    write_json(out.with_suffix(".summary.json"), summary)
-    # The table last: while it is not there, the same command goes on from the parts.
-    (work / out.name).replace(out)
-    shutil.rmtree(work)
-    return summary
-
-
 def _beta(beta: float | None, policy: ModelRef, reporter: Reporter) -> float:
     if beta is None:
         recorded = training_record(policy).get("beta")
         beta = float(recorded) if recorded is not None else DEFAULT_BETA
-        source = "as the policy was trained" if recorded is not None else "the default, since the policy records none"
-        reporter.line(f"beta {beta:g}, {source}")
+        origin = "as the policy was trained" if recorded is not None else "the default, since the policy records none"
+        reporter.line(f"beta {beta:g}, {origin}")
     if not (math.isfinite(beta) and beta > 0):
         raise RecipeError(f"beta is {beta:g}", where="--beta", fix="a positive number; DPO's default is 0.1")
     return beta
 
 
+# ---------------------------------------------------------------- the table
+
+
+def _schema(reading: Reading, options: RewardOptions, pair: PolicyPair) -> Any:
+    """The columns that this call writes."""
+    wanted = {
+        "source": options.samples,
+        "label": any(row.labels for row in reading.rows),
+        "explicit_reward": options.rm,
+        "token_rewards": options.per_token,
+        "running_rewards": options.per_token,
+        "prompt_ids": options.with_ids,
+        "response_ids": options.with_ids,
+    }
+    fields = [SCHEMA.field(name) for name in SCHEMA.names if wanted.get(name, True)]
+    return pa.schema(fields, metadata={"duel": json.dumps(pair.facts())})
+
+
 def _rows(
-    reading: Reading, index: int, of_policy: cache.Values, of_reference: cache.Values | None, beta: float
-) -> list[dict[str, Any]]:
-    """The table's rows of one prompt; sums in fp64."""
-    row, item = reading.rows[index], reading.encoded[index]
-    label = pairwise_label(row)
+    reading: Reading,
+    policy_blocks: Sequence[list[cache.Values]],
+    reference_blocks: Iterator[list[cache.Values]] | None,
+    explicit: Sequence[NDArray[np.float64]] | None,
+    beta: float,
+) -> Iterator[list[list[RewardRow]]]:
+    """For each block of prompts, for each prompt: the table's rows."""
+    p = 0
+    for policy_block in policy_blocks:
+        reference_block = next(reference_blocks) if reference_blocks is not None else [None] * len(policy_block)
+        rows = []
+        for policy_logps, reference_logps in zip(policy_block, reference_block, strict=True):
+            scores = explicit[p] if explicit is not None else None
+            rows.append(_rows_of_prompt(reading.rows[p], policy_logps, reference_logps, scores, beta))
+            p += 1
+        yield rows
+    for _ in reference_blocks or ():  # lets its progress bar end
+        pass
+
+
+def _rows_of_prompt(
+    row: EncodedRow,
+    policy_logps: cache.Values,
+    reference_logps: cache.Values | None,
+    explicit: NDArray[np.float64] | None,
+    beta: float,
+) -> list[RewardRow]:
+    labels = row.labels
     out = []
-    for k, ids in enumerate(item.tree.response_ids):
-        own = of_policy[k].astype(np.float64)
-        reference = of_reference[k].astype(np.float64) if of_reference is not None else None
-        token_rewards = beta * (own - reference if reference is not None else own)
+    for k, ids in enumerate(row.encoded.tree.response_ids):
+        policy = policy_logps[k].astype(np.float64)
+        reference = reference_logps[k].astype(np.float64) if reference_logps is not None else None
+        token_rewards = beta * (policy - reference if reference is not None else policy)
         total = float(token_rewards.sum())
         out.append(
-            {
-                "prompt_id": row.prompt_id,
-                "response_index": k,
-                "source": reading.writers[index][k],
-                "n_tokens": len(ids),
-                "policy_logp": float(own.sum()),
-                "reference_logp": float(reference.sum()) if reference is not None else None,
-                "implicit_reward": total,
-                "implicit_reward_mean": total / len(ids),
-                "truncated": item.truncated[k],
-                "label": label[k] if label is not None else None,
-                "token_rewards": token_rewards,
-                "running_rewards": token_rewards.cumsum(),
-                "prompt_ids": item.tree.prompt_ids,
-                "response_ids": ids,
-            }
+            RewardRow(
+                prompt_id=row.row.prompt_id,
+                response_index=k,
+                source=row.writers[k],
+                n_tokens=len(ids),
+                policy_logp=float(policy.sum()),
+                reference_logp=float(reference.sum()) if reference is not None else None,
+                implicit_reward=total,
+                implicit_reward_mean=total / len(ids),
+                truncated=row.encoded.truncated[k],
+                label=labels[k] if labels is not None else None,
+                explicit_reward=float(explicit[k]) if explicit is not None else None,
+                token_rewards=token_rewards,
+                running_rewards=token_rewards.cumsum(),
+                prompt_ids=row.encoded.tree.prompt_ids,
+                response_ids=ids,
+            )
         )
     return out
 
 
-def _against(
-    reading: Reading,
-    explicit: list[np.ndarray],
-    implicit: list[np.ndarray],
-    lengths: list[np.ndarray],
-    out: Path,
-) -> dict[str, Any]:
-    """The check against the explicit rewards; disagreements go to ``OUT.disagreements.jsonl``, the clearest first."""
-    n = reading.n_data
-    prompt_ids = [row.prompt_id for row in reading.rows]
-    by_source = {}
-    for source in dict.fromkeys(reading.sources[n:]):
-        at = [p for p, of in enumerate(reading.sources) if of == source]
-        columns = ([values[p] for p in at] for values in (prompt_ids, explicit, implicit))
-        by_source[source] = compare_on_samples(*columns, [reading.rows[p].gold for p in at])
-    prompt_ids, explicit, implicit, lengths = prompt_ids[:n], explicit[:n], implicit[:n], lengths[:n]
-    comparisons = _comparisons(reading.rows)
-    found: dict[str, Any] = dict(compare_rewards(prompt_ids, comparisons, explicit, implicit))
-    if by_source:
-        found["samples"] = by_source
-    if comparisons:
-        found["calibration"] = {
-            "explicit": calibration(comparisons, explicit, prompt_ids=prompt_ids),
-            "implicit": calibration(comparisons, implicit, prompt_ids=prompt_ids),
-        }
-        found["splits"] = agreement_by_slice(prompt_ids, comparisons, explicit, implicit, lengths)
-    lines = []
-    for index, x, y in disagreements(comparisons, explicit, implicit):
-        p, i, j, prefer_i, _ = comparisons[index]
-        row = reading.rows[p]
-        record = {
-            "prompt_id": row.prompt_id,
-            "prompt": readable(row.prompt),
-            "response_a": row.responses[i],
-            "response_b": row.responses[j],
-            "label_prefers_a": prefer_i,
-            "explicit_margin": x,
-            "implicit_margin": y,
-            "n_tokens_a": int(lengths[p][i]),
-            "n_tokens_b": int(lengths[p][j]),
-        }
-        lines.append(json.dumps(record, ensure_ascii=False))
-    path = out.with_suffix(".disagreements.jsonl")
-    write_text(path, "".join(line + "\n" for line in lines))
-    return {"implicit_vs_explicit": found, "n_disagreements": len(lines), "disagreements": str(path)}
+def _write_table(blocks: Iterable[list[list[RewardRow]]], schema: Any, path: Path) -> list[NDArray[np.float64]]:
+    """Write the rows, a row group for each block as it comes. Returns each prompt's implicit rewards."""
+    implicit: list[NDArray[np.float64]] = []
 
+    def row_groups() -> Iterator[list[dict[str, Any]]]:
+        for block in blocks:
+            implicit.extend(np.array([row.implicit_reward for row in of_prompt]) for of_prompt in block)
+            yield [vars(row) for of_prompt in block for row in of_prompt]
 
-def explicit_rewards(
-    rm: str,
-    data: str,
-    *,
-    out: Path,
-    reporter: Reporter,
-    force: bool = False,
-    limit: int | None = None,
-    split: str = "train",
-    plain: bool = False,
-    max_prompt_tokens: int = 2048,
-    max_response_tokens: int = 1024,
-    batch_tokens: int | None = None,
-    dtype: str = "float32",
-) -> dict[str, Any]:
-    """Write the reward model's score of every response to ``out`` and return the summary. Interrupted, it continues."""
-    started = time.monotonic()
-    refuse_existing(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    section = ModelSection(dtype=dtype)  # type: ignore[arg-type]
-    reading = read(
-        data,
-        load_tokenizer(resolve(rm)),
-        rm,
-        split=split,
-        plain=plain,
-        limit=limit,
-        max_prompt_tokens=max_prompt_tokens,
-        max_response_tokens=max_response_tokens,
-    )
-    work = out.with_name(f".{out.name}.partial")
-    scores = _explicit(rm, reading, section, batch_tokens, max_response_tokens, work, reporter)
-    rows = []
-    for p, (row, item) in enumerate(zip(reading.rows, reading.encoded, strict=True)):
-        label = pairwise_label(row)
-        for k, ids in enumerate(item.tree.response_ids):
-            record = {
-                "prompt_id": row.prompt_id,
-                "response_index": k,
-                "n_tokens": len(ids),
-                "explicit_reward": scores[p][k],
-                "truncated": item.truncated[k],
-            }
-            rows.append(record | ({"label": label[k]} if label is not None else {}))
-    lengths = [np.array([len(ids) for ids in item.tree.response_ids], dtype=np.float64) for item in reading.encoded]
-    summary = _summary(reading, [np.array(v) for v in scores], started, lengths=lengths) | {"out": str(out)}
-    write_table(rows, out)
-    shutil.rmtree(work, ignore_errors=True)
-    return summary
-
-
-def _explicit(
-    rm: str,
-    reading: Reading,
-    section: ModelSection,
-    batch_tokens: int | None,
-    max_response_tokens: int,
-    work: Path,
-    reporter: Reporter,
-) -> list[list[float]]:
-    ref = resolve(rm)
-    tokenizer = load_tokenizer(ref)
-    encoder = text_encoder(tokenizer, reading.rows[0].prompt, rm)
-    trees = [
-        encoder.encode(row.prompt, row.responses, max_response_tokens).tree
-        if source == "data"
-        else _as_sampled(encoder, row, item)
-        for row, item, source in zip(reading.rows, reading.encoded, reading.sources, strict=True)
-    ]
-
-    def load() -> Engine:
-        model = load_reward_model(ref, section).to(best_device())
-        check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, rm)
-        dtype = DTYPES[section.dtype]
-        return Engine(model, int(tokenizer.pad_token_id), dtype=dtype, token_budget=batch_tokens)
-
-    key = cache.identity(ref, dtype=section.dtype, attention=attention(section))
-    with reporter.task("reward model", sum(len(tree.response_ids) for tree in trees)) as task:
-        skip = lambda n: task.resume_at(task.done + n)  # noqa: E731
-        parts = list(cache.ResponseCache(work, key, load).scores(trees, advance=task.advance, skip=skip))
-    mean = reward_mean(ref.path)
-    return [[float(value[0]) - mean for value in row] for part in parts for row in part]
-
-
-def _as_sampled(encoder: TextEncoder, row: PreferenceRow, item: Encoded) -> Tree:
-    """The ids that were sampled, where the reward model's tokenizer reads them as the same text; otherwise the text in
-    its own ids."""
-    texts = [encoder.decode(ids) for ids in item.tree.response_ids]
-    if item.tree.prompt_ids == encoder.prompt(row.prompt) and texts == row.responses:
-        return item.tree
-    return encoder.encode_samples(row.prompt, row.responses, item.truncated)
-
-
-def _comparisons(rows: Sequence[PreferenceRow]) -> list[Comparison]:
-    return [(p, pair.i, pair.j, pair.p, pair.weight) for p, row in enumerate(rows) for pair in splits.pairs(row)]
-
-
-def _summary(
-    reading: Reading, rewards: list[np.ndarray], started: float, *, lengths: list[np.ndarray]
-) -> dict[str, Any]:
-    comparisons = _comparisons(reading.rows)
-    n_responses = sum(len(values) for values in rewards)
-    rewards, lengths = rewards[: reading.n_data], lengths[: reading.n_data]
-    seconds = time.monotonic() - started
-    summary: dict[str, Any] = {
-        "n_prompts": reading.n_data,
-        "n_responses": n_responses,
-        "n_comparisons": len(comparisons),
-        **reading.counts,
-        "accuracy": None,
-        "accuracy_ci": None,
-    }
-    if comparisons:
-        quality = rm_quality(comparisons, rewards, lengths=lengths)
-        accuracy: Any = quality["accuracy"]
-        summary |= {"accuracy": accuracy["value"], "accuracy_ci": [accuracy["ci_low"], accuracy["ci_high"]]}
-        summary["quality"] = quality
-    not_finite = sum(not math.isfinite(value) for values in rewards for value in values)
-    if not_finite:
-        raise ModelError(f"{not_finite} rewards are not finite", where="policy, reference or reward model")
-    return summary | {"seconds": round(seconds, 3), "responses_per_second": round(n_responses / seconds, 3)}
+    write_row_groups(row_groups(), schema, path)
+    return implicit

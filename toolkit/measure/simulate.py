@@ -6,46 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.files import refuse_existing
-from toolkit.measure.compare import read_prompts, sample
-from toolkit.models.resolve import resolve
+from toolkit.measure.options import PromptSelection
+from toolkit.measure.sampling import PolicySampler, read_prompts, sample
 from toolkit.preferences.rows import write_native
 from toolkit.preferences.simulate import ANNOTATORS, agreement, simulate_preferences
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import ModelSection
 
 
 def simulate_data(
-    *,
-    policy: str,
-    data: str,
-    k: int,
-    temperature: float,
-    max_new_tokens: int,
-    limit: int | None,
-    split: str,
-    seed: int,
-    out: Path,
-    force: bool,
-    dtype: str,
-    reporter: Reporter,
+    sampler: PolicySampler, selection: PromptSelection, *, out: Path, force: bool, reporter: Reporter
 ) -> dict[str, Any]:
     """Writes native rows to ``out`` (.jsonl.gz). Prompts without two distinct responses are left out, and counted."""
     refuse_existing(out, force)
-    prompts = read_prompts(data, split=split, limit=limit, seed=seed)
-    groups = sample(
-        resolve(policy),
-        prompts,
-        ModelSection(dtype=dtype),  # type: ignore[arg-type]
-        reporter,
-        n=k,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        purpose="simulate",
+    prompts = read_prompts(selection)
+    groups = sample(sampler, prompts, seed=selection.seed, purpose="simulate", reporter=reporter)
+    texts = [[s.response for s in of_prompt if s.response.strip()] for of_prompt in groups]
+    usable = [
+        (prompt, responses) for (_, prompt), responses in zip(prompts, texts, strict=True) if len(set(responses)) > 1
+    ]
+    rows = simulate_preferences(
+        [prompt for prompt, _ in usable], [responses for _, responses in usable], ANNOTATORS, selection.seed
     )
-    texts = [[row["response"] for row in group if row["response"].strip()] for group in groups]
-    usable = [(prompt, found) for (_, prompt), found in zip(prompts, texts, strict=True) if len(set(found)) > 1]
-    rows = simulate_preferences([prompt for prompt, _ in usable], [found for _, found in usable], ANNOTATORS, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_native(rows, out)
     return {

@@ -1,31 +1,33 @@
 """One evaluation for every policy: the same held-out prompts, the same sampling, the same scores.
 
-Writes tables (``samples.parquet``, ``rewards.parquet``, ``judgements.parquet``); what they say, with intervals, is
-computed from them by ``evals/summary.py``.
+Writes ``samples.parquet``, ``rewards.parquet`` and ``judgements.parquet``. ``evals/summary.py`` computes
+``evaluation.json`` from these tables: what they say, with intervals.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, StoreError
 from toolkit.evals import summary
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.training_signals import TRAINING_SIGNALS
-from toolkit.files import read_json, read_table, write_json, write_table
+from toolkit.files import read_json, write_json, write_table
 from toolkit.judging import win_rates
 from toolkit.judging.judge import ask_judges, name_training_signals
 from toolkit.judging.llm import Usage
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, write_judgements
 from toolkit.judging.responses import PolicyResponses
-from toolkit.models.encoding import TextEncoder, Tree, text_encoder
+from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import ModelRef, resolve, training_record
@@ -35,11 +37,13 @@ from toolkit.preferences import splits
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow, readable
+from toolkit.preferences.samples import COLUMNS, Sample, by_policy, by_prompt, read_samples, write_samples
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import EvaluateSection
+from toolkit.recipe.schema import EvaluateSection, ModelSection
 from toolkit.stages.contexts import EvaluateContext
 
-Row = dict[str, Any]
+# What is known of a sample as soon as its policy has written it; the other columns come with the scores.
+SAMPLED_COLUMNS = COLUMNS[: COLUMNS.index("policy_logp") + 1]
 
 
 @dataclass(frozen=True)
@@ -55,302 +59,378 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all policies share."""
+class TrainedModels:
+    """What scores the responses: the reference of both arms, PPO's reward model, DPO's policy."""
+
+    sft: ModelRef
+    reward_model: ModelRef
+    dpo: ModelRef
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What all policies share: the held-out rows, and how responses are sampled and scored."""
 
     rows: list[PreferenceRow]
-    prompts: list[list[int]]
+    prompts: list[list[int]]  # the rows' prompts as token ids
     encoder: TextEncoder
     section: EvaluateSection
-    model: Any
+    model: ModelSection
     max_new_tokens: int
     max_response_tokens: int
     seed: int
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> torch.dtype:
         return DTYPES[self.model.dtype]
 
     def engine(self, model: Any) -> Engine:
-        return Engine(
-            model, int(self.encoder.tokenizer.pad_token_id), dtype=self.dtype, token_budget=self.section.token_budget
-        )
+        pad_id = int(self.encoder.tokenizer.pad_token_id)
+        return Engine(model.to(best_device()), pad_id, dtype=self.dtype, token_budget=self.section.token_budget)
 
 
 def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes the three tables and ``evaluation.json``: the run's ``results.json`` without recipe and cost."""
     section: EvaluateSection = context.evaluate
-    rows = from_parquet(inputs["data"] / "eval.parquet")
-    sft = resolve(str(inputs["sft"] / "model"))
-    encoder = text_encoder(load_tokenizer(sft), rows[0].prompt, sft.spec)
-    setting = Setting(
-        rows=rows,
-        prompts=[encoder.prompt(row.prompt) for row in rows],
-        encoder=encoder,
-        section=section,
-        model=context.model,
-        max_new_tokens=section.max_new_tokens or context.data.max_response_tokens,
-        max_response_tokens=context.data.max_response_tokens,
-        seed=context.seed,
-    )
-    warnings: list[str] = []
-    policies = find_policies(context, inputs, sft)
-    parts = out / "policies"
-    parts.mkdir(exist_ok=True)
-    for policy in policies:
-        path = parts / f"{policy.name}.parquet"
-        if not path.is_file():  # an interrupted evaluation keeps the policies that it has sampled
-            write_table(sample_policy(policy, setting, reporter), path)
-    samples = [row for policy in policies for row in read_table(parts / f"{policy.name}.parquet")]
+    models = TrainedModels(*(resolve(str(inputs[name] / "model")) for name in ("sft", "reward_model", "dpo")))
+    settings = evaluation_settings(context, inputs, models.sft)
+    has_gold, warnings = gold_is_known(settings.rows)
+    judges, renamed = choose_judges(section.judges, has_gold, models)
+    policies = find_policies(context, inputs, models.sft)
+    drawn = [sample for policy in policies for sample in samples_of(policy, settings, out / "policies", reporter)]
 
-    implicit_beta = training_record(resolve(str(inputs["dpo"] / "model")))["beta"]
-    scored = score_everything(samples, setting, inputs, sft, reporter)
-    rewards = heldout_rewards(setting, inputs, scored["heldout"], implicit_beta)
-    for row, reference, implicit, reward in zip(samples, *scored["samples"], strict=True):
-        tempered = row.pop("reference_logp_t")
-        if row["policy_logp"] is None:
-            row["policy_logp"] = tempered if row["kind"] == "sft" else implicit
-        row["kl_nats"] = row["policy_logp"] - tempered
-        row["implicit_reward"] = implicit_beta * (implicit - reference)
-        row["explicit_reward"] = reward
-    has_gold = all(row.gold is not None for row in rows)
-    if has_gold and not gold_agrees(rows):
-        has_gold = False
-        warnings.append("the data's gold rewards are not those of the shipped gold reward: gold is left out")
-    prompt_of = {row.prompt_id: row.prompt for row in rows}
-    for row in samples:
-        row["gold_reward"] = gold_rewards([prompt_of[row["prompt_id"]]], [row["response"]])[0] if has_gold else None
-    samples = [row for row in samples if row["sample_index"] < section.samples_per_prompt] + best_of_n(samples, section)
+    beta = training_record(models.dpo)["beta"]
+    scored = score_everything(drawn, settings, models, reporter)
+    rewards = held_out_rewards(settings.rows, scored, beta)
+    scored_samples = with_scores(drawn, settings.rows, scored, beta, has_gold)
+    samples = [sample for sample in scored_samples if sample.sample_index < section.samples_per_prompt]
+    samples += best_of_n(scored_samples, section)
 
-    chosen_judges = section.judges or (["gold"] if has_gold else list(TRAINING_SIGNALS))
-    names = [policy.name for policy in policies] + sorted(
-        {row["policy"] for row in samples if row["kind"] == "best_of_n"}
-    )
-    models = {name: resolve(str(inputs[name] / "model")).fingerprint for name in ("reward_model", "dpo", "sft")}
-    signals = {"rm": [models["reward_model"]], "implicit": [models["dpo"], models["sft"]]}
-    chosen_judges, renamed = name_training_signals(chosen_judges, signals)
-    warnings += renamed
-    if "gold" in chosen_judges and not has_gold:
-        raise RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
-    judgements, usage = judge_all(chosen_judges, samples, names, setting, reporter)
-    write_table(samples, out / "samples.parquet")
-    write_table(rewards, out / "rewards.parquet")
+    judgements, usages = judge_all(judges, samples, [policy.name for policy in policies], settings, reporter)
+    write_samples(samples, out / "samples.parquet")
+    write_table([asdict(reward) for reward in rewards], out / "rewards.parquet")
     write_judgements(judgements, out / "judgements.parquet")
     write_json(out / "data_report.json", read_json(inputs["data"] / "report.json"))
-    comparisons = [(p, pair.i, pair.j, pair.p, pair.weight) for p, row in enumerate(rows) for pair in splits.pairs(row)]
-    options: BootstrapOptions = {
+    bootstrap: BootstrapOptions = {
         "n_resamples": section.bootstrap,
         "confidence": section.confidence,
         "seed": context.seed,
     }
-    judged = win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **options)
+    judged = win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **bootstrap)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
     result = summary.summarise(
-        samples,
-        rewards,
+        [vars(sample) for sample in samples],
+        [vars(reward) for reward in rewards],
         judged["win_rates"],
-        comparisons,
+        [(p, pair.i, pair.j, pair.p, pair.weight) for p, row in enumerate(settings.rows) for pair in splits.pairs(row)],
         best_of_n=section.best_of_n,
-        options=options,
-        warnings=warnings,
+        options=bootstrap,
+        warnings=[*warnings, *renamed],
     )
-    result["judge_usage"] = [asdict(part) for part in usage]  # the pipeline adds it to the cost
+    result["judge_usage"] = [asdict(usage) for usage in usages]  # the pipeline adds it to the cost
     write_json(out / "evaluation.json", result)
     reporter.line(result["verdict"]["sentence"])
-    scored_tokens = 4 * sum(row["n_tokens"] for row in samples)
-    return {"tokens": scored_tokens + sum(row["n_tokens"] for row in samples), "n_samples": len(samples)}
+    n_tokens = sum(sample.n_tokens for sample in samples)
+    return {"tokens": 5 * n_tokens, "n_samples": len(samples)}  # each token was sampled once, and scored four times
+
+
+def evaluation_settings(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> EvaluationSettings:
+    rows = from_parquet(inputs["data"] / "eval.parquet")
+    encoder = text_encoder(load_tokenizer(sft), rows[0].prompt, sft.spec)
+    return EvaluationSettings(
+        rows=rows,
+        prompts=[encoder.prompt(row.prompt) for row in rows],
+        encoder=encoder,
+        section=context.evaluate,
+        model=context.model,
+        max_new_tokens=context.evaluate.max_new_tokens or context.data.max_response_tokens,
+        max_response_tokens=context.data.max_response_tokens,
+        seed=context.seed,
+    )
+
+
+def gold_is_known(rows: Sequence[PreferenceRow]) -> tuple[bool, list[str]]:
+    """Whether the gold reward of new samples can be computed, and a warning where it is not that of the data."""
+    if any(row.gold is None for row in rows):
+        return False, []
+    for row in rows[:20]:
+        assert row.gold is not None
+        computed = gold_rewards([row.prompt] * len(row.responses), row.responses)
+        if any(abs(a - b) > 1e-3 for a, b in zip(computed, row.gold, strict=True)):
+            return False, ["the data's gold rewards are not those of the shipped gold reward: gold is left out"]
+    return True, []
+
+
+def choose_judges(judges: Sequence[str], has_gold: bool, models: TrainedModels) -> tuple[list[str], list[str]]:
+    """The judges of a run, and warnings about those that are training signals by another name.
+
+    Raises RecipeError where ``gold`` shall judge and the data has none.
+    """
+    chosen = judges or (["gold"] if has_gold else list(TRAINING_SIGNALS))
+    if "gold" in chosen and not has_gold:
+        raise RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
+    implicit = [models.dpo.fingerprint, models.sft.fingerprint]
+    return name_training_signals(chosen, {"rm": [models.reward_model.fingerprint], "implicit": implicit})
 
 
 def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
     """base, sft, and both arms with their checkpoints in the order of training."""
     section: EvaluateSection = context.evaluate
     n = section.samples_per_prompt
-    found = []
+    policies = []
     if context.sft.enabled:
         base = resolve(context.model.name, context.model.revision)
-        found.append(Policy("base", "base", "base", 0, base, n))
-    found.append(Policy("sft", "sft", "sft", 0, sft, n + section.best_of_n))
+        policies.append(Policy("base", "base", "base", 0, base, n))
+    policies.append(Policy("sft", "sft", "sft", 0, sft, n + section.best_of_n))
     for arm, stage in (("rm_ppo", "ppo"), ("dpo", "dpo")):
-        final = resolve(str(inputs[stage] / "model"))
-        kept = sorted((inputs[stage] / "checkpoints").glob("step-*")) if section.checkpoints else []
-        for folder in sorted(kept, key=lambda path: int(path.name.split("-")[1])):
+        checkpoints = (inputs[stage] / "checkpoints").glob("step-*") if section.checkpoints else ()
+        for folder in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1])):
             ref = resolve(str(folder))
             step = training_record(ref)["step"]
-            found.append(Policy(f"{arm}@{step}", arm, "checkpoint", step, ref, n))
-        found.append(Policy(arm, arm, "final", training_record(final)["step"], final, n))
-    return found
+            policies.append(Policy(f"{arm}@{step}", arm, "checkpoint", step, ref, n))
+        final = resolve(str(inputs[stage] / "model"))
+        policies.append(Policy(arm, arm, "final", training_record(final)["step"], final, n))
+    return policies
 
 
-def sample_policy(policy: Policy, setting: Setting, reporter: Reporter) -> list[Row]:
+def samples_of(policy: Policy, settings: EvaluationSettings, folder: Path, reporter: Reporter) -> list[Sample]:
+    """The policy's samples, from ``folder`` where an interrupted evaluation has drawn them already."""
+    path = folder / f"{policy.name}.parquet"
+    if not path.is_file():
+        folder.mkdir(exist_ok=True)
+        write_samples(sample_policy(policy, settings, reporter), path, SAMPLED_COLUMNS)
+    return read_samples(path, SAMPLED_COLUMNS, error=StoreError, fix="remove it and run again")
+
+
+def sample_policy(policy: Policy, settings: EvaluationSettings, reporter: Reporter) -> list[Sample]:
     """Sample a policy on every held-out prompt, and score the samples under itself at the sampling temperature."""
-    section = setting.section
-    model = load_policy(policy.ref, setting.model).to(best_device())
-    with reporter.task(f"sample {policy.name}", len(setting.rows) * policy.n_samples) as task:
-        grouped = sample_responses(
-            model,
-            setting.encoder.tokenizer,
-            setting.prompts,
-            lambda i, k: (setting.seed, "evaluate", policy.name, setting.rows[i].prompt_id, k),
-            SamplingParams(setting.max_new_tokens, section.temperature, policy.n_samples, section.batch_size),
-            dtype=setting.dtype,
+    section = settings.section
+    engine = settings.engine(load_policy(policy.ref, settings.model))
+    with reporter.task(f"sample {policy.name}", len(settings.rows) * policy.n_samples) as task:
+        responses = sample_responses(
+            engine.model,
+            settings.encoder.tokenizer,
+            settings.prompts,
+            lambda i, k: (settings.seed, "evaluate", policy.name, settings.rows[i].prompt_id, k),
+            SamplingParams(settings.max_new_tokens, section.temperature, policy.n_samples, section.batch_size),
+            dtype=settings.dtype,
             advance=task.advance,
         )
-    trees = [Tree(ids, [s.ids for s in group]) for ids, group in zip(setting.prompts, grouped, strict=True)]
+    trees = [Tree(ids, [r.ids for r in group]) for ids, group in zip(settings.prompts, responses, strict=True)]
     # Everything is scored under SFT, the reference, and under the DPO policy later: once is enough.
-    later = policy.kind == "sft" or (policy.name == "dpo" and section.temperature == 1.0)
-    logps = None if later else setting.engine(model).logps(trees, temperature=section.temperature)
-    out = []
-    for i, (row, group) in enumerate(zip(setting.rows, grouped, strict=True)):
-        for k, sample in enumerate(group):
-            out.append(
-                {
-                    "prompt_id": row.prompt_id,
-                    "policy": policy.name,
-                    "arm": policy.arm,
-                    "kind": policy.kind,
-                    "step": policy.step,
-                    "sample_index": k,
-                    "prompt": readable(row.prompt),
-                    "response": setting.encoder.decode(sample.ids),
-                    "response_ids": sample.ids,
-                    "n_tokens": len(sample.ids),
-                    "truncated": sample.truncated,
-                    "policy_logp": float(logps[i][k].double().sum()) if logps is not None else None,
-                }
-            )
-    return out
+    scored_later = policy.kind == "sft" or (policy.name == "dpo" and section.temperature == 1.0)
+    logps = None if scored_later else engine.logps(trees, temperature=section.temperature)
+    return [
+        Sample(
+            prompt_id=row.prompt_id,
+            policy=policy.name,
+            arm=policy.arm,
+            kind=policy.kind,
+            step=policy.step,
+            sample_index=k,
+            prompt=readable(row.prompt),
+            response=settings.encoder.decode(response.ids),
+            response_ids=response.ids,
+            n_tokens=len(response.ids),
+            truncated=response.truncated,
+            policy_logp=float(logps[p][k].double().sum()) if logps is not None else None,
+        )
+        for p, (row, group) in enumerate(zip(settings.rows, responses, strict=True))
+        for k, response in enumerate(group)
+    ]
+
+
+# ---------------------------------------------------------------- scores
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one response: log-probabilities in nats under the reference and under DPO's policy, and the explicit reward.
+
+    ``tempered_reference_logp`` is the reference's at the sampling temperature.
+    """
+
+    reference_logp: float
+    tempered_reference_logp: float
+    dpo_logp: float
+    explicit_reward: float
+
+
+@dataclass(frozen=True)
+class ScoredPrompt:
+    """A held-out prompt: the data's responses as ids with their scores, and the scores of all policies' samples."""
+
+    encoded: Encoded
+    held_out: list[Scores]
+    samples: list[Scores]
+
+
+@dataclass(frozen=True)
+class HeldOutReward:
+    """A row of ``rewards.parquet``: one held-out response of the data, with the columns of ``duel rewards --rm``."""
+
+    prompt_id: str
+    response_index: int
+    response: str
+    n_tokens: int
+    policy_logp: float
+    reference_logp: float
+    implicit_reward: float
+    implicit_reward_mean: float
+    explicit_reward: float
+    gold_reward: float | None
+    truncated: bool
 
 
 def score_everything(
-    samples: list[Row], setting: Setting, inputs: dict[str, Path], sft: ModelRef, reporter: Reporter
-) -> dict[str, Any]:
-    """Reference log-probability, DPO log-probability and explicit reward of all samples and all held-out responses.
+    samples: Sequence[Sample], settings: EvaluationSettings, models: TrainedModels, reporter: Reporter
+) -> list[ScoredPrompt]:
+    """The scores of all held-out responses and all samples, by prompt; a prompt's samples keep their order.
 
-    One tree per prompt holds every policy's samples and the data's responses, so that a prompt is computed once.
+    One tree per prompt holds the data's responses and every policy's samples, so that a prompt is computed once.
     """
-    by_prompt: dict[str, list[int]] = {row.prompt_id: [] for row in setting.rows}
-    for index, row in enumerate(samples):
-        by_prompt[row["prompt_id"]].append(index)
-    held_out = [setting.encoder.encode(r.prompt, r.responses, setting.max_response_tokens) for r in setting.rows]
+    of_prompt = by_prompt(samples)
+    held_out = [settings.encoder.encode(r.prompt, r.responses, settings.max_response_tokens) for r in settings.rows]
     trees = [
-        Tree(ids, [*encoded.tree.response_ids, *(samples[i]["response_ids"] for i in by_prompt[row.prompt_id])])
-        for ids, row, encoded in zip(setting.prompts, setting.rows, held_out, strict=True)
+        Tree(ids, [*encoded.tree.response_ids, *(sample.response_ids for sample in of_prompt[row.prompt_id])])
+        for ids, row, encoded in zip(settings.prompts, settings.rows, held_out, strict=True)
     ]
+    passes = {"score under the reference": 1.0}
+    if settings.section.temperature != 1.0:
+        passes["score under the reference, at the sampling temperature"] = settings.section.temperature
+    reference = _sequence_logps(models.sft, passes, trees, settings, reporter)
+    [dpo] = _sequence_logps(models.dpo, {"implicit rewards": 1.0}, trees, settings, reporter)
+    explicit = _explicit_rewards(models.reward_model, trees, settings, reporter)
+    scored = []
+    for encoded, *columns in zip(held_out, reference[0], reference[-1], dpo, explicit, strict=True):
+        scores = [Scores(*of_response) for of_response in zip(*columns, strict=True)]
+        n = len(encoded.tree.response_ids)
+        scored.append(ScoredPrompt(encoded, scores[:n], scores[n:]))
+    return scored
 
-    n_responses = sum(len(tree.response_ids) for tree in trees)
 
-    def sums(model: Any, label: str, temperature: float) -> list[list[float]]:
-        with reporter.task(label, n_responses) as task:
-            logps = setting.engine(model).logps(trees, temperature=temperature, advance=task.advance)
-        return [[float(t.double().sum()) for t in responses] for responses in logps]
+def _sequence_logps(
+    ref: ModelRef,
+    passes: Mapping[str, float],
+    trees: Sequence[Tree],
+    settings: EvaluationSettings,
+    reporter: Reporter,
+) -> list[list[list[float]]]:
+    """For each pass (its label, and its temperature), for each tree: the log-probability of every response in nats."""
+    gc.collect()  # the model before this one: one at a time is in memory
+    engine = settings.engine(load_policy(ref, settings.model))
+    sums = []
+    for label, temperature in passes.items():
+        with reporter.task(label, sum(len(tree.response_ids) for tree in trees)) as task:
+            logps = engine.logps(trees, temperature=temperature, advance=task.advance)
+        sums.append([[float(t.double().sum()) for t in responses] for responses in logps])
+    return sums
 
-    columns: list[list[list[float]]] = []
-    reference_model = load_policy(sft, setting.model).to(best_device())
-    columns.append(sums(reference_model, "score under the reference", 1.0))
-    tempered = columns[0]
-    if setting.section.temperature != 1.0:
-        tempered = sums(
-            reference_model, "score under the reference, at the sampling temperature", setting.section.temperature
-        )
-    del reference_model
+
+def _explicit_rewards(
+    ref: ModelRef, trees: Sequence[Tree], settings: EvaluationSettings, reporter: Reporter
+) -> list[list[float]]:
     gc.collect()
-    dpo = load_policy(resolve(str(inputs["dpo"] / "model")), setting.model).to(best_device())
-    columns.append(sums(dpo, "implicit rewards", 1.0))
-    del dpo
-    gc.collect()
-    reward_ref = resolve(str(inputs["reward_model"] / "model"))
-    reward_model = load_reward_model(reward_ref, setting.model).to(best_device())
-    mean = reward_mean(reward_ref.path)
-    with reporter.task("explicit rewards", n_responses) as task:
-        scores = setting.engine(reward_model).scores(trees, advance=task.advance)
-    columns.append([[value - mean for value in values] for values in scores])
-
-    out: list[list[float]] = [[0.0] * len(samples) for _ in columns]
-    for prompt, row in enumerate(setting.rows):
-        first = len(row.responses)
-        for k, index in enumerate(by_prompt[row.prompt_id]):
-            for column, values in zip(out, columns, strict=True):
-                column[index] = values[prompt][first + k]
-            samples[index]["reference_logp_t"] = tempered[prompt][first + k]
-    heldout_columns = [
-        [values[prompt][: len(row.responses)] for prompt, row in enumerate(setting.rows)] for values in columns
-    ]
-    return {"samples": out, "heldout": (*heldout_columns, held_out)}
+    engine, mean = settings.engine(load_reward_model(ref, settings.model)), reward_mean(ref.path)
+    with reporter.task("explicit rewards", sum(len(tree.response_ids) for tree in trees)) as task:
+        scores = engine.scores(trees, advance=task.advance)
+    return [[value - mean for value in values] for values in scores]
 
 
-def heldout_rewards(setting: Setting, inputs: dict[str, Path], scored: tuple[Any, ...], beta: float) -> list[Row]:
-    """One row per held-out response of the data, as ``duel rewards --rm`` writes it."""
-    reference, policy, explicit, encoded = scored
-    out = []
-    for prompt, row in enumerate(setting.rows):
-        for k, text in enumerate(row.responses):
-            n_tokens = len(encoded[prompt].tree.response_ids[k])
-            implicit = beta * (policy[prompt][k] - reference[prompt][k])
-            out.append(
-                {
-                    "prompt_id": row.prompt_id,
-                    "response_index": k,
-                    "response": text,
-                    "n_tokens": n_tokens,
-                    "policy_logp": policy[prompt][k],
-                    "reference_logp": reference[prompt][k],
-                    "implicit_reward": implicit,
-                    "implicit_reward_mean": implicit / n_tokens,
-                    "explicit_reward": explicit[prompt][k],
-                    "gold_reward": row.gold[k] if row.gold is not None else None,
-                    "truncated": encoded[prompt].truncated[k],
-                }
+def held_out_rewards(rows: Sequence[PreferenceRow], scored: Sequence[ScoredPrompt], beta: float) -> list[HeldOutReward]:
+    rewards = []
+    for row, prompt in zip(rows, scored, strict=True):
+        for k, (response, scores) in enumerate(zip(row.responses, prompt.held_out, strict=True)):
+            n_tokens = len(prompt.encoded.tree.response_ids[k])
+            implicit = beta * (scores.dpo_logp - scores.reference_logp)
+            rewards.append(
+                HeldOutReward(
+                    prompt_id=row.prompt_id,
+                    response_index=k,
+                    response=response,
+                    n_tokens=n_tokens,
+                    policy_logp=scores.dpo_logp,
+                    reference_logp=scores.reference_logp,
+                    implicit_reward=implicit,
+                    implicit_reward_mean=implicit / n_tokens,
+                    explicit_reward=scores.explicit_reward,
+                    gold_reward=row.gold[k] if row.gold is not None else None,
+                    truncated=prompt.encoded.truncated[k],
+                )
             )
+    return rewards
+
+
+def with_scores(
+    samples: Sequence[Sample],
+    rows: Sequence[PreferenceRow],
+    scored: Sequence[ScoredPrompt],
+    beta: float,
+    has_gold: bool,
+) -> list[Sample]:
+    """The samples with their KL from the reference and their rewards."""
+    prompts = {row.prompt_id: row.prompt for row in rows}
+    remaining = {row.prompt_id: iter(prompt.samples) for row, prompt in zip(rows, scored, strict=True)}
+    out = []
+    for sample in samples:
+        scores = next(remaining[sample.prompt_id])
+        policy_logp = sample.policy_logp
+        if policy_logp is None:
+            policy_logp = scores.tempered_reference_logp if sample.kind == "sft" else scores.dpo_logp
+        gold = gold_rewards([prompts[sample.prompt_id]], [sample.response])[0] if has_gold else None
+        out.append(
+            replace(
+                sample,
+                policy_logp=policy_logp,
+                kl_nats=policy_logp - scores.tempered_reference_logp,
+                implicit_reward=beta * (scores.dpo_logp - scores.reference_logp),
+                explicit_reward=scores.explicit_reward,
+                gold_reward=gold,
+            )
+        )
     return out
 
 
-def gold_agrees(rows: Sequence[PreferenceRow]) -> bool:
-    """Whether the data's gold is the reward that we can compute for new samples."""
-    for row in rows[:20]:
-        assert row.gold is not None
-        ours = gold_rewards([row.prompt] * len(row.responses), row.responses)
-        if any(abs(a - b) > 1e-3 for a, b in zip(ours, row.gold, strict=True)):
-            return False
-    return True
-
-
-def best_of_n(samples: Sequence[Row], section: EvaluateSection) -> list[Row]:
+def best_of_n(samples: Sequence[Sample], section: EvaluateSection) -> list[Sample]:
     """The best of n further SFT samples by the explicit and by the implicit reward, as policies of their own.
 
     Their samples are not those of the ``sft`` policy, so that both are independent draws.
     """
     n, first = section.best_of_n, section.samples_per_prompt
-    pools: dict[str, list[Row]] = {}
-    for row in samples:
-        if row["policy"] == "sft" and row["sample_index"] >= first:
-            pools.setdefault(row["prompt_id"], []).append(row)
+    pools = by_prompt(sample for sample in samples if sample.policy == "sft" and sample.sample_index >= first)
     out = []
-    for name, column in ((f"best_of_{n}_rm", "explicit_reward"), (f"best_of_{n}_implicit", "implicit_reward")):
+    for name, reward in ((f"best_of_{n}_rm", "explicit_reward"), (f"best_of_{n}_implicit", "implicit_reward")):
         for pool in pools.values():
-            best = max(pool, key=lambda row: (row[column], -row["sample_index"]))
-            out.append({**best, "policy": name, "arm": name, "kind": "best_of_n", "sample_index": 0})
+            best = max(pool, key=lambda sample: (getattr(sample, reward), -sample.sample_index))
+            out.append(replace(best, policy=name, arm=name, kind="best_of_n", sample_index=0))
     return out
 
 
+# ---------------------------------------------------------------- judgements
+
+
 def judge_all(
-    specs: Sequence[str], samples: Sequence[Row], names: Sequence[str], setting: Setting, reporter: Reporter
+    judges: Sequence[str],
+    samples: Sequence[Sample],
+    policies: Sequence[str],
+    settings: EvaluationSettings,
+    reporter: Reporter,
 ) -> tuple[list[Judgement], list[Usage]]:
     """Every policy against SFT, and the arms against each other, by every judge; and what language models took."""
+    names = [*policies, *sorted({sample.policy for sample in samples} - set(policies))]
     pairs = [(name, "sft") for name in names if name != "sft"] + [("rm_ppo", "dpo")]
-    prompt_ids = [row.prompt_id for row in setting.rows]
-    table: dict[tuple[str, str], list[Row]] = {}
-    for row in samples:
-        table.setdefault((row["policy"], row["prompt_id"]), []).append(row)
+    prompt_ids = [row.prompt_id for row in settings.rows]
+    of_policy = {name: by_prompt(of_name) for name, of_name in by_policy(samples).items()}
 
     def column(field: str) -> dict[str, list[list[Any]]]:
-        return {name: [[row[field] for row in table[name, key]] for key in prompt_ids] for name in names}
+        return {name: [[getattr(s, field) for s in of_policy[name][key]] for key in prompt_ids] for name in names}
 
-    responses = PolicyResponses(prompt_ids, [row.prompt for row in setting.rows], column("response"))
+    responses = PolicyResponses(prompt_ids, [row.prompt for row in settings.rows], column("response"))
     options = JudgeOptions(
-        setting.model,
-        setting.section.judge,
-        max_response_tokens=max(setting.max_response_tokens, setting.max_new_tokens),
-        token_budget=setting.section.token_budget,
+        settings.model,
+        settings.section.judge,
+        max_response_tokens=max(settings.max_response_tokens, settings.max_new_tokens),
+        token_budget=settings.section.token_budget,
     )
     known = {"gold": column("gold_reward"), "rm": column("explicit_reward"), "implicit": column("implicit_reward")}
-    return ask_judges(specs, pairs, responses, options, reporter, known_scores=known)
+    return ask_judges(judges, pairs, responses, options, reporter, known_scores=known)

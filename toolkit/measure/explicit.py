@@ -1,0 +1,95 @@
+"""``duel score``: explicit rewards of preference data, one Parquet row per response."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.files import refuse_existing, write_table
+from toolkit.measure.options import ScoringOptions
+from toolkit.measure.passes import StoredPass
+from toolkit.measure.reading import DATA, EncodedRow, Reading, ReadingOptions, read
+from toolkit.measure.summary import summarise_rewards
+from toolkit.models.encoding import TextEncoder, Tree, text_encoder
+from toolkit.models.resolve import resolve
+from toolkit.models.save import reward_mean
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.progress import Reporter
+
+
+def explicit_rewards(
+    rm: str,
+    data: str,
+    reading_options: ReadingOptions,
+    scoring: ScoringOptions,
+    *,
+    out: Path,
+    force: bool = False,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Write the reward model's score of every response to ``out`` and return the summary. Interrupted, it continues.
+
+    Raises StoreError where ``out`` exists, ModelError for a model that is no reward model or gives no finite scores.
+    """
+    started = time.monotonic()
+    refuse_existing(out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    reading = read(data, load_tokenizer(resolve(rm)), rm, reading_options)
+    work = out.with_name(f".{out.name}.partial")
+    scores = score_reading(rm, reading, reading_options.max_response_tokens, scoring, work, reporter)
+    summary = summarise_rewards(reading, scores, started) | {"out": str(out)}
+    write_table(
+        [record for row, values in zip(reading.rows, scores, strict=True) for record in _records(row, values)], out
+    )
+    shutil.rmtree(work, ignore_errors=True)
+    return summary
+
+
+def _records(row: EncodedRow, scores: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The table's rows of one prompt; ``label`` is there for a pair with a winner."""
+    return [
+        {
+            "prompt_id": row.row.prompt_id,
+            "response_index": k,
+            "n_tokens": len(ids),
+            "explicit_reward": float(scores[k]),
+            "truncated": row.encoded.truncated[k],
+        }
+        | ({"label": row.labels[k]} if row.labels is not None else {})
+        for k, ids in enumerate(row.encoded.tree.response_ids)
+    ]
+
+
+def score_reading(
+    rm: str, reading: Reading, max_response_tokens: int, scoring: ScoringOptions, work: Path, reporter: Reporter
+) -> list[NDArray[np.float64]]:
+    """[K] rewards of each row's responses, under a reward model with its own tokenizer and chat template."""
+    ref = resolve(rm)
+    tokenizer = load_tokenizer(ref)
+    encoder = text_encoder(tokenizer, reading.rows[0].row.prompt, rm)
+    trees = [
+        encoder.encode(row.row.prompt, row.row.responses, max_response_tokens).tree
+        if row.origin == DATA
+        else _as_sampled(encoder, row)
+        for row in reading.rows
+    ]
+    blocks = list(StoredPass(ref, "reward model", trees, tokenizer, work, scoring).scores(reporter))
+    mean = reward_mean(ref.path)
+    return [np.array([float(value[0]) - mean for value in of_row]) for block in blocks for of_row in block]
+
+
+def _as_sampled(encoder: TextEncoder, row: EncodedRow) -> Tree:
+    """The ids that were sampled, where the reward model's tokenizer reads them as the same text.
+
+    Otherwise the text in its own ids.
+    """
+    tree = row.encoded.tree
+    texts = [encoder.decode(ids) for ids in tree.response_ids]
+    if tree.prompt_ids == encoder.prompt(row.row.prompt) and texts == row.row.responses:
+        return tree
+    return encoder.encode_samples(row.row.prompt, row.row.responses, row.encoded.truncated)

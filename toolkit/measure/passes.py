@@ -1,0 +1,70 @@
+"""A model's forward passes over all responses, stored on disk in blocks: nothing is computed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.engine import cache
+from toolkit.engine.engine import Engine
+from toolkit.measure.options import ScoringOptions
+from toolkit.models.encoding import Tree
+from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.load import attention, load_policy, load_reward_model
+from toolkit.models.resolve import ModelRef
+from toolkit.models.tokenizer import check_vocabulary
+from toolkit.progress import Reporter
+from toolkit.recipe.schema import ModelSection
+
+
+@dataclass
+class StoredPass:
+    """One model over ``trees``, its results in ``folder``. ``n_computed`` counts the responses that were not there.
+
+    The model is loaded where a block is missing, and not before. ``label`` names the pass on its progress bar.
+    """
+
+    ref: ModelRef
+    label: str
+    trees: Sequence[Tree]
+    tokenizer: Any
+    folder: Path
+    options: ScoringOptions
+    n_computed: int = 0
+
+    def logps(self, reporter: Reporter) -> Iterator[list[cache.Values]]:
+        """For each block, for each of its trees, for each response: [n_tokens] fp32 log-probabilities."""
+        return self._blocks(load_policy, cache.ResponseCache.logps, reporter)
+
+    def scores(self, reporter: Reporter) -> Iterator[list[cache.Values]]:
+        """The same for the scores of a reward model: [1] for each response."""
+        return self._blocks(load_reward_model, cache.ResponseCache.scores, reporter)
+
+    def _blocks(
+        self,
+        load: Callable[[ModelRef, ModelSection], Any],
+        compute: Callable[..., Iterator[list[cache.Values]]],
+        reporter: Reporter,
+    ) -> Iterator[list[cache.Values]]:
+        section = self.options.model
+
+        def engine() -> Engine:
+            model = load(self.ref, section)
+            check_vocabulary(model.get_input_embeddings().weight.shape[0], self.tokenizer, self.ref.spec)
+            pad_id, dtype = int(self.tokenizer.pad_token_id), DTYPES[section.dtype]
+            return Engine(model.to(best_device()), pad_id, dtype=dtype, token_budget=self.options.batch_tokens)
+
+        key = cache.identity(self.ref, dtype=section.dtype, attention=attention(section))
+        results = cache.ResponseCache(self.folder, key, engine)
+        with reporter.task(self.label, sum(len(tree.response_ids) for tree in self.trees)) as task:
+
+            def advance(n: int) -> None:
+                self.n_computed += n
+                task.advance(n)
+
+            def skip(n: int) -> None:
+                task.resume_at(task.done + n)
+
+            yield from compute(results, self.trees, advance=advance, skip=skip)

@@ -1,0 +1,110 @@
+"""What the rewards of a reading say: counts, accuracy, and the check of an implicit against an explicit reward."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import ModelError
+from toolkit.evals.agreement import compare_on_samples, compare_rewards
+from toolkit.evals.rm_quality import calibration, rm_quality
+from toolkit.evals.slices import agreement_by_slice, disagreements
+from toolkit.files import write_text
+from toolkit.measure.reading import Reading
+from toolkit.preferences.rows import readable
+
+Rewards = Sequence[NDArray[np.float64]]  # by row: [K], one reward for each response
+
+
+def summarise_rewards(reading: Reading, rewards: Rewards, started: float) -> dict[str, Any]:
+    """Counts, speed, and the quality of ``rewards`` on the data's comparisons.
+
+    ``started`` is when the command began, on the monotonic clock. Raises ModelError for rewards that are not finite.
+    """
+    comparisons, n = reading.comparisons, reading.n_data
+    n_responses = sum(len(values) for values in rewards)
+    seconds = time.monotonic() - started
+    summary: dict[str, Any] = {
+        "n_prompts": n,
+        "n_responses": n_responses,
+        "n_comparisons": len(comparisons),
+        **reading.counts,
+        "accuracy": None,
+        "accuracy_ci": None,
+    }
+    if comparisons:
+        quality = rm_quality(comparisons, rewards[:n], lengths=[row.lengths for row in reading.rows[:n]])
+        accuracy: Any = quality["accuracy"]
+        summary |= {"accuracy": accuracy["value"], "accuracy_ci": [accuracy["ci_low"], accuracy["ci_high"]]}
+        summary["quality"] = quality
+    not_finite = sum(not math.isfinite(value) for values in rewards[:n] for value in values)
+    if not_finite:
+        raise ModelError(f"{not_finite} rewards are not finite", where="policy, reference or reward model")
+    return summary | {"seconds": round(seconds, 3), "responses_per_second": round(n_responses / seconds, 3)}
+
+
+def check_against_explicit(reading: Reading, explicit: Rewards, implicit: Rewards, out: Path) -> dict[str, Any]:
+    """The check of the implicit against the explicit rewards, on the data and on each origin of samples.
+
+    The pairs on which both disagree go to ``OUT.disagreements.jsonl``, the clearest first.
+    """
+    n = reading.n_data
+    samples = {
+        origin: _on_samples(reading, explicit, implicit, origin)
+        for origin in dict.fromkeys(row.origin for row in reading.rows[n:])
+    }
+    prompt_ids, comparisons = [row.row.prompt_id for row in reading.rows[:n]], reading.comparisons
+    explicit, implicit = explicit[:n], implicit[:n]
+    check: dict[str, Any] = dict(compare_rewards(prompt_ids, comparisons, explicit, implicit))
+    if samples:
+        check["samples"] = samples
+    if comparisons:
+        check["calibration"] = {
+            "explicit": calibration(comparisons, explicit, prompt_ids=prompt_ids),
+            "implicit": calibration(comparisons, implicit, prompt_ids=prompt_ids),
+        }
+        lengths = [row.lengths for row in reading.rows[:n]]
+        check["splits"] = agreement_by_slice(prompt_ids, comparisons, explicit, implicit, lengths)
+    records = _disagreements(reading, explicit, implicit)
+    path = out.with_suffix(".disagreements.jsonl")
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return {"implicit_vs_explicit": check, "n_disagreements": len(records), "disagreements": str(path)}
+
+
+def _on_samples(reading: Reading, explicit: Rewards, implicit: Rewards, origin: str) -> dict[str, Any]:
+    at = [p for p, row in enumerate(reading.rows) if row.origin == origin]
+    return compare_on_samples(
+        [reading.rows[p].row.prompt_id for p in at],
+        [explicit[p] for p in at],
+        [implicit[p] for p in at],
+        [reading.rows[p].row.gold for p in at],
+    )
+
+
+def _disagreements(reading: Reading, explicit: Rewards, implicit: Rewards) -> list[dict[str, Any]]:
+    comparisons = reading.comparisons
+    records = []
+    for index, explicit_margin, implicit_margin in disagreements(comparisons, explicit, implicit):
+        p, i, j, prefers_i, _ = comparisons[index]
+        row, lengths = reading.rows[p].row, reading.rows[p].lengths
+        records.append(
+            {
+                "prompt_id": row.prompt_id,
+                "prompt": readable(row.prompt),
+                "response_a": row.responses[i],
+                "response_b": row.responses[j],
+                "label_prefers_a": prefers_i,
+                "explicit_margin": explicit_margin,
+                "implicit_margin": implicit_margin,
+                "n_tokens_a": int(lengths[i]),
+                "n_tokens_b": int(lengths[j]),
+            }
+        )
+    return records
