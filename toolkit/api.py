@@ -49,8 +49,8 @@ def run(
         DuelError: an input that the user can correct.
     """
     from toolkit.files import read_json
-    from toolkit.recipe.checks import load_recipe
-    from toolkit.recipe.files import one_line
+    from toolkit.recipe.files import load_recipe
+    from toolkit.recipe.yaml_values import one_line
     from toolkit.runs import pipeline
 
     sets = [f"{name}={one_line(value)}" for name, value in (settings or {}).items()]

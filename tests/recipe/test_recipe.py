@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from toolkit.errors import RecipeError
-from toolkit.recipe.checks import arm_differences, check, load_recipe, resolved_yaml
-from toolkit.recipe.files import copy_recipe, one_line, shipped_recipes
-from toolkit.recipe.schema import DpoSection, Lora, Recipe, flat, json_schema
+from toolkit.recipe.checks import arm_differences, check
+from toolkit.recipe.files import copy_recipe, load_recipe, resolved_yaml, shipped_recipes
+from toolkit.recipe.reference import json_schema
+from toolkit.recipe.schema import DpoSection, Lora, Recipe, flat
+from toolkit.recipe.yaml_values import one_line
 
 
 @pytest.fixture
@@ -434,11 +436,11 @@ def test_resolved_yaml_loads_back_as_the_same_recipe(tmp_path, sets):
     )
 )
 def test_one_line_reads_back(value):
-    from toolkit.recipe.files import _Loader
+    from toolkit.recipe.yaml_values import YamlLoader
 
     text = one_line(value)
     assert "\n" not in text
-    loader = _Loader(f"key: {text}  # comment")
+    loader = YamlLoader(f"key: {text}  # comment")
     assert loader.get_single_data() == {"key": value}
 
 
@@ -465,7 +467,7 @@ def test_recipes_are_frozen():
 
 def test_importing_recipes_is_light():
     code = (
-        "import sys; from toolkit.recipe.checks import load_recipe; load_recipe('smoke');"
+        "import sys; from toolkit.recipe.files import load_recipe; load_recipe('smoke');"
         "print(sorted({'torch', 'transformers', 'numpy', 'datasets', 'peft'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from toolkit.recipe.checks import check, load_recipe, resolved_yaml
-from toolkit.recipe.files import shipped_recipes
+from toolkit.recipe.checks import check
+from toolkit.recipe.files import load_recipe, resolved_yaml, shipped_recipes
 
 pytestmark = pytest.mark.e2e
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from toolkit.models.resolve import resolve
 from toolkit.preferences.rows import Comparison, PreferenceRow
-from toolkit.recipe.checks import load_recipe
+from toolkit.recipe.files import load_recipe
 from toolkit.runs.dry_run import describe, memory_estimate, model_config, render, training_steps
 from toolkit.runs.plan import STAGE_NAMES
 

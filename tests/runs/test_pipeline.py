@@ -14,7 +14,7 @@ import pytest
 from toolkit.errors import DataError, RecipeError, StoreError
 from toolkit.files import read_json, write_json, write_table
 from toolkit.progress import METRICS_FILE, Reporter
-from toolkit.recipe.checks import load_recipe
+from toolkit.recipe.files import load_recipe
 from toolkit.runs import pipeline
 from toolkit.runs.facts import PACKAGES, machine, peak_memory, versions
 from toolkit.runs.pipeline import RunOptions, cost, run

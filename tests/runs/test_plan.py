@@ -10,7 +10,7 @@ import pytest
 
 from toolkit.errors import RecipeError, StoreError
 from toolkit.files import write_json
-from toolkit.recipe.checks import load_recipe
+from toolkit.recipe.files import load_recipe
 from toolkit.recipe.schema import flat
 from toolkit.runs.plan import (
     STAGE_NAMES,

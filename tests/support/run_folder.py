@@ -14,7 +14,7 @@ from toolkit.evals.summary import summarise
 from toolkit.files import read_json, write_json, write_table, write_text
 from toolkit.judging import records, scorers, win_rates
 from toolkit.judging.responses import PolicyResponses
-from toolkit.recipe.checks import LoadedRecipe, load_recipe, resolved_yaml
+from toolkit.recipe.files import LoadedRecipe, load_recipe, resolved_yaml
 from toolkit.runs.pipeline import new_manifest, publish
 from toolkit.runs.store import STAGE_FILE, RunFolder
 

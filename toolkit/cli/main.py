@@ -151,7 +151,7 @@ def run(
     What follows -- goes to `accelerate launch` for the sft, reward_model and dpo stages.
     """
     from toolkit.files import read_json
-    from toolkit.recipe.checks import load_recipe
+    from toolkit.recipe.files import load_recipe
     from toolkit.runs import pipeline
 
     loaded = load_recipe(recipe, sets)
@@ -192,7 +192,8 @@ def run(
 @JSON
 def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
     """Check RECIPE without data, model or network."""
-    from toolkit.recipe.checks import arm_differences, load_recipe
+    from toolkit.recipe.checks import arm_differences
+    from toolkit.recipe.files import load_recipe
     from toolkit.recipe.schema import flat
 
     loaded = load_recipe(recipe, sets)
@@ -210,8 +211,7 @@ def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
 @click.option("--markdown", "as_markdown", is_flag=True, help="The recipe reference, for people.")
 def schema(as_markdown: bool) -> None:
     """Print the JSON schema of a recipe file, for editors; or what every setting takes, for people."""
-    from toolkit.recipe.reference import markdown
-    from toolkit.recipe.schema import json_schema
+    from toolkit.recipe.reference import json_schema, markdown
 
     print(markdown(), end="") if as_markdown else emit(json_schema())
 
@@ -245,7 +245,7 @@ def recipes_list(as_json: bool) -> None:
 @click.argument("name", shell_complete=complete_recipes)
 def recipes_show(name: str) -> None:
     """Print a recipe as it ships, with its comments."""
-    from toolkit.recipe.checks import load_recipe
+    from toolkit.recipe.files import load_recipe
 
     path = load_recipe(name).path
     if path is not None:
@@ -290,7 +290,7 @@ def sweep(
 ) -> None:
     """Frontiers: many paired runs that share every stage that is equal."""
     from toolkit.cli.tables import sweep_table
-    from toolkit.recipe.checks import load_recipe
+    from toolkit.recipe.files import load_recipe
     from toolkit.runs.sweep import Sweep, run_sweep
 
     out = out or Path("runs") / f"{load_recipe(recipe, sets).recipe.name}-sweep"

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from transformers import TrainingArguments
 
 from toolkit.errors import RecipeError
-from toolkit.recipe.files import allowed
 from toolkit.recipe.ppo_conflicts import ppo_conflicts
+from toolkit.recipe.problems import allowed
 from toolkit.recipe.schema import PpoSection
 
 

@@ -1,16 +1,18 @@
-"""Every setting of a recipe with what it takes, its default and its meaning, from the schema itself."""
+"""Every setting of a recipe from the schema itself: with what it takes and means for people, as JSON for editors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from toolkit.recipe.files import allowed, one_line, sections_of
+from toolkit.recipe.problems import allowed, sections_of
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.yaml_values import SHORTHAND, one_line
 
 
 @dataclass(frozen=True)
-class Setting:
-    """``name`` is dotted, as ``--set`` takes it; ``default`` is as YAML writes it, empty where one must be given."""
+class SettingReference:
+    """``name`` is dotted, as ``--set`` takes it. ``default`` is as YAML writes it, empty where one must be given."""
 
     name: str
     allowed: str
@@ -18,18 +20,19 @@ class Setting:
     meaning: str
 
 
-def reference() -> list[Setting]:
+def reference() -> list[SettingReference]:
     """All settings in the order of a recipe."""
-    out = []
-    for above, section in sections_of(Recipe):
+    sections = dict(sections_of(Recipe))
+    rows = []
+    for above, section in sections.items():
         schemas = section.model_json_schema()["properties"]
         for name, field in section.model_fields.items():
-            dotted = ".".join((*above, name))
-            if dotted in {".".join(path) for path, _ in sections_of(Recipe)}:
+            if (*above, name) in sections:
                 continue
             default = "" if field.is_required() else one_line(field.get_default(call_default_factory=True))
-            out.append(Setting(dotted, allowed(schemas[name]), default, field.description or ""))
-    return out
+            dotted = ".".join((*above, name))
+            rows.append(SettingReference(dotted, allowed(schemas[name]), default, field.description or ""))
+    return rows
 
 
 def markdown() -> str:
@@ -42,11 +45,16 @@ def markdown() -> str:
             opened = section
             lines += ["", f"## {section or 'Top level'}", "", "| setting | takes | default | meaning |"]
             lines += ["|---|---|---|---|"]
-        cells = (
-            f"`{setting.name}`",
-            setting.allowed,
-            f"`{setting.default}`" if setting.default else "",
-            setting.meaning,
-        )
+        default = f"`{setting.default}`" if setting.default else ""
+        cells = (f"`{setting.name}`", setting.allowed, default, setting.meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, for editors; the short forms ``model: tiny`` and ``data: FILE`` included."""
+    schema = Recipe.model_json_schema()
+    for section, key in SHORTHAND.items():
+        short = {"type": "string", "description": f"Short for {section}.{key}."}
+        schema["properties"][section] = {"anyOf": [schema["properties"][section], short]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

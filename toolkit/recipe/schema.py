@@ -1,13 +1,13 @@
-"""The recipe: everything a user decides about one paired run, as pydantic models.
+"""The recipe: everything that a user decides about one paired run, as pydantic models.
 
-Precedence is default < file < ``--set``. :func:`load_recipe` remembers where each value came from.
-Field names follow TRL and transformers where the meaning is the same.
+A value is the default, unless the file has one, unless ``--set`` has one. Field names follow TRL and transformers where
+the meaning is the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -21,10 +21,7 @@ from pydantic import (
     field_validator,
 )
 
-from toolkit.recipe.files import (
-    SHORTHAND,
-    Keys,
-)
+from toolkit.recipe.yaml_values import Keys
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -45,98 +42,121 @@ class Section(BaseModel):
 
 
 class Lora(Section):
-    """Low-rank adapters (Hu et al. 2021), shared by SFT, RM, PPO and DPO."""
+    """Low-rank adapters (Hu et al. 2021): the same for SFT, reward model, PPO and DPO."""
 
     r: PositiveInt = Field(16, description="Rank of the adapters.")
-    alpha: PositiveFloat = Field(32, description="Scale: the update is multiplied by alpha / r.")
-    target_modules: str | list[str] = Field("all-linear", description="Which layers get an adapter (peft's names).")
+    alpha: PositiveFloat = Field(32, description="Scale of the adapters: their update is multiplied by alpha / r.")
+    target_modules: str | list[str] = Field("all-linear", description="Layers that get an adapter, by peft's names.")
 
 
 class ModelSection(Section):
-    name: str = Field("smollm2-135m", description="tiny, smollm2-135m, a hub id, a local folder, or gguf:FILE.")
-    revision: str | None = Field(None, description="Git revision, for hub ids.")
+    name: str = Field(
+        "smollm2-135m", description="Model to start from: tiny, smollm2-135m, a hub id, a local folder, or gguf:FILE."
+    )
+    revision: str | None = Field(None, description="Git revision of a model on the hub.")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Precision of the forward passes.")
-    lora: Lora | None = Field(default_factory=Lora, description="null trains all weights.")
-    chat_template: str | None = Field(None, description="A Jinja file that replaces the tokenizer's template.")
+    lora: Lora | None = Field(default_factory=Lora, description="Adapters to train; null trains all weights.")
+    chat_template: str | None = Field(None, description="Jinja file that replaces the tokenizer's chat template.")
     attn_implementation: str | None = Field(
         None,
-        description="sdpa, eager or grouped: all take a tree batch's mask. null takes grouped, which sees no padding, "
-        "on a CPU, and sdpa elsewhere; grouped keeps heads x tokens^2 of a row in training: sdpa for long rows.",
+        description="Attention kernel: sdpa, eager or grouped. null takes grouped on a CPU, where it skips padding, and "
+        "sdpa elsewhere. Training with grouped keeps heads x tokens^2 numbers of a row in memory: take sdpa for long rows.",
     )
 
 
 class DataSection(Section):
-    source: str = Field("reviews", description="A shipped name, a .jsonl(.gz)/.json/.csv/.parquet file, or a hub id.")
+    source: str = Field(
+        "reviews", description="Preference data: a shipped name, a .jsonl(.gz)/.json/.csv/.parquet file, or a hub id."
+    )
     config: str | None = Field(
-        None, description="Configuration of a hub data set, or a folder of it (data_dir); a file ignores it."
+        None, description="Configuration of a hub data set, or a folder in it (data_dir). A file ignores it."
     )
-    split: str = Field("train", description="Split of a hub data set; a file ignores it.")
-    revision: str | None = Field(None, description="Git revision of a hub data set; a file ignores it.")
-    eval_source: str | None = Field(None, description="Held-out data; without it a share of the prompts is held out.")
+    split: str = Field("train", description="Split of a hub data set. A file ignores it.")
+    revision: str | None = Field(None, description="Git revision of a hub data set. A file ignores it.")
+    eval_source: str | None = Field(
+        None, description="Held-out data from another source; null takes eval_split, or holds out eval_fraction."
+    )
     eval_split: str | None = Field(
-        None, description="Held-out split of a hub data set. A file has no splits: eval_fraction holds."
+        None, description="Held-out split of a hub data set. For a file, which has no splits, eval_fraction counts."
     )
-    eval_fraction: Fraction = Field(0.1, description="Share of the prompts that is held out, by hash of the prompt.")
-    columns: dict[str, str] = Field(default_factory=dict, description="Our column name -> the data's column name.")
+    eval_fraction: Fraction = Field(
+        0.1, description="Share of the prompts to hold out, chosen by a hash of the prompt."
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Name of a known column -> name of that column in the data."
+    )
     conversational: bool | None = Field(
-        None, description="Read transcripts as chat messages; null decides by the data."
+        None, description="Whether to read transcripts as chat messages; null decides by the data."
     )
-    annotators: list[str] | None = Field(None, description="Use these annotators' comparisons only.")
-    train_prompts: PositiveInt | None = Field(None, description="At most so many training prompts.")
-    eval_prompts: PositiveInt | None = Field(None, description="At most so many held-out prompts.")
-    max_responses: Annotated[int, Field(ge=2)] | None = Field(None, description="At most so many responses per prompt.")
-    max_prompt_tokens: PositiveInt = Field(512, description="A longer prompt's row is left out, and counted.")
+    annotators: list[str] | None = Field(
+        None, description="Use the comparisons of these annotators only; null uses all."
+    )
+    train_prompts: PositiveInt | None = Field(None, description="Largest number of training prompts; null takes all.")
+    eval_prompts: PositiveInt | None = Field(None, description="Largest number of held-out prompts; null takes all.")
+    max_responses: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Largest number of responses to a prompt; null takes all."
+    )
+    max_prompt_tokens: PositiveInt = Field(512, description="Rows with a longer prompt are left out, and counted.")
     max_response_tokens: PositiveInt = Field(
-        256, description="Longer responses are cut, and counted; also the sampling length."
+        256, description="Longer responses are cut, and counted. Policies sample up to this length, too."
     )
 
 
 class Training(Section):
     """What every training stage has. Names follow transformers.TrainingArguments."""
 
-    learning_rate: PositiveFloat = Field(1e-4, description="Of AdamW, at its peak.")
+    learning_rate: PositiveFloat = Field(1e-4, description="Learning rate of AdamW at its peak.")
     num_train_epochs: PositiveFloat = Field(1.0, description="Passes over the training prompts.")
-    max_steps: int = Field(-1, description="If positive, overrides num_train_epochs.")
-    per_device_train_batch_size: PositiveInt = Field(8, description="Prompts per step (PPO: responses per rollout).")
-    gradient_accumulation_steps: PositiveInt = Field(1, description="Batches behind one step.")
+    max_steps: int = Field(
+        -1, description="Number of optimiser steps, if positive; otherwise num_train_epochs decides."
+    )
+    per_device_train_batch_size: PositiveInt = Field(8, description="Prompts in a batch, for each process.")
+    gradient_accumulation_steps: PositiveInt = Field(
+        1, description="Batches whose gradients are added up for one optimiser step."
+    )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "linear", description="How the rate falls."
+        "linear", description="How the learning rate changes after the warm-up."
     )
-    warmup_ratio: Fraction = Field(0.05, description="Share of the steps in which the rate rises.")
-    weight_decay: NonNegativeFloat = Field(0.0, description="Of AdamW.")
-    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are clipped to this norm.")
-    adam_epsilon: PositiveFloat = Field(1e-8, description="Of AdamW.")
+    warmup_ratio: Fraction = Field(0.05, description="Share of the steps in which the learning rate rises to its peak.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Weight decay of AdamW.")
+    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients with a larger norm are scaled down to this norm.")
+    adam_epsilon: PositiveFloat = Field(1e-8, description="Epsilon of AdamW.")
     gradient_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass: less memory, more time."
+        False, description="Compute activations a second time in the backward pass: less memory, more time."
     )
-    logging_steps: PositiveInt = Field(5, description="Steps between two entries of the log.")
+    logging_steps: PositiveInt = Field(5, description="Optimiser steps between two entries of the log.")
 
 
 class SftSection(Training):
-    enabled: bool = Field(True, description="false starts both arms from the model as it is.")
-    train_on: Literal["preferred", "all"] = Field(
-        "preferred", description="The most preferred response of a prompt, or all."
+    enabled: bool = Field(
+        True, description="Fine-tune the model first; false starts both arms from the model as it is."
     )
-    learning_rate: PositiveFloat = Field(2e-4, description="Of AdamW, at its peak.")
+    train_on: Literal["preferred", "all"] = Field(
+        "preferred", description="Responses to imitate: the most preferred one of each prompt, or all."
+    )
+    learning_rate: PositiveFloat = Field(2e-4, description="Learning rate of AdamW at its peak.")
 
 
 class RewardModelSection(Training):
     trainer: Literal["engine", "trl"] = Field(
-        "engine", description="engine: all comparisons of a prompt at once. trl: TRL's RewardTrainer, on pairs."
+        "engine",
+        description="engine computes all comparisons of a prompt at once; trl is TRL's RewardTrainer, on pairs.",
     )
-    center: bool = Field(True, description="Shift the score so that SFT samples of training prompts average 0.")
-    center_rewards_coefficient: NonNegativeFloat = Field(0.0, description="Auxiliary loss on (r_i + r_j)^2.")
+    center: bool = Field(True, description="Shift the scores so that SFT samples for training prompts have mean 0.")
+    center_rewards_coefficient: NonNegativeFloat = Field(
+        0.0, description="Weight of an auxiliary loss (r_i + r_j)^2, which keeps scores near 0."
+    )
 
 
 class Arm(Training):
-    """What the two arms share by construction: schedule, clipping, checkpoints."""
+    """What both arms have by construction: schedule, clipping, checkpoints."""
 
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "linear", description="How the rate falls."
+        "linear", description="How the learning rate changes after the warm-up."
     )
-    warmup_ratio: Fraction = Field(0.1, description="Share of the steps in which the rate rises.")
+    warmup_ratio: Fraction = Field(0.1, description="Share of the steps in which the learning rate rises to its peak.")
     num_checkpoints: PositiveInt = Field(
-        3, description="Checkpoints along training that are evaluated, the last included."
+        3, description="Number of policies along training that are evaluated, the last one included."
     )
     kl_milestones: list[PositiveFloat] | None = Field(
         None,
@@ -226,11 +246,12 @@ class PpoSection(Arm):
 
 
 class DpoSection(Arm):
-    learning_rate: PositiveFloat = Field(1e-4, description="Of AdamW, at its peak.")
+    learning_rate: PositiveFloat = Field(1e-4, description="Learning rate of AdamW at its peak.")
     trainer: Literal["engine", "trl"] = Field(
-        "engine", description="engine: all comparisons of a prompt at once. trl: TRL's DPOTrainer, on pairs."
+        "engine",
+        description="engine computes all comparisons of a prompt at once; trl is TRL's DPOTrainer, on pairs.",
     )
-    beta: PositiveFloat = Field(0.1, description="Of the implicit reward beta * log(pi / pi_ref).")
+    beta: PositiveFloat = Field(0.1, description="Scale of the implicit reward beta * log(pi / pi_ref).")
     loss_type: Literal[
         "sigmoid",
         "sigmoid_norm",
@@ -247,52 +268,65 @@ class DpoSection(Arm):
         "apo_down",
         "discopop",
         "sft",
-    ] = Field("sigmoid", description="TRL's names; those after robust need `trainer: trl`.")
+    ] = Field("sigmoid", description="Loss of a pair, by TRL's names; those after robust need `trainer: trl`.")
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
-        0.0, description="Share of wrong labels: of conservative DPO (sigmoid), of robust, and of exo_pair."
+        0.0, description="Assumed share of wrong labels, for sigmoid (conservative DPO), robust and exo_pair."
     )
 
 
 class JudgeSettings(Section):
     template: str | None = Field(
-        None, description="choice, score, logprob, or a YAML file; null: logprob for llm:, choice for openai:."
+        None,
+        description="What a language model is asked: choice, score, logprob, or a YAML file; null takes logprob for "
+        "llm: and choice for openai:.",
     )
-    concurrency: PositiveInt = Field(8, description="Requests to an endpoint at once.")
-    timeout_s: PositiveFloat = Field(60.0, description="Seconds until a request is tried again.")
-    prompt_price_usd: NonNegativeFloat | None = Field(None, description="USD per million prompt tokens; null: no sum.")
-    completion_price_usd: NonNegativeFloat | None = Field(None, description="USD per million completion tokens.")
+    concurrency: PositiveInt = Field(8, description="Requests that an endpoint gets at the same time.")
+    timeout_s: PositiveFloat = Field(60.0, description="Seconds to wait for an answer before asking again.")
+    prompt_price_usd: NonNegativeFloat | None = Field(
+        None, description="Price of a million prompt tokens in USD; null counts no money."
+    )
+    completion_price_usd: NonNegativeFloat | None = Field(
+        None, description="Price of a million completion tokens in USD."
+    )
 
 
 class EvaluateSection(Section):
     judges: list[str] = Field(
         default_factory=list,
-        description="gold, rm:MODEL, implicit:POLICY,REFERENCE, llm:MODEL, openai:MODEL@BASE_URL, file:PATH, "
-        "python:module:function; empty picks gold where the data has it, and the run's own reward signals otherwise.",
+        description="Judges: gold, rm:MODEL, implicit:POLICY,REFERENCE, llm:MODEL, openai:MODEL@BASE_URL, file:PATH, "
+        "python:module:function. An empty list takes gold where the data has it, else the arms' own rewards (rm and "
+        "implicit).",
     )
-    judge: JudgeSettings = Field(default_factory=JudgeSettings, description="Of the judges llm: and openai:.")
-    temperature: PositiveFloat = Field(1.0, description="Of the samples that are judged.")
-    samples_per_prompt: PositiveInt = Field(1, description="Responses per held-out prompt and policy.")
-    max_new_tokens: PositiveInt | None = Field(None, description="null takes data.max_response_tokens.")
-    best_of_n: NonNegativeInt = Field(4, description="n of the best-of-n policies; 0 leaves them out.")
-    checkpoints: bool = Field(True, description="Evaluate intermediate checkpoints as well.")
-    batch_size: PositiveInt = Field(64, description="Responses sampled at once.")
+    judge: JudgeSettings = Field(default_factory=JudgeSettings, description="Options of the judges llm: and openai:.")
+    temperature: PositiveFloat = Field(1.0, description="Temperature of the samples that are judged.")
+    samples_per_prompt: PositiveInt = Field(1, description="Responses that each policy samples for a held-out prompt.")
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="Longest sample in tokens; null takes data.max_response_tokens."
+    )
+    best_of_n: NonNegativeInt = Field(
+        4, description="Samples of SFT that a best-of-n policy picks from; 0 leaves these policies out."
+    )
+    checkpoints: bool = Field(True, description="Evaluate the policies along training, too.")
+    batch_size: PositiveInt = Field(64, description="Responses to sample at once.")
     token_budget: PositiveInt | None = Field(
-        None, description="Tokens scored at once; null: 1,024 on a CPU, 16,384 on a GPU."
+        None, description="Tokens to score at once; null takes 1,024 on a CPU and 16,384 on a GPU."
     )
-    bootstrap: PositiveInt = Field(2000, description="Resamples of the prompts for every interval.")
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(0.95, description="Coverage of every interval.")
+    bootstrap: PositiveInt = Field(2000, description="Bootstrap resamples of the prompts for each interval.")
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(0.95, description="Coverage of each interval.")
 
 
 class ReportSection(Section):
-    title: str | None = Field(None, description="Of the page; null makes one of the name.")
-    max_samples: PositiveInt = Field(500, description="Held-out prompts shown side by side.")
+    title: str | None = Field(None, description="Title of the page; null makes one of the run's name.")
+    max_samples: PositiveInt = Field(500, description="Largest number of held-out prompts whose samples are shown.")
 
 
 class Recipe(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Of the run, and of its folder.")]
-    seed: NonNegativeInt = Field(0, description="Of splits, initial heads, orders and samples.")
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its folder.")
+    ]
+    seed: NonNegativeInt = Field(0, description="Seed of splits, new heads, the order of the data, and samples.")
     report_to: list[Literal["wandb", "trackio", "tensorboard"]] = Field(
-        default_factory=list, description="Who else hears of the training stages' numbers; changes no result."
+        default_factory=list, description="Services that get the training stages' numbers, too. They change no result."
     )
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection = Field(default_factory=DataSection)
@@ -309,16 +343,8 @@ def flat(recipe: Recipe) -> dict[str, object]:
     return {".".join(keys): value for keys, value in leaves(recipe)}
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe file, for editors; the short forms ``model: tiny`` and ``data: FILE`` included."""
-    schema = Recipe.model_json_schema()
-    for section, key in SHORTHAND.items():
-        short = {"type": "string", "description": f"Short for {section}.{key}."}
-        schema["properties"][section] = {"anyOf": [schema["properties"][section], short]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
 def leaves(section: Section, above: Keys = ()) -> Iterator[tuple[Keys, object]]:
+    """Every setting of a section and of those below it, by its key path below ``above``."""
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Section):

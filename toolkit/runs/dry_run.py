@@ -13,7 +13,7 @@ from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.schedule import Schedule
 from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.recipe.checks import LoadedRecipe
+from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import RunFolder

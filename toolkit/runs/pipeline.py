@@ -15,7 +15,8 @@ from typing import Any
 from toolkit.errors import RecipeError, StoreError
 from toolkit.files import copy_whole, read_json, write_json, write_text
 from toolkit.progress import Reporter, RunLog, Trackers, duration
-from toolkit.recipe.checks import LoadedRecipe, arm_differences, resolved_yaml
+from toolkit.recipe.checks import arm_differences
+from toolkit.recipe.files import LoadedRecipe, resolved_yaml
 from toolkit.runs.facts import machine, peak_memory, versions
 from toolkit.runs.launch import accelerate_launch
 from toolkit.runs.plan import PlannedStage, plan_stages, stages_to_run

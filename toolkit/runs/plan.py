@@ -11,7 +11,8 @@ from toolkit.errors import RecipeError, StoreError, nearest
 from toolkit.files import code_fingerprint, file_fingerprint, fingerprint, folder_fingerprint
 from toolkit.models.resolve import resolve
 from toolkit.preferences.loading import shipped_path
-from toolkit.recipe.checks import LoadedRecipe, on_the_hub, resolved_yaml
+from toolkit.recipe.checks import on_the_hub
+from toolkit.recipe.files import LoadedRecipe, resolved_yaml
 from toolkit.recipe.schema import Recipe
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, RunFolder, StageState
 from toolkit.stages.contexts import Context, context_of, settings_of

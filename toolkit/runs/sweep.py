@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.errors import DuelError, RecipeError
 from toolkit.files import fingerprint, write_json
 from toolkit.progress import Reporter
-from toolkit.recipe.checks import LoadedRecipe, load_recipe
+from toolkit.recipe.files import LoadedRecipe, load_recipe
 from toolkit.runs import pipeline
 from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.plan import STAGE_NAMES, plan_stages
