@@ -59,8 +59,9 @@ class ModelSection(Section):
     chat_template: str | None = Field(None, description="Jinja file that replaces the tokenizer's chat template.")
     attn_implementation: str | None = Field(
         None,
-        description="Attention kernel: sdpa, eager or grouped. null takes grouped on a CPU, where it skips padding, and "
-        "sdpa elsewhere. Training with grouped keeps heads x tokens^2 numbers of a row in memory: take sdpa for long rows.",
+        description="Attention kernel: sdpa, eager or grouped. null takes grouped on a CPU, where it skips padding, "
+        "and sdpa elsewhere. Training with grouped keeps heads x tokens^2 numbers of a row in memory: take sdpa for "
+        "long rows.",
     )
 
 
