@@ -59,7 +59,7 @@ class Engine:
         """:func:`pack` in the layout that this model takes, on its device.
 
         By default with ``last_tokens`` where the model is a classifier, which reads its rewards there. Raises
-        ModelError where a response ends behind the model's last position.
+        ModelError where a response goes beyond the model's last position.
         """
         self._decide_layout(trees)
         return pack(
@@ -123,7 +123,7 @@ class Engine:
         """
         longest = max(trees, key=len)
         self.probed = len(longest)
-        # One branch behind another is enough to show a wrong mask, or a state that runs through the row; the last one
+        # One branch after another is enough to show a wrong mask, or a state that runs through the row; the last one
         # is as far from the prompt as any. A single response comes twice. The short tree brings padding.
         responses = [*longest.response_ids, longest.response_ids[0]][: max(2, len(longest.response_ids))]
         short = Tree(longest.prompt_ids[:1], [longest.response_ids[0][:1]])

@@ -1,8 +1,8 @@
 """Log-probabilities and rewards on tree batches (``tree.py``): one prompt, K responses, each computed once.
 
-The unembedding (or the score head) runs on the positions that matter alone. Where the attention is our own
-(``fast/attention.py``) the model sees no padding. A model that cannot take a tree's mask takes one row per response;
-a numeric probe on first use decides (:class:`toolkit.engine.engine.Engine`).
+The unembedding (or the score head) runs only on the positions that predict a response token (or give a reward). With
+our own attention (``fast/attention.py``) the model sees no padding. A model that cannot take a tree's mask takes one
+row per response; a numeric probe on first use decides (:class:`toolkit.engine.engine.Engine`).
 
 Shapes: B rows, T tokens in a row, N response tokens in a batch, R responses in a batch, d hidden, V vocabulary.
 """
@@ -30,7 +30,7 @@ SOFTMAX_ROWS = {"cpu": 16, "cuda": 1024}
 def hidden_states(model: Any, batch: TreeBatch) -> torch.Tensor:
     """[B * T, d] final hidden states of every position ([S, d] of a batch without padding)."""
     mask: torch.Tensor = batch.attention_mask
-    if mask.dim() == 2:  # a row each, padded on the right: positions count from its start, as every model does itself
+    if mask.dim() == 2:  # a row for each response, padded on the right: every model counts its positions itself
         inputs: dict[str, Any] = {"attention_mask": mask.long()}
     else:
         # Additive, in the precision of the products, so that no layer has to convert it.
@@ -47,8 +47,10 @@ def hidden_states(model: Any, batch: TreeBatch) -> torch.Tensor:
 
 
 def scaled_logits(model: Any, products: torch.Tensor, temperature: float) -> torch.Tensor:
-    """[..., V] fp32 logits from products with the unembedding: scaled and soft-capped as the model's configuration
-    says, and divided by the temperature."""
+    """[..., V] fp32 logits from products with the unembedding.
+
+    They are scaled and soft-capped as the model's configuration says, and divided by the temperature.
+    """
     config = inner(model).config.get_text_config()
     logits = products.float()
     if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite

@@ -147,7 +147,7 @@ def _autocast(model: Any, device: torch.device, dtype: torch.dtype) -> AbstractC
 
 
 def _decode(rows: _Rows, uniform: torch.Tensor, temperature: float, stop_token_ids: Sequence[int]) -> list[list[int]]:
-    """Token ids of one batch, with anything behind the first stop token; ``uniform`` is [R, max_new_tokens].
+    """Token ids of one batch, with anything after the first stop token; ``uniform`` is [R, max_new_tokens].
 
     Rows that have come to an end leave the batch.
     """
@@ -173,7 +173,7 @@ def _decode(rows: _Rows, uniform: torch.Tensor, temperature: float, stop_token_i
 class _Rows:
     """A batch of rows that grow by one token at a time. ``logits`` [R, V] are those of each row's next token.
 
-    A prompt is computed once however often it stands in the batch. A model whose state runs through the row has no
+    A prompt is computed once however often the batch has it. A model whose state runs through the row has no
     cache whose rows could be selected: it computes every row from its start for each token.
     """
 

@@ -1,8 +1,8 @@
 """The tree batch: one prompt, K responses, each token once, packed into rows for one forward pass.
 
-A prompt stands once in a row and its K responses follow as branches. A block attention mask keeps a branch
-from seeing its siblings, and positions restart behind the prompt. Short trees share a row, as long as the longest,
-where padding would be. ``logps.py`` computes on it.
+A row holds a prompt once, and its K responses follow as branches. A block attention mask keeps a branch from seeing
+its siblings, and the positions of each branch go on from the prompt's last. Rows are as long as the longest tree; short
+trees share a row instead of padding. ``logps.py`` computes on the batch.
 
 Shapes: B rows, T tokens in a row, S tokens without padding, N response tokens in a batch, R responses in a batch.
 """

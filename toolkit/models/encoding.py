@@ -48,7 +48,7 @@ def is_conversation(prompt: Prompt) -> bool:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """The one way between the text of a data set and token ids. :func:`text_encoder` makes it, and checks the template.
+    """Turns the text of a data set into token ids, and ids into text; made by :func:`text_encoder`.
 
     Prompt and response are tokenised apart and joined as ids, so that no token crosses the border between them.
     """

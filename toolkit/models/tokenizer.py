@@ -68,15 +68,15 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, spec: str) -> None
 
 
 def response_end(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> int:
-    """The id that ends a response: what the chat template puts behind an assistant turn, else the EOS.
+    """The id that ends a response: what the chat template puts after an assistant turn, else the EOS.
 
     Raises ModelError where there is neither.
     """
     if conversational:
         marker = "duel-response-text"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
-        behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(marker)[2]
-        ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
+        after = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(marker)[2]
+        ids = tokenizer(after, add_special_tokens=False)["input_ids"]
         if ids and ids[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}:
             return int(ids[0])
     if tokenizer.eos_token_id is None:
