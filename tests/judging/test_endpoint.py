@@ -142,13 +142,13 @@ def judge(spec: str, **settings: Any) -> list[Judgement]:
 
 def test_both_orders_are_asked_and_nothing_is_asked_twice(serve: Any) -> None:
     server = serve()
-    found = judge(server.spec)
-    assert len(found) == 2 * N and all(j.preference == 1.0 for j in found)
-    assert Counter(j.order for j in found) == {0: N, 1: N}
+    judgements = judge(server.spec)
+    assert len(judgements) == 2 * N and all(j.preference == 1.0 for j in judgements)
+    assert Counter(j.order for j in judgements) == {0: N, 1: N}
     assert set(server.asked.values()) == {1} and len(server.asked) == 2 * N
-    assert judge(server.spec) == found
+    assert judge(server.spec) == judgements
     assert sum(server.asked.values()) == 2 * N  # the second run asked nothing
-    [row] = win_rates(found)
+    [row] = win_rates(judgements)
     assert row.win_rate == 1.0 and row.position_consistency == 1.0 and row.n_failed == 0
 
 
@@ -186,9 +186,9 @@ def test_what_passes_is_tried_again(serve: Any) -> None:
         return trouble
 
     server = serve(script)
-    found = judge(server.spec, timeout_s=1.0)
-    assert [j.error for j in found if j.preference is None] == []
-    assert all(j.preference == 1.0 for j in found)
+    judgements = judge(server.spec, timeout_s=1.0)
+    assert [j.error for j in judgements if j.preference is None] == []
+    assert all(j.preference == 1.0 for j in judgements)
     assert set(server.asked.values()) == {2}
     slow = [t for user, t in server.times if "prompt 0\n" in user and "answer 100\n[End of response A]" in user]
     assert slow[1] - slow[0] >= 1.0  # as Retry-After said
@@ -211,8 +211,8 @@ def test_what_stays_wrong_is_a_failure_with_its_raw_text_and_is_asked_again_next
         ][number]
 
     server = serve(script)
-    found = judge(server.spec)
-    failed = [j for j in found if j.preference is None]
+    judgements = judge(server.spec)
+    failed = [j for j in judgements if j.preference is None]
     assert len(failed) == 12 and [j.prompt_id for j in failed[::2]] == [f"p{i}" for i in range(6)]
     errors = [j.error for j in failed[::2]]
     assert errors[0] == "no verdict in double brackets: 'A is the better one.'"
@@ -221,7 +221,7 @@ def test_what_stays_wrong_is_a_failure_with_its_raw_text_and_is_asked_again_next
     assert "no chat completion" in errors[3] and "hello" in errors[3]
     assert "no chat completion" in errors[4]
     assert "context too long" in errors[5]
-    [row] = win_rates(found)
+    [row] = win_rates(judgements)
     assert (row.n_judged, row.n_failed, row.tie) == (6, 12, 0.0) and row.win_rate == 1.0
 
     asked = server.asked.copy()
@@ -240,24 +240,24 @@ def test_a_server_that_dies_midway_loses_nothing(serve: Any) -> None:
 
     server = serve(script)
     real = Memory.keep
-    kept = 0
+    n_answered = 0
 
     def counting(self: Any, question: Any, answer: Any) -> None:
-        nonlocal kept, dead
+        nonlocal n_answered, dead
         real(self, question, answer)
-        kept += answer.value is not None
-        dead = dead or kept >= 5
+        n_answered += answer.value is not None
+        dead = dead or n_answered >= 5
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Memory, "keep", counting)
         patch.setattr(endpoint, "RETRIES", 0)
         with pytest.raises(ModelError, match="does not answer any more"):
             judge(server.spec, concurrency=2)
-    assert kept >= 5
+    assert n_answered >= 5
     dead = False
     answered = server.asked.copy()
     assert all(j.preference == 1.0 for j in judge(server.spec))
-    assert sum((server.asked - answered).values()) == 2 * N - kept
+    assert sum((server.asked - answered).values()) == 2 * N - n_answered
 
 
 def test_a_wrong_key_or_name_stops_at_once(serve: Any) -> None:
@@ -276,8 +276,8 @@ def test_scores_are_asked_once_for_each_response(serve: Any) -> None:
         return ok(completion(f"Fine. [[{9 if int(number) >= 100 else 4}]]"))
 
     server = serve(script)
-    found = judge(server.spec, template="score")
-    assert len(found) == N and all(j.preference == 1.0 and j.order is None for j in found)
+    judgements = judge(server.spec, template="score")
+    assert len(judgements) == N and all(j.preference == 1.0 and j.order is None for j in judgements)
     assert sum(server.asked.values()) == 2 * N
 
 
@@ -290,15 +290,15 @@ def test_log_probabilities_weigh_the_choice(serve: Any) -> None:
         return ok(completion("A", logprobs={"content": content}))
 
     server = serve(script)
-    found = judge(server.spec, template="logprob")
+    judgements = judge(server.spec, template="logprob")
     expected = 1 / (1 + 2.718281828459045**-0.5)
-    assert {round(j.preference or 0, 9) for j in found} == {round(expected, 9)}
+    assert {round(j.preference or 0, 9) for j in judgements} == {round(expected, 9)}
     assert server.bodies[0]["max_tokens"] == 1 and server.bodies[0]["top_logprobs"] == 20
 
 
 def test_an_endpoint_without_log_probabilities_says_what_to_do(serve: Any) -> None:
-    found = judge(serve().spec, template="logprob")
-    assert all(j.preference is None and "take the template choice" in j.error for j in found)
+    judgements = judge(serve().spec, template="logprob")
+    assert all(j.preference is None and "take the template choice" in j.error for j in judgements)
 
 
 def test_a_template_of_ones_own(serve: Any, tmp_path: Any) -> None:
@@ -365,13 +365,13 @@ def test_ctrl_c_and_rerun_ask_the_rest(serve: Any, tmp_path: Any) -> None:
     assert not out.exists() and 4 <= sum(server.asked.values()) < 2 * N
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    [usage] = found["judge_usage"]
+    results = json.loads(done.stdout)
+    [usage] = results["judge_usage"]
     # at most the request that was under way when Ctrl-C came is asked a second time
     assert len(server.asked) == 2 * N and sum(server.asked.values()) <= 2 * N + 1
     assert usage["n_remembered"] >= 3 and usage["n_failed"] == 0 and usage["prompt_tokens"] == 2 * N * 30
     assert usage["cost_usd"] == pytest.approx((2 * N * 30 * 1 + 2 * N * 5 * 2) / 1e6)
-    [row] = found["win_rates"]
+    [row] = results["win_rates"]
     assert (row["win_rate"], row["n_judged"], row["position_consistency"]) == (1.0, N, 1.0)
     [again] = winrate_report([tmp_path / "annotations.json"])["win_rates"]
     assert (again["win_rate"], again["policy"], again["judge"]) == (1.0, "good", server.spec)

@@ -75,14 +75,14 @@ def test_smollm2_behind_a_real_server(server: str, tmp_path: Path, monkeypatch: 
         responses = PolicyResponses(["p0", "p1"], PROMPTS, TEXTS)
         return llm.judge_pairs(server, [("a", "b")], responses, options, Reporter(quiet=True))[0]
 
-    found = judge()
-    assert len(found) == 4
+    judgements = judge()
+    assert len(judgements) == 4
     with remembering(tmp_path / "judgements.sqlite") as memory:
-        kept = memory.connection.execute("SELECT value, raw, error, prompt_tokens, completion_tokens FROM answers")
-        rows = kept.fetchall()
+        cursor = memory.connection.execute("SELECT value, raw, error, prompt_tokens, completion_tokens FROM answers")
+        rows = cursor.fetchall()
     assert len(rows) == 4
     for value, raw, error, prompt_tokens, completion_tokens in rows:
         assert raw and prompt_tokens > 20 and 0 < completion_tokens <= 24
         assert (value is None) == bool(error)  # a small model may well say something else than a verdict
     again = judge()  # greedy: the same replies, and what was answered is not asked
-    assert [j.preference for j in again] == [j.preference for j in found]
+    assert [j.preference for j in again] == [j.preference for j in judgements]

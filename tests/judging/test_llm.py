@@ -45,9 +45,9 @@ def judge(template: str | None = None) -> list[Any]:
 def test_log_probabilities_of_a_local_model(tiny: Any, tokenizer: Any) -> None:
     """P(A) / (P(A) + P(B)) by one whole forward pass for each order."""
     template = load_template("logprob")
-    found = judge()
-    assert len(found) == 4
-    for judgement in found:
+    judgements = judge()
+    assert len(judgements) == 4
+    for judgement in judgements:
         row = int(judgement.prompt_id[1])
         shown = [TEXTS["a"][row][0], TEXTS["b"][row][0]]
         first, second = shown[::-1] if judgement.order else shown
@@ -65,11 +65,11 @@ def test_log_probabilities_of_a_local_model(tiny: Any, tokenizer: Any) -> None:
 
 
 def test_a_small_model_that_gives_no_verdict_fails_with_its_text() -> None:
-    found = judge("choice")
-    assert len(found) == 4 and all(j.preference is None and j.error for j in found)
+    judgements = judge("choice")
+    assert len(judgements) == 4 and all(j.preference is None and j.error for j in judgements)
     with remembering(llm.memory_file()) as memory:
-        kept = memory.connection.execute("SELECT raw, error FROM answers").fetchall()
-    assert len(kept) == 4 and all(raw and error for raw, error in kept)
+        answers = memory.connection.execute("SELECT raw, error FROM answers").fetchall()
+    assert len(answers) == 4 and all(raw and error for raw, error in answers)
 
 
 def test_a_failure_never_replaces_an_answer(tmp_path: Path) -> None:

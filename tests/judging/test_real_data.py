@@ -70,17 +70,17 @@ def report() -> dict[str, dict[str, float]]:
 def test_alpaca_eval_leaderboard(
     model: str, report: dict[str, dict[str, float]], leaderboard: dict[str, dict[str, str]]
 ) -> None:
-    ours, published = report[model], leaderboard[model]
-    assert 100 * ours["win_rate"] == pytest.approx(float(published["win_rate"]), abs=1e-6)
-    assert 100 * ours["standard_error"] == pytest.approx(float(published["standard_error"]), abs=1e-6)
-    assert 100 * ours["lc_win_rate"] == pytest.approx(float(published["length_controlled_winrate"]), abs=0.15)
-    assert ours["lc_ci_low"] < ours["lc_win_rate"] < ours["lc_ci_high"]
-    assert ours["n_judged"] == int(published["n_total"])
-    assert ours["win"] * ours["n_judged"] == pytest.approx(int(published["n_wins"]))
-    assert ours["tie"] * ours["n_judged"] == pytest.approx(int(published["n_draws"]))
+    computed, published = report[model], leaderboard[model]
+    assert 100 * computed["win_rate"] == pytest.approx(float(published["win_rate"]), abs=1e-6)
+    assert 100 * computed["standard_error"] == pytest.approx(float(published["standard_error"]), abs=1e-6)
+    assert 100 * computed["lc_win_rate"] == pytest.approx(float(published["length_controlled_winrate"]), abs=0.15)
+    assert computed["lc_ci_low"] < computed["lc_win_rate"] < computed["lc_ci_high"]
+    assert computed["n_judged"] == int(published["n_total"])
+    assert computed["win"] * computed["n_judged"] == pytest.approx(int(published["n_wins"]))
+    assert computed["tie"] * computed["n_judged"] == pytest.approx(int(published["n_draws"]))
     if published["lc_standard_error"]:
         # the published one leaves the uncertainty of the fit out
-        assert (ours["lc_ci_high"] - ours["lc_ci_low"]) / 3.92 > float(published["lc_standard_error"]) / 100
+        assert (computed["lc_ci_high"] - computed["lc_ci_low"]) / 3.92 > float(published["lc_standard_error"]) / 100
 
 
 @pytest.mark.parametrize("model", ["alpaca-7b", "vicuna-7b-v1.5"])
@@ -140,8 +140,8 @@ def test_llmbar_both_orders(tmp_path: Path) -> None:
                 ("label", None, r["label"]), ("judge", 0, r["winner_noswap"]), ("judge", 1, r["winner_swap"]))
         ]  # fmt: skip
         recorded.write_text("\n".join(map(json.dumps, by_output)))
-        found = winrate_report([recorded], reference="label", n_resamples=50)["judge_agreement"]
-        [against] = found["against_reference"]
+        agreement = winrate_report([recorded], reference="label", n_resamples=50)["judge_agreement"]
+        [against] = agreement["against_reference"]
         right = {
             c: [float(int(float(r[c])) == int(r["label"])) for r in mine if r[c]]
             for c in ("winner_noswap", "winner_swap")
@@ -165,9 +165,9 @@ def test_pandalm_annotators() -> None:
     a = np.array([[pair[f"annotator{k}"] for pair in pairs] for k in (1, 2, 3)])
     assert a.shape == (3, 700)
     for (i, j), published in (((0, 1), 0.852), ((0, 2), 0.879), ((1, 2), 0.862)):
-        ours = cohen_kappa(a[i], a[j], n_resamples=500)
-        assert ours.value == pytest.approx(cohen_kappa_score(a[i], a[j]), abs=1e-9)
-        assert ours.ci_low <= published <= ours.ci_high  # type: ignore[operator]  # published over all 999
+        computed = cohen_kappa(a[i], a[j], n_resamples=500)
+        assert computed.value == pytest.approx(cohen_kappa_score(a[i], a[j]), abs=1e-9)
+        assert computed.ci_low <= published <= computed.ci_high  # type: ignore[operator]  # published over all 999
     alpha = krippendorff_alpha(a, n_resamples=50)
     assert alpha.value == pytest.approx(krippendorff.alpha(a, level_of_measurement="nominal"), abs=1e-9)
 
@@ -197,20 +197,20 @@ def test_pandalm_judges_against_the_annotators(tmp_path: Path) -> None:
         rows += [{**two, "prompt_id": k, "judge": name, "preference": v} for k, v in verdicts.items()]
     path = tmp_path / "pandalm.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    found = winrate_report([path], reference="majority", n_resamples=300)["judge_agreement"]
-    against = {row["judge"]: row for row in found["against_reference"]}
-    for name, own in labels.items():
-        shared = [k for k in majority if k in own]
-        same = np.mean([own[k] == majority[k] for k in shared])
+    agreement = winrate_report([path], reference="majority", n_resamples=300)["judge_agreement"]
+    against = {row["judge"]: row for row in agreement["against_reference"]}
+    for name, of_judge in labels.items():
+        shared = [k for k in majority if k in of_judge]
+        same = np.mean([of_judge[k] == majority[k] for k in shared])
         assert against[name]["same_verdict"]["value"] == pytest.approx(same) and against[name]["n_all"] == len(shared)
         assert against[name]["same_verdict"]["ci_low"] < same < against[name]["same_verdict"]["ci_high"]
         decided = [k for k in shared if majority[k] != 0]
-        right = np.mean([1.0 if own[k] == majority[k] else 0.5 if own[k] == 0 else 0.0 for k in decided])
+        right = np.mean([1.0 if of_judge[k] == majority[k] else 0.5 if of_judge[k] == 0 else 0.0 for k in decided])
         assert against[name]["accuracy"]["value"] == pytest.approx(right)
         assert against[name]["accuracy"]["ci_low"] > 0.5
-        kappa = cohen_kappa_score([own[k] for k in shared], [majority[k] for k in shared])
+        kappa = cohen_kappa_score([of_judge[k] for k in shared], [majority[k] for k in shared])
         assert against[name]["cohen_kappa"]["value"] == pytest.approx(kappa, abs=1e-9)
-    kappas = {row["judges"]: row["cohen_kappa"] for row in found["pairs"]}
+    kappas = {row["judges"]: row["cohen_kappa"] for row in agreement["pairs"]}
     for both, published in (
         (("human1", "human2"), 0.852),
         (("human1", "human3"), 0.879),

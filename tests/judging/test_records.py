@@ -121,11 +121,11 @@ def test_length_control_without_a_table_and_without_lengths(tmp_path: Path) -> N
     rows = [judgement(f"p{k}", float(rng.random() < 0.7), policy_length=int(rng.integers(50, 90)), baseline_length=60)
             for k in range(60)]  # fmt: skip
     path = jsonl(tmp_path / "j.jsonl", rows)
-    (plain,) = win_rates_of([path], n_resamples=50)
+    (uncontrolled,) = win_rates_of([path], n_resamples=50)
     (controlled,) = win_rates_of([path], controls=Controls(length=True), n_resamples=50)
-    assert plain["lc_win_rate"] is None
+    assert uncontrolled["lc_win_rate"] is None
     assert controlled["lc_ci_low"] < controlled["lc_win_rate"] < controlled["lc_ci_high"]  # type: ignore[operator]
-    assert {k: v for k, v in plain.items() if not k.startswith("lc_")}.items() <= controlled.items()
+    assert {k: v for k, v in uncontrolled.items() if not k.startswith("lc_")}.items() <= controlled.items()
     bare = jsonl(tmp_path / "bare.jsonl", [judgement("p", 1.0)])
     with pytest.raises(DataError, match="records lengths"):
         win_rates_of([bare], controls=Controls(length=True))

@@ -1,4 +1,4 @@
-"""The page for people in a real browser: blind, random places, votes kept, resumed and exported."""
+"""The page for people in a real browser: blind, random places, votes stored, resumed and exported."""
 
 from __future__ import annotations
 
@@ -160,8 +160,8 @@ def test_requests_of_many_annotators_lose_no_vote(serve: Callable[[], str], tmp_
     for thread in people_voting:
         thread.join(60)
     with remembering(tmp_path / "votes.sqlite") as memory:
-        found = human.votes(BALLOTS, memory)
-    assert Counter(row.judge for row in found) == {f"human:w{k}": N for k in range(5)}
+        judgements = human.votes(BALLOTS, memory)
+    assert Counter(row.judge for row in judgements) == {f"human:w{k}": N for k in range(5)}
     # each sees an order of their own
     assert len({tuple(pair.blank.prompt_id for pair in BALLOTS.of(f"w{k}")) for k in range(5)}) > 1
 

@@ -48,15 +48,15 @@ def test_slices_are_the_win_rates_of_their_part(tmp_path: Path) -> None:
         return "cars" if int(row.prompt_id[1:]) < 20 else "food"
 
     file = write(tmp_path / "j.jsonl", rows, topic=topic)
-    found = win_rates.winrate_report([file], by="topic", n_resamples=100)["win_rates"]
-    assert [row["slice"] for row in found] == [None, "topic=cars", "topic=food"]
-    for name, row in zip(("cars", "food"), found[1:], strict=True):
+    rates = win_rates.winrate_report([file], by="topic", n_resamples=100)["win_rates"]
+    assert [row["slice"] for row in rates] == [None, "topic=cars", "topic=food"]
+    for name, row in zip(("cars", "food"), rates[1:], strict=True):
         [alone] = win_rates.win_rates([j for j in rows if topic(j) == name], n_resamples=100)
         assert (row["win_rate"], row["ci_low"], row["n_prompts"]) == (alone.win_rate, alone.ci_low, alone.n_prompts)
-    assert found[0]["n_prompts"] == N == found[1]["n_prompts"] + found[2]["n_prompts"]
+    assert rates[0]["n_prompts"] == N == rates[1]["n_prompts"] + rates[2]["n_prompts"]
     # corrected among themselves: the whole is another question
-    assert found[0]["holm_p"] == found[0]["p_value"]
-    low, high = sorted((row["p_value"], row["holm_p"]) for row in found[1:])
+    assert rates[0]["holm_p"] == rates[0]["p_value"]
+    low, high = sorted((row["p_value"], row["holm_p"]) for row in rates[1:])
     assert low[1] == pytest.approx(min(1.0, 2 * low[0])) and high[1] == pytest.approx(max(high[0], low[1]))
     with pytest.raises(DataError, match="no column 'topc'"):
         win_rates.winrate_report([file], by="topc")
@@ -72,8 +72,8 @@ def test_attributes_come_from_a_file_of_prompts(tmp_path: Path) -> None:
     attributes = tmp_path / "prompts.jsonl"
     lines = [{"prompt": text, "level": "easy" if k % 3 else "hard"} for k, text in enumerate(prompts)]
     attributes.write_text("\n".join(map(json.dumps, lines)))
-    found = win_rates.winrate_report([file], by="level", attributes=attributes, n_resamples=50)["win_rates"]
-    assert [(row["slice"], row["n_prompts"]) for row in found[1:]] == [("level=easy", 40), ("level=hard", 20)]
+    rates = win_rates.winrate_report([file], by="level", attributes=attributes, n_resamples=50)["win_rates"]
+    assert [(row["slice"], row["n_prompts"]) for row in rates[1:]] == [("level=easy", 40), ("level=hard", 20)]
     attributes.write_text("\n".join(map(json.dumps, lines[1:])))
     with pytest.raises(DataError, match="no level for prompt"):
         win_rates.winrate_report([file], by="level", attributes=attributes)
@@ -86,11 +86,11 @@ def test_judges_together_are_averaged_inside_prompts() -> None:
     # x judges every prompt in both orders; y judges in one order and only some prompts, with many repeats
     x = judgements(1, "x")
     y = [Judgement(f"p{k}", "a", "b", "y", 1.0, None, seed=s) for k in range(20) for s in range(7)]
-    found = win_rates.report([*x, *y], pool_judges=True, n_resamples=50)["win_rates"]
-    assert [row["judge"] for row in found] == ["x", "y", win_rates.POOLED]
+    rates = win_rates.report([*x, *y], pool_judges=True, n_resamples=50)["win_rates"]
+    assert [row["judge"] for row in rates] == ["x", "y", win_rates.POOLED]
     of_x = {f"p{k}": np.mean([j.preference for j in x if j.prompt_id == f"p{k}"]) for k in range(N)}  # type: ignore[misc]
     expected = np.mean([(v + 1.0) / 2 if int(key[1:]) < 20 else v for key, v in of_x.items()])
-    assert found[2]["win_rate"] == pytest.approx(expected) and found[2]["n_judged"] == N
+    assert rates[2]["win_rate"] == pytest.approx(expected) and rates[2]["n_judged"] == N
 
 
 def test_ties_and_failures_are_counted() -> None:
@@ -123,8 +123,8 @@ def test_style_control_needs_recorded_styles(tmp_path: Path) -> None:
     [row] = win_rates.win_rates(bare, RECORDED_CONTROLS, n_resamples=50)
     assert row.sc_win_rate is None and row.lc_win_rate is None
     file = write(tmp_path / "j.jsonl", judgements())
-    [found] = win_rates.winrate_report([file], controls=Controls(style=True), n_resamples=50)["win_rates"]
-    assert found["sc_ci_low"] < found["sc_win_rate"] < found["sc_ci_high"] and set(found["style_effects"]) == {
+    [rate] = win_rates.winrate_report([file], controls=Controls(style=True), n_resamples=50)["win_rates"]
+    assert rate["sc_ci_low"] < rate["sc_win_rate"] < rate["sc_ci_high"] and set(rate["style_effects"]) == {
         "length", "lists", "headers", "bold"
     }  # fmt: skip
 

@@ -70,9 +70,9 @@ def label(draw: str = "one", labels: str = "soft", rules: Sequence[str] = RULES,
 
 
 def test_one_principle_is_drawn_for_a_comparison_and_shown_in_both_orders(asked: list[Question]) -> None:
-    found = label()
-    assert found.n_comparisons == 6 and len(asked) == 12  # the response that comes twice is one response
-    for row in found.rows:
+    labelled = label()
+    assert labelled.n_comparisons == 6 and len(asked) == 12  # the response that comes twice is one response
+    for row in labelled.rows:
         for i, j in combinations(range(3), 2):
             a, b = row.responses[i], row.responses[j]
             both = [q for q in asked if {q.first, q.second} == {a, b} and q.prompt == row.prompt]
@@ -83,54 +83,54 @@ def test_one_principle_is_drawn_for_a_comparison_and_shown_in_both_orders(asked:
     drawn = {q.principle for q in asked}
     assert len(drawn) > 1
     again = label()
-    assert again.rows == found.rows and len(asked) == 12  # the same draw, and nothing is asked twice
+    assert again.rows == labelled.rows and len(asked) == 12  # the same draw, and nothing is asked twice
     assert again.usage.n_remembered == 12
-    assert label(seed=1).rows != found.rows
+    assert label(seed=1).rows != labelled.rows
 
 
 def test_all_principles_vote(asked: list[Question]) -> None:
-    found = label("all")
+    labelled = label("all")
     assert len(asked) == 6 * 2 * 3
-    for row in found.rows:
+    for row in labelled.rows:
         for pair in splits.pairs(row):
             a, b = row.responses[pair.i], row.responses[pair.j]
             votes = [verdict(Question("", "", "", a, b, rule)) or 0.0 for rule in RULES]
             assert pair.p == pytest.approx(sum(votes) / 3) and pair.weight == pytest.approx(1.0)
     hard = label("all", "hard")
-    for soft_row, row in zip(found.rows, hard.rows, strict=True):
+    for soft_row, row in zip(labelled.rows, hard.rows, strict=True):
         for soft, pair in zip(splits.pairs(soft_row), splits.pairs(row), strict=True):
             assert pair.p == (0.5 if soft.p == pytest.approx(0.5) else float(soft.p > 0.5))
 
 
 def test_position_bias_becomes_doubt_and_is_counted(asked: list[Question], monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, lambda question: 0.8)  # whatever stands first
-    found = label()
-    assert {pair.p for row in found.rows for pair in splits.pairs(row)} == {0.5}
-    assert (found.n_inconsistent, found.n_tied, found.n_failed) == (6, 6, 0)
+    labelled = label()
+    assert {pair.p for row in labelled.rows for pair in splits.pairs(row)} == {0.5}
+    assert (labelled.n_inconsistent, labelled.n_tied, labelled.n_failed) == (6, 6, 0)
 
 
 def test_a_failed_order_leaves_the_comparison_out(asked: list[Question], monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, lambda q: None if q.first == "fifteen" else verdict(q))
-    found = label()
-    assert found.n_failed == 2 and found.usage.n_failed == 2
-    first = next(row for row in found.rows if row.prompt == PROMPTS[0])
+    labelled = label()
+    assert labelled.n_failed == 2 and labelled.usage.n_failed == 2
+    first = next(row for row in labelled.rows if row.prompt == PROMPTS[0])
     assert [(p.i, p.j) for p in splits.pairs(first)] == [(0, 1)]
     answer_with(monkeypatch, verdict)
     assert label().n_failed == 0  # failures are asked again
     # a vote with a voice missing is no vote of all
     answer_with(monkeypatch, lambda q: None if "shorter" in q.principle and q.second == "three" else verdict(q))
-    found = label("all", rules=["Choose the shorter one.", "Choose the longer one."])
-    assert found.n_failed == 2 and found.usage.n_failed == 2
+    labelled = label("all", rules=["Choose the shorter one.", "Choose the longer one."])
+    assert labelled.n_failed == 2 and labelled.usage.n_failed == 2
 
 
 def test_the_principle_is_part_of_the_question(tmp_path: Path) -> None:
-    plain = Question("j", "t", "p", "a", "b")
-    assert len({plain.key, Question("j", "t", "p", "a", "b", "x").key, Question("j", "t", "p", "a", "b", "y").key}) == 3
+    questions = [Question("j", "t", "p", "a", "b", principle) for principle in ("", "x", "y")]
+    assert len({question.key for question in questions}) == 3
     template = load_template("principle")
     assert "RULE 7" in template.messages("p", "a", "b", "RULE 7")[-1]["content"]
     with remembering(tmp_path / "m.sqlite") as memory:
-        memory.keep(plain, Answer(1.0))
-        assert memory.answers([Question("j", "t", "p", "a", "b", "x")]) == {}
+        memory.keep(questions[0], Answer(1.0))
+        assert memory.answers(questions[1:]) == {}
 
 
 def test_a_template_without_or_with_a_needless_principle(asked: list[Question]) -> None:

@@ -70,9 +70,9 @@ def rewards(policy: str, reference: str = "tiny", data: str = "reviews", **optio
 
 
 def values(rows: Rows) -> dict[tuple[str, int], float]:
-    found = {(row["prompt_id"], row["response_index"]): row["implicit_reward"] for row in rows}
-    assert len(found) == len(rows)
-    return found
+    by_response = {(row["prompt_id"], row["response_index"]): row["implicit_reward"] for row in rows}
+    assert len(by_response) == len(rows)
+    return by_response
 
 
 def assert_same(a: Rows, b: Rows, tolerance: float = 1e-5) -> None:
@@ -88,16 +88,16 @@ def naive(model: Any, prompt: list[int], response: list[int]) -> float:
 
 
 def check_against_fp64(policy: str, reference: str, data: str, **options: Any) -> None:
-    found = rewards(policy, reference, data, with_ids=True, max_response_tokens=200, max_prompt_tokens=300, **options)
+    summary = rewards(policy, reference, data, with_ids=True, max_response_tokens=200, max_prompt_tokens=300, **options)
     pair = [
         load_policy(resolve(spec), ModelSection(name=spec, dtype="float32")).double().requires_grad_(False)
         for spec in (policy, reference)
     ]
     spread = []
-    for row in found["rows"]:
-        own, ref = (naive(model, row["prompt_ids"], row["response_ids"]) for model in pair)
-        assert row["implicit_reward"] == pytest.approx(0.1 * (own - ref), abs=1e-4)
-        spread.append(0.1 * (own - ref))
+    for row in summary["rows"]:
+        policy_logp, reference_logp = (naive(model, row["prompt_ids"], row["response_ids"]) for model in pair)
+        assert row["implicit_reward"] == pytest.approx(0.1 * (policy_logp - reference_logp), abs=1e-4)
+        spread.append(0.1 * (policy_logp - reference_logp))
     assert np.std(spread) > 0.01  # a policy that is its reference would pass anything
 
 
@@ -152,9 +152,9 @@ def test_order_and_company_change_nothing(policy: str, tmp_path: Path, cache: Ca
 
     expected = by_text(files["pairs"])
     for name in ("turned", "triples"):
-        found = by_text(files[name])
-        assert expected.keys() <= found.keys()
-        assert max(abs(found[key] - value) for key, value in expected.items()) < 1e-5
+        rewards_here = by_text(files[name])
+        assert expected.keys() <= rewards_here.keys()
+        assert max(abs(rewards_here[key] - value) for key, value in expected.items()) < 1e-5
 
 
 # ---------------------------------------------------------------- never twice
@@ -200,15 +200,15 @@ def test_blocks_come_back_as_they_were(
 
     def both() -> tuple[list[Any], list[int], list[int]]:
         computed: list[int] = []
-        found: list[int] = []
+        stored: list[int] = []
         results = logp_cache.ResponseCache(tmp_path / "blocks", "key", load)
-        blocks = results.logps(trees, advance=computed.append, skip=found.append)
-        return [row for block in blocks for row in block], computed, found
+        blocks = results.logps(trees, advance=computed.append, skip=stored.append)
+        return [row for block in blocks for row in block], computed, stored
 
-    first, computed, found = both()
-    assert sum(computed) == 30 and found == [] and len(loads) == 1
-    second, computed, found = both()
-    assert computed == [] and found == [12, 12, 6] and len(loads) == 1
+    first, computed, stored = both()
+    assert sum(computed) == 30 and stored == [] and len(loads) == 1
+    second, computed, stored = both()
+    assert computed == [] and stored == [12, 12, 6] and len(loads) == 1
     expected = Engine(tiny, 0, dtype=torch.float32).logps(trees)
     for row, again, truth in zip(first, second, expected, strict=True):
         for a, b, c in zip(row, again, truth, strict=True):
@@ -217,8 +217,8 @@ def test_blocks_come_back_as_they_were(
     files = sorted((tmp_path / "blocks").glob("*.npy"))
     assert len(files) == 3
     files[0].unlink()
-    _, computed, found = both()
-    assert sum(computed) + sum(found) == 30 and len(loads) == 2 and computed
+    _, computed, stored = both()
+    assert sum(computed) + sum(stored) == 30 and len(loads) == 2 and computed
 
 
 def test_killed_it_goes_on_and_writes_every_row_once(policy: str, tmp_path: Path) -> None:
@@ -332,16 +332,16 @@ def test_the_check_against_an_explicit_reward(policy: str, tmp_path: Path, tiny_
     out = tmp_path / "rewards.parquet"
     summary = rewards(policy, out=out, rm=str(tmp_path / "rm"), limit=20)
     rows = pq.read_table(out).to_pylist()
-    found = summary["implicit_vs_explicit"]
-    assert set(found["calibration"]) == {"explicit", "implicit"}
-    assert set(found["calibration"]["implicit"]) == {"nll", "brier", "ece", "temperature"}
-    assert set(found["splits"]) == {"length_difference", "explicit_margin", "implicit_margin"}
+    check = summary["implicit_vs_explicit"]
+    assert set(check["calibration"]) == {"explicit", "implicit"}
+    assert set(check["calibration"]["implicit"]) == {"nll", "brier", "ece", "temperature"}
+    assert set(check["splits"]) == {"length_difference", "explicit_margin", "implicit_margin"}
     lines = [json.loads(line) for line in Path(summary["disagreements"]).read_text().splitlines()]
     assert len(lines) == summary["n_disagreements"] > 0
     by_key = {(row["prompt_id"], row["response_index"]): row for row in rows}
     texts = {(line["prompt"], line["response_a"], line["response_b"]) for line in lines}
     assert len(texts) == len(lines) and all(all(text for text in entry) for entry in texts)
-    share = found["agreement"]["value"]
+    share = check["agreement"]["value"]
     assert len(lines) / summary["n_comparisons"] == pytest.approx(1 - share, abs=0.1)  # weights of comparisons differ
     for line in lines:
         assert line["explicit_margin"] * line["implicit_margin"] < 0

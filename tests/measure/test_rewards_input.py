@@ -83,10 +83,10 @@ def test_results_that_are_not_numbers_are_never_kept(tiny: Any, make_trees: Any,
 
 def test_a_damaged_file_of_results(tmp_path: Path) -> None:
     implicit_rewards("tiny", "tiny", "reviews", limit=3)
-    [kept] = cache.reference_folder().glob("*.npy")
-    kept.write_bytes(kept.read_bytes()[:-8])
+    [stored] = cache.reference_folder().glob("*.npy")
+    stored.write_bytes(stored.read_bytes()[:-8])
     error = refused(StoreError, "damaged", "remove it")
-    assert str(kept) in error.render()
+    assert str(stored) in error.render()
 
 
 def test_conversations_without_a_chat_template(model: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def judge_pairs(
     template = load_template(options.settings.template or ("logprob" if spec.startswith("llm:") else "choice"))
     if template.principled:
         raise RecipeError(
-            f"template {template.name!r} shows a principle, and none is given",
+            f"template {template.name!r} shows a principle, and a comparison has none",
             where=spec,
             fix="label data with it (duel label --principles), or name another template",
         )

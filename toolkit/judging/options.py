@@ -9,9 +9,10 @@ from toolkit.recipe.schema import JudgeSettings, ModelSection
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How models are loaded that judge in this process, how language models are asked, how much is read at once.
+    """``model`` loads the models that judge in this process, ``settings`` are those of language models.
 
-    The default of ``max_response_tokens`` is far above any recorded response, so that none is cut.
+    Models that score read at most ``max_response_tokens`` of a response, and ``token_budget`` tokens at once. The
+    default of ``max_response_tokens`` is far above any recorded response, so that none is cut.
     """
 
     model: ModelSection

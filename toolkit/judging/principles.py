@@ -29,7 +29,9 @@ SHIPPED = ("hhh",)
 
 @dataclass(frozen=True)
 class Labelling:
-    """Who labels, by which principles, and how. A verdict is the mean preference over both orders of a pair.
+    """Who labels, by which principles, and what becomes a label.
+
+    A verdict is the mean preference over both orders of a pair.
 
     ``draw="one"`` takes one principle, fixed by seed, prompt and pair, and its verdict is the label. ``"all"`` takes a
     vote: the label is the share of principles whose verdict is for the first response, undecided ones counting half.
@@ -105,7 +107,7 @@ def load_principles(name_or_path: str) -> list[str]:
         except yaml.YAMLError as error:
             raise DataError(f"this is no YAML: {error}", where=name_or_path) from error
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise DataError("principles are a list of texts", where=name_or_path, fix="write each behind a dash")
+            raise DataError("principles are a list of texts", where=name_or_path, fix="start each with a dash")
     else:
         items = [line for line in text.splitlines() if not line.startswith("#")]
     principles = [item.strip() for item in items if item.strip()]

@@ -1,4 +1,4 @@
-"""Recorded judgements: our own Parquet or JSONL, and AlpacaEval's ``annotations.json``, as one table.
+"""Recorded judgements in one form: duel's Parquet or JSONL files, and AlpacaEval's ``annotations.json``.
 
 One :class:`Judgement` is one answer of one judge to one pair of responses in one order of presentation. A judgement
 that failed has no preference: it is counted, and is never a tie.

@@ -97,7 +97,9 @@ def _function_scores(spec: str, prompts: Sequence[Prompt], responses: Sequence[S
             fix="name it as python:MODULE:FUNCTION, with the module on PYTHONPATH",
         ) from error
     if inspect.iscoroutinefunction(function):
-        raise RecipeError("the judge's function is asynchronous", where=f"python:{spec}", fix="give a plain function")
+        raise RecipeError(
+            "the judge's function is asynchronous", where=f"python:{spec}", fix="name a function without async"
+        )
     flat_prompts = [prompt for prompt, texts in zip(prompts, responses, strict=True) for _ in texts]
     flat_texts = [text for texts in responses for text in texts]
     values = list(function(prompts=flat_prompts, completions=flat_texts))

@@ -1,9 +1,9 @@
-"""What a language model is asked, and how its answer is read.
+"""The questions to a language model as a judge, and the reading of its answers.
 
-A template is a YAML file with ``kind``, ``system``, ``user`` (Jinja2) and ``max_tokens``. Three ship: ``choice`` (a
-verdict in words), ``score`` (1 to 10, one response at a time), ``logprob`` (the probabilities of A and B);
-``principle`` and ``principle-logprob`` are the first and the last with a written principle to judge by. A file of one's
-own takes their place.
+A template is a YAML file with ``kind``, ``system``, ``user`` (Jinja2) and ``max_tokens``. Shipped are ``choice`` (a
+verdict in words), ``score`` (1 to 10, one response at a time) and ``logprob`` (the probabilities of A and B).
+``principle`` and ``principle-logprob`` are ``choice`` and ``logprob`` with a written principle to judge by. Users can
+name a file of their own instead.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class Template:
-    """``fingerprint`` names its content: another wording is another judge. ``principled``: it shows a principle."""
+    """A question to a judge. ``principled``: it shows a principle."""
 
     name: str
     kind: Literal["choice", "score", "logprob"]
@@ -51,10 +51,11 @@ class Template:
 
     @property
     def fingerprint(self) -> str:
+        """A hash of the content: another wording is another judge."""
         return fingerprint([self.kind, self.system, self.user, self.max_tokens])
 
     def messages(self, prompt: Prompt, first: str, second: str, principle: str = "") -> list[dict[str, str]]:
-        """The conversation to send. ``score`` shows ``first`` alone."""
+        """The conversation to send. A template of kind ``score`` shows ``first`` alone."""
         values = {"prompt": readable(prompt), "response": first, "response_a": first, "response_b": second}
         values["principle"] = principle
         user = jinja2.Template(self.user, undefined=jinja2.StrictUndefined).render(**values)
@@ -67,7 +68,7 @@ class Template:
 def load_template(name_or_path: str) -> Template:
     """A shipped template by name, or a YAML file.
 
-    Raises RecipeError where there is none, or where it leaves out what a judge has to see.
+    Raises RecipeError where there is none, or where it leaves out what a judge must see.
     """
     if name_or_path in SHIPPED:
         text = resources.files("toolkit.judging").joinpath("templates", f"{name_or_path}.yaml").read_text("utf-8")
@@ -94,9 +95,9 @@ def load_template(name_or_path: str) -> Template:
 
 
 def read_verdict(kind: Literal["choice", "score"], reply: str) -> tuple[float | None, str]:
-    """``(value, "")`` of a reply in words, or ``(None, why)``: 1, 0 or 1/2 for A, B or C; 1 to 10 for a score.
+    """``(value, "")`` of a reply in words, or ``(None, reason)``: 1, 0 or 1/2 for A, B or C; 1 to 10 for a score.
 
-    Strict: one verdict in double brackets, nothing guessed.
+    A reply has exactly one verdict in double brackets. Nothing is guessed.
 
     >>> read_verdict("choice", "Both are fine, A is clearer. [[A]]")
     (1.0, '')
@@ -105,12 +106,12 @@ def read_verdict(kind: Literal["choice", "score"], reply: str) -> tuple[float | 
     >>> read_verdict("score", "[[11]]")
     (None, "'11' is no verdict")
     """
-    found = {match.strip() for match in _VERDICT.findall(reply)}
-    if not found:
+    verdicts = {match.strip() for match in _VERDICT.findall(reply)}
+    if not verdicts:
         return None, "no verdict in double brackets"
-    if len(found) > 1:
-        return None, f"{len(found)} different verdicts"
-    [verdict] = found
+    if len(verdicts) > 1:
+        return None, f"{len(verdicts)} different verdicts"
+    [verdict] = verdicts
     if kind == "choice":
         value = {"A": 1.0, "B": 0.0, "C": 0.5}.get(verdict)
     else:

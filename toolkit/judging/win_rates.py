@@ -31,16 +31,16 @@ _MOST_GROUPS = 50  # an attribute with more values is an identifier, and its val
 
 @dataclass(frozen=True)
 class Controls:
-    """What else than quality a win rate is corrected for, beside the win rate as it is.
+    """Further win rates, corrected for what is not quality.
 
     ``length`` adds the length-controlled win rate, with AlpacaEval's ``table`` where there is one; ``style`` adds the
     win rate at equal length, lists, headers and bold. ``where_recorded``: a row whose judgements record no lengths or
     styles goes without the control, instead of a DataError.
 
-    ``alignment`` says how a row of an AlpacaEval file finds the difficulty of its instruction. "alpaca_eval" takes the
-    row's place in the file, as the published numbers do, even where an earlier instruction is missing and shifts the
-    rest. "instruction" takes the instruction itself. Other files, and files that hold too little of the benchmark,
-    always go by the instruction (``prompt_id`` is AlpacaEval's instruction id).
+    ``alignment``: a row of an AlpacaEval file gets the difficulty of its instruction by the row's place in the file
+    ("alpaca_eval", as the published numbers do, even where an earlier instruction is missing and shifts the rest), or
+    by the instruction itself ("instruction"). Other files, and files that hold too little of the benchmark, always go
+    by the instruction (``prompt_id`` is AlpacaEval's instruction id).
     """
 
     length: bool = False
@@ -55,7 +55,7 @@ RECORDED_CONTROLS = Controls(length=True, style=True, where_recorded=True)
 
 
 class IntervalOptions(TypedDict, total=False):
-    """How intervals are computed: the keyword arguments of every statistic in ``evals``, all optional."""
+    """The keyword arguments of every statistic in ``evals`` that has an interval; all are optional."""
 
     n_resamples: int
     confidence: float
@@ -110,7 +110,7 @@ def report(
     reference: str | None = None,
     **intervals: Unpack[IntervalOptions],
 ) -> dict[str, Any]:
-    """``{"win_rates": [...], "bradley_terry": [...], "judge_agreement": {...} or None}``, in JSON's own types.
+    """``{"win_rates": [...], "bradley_terry": [...], "judge_agreement": {...} or None}``, in JSON types.
 
     ``win_rates`` has a row for each (policy, baseline, judge), in order of first appearance. ``pool_judges`` adds rows
     for all judges together, averaged inside each prompt. ``by`` names the attribute behind the judgements' groups, and
@@ -220,7 +220,7 @@ def win_rates(
 ) -> list[WinRate]:
     """One row for each (policy, baseline, judge), in order of first appearance.
 
-    Orders, seeds, repeated judgements, and the judges behind a pooled one are averaged inside a prompt first.
+    Orders, seeds, repeated judgements, and the judges that are pooled are averaged inside a prompt first.
     ``holm_p`` corrects over all rows returned.
 
     Raises:

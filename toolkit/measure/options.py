@@ -22,7 +22,7 @@ class PromptSelection:
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How forward passes are computed: their precision, and how many tokens at once (None: the device's default)."""
+    """Precision of the forward passes, and tokens at once (None: the device's default)."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_tokens: int | None = None

@@ -67,7 +67,7 @@ class EncodedRow:
 
 @dataclass(frozen=True)
 class Reading:
-    """Rows that fit the limits, those of the data first and those of samples behind them; and what was left out."""
+    """Rows that fit the limits, the data's first and then those of samples; and counts of what was left out or cut."""
 
     encoder: TextEncoder
     rows: list[EncodedRow]

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from toolkit.engine import cache, distributed
 from toolkit.errors import ModelError, RecipeError
-from toolkit.evals.agreement import LOG_Z_WARNING, estimate_dict, pairwise_accuracy
+from toolkit.evals.agreement import LOG_Z_WARNING
 from toolkit.files import refuse_existing, write_json, write_row_groups
 from toolkit.measure.explicit import score_reading
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.passes import StoredPass
 from toolkit.measure.reading import EncodedRow, Reading, ReadingOptions, read, with_samples
-from toolkit.measure.summary import check_against_explicit, summarise_rewards
+from toolkit.measure.summary import accuracy_per_token, check_against_explicit, summarise_rewards
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
@@ -59,10 +59,10 @@ SCHEMA = pa.schema(
 class RewardOptions:
     """What is computed beside the implicit rewards, and what the table holds.
 
-    ``beta`` None takes the policy's own, where it is known. ``rm`` is an explicit reward model to check against.
-    ``samples``, a run's ``samples.parquet``, adds what its policies wrote to the data's prompts, and the check against
-    ``rm`` on them. ``per_token`` and ``with_ids`` add columns. ``any_reference`` accepts a reference that the policy
-    was not trained against. ``force`` overwrites the table.
+    ``beta`` None takes the one that the policy was trained with, where it records that, else 0.1. ``rm`` is an explicit
+    reward model to check against. ``samples``, a run's ``samples.parquet``, adds what its policies wrote to the data's
+    prompts, and the check against ``rm`` on them. ``per_token`` and ``with_ids`` add columns. ``any_reference`` accepts
+    a reference that the policy was not trained against. ``force`` overwrites the table.
     """
 
     beta: float | None = None
@@ -127,11 +127,10 @@ def implicit_rewards(
 ) -> dict[str, Any]:
     """Write the table to ``out`` and return the summary.
 
-    ``reference="none"`` gives reference-free rewards ``beta * log pi``, labelled as such. An interrupted call continues
+    ``reference="none"`` gives reference-free rewards ``beta * log pi``, and says so. An interrupted call continues
     where it stopped. The reference's log-probabilities are stored in duel's cache folder: another beta, or another
-    policy that was trained from it, costs no forward pass of it.
-
-    Under `accelerate launch` the processes share the work; the summary is the main one's, that of the others is empty.
+    policy that was trained from it, costs no forward pass of it. Under `accelerate launch` the processes share the
+    work; the main one returns the summary, the others an empty one.
 
     Raises ModelError for a reference that is not the one trained against and for results that are not finite,
     StoreError where ``out`` exists, RecipeError for a beta that is not positive.
@@ -172,8 +171,7 @@ def implicit_rewards(
     computed = {"policy": policy_pass.n_computed, "reference": reference_pass.n_computed if reference_pass else 0}
     summary |= {**pair.facts(), "out": str(out), "warning": LOG_Z_WARNING, "responses_computed": computed}
     if summary["accuracy"] is not None:
-        means = [rewards / row.lengths for rewards, row in zip(implicit, reading.rows, strict=True)]
-        summary["accuracy_mean"] = estimate_dict(pairwise_accuracy(reading.comparisons, means))
+        summary["accuracy_mean"] = accuracy_per_token(reading, implicit)
     if explicit is not None:
         summary |= check_against_explicit(reading, explicit, implicit, out)
     write_json(out.with_suffix(".summary.json"), summary)

@@ -66,7 +66,7 @@ def _prompt_column(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class PolicySampler:
-    """A policy by its name, how it is loaded, and how it is sampled."""
+    """A policy by its name, with the settings of its model and of its sampling."""
 
     policy: str
     model: ModelSection

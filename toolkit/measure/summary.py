@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ModelError
-from toolkit.evals.agreement import compare_on_samples, compare_rewards
+from toolkit.evals.agreement import (
+    EstimateDict,
+    compare_on_samples,
+    compare_rewards,
+    estimate_dict,
+    pairwise_accuracy,
+)
 from toolkit.evals.rm_quality import calibration, rm_quality
 from toolkit.evals.slices import agreement_by_slice, disagreements
 from toolkit.files import write_text
@@ -48,6 +54,12 @@ def summarise_rewards(reading: Reading, rewards: Rewards, started: float) -> dic
     if not_finite:
         raise ModelError(f"{not_finite} rewards are not finite", where="policy, reference or reward model")
     return summary | {"seconds": round(seconds, 3), "responses_per_second": round(n_responses / seconds, 3)}
+
+
+def accuracy_per_token(reading: Reading, rewards: Rewards) -> EstimateDict:
+    """Pairwise accuracy of the rewards divided by the responses' lengths."""
+    means = [of_row / row.lengths for of_row, row in zip(rewards, reading.rows, strict=True)]
+    return estimate_dict(pairwise_accuracy(reading.comparisons, means))
 
 
 def check_against_explicit(reading: Reading, explicit: Rewards, implicit: Rewards, out: Path) -> dict[str, Any]:
