@@ -97,7 +97,7 @@ def test_ppo_on_a_gpu_is_ppo_on_a_cpu(reward_folder: Path, tmp_path: Path, lora:
         if not lora:  # all weights at that rate would fly apart
             more["learning_rate"] = 1e-3
         trainer = trainer_of(tmp_path / device, reward, lora=lora, **more)
-        assert {weight.device.type for weight in trainer.actors.parameters()} == {device}
+        assert {weight.device.type for weight in trainer.models.parameters()} == {device}
         logs.append(logs_of(trainer))
     for cpu, gpu in zip(*logs, strict=True):
         assert cpu.keys() == gpu.keys()
@@ -112,7 +112,7 @@ def test_the_first_update_starts_at_policy_and_reference(
     reward_adapter: Path, tmp_path: Path, lora: bool, bf16: bool
 ) -> None:
     options: dict[str, Any] = {"learning_rate": 1e-3, "adam_epsilon": 1e-5, "bf16": bf16, "temperature": 0.7}
-    # A part for each prompt, so that all but the first are computed again.
+    # A microbatch for each prompt, so that all but the first are computed again.
     trainer = trainer_of(tmp_path, str(reward_adapter), lora=lora, token_budget=1, **options)
     logs = logs_of(trainer)
     assert logs[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-6)

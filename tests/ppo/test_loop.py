@@ -41,9 +41,9 @@ from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.ppo import objective
 from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.models import SeparateModels, SharedBase
-from toolkit.ppo.rewards import Sampled, model_source
-from toolkit.ppo.rollout import dense, split_evenly
+from toolkit.ppo.models import AdapterModels, SeparateModels
+from toolkit.ppo.rewards import Responses, model_reward
+from toolkit.ppo.rollout import scatter_to_responses, split_evenly
 from toolkit.ppo.schedule import Schedule
 from toolkit.recipe.schema import ModelSection
 from toolkit.training.trainer import last_checkpoint
@@ -53,9 +53,9 @@ pytestmark = pytest.mark.invariant
 # ---------------------------------------------------------------- pieces
 
 
-def test_dense_by_hand() -> None:
+def test_scattering_to_responses_by_hand() -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], requires_grad=True)
-    out = dense(values, pack([Tree([5], [[6, 2], [7, 8, 9]])], 0), 4)
+    out = scatter_to_responses(values, pack([Tree([5], [[6, 2], [7, 8, 9]])], 0), 4)
     assert out.tolist() == [[1, 2, 0, 0], [3, 4, 5, 0]]
     out.sum().backward()
     assert values.grad is not None and values.grad.tolist() == [1.0] * 5
@@ -93,10 +93,10 @@ def test_the_schedule_takes_every_prompt_once_in_each_round() -> None:
 def test_the_first_update_starts_at_the_policy_and_the_reference(
     folders: Folders, tmp_path: Path, kind: str, dtype: str
 ) -> None:
-    actors = folders.actors(kind, dtype=dtype)
-    # A part for each prompt, so that all but the first are computed again.
+    models = folders.models(kind, dtype=dtype)
+    # A microbatch for each prompt, so that all but the first are computed again.
     section = changed(SECTION, temperature=0.7, total_episodes=8, token_budget=1)
-    trainer, record = make_trainer(actors, folders, tmp_path, section, dtype=dtype)
+    trainer, record = make_trainer(models, folders, tmp_path, section, dtype=dtype)
     trainer.train()
     first = record.logs[0]
     # The mean of ones in fp32 is exact; a sum that is divided later may round in the last place.
@@ -116,12 +116,12 @@ def test_the_reference_is_the_sft_policy_and_not_its_base(folders: Folders, tiny
     trees = [Tree(p.ids, [[7, 8, 9, 2]]) for p in PROMPTS]
     expected = Engine(load_policy(resolve(str(folders.sft)), ModelSection(dtype="float32")), 0, dtype=torch.float32)
     for kind in ("full", "lora", "mixed"):
-        actors = folders.actors(kind)
-        batch = actors.engine.pack(trees)
+        models = folders.models(kind)
+        batch = models.engine.pack(trees)
         with torch.no_grad():
             sft, _ = expected.token_logps(batch)
             base, _ = Engine(tiny, 0, dtype=torch.float32).token_logps(batch)
-        assert torch.equal(actors.reference_logps(batch, 1.0), sft)
+        assert torch.equal(models.reference_logps(batch, 1.0), sft)
         assert float((sft - base).abs().max()) > 0.01
 
 
@@ -144,32 +144,40 @@ def test_dropout_is_off_wherever_a_model_keeps_its_rate() -> None:
             assert torch.equal(model(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
 
 
-def test_the_kinds_of_actors(folders: Folders) -> None:
-    assert isinstance(folders.actors("full"), SeparateModels)
-    assert isinstance(folders.actors("mixed"), SeparateModels)
-    assert isinstance(folders.actors("lora"), SharedBase)
+def test_the_kinds_of_models(folders: Folders) -> None:
+    assert isinstance(folders.models("full"), SeparateModels)
+    assert isinstance(folders.models("mixed"), SeparateModels)
+    assert isinstance(folders.models("lora"), AdapterModels)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_the_critic_starts_as_told(folders: Folders, kind: str) -> None:
     trees = [Tree(p.ids, [[7, 8, 9, 2], [11, 2]]) for p in PROMPTS]
-    actors = folders.actors(kind, value_head_init="zero")
-    assert not actors.values(actors.engine.pack(trees)).any()
-    actors = folders.actors(kind, value_head_init="reward_model")
-    batch = actors.engine.pack(trees)
-    values_N = actors.values(batch)
+    models = folders.models(kind, value_head_init="zero")
+    assert not models.values(models.engine.pack(trees)).any()
+    models = folders.models(kind, value_head_init="reward_model")
+    batch = models.engine.pack(trees)
+    values_N = models.values(batch)
     # The value of the state before a token is what the reward model says of the text so far.
     shorter = [Tree(p.ids[:-1], [p.ids[-1:], [p.ids[-1], 7], [p.ids[-1], 7, 8], [p.ids[-1], 7, 8, 9]]) for p in PROMPTS]
-    expected = torch.tensor(scores_of(folders, actors, shorter)).view(len(PROMPTS), 4)
+    expected = torch.tensor(scores_of(folders, models, shorter)).view(len(PROMPTS), 4)
     torch.testing.assert_close(values_N.detach().view(len(PROMPTS), 6)[:, :4], expected, rtol=0, atol=1e-4)
-    assert sum(w.requires_grad for w in actors.critic_parameters()) == len(actors.critic_parameters())
+    assert sum(w.requires_grad for w in models.critic_parameters()) == len(models.critic_parameters())
 
 
-# ---------------------------------------------------------------- both kinds of actors agree
+def test_values_of_a_shared_trunk_are_the_same_from_either_pass(folders: Folders) -> None:
+    """A reward model's mean belongs to the head that it came with, which a head of zeros on the trunk is not."""
+    models = folders.models("full", share_trunk=True, value_head_init="reward_model")
+    batch = models.engine.pack([Tree(p.ids, [[7, 8, 9, 2], [11, 2]]) for p in PROMPTS])
+    assert not models.values(batch).any()
+    assert not models.logps_and_values(batch, 1.0)[2].any()
+
+
+# ---------------------------------------------------------------- both kinds of models agree
 
 
 def test_one_base_with_adapters_equals_four_models(folders: Folders, tmp_path: Path) -> None:
-    shared = folders.actors("lora")
+    shared = folders.models("lora")
     shake(shared.policy, ".default.", seed=4, scale=0.02)  # lora_A and lora_B of the policy alone
     shared.save_policy(tmp_path / "policy", folders.tokenizer)
     section = ModelSection(name="tiny", dtype="float32", lora=LORA)
@@ -221,17 +229,17 @@ def test_scores_of_a_reward_model_that_cannot_take_the_tree(folders: Folders) ->
     policy, reference = (load_policy(resolve(str(folders.sft)), section) for _ in range(2))
     responses = [[7, 8, 9, 2], [11, 12, 13, 14, 15, 2]]
     trees = [Tree(p.ids, responses) for p in PROMPTS]
-    source = model_source(reward, folders.tokenizer, folders.tokenizer, dtype=torch.float32)
+    score = model_reward(reward, folders.tokenizer, folders.tokenizer, dtype=torch.float32)
     texts = ["a", "b"] * len(PROMPTS)
-    scores = torch.tensor(source(Sampled(list(texts), texts, [False] * len(texts), trees)))
+    scores = torch.tensor(score(Responses(list(texts), texts, [False] * len(texts), trees)))
     # As the critic it takes the plain layout of the policy's batch, and values stay in the order of the tokens.
-    actors = SeparateModels(
+    models = SeparateModels(
         policy, reference, reward, pad_id=0, dtype=torch.float32, value_head_init="reward_model", value_shift=0.0
     )
-    batch = actors.engine.pack([Tree(p.ids[:-1], [[p.ids[-1], 7]]) for p in PROMPTS])
+    batch = models.engine.pack([Tree(p.ids[:-1], [[p.ids[-1], 7]]) for p in PROMPTS])
     with torch.no_grad():
         before = [reward(input_ids=torch.tensor([p.ids])).logits.item() for p in PROMPTS]
-        torch.testing.assert_close(actors.values(batch)[1::2], torch.tensor(before), rtol=0, atol=1e-3)
+        torch.testing.assert_close(models.values(batch)[1::2], torch.tensor(before), rtol=0, atol=1e-3)
     with torch.no_grad():
         expected = [reward(input_ids=torch.tensor([p.ids + ids])).logits.item() for p in PROMPTS for ids in responses]
     torch.testing.assert_close(scores, torch.tensor(expected), rtol=0, atol=1e-3)
@@ -254,22 +262,22 @@ def test_the_score_lands_on_the_last_token_and_the_penalty_on_truncation_alone(
         whiten_advantages=False,
         response_length=4,
     )
-    actors = folders.actors("full")
-    rollout = roll(actors, folders, section, kl_coef=0.0)
-    parts = [part for parts in rollout.minibatches for part in parts]
-    rewards = [row[mask] for part in parts for row, mask in zip(part.returns_ST, part.mask_ST, strict=True)]
+    models = folders.models("full")
+    rollout = roll(models, folders, section, kl_coef=0.0)
+    microbatches = [microbatch for minibatch in rollout.minibatches for microbatch in minibatch]
+    rewards = [row[mask] for item in microbatches for row, mask in zip(item.returns_ST, item.mask_ST, strict=True)]
     reward_model = load_reward_model(resolve(str(folders.rm_full)), ModelSection(dtype="float32", lora=None))
     seen = set()
-    packed = [(tree.prompt_ids, ids) for part in parts for tree in part.batch.trees for ids in tree.response_ids]
-    assert len(rewards) == len(rollout.table) == 8
-    for (prompt, ids), entry, row in zip(packed, rollout.table, rewards, strict=True):
+    packed = [(tree.prompt_ids, ids) for item in microbatches for tree in item.batch.trees for ids in tree.response_ids]
+    assert len(rewards) == len(rollout.completions) == 8
+    for (prompt, ids), entry, row in zip(packed, rollout.completions, rewards, strict=True):
         truncated = ids[-1] not in ENDS
         seen.add(truncated)
         assert len(row) == len(ids) and not set(ids[:-1]) & set(ENDS)
         with torch.no_grad():
             raw = reward_model(input_ids=torch.tensor([prompt + ids])).logits.item() - MEAN
-        assert entry["score"] == pytest.approx(raw, abs=1e-4)
-        assert (entry["truncated"], entry["n_tokens"]) == (truncated, len(ids))
+        assert entry.score == pytest.approx(raw, abs=1e-4)
+        assert (entry.truncated, entry.n_tokens) == (truncated, len(ids))
         expected = penalty if truncated and penalty is not None else min(max(raw, -0.5), 0.5)
         assert row[:-1].abs().max() < 1e-6 if len(row) > 1 else True
         assert float(row[-1]) == pytest.approx(expected, abs=1e-4)
@@ -277,61 +285,64 @@ def test_the_score_lands_on_the_last_token_and_the_penalty_on_truncation_alone(
 
 
 def test_the_kl_penalty_is_on_every_token(folders: Folders) -> None:
-    actors = folders.actors("lora")
-    shake(actors.policy, "lora_B.default.", seed=4, scale=0.02)
+    models = folders.models("lora")
+    shake(models.policy, "lora_B.default.", seed=4, scale=0.02)
     section = changed(SECTION, gamma=0.0, lam=0.0, missing_eos_penalty=0.0, whiten_advantages=False)
-    with_kl, without = roll(actors, folders, section, kl_coef=0.5), roll(actors, folders, section, kl_coef=0.0)
+    with_kl, without = roll(models, folders, section, kl_coef=0.5), roll(models, folders, section, kl_coef=0.0)
     total = []
-    for part, same in zip(with_kl.minibatches[0], without.minibatches[0], strict=True):
-        reference = actors.reference_logps(part.batch, 1.0)
-        kl = part.old_logps_ST - dense(reference, part.batch, part.mask_ST.shape[1])
-        expected = torch.where(part.mask_ST, -0.5 * kl, 0.0)
-        torch.testing.assert_close(part.returns_ST - same.returns_ST, expected, rtol=0, atol=1e-4)
+    for microbatch, same in zip(with_kl.minibatches[0], without.minibatches[0], strict=True):
+        reference = models.reference_logps(microbatch.batch, 1.0)
+        kl = microbatch.old_logps_ST - scatter_to_responses(reference, microbatch.batch, microbatch.mask_ST.shape[1])
+        expected = torch.where(microbatch.mask_ST, -0.5 * kl, 0.0)
+        torch.testing.assert_close(microbatch.returns_ST - same.returns_ST, expected, rtol=0, atol=1e-4)
         total.append(kl.abs().max())
     assert max(total) > 0.01
 
 
 def test_advantages_are_whitened_over_the_whole_rollout(folders: Folders) -> None:
-    rollout = roll(folders.actors("full"), folders)
-    flat = [part for parts in rollout.minibatches for part in parts]
-    advantages = torch.cat([part.advantages_ST[part.mask_ST] for part in flat])
+    rollout = roll(folders.models("full"), folders)
+    flat = [microbatch for minibatch in rollout.minibatches for microbatch in minibatch]
+    advantages = torch.cat([microbatch.advantages_ST[microbatch.mask_ST] for microbatch in flat])
     assert float(advantages.mean()) == pytest.approx(0, abs=1e-5)
     assert float(advantages.std()) == pytest.approx(1, abs=1e-4)
-    raw = roll(folders.actors("full"), folders, changed(SECTION, whiten_advantages=False))
-    for part, whitened in zip([p for parts in raw.minibatches for p in parts], flat, strict=True):
+    raw = roll(folders.models("full"), folders, changed(SECTION, whiten_advantages=False))
+    for microbatch, whitened in zip([item for minibatch in raw.minibatches for item in minibatch], flat, strict=True):
         # What the critic learns is never whitened.
-        torch.testing.assert_close(part.returns_ST, whitened.returns_ST)
-        rewards_to_go = part.advantages_ST + torch.where(part.mask_ST, part.old_values_ST, 0.0)
-        torch.testing.assert_close(rewards_to_go, part.returns_ST, rtol=0, atol=1e-5)
+        torch.testing.assert_close(microbatch.returns_ST, whitened.returns_ST)
+        rewards_to_go = microbatch.advantages_ST + torch.where(microbatch.mask_ST, microbatch.old_values_ST, 0.0)
+        torch.testing.assert_close(rewards_to_go, microbatch.returns_ST, rtol=0, atol=1e-5)
 
 
 def test_minibatches_hold_every_sample_once(folders: Folders) -> None:
-    rollout = roll(folders.actors("full"), folders, changed(SECTION, token_budget=1))
-    assert [sum(part.batch.n_responses for part in parts) for parts in rollout.minibatches] == [4, 4]
-    assert max(len(parts) for parts in rollout.minibatches) > 1
-    together = sorted((row["prompt_id"], row["completion"]) for row in roll(folders.actors("full"), folders).table)
-    assert sorted((row["prompt_id"], row["completion"]) for row in rollout.table) == together
-    assert rollout.metrics["tokens"] == sum(row["n_tokens"] for row in rollout.table)
+    rollout = roll(folders.models("full"), folders, changed(SECTION, token_budget=1))
+    assert [sum(microbatch.batch.n_responses for microbatch in minibatch) for minibatch in rollout.minibatches] == [
+        4,
+        4,
+    ]
+    assert max(len(minibatch) for minibatch in rollout.minibatches) > 1
+    together = sorted((row.prompt_id, row.completion) for row in roll(folders.models("full"), folders).completions)
+    assert sorted((row.prompt_id, row.completion) for row in rollout.completions) == together
+    assert rollout.metrics["tokens"] == sum(row.n_tokens for row in rollout.completions)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_parts_do_not_change_the_gradients(folders: Folders, tmp_path: Path, kind: str) -> None:
+def test_microbatches_do_not_change_the_gradients(folders: Folders, tmp_path: Path, kind: str) -> None:
     found = []
     for token_budget in (100_000, 1):
-        actors = folders.actors(kind)
-        trainer, _ = make_trainer(actors, folders, tmp_path, changed(SECTION, token_budget=token_budget))
+        models = folders.models(kind)
+        trainer, _ = make_trainer(models, folders, tmp_path, changed(SECTION, token_budget=token_budget))
         loss = trainer.training_step(trainer.model, trainer.schedule[0])
         assert trainer.rollout is not None
-        n_parts = len(trainer.rollout.minibatches[0])
-        gradients = {n: w.grad for n, w in actors.named_parameters() if w.grad is not None}
-        found.append((n_parts, float(loss), gradients))
-    (one, loss, whole), (several, summed, parts) = found
+        n_microbatches = len(trainer.rollout.minibatches[0])
+        gradients = {n: w.grad for n, w in models.named_parameters() if w.grad is not None}
+        found.append((n_microbatches, float(loss), gradients))
+    (one, loss, whole), (several, summed, added_up) = found
     assert (one, several) == (1, 2)
     assert summed == pytest.approx(loss, abs=1e-5)
-    assert whole.keys() == parts.keys() and whole
+    assert whole.keys() == added_up.keys() and whole
     assert any("value_head" in name or "critic" in name for name in whole)
     for name, gradient in whole.items():
-        assert float((gradient - parts[name]).norm()) <= 1e-3 * float(gradient.norm()) + 1e-7, name
+        assert float((gradient - added_up[name]).norm()) <= 1e-3 * float(gradient.norm()) + 1e-7, name
 
 
 # ---------------------------------------------------------------- what training changes
@@ -341,24 +352,24 @@ def test_parts_do_not_change_the_gradients(folders: Folders, tmp_path: Path, kin
 def test_every_update_is_an_optimiser_step_and_the_frozen_models_stay(
     folders: Folders, tmp_path: Path, kind: str
 ) -> None:
-    actors = folders.actors(kind)
-    batch = actors.engine.pack([Tree(p.ids, [[7, 8, 9, 2]]) for p in PROMPTS])
-    trained = {name for name, w in actors.named_parameters() if w.requires_grad}
-    before = {name: w.detach().clone() for name, w in actors.named_parameters()}
+    models = folders.models(kind)
+    batch = models.engine.pack([Tree(p.ids, [[7, 8, 9, 2]]) for p in PROMPTS])
+    trained = {name for name, w in models.named_parameters() if w.requires_grad}
+    before = {name: w.detach().clone() for name, w in models.named_parameters()}
     trees = list(batch.trees)
-    reference, scores = actors.reference_logps(batch, 1.0), scores_of(folders, actors, trees)
+    reference, scores = models.reference_logps(batch, 1.0), scores_of(folders, models, trees)
     with torch.no_grad():
-        logps, values = actors.policy_logps(batch, 1.0)[0], actors.values(batch)
-    trainer, record = make_trainer(actors, folders, tmp_path)
+        logps, values = models.policy_logps(batch, 1.0)[0], models.values(batch)
+    trainer, record = make_trainer(models, folders, tmp_path)
     trainer.train()
     assert trainer.state.global_step == len(record.weights) == 2 * UPDATES
     assert len(set(record.weights)) == 2 * UPDATES  # each of them moved the weights
-    assert torch.equal(actors.reference_logps(batch, 1.0), reference)
-    assert scores_of(folders, actors, trees) == scores
+    assert torch.equal(models.reference_logps(batch, 1.0), reference)
+    assert scores_of(folders, models, trees) == scores
     with torch.no_grad():
-        assert not torch.allclose(actors.policy_logps(batch, 1.0)[0], logps, atol=1e-4)
-        assert not torch.allclose(actors.values(batch), values, atol=1e-4)
-    after = dict(actors.named_parameters())
+        assert not torch.allclose(models.policy_logps(batch, 1.0)[0], logps, atol=1e-4)
+        assert not torch.allclose(models.values(batch), values, atol=1e-4)
+    after = dict(models.named_parameters())
     assert {name for name, w in before.items() if not torch.equal(w, after[name])} == trained
     assert [log["objective/kl"] != 0 for log in record.logs if "objective/kl" in log] == [False, True]
     rates = {group["lr"] for group in trainer.optimizer.param_groups}  # type: ignore[union-attr]
@@ -368,7 +379,7 @@ def test_every_update_is_an_optimiser_step_and_the_frozen_models_stay(
 def test_accumulation_does_not_take_updates_away(folders: Folders, tmp_path: Path) -> None:
     """A minibatch is divided by token_budget; transformers' own accumulation must not merge updates or add rollouts."""
     trainer, record = make_trainer(
-        folders.actors("lora"), folders, tmp_path, changed(SECTION, gradient_accumulation_steps=2)
+        folders.models("lora"), folders, tmp_path, changed(SECTION, gradient_accumulation_steps=2)
     )
     steps: list[tuple[int, int]] = []
     step = trainer.training_step
@@ -384,11 +395,11 @@ def test_accumulation_does_not_take_updates_away(folders: Folders, tmp_path: Pat
 
 
 def test_a_learning_rate_of_zero_changes_nothing(folders: Folders, tmp_path: Path) -> None:
-    actors = folders.actors("lora")
-    before = {name: w.clone() for name, w in actors.state_dict().items()}
-    trainer, record = make_trainer(actors, folders, tmp_path, changed(SECTION, learning_rate=0.0))
+    models = folders.models("lora")
+    before = {name: w.clone() for name, w in models.state_dict().items()}
+    trainer, record = make_trainer(models, folders, tmp_path, changed(SECTION, learning_rate=0.0))
     trainer.train()
-    after = actors.state_dict()
+    after = models.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(w, after[name]) for name, w in before.items())
     assert len(record.logs) == 2 * UPDATES
     for log in record.logs:
@@ -398,25 +409,25 @@ def test_a_learning_rate_of_zero_changes_nothing(folders: Folders, tmp_path: Pat
 
 
 def test_the_critic_has_a_rate_of_its_own(folders: Folders, tmp_path: Path) -> None:
-    actors = folders.actors("lora")
-    before = {name: w.detach().clone() for name, w in actors.trained_state().items()}
+    models = folders.models("lora")
+    before = {name: w.detach().clone() for name, w in models.trained_state().items()}
     section = changed(SECTION, learning_rate=0.0, value_learning_rate=1e-3, total_episodes=8)
-    trainer, _ = make_trainer(actors, folders, tmp_path, section)
+    trainer, _ = make_trainer(models, folders, tmp_path, section)
     trainer.train()
-    moved = {name for name, w in actors.trained_state().items() if not torch.equal(w, before[name])}
+    moved = {name for name, w in models.trained_state().items() if not torch.equal(w, before[name])}
     assert moved and all("critic" in name or "value_head" in name for name in moved)
 
 
 def test_the_gradient_norm_is_clipped(folders: Folders, tmp_path: Path) -> None:
     """Adam hides the size of a gradient, so look at what reaches the optimiser."""
     section = changed(SECTION, max_grad_norm=1e-3, total_episodes=8)
-    actors = folders.actors("lora")
-    trainer, record = make_trainer(actors, folders, tmp_path, section)
+    models = folders.models("lora")
+    trainer, record = make_trainer(models, folders, tmp_path, section)
     norms: list[float] = []
 
     class Norms(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            weights = [w for w in actors.parameters() if w.grad is not None]
+            weights = [w for w in models.parameters() if w.grad is not None]
             norms.append(float(torch.stack([w.grad.norm() for w in weights if w.grad is not None]).norm()))
 
     trainer.add_callback(Norms())
@@ -427,7 +438,7 @@ def test_the_gradient_norm_is_clipped(folders: Folders, tmp_path: Path) -> None:
 
 def test_training_stops_when_the_kl_passes_its_limit(folders: Folders, tmp_path: Path) -> None:
     section = changed(SECTION, max_kl=1e-3, total_episodes=80)
-    trainer, record = make_trainer(folders.actors("lora"), folders, tmp_path, section)
+    trainer, record = make_trainer(folders.models("lora"), folders, tmp_path, section)
     trainer.train()
     kls = [log["objective/kl"] for log in record.logs if "objective/kl" in log]
     assert trainer.state.global_step == (len(kls) - 1) * UPDATES + 1 < len(trainer.schedule)
@@ -449,16 +460,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folders: Folders, tmp_path: P
         adaptive_kl_horizon=20,
         lr_scheduler_type="linear",
     )
-    whole = folders.actors(kind)
+    whole = folders.models(kind)
     trainer, uninterrupted = make_trainer(whole, folders, tmp_path / "whole", section)
     trainer.train()
     coefficients = [log["objective/kl_coef"] for log in uninterrupted.logs if "objective/kl_coef" in log]
     assert len(set(coefficients)) == 3
 
-    trainer, _ = make_trainer(folders.actors(kind), folders, tmp_path / "part", section, stop_at=stop_at)
+    trainer, _ = make_trainer(folders.models(kind), folders, tmp_path / "part", section, stop_at=stop_at)
     trainer.train()
     assert trainer.state.global_step == stop_at
-    resumed = folders.actors(kind)
+    resumed = folders.models(kind)
     trainer, record = make_trainer(resumed, folders, tmp_path / "part", section)
     checkpoint = last_checkpoint(tmp_path / "part")
     assert checkpoint is not None and checkpoint.endswith(f"-{stop_at // UPDATES * UPDATES}")
@@ -474,17 +485,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folders: Folders, tmp_path: P
 
 
 def test_a_checkpoint_of_other_weights_is_refused(folders: Folders) -> None:
-    state = folders.actors("lora").trained_state()
+    state = folders.models("lora").trained_state()
     with pytest.raises(RuntimeError, match="differ"):
-        folders.actors("full").load_trained_state(state)
+        folders.models("full").load_trained_state(state)
 
 
 def test_two_runs_with_one_seed_are_identical(folders: Folders, tmp_path: Path) -> None:
     results = []
     for seed, name in ((0, "a"), (0, "b"), (1, "c")):
-        actors = folders.actors("lora")
+        models = folders.models("lora")
         section = changed(SECTION, total_episodes=8)
-        trainer, record = make_trainer(actors, folders, tmp_path / name, section, seed=seed)
+        trainer, record = make_trainer(models, folders, tmp_path / name, section, seed=seed)
         trainer.train()
         results.append((record.weights, [log["loss"] for log in record.logs]))
     assert results[0] == results[1] != results[2]
@@ -497,30 +508,30 @@ def test_a_saved_policy_is_the_policy(folders: Folders, tmp_path: Path) -> None:
         return Engine(model, 0, dtype=torch.float32).logps(trees)
 
     for kind in ("full", "lora", "mixed"):
-        actors = folders.actors(kind)
-        trainer, _ = make_trainer(actors, folders, tmp_path / kind, changed(SECTION, total_episodes=8))
+        models = folders.models(kind)
+        trainer, _ = make_trainer(models, folders, tmp_path / kind, changed(SECTION, total_episodes=8))
         trainer.train()
-        actors.save_policy(tmp_path / kind / "model", folders.tokenizer)
-        actors.use_policy()
+        models.save_policy(tmp_path / kind / "model", folders.tokenizer)
+        models.use_policy()
         ref = resolve(str(tmp_path / kind / "model"))
         loaded = load_policy(ref, ModelSection(dtype="float32"))
         assert ref.kind == ("folder" if kind == "full" else "adapter")
-        for ours, expected in zip(logps_of(loaded), logps_of(actors.policy), strict=True):
+        for ours, expected in zip(logps_of(loaded), logps_of(models.policy), strict=True):
             for a, b in zip(ours, expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
 def test_rollout_and_update_agree_on_the_objective(folders: Folders) -> None:
-    """The old log-probabilities of a part are those that its own packing gives."""
-    actors = folders.actors("full")
-    for part in roll(actors, folders, changed(SECTION, token_budget=1)).minibatches[1]:
-        width = part.mask_ST.shape[1]
+    """The old log-probabilities of a microbatch are those that its own packing gives."""
+    models = folders.models("full")
+    for microbatch in roll(models, folders, changed(SECTION, token_budget=1)).minibatches[1]:
+        width = microbatch.mask_ST.shape[1]
         with torch.no_grad():
-            logps_N, _ = actors.policy_logps(part.batch, 1.0)
-        new = dense(logps_N, part.batch, width)
-        assert torch.equal(new, part.old_logps_ST)
-        n = int(part.mask_ST.sum())
+            logps_N, _ = models.policy_logps(microbatch.batch, 1.0)
+        new = scatter_to_responses(logps_N, microbatch.batch, width)
+        assert torch.equal(new, microbatch.old_logps_ST)
+        n = int(microbatch.mask_ST.sum())
         loss = objective.policy_loss(
-            new, part.old_logps_ST, part.advantages_ST, part.mask_ST, cliprange=0.2, n_tokens=n
+            new, microbatch.old_logps_ST, microbatch.advantages_ST, microbatch.mask_ST, cliprange=0.2, n_tokens=n
         )
-        assert float(loss.loss) == pytest.approx(-float(part.advantages_ST[part.mask_ST].mean()), abs=1e-5)
+        assert float(loss.loss) == pytest.approx(-float(microbatch.advantages_ST[microbatch.mask_ST].mean()), abs=1e-5)

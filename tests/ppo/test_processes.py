@@ -50,22 +50,22 @@ args = PPOConfig(
 peft = None if full else LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
 more = {"ptx_dataset": [{"prompt": "It was", "completion": f" number {i}."} for i in range(5)]} if args.ptx_coef else {}
 trainer = PPOTrainer("tiny", args, reward, prompts, eval_dataset=prompts[:5], peft_config=peft, **more)
-backward = trainer._backward
+training_step = trainer.training_step
 
 
-def dying(part, n_tokens, **more):
-    done = backward(part, n_tokens, **more)
+def dying(*inputs, **more):
+    loss = training_step(*inputs, **more)
     if trainer.state.global_step == kill_at:  # gradients are there, the optimiser has not stepped
         os.kill(os.getpid(), signal.SIGKILL)
-    return done
+    return loss
 
 
-trainer._backward = dying
+trainer.training_step = dying
 trainer.train(resume_from_checkpoint=resume)
 result = trainer.evaluate()
 if trainer.is_world_process_zero():
     out = Path(args.output_dir)
-    save_file({n: w.contiguous() for n, w in trainer.actors.trained_state().items()}, out / "state.safetensors")
+    save_file({n: w.contiguous() for n, w in trainer.models.trained_state().items()}, out / "state.safetensors")
     logs = [log for log in trainer.state.log_history if "loss" in log]
     (out / "logs.json").write_text(json.dumps([logs, result]))
 leave_group()

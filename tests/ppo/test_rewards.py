@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,18 @@ from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo import Ensemble
-from toolkit.ppo.rewards import Sampled, combine, function_source, model_source
+from toolkit.ppo.rewards import Responses, Scores, function_reward, model_reward, weighted_sum
 from toolkit.recipe.schema import ModelSection
 
 pytestmark = pytest.mark.invariant
 
 
-def sampled(tokenizer: Any, texts: list[str], truncated: bool = False) -> Sampled:
+def responses_of(tokenizer: Any, texts: list[str], truncated: bool = False) -> Responses:
     prompt = tokenizer("The film")["input_ids"]
     end = [] if truncated else [tokenizer.eos_token_id]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in texts]
     flags = [truncated] * len(texts)
-    return Sampled(["The film"] * len(texts), texts, flags, [Tree(prompt, ids)], {"wanted": [7] * len(texts)})
+    return Responses(["The film"] * len(texts), texts, flags, [Tree(prompt, ids)], {"wanted": [7] * len(texts)})
 
 
 def test_a_function_gets_what_its_signature_names(tokenizer: Any) -> None:
@@ -40,14 +41,13 @@ def test_a_function_gets_what_its_signature_names(tokenizer: Any) -> None:
         seen["columns"] = sorted(columns)
         return [2.0, 3.0]
 
-    rollout = sampled(tokenizer, [" was good.", " was bad."])
-    first, second = function_source(score)(rollout), function_source(later)(rollout)
+    responses = responses_of(tokenizer, [" was good.", " was bad."])
+    first, second = function_reward(score)(responses), function_reward(later)(responses)
     assert seen["completions"] == [" was good.", " was bad."] and seen["wanted"] == [7, 7]
     assert seen["columns"] == ["completion_ids", "prompts", "wanted"]
-    scores, steps = combine([first, second], [0.5, 2.0])
-    assert scores == [0.5 + 4.0, 6.0]  # None is left out of the sum
-    assert steps == [[], []]
-    assert combine([first], [1.0])[0][1] != combine([first], [1.0])[0][1]  # NaN: no reward applies
+    # None is left out of the sum
+    assert weighted_sum([first, second], [0.5, 2.0]) == Scores([0.5 + 4.0, 6.0], [[], []])
+    assert math.isnan(weighted_sum([first], [1.0]).values[1])  # no reward applies
 
 
 def test_an_async_function_in_a_running_loop(tokenizer: Any) -> None:
@@ -58,7 +58,7 @@ def test_an_async_function_in_a_running_loop(tokenizer: Any) -> None:
         return [3.0] * len(completions)
 
     async def notebook() -> Any:
-        return function_source(later)(sampled(tokenizer, ["a", "b"]))
+        return function_reward(later)(responses_of(tokenizer, ["a", "b"]))
 
     assert asyncio.run(notebook()) == [3.0, 3.0]
 
@@ -69,7 +69,7 @@ def test_conversational_completions_come_as_messages(tokenizer: Any) -> None:
         return [1.0]
 
     prompt = [{"role": "user", "content": "?"}]
-    assert list(function_source(score)(Sampled([prompt], ["yes"], [False], [Tree([5], [[6]])]))) == [1.0]
+    assert list(function_reward(score)(Responses([prompt], ["yes"], [False], [Tree([5], [[6]])]))) == [1.0]
 
 
 def test_step_rewards_stand_at_their_tokens(tokenizer: Any) -> None:
@@ -79,14 +79,14 @@ def test_step_rewards_stand_at_their_tokens(tokenizer: Any) -> None:
     def beyond(completion_ids: list[list[int]], **_: Any) -> list[Any]:
         return [[(len(ids), 1.0)] for ids in completion_ids]
 
-    rollout = sampled(tokenizer, [" was good."])
-    scores, found = combine([function_source(steps)(rollout)], [2.0])
-    last = len(rollout.completion_ids[0]) - 1
-    assert (scores, found) == ([0.0], [[(0, 1.0), (last, 2.0)]])
+    responses = responses_of(tokenizer, [" was good."])
+    scores = weighted_sum([function_reward(steps)(responses)], [2.0])
+    last = len(responses.completion_ids[0]) - 1
+    assert scores == Scores([0.0], [[(0, 1.0), (last, 2.0)]]) and scores.totals() == [3.0]
     with pytest.raises(ModelError, match="step reward stands at token"):
-        function_source(beyond)(rollout)
+        function_reward(beyond)(responses)
     with pytest.raises(ModelError, match="1 values for 2 completions"):
-        function_source(lambda completions: [0.0])(sampled(tokenizer, ["a", "b"]))
+        function_reward(lambda completions: [0.0])(responses_of(tokenizer, ["a", "b"]))
 
 
 @pytest.mark.parametrize(("how", "expected"), [("mean", 2.0), ("wco", 1.0), ("uwo", 2.0 - 0.5 * 2 / 3)])
@@ -104,14 +104,14 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(
     other = load_tokenizer(ref)
     other.add_tokens(["<never seen>"])
     texts = [" was good.", " was very bad indeed."]
-    rollout = sampled(tokenizer, texts, truncated)
-    foreign = Sampled(
-        rollout.prompts, texts, rollout.truncated, [Tree([5, 6], [[7, 8], [9]])]
+    responses = responses_of(tokenizer, texts, truncated)
+    foreign = Responses(
+        responses.prompts, texts, responses.truncated, [Tree([5, 6], [[7, 8], [9]])]
     )  # ids that mean something else
-    scores = model_source(reward, other, tokenizer, dtype=torch.float32)(foreign)
-    direct = model_source(reward, tokenizer, tokenizer, dtype=torch.float32)(rollout)
+    scores = model_reward(reward, other, tokenizer, dtype=torch.float32)(foreign)
+    direct = model_reward(reward, tokenizer, tokenizer, dtype=torch.float32)(responses)
     assert scores == pytest.approx(direct, abs=1e-4)
     with torch.no_grad():
-        tree = rollout.trees[0]
+        tree = responses.trees[0]
         plain = [reward(input_ids=torch.tensor([tree.prompt_ids + ids])).logits.item() for ids in tree.response_ids]
     assert direct == pytest.approx(plain, abs=1e-4)

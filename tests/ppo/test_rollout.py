@@ -15,17 +15,20 @@ from support.small_models import one_response
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import resolve
 from toolkit.ppo import PPOConfig, PPOTrainer, objective
-from toolkit.ppo.rewards import Sampled, combine
-from toolkit.ppo.rollout import Generator, collect, dense
+from toolkit.ppo.rewards import Responses
+from toolkit.ppo.rollout import collect, scatter_to_responses
+from toolkit.ppo.sampling import SamplingSettings, Scorer
 from toolkit.recipe.schema import ModelSection
 
 pytestmark = pytest.mark.invariant
 
 
-def score(sampled: Sampled) -> Any:
-    """Two rewards with weights, one of them of steps."""
-    whole = [0.3 * len(ids) - 1 + (ids[0] % 5) / 10 for ids in sampled.completion_ids]
-    return combine([whole, [[(len(ids) // 2, 0.25)] for ids in sampled.completion_ids]], [2.0, 4.0])
+def whole(responses: Responses) -> list[float]:
+    return [0.3 * len(ids) - 1 + (ids[0] % 5) / 10 for ids in responses.completion_ids]
+
+
+def stepwise(responses: Responses) -> list[Any]:
+    return [[(len(ids) // 2, 0.25)] for ids in responses.completion_ids]
 
 
 @pytest.mark.parametrize(
@@ -38,34 +41,37 @@ def score(sampled: Sampled) -> Any:
     ],
 )
 def test_a_rollout_is_what_a_plain_loop_gives(folders: Folders, options: dict[str, Any]) -> None:
-    actors = folders.actors("lora")
-    shake(actors.policy, "lora_B.default.", seed=4, scale=0.02)
+    models = folders.models("lora")
+    shake(models.policy, "lora_B.default.", seed=4, scale=0.02)
     section = changed(SECTION, whiten_advantages=False, token_budget=30, **options)
     config, kl_coef = PPOConfig(**section), 0.3
-    how = Generator(folders.tokenizer, ENDS, torch.float32, 0)
-    rollout = collect(actors, PROMPTS[:4], config, score, how, index=0, kl_coef=kl_coef)
+    sampling, score = SamplingSettings(folders.tokenizer, ENDS, torch.float32, 0), Scorer([whole, stepwise], [2.0, 4.0])
+    rollout = collect(models, PROMPTS[:4], config, score, sampling, index=0, kl_coef=kl_coef)
     reference = load_policy(resolve(str(folders.sft)), ModelSection(dtype="float32"))
-    actors.use_policy()
+    models.use_policy()
 
     rows = []
-    for part in (part for parts in rollout.minibatches for part in parts):
-        responses = [(tree.prompt_ids, ids) for tree in part.batch.trees for ids in tree.response_ids]
-        assert part.mask_ST.sum(1).tolist() == [len(ids) for _, ids in responses]
+    for microbatch in (item for minibatch in rollout.minibatches for item in minibatch):
+        responses = [(tree.prompt_ids, ids) for tree in microbatch.batch.trees for ids in tree.response_ids]
+        assert microbatch.mask_ST.sum(1).tolist() == [len(ids) for _, ids in responses]
         for row, (prompt, ids) in enumerate(responses):
             with torch.no_grad():
-                logps, entropy = one_response(actors.policy, prompt, ids, config.temperature)
+                logps, entropy = one_response(models.policy, prompt, ids, config.temperature)
                 log_ratio = (logps - one_response(reference, prompt, ids, config.temperature)[0]).tolist()
             n, truncated = len(ids), ids[-1] not in ENDS
-            whole = 2.0 * (0.3 * n - 1 + (ids[0] % 5) / 10)
-            shaped = whole if config.reward_clip is None else max(-config.reward_clip, min(config.reward_clip, whole))
+            score_of = 2.0 * (0.3 * n - 1 + (ids[0] % 5) / 10)
+            clip = config.reward_clip or math.inf
+            shaped = max(-clip, min(clip, score_of))
             if truncated and config.missing_eos_penalty is not None:
                 shaped = config.missing_eos_penalty
             k3 = [math.exp(-x) - 1 + x for x in log_ratio]
             rewards = [-kl_coef * x for x in (k3 if config.kl_estimator == "k3" else log_ratio)]
             rewards[-1] += shaped
             rewards[n // 2] += 1.0
-            found = [t[row, :n].tolist() for t in (part.old_values_ST, part.advantages_ST, part.returns_ST)]
-            rows.append((rewards, found, log_ratio, k3, entropy.tolist(), whole + 1.0, truncated))
+            found = [
+                t[row, :n].tolist() for t in (microbatch.old_values_ST, microbatch.advantages_ST, microbatch.returns_ST)
+            ]
+            rows.append((rewards, found, log_ratio, k3, entropy.tolist(), score_of + 1.0, truncated))
     assert {row[6] for row in rows} == {True, False} and len(rows) == 8
 
     if config.whiten_rewards:
@@ -101,7 +107,7 @@ def test_a_rollout_is_what_a_plain_loop_gives(folders: Folders, options: dict[st
     others = {"objective/score_shaped", "speed/generate_tokens_per_s", "speed/score_tokens_per_s"}
     assert rollout.metrics.keys() == expected.keys() | others
     for name in ("kl_nats", "score", "n_tokens"):
-        of_table = sorted(float(row[name]) for row in rollout.table)
+        of_table = sorted(float(getattr(row, name)) for row in rollout.completions)
         ours = {"kl_nats": [sum(row[2]) for row in rows], "score": scores, "n_tokens": [len(row[0]) for row in rows]}
         assert of_table == pytest.approx(sorted(map(float, ours[name])), abs=1e-3)
 
@@ -122,28 +128,47 @@ def test_an_update_takes_its_clips_and_weights_from_the_settings(tmp_path: Path,
     trainer.create_optimizer().step()
     trainer.model.zero_grad()
     assert trainer.rollout is not None
-    [part] = trainer.rollout.minibatches[0]
-    width, n_tokens = part.mask_ST.shape[1], int(part.mask_ST.sum())
+    [microbatch] = trainer.rollout.minibatches[0]
+    width, n_tokens = microbatch.mask_ST.shape[1], int(microbatch.mask_ST.sum())
     with torch.no_grad():
-        logps_N, _, values_N = trainer.actors.logps_and_values(part.batch, 1.0)
-    ours, values = dense(logps_N, part.batch, width), dense(values_N, part.batch, width)
+        logps_N, _, values_N = trainer.models.logps_and_values(microbatch.batch, 1.0)
+    ours, values = (
+        scatter_to_responses(logps_N, microbatch.batch, width),
+        scatter_to_responses(values_N, microbatch.batch, width),
+    )
     policy = objective.policy_loss(
-        ours, part.old_logps_ST, part.advantages_ST, part.mask_ST, cliprange=0.01, n_tokens=n_tokens, dual_clip=1.05
+        ours,
+        microbatch.old_logps_ST,
+        microbatch.advantages_ST,
+        microbatch.mask_ST,
+        cliprange=0.01,
+        n_tokens=n_tokens,
+        dual_clip=1.05,
     )
     value, _ = objective.value_loss(
-        values, part.old_values_ST, part.returns_ST, part.mask_ST, cliprange_value=0.02, n_tokens=n_tokens
+        values,
+        microbatch.old_values_ST,
+        microbatch.returns_ST,
+        microbatch.mask_ST,
+        cliprange_value=0.02,
+        n_tokens=n_tokens,
     )
     # Each of the settings moves the losses here.
     for other in ({"cliprange": 0.2, "dual_clip": 1.05}, {"cliprange": 0.01, "dual_clip": None}):
         differs = objective.policy_loss(
-            ours, part.old_logps_ST, part.advantages_ST, part.mask_ST, n_tokens=n_tokens, **other
+            ours, microbatch.old_logps_ST, microbatch.advantages_ST, microbatch.mask_ST, n_tokens=n_tokens, **other
         )
         assert abs(float(differs.loss) - float(policy.loss)) > 1e-4
     differs, _ = objective.value_loss(
-        values, part.old_values_ST, part.returns_ST, part.mask_ST, cliprange_value=0.2, n_tokens=n_tokens
+        values,
+        microbatch.old_values_ST,
+        microbatch.returns_ST,
+        microbatch.mask_ST,
+        cliprange_value=0.2,
+        n_tokens=n_tokens,
     )
     assert abs(float(differs) - float(value)) > 1e-4
     total = trainer.training_step(trainer.model, trainer.schedule[1])
-    assert trainer.sums["loss/policy"][-1] == pytest.approx(float(policy.loss), abs=1e-5)
-    assert trainer.sums["value/loss"][-1] == pytest.approx(float(value), rel=1e-4)
+    assert trainer.unlogged["loss/policy"][-1] == pytest.approx(float(policy.loss), abs=1e-5)
+    assert trainer.unlogged["value/loss"][-1] == pytest.approx(float(value), rel=1e-4)
     assert float(total) == pytest.approx(float(policy.loss) + 0.7 * float(value), rel=1e-4, abs=1e-5)

@@ -27,7 +27,7 @@ from toolkit.models.resolve import resolve
 from toolkit.models.save import reward_mean, save_policy
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo import Ensemble, PPOConfig, PPOTrainer
-from toolkit.ppo.models import SeparateModels, SharedBase
+from toolkit.ppo.models import AdapterModels, SeparateModels
 from toolkit.recipe.schema import ModelSection
 
 pytestmark = pytest.mark.invariant
@@ -103,11 +103,11 @@ def test_every_kind_of_reward_trains(
     }[kind]
     args = config(tmp_path, share_trunk=share_trunk, reward_weights=[1.0, 0.1] if kind == "list" else None)
     trainer = PPOTrainer("tiny", args, reward, PROMPTS, peft_config=LORA)
-    assert isinstance(trainer.actors, SharedBase)
-    before = {name: weight.clone() for name, weight in trainer.actors.trained_state().items()}
+    assert isinstance(trainer.models, AdapterModels)
+    before = {name: weight.clone() for name, weight in trainer.models.trained_state().items()}
     logs = train(trainer)
     assert len(logs) == 4 and logs[0]["objective/kl"] == 0 and logs[0]["policy/first_ratio_error"] <= 1e-6
-    moved = [name for name, weight in trainer.actors.trained_state().items() if not torch.equal(weight, before[name])]
+    moved = [name for name, weight in trainer.models.trained_state().items() if not torch.equal(weight, before[name])]
     assert any(".default." in name for name in moved)
     assert any(".critic." in name for name in moved) is not share_trunk
     assert any("value_head" in name for name in moved)
@@ -117,7 +117,7 @@ def scores_under(tmp_path: Path, reward: Any, **options: Any) -> tuple[list[floa
     """The raw scores and texts of a first rollout, the texts ended all."""
     args = config(tmp_path, total_episodes=8, reward_clip=None, log_completions_steps=1, **options)
     trainer = PPOTrainer("tiny", args, reward, PROMPTS, peft_config=LORA)
-    trainer._collect(0, trainer.schedule[0]["prompts"])
+    trainer.collect_rollout(0, trainer.schedule[0]["prompts"])
     assert trainer.rollout is None
     [table] = (tmp_path / "completions").glob("*.parquet")
     rows = sorted(pq.read_table(table).to_pylist(), key=lambda row: (row["prompt"], row["completion"]))
@@ -171,19 +171,19 @@ def test_reference_and_critic_may_be_named(tmp_path: Path, new_tiny: Any, tokeni
             trainer = PPOTrainer(
                 "tiny", args, length_reward, PROMPTS, None, tokenizer, str(reward_folder), reference, peft_config
             )
-            batch = trainer.actors.engine.pack(tree)
-            torch.testing.assert_close(trainer.actors.reference_logps(batch, 1.0), expected, rtol=0, atol=1e-5)
-            assert float(trainer.actors.values(batch)[0]) == pytest.approx(value, abs=1e-4)
+            batch = trainer.models.engine.pack(tree)
+            torch.testing.assert_close(trainer.models.reference_logps(batch, 1.0), expected, rtol=0, atol=1e-5)
+            assert float(trainer.models.values(batch)[0]) == pytest.approx(value, abs=1e-4)
             assert train(trainer)[0]["objective/kl"] > 0.01
 
 
 def test_the_critic_can_stand_still(tmp_path: Path) -> None:
     trainer = PPOTrainer("tiny", config(tmp_path, value_learning_rate=0.0), length_reward, PROMPTS, peft_config=LORA)
-    before = [weight.clone() for weight in trainer.actors.critic_parameters()]
-    policy = [weight.clone() for weight in trainer.actors.policy_parameters()]
+    before = [weight.clone() for weight in trainer.models.critic_parameters()]
+    policy = [weight.clone() for weight in trainer.models.policy_parameters()]
     trainer.train()
-    assert all(torch.equal(w, b) for w, b in zip(trainer.actors.critic_parameters(), before, strict=True))
-    assert not all(torch.equal(w, b) for w, b in zip(trainer.actors.policy_parameters(), policy, strict=True))
+    assert all(torch.equal(w, b) for w, b in zip(trainer.models.critic_parameters(), before, strict=True))
+    assert not all(torch.equal(w, b) for w, b in zip(trainer.models.policy_parameters(), policy, strict=True))
 
 
 def test_adapters_of_an_embedding_train_and_are_part_of_the_reference(tmp_path: Path, new_tiny: Any) -> None:
@@ -205,9 +205,9 @@ def test_gradient_checkpointing_changes_no_number(kind: str, bf16: bool, tmp_pat
         peft = LORA if kind == "lora" else None
         trainer = PPOTrainer("tiny", config(tmp_path, **more), length_reward, PROMPTS, peft_config=peft)
         trainer.train()
-        layer = backbone(trainer.actors.policy).layers[0]
+        layer = backbone(trainer.models.policy).layers[0]
         assert layer.gradient_checkpointing is on
-        return trainer.actors.trained_state()
+        return trainer.models.trained_state()
 
     plain, recomputed = weights(False), weights(True)
     for name, weight in plain.items():
@@ -220,7 +220,7 @@ def test_accumulation_changes_no_number(tmp_path: Path) -> None:
         trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
         trainer.train()
         assert (len(trainer.rollout.minibatches[0]) > 1) is (parts > 1)
-        return trainer.actors.trained_state()
+        return trainer.models.trained_state()
 
     whole, parted = weights(1), weights(3)
     for name, weight in whole.items():
@@ -249,11 +249,11 @@ def test_conversations_train_in_the_chat_template(tmp_path: Path, tokenizer: Any
 def test_full_fine_tuning(tmp_path: Path, new_tiny: Any, reward_folder: Path, share_trunk: bool) -> None:
     args = config(tmp_path, share_trunk=share_trunk, value_head_init="reward_model")
     trainer = PPOTrainer(new_tiny(), args, str(reward_folder), PROMPTS)
-    actors = trainer.actors
-    assert isinstance(actors, SeparateModels) and (actors.critic is None) is share_trunk
+    models = trainer.models
+    assert isinstance(models, SeparateModels) and (models.critic is None) is share_trunk
     if not share_trunk:  # the reward model can be the critic, with its mean
-        assert actors.value_shift == 0.25 and bool(actors.value_head.weight.any())
-        actors.save_critic(tmp_path / "critic")
+        assert models.value_shift == 0.25 and bool(models.value_head.weight.any())
+        models.save_critic(tmp_path / "critic")
         assert reward_mean(str(tmp_path / "critic")) == 0.25
     logs = train(trainer)
     assert logs[0]["objective/kl"] == 0 and logs[2]["objective/kl"] != 0
@@ -280,10 +280,10 @@ def test_an_adapter_goes_on_training_against_a_copy_of_itself(
     assert args.max_steps == -1 and trainer.args.max_steps == 4  # the caller's settings stay as they are
     logs = train(trainer)
     assert logs[0]["objective/kl"] == 0 and logs[0]["policy/first_ratio_error"] <= 1e-6
-    batch = trainer.actors.engine.pack(tree)
-    torch.testing.assert_close(trainer.actors.reference_logps(batch, 1.0), started, rtol=0, atol=0.1 if bf16 else 1e-5)
+    batch = trainer.models.engine.pack(tree)
+    torch.testing.assert_close(trainer.models.reference_logps(batch, 1.0), started, rtol=0, atol=0.1 if bf16 else 1e-5)
     with torch.no_grad():
-        assert not torch.allclose(trainer.actors.policy_logps(batch, 1.0)[0], started, atol=1e-4)
+        assert not torch.allclose(trainer.models.policy_logps(batch, 1.0)[0], started, atol=1e-4)
 
 
 def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: Any, tokenizer: Any) -> None:
@@ -317,19 +317,19 @@ def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: 
     critic = tmp_path / "final" / "critic"
     head = load_file(critic / "value_head.safetensors")
     trunk = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), critic)
-    batch = trainer.actors.engine.pack([Tree([300], [[400, 2]])])
+    batch = trainer.models.engine.pack([Tree([300], [[400, 2]])])
     with torch.no_grad():
         states = hidden_states(disable_dropout(trunk).eval(), batch)[batch.predictor]
         assert bool(head["value_head.weight"].any())
-        expected = trainer.actors.values(batch)
+        expected = trainer.models.values(batch)
     torch.testing.assert_close(states @ head["value_head.weight"][0], expected, rtol=0, atol=1e-4)
-    trainer.actors.use_policy()
-    assert torch.equal(head["value_head.weight"], trainer.actors.value_head.weight) and head["value_head.shift"] == 0
+    trainer.models.use_policy()
+    assert torch.equal(head["value_head.weight"], trainer.models.value_head.weight) and head["value_head.shift"] == 0
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), tmp_path / "final")
     with trainer.averaged():
-        expected = Engine(trainer.actors.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
-    trainer.actors.use_policy()
-    latest = Engine(trainer.actors.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+        expected = Engine(trainer.models.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+    trainer.models.use_policy()
+    latest = Engine(trainer.models.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
     ours = Engine(disable_dropout(loaded).eval(), 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)  # what is exported is the average
     assert not torch.equal(expected, latest)
@@ -345,23 +345,27 @@ def test_a_milestone_is_passed_once(tmp_path: Path) -> None:
 
 def test_the_average_is_what_its_equation_says(tmp_path: Path) -> None:
     trainer = PPOTrainer("tiny", config(tmp_path, ema_decay=0.9), length_reward, PROMPTS, peft_config=LORA)
-    expected = {name: weight.double().clone() for name, weight in trainer._policy_state().items()}
+
+    def weights() -> list[torch.Tensor]:
+        return [weight.detach().double().clone() for weight in trainer.models.policy_parameters()]
+
+    expected = weights()
     step = trainer.training_step
-    weights: list[dict[str, torch.Tensor]] = []
+    states: list[list[torch.Tensor]] = []
 
     def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
         if trainer.state.global_step:
-            weights.append({name: weight.double().clone() for name, weight in trainer._policy_state().items()})
+            states.append(weights())
         return step(*args, **kwargs)
 
     trainer.training_step = watched  # type: ignore[method-assign]
     trainer.train()
-    weights.append({name: weight.double() for name, weight in trainer._policy_state().items()})
-    for state in weights:
-        expected = {name: 0.9 * weight + 0.1 * state[name] for name, weight in expected.items()}
-    assert trainer.average is not None and len(weights) == 4
-    for name, weight in expected.items():
-        torch.testing.assert_close(trainer.average[name].double(), weight, rtol=0, atol=1e-7)
+    states.append(weights())
+    for state in states:
+        expected = [0.9 * average + 0.1 * weight for average, weight in zip(expected, state, strict=True)]
+    assert trainer.average is not None and len(states) == 4
+    for average, exact in zip(trainer.average.averages, expected, strict=True):
+        torch.testing.assert_close(average.double(), exact, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("share_trunk", [False, True])
@@ -431,20 +435,21 @@ def test_a_resumed_trainer_equals_an_uninterrupted_one(tmp_path: Path, options: 
     part.train()
     resumed = make("part")
     resumed.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
-    assert resumed.state.global_step == 4 and resumed.milestones == whole.milestones == []
+    assert resumed.state.global_step == 4 and resumed.milestones.ahead == whole.milestones.ahead == []
     # Passed by the first rollout, whose KL is 0, and not again by what follows the checkpoint.
     assert [path.name for path in (tmp_path / "part" / "milestones").iterdir()] == ["step-0"]
-    assert resumed.centre == whole.centre and (resumed.centre == 0.0) is ("center_samples" not in options)
+    assert resumed.score.mean == whole.score.mean and (resumed.score.mean == 0.0) is ("center_samples" not in options)
     logs, expected = ([log for log in t.state.log_history if "loss" in log] for t in (resumed, whole))
     for log, same in zip(logs, expected, strict=True):
         # The Trainer itself averages its loss from where it was resumed.
         ours, theirs = timeless(log), timeless(same)
         assert ours.pop("loss") and theirs.pop("loss") and ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
-    for name, weight in resumed.actors.trained_state().items():
-        torch.testing.assert_close(weight, whole.actors.trained_state()[name], rtol=0, atol=1e-6, msg=name)
+    for name, weight in resumed.models.trained_state().items():
+        torch.testing.assert_close(weight, whole.models.trained_state()[name], rtol=0, atol=1e-6, msg=name)
     if whole.average is not None:
-        for name, weight in whole.average.items():
-            torch.testing.assert_close(weight, resumed.average[name], rtol=0, atol=1e-6)  # type: ignore[index]
+        assert resumed.average is not None
+        for average, same in zip(resumed.average.averages, whole.average.averages, strict=True):
+            torch.testing.assert_close(average, same, rtol=0, atol=1e-6)
 
 
 def test_a_checkpoint_holds_what_training_changes(tmp_path: Path) -> None:
@@ -462,7 +467,7 @@ def test_what_a_reward_model_may_be_to_the_policy(
 ) -> None:
     """It shares the base, or starts the critic, only where it reads the policy's own tokens; and it never trains."""
     assert isinstance(
-        PPOTrainer("tiny", config(tmp_path), str(reward_adapter), PROMPTS, peft_config=LORA).actors.reward_head,
+        PPOTrainer("tiny", config(tmp_path), str(reward_adapter), PROMPTS, peft_config=LORA).models.reward_head,
         torch.nn.Linear,
     )
     other = tmp_path / "other"
@@ -470,14 +475,14 @@ def test_what_a_reward_model_may_be_to_the_policy(
     templated = load_tokenizer(resolve(str(reward_adapter)))
     templated.chat_template = "{{ messages[0].content }}"
     templated.save_pretrained(other)
-    assert PPOTrainer("tiny", config(tmp_path), str(other), PROMPTS, peft_config=LORA).actors.reward_head is None
+    assert PPOTrainer("tiny", config(tmp_path), str(other), PROMPTS, peft_config=LORA).models.reward_head is None
 
     loaded = AutoModelForSequenceClassification.from_pretrained(reward_folder)
     args = config(tmp_path, value_head_init="reward_model")
     more = {"reward_processing_classes": [templated]}
-    assert bool(PPOTrainer(new_tiny(), args, loaded, PROMPTS, **more).actors.value_head.weight.any())
+    assert bool(PPOTrainer(new_tiny(), args, loaded, PROMPTS, **more).models.value_head.weight.any())
     templated.add_tokens(["<another>"])
-    assert not bool(PPOTrainer(new_tiny(), args, loaded, PROMPTS, **more).actors.value_head.weight.any())
+    assert not bool(PPOTrainer(new_tiny(), args, loaded, PROMPTS, **more).models.value_head.weight.any())
 
     before = {name: weight.clone() for name, weight in loaded.state_dict().items()}
     PPOTrainer(new_tiny(), config(tmp_path), loaded, PROMPTS, value_model=loaded).train()

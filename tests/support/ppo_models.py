@@ -1,4 +1,4 @@
-"""PPO on the shipped model: settings, prompts, actors of every kind, and a trainer that records what it does."""
+"""PPO on the shipped model: settings, prompts, models of every kind, and a trainer that records what it does."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from toolkit.models.encoding import Tree
 from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
+from toolkit.ppo.assembly import models_of_run
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.loop import PPOLoop
-from toolkit.ppo.models import Actors, SharedBase, build
-from toolkit.ppo.prompts import PromptIds
-from toolkit.ppo.rewards import Sampled, Source, combine, model_source
-from toolkit.ppo.rollout import Generator, Rollout, collect
-from toolkit.ppo.trainer import adapter_source
+from toolkit.ppo.models import AdapterModels, PPOModels
+from toolkit.ppo.prompts import PromptIds, TrainingData
+from toolkit.ppo.rewards import Responses, RewardFunction, adapter_reward, model_reward
+from toolkit.ppo.rollout import Rollout, collect
+from toolkit.ppo.sampling import SamplingSettings, Scorer
 from toolkit.recipe.schema import Lora, ModelSection
 
 LORA = Lora(r=4, alpha=8)
@@ -68,28 +69,28 @@ class Folders:
     rm_adapter: Path
     tokenizer: Any
 
-    def actors(self, kind: str, *, dtype: str = "float32", **options: Any) -> Actors:
+    def models(self, kind: str, *, dtype: str = "float32", **options: Any) -> PPOModels:
         """``full``: all weights; ``lora``: adapters on one base; ``mixed``: an adapter, and a reward model apart."""
         section = ModelSection(name="tiny", dtype=dtype, lora=None if kind == "full" else LORA)
         reward = self.rm_adapter if kind == "lora" else self.rm_full
         torch.manual_seed(3)
         options = {"value_head_init": "reward_model"} | options
-        actors, _ = build(resolve(str(self.sft)), resolve(str(reward)), section, self.tokenizer, **options)
-        return actors
+        models, _ = models_of_run(resolve(str(self.sft)), resolve(str(reward)), section, self.tokenizer, **options)
+        return models
 
-    def source(self, actors: Actors, dtype: str = "float32") -> Source:
-        """The reward model that belongs to these actors."""
-        if isinstance(actors, SharedBase):
-            return adapter_source(actors)
+    def reward(self, models: PPOModels, dtype: str = "float32") -> RewardFunction:
+        """The reward model that belongs to these models."""
+        if isinstance(models, AdapterModels):
+            return adapter_reward(models)
         model = load_reward_model(resolve(str(self.rm_full)), ModelSection(name="tiny", dtype=dtype, lora=None))
-        return model_source(model, self.tokenizer, self.tokenizer, dtype=DTYPES[dtype], mean=MEAN)
+        return model_reward(model, self.tokenizer, self.tokenizer, dtype=DTYPES[dtype], mean=MEAN)
 
 
 class Record(TrainerCallback):
     """Logs of every step, a checksum of the trained weights behind every step, and a stop on demand."""
 
-    def __init__(self, actors: Actors, stop_at: int | None = None) -> None:
-        self.actors, self.stop_at = actors, stop_at
+    def __init__(self, models: PPOModels, stop_at: int | None = None) -> None:
+        self.models, self.stop_at = models, stop_at
         self.logs: list[dict[str, float]] = []
         self.weights: list[float] = []
 
@@ -98,13 +99,13 @@ class Record(TrainerCallback):
             self.logs.append({"step": state.global_step, **logs})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.weights.append(sum(float(w.double().abs().sum()) for w in self.actors.trained_state().values()))
+        self.weights.append(sum(float(w.double().abs().sum()) for w in self.models.trained_state().values()))
         if state.global_step == self.stop_at:
             control.should_training_stop = True
 
 
 def make_trainer(
-    actors: Actors,
+    models: PPOModels,
     folders: Folders,
     out: Path,
     section: Settings = SECTION,
@@ -114,37 +115,34 @@ def make_trainer(
     seed: int = 0,
 ) -> tuple[PPOLoop, Record]:
     args = PPOConfig(output_dir=str(out / "trainer"), seed=seed, bf16=dtype == "bfloat16", **section)
-    record = Record(actors, stop_at)
+    record = Record(models, stop_at)
     trainer = PPOLoop(
-        actors,
+        models,
         args,
-        PROMPTS,
-        [folders.source(actors, dtype)],
-        folders.tokenizer,
-        eos_ids=ENDS,
-        dtype=DTYPES[dtype],
+        [folders.reward(models, dtype)],
+        TrainingData(PROMPTS),
+        SamplingSettings(folders.tokenizer, ENDS, DTYPES[dtype], seed),
         callbacks=[record],
     )
     return trainer, record
 
 
-def roll(actors: Actors, folders: Folders, section: Settings = SECTION, *, kl_coef: float = 0.05) -> Rollout:
+def roll(models: PPOModels, folders: Folders, section: Settings = SECTION, *, kl_coef: float = 0.05) -> Rollout:
     return collect(
-        actors,
+        models,
         PROMPTS[:4],
         PPOConfig(**section),
-        lambda sampled: combine([folders.source(actors)(sampled)], [1.0]),
-        Generator(folders.tokenizer, ENDS, torch.float32, 0),
+        Scorer([folders.reward(models)], [1.0]),
+        SamplingSettings(folders.tokenizer, ENDS, torch.float32, 0),
         index=0,
         kl_coef=kl_coef,
     )
 
 
-def scores_of(folders: Folders, actors: Actors, trees: list[Tree]) -> list[float]:
-    responses = [ids for tree in trees for ids in tree.response_ids]
-    none = [""] * len(responses)
-    sampled = Sampled(prompts=list(none), completions=none, truncated=[False] * len(none), trees=trees)
-    return [float(value) for value in folders.source(actors)(sampled)]  # type: ignore[arg-type]
+def scores_of(folders: Folders, models: PPOModels, trees: list[Tree]) -> list[float]:
+    n = sum(len(tree.response_ids) for tree in trees)
+    responses = Responses(prompts=[""] * n, completions=[""] * n, truncated=[False] * n, trees=trees)
+    return [float(value) for value in folders.reward(models)(responses)]  # type: ignore[arg-type]
 
 
 def timeless(log: dict[str, float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import transformers
 
 from toolkit.files import write_table
 from toolkit.ppo.config import PPOConfig
+from toolkit.ppo.rollout_metrics import CompletionRow
 from toolkit.preferences.rows import readable
 
 SHOWN = ("objective/score", "objective/kl", "objective/entropy", "length/mean", "eos_rate", "value/explained_variance")
@@ -47,9 +48,9 @@ def write_card(folder: Path, args: PPOConfig, history: Sequence[dict[str, Any]],
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_completions(rows: Sequence[dict[str, Any]], out: Path, step: int) -> None:
+def write_completions(rows: Sequence[CompletionRow], out: Path, step: int) -> None:
     """``completions/completions_STEP.parquet``, as TRL's online trainers name it: one row per response."""
     folder = out / "completions"
     folder.mkdir(parents=True, exist_ok=True)
-    shown = [{"step": step, **row, "prompt": readable(row["prompt"])} for row in rows]
-    write_table(shown, folder / f"completions_{step:05d}.parquet")
+    table = [{"step": step, **vars(row), "prompt": readable(row.prompt)} for row in rows]
+    write_table(table, folder / f"completions_{step:05d}.parquet")

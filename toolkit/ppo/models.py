@@ -1,8 +1,8 @@
 """Policy, reference and critic of PPO behind one interface.
 
 With LoRA they are one set of weights in memory: policy and critic (and a reward model that was trained so) are
-adapters on one base, and the base itself is the reference. With full fine-tuning they are models of their own. With
-``share_trunk`` the critic is no more than a head on the policy's states.
+adapters on one base, and the base itself is the reference. With full fine-tuning each is a model. With ``share_trunk``
+the critic is a head on the policy's hidden states. ``assembly.py`` builds them.
 """
 
 from __future__ import annotations
@@ -13,33 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from toolkit.engine.engine import Engine
 from toolkit.engine.fast import adapters, speedups
 from toolkit.engine.logps import apply_head, hidden_states, state_logps
 from toolkit.engine.tree import TreeBatch
-from toolkit.errors import ModelError
 from toolkit.models.encoding import Tree
-from toolkit.models.inspect import DTYPES, backbone, best_device, disable_dropout, inner
-from toolkit.models.load import load_policy, load_reward_model, trainable
-from toolkit.models.resolve import ModelRef, resolve_base
-from toolkit.models.save import reward_mean, write_reward_mean
-from toolkit.recipe.schema import ModelSection
+from toolkit.models.inspect import inner
+from toolkit.models.resolve import ModelRef
+from toolkit.models.save import write_reward_mean
 
 POLICY, CRITIC, REWARD, REFERENCE = "default", "critic", "reward", "reference"
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 
-class Actors(nn.Module, ABC):
-    """Everything the PPO loop asks of its models. Shapes as in ``engine/logps.py``; fp32 results."""
+class PPOModels(nn.Module, ABC):
+    """Policy, reference and critic: all that PPO asks of its models. Shapes as in ``engine/logps.py``; fp32 results."""
 
     policy: Any
     engine: Engine
-    shares_trunk: bool = False
+    shares_trunk: bool
+    value_head: nn.Linear
+    value_shift: float = 0.0  # what is subtracted from the head's product with a state
 
     @abstractmethod
     def policy_logps(
@@ -76,25 +75,40 @@ class Actors(nn.Module, ABC):
     def logps_and_values(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """[N] log-probabilities, [N] entropies and [N] values; of one forward pass where the trunk is shared."""
-        logps_N, entropy_N = self.policy_logps(batch, temperature, with_entropy=with_entropy)
-        return logps_N, entropy_N, self.values(batch)
+        """[N] log-probabilities, [N] entropies and [N] values, from one forward pass where the trunk is shared."""
+        if not self.shares_trunk:
+            logps_N, entropy_N = self.policy_logps(batch, temperature, with_entropy=with_entropy)
+            return logps_N, entropy_N, self.values(batch)
+        self.use_policy()
+        states_Nd = hidden_states(self.policy, batch)[batch.predictor]
+        logps_N, entropy_N = state_logps(
+            self.policy, states_Nd, batch.target, temperature=temperature, with_entropy=with_entropy
+        )
+        return logps_N, entropy_N, self._head_values(states_Nd)
+
+    def _head_values(self, states_Nd: torch.Tensor) -> torch.Tensor:
+        """[N] values of [N, d] hidden states of the critic's trunk."""
+        return apply_head(self.value_head, states_Nd) - self.value_shift
+
+    def _save_value_head(self, folder: Path) -> None:
+        head = {"weight": self.value_head.weight.detach().cpu().contiguous(), "shift": torch.tensor(self.value_shift)}
+        save_file({f"value_head.{name}": tensor for name, tensor in head.items()}, folder / VALUE_HEAD_FILE)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
     ) -> None:
         """What transformers' Trainer calls where ``gradient_checkpointing`` is on: for policy and critic."""
-        how = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         for model in self.trained_models():
-            inner(model).activation_checkpointing_enable(activation_checkpointing_kwargs=how, **more)
+            inner(model).activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs, **more)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
     ) -> None:
         """The same under the name that transformers 5.17 to 5.20 have for it."""
-        how = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         for model in self.trained_models():
-            inner(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=how, **more)
+            inner(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs, **more)
 
     def trained_models(self) -> list[Any]:
         return [self.policy]
@@ -126,23 +140,12 @@ def zero_head(policy: Any) -> nn.Linear:
     return linear_head(torch.zeros(1, width)).to(next(policy.parameters()).device)
 
 
-def _trunk_pass(
-    actors: Any, batch: TreeBatch, temperature: float, with_entropy: bool
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Log-probabilities, entropies and values from one pass through the policy's trunk."""
-    states_Nd = hidden_states(actors.policy, batch)[batch.predictor]
-    logps_N, entropy_N = state_logps(
-        actors.policy, states_Nd, batch.target, temperature=temperature, with_entropy=with_entropy
-    )
-    return logps_N, entropy_N, apply_head(actors.value_head, states_Nd)
-
-
-class SharedBase(Actors):
+class AdapterModels(PPOModels):
     """Policy, critic and reward model as LoRA adapters on one base, which is the reference.
 
-    ``reward`` is a reward model's adapter on that base; the critic's trunk is then a copy of it, and of the policy
-    otherwise. A policy that comes with a trained adapter keeps a frozen copy of it as the reference: without the
-    adapter it would be another policy than the one that training started from.
+    ``reward`` is a reward model's adapter on that base, whose scores are centred by ``reward_mean``; the critic's trunk
+    is then a copy of it, and a copy of the policy otherwise. A policy that comes with a trained adapter keeps a frozen
+    copy of it as the reference: without the adapter it would be another policy than the one that training started from.
     """
 
     def __init__(
@@ -151,104 +154,97 @@ class SharedBase(Actors):
         *,
         engine: Engine,
         reward: ModelRef | None = None,
+        reward_mean: float = 0.0,
         value_head_init: str = "zero",
-        mean: float = 0.0,
         share_trunk: bool = False,
     ) -> None:
         super().__init__()
-        self.policy, self.engine, self.mean, self.shares_trunk = policy, engine, mean, share_trunk
-        self.value_shift = 0.0
-        started = get_peft_model_state_dict(policy, adapter_name=POLICY)
-        self.reference_adapter = REFERENCE if adapters.is_trained(started) else None
+        self.policy, self.engine, self.shares_trunk = policy, engine, share_trunk
+        initial = get_peft_model_state_dict(policy, adapter_name=POLICY)
+        self.reference_adapter = REFERENCE if adapters.is_trained(initial) else None
         if self.reference_adapter is not None:
-            self._add(REFERENCE, policy.peft_config[POLICY], started)
+            self._add_adapter(REFERENCE, policy.peft_config[POLICY], initial)
         self.value_head = zero_head(policy)
         self.reward_head: nn.Linear | None = None
-        critic_config, critic_state = policy.peft_config[POLICY], started
+        self.reward_mean = reward_mean
+        critic_config: PeftConfig = policy.peft_config[POLICY]
+        critic_weights = initial
         if reward is not None:
             saved = load_file(Path(reward.path) / "adapter_model.safetensors")
-            lora = {name: weight for name, weight in saved.items() if adapters.is_adapter_weight(name)}
+            critic_weights = {name: weight for name, weight in saved.items() if adapters.is_adapter_weight(name)}
             head = next(weight for name, weight in saved.items() if "score" in name)
-            critic_config, critic_state = LoraConfig.from_pretrained(reward.path), lora
-            self._add(REWARD, critic_config, lora)
+            critic_config = LoraConfig.from_pretrained(reward.path)
+            self._add_adapter(REWARD, critic_config, critic_weights)
             self.reward_head = linear_head(head).requires_grad_(False).to(engine.device)
             if value_head_init == "reward_model" and not share_trunk:
-                self.value_head, self.value_shift = linear_head(head).to(engine.device), mean
+                self.value_head, self.value_shift = linear_head(head).to(engine.device), reward_mean
         if not share_trunk:
-            self._add(CRITIC, critic_config, critic_state)
+            self._add_adapter(CRITIC, critic_config, critic_weights)
         speedups.install(policy)
-        self.layers = adapters.lora_layers(policy)
-        self.by_adapter = {
+        self.lora_layers = adapters.lora_layers(policy)
+        self.adapter_weights = {
             name: adapters.adapter_parameters(policy, name) for name in (POLICY, CRITIC, REWARD, REFERENCE)
         }
-        self._use(POLICY)
+        self._activate(POLICY)
 
-    def _add(self, name: str, like: Any, state: dict[str, torch.Tensor]) -> None:
-        config = copy.deepcopy(like)
+    def _add_adapter(self, name: str, like: PeftConfig, weights: dict[str, torch.Tensor]) -> None:
+        config: Any = copy.deepcopy(like)
         config.lora_dropout, config.task_type, config.inference_mode = 0.0, "CAUSAL_LM", False
-        config.modules_to_save = None  # the heads are ours, so an adapter needs to know about the trunk's layers alone
+        config.modules_to_save = None  # the heads are held here: the adapter has the trunk's layers alone
         config.layer_replication = None  # the base has its layers
-        config.init_lora_weights = True  # the state is loaded; some kinds of start would change the base
+        config.init_lora_weights = True  # the weights are loaded; some kinds of start would change the base
         self.policy.add_adapter(name, config)
-        set_peft_model_state_dict(self.policy, state, adapter_name=name)
+        set_peft_model_state_dict(self.policy, weights, adapter_name=name)
 
-    def _use(self, adapter: str | None) -> None:
-        adapters.activate(self.layers, adapter)
+    def _activate(self, adapter: str | None) -> None:
+        """Let ``self.policy`` compute with this adapter, or with none."""
+        adapters.activate(self.lora_layers, adapter)
         # peft freezes what is not active; both trained adapters keep their gradients, the others have none.
-        for name, weights in self.by_adapter.items():
+        for name, weights in self.adapter_weights.items():
             for weight in weights:
                 weight.requires_grad_(name in (POLICY, CRITIC))
 
     def use_policy(self) -> None:
-        self._use(POLICY)
+        self._activate(POLICY)
 
     def policy_logps(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        self._use(POLICY)
+        self._activate(POLICY)
         return self.engine.token_logps(batch, temperature=temperature, with_entropy=with_entropy)
 
     @torch.no_grad()
     def reference_logps(self, batch: TreeBatch, temperature: float) -> torch.Tensor:
-        self._use(self.reference_adapter)
-        logps, _ = self.engine.token_logps(batch, temperature=temperature)
-        self._use(POLICY)
-        return logps
+        self._activate(self.reference_adapter)
+        logps_N, _ = self.engine.token_logps(batch, temperature=temperature)
+        self._activate(POLICY)
+        return logps_N
 
     def values(self, batch: TreeBatch) -> torch.Tensor:
-        self._use(POLICY if self.shares_trunk else CRITIC)
-        return apply_head(self.value_head, hidden_states(self.policy, batch)[batch.predictor]) - self.value_shift
-
-    def logps_and_values(
-        self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        if not self.shares_trunk:
-            return super().logps_and_values(batch, temperature, with_entropy=with_entropy)
-        self._use(POLICY)
-        return _trunk_pass(self, batch, temperature, with_entropy)
+        self._activate(POLICY if self.shares_trunk else CRITIC)
+        return self._head_values(hidden_states(self.policy, batch)[batch.predictor])
 
     @torch.no_grad()
     def reward_scores(self, trees: list[Tree]) -> list[float]:
         """The reward adapter's centred score of each response of the trees, under the caller's autocast."""
         assert self.reward_head is not None
-        self._use(REWARD)
+        self._activate(REWARD)
         head, policy = self.reward_head, self.policy
 
-        def run(batch: TreeBatch) -> list[float]:
+        def scores_of(batch: TreeBatch) -> list[float]:
             assert batch.last is not None
-            return apply_head(head, hidden_states(policy, batch)[batch.last]).tolist()  # type: ignore[no-any-return]
+            scores: list[float] = apply_head(head, hidden_states(policy, batch)[batch.last]).tolist()
+            return scores
 
-        scores = [
-            value - self.mean for values in self.engine.map_responses(trees, run, last_tokens=True) for value in values
-        ]
-        self._use(POLICY)
-        return scores
+        per_tree = self.engine.map_responses(trees, scores_of, last_tokens=True)
+        self._activate(POLICY)
+        return [score - self.reward_mean for scores in per_tree for score in scores]
 
     def policy_parameters(self) -> list[nn.Parameter]:
-        return list(self.by_adapter[POLICY])
+        return list(self.adapter_weights[POLICY])
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        return [*self.by_adapter[CRITIC], self.value_head.weight]
+        return [*self.adapter_weights[CRITIC], *self.value_head.parameters()]
 
     def save_policy(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         self.policy.save_pretrained(folder, selected_adapters=[POLICY])
@@ -261,14 +257,14 @@ class SharedBase(Actors):
             for file in (folder / CRITIC).iterdir():
                 file.replace(folder / file.name)
             (folder / CRITIC).rmdir()
-        _save_head(self, folder)
+        self._save_value_head(folder)
 
 
-class SeparateModels(Actors):
-    """Models of their own: for full fine-tuning, and for a critic that is not an adapter on the policy's base.
+class SeparateModels(PPOModels):
+    """Each a model: for full fine-tuning, and for a critic that is not an adapter on the policy's base.
 
-    ``critic`` is a sequence classifier with one output, of any precision; None shares the policy's trunk.
-    ``value_shift`` is subtracted from its values.
+    ``critic`` is a sequence classifier with one output, of any precision; None shares the policy's trunk. With
+    ``value_head_init="reward_model"`` it keeps its head, and ``value_shift`` is subtracted from its values.
     """
 
     def __init__(
@@ -286,17 +282,18 @@ class SeparateModels(Actors):
         self.policy = policy
         self.reference = reference.requires_grad_(False)
         self.shares_trunk = critic is None
-        self.critic = critic.float().requires_grad_(True) if critic is not None else None
-        self.value_head: nn.Linear = zero_head(policy) if critic is None else self.critic.score
+        self.critic = None if critic is None else critic.float().requires_grad_(True)
+        self.value_head = zero_head(policy) if critic is None else critic.score
         if value_head_init == "zero":
             nn.init.zeros_(self.value_head.weight)
-        self.value_shift = value_shift if value_head_init == "reward_model" else 0.0
+        elif critic is not None:
+            self.value_shift = value_shift
         self.engine = Engine(policy, pad_id, dtype=dtype)
         self.reference_engine = Engine(reference, pad_id, dtype=dtype)
-        self.critic_engine = Engine(self.critic, pad_id, dtype=dtype) if critic is not None else self.engine
+        self.critic_engine = self.engine if critic is None else Engine(self.critic, pad_id, dtype=dtype)
 
     def use_policy(self) -> None:
-        return None
+        """Nothing to do: the policy is a model of its own."""
 
     def policy_logps(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
@@ -310,20 +307,13 @@ class SeparateModels(Actors):
     def values(self, batch: TreeBatch) -> torch.Tensor:
         batch = self.critic_engine.adopt(batch)
         trunk = self.policy if self.critic is None else self.critic
-        return apply_head(self.value_head, hidden_states(trunk, batch)[batch.predictor]) - self.value_shift
-
-    def logps_and_values(
-        self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        if not self.shares_trunk:
-            return super().logps_and_values(batch, temperature, with_entropy=with_entropy)
-        return _trunk_pass(self, batch, temperature, with_entropy)
+        return self._head_values(hidden_states(trunk, batch)[batch.predictor])
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return [weight for weight in self.policy.parameters() if weight.requires_grad]
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        return [self.value_head.weight] if self.critic is None else list(self.critic.parameters())
+        return list((self.value_head if self.critic is None else self.critic).parameters())
 
     def trained_models(self) -> list[Any]:
         return [self.policy] if self.critic is None else [self.policy, self.critic]
@@ -335,79 +325,7 @@ class SeparateModels(Actors):
     def save_critic(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if self.critic is None:
-            _save_head(self, folder)
+            self._save_value_head(folder)
         else:
             self.critic.save_pretrained(folder)
             write_reward_mean(folder, self.value_shift)
-
-
-def _save_head(actors: Any, folder: Path) -> None:
-    """A value is the head's product with a state, minus ``value_shift``."""
-    head = {"weight": actors.value_head.weight.detach().cpu().contiguous(), "shift": torch.tensor(actors.value_shift)}
-    save_file({f"value_head.{name}": tensor for name, tensor in head.items()}, folder / VALUE_HEAD_FILE)
-
-
-def new_critic(policy: Any) -> Any:
-    """A sequence classifier with one output on a copy of the policy's trunk. Its head is random.
-
-    Raises ModelError where transformers has none for this architecture.
-    """
-    whole = policy.merge_and_unload() if isinstance(policy, PeftModel) else policy
-    config = copy.deepcopy(whole.config)
-    config.num_labels = 1
-    try:
-        critic = AutoModelForSequenceClassification.from_config(config)
-    except ValueError as error:
-        raise ModelError(
-            f"transformers has no sequence classifier for {type(whole).__name__}, which the critic would be",
-            where="value_model",
-            fix="give a value_model, or share_trunk=True",
-        ) from error
-    device = next(whole.parameters()).device
-    critic = disable_dropout(critic.float().to(device))
-    backbone(critic).load_state_dict(backbone(whole).state_dict())
-    return critic
-
-
-def is_on(base: ModelRef, adapter: ModelRef) -> bool:
-    """Whether an adapter was trained on exactly these weights."""
-    return adapter.kind == "adapter" and resolve_base(Path(adapter.path)).fingerprint == base.fingerprint
-
-
-def build(
-    sft: ModelRef,
-    reward: ModelRef,
-    section: ModelSection,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    value_head_init: str,
-    share_trunk: bool = False,
-) -> tuple[Actors, Any]:
-    """The models for a run: one shared base where all are adapters on it, separate models otherwise; and the reward
-    model where it is none of these adapters (None otherwise)."""
-    pad_id, dtype = int(tokenizer.pad_token_id), DTYPES[section.dtype]
-    device = best_device()
-    mean = reward_mean(reward.path)
-    policy = load_policy(sft, section, dtype=None if section.lora else torch.float32).to(device)
-    policy = trainable(policy, section.lora, task="CAUSAL_LM")
-    if section.lora is not None and is_on(sft, reward):
-        engine = Engine(policy, pad_id, dtype=dtype)
-        shared = SharedBase(
-            policy, reward=reward, engine=engine, value_head_init=value_head_init, mean=mean, share_trunk=share_trunk
-        )
-        return shared, None
-    # In the policy's own precision, so that the KL between two equal models is 0.
-    reference = load_policy(sft, section, dtype=None if section.lora else torch.float32).to(device)
-    reward_model = load_reward_model(reward, section).to(device)
-    if section.lora is not None:
-        reward_model = reward_model.merge_and_unload() if isinstance(reward_model, PeftModel) else reward_model
-    actors = SeparateModels(
-        policy,
-        reference,
-        None if share_trunk else copy.deepcopy(reward_model),
-        pad_id=pad_id,
-        dtype=dtype,
-        value_head_init=value_head_init,
-        value_shift=mean,
-    )
-    return actors, reward_model.requires_grad_(False)

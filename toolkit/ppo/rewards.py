@@ -1,7 +1,7 @@
 """What PPO optimises: reward models, ensembles of them, functions, and weighted sums of these.
 
-A reward source is called with a :class:`Sampled` rollout and gives one value for each response: a score for the whole
-of it, or a list of (token position, value) steps, as a process reward model has. NaN means "does not apply".
+A reward function is called with :class:`Responses` and gives one reward for each: a score for the whole response, or a
+list of (token position, value) steps, as a process reward model has. NaN means "does not apply".
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.save import reward_mean
 from toolkit.models.tokenizer import load_tokenizer
+from toolkit.ppo.models import AdapterModels
 from toolkit.preferences.rows import Prompt
 from toolkit.recipe.schema import ModelSection
 
-Steps = list[tuple[int, float]]
-Value = float | Steps
+StepRewards = list[tuple[int, float]]
+Reward = float | StepRewards
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """Responses to score, ``samples_per_prompt`` for each tree in its order; every list has one entry per response
-    but ``trees``, which has one per prompt. ``columns`` are the data set's other columns."""
+class Responses:
+    """Sampled responses to score, the same number for each tree and in the order of the trees.
+
+    Every list has one entry per response, except that ``trees`` has one per prompt. ``columns`` are the data set's
+    other columns.
+    """
 
     prompts: list[Prompt]
     completions: list[str]
@@ -48,7 +52,19 @@ class Sampled:
         return [ids for tree in self.trees for ids in tree.response_ids]
 
 
-Source = Callable[[Sampled], Sequence[Value]]
+RewardFunction = Callable[[Responses], Sequence[Reward]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of each response, the score of the whole and the rewards of its steps. NaN: no reward applies to a response."""
+
+    values: list[float]
+    steps: list[StepRewards]
+
+    def totals(self) -> list[float]:
+        """Each response's score and steps in one number."""
+        return [value + sum(step for _, step in steps) for value, steps in zip(self.values, self.steps, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -76,37 +92,44 @@ class Ensemble:
         return mean
 
 
-def model_source(
+def model_reward(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     policy_tokenizer: PreTrainedTokenizerBase,
     *,
-    dtype: Any,
+    dtype: torch.dtype,
     mean: float = 0.0,
-    token_budget: int | None = None,
-) -> Source:
+) -> RewardFunction:
     """Scores of a sequence classifier with one output, minus ``mean``.
 
-    The ids that were sampled are scored as they are; text is encoded again only where the reward model has another
-    tokenizer or chat template. A truncated response gets no end of text in either case.
+    The ids that were sampled are scored as they are. Their text is encoded again only where the reward model has
+    another tokenizer or chat template; a truncated response gets no end of text in either case.
     """
-    engine = Engine(model, int(tokenizer.pad_token_id), dtype=dtype, token_budget=token_budget)
-    same = reads_the_same(tokenizer, policy_tokenizer)
+    engine = Engine(model, int(tokenizer.pad_token_id), dtype=dtype)
+    same_ids = reads_the_same(tokenizer, policy_tokenizer)
 
-    def trees_of(sampled: Sampled) -> list[Tree]:
-        if same:
-            return sampled.trees
-        encoder = text_encoder(tokenizer, sampled.prompts[0], "the reward model")
-        out, at = [], 0
-        for tree in sampled.trees:
-            stop = at + len(tree.response_ids)
-            texts, truncated = sampled.completions[at:stop], sampled.truncated[at:stop]
-            out.append(encoder.encode_samples(sampled.prompts[at], texts, truncated))
-            at = stop
-        return out
+    def encode_again(responses: Responses) -> list[Tree]:
+        encoder = text_encoder(tokenizer, responses.prompts[0], "the reward model")
+        trees, start = [], 0
+        for tree in responses.trees:
+            stop = start + len(tree.response_ids)
+            texts, truncated = responses.completions[start:stop], responses.truncated[start:stop]
+            trees.append(encoder.encode_samples(responses.prompts[start], texts, truncated))
+            start = stop
+        return trees
 
-    def score(sampled: Sampled) -> list[float]:
-        return [value - mean for values in engine.scores(trees_of(sampled)) for value in values]
+    def score(responses: Responses) -> list[float]:
+        trees = responses.trees if same_ids else encode_again(responses)
+        return [value - mean for values in engine.scores(trees) for value in values]
+
+    return score
+
+
+def adapter_reward(models: AdapterModels) -> RewardFunction:
+    """Scores of the reward model that is an adapter on the policy's base."""
+
+    def score(responses: Responses) -> list[float]:
+        return models.reward_scores(responses.trees)
 
     return score
 
@@ -116,7 +139,7 @@ def reads_the_same(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenize
     return tokenizer.get_vocab() == other.get_vocab() and tokenizer.chat_template == other.chat_template
 
 
-def function_source(function: Callable[..., Any]) -> Source:
+def function_reward(function: Callable[..., Any]) -> RewardFunction:
     """A function of TRL's signature, ``f(prompts, completions, completion_ids, **columns)``, sync or async.
 
     It returns, for each completion, a number, None (does not apply), or a list of (token position, value) steps.
@@ -127,16 +150,15 @@ def function_source(function: Callable[..., Any]) -> Source:
     takes = inspect.signature(function).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
 
-    def score(sampled: Sampled) -> list[Value]:
-        conversational = is_conversation(sampled.prompts[0])
-        completions: list[Any] = list(sampled.completions)
-        if conversational:
+    def score(responses: Responses) -> list[Reward]:
+        completions: list[Any] = list(responses.completions)
+        if is_conversation(responses.prompts[0]):
             completions = [[{"role": "assistant", "content": text}] for text in completions]
         offered = {
-            **sampled.columns,
-            "prompts": sampled.prompts,
+            **responses.columns,
+            "prompts": responses.prompts,
             "completions": completions,
-            "completion_ids": sampled.completion_ids,
+            "completion_ids": responses.completion_ids,
         }
         result = function(**(offered if takes_all else {key: offered[key] for key in takes if key in offered}))
         values = list(_awaited(result) if inspect.iscoroutine(result) else result)
@@ -144,7 +166,7 @@ def function_source(function: Callable[..., Any]) -> Source:
             raise ModelError(
                 f"the reward function gave {len(values)} values for {len(completions)} completions", where=name
             )
-        return [_checked(value, ids, name) for value, ids in zip(values, sampled.completion_ids, strict=True)]
+        return [_checked(value, ids, name) for value, ids in zip(values, responses.completion_ids, strict=True)]
 
     return score
 
@@ -157,7 +179,7 @@ def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return loop.call(result)
 
 
-def _checked(value: Any, ids: list[int], name: str) -> Value:
+def _checked(value: Any, ids: list[int], name: str) -> Reward:
     if value is None:
         return math.nan
     if not isinstance(value, list | tuple):
@@ -173,86 +195,89 @@ def _checked(value: Any, ids: list[int], name: str) -> Value:
     return steps
 
 
-def ensemble_source(members: Sequence[Source], ensemble: Ensemble) -> Source:
-    def score(sampled: Sampled) -> list[float]:
-        scores = [member(sampled) for member in members]
-        return [ensemble.combine(values) for values in zip(*scores, strict=True)]  # type: ignore[arg-type]
+def ensemble_reward(members: Sequence[RewardFunction], ensemble: Ensemble) -> RewardFunction:
+    def score(responses: Responses) -> list[float]:
+        scores = [member(responses) for member in members]
+        return [ensemble.combine(values) for values in zip(*scores, strict=True)]
 
     return score
 
 
-def sources(
+def reward_functions(
     reward: Any,
     policy_tokenizer: PreTrainedTokenizerBase,
     section: ModelSection,
     device: torch.device,
     *,
     tokenizers: Sequence[PreTrainedTokenizerBase | None] | None = None,
-) -> list[Source]:
-    """One source for each reward that a user gave: a name or folder of a reward model, a loaded one, an
-    :class:`Ensemble`, a function, or a list of these. Models go to ``device``; ``tokenizers`` are those of loaded ones
-    (None: the policy's).
+) -> list[RewardFunction]:
+    """One function for each reward of a user: a name or folder of a reward model, a loaded one, an :class:`Ensemble`,
+    a function, or a list of these. Models go to ``device``. ``tokenizers`` are those of loaded models (None: the
+    policy's).
 
     Raises RecipeError for anything else.
     """
-    given = list(reward) if isinstance(reward, list | tuple) else [reward]
-    own = list(tokenizers) if tokenizers is not None else [None] * len(given)
-    if len(own) != len(given):
+    rewards = list(reward) if isinstance(reward, list | tuple) else [reward]
+    reward_tokenizers = list(tokenizers) if tokenizers is not None else [None] * len(rewards)
+    if len(reward_tokenizers) != len(rewards):
         raise RecipeError(
-            f"{len(given)} rewards and {len(own)} tokenizers", where="reward_processing_classes", fix="one for each"
+            f"{len(rewards)} rewards and {len(reward_tokenizers)} tokenizers",
+            where="reward_processing_classes",
+            fix="one for each",
         )
 
-    def one(item: Any, tokenizer: PreTrainedTokenizerBase | None) -> Source:
+    def one(item: Any, tokenizer: PreTrainedTokenizerBase | None) -> RewardFunction:
         if isinstance(item, str):
             ref = resolve(item)
-            model = load_reward_model(ref, section).to(device)
-            return model_source(
-                model,
-                tokenizer or load_tokenizer(ref),
-                policy_tokenizer,
-                dtype=DTYPES[section.dtype],
-                mean=reward_mean(ref.path),
-            )
+            model: Any = load_reward_model(ref, section)
+            reads, mean = tokenizer or load_tokenizer(ref), reward_mean(ref.path)
+            return model_reward(model.to(device), reads, policy_tokenizer, dtype=DTYPES[section.dtype], mean=mean)
         if isinstance(item, nn.Module):
             model = disable_dropout(item).eval().requires_grad_(False).to(device)
-            return model_source(model, tokenizer or policy_tokenizer, policy_tokenizer, dtype=DTYPES[section.dtype])
+            return model_reward(model, tokenizer or policy_tokenizer, policy_tokenizer, dtype=DTYPES[section.dtype])
         if isinstance(item, Ensemble):
-            if not item.members:
-                raise RecipeError("an ensemble needs members", where="reward")
-            if not all(isinstance(member, str | nn.Module) for member in item.members):
-                raise RecipeError(
-                    "an ensemble's members are reward models",
-                    where="reward",
-                    fix="give functions in a list, with reward_weights",
-                )
-            return ensemble_source([one(member, tokenizer) for member in item.members], item)
+            _check_members(item)
+            return ensemble_reward([one(member, tokenizer) for member in item.members], item)
         if callable(item):
-            return function_source(item)
+            return function_reward(item)
         raise RecipeError(
             f"{type(item).__name__} is no reward",
             where="reward",
             fix="a model, its name or folder, toolkit.ppo.Ensemble, or a function",
         )
 
-    return [one(item, tokenizer) for item, tokenizer in zip(given, own, strict=True)]
+    return [one(item, tokenizer) for item, tokenizer in zip(rewards, reward_tokenizers, strict=True)]
 
 
-def combine(values: Sequence[Sequence[Value]], weights: Sequence[float]) -> tuple[list[float], list[Steps]]:
-    """The weighted sum of several sources' values for each response: its score, and its steps.
+def _check_members(ensemble: Ensemble) -> None:
+    if not ensemble.members:
+        raise RecipeError("an ensemble needs members", where="reward")
+    if not all(isinstance(member, str | nn.Module) for member in ensemble.members):
+        raise RecipeError(
+            "an ensemble's members are reward models",
+            where="reward",
+            fix="give functions in a list, with reward_weights",
+        )
 
-    A NaN is left out of the sum; a response without any value has the score NaN, which the caller reports.
+
+def weighted_sum(rewards: Sequence[Sequence[Reward]], weights: Sequence[float]) -> Scores:
+    """The weighted sum of several reward functions' results, which have one reward per response each.
+
+    A NaN is left out of the sum. A response without any reward has the score NaN, which the caller reports.
+
+    >>> weighted_sum([[1.0, math.nan], [[(0, 0.5)], 3.0]], [2.0, 1.0])
+    Scores(values=[2.0, 3.0], steps=[[(0, 0.5)], []])
     """
-    scores, steps = [], []
-    for per_source in zip(*values, strict=True):
-        total, any_value = 0.0, False
-        found: Steps = []
-        for value, weight in zip(per_source, weights, strict=True):
-            if isinstance(value, list):
-                found += [(position, weight * step) for position, step in value]
-                any_value = True
-            elif not math.isnan(value):
-                total += weight * value
-                any_value = True
-        scores.append(total if any_value else math.nan)
-        steps.append(found)
-    return scores, steps
+    values, steps = [], []
+    for rewards_of_response in zip(*rewards, strict=True):
+        score, step_rewards, applies = 0.0, StepRewards(), False
+        for reward, weight in zip(rewards_of_response, weights, strict=True):
+            if isinstance(reward, list):
+                step_rewards += [(position, weight * step) for position, step in reward]
+                applies = True
+            elif not math.isnan(reward):
+                score += weight * reward
+                applies = True
+        values.append(score if applies else math.nan)
+        steps.append(step_rewards)
+    return Scores(values, steps)

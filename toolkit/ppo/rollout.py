@@ -2,51 +2,36 @@
 
 A rollout is one set of prompts whatever the number of processes: its samples are seeded by their place in it, its
 minibatches are drawn for all processes together, and each process computes a share of every minibatch.
+
+Shapes: S responses of this process, in the order of the packs that they are computed in; T tokens of the longest one.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 
 from toolkit.engine.distributed import all_items, all_sum, world
-from toolkit.engine.sampling import SampledResponse, SamplingParams, sample_responses
 from toolkit.engine.tree import TreeBatch
-from toolkit.errors import ModelError
-from toolkit.models.encoding import TextEncoder, Tree, is_conversation
 from toolkit.models.inspect import precision
 from toolkit.ppo import objective
 from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.models import Actors
+from toolkit.ppo.models import PPOModels
 from toolkit.ppo.prompts import PromptIds
-from toolkit.ppo.rewards import Sampled, Steps
+from toolkit.ppo.rewards import Responses, Scores, StepRewards
+from toolkit.ppo.rollout_metrics import CompletionRow, ResponseSums, summarise
+from toolkit.ppo.sampling import SamplingSettings, Scorer, sample
 
-# Tokens of a forward and backward pass by default. More than scoring has: what a pass costs beside its products counts
-# twice, and rows of 20 and 12 took a tenth longer than 32 in one pass (SmolLM2-135M, 50 tokens each, 2 cores).
+# Most tokens of a forward and backward pass by default. Scoring has fewer: here the fixed cost of a pass counts twice.
 PASS_TOKENS = {"cpu": 2048, "cuda": 4096}
 
-# Scores, and steps of a process reward, of a rollout's responses in their order.
-Score = Callable[[Sampled], tuple[list[float], list[Steps]]]
-
 
 @dataclass(frozen=True)
-class Generator:
-    """What sampling needs beside the model."""
-
-    tokenizer: Any
-    eos_ids: Sequence[int]
-    dtype: torch.dtype
-    seed: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """A packed piece of a minibatch with its dense targets, each [S_part, T]."""
+class Microbatch:
+    """What of a minibatch is computed at once: a packed batch and its targets, each [S_batch, T]."""
 
     batch: TreeBatch
     mask_ST: torch.Tensor
@@ -58,22 +43,63 @@ class Part:
 
 @dataclass(frozen=True)
 class Rollout:
-    """This process's share. ``minibatches[m]`` are the parts of minibatch m, packed as the old log-probabilities were;
-    ``metrics`` are of all processes together; ``table`` has one row per response of this process."""
+    """This process's share of a rollout.
+
+    ``minibatches[m]`` are the microbatches of minibatch m, packed as the old log-probabilities were. ``metrics`` are
+    those of all processes together. ``completions`` has one row per response of this process.
+    """
 
     index: int
-    minibatches: list[list[Part]]
+    minibatches: list[list[Microbatch]]
     metrics: dict[str, float]
-    table: list[dict[str, Any]]
+    completions: list[CompletionRow]
 
 
-def dense(values_N: torch.Tensor, batch: TreeBatch, width: int) -> torch.Tensor:
-    """[R, width] from [N]: each response's values from the left, zeros behind."""
-    lengths_R = torch.bincount(batch.owner, minlength=batch.n_responses)
-    first_R = lengths_R.cumsum(0) - lengths_R
-    column_N = torch.arange(batch.owner.numel(), device=batch.owner.device) - first_R[batch.owner]
-    out = torch.zeros(batch.n_responses, width, dtype=values_N.dtype, device=values_N.device)
-    return out.index_put((batch.owner, column_N), values_N)
+@torch.no_grad()
+def collect(
+    models: PPOModels,
+    prompts: Sequence[PromptIds],
+    config: PPOConfig,
+    score: Scorer,
+    sampling: SamplingSettings,
+    *,
+    index: int,
+    kl_coef: float,
+    passes: int = 1,
+) -> Rollout:
+    """Sample ``samples_per_prompt`` responses for each prompt and compute rewards, advantages and returns.
+
+    ``prompts`` are those of all processes; a minibatch is computed in about ``passes`` microbatches or more.
+    """
+    started = time.perf_counter()
+    share = share_of(prompts, config.num_mini_batches, sampling.seed, index)
+    responses = sample_share(models, share, config, sampling, index)
+    sampled = time.perf_counter()
+    scored = scored_responses(share, responses, score(responses, models.engine.device, sampling.dtype))
+    packs = pack_minibatches(models, share, responses, config, passes)
+    scored = [scored[i] for pack in packs for i in pack.responses]
+    forward = forward_passes(models, packs, config.temperature, sampling.dtype)
+    rewards = shape_rewards(forward, scored, config, kl_coef)
+    advantages_ST, returns_ST = advantages_and_returns(forward, rewards, config)
+    minibatches = minibatches_of(packs, forward, advantages_ST, returns_ST, config.num_mini_batches)
+    sums = response_sums(scored, forward, rewards, returns_ST)
+    metrics = summarise(all_items(sums)) | {"objective/kl_coef": kl_coef}
+    n_tokens = sum(response.n_tokens for response in scored)
+    metrics["speed/generate_tokens_per_s"] = n_tokens / max(sampled - started, 1e-9)
+    metrics["speed/score_tokens_per_s"] = n_tokens / max(time.perf_counter() - sampled, 1e-9)
+    return Rollout(index, minibatches, metrics, completion_rows(index, scored, sums))
+
+
+# -- which prompts, and their responses
+
+
+@dataclass(frozen=True)
+class PromptShare:
+    """This process's prompts, one minibatch behind the other; ``places`` are theirs in the rollout of all processes."""
+
+    prompts: list[PromptIds]
+    places: list[int]
+    minibatch_sizes: list[int]
 
 
 def split_evenly(n: int, parts: int, generator: torch.Generator) -> list[list[int]]:
@@ -82,206 +108,256 @@ def split_evenly(n: int, parts: int, generator: torch.Generator) -> list[list[in
     return [order[m::parts] for m in range(parts)]
 
 
-def sample(
-    actors: Actors,
-    prompts: Sequence[PromptIds],
-    keys: Sequence[Sequence[object]],
-    config: PPOConfig,
-    how: Generator,
-    n_samples: int,
-    batch_size: int,
-) -> tuple[list[SampledResponse], Sampled]:
-    """``n_samples`` responses for each prompt, ``keys`` one for each response."""
-    actors.eval()
-    actors.use_policy()
-    groups = sample_responses(
-        actors.policy,
-        how.tokenizer,
-        [p.ids for p in prompts],
-        lambda i, k: keys[i * n_samples + k],
-        SamplingParams(config.response_length, config.temperature, n_samples, batch_size, how.eos_ids),
-        dtype=how.dtype,
-    )
-    samples = [sample for group in groups for sample in group]
-    each = [p for p in prompts for _ in range(n_samples)]
-    names = prompts[0].columns if prompts else {}
-    encoder = TextEncoder(how.tokenizer, bool(prompts) and is_conversation(prompts[0].prompt))
-    sampled = Sampled(
-        prompts=[p.prompt for p in each],
-        completions=[encoder.decode(s.ids) for s in samples],
-        truncated=[s.truncated for s in samples],
-        trees=[Tree(p.ids, [s.ids for s in group]) for p, group in zip(prompts, groups, strict=True)],
-        columns={name: [p.columns[name] for p in each] for name in names},
-    )
-    return samples, sampled
-
-
-def scored(score: Score, sampled: Sampled) -> tuple[list[float], list[Steps]]:
-    """Scores and steps of the responses. Raises ModelError where there is no finite one."""
-    if not sampled.completions:
-        return [], []
-    scores, steps = score(sampled)
-    for text, value, found in zip(sampled.completions, scores, steps, strict=True):
-        if not math.isfinite(value) or not all(math.isfinite(step) for _, step in found):
-            what = "no reward applies to a response" if math.isnan(value) else "a reward is not finite"
-            raise ModelError(what, where=f"the response {text[:80]!r}", fix="check the rewards; None means no reward")
-    return scores, steps
-
-
-@torch.no_grad()
-def collect(
-    actors: Actors,
-    prompts: Sequence[PromptIds],
-    config: PPOConfig,
-    score: Score,
-    how: Generator,
-    *,
-    index: int,
-    kl_coef: float,
-    passes: int = 1,
-) -> Rollout:
-    """Sample ``samples_per_prompt`` responses for each prompt and compute rewards, advantages and returns.
-
-    ``prompts`` are those of all processes; a minibatch is computed in about ``passes`` parts at least.
-    """
-    k = config.samples_per_prompt
+def share_of(prompts: Sequence[PromptIds], n_minibatches: int, seed: int, index: int) -> PromptShare:
+    """The prompts of this process, in minibatches that are drawn for all processes together."""
     rank, size = world()
-    generator = torch.Generator().manual_seed(how.seed * 1_000_003 + index)
-    minibatch_prompts = [part[rank::size] for part in split_evenly(len(prompts), config.num_mini_batches, generator)]
-    places = [place for part in minibatch_prompts for place in part]  # of this process's prompts in the rollout
-    own = [prompts[place] for place in places]
-    keys = [(how.seed, "rollout", index, place, prompts[place].prompt_id, j) for place in places for j in range(k)]
-    began = time.perf_counter()
-    samples, sampled = sample(actors, own, keys, config, how, k, config.per_device_train_batch_size)
-    generated = time.perf_counter()
-    device = next(actors.parameters()).device
-    with precision(device, how.dtype):
-        own_scores, own_steps = scored(score, sampled)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    minibatches = [minibatch[rank::size] for minibatch in split_evenly(len(prompts), n_minibatches, generator)]
+    places = [place for minibatch in minibatches for place in minibatch]
+    return PromptShare([prompts[place] for place in places], places, [len(minibatch) for minibatch in minibatches])
 
-    # The packs are made once: the first pass of an update then repeats the very computation of the old
-    # log-probabilities, and its ratio is exactly 1.
-    trees = sampled.trees
-    width = max((len(s.ids) for s in samples), default=1)
-    packs: list[tuple[int, list[int], TreeBatch]] = []
-    first = 0
-    for minibatch, part in enumerate(minibatch_prompts):
-        budget = config.token_budget or PASS_TOKENS[device.type]
-        of_part = trees[first : first + len(part)]
+
+def sample_share(
+    models: PPOModels, share: PromptShare, config: PPOConfig, sampling: SamplingSettings, index: int
+) -> Responses:
+    """Responses to this process's prompts, each seeded by its place in the rollout."""
+
+    def key(i: int, k: int) -> tuple[object, ...]:
+        return (sampling.seed, "rollout", index, share.places[i], share.prompts[i].prompt_id, k)
+
+    batch_size = config.per_device_train_batch_size
+    return sample(models, share.prompts, key, config, sampling, n=config.samples_per_prompt, batch_size=batch_size)
+
+
+@dataclass(frozen=True)
+class ScoredResponse:
+    """``place``: the prompt's place in the rollout, and the number of the response among the prompt's samples."""
+
+    place: tuple[int, int]
+    prompt: PromptIds
+    completion: str
+    n_tokens: int
+    truncated: bool
+    score: float
+    steps: StepRewards
+
+
+def scored_responses(share: PromptShare, responses: Responses, scores: Scores) -> list[ScoredResponse]:
+    """One record for each response, in their order."""
+    origins = [
+        (place, k, prompt)
+        for place, prompt, tree in zip(share.places, share.prompts, responses.trees, strict=True)
+        for k in range(len(tree.response_ids))
+    ]
+    ids, texts, truncated = responses.completion_ids, responses.completions, responses.truncated
+    return [
+        ScoredResponse((place, k), prompt, texts[i], len(ids[i]), truncated[i], scores.values[i], scores.steps[i])
+        for i, (place, k, prompt) in enumerate(origins)
+    ]
+
+
+# -- forward passes
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What is computed at once. ``responses`` are the indices of its responses among those of the process."""
+
+    minibatch: int
+    responses: list[int]
+    batch: TreeBatch
+
+
+def pack_minibatches(
+    models: PPOModels, share: PromptShare, responses: Responses, config: PPOConfig, passes: int
+) -> list[Pack]:
+    """Each minibatch in packs of at most ``token_budget`` tokens.
+
+    They are made once: the first update then repeats the very computation of the old log-probabilities, and its ratio
+    is exactly 1.
+    """
+    engine, k = models.engine, config.samples_per_prompt
+    packs, first = [], 0
+    for minibatch, size in enumerate(share.minibatch_sizes):
+        trees = responses.trees[first : first + size]
+        budget = config.token_budget or PASS_TOKENS[engine.device.type]
         if passes > 1:
-            budget = min(budget, -(-sum(len(tree.inputs(last_tokens=False)) for tree in of_part) // passes))
-        for chosen in actors.engine.batches(of_part, budget):
-            indices = [first + i for i in chosen]
-            packs.append((minibatch, indices, actors.engine.pack([trees[i] for i in indices]).to(device)))
-        first += len(part)
+            budget = min(budget, -(-sum(len(tree.inputs(last_tokens=False)) for tree in trees) // passes))
+        for chosen in engine.batches(trees, budget):
+            numbers = [(first + i) * k + j for i in chosen for j in range(k)]
+            packs.append(Pack(minibatch, numbers, engine.pack([trees[i] for i in chosen])))
+        first += size
+    return packs
 
-    columns: dict[str, list[torch.Tensor]] = {name: [] for name in ("mask", "logps", "ref", "values", "entropy")}
-    with precision(device, how.dtype):
-        for _, _, batch in packs:
-            logps_N, entropy_N, values_N = actors.logps_and_values(batch, config.temperature, with_entropy=True)
-            assert entropy_N is not None
-            columns["logps"].append(dense(logps_N, batch, width))
-            columns["entropy"].append(dense(entropy_N, batch, width))
-            columns["ref"].append(dense(actors.reference_logps(batch, config.temperature), batch, width))
-            columns["values"].append(dense(values_N, batch, width))
-            columns["mask"].append(dense(torch.ones_like(logps_N), batch, width) > 0)
-    empty = torch.zeros(0, width, device=device)
-    logps, ref, values, entropy, mask = (
-        torch.cat([empty.bool() if name == "mask" else empty, *columns[name]])
-        for name in ("logps", "ref", "values", "entropy", "mask")
-    )
-    # From here on rows are in the order of the packs.
-    order = [i * k + j for _, part, _ in packs for i in part for j in range(k)]
-    raw_scores = torch.tensor([own_scores[i] for i in order], device=device)
-    truncated = torch.tensor([samples[i].truncated for i in order], dtype=torch.bool, device=device)
-    steps = [own_steps[i] for i in order]
 
-    scores = objective.shape_scores(
-        raw_scores, truncated, clip=config.reward_clip, missing_eos_penalty=config.missing_eos_penalty
+@dataclass(frozen=True)
+class ForwardPasses:
+    """What the models say of every sampled token, each [S, T]; the mask is true where there is one."""
+
+    mask_ST: torch.Tensor
+    logps_ST: torch.Tensor
+    entropy_ST: torch.Tensor
+    reference_logps_ST: torch.Tensor
+    values_ST: torch.Tensor
+
+
+def forward_passes(models: PPOModels, packs: Sequence[Pack], temperature: float, dtype: torch.dtype) -> ForwardPasses:
+    """Policy, critic and reference on every pack."""
+    lengths = [len(ids) for pack in packs for tree in pack.batch.trees for ids in tree.response_ids]
+    width, device = max(lengths, default=1), models.engine.device
+    none = torch.zeros(0, width, device=device)
+    passes = [ForwardPasses(none.bool(), none, none, none, none)]  # a process may have no prompt
+    with precision(device, dtype):
+        passes += [_forward_pass(models, pack.batch, temperature, width) for pack in packs]
+    names = [f.name for f in fields(ForwardPasses)]
+    return ForwardPasses(**{name: torch.cat([getattr(one, name) for one in passes]) for name in names})
+
+
+def _forward_pass(models: PPOModels, batch: TreeBatch, temperature: float, width: int) -> ForwardPasses:
+    logps_N, entropy_N, values_N = models.logps_and_values(batch, temperature, with_entropy=True)
+    assert entropy_N is not None
+    return ForwardPasses(
+        mask_ST=scatter_to_responses(torch.ones_like(logps_N), batch, width) > 0,
+        logps_ST=scatter_to_responses(logps_N, batch, width),
+        entropy_ST=scatter_to_responses(entropy_N, batch, width),
+        reference_logps_ST=scatter_to_responses(models.reference_logps(batch, temperature), batch, width),
+        values_ST=scatter_to_responses(values_N, batch, width),
     )
-    kl = objective.kl_tokens(logps, ref, config.kl_estimator)
-    rewards = objective.add_steps(objective.token_rewards(kl, scores, mask, kl_coef), steps)
+
+
+def scatter_to_responses(values_N: torch.Tensor, batch: TreeBatch, width: int) -> torch.Tensor:
+    """[R, width] from [N]: each response's values from the left, zeros behind."""
+    lengths_R = torch.bincount(batch.owner, minlength=batch.n_responses)
+    first_R = lengths_R.cumsum(0) - lengths_R
+    column_N = torch.arange(batch.owner.numel(), device=batch.owner.device) - first_R[batch.owner]
+    out = torch.zeros(batch.n_responses, width, dtype=values_N.dtype, device=values_N.device)
+    return out.index_put((batch.owner, column_N), values_N)
+
+
+# -- rewards, advantages, minibatches
+
+
+@dataclass(frozen=True)
+class ShapedRewards:
+    """``scores_S`` are ``raw_scores_S`` clipped, and replaced for a truncated response; ``rewards_ST`` per token."""
+
+    raw_scores_S: torch.Tensor
+    scores_S: torch.Tensor
+    rewards_ST: torch.Tensor
+
+
+def shape_rewards(
+    forward: ForwardPasses, responses: Sequence[ScoredResponse], config: PPOConfig, kl_coef: float
+) -> ShapedRewards:
+    """The KL penalty on every token, the shaped score on the last one, and step rewards where they stand."""
+    device = forward.mask_ST.device
+    raw_scores_S = torch.tensor([response.score for response in responses], device=device)
+    scores_S = objective.shape_scores(
+        raw_scores_S,
+        torch.tensor([response.truncated for response in responses], dtype=torch.bool, device=device),
+        clip=config.reward_clip,
+        missing_eos_penalty=config.missing_eos_penalty,
+    )
+    kl_ST = objective.kl_tokens(forward.logps_ST, forward.reference_logps_ST, config.kl_estimator)
+    rewards_ST = objective.token_rewards(kl_ST, scores_S, forward.mask_ST, kl_coef)
+    rewards_ST = objective.add_steps(rewards_ST, [response.steps for response in responses])
     if config.whiten_rewards:
-        rewards = objective.masked_whiten(rewards, mask, shift_mean=False, over=all_sum)
-    advantages, returns = objective.gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
-    if config.whiten_advantages:
-        advantages = objective.masked_whiten(advantages, mask, over=all_sum)
+        rewards_ST = objective.masked_whiten(rewards_ST, forward.mask_ST, shift_mean=False, over=all_sum)
+    return ShapedRewards(raw_scores_S, scores_S, rewards_ST)
 
-    minibatches: list[list[Part]] = [[] for _ in range(config.num_mini_batches)]
+
+def advantages_and_returns(
+    forward: ForwardPasses, rewards: ShapedRewards, config: PPOConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each [S, T]: advantages, whitened over all processes if the settings say so, and returns, which never are."""
+    advantages_ST, returns_ST = objective.gae(
+        rewards.rewards_ST, forward.values_ST, forward.mask_ST, gamma=config.gamma, lam=config.lam
+    )
+    if config.whiten_advantages:
+        advantages_ST = objective.masked_whiten(advantages_ST, forward.mask_ST, over=all_sum)
+    return advantages_ST, returns_ST
+
+
+def minibatches_of(
+    packs: Sequence[Pack],
+    forward: ForwardPasses,
+    advantages_ST: torch.Tensor,
+    returns_ST: torch.Tensor,
+    n_minibatches: int,
+) -> list[list[Microbatch]]:
+    """The microbatches of each minibatch: every pack with its rows of the targets."""
+    minibatches: list[list[Microbatch]] = [[] for _ in range(n_minibatches)]
     start = 0
-    for minibatch, _, batch in packs:
-        rows_ = slice(start, start + batch.n_responses)
-        minibatches[minibatch].append(
-            Part(batch, mask[rows_], logps[rows_], values[rows_], advantages[rows_], returns[rows_])
+    for pack in packs:
+        rows = slice(start, start + pack.batch.n_responses)
+        minibatches[pack.minibatch].append(
+            Microbatch(
+                batch=pack.batch,
+                mask_ST=forward.mask_ST[rows],
+                old_logps_ST=forward.logps_ST[rows],
+                old_values_ST=forward.values_ST[rows],
+                advantages_ST=advantages_ST[rows],
+                returns_ST=returns_ST[rows],
+            )
         )
-        start += batch.n_responses
+        start = rows.stop
+    return minibatches
+
+
+# -- for the log
+
+
+def response_sums(
+    responses: Sequence[ScoredResponse], forward: ForwardPasses, rewards: ShapedRewards, returns_ST: torch.Tensor
+) -> list[ResponseSums]:
+    """What each response adds to the metrics."""
 
     def sums(values_ST: torch.Tensor) -> list[float]:
-        return torch.where(mask, values_ST, 0.0).double().sum(1).tolist()  # type: ignore[no-any-return]
+        totals: list[float] = torch.where(forward.mask_ST, values_ST, 0.0).double().sum(1).tolist()
+        return totals
 
-    total_steps = [sum(value for _, value in found) for found in steps]
-    facts = {
-        "kl": sums(objective.kl_tokens(logps, ref, "k1")),
-        "kl_k3": sums(objective.kl_tokens(logps, ref, "k3")),
-        "entropy": sums(entropy),
-        "score": [value + more for value, more in zip(raw_scores.tolist(), total_steps, strict=True)],
-        "score_shaped": [value + more for value, more in zip(scores.tolist(), total_steps, strict=True)],
-        "rlhf_reward": sums(rewards),
-        "length": mask.sum(1).tolist(),
-        "ended": (~truncated).double().tolist(),
-        "returns": sums(returns),
-        "returns2": sums(returns.square()),
-        "error": sums(returns - values),
-        "error2": sums((returns - values).square()),
-    }
-    at = [(places[i // k], i % k) for i in order]
-    rows_of = [{"at": at[row], **{name: values_[row] for name, values_ in facts.items()}} for row in range(len(order))]
-    metrics = summarise(sorted(all_items(rows_of), key=lambda row: row["at"])) | {"objective/kl_coef": kl_coef}
-    done = time.perf_counter()
-    tokens = sum(len(s.ids) for s in samples)
-    metrics |= {
-        "speed/generate_tokens_per_s": tokens / max(generated - began, 1e-9),
-        "speed/score_tokens_per_s": tokens / max(done - generated, 1e-9),
-    }
-    table = [
-        {
-            "rollout": index,
-            "prompt_id": own[i // k].prompt_id,
-            "prompt": own[i // k].prompt,
-            "completion": sampled.completions[i],
-            "score": facts["score"][row],
-            "kl_nats": facts["kl"][row],
-            "n_tokens": len(samples[i].ids),
-            "truncated": samples[i].truncated,
-        }
-        for row, i in enumerate(order)
+    scores, scores_shaped = rewards.raw_scores_S.tolist(), rewards.scores_S.tolist()
+    step_totals = [sum(value for _, value in response.steps) for response in responses]
+    kl = sums(objective.kl_tokens(forward.logps_ST, forward.reference_logps_ST, "k1"))
+    kl_k3 = sums(objective.kl_tokens(forward.logps_ST, forward.reference_logps_ST, "k3"))
+    entropy, rlhf_reward = sums(forward.entropy_ST), sums(rewards.rewards_ST)
+    error_ST = returns_ST - forward.values_ST
+    returns, returns_squared = sums(returns_ST), sums(returns_ST.square())
+    error, error_squared = sums(error_ST), sums(error_ST.square())
+    return [
+        ResponseSums(
+            place=response.place,
+            n_tokens=response.n_tokens,
+            ended=float(not response.truncated),
+            score=scores[i] + step_totals[i],
+            score_shaped=scores_shaped[i] + step_totals[i],
+            kl=kl[i],
+            kl_k3=kl_k3[i],
+            entropy=entropy[i],
+            rlhf_reward=rlhf_reward[i],
+            returns=returns[i],
+            returns_squared=returns_squared[i],
+            error=error[i],
+            error_squared=error_squared[i],
+        )
+        for i, response in enumerate(responses)
     ]
-    return Rollout(index, minibatches, metrics, table)
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Metrics of a rollout from sums over each response's tokens, in fp64 and in the order of the rollout, so that
-    they are the same for any number of processes."""
-    n, tokens = len(rows), sum(row["length"] for row in rows)
-
-    def mean(name: str) -> float:
-        return float(sum(row[name] for row in rows) / n)
-
-    def variance(name: str) -> float:
-        total = sum(row[name] for row in rows)
-        return float(sum(row[f"{name}2"] for row in rows) - total * total / tokens) / max(tokens - 1, 1)
-
-    scores = torch.tensor([row["score"] for row in rows], dtype=torch.float64)
-    quantiles = torch.quantile(scores, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
-    return {
-        "objective/kl": mean("kl"),
-        "objective/kl_k3": mean("kl_k3"),
-        "objective/entropy": float(sum(row["entropy"] for row in rows) / tokens),
-        "objective/score": mean("score"),
-        "objective/score_shaped": mean("score_shaped"),
-        "objective/rlhf_reward": mean("rlhf_reward"),
-        **{f"objective/score_q{q}": value for q, value in zip((10, 50, 90), quantiles, strict=True)},
-        "value/explained_variance": 1 - variance("error") / max(variance("returns"), 1e-8),
-        "length/mean": mean("length"),
-        "eos_rate": mean("ended"),
-        "tokens": float(tokens),
-    }
+def completion_rows(
+    index: int, responses: Sequence[ScoredResponse], sums: Sequence[ResponseSums]
+) -> list[CompletionRow]:
+    """The rows of this process in the table of completions."""
+    return [
+        CompletionRow(
+            rollout=index,
+            prompt_id=response.prompt.prompt_id,
+            prompt=response.prompt.prompt,
+            completion=response.completion,
+            score=sums_of.score,
+            kl_nats=sums_of.kl,
+            n_tokens=response.n_tokens,
+            truncated=response.truncated,
+        )
+        for response, sums_of in zip(responses, sums, strict=True)
+    ]

@@ -1,0 +1,366 @@
+"""From names, folders and loaded models to PPO's models and reward functions, for a run and for ``PPOTrainer``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from toolkit.engine.engine import Engine
+from toolkit.engine.fast import adapters, speedups
+from toolkit.errors import ModelError, RecipeError
+from toolkit.models.inspect import DTYPES, backbone, best_device, disable_dropout, inner
+from toolkit.models.load import load_policy, load_reward_model, trainable
+from toolkit.models.resolve import ModelRef, resolve, resolve_base
+from toolkit.models.save import reward_mean
+from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
+from toolkit.ppo.config import PPOConfig
+from toolkit.ppo.models import POLICY, AdapterModels, PPOModels, SeparateModels
+from toolkit.ppo.rewards import (
+    Ensemble,
+    RewardFunction,
+    adapter_reward,
+    model_reward,
+    reads_the_same,
+    reward_functions,
+)
+from toolkit.recipe.schema import ModelSection
+
+# Ways to start an adapter that take from the base what they put into it.
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+def is_adapter_on(base: ModelRef, adapter: ModelRef) -> bool:
+    """Whether an adapter was trained on exactly these weights."""
+    return adapter.kind == "adapter" and resolve_base(Path(adapter.path)).fingerprint == base.fingerprint
+
+
+# -- for a run
+
+
+def models_of_run(
+    sft: ModelRef,
+    reward: ModelRef,
+    section: ModelSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    value_head_init: str,
+    share_trunk: bool = False,
+) -> tuple[PPOModels, RewardFunction]:
+    """The models of a run, whose policy starts from ``sft`` and whose critic starts from ``reward``, and the reward.
+
+    They share one base where all are adapters on it, and are separate models otherwise.
+    """
+    dtype, pad_id, device = DTYPES[section.dtype], int(tokenizer.pad_token_id), best_device()
+    # The reference has the policy's precision, so that the KL between two equal models is 0.
+    weights_dtype = None if section.lora else torch.float32
+    mean = reward_mean(reward.path)
+    loaded: Any = load_policy(sft, section, dtype=weights_dtype)
+    policy = trainable(loaded.to(device), section.lora, task="CAUSAL_LM")
+    if section.lora is not None and is_adapter_on(sft, reward):
+        models = AdapterModels(
+            policy,
+            engine=Engine(policy, pad_id, dtype=dtype),
+            reward=reward,
+            reward_mean=mean,
+            value_head_init=value_head_init,
+            share_trunk=share_trunk,
+        )
+        return models, adapter_reward(models)
+    reference: Any = load_policy(sft, section, dtype=weights_dtype)
+    reward_model: Any = load_reward_model(reward, section)
+    reward_model = reward_model.to(device)
+    if section.lora is not None and isinstance(reward_model, PeftModel):
+        reward_model = reward_model.merge_and_unload()
+    separate = SeparateModels(
+        policy,
+        reference.to(device),
+        None if share_trunk else copy.deepcopy(reward_model),
+        pad_id=pad_id,
+        dtype=dtype,
+        value_head_init=value_head_init,
+        value_shift=mean,
+    )
+    scores = model_reward(reward_model.requires_grad_(False), tokenizer, tokenizer, dtype=dtype, mean=mean)
+    return separate, scores
+
+
+# -- for PPOTrainer
+
+
+@dataclass(frozen=True)
+class TrainerModels:
+    """The models that ``PPOTrainer`` was called with, as they came; its docstring says what each may be."""
+
+    model: Any
+    reward: Any
+    tokenizer: PreTrainedTokenizerBase | None
+    value_model: Any
+    reference: Any
+    peft_config: LoraConfig | None
+    reward_tokenizers: Sequence[PreTrainedTokenizerBase | None] | None
+
+    @property
+    def reward_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return (self.reward_tokenizers or [None])[0]
+
+
+@dataclass(frozen=True)
+class Assembled:
+    models: PPOModels
+    rewards: list[RewardFunction]
+    tokenizer: PreTrainedTokenizerBase
+
+
+def assemble(inputs: TrainerModels, args: PPOConfig) -> Assembled:
+    """Raises RecipeError or ModelError for models that cannot be trained so; the message says why."""
+    policy, policy_ref = _load_policy(inputs, args)
+    tokenizer = inputs.tokenizer or load_tokenizer(policy_ref or resolve(str(inner(policy).config.name_or_path)))
+    policy = policy.to(args.device)
+    check_adapters(policy, inputs.peft_config)
+    check_vocabulary(policy.get_input_embeddings().weight.shape[0], tokenizer, str(tokenizer.name_or_path))
+    reward_adapter = _shared_reward_adapter(inputs, policy_ref, tokenizer)
+    rewards = []
+    if reward_adapter is None:
+        section = ModelSection(dtype=_dtype_name(args))
+        rewards = reward_functions(inputs.reward, tokenizer, section, args.device, tokenizers=inputs.reward_tokenizers)
+    models = _ppo_models(inputs, args, policy, tokenizer, reward_adapter)
+    if reward_adapter is not None:
+        assert isinstance(models, AdapterModels)
+        rewards = [adapter_reward(models)]
+    return Assembled(models, rewards, tokenizer)
+
+
+def _dtype_name(args: PPOConfig) -> Any:
+    return "bfloat16" if args.bf16 else "float32"
+
+
+def _load_policy(inputs: TrainerModels, args: PPOConfig) -> tuple[Any, ModelRef | None]:
+    """The policy without dropout, and where it came from; None where it came loaded."""
+    if not isinstance(inputs.model, str):
+        return disable_dropout(inputs.model), None
+    ref = resolve(inputs.model)
+    adapted = inputs.peft_config is not None or ref.kind == "adapter"
+    # Weights that train stay in fp32; autocast lowers the products alone.
+    return load_policy(ref, ModelSection(dtype=_dtype_name(args) if adapted else "float32")), ref
+
+
+def check_adapters(policy: Any, peft_config: Any) -> None:
+    """Raises RecipeError for an adapter that PPO cannot train, or cannot train beside another."""
+    if isinstance(policy, PeftModel) and peft_config is not None:
+        raise RecipeError(
+            "the model has an adapter already, and peft_config asks for another",
+            where="peft_config",
+            fix="leave it out to go on training the adapter, or merge it first (model.merge_and_unload())",
+        )
+    if isinstance(policy, PeftModel) and POLICY not in policy.peft_config:
+        raise RecipeError(
+            f"the model's adapter is named {', '.join(policy.peft_config)}",
+            where="model",
+            fix=f"load it under peft's own name, {POLICY}",
+        )
+    for config in policy.peft_config.values() if isinstance(policy, PeftModel) else ():
+        _check_adapter_config(config)
+    if peft_config is not None:
+        _check_adapter_config(peft_config)
+        start = str(getattr(peft_config, "init_lora_weights", True))
+        if start.startswith(CHANGE_THE_BASE):
+            raise RecipeError(
+                f"{start} changes the weights below the adapter, which is then no adapter on the model that you named",
+                where="peft_config.init_lora_weights",
+                fix="True, or gaussian",
+            )
+        if not isinstance(peft_config, LoraConfig):
+            raise RecipeError(f"{type(peft_config).__name__} is not supported", where="peft_config", fix="LoraConfig")
+
+
+def _check_adapter_config(config: Any) -> None:
+    if getattr(config, "bias", "none") != "none":
+        raise RecipeError(
+            "policy and reference would share the biases that the adapter trains",
+            where="peft_config",
+            fix='bias="none"',
+        )
+    for name in ("modules_to_save", "trainable_token_indices"):
+        if getattr(config, name, None):
+            raise RecipeError(
+                "PPO trains the low-rank weights of an adapter alone", where=f"peft_config.{name}", fix="leave it out"
+            )
+
+
+def _shared_reward_adapter(
+    inputs: TrainerModels, policy_ref: ModelRef | None, tokenizer: PreTrainedTokenizerBase
+) -> ModelRef | None:
+    """The reward model where it can share the policy's base: it is an adapter on the very weights of the policy, and it
+    reads the tokens that the policy writes."""
+    if policy_ref is None or inputs.peft_config is None or not isinstance(inputs.reward, str):
+        return None
+    if inputs.value_model is not None or inputs.reference is not None:
+        return None
+    reward_ref = resolve(inputs.reward)
+    if not is_adapter_on(policy_ref, reward_ref):
+        return None
+    same_tokens = reads_the_same(inputs.reward_tokenizer or load_tokenizer(reward_ref), tokenizer)
+    return reward_ref if same_tokens and LoraConfig.from_pretrained(reward_ref.path).bias == "none" else None
+
+
+def _ppo_models(
+    inputs: TrainerModels,
+    args: PPOConfig,
+    policy: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    reward_adapter: ModelRef | None,
+) -> PPOModels:
+    """Models on one base where nothing but adapters is needed, and separate ones otherwise."""
+    dtype, pad_id = DTYPES[_dtype_name(args)], int(tokenizer.pad_token_id)
+    named_critic = _named_critic(inputs, args)
+    policy = _make_trainable(policy, inputs.peft_config)
+    if isinstance(policy, PeftModel) and named_critic is None and inputs.reference is None:
+        return AdapterModels(
+            policy,
+            engine=Engine(policy, pad_id, dtype=dtype),
+            reward=reward_adapter,
+            reward_mean=reward_mean(reward_adapter.path) if reward_adapter else 0.0,
+            value_head_init=args.value_head_init,
+            share_trunk=args.share_trunk,
+        )
+    reference = _frozen_reference(inputs.reference, policy).to(args.device)
+    if args.share_trunk:
+        critic = Critic(None)
+    else:
+        critic = named_critic or _critic_from_reward(inputs, args, policy, tokenizer) or Critic(new_critic(policy))
+    return SeparateModels(
+        policy,
+        reference,
+        critic.model,
+        pad_id=pad_id,
+        dtype=dtype,
+        value_head_init=critic.value_head_init,
+        value_shift=critic.value_shift,
+    )
+
+
+def _make_trainable(policy: Any, peft_config: LoraConfig | None) -> Any:
+    """The policy with its adapter alone trainable, or with all weights trainable; trained weights are in fp32."""
+    if peft_config is not None:
+        config = copy.deepcopy(peft_config)
+        config.lora_dropout, config.task_type = 0.0, "CAUSAL_LM"
+        policy = get_peft_model(policy, config)
+    if not isinstance(policy, PeftModel):
+        return policy.float().requires_grad_(True)
+    speedups.install(policy)
+    for name, weight in policy.named_parameters():
+        weight.requires_grad_(adapters.is_adapter_weight(name))
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return policy
+
+
+def _frozen_reference(reference: Any, policy: Any) -> Any:
+    """The named reference, or else a copy of the policy as it is now."""
+    if reference is None:
+        reference = copy.deepcopy(policy)
+    elif isinstance(reference, str):
+        # In the policy's own precision, so that the KL between two equal models is 0.
+        dtype = next(backbone(policy).parameters()).dtype
+        reference = load_policy(resolve(reference), ModelSection(), dtype=dtype)
+    return disable_dropout(reference).eval()
+
+
+# -- the critic
+
+
+@dataclass(frozen=True)
+class Critic:
+    """Where a critic starts; ``model`` is a sequence classifier, or None for a head on the policy's trunk."""
+
+    model: Any
+    value_head_init: str = "zero"
+    value_shift: float = 0.0
+
+
+def _named_critic(inputs: TrainerModels, args: PPOConfig) -> Critic | None:
+    """``value_model``, which keeps its own head."""
+    value_model, shift = inputs.value_model, 0.0
+    if value_model is None:
+        return None
+    if args.share_trunk:
+        raise RecipeError(
+            "a critic on the policy's own trunk is no other model",
+            where="share_trunk, value_model",
+            fix="leave out one",
+        )
+    if isinstance(value_model, str):
+        value_model, shift = _load_whole_classifier(resolve(value_model))
+    elif any(value_model is reward for reward in _reward_models(inputs.reward)):  # one trains, the other must not
+        value_model = copy.deepcopy(value_model)
+    critic = disable_dropout(value_model).to(args.device)
+    if getattr(critic.config, "num_labels", 0) != 1:
+        raise ModelError("a critic is a sequence classifier with one output", where="value_model", fix="num_labels=1")
+    return Critic(critic, "reward_model", shift)
+
+
+def _reward_models(reward: Any) -> Iterator[Any]:
+    """Each reward by itself, those of lists and ensembles too."""
+    if isinstance(reward, Ensemble | list | tuple):
+        for item in reward.members if isinstance(reward, Ensemble) else reward:
+            yield from _reward_models(item)
+    else:
+        yield reward
+
+
+def _load_whole_classifier(ref: ModelRef) -> tuple[Any, float]:
+    """A reward model or critic in fp32, its adapter merged, and the mean that is subtracted from what it gives."""
+    model: Any = load_reward_model(ref, ModelSection(dtype="float32"))
+    return (model.merge_and_unload() if isinstance(model, PeftModel) else model), reward_mean(ref.path)
+
+
+def _critic_from_reward(
+    inputs: TrainerModels, args: PPOConfig, policy: Any, tokenizer: PreTrainedTokenizerBase
+) -> Critic | None:
+    """A copy of the reward model where it can be the critic: it reads the policy's tokens and has its architecture."""
+    reward, reward_tokenizer = inputs.reward, inputs.reward_tokenizer
+    ref = resolve(reward) if isinstance(reward, str) else None
+    if ref is not None and reward_tokenizer is None:
+        reward_tokenizer = load_tokenizer(ref)
+    if reward_tokenizer is not None and reward_tokenizer.get_vocab() != tokenizer.get_vocab():
+        return None
+    if ref is not None:
+        model, mean = _load_whole_classifier(ref)
+    elif isinstance(reward, torch.nn.Module):
+        model, mean = copy.deepcopy(reward), 0.0
+    else:
+        return None
+    same_architecture = inner(model).config.model_type == inner(policy).config.model_type
+    if not same_architecture or not isinstance(dict(model.named_children()).get("score"), torch.nn.Linear):
+        return None
+    return Critic(model.to(next(policy.parameters()).device), args.value_head_init, mean)
+
+
+def new_critic(policy: Any) -> Any:
+    """A sequence classifier with one output on a copy of the policy's trunk. Its head is random.
+
+    Raises ModelError where transformers has none for this architecture.
+    """
+    whole = copy.deepcopy(policy)
+    whole = whole.merge_and_unload() if isinstance(whole, PeftModel) else whole
+    config = copy.deepcopy(whole.config)
+    config.num_labels = 1
+    classifier: Any = AutoModelForSequenceClassification
+    try:
+        critic = classifier.from_config(config)
+    except ValueError as error:
+        raise ModelError(
+            f"transformers has no sequence classifier for {type(whole).__name__}, which the critic would be",
+            where="value_model",
+            fix="give a value_model, or share_trunk=True",
+        ) from error
+    critic = disable_dropout(critic.float().to(next(whole.parameters()).device))
+    backbone(critic).load_state_dict(backbone(whole).state_dict())
+    return critic

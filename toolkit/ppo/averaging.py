@@ -1,0 +1,44 @@
+"""An exponential moving average of the policy's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainerCallback
+
+
+class WeightAverage(TrainerCallback):
+    """After every optimiser step: average = decay * average + (1 - decay) * weight (Zheng et al. 2023)."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], decay: float) -> None:
+        self.weights, self.decay = weights, decay
+        self.averages = [weight.detach().clone() for weight in weights]
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for average, weight in zip(self.averages, self.weights, strict=True):
+            average.lerp_(weight.detach(), 1 - self.decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The weights are their averages inside, and themselves behind it."""
+        # The tensors are exchanged, not written to, so that the policy's come back bit for bit.
+        latest = [weight.data for weight in self.weights]
+        for weight, average in zip(self.weights, self.averages, strict=True):
+            weight.data = average
+        try:
+            yield
+        finally:
+            for weight, data in zip(self.weights, latest, strict=True):
+                weight.data = data
+
+    def save(self, path: Path) -> None:
+        save_file({str(i): average.contiguous().cpu() for i, average in enumerate(self.averages)}, path)
+
+    def load(self, path: Path) -> None:
+        saved = load_file(path)
+        self.averages = [saved[str(i)].to(weight.device) for i, weight in enumerate(self.weights)]

@@ -1,0 +1,55 @@
+"""What a checkpoint of PPO holds beside the Trainer's own files: trained weights, their average, and the controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from toolkit.files import read_json, write_json
+from toolkit.ppo.averaging import WeightAverage
+from toolkit.ppo.models import PPOModels
+
+WEIGHTS_FILE = "actors.safetensors"
+AVERAGE_FILE = "average.safetensors"
+CONTROLS_FILE = "ppo_state.json"
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Numbers that one rollout hands to the next.
+
+    ``score_mean`` centres the scores. ``milestones`` lie ahead. ``unlogged`` are the metrics since the last entry of
+    the log, by name.
+    """
+
+    kl_coef: float
+    score_mean: float | None
+    milestones: list[float]
+    unlogged: dict[str, list[float]]
+
+
+def save_checkpoint(folder: Path, models: PPOModels, average: WeightAverage | None, controls: Controls) -> None:
+    """Write what training changes, in full precision."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight.contiguous().cpu() for name, weight in models.trained_state().items()}
+    save_file(weights, folder / WEIGHTS_FILE)
+    if average is not None:
+        average.save(folder / AVERAGE_FILE)
+    saved = {
+        "kl_coef": controls.kl_coef,
+        "centre": controls.score_mean,
+        "milestones": controls.milestones,
+        "sums": controls.unlogged,
+    }
+    write_json(folder / CONTROLS_FILE, saved)
+
+
+def load_checkpoint(folder: Path, models: PPOModels, average: WeightAverage | None) -> Controls:
+    """Put weights and their average back in place. Raises RuntimeError where the weights are another model's."""
+    models.load_trained_state(load_file(folder / WEIGHTS_FILE))
+    if average is not None:
+        average.load(folder / AVERAGE_FILE)
+    saved = read_json(folder / CONTROLS_FILE)
+    return Controls(saved["kl_coef"], saved["centre"], saved["milestones"], saved["sums"])

@@ -1,0 +1,82 @@
+"""What a rollout leaves in the log and in the table of completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from toolkit.preferences.rows import Prompt
+
+
+@dataclass(frozen=True)
+class CompletionRow:
+    """One response for the table of completions. ``score`` has the rewards of its steps in it."""
+
+    rollout: int
+    prompt_id: str
+    prompt: Prompt
+    completion: str
+    score: float
+    kl_nats: float
+    n_tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class ResponseSums:
+    """One response's share of the metrics: sums over its tokens, in fp64.
+
+    ``place``: its prompt's place in the rollout, and its number among the prompt's samples. ``error`` is what is left
+    of the returns behind the critic's values.
+    """
+
+    place: tuple[int, int]
+    n_tokens: int
+    ended: float
+    score: float
+    score_shaped: float
+    kl: float
+    kl_k3: float
+    entropy: float
+    rlhf_reward: float
+    returns: float
+    returns_squared: float
+    error: float
+    error_squared: float
+
+
+def summarise(responses: Sequence[ResponseSums]) -> dict[str, float]:
+    """Metrics of a rollout, summed in the order of its places, so that they are the same for any number of processes.
+
+    KL and entropy are in nats; ``objective/kl`` is per response, ``objective/entropy`` per token.
+    """
+    ordered = sorted(responses, key=lambda response: response.place)
+    n_tokens = sum(response.n_tokens for response in ordered)
+
+    def mean(values: list[float]) -> float:
+        return float(sum(values) / len(values))
+
+    def variance(sums: list[float], squares: list[float]) -> float:
+        """Over the tokens of all responses, with Bessel's correction."""
+        total = sum(sums)
+        return float(sum(squares) - total * total / n_tokens) / max(n_tokens - 1, 1)
+
+    returns = variance([r.returns for r in ordered], [r.returns_squared for r in ordered])
+    errors = variance([r.error for r in ordered], [r.error_squared for r in ordered])
+    scores = torch.tensor([r.score for r in ordered], dtype=torch.float64)
+    quantiles = torch.quantile(scores, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+    return {
+        "objective/kl": mean([r.kl for r in ordered]),
+        "objective/kl_k3": mean([r.kl_k3 for r in ordered]),
+        "objective/entropy": float(sum(r.entropy for r in ordered) / n_tokens),
+        "objective/score": mean([r.score for r in ordered]),
+        "objective/score_shaped": mean([r.score_shaped for r in ordered]),
+        "objective/rlhf_reward": mean([r.rlhf_reward for r in ordered]),
+        **{f"objective/score_q{q}": value for q, value in zip((10, 50, 90), quantiles, strict=True)},
+        "value/explained_variance": 1 - errors / max(returns, 1e-8),
+        "length/mean": mean([r.n_tokens for r in ordered]),
+        "eos_rate": mean([r.ended for r in ordered]),
+        "tokens": float(n_tokens),
+    }
