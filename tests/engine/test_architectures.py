@@ -1,4 +1,4 @@
-"""Models that cannot take a tree, or only so far: what they are given instead, and what is refused."""
+"""Models that cannot take a tree, or only so far: what happens instead, and what is refused."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class DeafLlama(LlamaForCausalLM):
 def assert_falls_back(model: Any, trees: list[Tree]) -> None:
     scorer = engine(model, token_budget=80)
     with pytest.warns(UserWarning, match="does not take the tree mask"):
-        ours = scorer.logps(trees)
+        logps = scorer.logps(trees)
     assert scorer.row_per_response is True
-    assert_same(ours, oracle(model, trees))
+    assert_same(logps, oracle(model, trees))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it is said once
         scorer.logps(trees[:1])
@@ -167,12 +167,12 @@ def test_the_fallback_has_the_gradients_of_plain_passes(make_trees: Trees) -> No
     scorer = engine(model)
     with pytest.warns(UserWarning):
         batch = scorer.pack(trees)
-    ours, _ = scorer.token_logps(batch)
-    loss_of(ours, batch.owner).backward()
-    found = gradients(model)
+    logps_N, _ = scorer.token_logps(batch)
+    loss_of(logps_N, batch.owner).backward()
+    fallback_gradients = gradients(model)
     expected = [one_response(model, tree.prompt_ids, ids, 1.0)[0] for tree in trees for ids in tree.response_ids]
     loss_of(torch.cat(expected), batch.owner).backward()
-    assert_same_gradients(found, gradients(model))
+    assert_same_gradients(fallback_gradients, gradients(model))
 
 
 def test_an_encoder_reward_model_takes_whole_rows(make_trees: Trees) -> None:

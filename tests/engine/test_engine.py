@@ -150,9 +150,9 @@ def test_nothing_to_predict_is_refused(tree: Tree) -> None:
 def test_batches_hold_each_tree_once_within_the_budget(make_trees: Trees) -> None:
     trees = make_trees(30)
     for budget, rows_apart, last_tokens in product((1, 60, 100, 10_000), (False, True), (False, True)):
-        found = list(batches(trees, budget, row_per_response=rows_apart, last_tokens=last_tokens))
-        assert sorted(i for part in found for i in part) == list(range(30))
-        for part in found:
+        packed = list(batches(trees, budget, row_per_response=rows_apart, last_tokens=last_tokens))
+        assert sorted(i for part in packed for i in part) == list(range(30))
+        for part in packed:
             batch = pack([trees[i] for i in sorted(part)], 0, row_per_response=rows_apart, last_tokens=last_tokens)
             # One tree, or one row of them, may take more.
             assert batch.n_tokens <= budget or (len(part) == 1 if rows_apart else len(batch.input_ids) == 1)
@@ -166,15 +166,15 @@ def test_narrower_trees_keep_the_responses_in_order_and_cost_what_the_best_numbe
 ) -> None:
     limit = 700
     tree = Tree([1] * prompt, [[2 + k] * n for k, n in enumerate(lengths)])
-    found = split_wide(tree, limit)
-    assert [ids for piece in found for ids in piece.response_ids] == tree.response_ids
-    assert all(piece.prompt_ids == tree.prompt_ids and piece.response_ids for piece in found)
+    narrower = split_wide(tree, limit)
+    assert [ids for piece in narrower for ids in piece.response_ids] == tree.response_ids
+    assert all(piece.prompt_ids == tree.prompt_ids and piece.response_ids for piece in narrower)
 
     def cost(rows: Sequence[int]) -> float:
         return sum(width + width**2 / limit for width in rows)
 
     even = [cost([prompt + sum(lengths) / n] * n) for n in range(1, len(lengths) + 1)]
-    assert cost([len(piece) for piece in found]) < 1.15 * max(min(even), cost([prompt + max(lengths)]))
+    assert cost([len(piece) for piece in narrower]) < 1.15 * max(min(even), cost([prompt + max(lengths)]))
 
 
 def test_a_wide_tree_gives_the_same_numbers_as_several(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,11 +186,11 @@ def test_a_wide_tree_gives_the_same_numbers_as_several(tiny: Any, monkeypatch: p
     steps: list[int] = []
     scorer = engine(tiny)
     take = scorer.pack
-    monkeypatch.setattr(scorer, "pack", lambda parts, **how: packed.extend(map(len, parts)) or take(parts, **how))
-    ours = scorer.logps(trees, advance=steps.append)
+    monkeypatch.setattr(scorer, "pack", lambda parts, **layout: packed.extend(map(len, parts)) or take(parts, **layout))
+    logps = scorer.logps(trees, advance=steps.append)
     assert len(packed) > 3 and max(packed) < len(trees[0])
     assert sum(steps) == sum(len(tree.response_ids) for tree in trees)
-    assert_same(ours, oracle(tiny, trees))
+    assert_same(logps, oracle(tiny, trees))
 
 
 # ---------------------------------------------------------------- the same numbers
@@ -271,10 +271,10 @@ def test_the_padding_id_changes_nothing(tiny: Any, make_trees: Trees) -> None:
 def test_bf16_stays_near(tiny: Any, make_trees: Trees) -> None:
     trees = make_trees(4, seed=7)
     scorer = Engine(tiny, 0, dtype=torch.bfloat16)
-    ours = scorer.logps(trees)
+    logps = scorer.logps(trees)
     assert scorer.row_per_response is False
-    assert all(values.dtype == torch.float32 for row in ours for values in row)
-    assert_same(ours, oracle(tiny, trees), 0.2)
+    assert all(values.dtype == torch.float32 for row in logps for values in row)
+    assert_same(logps, oracle(tiny, trees), 0.2)
 
 
 def test_an_adapter_counts(make_trees: Trees) -> None:
@@ -314,14 +314,14 @@ def test_gradients_equal_those_of_plain_passes(
     model, trees = SHAPES[name](), make_trees(3, 64, seed=8)
     model.get_output_embeddings().requires_grad_(not frozen)
     batch = engine(model).pack(trees)
-    ours, entropy = token_logps(model, batch, temperature=0.8, with_entropy=True)
-    loss_of(ours, batch.owner).backward()
-    found = gradients(model)
+    logps_N, entropy = token_logps(model, batch, temperature=0.8, with_entropy=True)
+    loss_of(logps_N, batch.owner).backward()
+    tree_gradients = gradients(model)
     pairs = [one_response(model, tree.prompt_ids, ids, 0.8) for tree in trees for ids in tree.response_ids]
     expected = torch.cat([logps for logps, _ in pairs])
     loss_of(expected, batch.owner).backward()
-    assert_same_gradients(found, gradients(model))
-    assert_same([[ours.detach()]], [[expected]])
+    assert_same_gradients(tree_gradients, gradients(model))
+    assert_same([[logps_N.detach()]], [[expected]])
     assert entropy is not None and not entropy.requires_grad
     assert_same([[entropy]], [[torch.cat([entropies for _, entropies in pairs])]])
 
@@ -342,8 +342,8 @@ def test_chunks_of_logits_are_not_kept(make_trees: Trees, monkeypatch: pytest.Mo
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logps, _ = token_logps(model, batch)
-    kept = [tensor for reference in saved if (tensor := reference()) is not None]
-    assert kept and not [tensor.shape for tensor in kept if tensor.shape[-1:] == (70,) and tensor.shape[0] != 32]
+    alive = [tensor for reference in saved if (tensor := reference()) is not None]
+    assert alive and not [tensor.shape for tensor in alive if tensor.shape[-1:] == (70,) and tensor.shape[0] != 32]
     forward = len(calls)
     assert max(calls) <= 2 and sum(calls) == batch.target.numel()
     logps.sum().backward()
@@ -360,14 +360,14 @@ def test_gradients_of_scores_equal_those_of_plain_passes(make_trees: Trees) -> N
     scores_R = branch_scores(model, batch)
     weights_R = torch.linspace(-1, 2, scores_R.numel())
     (weights_R * scores_R).sum().backward()
-    found = gradients(model)
-    plain = [
+    tree_gradients = gradients(model)
+    one_by_one = [
         model(input_ids=torch.tensor([tree.prompt_ids + ids])).logits[0, 0]
         for tree in trees
         for ids in tree.response_ids
     ]
-    (weights_R * torch.stack(plain)).sum().backward()
-    assert_same_gradients(found, gradients(model))
+    (weights_R * torch.stack(one_by_one)).sum().backward()
+    assert_same_gradients(tree_gradients, gradients(model))
 
 
 def test_entropy_lies_between_zero_and_log_of_the_vocabulary(tiny: Any, make_trees: Trees) -> None:
@@ -399,7 +399,7 @@ def test_scaled_and_capped_logits(config: Any, make_trees: Trees) -> None:
     model, trees = random_model(config), make_trees(4, 64)
     scorer = engine(model)
     assert_same(scorer.logps(trees), oracle(model, trees))
-    assert scorer.row_per_response is False  # so it is the engine's own head that is right
+    assert scorer.row_per_response is False  # so it is the engine's reading of the head that is right
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""On a GPU, where the attention, the limits of a pass and the kept graphs are others: the numbers of a CPU.
+"""On a GPU, where the attention, the limits of a pass and the kept graphs differ: the numbers are those of a CPU.
 
 The other tests hide a GPU from torch: ``DUEL_TEST_GPU=1 scripts/test tests/engine/test_gpu.py`` runs these.
 """
@@ -52,17 +52,17 @@ def test_gradients_of_fused_adapters_on_a_gpu_are_those_of_fp32(new_tiny: Callab
     trees = make_trees(6, 2000, k=2, longest=30)
     torch.manual_seed(0)
     exact = get_peft_model(new_tiny(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    ours = speedups.install(copy.deepcopy(exact).cuda())
-    found = []
-    for model, dtype in ((exact, torch.float32), (ours, torch.bfloat16)):
+    fast = speedups.install(copy.deepcopy(exact).cuda())
+    flat_gradients = []
+    for model, dtype in ((exact, torch.float32), (fast, torch.bfloat16)):
         engine = Engine(model, 0, dtype=dtype)
         batch = engine.pack(trees)
         with torch.autocast(engine.device.type, dtype=dtype, enabled=dtype is torch.bfloat16):
             logps_N, _ = engine.token_logps(batch)
         loss_of(logps_N.cpu(), batch.owner.cpu()).backward()
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        found.append(torch.cat([gradient.flatten().double().cpu() for gradient in gradients]))
-    assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.05
+        flat_gradients.append(torch.cat([gradient.flatten().double().cpu() for gradient in gradients]))
+    assert float((flat_gradients[0] - flat_gradients[1]).norm() / flat_gradients[0].norm()) < 0.05
 
 
 def test_samples_do_not_depend_on_the_batch_nor_on_the_device(tiny: Any, new_tiny: Callable[[], Any]) -> None:

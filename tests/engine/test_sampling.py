@@ -76,8 +76,8 @@ def drawn(scores: torch.Tensor, u: float) -> int:
 
 def test_the_draw_by_hand() -> None:
     scores = torch.tensor([0.5, 0.0, 0.25, 0.25]).log()
-    found = [drawn(scores, u) for u in (0.0, 0.49, 0.51, 0.74, 0.76, 0.99999994)]
-    assert found == [0, 0, 2, 2, 3, 3]  # the second token has no probability
+    tokens = [drawn(scores, u) for u in (0.0, 0.49, 0.51, 0.74, 0.76, 0.99999994)]
+    assert tokens == [0, 0, 2, 2, 3, 3]  # the second token has no probability
 
 
 def test_each_row_has_a_number_of_its_own() -> None:
@@ -234,7 +234,7 @@ def test_progress_counts_every_prompt(tiny: Any) -> None:
 
 
 class Scripted:
-    """Bends the logits of a model so that it says given tokens, by the number of tokens that it has been fed."""
+    """Bends the logits of a model so that it says chosen tokens, by the number of tokens that it has been fed."""
 
     def __init__(self, model: Any, script: dict[int, int]) -> None:
         self.model, self.script = model, script
@@ -256,8 +256,8 @@ class Scripted:
 def test_any_of_several_ends_is_the_last_id(new_tiny: Make, end: int, eos_ids: list[int]) -> None:
     model = new_tiny()
     Scripted(model, {1: 50, 2: 51, 3: end, 4: 52, 5: 53})
-    found = sample(model, [[5, 6]], [(0,)], eos_ids=eos_ids, max_new_tokens=5)
-    assert found == [SampledResponse([50, 51, end], truncated=False)]
+    responses = sample(model, [[5, 6]], [(0,)], eos_ids=eos_ids, max_new_tokens=5)
+    assert responses == [SampledResponse([50, 51, end], truncated=False)]
 
 
 def test_an_end_on_the_last_place_is_no_truncation(new_tiny: Make) -> None:
@@ -271,8 +271,8 @@ def test_an_id_that_is_no_end_here_does_not_end(new_tiny: Make) -> None:
     """The tokenizer's EOS (2) goes on where the run's ends are others; the model's own settings do not stop it."""
     model = new_tiny()
     Scripted(model, {1: 2, 2: 51, 3: 0, 4: 900})
-    found = sample(model, [[5, 6]], [(0,)], eos_ids=[900], max_new_tokens=6)
-    assert found == [SampledResponse([2, 51, 0, 900], truncated=False)]
+    responses = sample(model, [[5, 6]], [(0,)], eos_ids=[900], max_new_tokens=6)
+    assert responses == [SampledResponse([2, 51, 0, 900], truncated=False)]
 
 
 def test_an_end_in_the_prompt_does_not_count(new_tiny: Make) -> None:
@@ -283,14 +283,14 @@ def test_an_end_in_the_prompt_does_not_count(new_tiny: Make) -> None:
 
 
 def test_a_neighbour_that_ends_early_does_not_end_the_others(tiny: Any) -> None:
-    """Each sample of a long batch equals the sample alone, up to its own first end."""
+    """Each sample of a long batch equals the sample alone, up to its first end."""
     ends = sorted({s.ids[3] for s in sample(tiny, eos_ids=[2047])})[:2]
     together = sample(tiny, eos_ids=ends)
     assert len({len(s.ids) for s in together}) > 1
-    for prompt, key, found in zip(PROMPTS, KEYS, together, strict=True):
-        assert sample(tiny, [prompt], [key], eos_ids=ends) == [found]
-        assert found.truncated == (found.ids[-1] not in ends)
-        assert not set(found.ids[:-1]) & set(ends)
+    for prompt, key, response in zip(PROMPTS, KEYS, together, strict=True):
+        assert sample(tiny, [prompt], [key], eos_ids=ends) == [response]
+        assert response.truncated == (response.ids[-1] not in ends)
+        assert not set(response.ids[:-1]) & set(ends)
 
 
 def test_all_of_a_models_ends(new_tiny: Make, tokenizer: Any) -> None:
@@ -318,10 +318,10 @@ def test_the_end_that_responses_are_trained_with_ends_a_sample(new_tiny: Make, t
 def test_sampling_happens_with_the_adapter_and_leaves_it_in_place(new_tiny: Make, tiny: Any) -> None:
     model = adapter(new_tiny())
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    found = sample(model)
-    plain = sample(model.merge_and_unload())
-    assert found == plain
-    assert found != sample(tiny)
+    with_adapter = sample(model)
+    merged = sample(model.merge_and_unload())
+    assert with_adapter == merged
+    assert with_adapter != sample(tiny)
     model = adapter(new_tiny())
     sample(model)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

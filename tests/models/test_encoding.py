@@ -126,8 +126,8 @@ def test_what_ends_a_response(tokenizer: Any) -> None:
     assert response_end(turns, conversational=False) == 1
     # A template that puts plain text, or nothing, behind a turn: the EOS it is.
     for behind in ("' user '", "''"):
-        plain = words(template="{% for m in messages %}{{ m['content'] + " + behind + " }}{% endfor %}")
-        assert response_end(plain, conversational=True) == 1
+        tokenizer = words(template="{% for m in messages %}{{ m['content'] + " + behind + " }}{% endfor %}")
+        assert response_end(tokenizer, conversational=True) == 1
 
 
 def test_a_tokenizer_without_an_end_is_refused() -> None:

@@ -47,8 +47,8 @@ def test_the_shipped_model() -> None:
 
 def test_finding_a_model_loads_no_torch() -> None:
     code = "import sys; from toolkit.models.resolve import resolve; resolve('tiny'); print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout == "False\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(

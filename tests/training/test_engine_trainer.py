@@ -99,9 +99,9 @@ def losses(trainer: EngineTrainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def assert_equal(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-6) -> None:
-    assert ours.keys() == expected.keys() and ours
-    for name, weight in ours.items():
+def assert_equal(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-6) -> None:
+    assert weights.keys() == expected.keys() and weights
+    for name, weight in weights.items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=tolerance, msg=name)
 
 
@@ -242,9 +242,9 @@ def test_the_probe_is_zero_at_the_start_and_the_log_ratio_later(tiny_ref: Any, t
     assert torch.equal(probe(1), torch.zeros(KL_PROMPTS, dtype=torch.float64))
 
     moved(policy)
-    found = probe(2)
-    assert torch.equal(found, probe(2)) and not torch.equal(found, probe(3))
-    assert found.mean() > 0
+    ratios = probe(2)
+    assert torch.equal(ratios, probe(2)) and not torch.equal(ratios, probe(3))
+    assert ratios.mean() > 0
     # The same samples, scored one by one by both models.
     trees = []
 
@@ -258,7 +258,7 @@ def test_the_probe_is_zero_at_the_start_and_the_log_ratio_later(tiny_ref: Any, t
         patch.setattr(Engine, "logps", recording)
         probe(2)
     assert trees[0] == trees[1] and len(trees[0]) == KL_PROMPTS
-    for tree, ratio in zip(trees[0], found.tolist(), strict=True):
+    for tree, ratio in zip(trees[0], ratios.tolist(), strict=True):
         [response] = tree.response_ids
         ids = torch.tensor([tree.prompt_ids + response])
         sums = []
@@ -283,38 +283,38 @@ def with_milestones(
 ) -> tuple[Any, list[int]]:
     section = settings_of(max_steps=6, logging_steps=1)
     trainer, _ = build("dpo-lora", out, tiny_ref, make_trees, section, **more)
-    kept: list[int] = []
+    saved: list[int] = []
 
     def measure(step: int) -> torch.Tensor:
         return torch.tensor([kl[step] - 1, kl[step] + 1])
 
-    trainer.add_callback(SaveAtKl(milestones, measure, kept.append, trainer.values))
-    return trainer, kept
+    trainer.add_callback(SaveAtKl(milestones, measure, saved.append, trainer.values))
+    return trainer, saved
 
 
 KL = {1: 0.1, 2: 1.5, 3: 0.9, 4: 1.2, 5: 5.0, 6: 4.0}
 
 
 def test_a_policy_is_kept_when_its_kl_first_passes_a_milestone(tmp_path: Path, tiny_ref: Any, make_trees: Any) -> None:
-    trainer, kept = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0, 4.5, 9.0])
+    trainer, saved = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0, 4.5, 9.0])
     trainer.train()
-    assert kept == [2, 5]
+    assert saved == [2, 5]
     logged = {entry["step"]: entry["objective/kl"] for entry in trainer.state.log_history if "objective/kl" in entry}
     assert logged == pytest.approx(KL)
 
 
 def test_a_resumed_run_knows_what_it_has_passed(tmp_path: Path, tiny_ref: Any, make_trees: Any) -> None:
-    trainer, kept = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0], stop_at=3)
+    trainer, saved = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0], stop_at=3)
     trainer.train()
-    assert kept == [2]
-    trainer, kept = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0])
+    assert saved == [2]
+    trainer, saved = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0])
     trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
-    assert kept == [5]
+    assert saved == [5]
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(1, 4), (7, 4), (16, 4), (100, 3), (900, 4)])
 def test_examples_of_like_lengths_come_together_as_transformers_has_them(n: int, batch_size: int) -> None:
-    """In the very order of transformers' own sampler, which shuffles anew in each epoch."""
+    """In the very order of transformers' sampler, which shuffles anew in each epoch."""
     lengths = torch.randint(1, 30, (n,), generator=torch.Generator().manual_seed(n)).tolist()
     sampler = SimilarLengths(lengths, batch_size, seed=2)
     for epoch in range(2):

@@ -17,11 +17,11 @@ FEW = [*SMALL, "--set=sft.logging_steps=1", "--set=reward_model.logging_steps=1"
 
 def logged(out: Path) -> dict[str, list[dict[str, float]]]:
     """Our own log, by stage."""
-    found: dict[str, list[dict[str, float]]] = {}
+    entries: dict[str, list[dict[str, float]]] = {}
     for line in (out / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line)
-        found.setdefault(entry["stage"], []).append(entry)
-    return found
+        entries.setdefault(entry["stage"], []).append(entry)
+    return entries
 
 
 def needs(name: str) -> pytest.MarkDecorator:
@@ -34,13 +34,13 @@ def test_tensorboard_has_every_number_of_the_log(tmp_path: Path) -> None:
 
     out = tmp_path / "run"
     duel("run", "smoke", "--out", str(out), *FEW, "--until", "reward_model", "--set=report_to=[tensorboard]")
-    ours = logged(out)
-    assert {"sft", "reward_model"} <= set(ours)
+    entries = logged(out)
+    assert {"sft", "reward_model"} <= set(entries)
     for stage in ("sft", "reward_model"):
         events = EventAccumulator(str(out / "tensorboard" / stage))
         events.Reload()
         losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
-        assert losses == [(entry["step"], pytest.approx(entry["loss"])) for entry in ours[stage]]
+        assert losses == [(entry["step"], pytest.approx(entry["loss"])) for entry in entries[stage]]
     assert "train/rewards/accuracies" in events.Tags()["scalars"]
     again = duel("run", "smoke", "--out", str(out), *FEW, "--until", "reward_model").stderr
     assert again.count("cached") == 3  # who listens is no part of a stage's key

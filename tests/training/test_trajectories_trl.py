@@ -36,9 +36,9 @@ def small_pairs(tokenizer: Any, n: int, longest: int) -> list[Example]:
     if not folder:
         pytest.skip("DUEL_REAL_DATA is not set")
     rows = read_preferences(str(Path(folder) / "hh_harmless" / "pairs.jsonl.gz")).rows
-    found = [e for e in examples_of(rows, text_encoder(tokenizer, rows[0].prompt), 512) if len(e.tree) <= longest]
-    assert len(found) >= n
-    return found[:n]
+    short = [e for e in examples_of(rows, text_encoder(tokenizer, rows[0].prompt), 512) if len(e.tree) <= longest]
+    assert len(short) >= n
+    return short[:n]
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -51,22 +51,25 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 def follow(
-    ours: Any, theirs: Any, our_loss: Callable[[int], torch.Tensor], their_loss: Callable[[int], torch.Tensor]
+    engine_model: Any,
+    trl_model: Any,
+    engine_loss: Callable[[int], torch.Tensor],
+    trl_loss: Callable[[int], torch.Tensor],
 ) -> list[float]:
     """Train both for STEPS, each by its own gradients, and compare on the way. Returns the losses."""
     optimisers = [
         torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-3, eps=1e-6)
-        for model in (ours, theirs)
+        for model in (engine_model, trl_model)
     ]
     losses = []
     for step in range(STEPS):
         for optimiser in optimisers:
             optimiser.zero_grad(set_to_none=True)
-        a, b = our_loss(step), their_loss(step)
+        a, b = engine_loss(step), trl_loss(step)
         a.backward()
         b.backward()
         assert a.item() == pytest.approx(b.item(), abs=1e-4), step
-        mine, other = gradients(ours), gradients(theirs)
+        mine, other = gradients(engine_model), gradients(trl_model)
         assert mine.keys() == other.keys() and mine
         gap = sum(float((mine[name] - other[name]).square().sum()) for name in mine)
         assert (gap / sum(float(g.square().sum()) for g in other.values())) ** 0.5 < 1e-3, step
@@ -96,11 +99,11 @@ def rows_of(examples: list[Example], *, apart: bool) -> list[dict[str, Any]]:
 
 
 def dpo_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path) -> list[float]:
-    section, own = ModelSection(dtype="float32"), ModelSection(dtype="float32", attn_implementation="sdpa")
+    section, sdpa = ModelSection(dtype="float32"), ModelSection(dtype="float32", attn_implementation="sdpa")
     tokenizer = load_tokenizer(ref)
     pad_id = int(tokenizer.pad_token_id)
-    theirs = DPOTrainer(
-        model=load_policy(ref, own),  # with transformers' attention
+    trl_trainer = DPOTrainer(
+        model=load_policy(ref, sdpa),  # with transformers' attention
         args=config_of(DPOConfig, out, beta=0.3),
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
         processing_class=tokenizer,
@@ -110,49 +113,49 @@ def dpo_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path)
     frozen = Engine(policy, pad_id, dtype=torch.float32)
     reference = [torch.stack([t.sum() for t in row]) for row in frozen.logps([e.tree for e in examples])]
     policy = trainable(policy, LORA, task="CAUSAL_LM")
-    policy.load_state_dict(theirs.model.state_dict())  # the adapters start from random numbers
+    policy.load_state_dict(trl_trainer.model.state_dict())  # the adapters start from random numbers
     engine, rows = Engine(policy, pad_id, dtype=torch.float32, token_budget=600), rows_of(examples, apart=True)
 
-    def ours(step: int) -> torch.Tensor:
+    def engine_loss(step: int) -> torch.Tensor:
         chosen = [(i, examples[i]) for i in range(step * size % len(examples), step * size % len(examples) + size)]
         parts = collate(engine, chosen)["batch"]
         return torch.stack([dpo_loss(engine, DpoSection(beta=0.3), reference, part)[0] for part in parts]).sum()
 
     def trl(step: int) -> torch.Tensor:
         start = step * size % len(examples)
-        return theirs.compute_loss(theirs.model, theirs.data_collator(rows[start : start + size]))
+        return trl_trainer.compute_loss(trl_trainer.model, trl_trainer.data_collator(rows[start : start + size]))
 
-    return follow(policy, theirs.model, ours, trl)
+    return follow(policy, trl_trainer.model, engine_loss, trl)
 
 
 def rm_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path) -> list[float]:
     section = ModelSection(dtype="float32", lora=LORA)
-    own = ModelSection(dtype="float32", lora=LORA, attn_implementation="sdpa")
+    sdpa = ModelSection(dtype="float32", lora=LORA, attn_implementation="sdpa")
     tokenizer = load_tokenizer(ref)
     pad_id = int(tokenizer.pad_token_id)
     examples = [replace(e, margins=(0.1 * (k % 3),)) for k, e in enumerate(examples)]
     rows = rows_of(examples, apart=False)
-    theirs = RewardTrainer(
-        model=new_reward_model(ref, own, pad_id, 0),  # with transformers' attention
+    trl_trainer = RewardTrainer(
+        model=new_reward_model(ref, sdpa, pad_id, 0),  # with transformers' attention
         args=config_of(RewardConfig, out, center_rewards_coefficient=0.01),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora_config(LORA, task="SEQ_CLS", modules_to_save=["score"]),
     )
     model = trainable(new_reward_model(ref, section, pad_id, 0), LORA, task="SEQ_CLS", modules_to_save=["score"])
-    model.load_state_dict(theirs.model.state_dict())
+    model.load_state_dict(trl_trainer.model.state_dict())
     engine = Engine(model, pad_id, dtype=torch.float32, token_budget=600)
 
-    def ours(step: int) -> torch.Tensor:
+    def engine_loss(step: int) -> torch.Tensor:
         start = step * size % len(examples)
         parts = collate(engine, list(enumerate(examples))[start : start + size])["batch"]
         return torch.stack([bradley_terry(engine, 0.01, part)[0] for part in parts]).sum()
 
     def trl(step: int) -> torch.Tensor:
         start = step * size % len(examples)
-        return theirs.compute_loss(theirs.model, theirs.data_collator(rows[start : start + size]))
+        return trl_trainer.compute_loss(trl_trainer.model, trl_trainer.data_collator(rows[start : start + size]))
 
-    return follow(model, theirs.model, ours, trl)
+    return follow(model, trl_trainer.model, engine_loss, trl)
 
 
 TRAJECTORIES = {"dpo": dpo_trajectory, "rm": rm_trajectory}
