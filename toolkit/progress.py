@@ -223,8 +223,15 @@ class Reporter:
             self.run_log.write_progress({**state, "left_s": left_s, "note": task.note})
 
 
+def show_notes(reporter: Reporter) -> None:
+    """From now on, show what this package logs as notes, and leave out the Python warnings of libraries."""
+    logging.getLogger("toolkit").handlers = [NoteHandler(reporter)]
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").handlers = [logging.NullHandler()]
+
+
 class NoteHandler(logging.Handler):
-    """Shows the warnings that this package logs as notes between the lines of a reporter."""
+    """Shows warnings of this package between the lines of a reporter."""
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)

@@ -512,7 +512,9 @@ def test_an_optimiser_with_ways_of_its_own_is_refused(tmp_path: Path, monkeypatc
 # ---------------------------------------------------------------- refusals
 
 
-def test_what_the_trainer_refuses(tmp_path: Path, new_tiny: Any, tokenizer: Any, reward_folder: Path) -> None:
+def test_what_the_trainer_refuses(
+    tmp_path: Path, new_tiny: Any, tokenizer: Any, reward_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def make(model: Any = "tiny", reward: Any = length_reward, data: Any = None, **more: Any) -> PPOTrainer:
         values = more.pop("values", {})
         return PPOTrainer(model, config(tmp_path, **values), reward, PROMPTS if data is None else data, **more)
@@ -523,8 +525,8 @@ def test_what_the_trainer_refuses(tmp_path: Path, new_tiny: Any, tokenizer: Any,
         make(data=[])
     with pytest.raises(DataError, match="no prompt is left"):
         make(values={"max_prompt_length": 1})
-    with pytest.warns(UserWarning, match="1 of 2 prompts have more than 8 tokens"):
-        make(data=[PROMPTS[0], {"prompt": "a film " * 20, "wanted": 0}], values={"max_prompt_length": 8})
+    make(data=[PROMPTS[0], {"prompt": "a film " * 20, "wanted": 0}], values={"max_prompt_length": 8})
+    assert "1 of 2 prompts have more than 8 tokens" in caplog.text
     with pytest.raises(RecipeError, match="max_steps is 5, and all episodes are done after 4"):
         make(values={"max_steps": 5})
     with pytest.raises(RecipeError, match="adapter is named mine"):

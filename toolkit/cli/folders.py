@@ -1,4 +1,4 @@
-"""Commands on run folders that are there: look at them, compare them, watch them, give them to others."""
+"""Commands on existing run folders: report, watch, list, compare and publish them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from toolkit.cli.options import JSON, PATH, complete_runs, emit, quiet_libraries
 
 @click.command()
 @click.argument("folder", type=PATH, nargs=-1, required=True, shell_complete=complete_runs)
-@click.option("--out", type=PATH, help="File to write; default FOLDER/report.html.")
+@click.option("--out", type=PATH, help="File to write; the default is FOLDER/report.html.")
 @click.option("--title", help="Title of the page.")
-@click.option("--max-samples", type=click.IntRange(1), default=500, show_default=True, help="Prompts with samples.")
+@click.option(
+    "--max-samples",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Largest number of prompts whose samples are shown.",
+)
 def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_samples: int) -> None:
-    """Write the HTML report of FOLDER from what is on disk; several folders stand side by side."""
+    """Write the HTML report of FOLDER. Several folders are shown side by side."""
     from toolkit.files import write_text
     from toolkit.report.page import build
 
@@ -28,10 +34,19 @@ def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_sa
 @click.command()
 @click.argument("folder", type=PATH, shell_complete=complete_runs)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; 0 takes a free one.")
-@click.option("--max-samples", type=click.IntRange(1), default=500, show_default=True, help="Prompts with samples.")
+@click.option(
+    "--max-samples",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Largest number of prompts whose samples are shown.",
+)
 @click.pass_context
-def watch(ctx: click.Context, folder: Path, port: int, max_samples: int) -> None:
-    """Serve the growing report of FOLDER on this machine while the run goes on, until Ctrl-C."""
+def watch(ctx: click.Context, /, folder: Path, port: int, max_samples: int) -> None:
+    """Serve the report of FOLDER while its run goes on.
+
+    The page is for this machine alone. Ctrl-C ends it, and not the run.
+    """
     from toolkit.report.watch import watch as serve
 
     serve(folder, port=port, max_samples=max_samples, reporter=reporter_of(ctx))
@@ -41,7 +56,10 @@ def watch(ctx: click.Context, folder: Path, port: int, max_samples: int) -> None
 @click.argument("folder", type=PATH, default=Path("runs"))
 @JSON
 def runs(folder: Path, as_json: bool) -> None:
-    """List the runs below FOLDER (default runs) with their status and verdict."""
+    """List the runs below FOLDER (default: runs).
+
+    Each has its status and, where it is done, its verdict.
+    """
     from toolkit.cli.tables import runs_table
     from toolkit.runs.listing import list_runs
 
@@ -54,7 +72,10 @@ def runs(folder: Path, as_json: bool) -> None:
 @click.argument("second", type=PATH, shell_complete=complete_runs)
 @JSON
 def diff(first: Path, second: Path, as_json: bool) -> None:
-    """What differs between two runs: settings, versions, stages, results."""
+    """Show what differs between two runs.
+
+    The runs are compared by their settings, versions, stages and results.
+    """
     from toolkit.cli.tables import diff_tables
     from toolkit.runs.listing import diff_runs
 
@@ -65,15 +86,21 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("folder", type=PATH, shell_complete=complete_runs)
 @click.argument("name", required=False)
-@click.option("--to", type=PATH, help="Write the repositories into this folder, and send nothing.")
-@click.option("--only", "parts", multiple=True, help="sft, ppo, dpo, reward-model or preferences; repeatable.")
-@click.option("--public", is_flag=True, help="Make the repositories public; they are private otherwise.")
+@click.option("--to", type=PATH, help="Write the repositories into this folder instead of sending them.")
+@click.option(
+    "--only",
+    "parts",
+    multiple=True,
+    help="Push this alone: sft, ppo, dpo, reward-model or preferences. Can be given several times.",
+)
+@click.option("--public", is_flag=True, help="Make the repositories public; the default is private.")
 @JSON
 @click.pass_context
-def push(ctx: click.Context, as_json: bool, **options: Any) -> None:
-    """Give the models and the data of the run in FOLDER to the hub, as NAME-sft, NAME-ppo ... with filled cards.
+def push(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
+    """Push the models and data of a run to the hub.
 
-    NAME is USER/NAME. Each model is whole (adapters are merged) and loads with plain transformers.
+    FOLDER is the run's. NAME is USER/NAME; the repositories are NAME-sft, NAME-ppo and so on, with filled cards.
+    Adapters are merged, so that each model loads with transformers alone.
     """
     from toolkit.runs.push import push_run
 
@@ -86,9 +113,10 @@ def push(ctx: click.Context, as_json: bool, **options: Any) -> None:
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete duel's commands, options, recipes and settings.
+    """Print the code that lets SHELL complete duel's words.
 
-    bash: eval "$(duel completion bash)" in ~/.bashrc; zsh likewise in ~/.zshrc; fish: duel completion fish | source.
+    These are its commands, options, recipes and settings. In ~/.bashrc: eval "$(duel completion bash)". In ~/.zshrc:
+    eval "$(duel completion zsh)". In fish: duel completion fish | source.
     """
     from click.shell_completion import get_completion_class
 

@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import os
-import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
 from toolkit.errors import nearest
+
+if TYPE_CHECKING:
+    from toolkit.progress import Reporter
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Decorator(Protocol):
+    """Adds something to a command's function, and returns it."""
+
+    def __call__(self, function: Function, /) -> Function: ...
 
 
 class Group(click.Group):
@@ -23,36 +34,33 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def reporter_of(ctx: click.Context) -> Any:
-    from toolkit.progress import Reporter
+def reporter_of(ctx: click.Context) -> Reporter:
+    """The reporter of a command, which shows our notes; the libraries are told to be quiet."""
+    from toolkit.progress import Reporter, show_notes
 
     reporter = Reporter(quiet=ctx.obj["quiet"])
-    # What the libraries say is for their developers; what we say about them goes through the reporter.
+    # What the libraries print is for their developers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-
-    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
-        if "toolkit" in Path(filename).parts:
-            reporter.line(f"note: {message}")
-
-    warnings.showwarning = show
+    show_notes(reporter)
     return reporter
 
 
 def quiet_libraries() -> None:
-    """Once transformers is imported, its bars are off: ours say how long things take."""
+    """Import transformers and datasets without their progress bars: ours say how long things take."""
     import datasets
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
 
 
 def emit(document: Any) -> None:
+    """Print the one JSON document of ``--json``."""
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
@@ -85,7 +93,7 @@ def complete_runs(ctx: click.Context, parameter: click.Parameter, typed: str) ->
 
 
 def complete_settings(ctx: click.Context, parameter: click.Parameter, typed: str) -> list[Any]:
-    """Keys of a recipe, with what they are for."""
+    """Settings of a recipe, with what they mean."""
     from click.shell_completion import CompletionItem
 
     from toolkit.recipe.reference import reference
@@ -93,13 +101,34 @@ def complete_settings(ctx: click.Context, parameter: click.Parameter, typed: str
     return [CompletionItem(f"{row.name}=", help=row.meaning) for row in reference() if row.name.startswith(typed)]
 
 
+# ---------------------------------------------------------------- options
+
+
+def group(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order of ``--help``."""
+
+    def decorate(function: Function, /) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+PATH = click.Path(path_type=Path)
+POSITIVE = click.IntRange(1)
 SET = click.option(
     "--set",
     "sets",
     multiple=True,
     metavar="a.b=v",
     shell_complete=complete_settings,
-    help="Set a value of the recipe; repeatable.",
+    help="Set a value of the recipe. Can be given several times.",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else there.")
-PATH = click.Path(path_type=Path)
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, and nothing else there."
+)
+SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is random.")
+SPLIT = click.option("--split", default="train", show_default=True, help="Split of a hub data set.")
+PROMPT_LIMIT = click.option("--limit", type=POSITIVE, metavar="N", help="Use only N of the prompts.")
+FORCE = click.option("--force", is_flag=True, help="Overwrite an existing file.")

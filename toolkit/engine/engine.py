@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-import warnings
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -101,10 +102,10 @@ class Engine:
 
     def _fall_back(self, why: str) -> None:
         self.row_per_response = True
-        warnings.warn(
-            f"{type(inner(self.model)).__name__} does not take the tree mask ({why}): responses are scored one row "
-            "each, which is slower",
-            stacklevel=2,
+        _log.warning(
+            "%s does not take the tree mask (%s): responses are scored one row each, which is slower",
+            type(inner(self.model)).__name__,
+            why,
         )
 
     def adopt(self, batch: TreeBatch) -> TreeBatch:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.resources
+import logging
 import os
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WEIGHTS = ["*.safetensors", "*.bin", "config.json", "adapter_config.json", "reward_head.json"]
 REWARD_HEAD_FILE = "reward_head.json"
 TRAINING_RECORD_FILE = "duel.json"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def training_record(ref: ModelRef) -> dict[str, Any]:
         try:
             path = Path(hf_hub_download(ref.path, TRAINING_RECORD_FILE, revision=ref.revision))
         except LocalEntryNotFoundError:
-            warnings.warn(f"the hub cannot be reached: what {ref.spec!r} was trained with is not known", stacklevel=2)
+            _log.warning("the hub cannot be reached: what %r was trained with is not known", ref.spec)
             return {}
         except EntryNotFoundError:
             return {}

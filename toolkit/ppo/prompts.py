@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.errors import DataError
 from toolkit.models.encoding import Tree, text_encoder
 from toolkit.preferences.rows import Prompt
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,7 @@ def encode_prompts(
             "no prompt is left" if rows else "there is no prompt", where=where, fix="raise max_prompt_length"
         )
     if n_too_long:
-        warnings.warn(
-            f"{where}: {n_too_long} of {len(rows)} prompts have more than {max_prompt_length} tokens", stacklevel=3
-        )
+        _log.warning("%s: %d of %d prompts have more than %d tokens", where, n_too_long, len(rows), max_prompt_length)
     return encoded
 
 

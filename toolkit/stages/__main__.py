@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toolkit.errors import DuelError
 from toolkit.files import read_json, write_json
-from toolkit.progress import Reporter, RunLog, Trackers
+from toolkit.progress import Reporter, RunLog, Trackers, show_notes
 from toolkit.stages.contexts import from_json
 
 
@@ -30,6 +30,7 @@ def main(request: Path) -> int:
     log = RunLog(run_folder) if writes else None
     try:
         with Reporter(quiet=not writes).in_stage(asked["stage"], log=log, trackers=trackers) as reporter:
+            show_notes(reporter)
             metrics = stage.run(context, inputs, request.parent, reporter)
     except DuelError as error:
         print(f"error: {error.render()}", file=sys.stderr)

@@ -1,0 +1,239 @@
+"""Commands around the paired run: run a recipe, check it, sweep it; the recipes that ship; the environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolkit.cli.options import (
+    JSON,
+    PATH,
+    SET,
+    Group,
+    complete_recipes,
+    complete_stages,
+    emit,
+    quiet_libraries,
+    reporter_of,
+)
+
+
+@click.command(context_settings={"allow_interspersed_args": True})
+@click.argument("recipe", shell_complete=complete_recipes)
+@click.argument("launch", nargs=-1, type=click.UNPROCESSED)
+@click.option("--out", type=PATH, help="Run folder; the default is runs/NAME.")
+@SET
+@click.option(
+    "--only",
+    metavar="STAGE",
+    shell_complete=complete_stages,
+    help="Run this stage alone. The stages that it reads must be there.",
+)
+@click.option("--until", metavar="STAGE", shell_complete=complete_stages, help="Stop after this stage.")
+@click.option("--force", is_flag=True, help="Run stages again that are already there.")
+@click.option("--dry-run", is_flag=True, help="Show what would run, with counts and an example, and stop.")
+@JSON
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    recipe: str,
+    out: Path | None,
+    sets: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run RECIPE: both arms, one evaluation, one verdict.
+
+    A second call continues, and computes nothing twice.
+
+    Arguments after -- go to `accelerate launch`, which runs the stages sft, reward_model, ppo and dpo.
+    """
+    from toolkit.cli.tables import result_tables
+    from toolkit.recipe.files import load_recipe
+    from toolkit.runs.pipeline import RunOptions
+    from toolkit.runs.pipeline import run as run_recipe
+    from toolkit.runs.store import RESULTS_FILE, read_document
+
+    loaded = load_recipe(recipe, sets)
+    out = out or Path("runs") / loaded.recipe.name
+    reporter = reporter_of(ctx)
+    if dry_run:
+        from toolkit.runs.dry_run import describe, render
+
+        quiet_libraries()
+        described = describe(loaded, out)
+        emit(described) if as_json else print(render(described))
+        return
+    command = ["duel", *sys.argv[1:]]
+    manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command, before_stage=quiet_libraries))
+    results = read_document(out / RESULTS_FILE) if manifest["status"] == "done" else {}
+    if as_json:
+        facts = {"out": str(out), "status": manifest["status"], "stages": manifest["stages"]}
+        emit({**facts, **{key: results[key] for key in ("verdict", "win_rates", "cost", "warnings") if key in results}})
+    elif results:
+        print(result_tables(results))
+        print(f"\nreport: {out / 'report.html'}")
+
+
+@click.command()
+@click.argument("recipe", shell_complete=complete_recipes)
+@SET
+@JSON
+def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
+    """Check RECIPE without data, model or network."""
+    from toolkit.recipe.checks import arm_differences
+    from toolkit.recipe.files import load_recipe
+    from toolkit.recipe.schema import flat
+
+    loaded = load_recipe(recipe, sets)
+    differences = {name: list(pair) for name, pair in arm_differences(loaded.recipe).items()}
+    if as_json:
+        emit({"valid": True, "name": loaded.recipe.name, "arm_differences": differences, "origins": loaded.origins})
+        return
+    changed = sum(origin != "default" for origin in loaded.origins.values())
+    print(f"{loaded.recipe.name}: valid, {len(flat(loaded.recipe))} settings, {changed} of them not defaults")
+    for name, (ppo, dpo) in differences.items():
+        print(f"  note: the arms differ in {name}: PPO {ppo}, DPO {dpo}")
+
+
+@click.command()
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the recipe reference for people.")
+def schema(as_markdown: bool) -> None:
+    """Print the JSON schema of a recipe file.
+
+    It is for editors. With --markdown, the settings are printed for people.
+    """
+    from toolkit.recipe.reference import json_schema, markdown
+
+    print(markdown(), end="") if as_markdown else emit(json_schema())
+
+
+@click.group(cls=Group)
+def recipes() -> None:
+    """List, show or copy the recipes that ship with duel."""
+
+
+@recipes.command("list")
+@JSON
+def recipes_list(as_json: bool) -> None:
+    """List the recipes with what each is for."""
+    from toolkit.recipe.files import shipped_recipes, summary_of
+
+    summaries = {name: summary_of(path) for name, path in shipped_recipes().items()}
+    if as_json:
+        emit([{"name": name, "summary": text} for name, text in summaries.items()])
+        return
+    width = max(map(len, summaries))
+    for name, text in summaries.items():
+        print(f"{name:{width}}  {text}")
+
+
+@recipes.command("show")
+@click.argument("name", shell_complete=complete_recipes)
+def recipes_show(name: str) -> None:
+    """Print a recipe as it ships, with its comments."""
+    from toolkit.recipe.files import load_recipe
+
+    print(load_recipe(name).path.read_text(encoding="utf-8"), end="")
+
+
+@recipes.command("copy")
+@click.argument("name", shell_complete=complete_recipes)
+@click.argument("target", type=PATH, required=False)
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+def recipes_copy(name: str, target: Path | None, force: bool) -> None:
+    """Copy a recipe to TARGET (default NAME.yaml), to make your own of it."""
+    from toolkit.recipe.files import copy_recipe
+
+    print(copy_recipe(name, target or Path(f"{name}.yaml"), force))
+
+
+@click.command()
+@click.argument("recipe", shell_complete=complete_recipes)
+@click.option(
+    "--grid", multiple=True, metavar="a.b=v1,v2", help="Values of a setting. Several grids make every combination."
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Run each point with seeds 0..N-1.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="local: one run after the other; ray: all at once on Ray.",
+)
+@click.option("--out", type=PATH, help="Folder of the runs; the default is runs/NAME-sweep.")
+@SET
+@JSON
+@click.pass_context
+def sweep(
+    ctx: click.Context,
+    /,
+    recipe: str,
+    out: Path | None,
+    sets: tuple[str, ...],
+    engine: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run RECIPE at every point of a grid. Runs share every stage that is equal."""
+    from toolkit.cli.tables import sweep_table
+    from toolkit.recipe.files import load_recipe
+    from toolkit.runs.sweep import Sweep, run_sweep
+
+    out = out or Path("runs") / f"{load_recipe(recipe, sets).recipe.name}-sweep"
+    planned = Sweep(recipe, sets, out=out, **options)
+    rows = run_sweep(planned, reporter_of(ctx), engine=engine, before_stage=quiet_libraries)
+    emit({"runs": rows}) if as_json else print(sweep_table(rows))
+
+
+@click.command()
+@JSON
+def env(as_json: bool) -> None:
+    """Show the facts that a bug report needs.
+
+    These are versions, machine, devices, and the short names of models that are here.
+    """
+    import platform
+
+    import torch
+
+    from toolkit.errors import ModelError
+    from toolkit.models.resolve import SHORT_NAMES, resolve
+    from toolkit.runs.facts import versions
+
+    models = {}
+    for name in SHORT_NAMES:
+        try:
+            models[name] = resolve(name).path
+        except ModelError as error:
+            models[name] = f"not here: {error.what}"
+    facts = {
+        "versions": versions(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "models": models,
+    }
+    if as_json:
+        emit(facts)
+        return
+    for section, value in facts.items():
+        items = value.items() if isinstance(value, dict) else [("", value)]
+        print("\n".join(f"{section if not i else '':13} {name} {item}" for i, (name, item) in enumerate(items)))
+
+
+COMMANDS = (run, validate, schema, recipes, sweep, env)
