@@ -103,14 +103,14 @@ def test_ppo_finds_the_optimum(beta: float, share_trunk: bool, tmp_path: Path) -
 @torch.no_grad()
 def sequences(model: Any) -> dict[tuple[int, ...], float]:
     """The log-probability of every response of up to three tokens; token 1 ends one."""
-    found, open_ = {}, {(): 0.0}
+    log_probs, open_ = {}, {(): 0.0}
     for length in (1, 2, 3):
         contexts = torch.tensor([[*PROMPT, *ids] for ids in open_])
         log_p = model(input_ids=contexts).logits[:, -1].double().log_softmax(-1).tolist()
         longer = {(*ids, t): open_[ids] + row[t] for ids, row in zip(open_, log_p, strict=True) for t in range(WORDS)}
-        found |= {ids: value for ids, value in longer.items() if ids[-1] == 1 or length == 3}
+        log_probs |= {ids: value for ids, value in longer.items() if ids[-1] == 1 or length == 3}
         open_ = {ids: value for ids, value in longer.items() if ids[-1] != 1}
-    return found
+    return log_probs
 
 
 def test_ppo_finds_the_optimum_over_sequences(tmp_path: Path) -> None:

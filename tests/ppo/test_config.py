@@ -41,9 +41,9 @@ def test_every_setting_of_ppo_is_explained() -> None:
         ({"missing_eos_penalty": 1.0}, "reward truncated"),
         (
             {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
-            "changes alone",
+            "only the weights that training changes",
         ),
-        ({"push_to_hub": True}, "changes alone"),
+        ({"push_to_hub": True}, "only the weights that training changes"),
         ({"share_trunk": True, "value_learning_rate": 0.5}, "learns at the policy's rate"),
         ({"temperature": 0.0}, "temperature must be a number > 0, not 0.0"),
         ({"gamma": 1.1}, "gamma must be a number >= 0 and <= 1, not 1.1"),

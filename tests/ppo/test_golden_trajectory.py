@@ -1,6 +1,6 @@
 """PPO's numbers over three rollouts, as they were recorded: what changes them without being meant to shows here.
 
-``python tests/golden/test_ppo_trajectory.py`` records them again, for a change that is meant to.
+``python tests/ppo/test_golden_trajectory.py`` records them again, for a change that is meant to.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from toolkit.ppo import PPOConfig, PPOTrainer
 pytestmark = pytest.mark.golden
 
 RECORDED = Path(__file__).with_name("golden_trajectory.json")
-PROMPTS = [{"prompt": f"The {thing} was"} for thing in ("film", "hotel", "food", "book")]
+PROMPTS = [{"prompt": f"The {noun} was"} for noun in ("film", "hotel", "food", "book")]
 KINDS: dict[str, dict[str, Any]] = {
     "adapters": {"peft_config": True},
     "trunk": {"peft_config": True, "share_trunk": True, "kl_estimator": "k3", "whiten_rewards": True},
@@ -54,23 +54,23 @@ def trajectory(out: Path, *, peft_config: bool, **options: Any) -> list[dict[str
     lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear") if peft_config else None
     trainer = PPOTrainer("tiny", args, few_letters, PROMPTS, peft_config=lora)
     trainer.train()
-    kept = ("loss", "grad_norm", "objective/", "policy/", "value/", "length/", "eos_rate", "tokens")
+    compared = ("loss", "grad_norm", "objective/", "policy/", "value/", "length/", "eos_rate", "tokens")
     logs = [log for log in trainer.state.log_history if "loss" in log]
     # A token whose ratio lies on the clip counts or does not, by its last bit.
-    return [{n: v for n, v in log.items() if n.startswith(kept) and "clip_fraction" not in n} for log in logs]
+    return [{n: v for n, v in log.items() if n.startswith(compared) and "clip_fraction" not in n} for log in logs]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_trajectory_is_the_recorded_one(kind: str, tmp_path: Path) -> None:
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))[kind]
-    found = trajectory(tmp_path, **KINDS[kind])
-    assert len(found) == len(recorded) == 12
-    for log, expected in zip(found, recorded, strict=True):
+    logs = trajectory(tmp_path, **KINDS[kind])
+    assert len(logs) == len(recorded) == 12
+    for log, expected in zip(logs, recorded, strict=True):
         assert log == pytest.approx(expected, rel=2e-3, abs=1e-4)
 
 
 if __name__ == "__main__":
     with TemporaryDirectory() as folder:
-        found = {kind: trajectory(Path(folder) / kind, **options) for kind, options in KINDS.items()}
-    RECORDED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        logs = {kind: trajectory(Path(folder) / kind, **options) for kind, options in KINDS.items()}
+    RECORDED.write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
     sys.stderr.write(f"recorded: {RECORDED}\n")

@@ -74,6 +74,9 @@ def test_the_schedule_takes_every_prompt_once_in_each_round() -> None:
     assert len(schedule) == 6 * UPDATES
     items = [schedule[step] for step in range(len(schedule))]
     assert [item["update"] for item in items[: 2 * UPDATES]] == [*range(UPDATES)] * 2
+    epochs = [[item["minibatch"] for item in items[i : i + 2]] for i in range(0, len(items), 2)]
+    assert all(sorted(epoch) == [0, 1] for epoch in epochs) and [1, 0] in epochs
+    assert all(epoch == [0, 1] for epoch in epochs[::2])  # a rollout's first epoch takes them as they were drawn
     taken = [p.prompt_id for item in items[::UPDATES] for p in item["prompts"]]
     rounds = [taken[i : i + 6] for i in range(0, 24, 6)]
     assert all(sorted(r) == [p.prompt_id for p in PROMPTS] for r in rounds)
@@ -203,7 +206,7 @@ def test_one_base_with_adapters_equals_four_models(folders: Folders, tmp_path: P
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
     assert float((pairs[0][0] - pairs[1][0]).abs().max()) > 0.01
-    # Centring: raw scores are the reward model's own.
+    # Centring: raw scores are the reward model's.
     reward = load_reward_model(resolve(str(folders.rm_adapter)), section)
     raw = [value for values in Engine(reward, 0, dtype=torch.float32).scores(trees) for value in values]
     assert scores == pytest.approx([value - MEAN for value in raw], abs=1e-4)
@@ -232,7 +235,7 @@ def test_scores_of_a_reward_model_that_cannot_take_the_tree(folders: Folders) ->
     score = model_reward(reward, folders.tokenizer, folders.tokenizer, dtype=torch.float32)
     texts = ["a", "b"] * len(PROMPTS)
     scores = torch.tensor(score(Responses(list(texts), texts, [False] * len(texts), trees)))
-    # As the critic it takes the plain layout of the policy's batch, and values stay in the order of the tokens.
+    # As the critic it takes a row for each response of the policy's batch, and values stay in the order of the tokens.
     models = SeparateModels(
         policy, reference, reward, pad_id=0, dtype=torch.float32, value_head_init="reward_model", value_shift=0.0
     )
@@ -252,7 +255,7 @@ def test_scores_of_a_reward_model_that_cannot_take_the_tree(folders: Folders) ->
 def test_the_score_lands_on_the_last_token_and_the_penalty_on_truncation_alone(
     folders: Folders, penalty: float | None
 ) -> None:
-    """With gamma = lambda = 0 a return is the reward of its own token."""
+    """With gamma = lambda = 0 a return is the reward of its token."""
     section = changed(
         SECTION,
         gamma=0.0,
@@ -327,7 +330,7 @@ def test_minibatches_hold_every_sample_once(folders: Folders) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_microbatches_do_not_change_the_gradients(folders: Folders, tmp_path: Path, kind: str) -> None:
-    found = []
+    results = []
     for token_budget in (100_000, 1):
         models = folders.models(kind)
         trainer, _ = make_trainer(models, folders, tmp_path, changed(SECTION, token_budget=token_budget))
@@ -335,8 +338,8 @@ def test_microbatches_do_not_change_the_gradients(folders: Folders, tmp_path: Pa
         assert trainer.rollout is not None
         n_microbatches = len(trainer.rollout.minibatches[0])
         gradients = {n: w.grad for n, w in models.named_parameters() if w.grad is not None}
-        found.append((n_microbatches, float(loss), gradients))
-    (one, loss, whole), (several, summed, added_up) = found
+        results.append((n_microbatches, float(loss), gradients))
+    (one, loss, whole), (several, summed, added_up) = results
     assert (one, several) == (1, 2)
     assert summed == pytest.approx(loss, abs=1e-5)
     assert whole.keys() == added_up.keys() and whole
@@ -475,9 +478,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folders: Folders, tmp_path: P
     assert checkpoint is not None and checkpoint.endswith(f"-{stop_at // UPDATES * UPDATES}")
     trainer.train(resume_from_checkpoint=checkpoint)
     assert trainer.state.global_step == 3 * UPDATES
-    ours, expected = resumed.trained_state(), whole.trained_state()
-    assert ours.keys() == expected.keys()
-    for name, weight in ours.items():
+    state, expected = resumed.trained_state(), whole.trained_state()
+    assert state.keys() == expected.keys()
+    for name, weight in state.items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6, msg=name)
     for log, same in zip(record.logs, uninterrupted.logs[-len(record.logs) :], strict=True):
         assert log.keys() == same.keys()
@@ -516,13 +519,13 @@ def test_a_saved_policy_is_the_policy(folders: Folders, tmp_path: Path) -> None:
         ref = resolve(str(tmp_path / kind / "model"))
         loaded = load_policy(ref, ModelSection(dtype="float32"))
         assert ref.kind == ("folder" if kind == "full" else "adapter")
-        for ours, expected in zip(logps_of(loaded), logps_of(models.policy), strict=True):
-            for a, b in zip(ours, expected, strict=True):
+        for saved, trained in zip(logps_of(loaded), logps_of(models.policy), strict=True):
+            for a, b in zip(saved, trained, strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
 def test_rollout_and_update_agree_on_the_objective(folders: Folders) -> None:
-    """The old log-probabilities of a microbatch are those that its own packing gives."""
+    """The old log-probabilities of a microbatch are those that its packing gives."""
     models = folders.models("full")
     for microbatch in roll(models, folders, changed(SECTION, token_budget=1)).minibatches[1]:
         width = microbatch.mask_ST.shape[1]

@@ -33,8 +33,8 @@ def tokens(mask: torch.Tensor) -> list[tuple[int, int]]:
     return [(s, t) for s in range(mask.shape[0]) for t in range(mask.shape[1]) if mask[s, t]]
 
 
-def close(ours: torch.Tensor, expected: list[list[float]]) -> None:
-    torch.testing.assert_close(ours.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+def close(actual: torch.Tensor, expected: list[list[float]]) -> None:
+    torch.testing.assert_close(actual.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 # ---------------------------------------------------------------- moments
@@ -210,12 +210,12 @@ def slow_policy_loss(new: torch.Tensor, old: torch.Tensor, a: torch.Tensor, mask
 def test_policy_loss(seed: int) -> None:
     mask, [new, old, advantages] = batch(seed, "new", "old", "advantages", scale=0.4)
     n = int(mask.sum())
-    ours = objective.policy_loss(new, old, advantages, mask, cliprange=CLIP, n_tokens=n)
+    actual = objective.policy_loss(new, old, advantages, mask, cliprange=CLIP, n_tokens=n)
     loss, ratios, clipped, kl = slow_policy_loss(new, old, advantages, mask)
-    assert float(ours.loss) == pytest.approx(loss / n, abs=1e-6)
-    assert float(ours.ratio_sum) == pytest.approx(ratios, abs=1e-6)
-    assert int(ours.clipped) == clipped
-    assert float(ours.approx_kl_sum) == pytest.approx(kl, abs=1e-6)
+    assert float(actual.loss) == pytest.approx(loss / n, abs=1e-6)
+    assert float(actual.ratio_sum) == pytest.approx(ratios, abs=1e-6)
+    assert int(actual.clipped) == clipped
+    assert float(actual.approx_kl_sum) == pytest.approx(kl, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_policy_loss(seed: int) -> None:
 )
 def test_the_policy_clip_by_hand(ratio: float, advantage: float, loss: float, gradient: float, clipped: int) -> None:
     new = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
-    ours = objective.policy_loss(
+    actual = objective.policy_loss(
         new,
         torch.zeros(1, 1, dtype=torch.float64),
         torch.full((1, 1), advantage, dtype=torch.float64),
@@ -239,9 +239,9 @@ def test_the_policy_clip_by_hand(ratio: float, advantage: float, loss: float, gr
         cliprange=0.2,
         n_tokens=1,
     )
-    ours.loss.backward()
+    actual.loss.backward()
     assert new.grad is not None
-    assert (ours.loss.item(), new.grad.item(), ours.clipped.item()) == pytest.approx((loss, gradient, clipped))
+    assert (actual.loss.item(), new.grad.item(), actual.clipped.item()) == pytest.approx((loss, gradient, clipped))
 
 
 def slow_value_loss(new: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
@@ -257,8 +257,8 @@ def slow_value_loss(new: torch.Tensor, old: torch.Tensor, returns: torch.Tensor,
 @given(seeds)
 def test_value_loss(seed: int) -> None:
     mask, [new, old, returns] = batch(seed, "new", "old", "returns", scale=0.4)
-    ours, _ = objective.value_loss(new, old, returns, mask, cliprange_value=CLIP, n_tokens=int(mask.sum()))
-    assert float(ours) == pytest.approx(slow_value_loss(new, old, returns, mask) / int(mask.sum()), abs=1e-6)
+    actual, _ = objective.value_loss(new, old, returns, mask, cliprange_value=CLIP, n_tokens=int(mask.sum()))
+    assert float(actual) == pytest.approx(slow_value_loss(new, old, returns, mask) / int(mask.sum()), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -272,10 +272,10 @@ def test_value_loss(seed: int) -> None:
 def test_the_value_clip_by_hand(value: float, target: float, loss: float, gradient: float, clipped: int) -> None:
     new = torch.tensor([[value]], dtype=torch.float64, requires_grad=True)
     zero, mask = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.bool)
-    ours, n_clipped = objective.value_loss(new, zero, zero + target, mask, cliprange_value=0.2, n_tokens=1)
-    ours.backward()
+    actual, n_clipped = objective.value_loss(new, zero, zero + target, mask, cliprange_value=0.2, n_tokens=1)
+    actual.backward()
     assert new.grad is not None
-    assert (ours.item(), new.grad.item(), n_clipped.item()) == pytest.approx((loss, gradient, clipped))
+    assert (actual.item(), new.grad.item(), n_clipped.item()) == pytest.approx((loss, gradient, clipped))
 
 
 @quick
@@ -341,18 +341,18 @@ def test_adaptive_kl_by_hand() -> None:
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss"),
     [
-        (10.0, -1.0, 3.0),  # the plain clip would give 10: c bounds it
+        (10.0, -1.0, 3.0),  # clipping the ratio alone would give 10: c bounds it
         (2.0, -1.0, 2.0),  # below c nothing changes
-        (10.0, 1.0, -1.2),  # a positive advantage has the plain clip
+        (10.0, 1.0, -1.2),  # a positive advantage has the clip of the ratio alone
     ],
 )
 def test_the_dual_clip_by_hand(ratio: float, advantage: float, loss: float) -> None:
     logps = torch.tensor([[math.log(ratio)]], requires_grad=True)
     one = torch.tensor([[True]])
-    found = objective.policy_loss(
+    dual = objective.policy_loss(
         logps, torch.zeros(1, 1), torch.tensor([[advantage]]), one, cliprange=0.2, n_tokens=1, dual_clip=3.0
     )
-    assert found.loss.item() == pytest.approx(loss, rel=1e-5)
+    assert dual.loss.item() == pytest.approx(loss, rel=1e-5)
 
 
 def test_step_rewards_are_added_at_their_tokens() -> None:

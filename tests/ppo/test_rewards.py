@@ -98,7 +98,7 @@ def test_ensembles(how: Any, expected: float) -> None:
 def test_a_reward_model_with_another_tokenizer_reads_the_text(
     tokenizer: Any, reward_folder: Path, truncated: bool
 ) -> None:
-    """The policy's ids are shifted; what is scored must be the reward model's own ids of the same text."""
+    """The policy's ids are shifted; what is scored must be the reward model's ids of the same text."""
     ref = resolve(str(reward_folder))
     reward = load_reward_model(ref, ModelSection(name="tiny", dtype="float32", lora=None))
     other = load_tokenizer(ref)
@@ -113,5 +113,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(
     assert scores == pytest.approx(direct, abs=1e-4)
     with torch.no_grad():
         tree = responses.trees[0]
-        plain = [reward(input_ids=torch.tensor([tree.prompt_ids + ids])).logits.item() for ids in tree.response_ids]
-    assert direct == pytest.approx(plain, abs=1e-4)
+        row_by_row = [
+            reward(input_ids=torch.tensor([tree.prompt_ids + ids])).logits.item() for ids in tree.response_ids
+        ]
+    assert direct == pytest.approx(row_by_row, abs=1e-4)

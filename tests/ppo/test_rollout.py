@@ -1,4 +1,4 @@
-"""A rollout's targets, and an update's losses, against plain loops over one response at a time."""
+"""A rollout's targets, and an update's losses, against loops over one response at a time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def stepwise(responses: Responses) -> list[Any]:
         {"whiten_rewards": True},
     ],
 )
-def test_a_rollout_is_what_a_plain_loop_gives(folders: Folders, options: dict[str, Any]) -> None:
+def test_a_rollout_is_what_a_loop_over_responses_gives(folders: Folders, options: dict[str, Any]) -> None:
     models = folders.models("lora")
     shake(models.policy, "lora_B.default.", seed=4, scale=0.02)
     section = changed(SECTION, whiten_advantages=False, token_budget=30, **options)
@@ -68,10 +68,10 @@ def test_a_rollout_is_what_a_plain_loop_gives(folders: Folders, options: dict[st
             rewards = [-kl_coef * x for x in (k3 if config.kl_estimator == "k3" else log_ratio)]
             rewards[-1] += shaped
             rewards[n // 2] += 1.0
-            found = [
+            targets = [
                 t[row, :n].tolist() for t in (microbatch.old_values_ST, microbatch.advantages_ST, microbatch.returns_ST)
             ]
-            rows.append((rewards, found, log_ratio, k3, entropy.tolist(), score_of + 1.0, truncated))
+            rows.append((rewards, targets, log_ratio, k3, entropy.tolist(), score_of + 1.0, truncated))
     assert {row[6] for row in rows} == {True, False} and len(rows) == 8
 
     if config.whiten_rewards:
@@ -108,8 +108,8 @@ def test_a_rollout_is_what_a_plain_loop_gives(folders: Folders, options: dict[st
     assert rollout.metrics.keys() == expected.keys() | others
     for name in ("kl_nats", "score", "n_tokens"):
         of_table = sorted(float(getattr(row, name)) for row in rollout.completions)
-        ours = {"kl_nats": [sum(row[2]) for row in rows], "score": scores, "n_tokens": [len(row[0]) for row in rows]}
-        assert of_table == pytest.approx(sorted(map(float, ours[name])), abs=1e-3)
+        of_loop = {"kl_nats": [sum(row[2]) for row in rows], "score": scores, "n_tokens": [len(row[0]) for row in rows]}
+        assert of_table == pytest.approx(sorted(map(float, of_loop[name])), abs=1e-3)
 
 
 @pytest.mark.parametrize("share_trunk", [False, True])
@@ -132,12 +132,12 @@ def test_an_update_takes_its_clips_and_weights_from_the_settings(tmp_path: Path,
     width, n_tokens = microbatch.mask_ST.shape[1], int(microbatch.mask_ST.sum())
     with torch.no_grad():
         logps_N, _, values_N = trainer.models.logps_and_values(microbatch.batch, 1.0)
-    ours, values = (
+    logps, values = (
         scatter_to_responses(logps_N, microbatch.batch, width),
         scatter_to_responses(values_N, microbatch.batch, width),
     )
     policy = objective.policy_loss(
-        ours,
+        logps,
         microbatch.old_logps_ST,
         microbatch.advantages_ST,
         microbatch.mask_ST,
@@ -156,7 +156,7 @@ def test_an_update_takes_its_clips_and_weights_from_the_settings(tmp_path: Path,
     # Each of the settings moves the losses here.
     for other in ({"cliprange": 0.2, "dual_clip": 1.05}, {"cliprange": 0.01, "dual_clip": None}):
         differs = objective.policy_loss(
-            ours, microbatch.old_logps_ST, microbatch.advantages_ST, microbatch.mask_ST, n_tokens=n_tokens, **other
+            logps, microbatch.old_logps_ST, microbatch.advantages_ST, microbatch.mask_ST, n_tokens=n_tokens, **other
         )
         assert abs(float(differs.loss) - float(policy.loss)) > 1e-4
     differs, _ = objective.value_loss(
@@ -169,6 +169,6 @@ def test_an_update_takes_its_clips_and_weights_from_the_settings(tmp_path: Path,
     )
     assert abs(float(differs) - float(value)) > 1e-4
     total = trainer.training_step(trainer.model, trainer.schedule[1])
-    assert trainer.unlogged["loss/policy"][-1] == pytest.approx(float(policy.loss), abs=1e-5)
-    assert trainer.unlogged["value/loss"][-1] == pytest.approx(float(value), rel=1e-4)
+    assert trainer.unlogged.values["loss/policy"][-1] == pytest.approx(float(policy.loss), abs=1e-5)
+    assert trainer.unlogged.values["value/loss"][-1] == pytest.approx(float(value), rel=1e-4)
     assert float(total) == pytest.approx(float(policy.loss) + 0.7 * float(value), rel=1e-4, abs=1e-5)

@@ -134,14 +134,14 @@ def test_weights_and_ensembles_reach_the_scores(tmp_path: Path, reward_folder: P
         ("wco", [min(a, b) for a, b in zip(first, second, strict=True)]),
         ("uwo", [(a + b) / 2 - 3.0 * ((a - b) / 2) ** 2 for a, b in zip(first, second, strict=True)]),
     ):
-        found, _ = scores_under(tmp_path / how, Ensemble(names, how=how, lam=3.0))  # type: ignore[arg-type]
-        assert found == pytest.approx(expected, abs=1e-4)
+        scores, _ = scores_under(tmp_path / how, Ensemble(names, how=how, lam=3.0))  # type: ignore[arg-type]
+        assert scores == pytest.approx(expected, abs=1e-4)
 
     def letters(completions: list[str], **_: Any) -> list[float]:
         return [len(text) / 10 for text in completions]
 
-    found, _ = scores_under(tmp_path / "list", [names[0], letters], reward_weights=[2.0, -0.5])
-    assert found == pytest.approx([2 * a - 0.05 * len(t) for a, t in zip(first, texts, strict=True)], abs=1e-4)
+    scores, _ = scores_under(tmp_path / "list", [names[0], letters], reward_weights=[2.0, -0.5])
+    assert scores == pytest.approx([2 * a - 0.05 * len(t) for a, t in zip(first, texts, strict=True)], abs=1e-4)
 
 
 def test_a_column_cannot_pass_for_the_completions(tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def test_gradient_checkpointing_changes_no_number(kind: str, bf16: bool, tmp_pat
         assert layer.gradient_checkpointing is on
         return trainer.models.trained_state()
 
-    plain, recomputed = weights(False), weights(True)
-    for name, weight in plain.items():
+    stored, recomputed = weights(False), weights(True)
+    for name, weight in stored.items():
         torch.testing.assert_close(recomputed[name], weight, rtol=0, atol=1e-5, msg=name)
 
 
@@ -308,8 +308,10 @@ def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: 
     assert {"step", "prompt", "completion", "score", "kl_nats", "n_tokens", "truncated"} <= rows[0].keys()
     assert rows[0]["prompt"].startswith("The film was") and rows[0]["score"] == -rows[0]["n_tokens"]
 
-    kept = list((tmp_path / "milestones").glob("step-*"))
-    assert [path.name for path in kept] == ["step-2"]  # the first rollout has KL 0, the second has passed the bound
+    milestones = list((tmp_path / "milestones").glob("step-*"))
+    assert [path.name for path in milestones] == [
+        "step-2"
+    ]  # the first rollout has KL 0, the second has passed the bound
 
     trainer.save_model(str(tmp_path / "final"))
     card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
@@ -330,8 +332,8 @@ def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: 
         expected = Engine(trainer.models.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
     trainer.models.use_policy()
     latest = Engine(trainer.models.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
-    ours = Engine(disable_dropout(loaded).eval(), 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)  # what is exported is the average
+    exported = Engine(disable_dropout(loaded).eval(), 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+    torch.testing.assert_close(exported, expected, rtol=0, atol=1e-5)  # the average
     assert not torch.equal(expected, latest)
 
 
@@ -435,15 +437,15 @@ def test_a_resumed_trainer_equals_an_uninterrupted_one(tmp_path: Path, options: 
     part.train()
     resumed = make("part")
     resumed.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
-    assert resumed.state.global_step == 4 and resumed.milestones.ahead == whole.milestones.ahead == []
+    assert resumed.state.global_step == 4 and resumed.kl_control.milestones == whole.kl_control.milestones == []
     # Passed by the first rollout, whose KL is 0, and not again by what follows the checkpoint.
     assert [path.name for path in (tmp_path / "part" / "milestones").iterdir()] == ["step-0"]
     assert resumed.score.mean == whole.score.mean and (resumed.score.mean == 0.0) is ("center_samples" not in options)
     logs, expected = ([log for log in t.state.log_history if "loss" in log] for t in (resumed, whole))
     for log, same in zip(logs, expected, strict=True):
         # The Trainer itself averages its loss from where it was resumed.
-        ours, theirs = timeless(log), timeless(same)
-        assert ours.pop("loss") and theirs.pop("loss") and ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+        metrics, others = timeless(log), timeless(same)
+        assert metrics.pop("loss") and others.pop("loss") and metrics == pytest.approx(others, rel=1e-4, abs=1e-5)
     for name, weight in resumed.models.trained_state().items():
         torch.testing.assert_close(weight, whole.models.trained_state()[name], rtol=0, atol=1e-6, msg=name)
     if whole.average is not None:
@@ -465,7 +467,7 @@ def test_a_checkpoint_holds_what_training_changes(tmp_path: Path) -> None:
 def test_what_a_reward_model_may_be_to_the_policy(
     tmp_path: Path, tiny_ref: Any, tokenizer: Any, reward_adapter: Path, reward_folder: Path, new_tiny: Any
 ) -> None:
-    """It shares the base, or starts the critic, only where it reads the policy's own tokens; and it never trains."""
+    """It shares the base, or starts the critic, only where it reads the policy's tokens; and it never trains."""
     assert isinstance(
         PPOTrainer("tiny", config(tmp_path), str(reward_adapter), PROMPTS, peft_config=LORA).models.reward_head,
         torch.nn.Linear,
@@ -500,11 +502,13 @@ def test_the_optimiser_is_the_one_that_was_named(tmp_path: Path, name: str, kind
     assert len(train(trainer)) == 4
 
 
-def test_an_optimiser_with_ways_of_its_own_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimiser_that_chooses_weights_or_has_two_modes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = PPOTrainer("tiny", config(tmp_path), length_reward, PROMPTS, peft_config=LORA)
     two_modes = type("ScheduleFree", (torch.optim.AdamW,), {"eval": lambda self: None})
-    for found in ((torch.optim.AdamW, {"optimizer_dict": {}}), (lambda: torch.optim.AdamW, {}), (two_modes, {})):
-        monkeypatch.setattr(trainer, "get_optimizer_cls_and_kwargs", lambda *_, found=found: found)
+    for choice in ((torch.optim.AdamW, {"optimizer_dict": {}}), (lambda: torch.optim.AdamW, {}), (two_modes, {})):
+        monkeypatch.setattr(trainer, "get_optimizer_cls_and_kwargs", lambda *_, choice=choice: choice)
         with pytest.raises(RecipeError, match="cannot train with adamw_torch_fused"):
             trainer.create_optimizer()
 
@@ -539,11 +543,11 @@ def test_what_the_trainer_refuses(
         make(reward=Ensemble([]))
     with pytest.raises(RecipeError, match="members are reward models"):
         make(reward=Ensemble([length_reward]))  # type: ignore[list-item]
-    with pytest.raises(RecipeError, match="low-rank weights of an adapter alone"):
+    with pytest.raises(RecipeError, match="only the low-rank weights of an adapter"):
         make(peft_config=LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
     with pytest.raises(RecipeError, match="pissa changes the weights below the adapter"):
         make(peft_config=LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"))
-    with pytest.raises(RecipeError, match="own trunk is no other model"):
+    with pytest.raises(RecipeError, match="cannot be another model"):
         make(value_model=str(reward_folder), values={"share_trunk": True})
     with pytest.raises(ModelError, match="not a reward model"):
         make(reward="tiny")

@@ -32,7 +32,7 @@ from toolkit.ppo.rewards import (
 )
 from toolkit.recipe.schema import ModelSection
 
-# Ways to start an adapter that take from the base what they put into it.
+# Ways to start an adapter that subtract from the base what they put into the adapter.
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
 
@@ -53,9 +53,9 @@ def models_of_run(
     value_head_init: str,
     share_trunk: bool = False,
 ) -> tuple[PPOModels, RewardFunction]:
-    """The models of a run, whose policy starts from ``sft`` and whose critic starts from ``reward``, and the reward.
+    """The models of a run and its reward function. The policy starts from ``sft``, the critic from ``reward``.
 
-    They share one base where all are adapters on it, and are separate models otherwise.
+    The models share one base where all are adapters on it, and are separate models otherwise.
     """
     dtype, pad_id, device = DTYPES[section.dtype], int(tokenizer.pad_token_id), best_device()
     # The reference has the policy's precision, so that the KL between two equal models is 0.
@@ -96,7 +96,7 @@ def models_of_run(
 
 @dataclass(frozen=True)
 class TrainerModels:
-    """The models that ``PPOTrainer`` was called with, as they came; its docstring says what each may be."""
+    """The models that ``PPOTrainer`` was called with; its docstring says what each may be."""
 
     model: Any
     reward: Any
@@ -119,7 +119,10 @@ class Assembled:
 
 
 def assemble(inputs: TrainerModels, args: PPOConfig) -> Assembled:
-    """Raises RecipeError or ModelError for models that cannot be trained so; the message says why."""
+    """Load and join what ``PPOTrainer`` needs.
+
+    Raises RecipeError or ModelError for models that cannot be trained like this; the message says why.
+    """
     policy, policy_ref = _load_policy(inputs, args)
     tokenizer = inputs.tokenizer or load_tokenizer(policy_ref or resolve(str(inner(policy).config.name_or_path)))
     policy = policy.to(args.device)
@@ -142,12 +145,12 @@ def _dtype_name(args: PPOConfig) -> Any:
 
 
 def _load_policy(inputs: TrainerModels, args: PPOConfig) -> tuple[Any, ModelRef | None]:
-    """The policy without dropout, and where it came from; None where it came loaded."""
+    """The policy without dropout, and what its name resolved to; None for a model that was loaded already."""
     if not isinstance(inputs.model, str):
         return disable_dropout(inputs.model), None
     ref = resolve(inputs.model)
     adapted = inputs.peft_config is not None or ref.kind == "adapter"
-    # Weights that train stay in fp32; autocast lowers the products alone.
+    # Weights that train stay in fp32: autocast lowers the precision of products, not of weights.
     return load_policy(ref, ModelSection(dtype=_dtype_name(args) if adapted else "float32")), ref
 
 
@@ -163,7 +166,7 @@ def check_adapters(policy: Any, peft_config: Any) -> None:
         raise RecipeError(
             f"the model's adapter is named {', '.join(policy.peft_config)}",
             where="model",
-            fix=f"load it under peft's own name, {POLICY}",
+            fix=f"load it under peft's default name, {POLICY}",
         )
     for config in policy.peft_config.values() if isinstance(policy, PeftModel) else ():
         _check_adapter_config(config)
@@ -190,7 +193,7 @@ def _check_adapter_config(config: Any) -> None:
     for name in ("modules_to_save", "trainable_token_indices"):
         if getattr(config, name, None):
             raise RecipeError(
-                "PPO trains the low-rank weights of an adapter alone", where=f"peft_config.{name}", fix="leave it out"
+                "PPO trains only the low-rank weights of an adapter", where=f"peft_config.{name}", fix="leave it out"
             )
 
 
@@ -217,7 +220,7 @@ def _ppo_models(
     tokenizer: PreTrainedTokenizerBase,
     reward_adapter: ModelRef | None,
 ) -> PPOModels:
-    """Models on one base where nothing but adapters is needed, and separate ones otherwise."""
+    """Adapters on one base where these suffice, and separate models otherwise."""
     dtype, pad_id = DTYPES[_dtype_name(args)], int(tokenizer.pad_token_id)
     named_critic = _named_critic(inputs, args)
     policy = _make_trainable(policy, inputs.peft_config)
@@ -247,7 +250,7 @@ def _ppo_models(
 
 
 def _make_trainable(policy: Any, peft_config: LoraConfig | None) -> Any:
-    """The policy with its adapter alone trainable, or with all weights trainable; trained weights are in fp32."""
+    """The policy with a trainable adapter on frozen weights, or with all weights trainable. What trains is in fp32."""
     if peft_config is not None:
         config = copy.deepcopy(peft_config)
         config.lora_dropout, config.task_type = 0.0, "CAUSAL_LM"
@@ -267,7 +270,7 @@ def _frozen_reference(reference: Any, policy: Any) -> Any:
     if reference is None:
         reference = copy.deepcopy(policy)
     elif isinstance(reference, str):
-        # In the policy's own precision, so that the KL between two equal models is 0.
+        # In the policy's precision, so that the KL between two equal models is 0.
         dtype = next(backbone(policy).parameters()).dtype
         reference = load_policy(resolve(reference), ModelSection(), dtype=dtype)
     return disable_dropout(reference).eval()
@@ -278,7 +281,7 @@ def _frozen_reference(reference: Any, policy: Any) -> Any:
 
 @dataclass(frozen=True)
 class Critic:
-    """Where a critic starts; ``model`` is a sequence classifier, or None for a head on the policy's trunk."""
+    """What a critic starts from: a sequence classifier, or None for a head on the policy's trunk."""
 
     model: Any
     value_head_init: str = "zero"
@@ -286,19 +289,21 @@ class Critic:
 
 
 def _named_critic(inputs: TrainerModels, args: PPOConfig) -> Critic | None:
-    """``value_model``, which keeps its own head."""
+    """The critic that the user named as ``value_model``, with its head."""
     value_model, shift = inputs.value_model, 0.0
     if value_model is None:
         return None
     if args.share_trunk:
         raise RecipeError(
-            "a critic on the policy's own trunk is no other model",
+            "a critic that is a head on the policy's trunk cannot be another model",
             where="share_trunk, value_model",
             fix="leave out one",
         )
     if isinstance(value_model, str):
         value_model, shift = _load_whole_classifier(resolve(value_model))
-    elif any(value_model is reward for reward in _reward_models(inputs.reward)):  # one trains, the other must not
+    elif any(
+        value_model is reward for reward in _reward_models(inputs.reward)
+    ):  # the critic trains, the reward must not
         value_model = copy.deepcopy(value_model)
     critic = disable_dropout(value_model).to(args.device)
     if getattr(critic.config, "num_labels", 0) != 1:

@@ -25,8 +25,8 @@ class WeightAverage(TrainerCallback):
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The weights are their averages inside, and themselves behind it."""
-        # The tensors are exchanged, not written to, so that the policy's come back bit for bit.
+        """Inside the context the weights are their averages; after it they are what they were."""
+        # Exchanging the tensors brings the weights back bit for bit.
         latest = [weight.data for weight in self.weights]
         for weight, average in zip(self.weights, self.averages, strict=True):
             weight.data = average

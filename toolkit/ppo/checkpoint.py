@@ -1,4 +1,4 @@
-"""What a checkpoint of PPO holds beside the Trainer's own files: trained weights, their average, and the controls."""
+"""What PPO adds to the Trainer's files in a checkpoint: trained weights, their average, and the controls."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CONTROLS_FILE = "ppo_state.json"
 class Controls:
     """Numbers that one rollout hands to the next.
 
-    ``score_mean`` centres the scores. ``milestones`` lie ahead. ``unlogged`` are the metrics since the last entry of
-    the log, by name.
+    ``score_mean`` centres the scores; ``milestones`` are those of the KL that no rollout has reached; ``unlogged`` are
+    the metrics since the last entry of the log, by name.
     """
 
     kl_coef: float

@@ -121,7 +121,7 @@ _IN_RANGE = (
     "value_head_init",
 )
 
-_PARTIAL_CHECKPOINT = "a checkpoint holds what training changes alone"
+_PARTIAL_CHECKPOINT = "a checkpoint holds only the weights that training changes"
 _WHOLE_MODELS = "every process holds the whole models here"
 # Parts of TrainingArguments that PPO does not have: name, why, what to do instead.
 _UNSUPPORTED = (

@@ -1,4 +1,4 @@
-"""What PPO leaves behind for people: a model card, and tables of completions."""
+"""What PPO writes for people to read: a model card, and tables of completions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.rollout_metrics import CompletionRow
 from toolkit.preferences.rows import readable
 
-SHOWN = ("objective/score", "objective/kl", "objective/entropy", "length/mean", "eos_rate", "value/explained_variance")
+CARD_METRICS = (
+    "objective/score",
+    "objective/kl",
+    "objective/entropy",
+    "length/mean",
+    "eos_rate",
+    "value/explained_variance",
+)
 
 
-def own_settings(args: PPOConfig) -> dict[str, Any]:
+def ppo_settings(args: PPOConfig) -> dict[str, Any]:
     """What PPO adds to ``TrainingArguments``, and the learning rate and seed."""
     base = {f.name for f in fields(transformers.TrainingArguments)}
     redefined = {"learning_rate", "per_device_train_batch_size", "seed", "max_steps", "adam_epsilon", "bf16"}
@@ -25,7 +32,7 @@ def own_settings(args: PPOConfig) -> dict[str, Any]:
 
 
 def write_card(folder: Path, args: PPOConfig, history: Sequence[dict[str, Any]], rollouts: int) -> None:
-    """``README.md`` of an exported policy: how it was trained, and its curves' first and last points."""
+    """``README.md`` of an exported policy: its settings, and the first and last point of its curves."""
     logs = [entry for entry in history if "objective/score" in entry]
     lines = [
         "---",
@@ -41,10 +48,12 @@ def write_card(folder: Path, args: PPOConfig, history: Sequence[dict[str, Any]],
     ]
     if logs:
         lines += ["| metric | first logged | last logged |", "|---|---|---|"]
-        lines += [f"| `{name}` | {logs[0][name]:.4g} | {logs[-1][name]:.4g} |" for name in SHOWN if name in logs[-1]]
+        lines += [
+            f"| `{name}` | {logs[0][name]:.4g} | {logs[-1][name]:.4g} |" for name in CARD_METRICS if name in logs[-1]
+        ]
         lines += ["", "`objective/kl` is in nats per response to the policy that training started from.", ""]
     lines += ["| setting | value |", "|---|---|"]
-    lines += [f"| `{name}` | {value} |" for name, value in own_settings(args).items()]
+    lines += [f"| `{name}` | {value} |" for name, value in ppo_settings(args).items()]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

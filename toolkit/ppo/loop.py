@@ -4,10 +4,10 @@ The details that decide whether PPO works, each with its source (N+ is Huang et 
 
  1. Dropout is off in every model, so that the ratio of the first update is exactly 1 (N+, detail 4;
     ``models/inspect.py``).
- 2. The critic starts from the reward model's trunk with a head of zeros (N+; ``models.py``), so that its first values
+ 2. The critic starts from the reward model's trunk with a head of zeros (N+; ``assembly.py``), so that its first values
     are 0, the mean of the centred scores; ``value_head_init=reward_model`` keeps the head (Ouyang et al. 2022).
  3. The reward model is centred so that SFT samples score 0 (N+; Ouyang et al. 2022; ``stages/reward_model.py``).
- 4. Rollouts are sampled with temperature alone: no top-k, top-p or repetition penalty (``engine/sampling.py``), and the
+ 4. Rollouts are sampled at a temperature, without top-k, top-p or repetition penalty (``engine/sampling.py``); the
     logits are divided by that temperature in rollout, training and reference alike (N+, detail 9).
  5. Old log-probabilities come from a forward pass under the autocast and in the packing of training, never from the
     sampler (``rollout.py``).
@@ -23,9 +23,9 @@ The details that decide whether PPO works, each with its source (N+ is Huang et 
 13. ``num_ppo_epochs x num_mini_batches`` optimiser steps per rollout, each a real one. A minibatch holds whole prompts
     with all their samples (a tree batch), where N+ shuffles single responses.
 14. Adam's epsilon is 1e-5 (N+, detail 5: PyTorch's 1e-8 makes early updates aggressive); gradients are clipped at 1.
-15. The critic has a learning rate of its own (``value_learning_rate``), and its loss the factor ``vf_coef``.
+15. The critic has a separate learning rate (``value_learning_rate``), and ``vf_coef`` weighs its loss.
 16. ``adaptive_kl`` is Ziegler's controller; ``target_kl`` ends the updates of a rollout (OpenAI's spinning-up, PPO);
-    ``max_kl`` stops training when the rollouts pass it.
+    ``max_kl`` stops training when a rollout's KL exceeds it.
 17. The reference is the policy that training started from: the base where a new adapter is trained, and a frozen copy
     of the adapter where the policy came with one (``models.py``).
 18. Off by default: a critic warm-up and an average of the policy's weights (Zheng et al. 2023, "PPO-max",
@@ -36,9 +36,7 @@ The details that decide whether PPO works, each with its source (N+ is Huang et 
 from __future__ import annotations
 
 import copy
-import random
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -50,36 +48,37 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from toolkit.engine.distributed import all_items, all_sum, reduce_gradients
 from toolkit.errors import DataError, RecipeError
-from toolkit.ppo import checkpoint, export, objective
+from toolkit.ppo import checkpoint, export
 from toolkit.ppo.averaging import WeightAverage
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.evaluation import evaluate_policy
-from toolkit.ppo.milestones import KlMilestones
+from toolkit.ppo.kl_control import KlControl
 from toolkit.ppo.models import PPOModels
 from toolkit.ppo.prompts import PromptIds, TrainingData
 from toolkit.ppo.rewards import RewardFunction
 from toolkit.ppo.rollout import Rollout, collect
+from toolkit.ppo.rollout_metrics import MetricMeans
 from toolkit.ppo.sampling import SamplingSettings, Scorer
 from toolkit.ppo.schedule import Schedule
-from toolkit.ppo.update import Update, UpdateSums, token_count
+from toolkit.ppo.update import Update, token_count
 
 
 class PPOLoop(Trainer):
     """PPO over ``models``. One step of the Trainer is one optimiser step on one minibatch of the current rollout.
 
     ``keep_milestone(step)`` is called when a rollout's KL first reaches a milestone.
-    :class:`toolkit.ppo.PPOTrainer` builds all this from models and data sets.
+    :class:`toolkit.ppo.PPOTrainer` builds models, rewards and data from what a user has.
     """
 
-    # transformers' Trainer owns the loop and calls back. What PPO does, and which hook does it:
+    # transformers' Trainer owns the loop and calls back. On the left what PPO does, on the right what does it here:
     #
-    #   for each rollout:                                    the items of Schedule, through get_train_dataloader
-    #       sample, score, compute advantages                training_step, at a rollout's first item: collect_rollout
-    #       adapt kl_coef, keep milestones, stop at max_kl   the same: after_rollout
-    #       for each epoch, for each minibatch:              one item of Schedule each
-    #           add gradients of both losses                 training_step, through Update
-    #           clip them, take an optimiser step, average   the Trainer; WeightAverage.on_optimizer_step
-    #   log, evaluate, save where the settings say so        the Trainer, through log, evaluate, save_model
+    #   for each rollout:                                      get_train_dataloader: the items of Schedule
+    #       sample, score, compute advantages                  training_step, at a rollout's first item: collect_rollout
+    #       adapt kl_coef, reach milestones, stop at max_kl    collect_rollout: KlControl
+    #       for each epoch, for each minibatch:                one item of Schedule each
+    #           compute gradients of both losses               training_step: Update
+    #           clip them, step the optimiser and the average  the Trainer; WeightAverage.on_optimizer_step
+    #   log, evaluate, save at their intervals                 the Trainer, through log, evaluate and save_model
 
     args: PPOConfig
 
@@ -94,18 +93,17 @@ class PPOLoop(Trainer):
         keep_milestone: Callable[[int], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        args = copy.copy(args)  # the caller's stay as they are
+        args = copy.copy(args)  # the caller's object stays as it is
         _check_rewards_and_text(args, rewards, data)
         self.data, self.sampling, self.keep_milestone = data, sampling, keep_milestone
         self.schedule = Schedule(data.prompts, args, args.seed, args.world_size)
-        self.passes = args.gradient_accumulation_steps
+        self.passes_per_minibatch = args.gradient_accumulation_steps
         _fit_to_rollouts(args, self.schedule)
         self.score = Scorer(rewards, args.reward_weights or [1.0] * len(rewards), None if args.center_samples else 0.0)
-        self.controller = objective.AdaptiveKl(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
-        self.milestones = KlMilestones(args.kl_milestones or [])
+        self.kl_control = KlControl(args)
         self.rollout: Rollout | None = None
-        self.skips_rollout = False  # what is left of the current one, since approx_kl passed target_kl
-        self.unlogged: dict[str, list[float]] = defaultdict(list)  # metrics since the last entry of the log
+        self.skips_updates = False  # the current rollout's remaining ones, since approx_kl exceeded target_kl
+        self.unlogged = MetricMeans()
         super().__init__(
             model=models,
             args=args,
@@ -166,8 +164,8 @@ class PPOLoop(Trainer):
         return super().train(*args, **more)
 
     def collect_rollout(self, index: int, prompts: Sequence[PromptIds]) -> Rollout:
-        """Sample and score a rollout, with what its KL decides."""
-        self._center_scores()
+        """Sample and score a rollout, and do what its KL decides."""
+        self.score.center(self.models, self.schedule, self.args, self.sampling)
         rollout = collect(
             self.models,
             prompts,
@@ -175,30 +173,22 @@ class PPOLoop(Trainer):
             self.score,
             self.sampling,
             index=index,
-            kl_coef=self.controller.coef,
-            passes=self.passes,
+            kl_coef=self.kl_control.coef,
+            passes=self.passes_per_minibatch,
         )
-        self._after_rollout(rollout, len(prompts) * self.args.samples_per_prompt)
-        return rollout
-
-    def _center_scores(self) -> None:
-        if self.score.mean is None:
-            self.score.measure_mean(self.models, self.schedule, self.args, self.sampling)
-
-    def _after_rollout(self, rollout: Rollout, n_responses: int) -> None:
-        kl = rollout.metrics["objective/kl"]
-        if self.args.adaptive_kl:
-            self.controller.update(kl, n_responses)
-        if self.args.max_kl is not None and kl > self.args.max_kl:
+        self.unlogged.add(rollout.metrics)
+        n_responses = len(prompts) * self.args.samples_per_prompt
+        decision = self.kl_control.after_rollout(rollout.metrics["objective/kl"], n_responses)
+        if decision.stop:
             self.control.should_training_stop = True
-        if self.milestones.reached(kl) and self.keep_milestone is not None and self.is_world_process_zero():
+        if decision.keep_policy and self.keep_milestone is not None and self.is_world_process_zero():
             self.keep_milestone(self.state.global_step)
-        self._add_metrics(rollout.metrics)
         interval = self.args.log_completions_steps
         if interval and rollout.index % max(1, interval // self.schedule.updates_per_rollout) == 0:
             rows = all_items(rollout.completions)
             if self.is_world_process_zero():
                 export.write_completions(rows, Path(str(self.args.output_dir)), self.state.global_step)
+        return rollout
 
     # -- one optimiser step
 
@@ -206,11 +196,11 @@ class PPOLoop(Trainer):
         """Gradients of one minibatch; the Trainer takes the optimiser step."""
         if self.rollout is None or self.rollout.index != inputs["rollout"]:
             self.rollout = self.collect_rollout(inputs["rollout"], inputs["prompts"])
-            self.skips_rollout = False
-        if self.skips_rollout:  # without gradients the optimiser changes nothing
+            self.skips_updates = False
+        if self.skips_updates:  # without gradients the optimiser changes nothing
             return torch.zeros((), device=self.args.device)
         started = time.perf_counter()
-        minibatch = self.rollout.minibatches[self._minibatch_of(inputs["rollout"], inputs["update"])]
+        minibatch = self.rollout.minibatches[inputs["minibatch"]]
         n_local = token_count(minibatch)
         n_tokens = int(all_sum(torch.tensor(n_local, device=self.args.device)))
         critic_only = inputs["rollout"] < self.args.critic_warmup_rollouts
@@ -222,42 +212,25 @@ class PPOLoop(Trainer):
         # The losses are divided by the tokens of all processes, so gradients add up.
         reduce_gradients(self.models, mean=False)
         sums = sums.over_processes(self.args.device)
-        speed = n_local / max(time.perf_counter() - started, 1e-9)
-        self._log_update(sums, n_tokens, first=inputs["update"] == 0, tokens_per_s=speed)
+        metrics = sums.metrics(n_tokens)
+        metrics["speed/update_tokens_per_s"] = n_local / max(time.perf_counter() - started, 1e-9)
+        if self.args.ptx_coef:
+            metrics["loss/ptx"] = sums.ptx_loss
+        if inputs["update"] == 0:
+            metrics["policy/first_ratio_error"] = abs(metrics["policy/ratio"] - 1)
+        self.unlogged.add(metrics)
+        if self.args.target_kl is not None and metrics["policy/approx_kl"] > self.args.target_kl:
+            self.skips_updates = True
         # The Trainer averages what the processes return.
         loss = sums.policy_loss + self.args.vf_coef * sums.value_loss + self.args.ptx_coef * sums.ptx_loss
         return torch.tensor(loss, device=self.args.device)
 
-    def _minibatch_of(self, rollout: int, update: int) -> int:
-        """Each epoch takes the minibatches in another order; the first in theirs, which is random."""
-        epoch, position = divmod(update, self.args.num_mini_batches)
-        order = list(range(self.args.num_mini_batches))
-        if epoch > 0:
-            random.Random(f"{self.args.seed}/{rollout}/{epoch}").shuffle(order)
-        return order[position]
-
-    def _log_update(self, sums: UpdateSums, n_tokens: int, *, first: bool, tokens_per_s: float) -> None:
-        metrics = sums.metrics(n_tokens) | {"speed/update_tokens_per_s": tokens_per_s}
-        if self.args.ptx_coef:
-            metrics["loss/ptx"] = sums.ptx_loss
-        if first:
-            metrics["policy/first_ratio_error"] = abs(metrics["policy/ratio"] - 1)
-        self._add_metrics(metrics)
-        if self.args.target_kl is not None and metrics["policy/approx_kl"] > self.args.target_kl:
-            self.skips_rollout = True
-
     # -- log, evaluation
 
-    def _add_metrics(self, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self.unlogged[name].append(value)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The Trainer's entry with the means of the metrics since the last one."""
+        """The Trainer's entry, with the means of the metrics since the last one."""
         if "loss" in logs or "train_runtime" in logs:
-            for name, values in self.unlogged.items():
-                logs[name] = sum(values) / len(values)
-            self.unlogged.clear()
+            logs |= self.unlogged.take()
         super().log(logs, start_time)
 
     def evaluate(
@@ -267,7 +240,7 @@ class PPOLoop(Trainer):
         prompts = list(eval_dataset) if eval_dataset is not None else list(self.data.eval_prompts)
         if not prompts:
             raise DataError("there is no prompt to evaluate on", where="eval_dataset", fix="give the trainer one")
-        self._center_scores()
+        self.score.center(self.models, self.schedule, self.args, self.sampling)
         means = evaluate_policy(self.models, prompts, self.args, self.score, self.sampling)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(dict(metrics))
@@ -277,15 +250,17 @@ class PPOLoop(Trainer):
     # -- checkpoints and export
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The policy as a plain model or adapter with its tokenizer and a model card, the critic in ``critic/``.
+        """Write what :meth:`export` does, and the critic in ``critic/``.
 
-        In a checkpoint (which the Trainer writes itself): what training changes, in full precision.
+        Into a checkpoint, for which the Trainer calls this itself, goes what training changes, in full precision.
         """
         folder = Path(output_dir or str(self.args.output_dir))
         if not self.args.should_save:
             return
         if _internal_call:
-            controls = checkpoint.Controls(self.controller.coef, self.score.mean, self.milestones.ahead, self.unlogged)
+            controls = checkpoint.Controls(
+                self.kl_control.coef, self.score.mean, self.kl_control.milestones, self.unlogged.values
+            )
             checkpoint.save_checkpoint(folder, self.models, self.average, controls)
         else:
             self.export(folder)
@@ -293,16 +268,16 @@ class PPOLoop(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         controls = checkpoint.load_checkpoint(Path(resume_from_checkpoint), self.models, self.average)
-        self.controller.coef, self.score.mean = controls.kl_coef, controls.score_mean
-        self.milestones = KlMilestones(controls.milestones)
-        self.unlogged = defaultdict(list, controls.unlogged)
+        self.kl_control.restore(controls.kl_coef, controls.milestones)
+        self.score.mean, self.unlogged = controls.score_mean, MetricMeans(controls.unlogged)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the policy's weights are their average where one is kept."""
+        """Inside, the policy's weights are their average, if there is one."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def export(self, folder: Path) -> None:
-        """The policy (its average where one is kept) as a plain model or adapter, with tokenizer and model card."""
+        """The policy (its average, if there is one) as a model or adapter of transformers and peft, with tokenizer and
+        model card."""
         folder.mkdir(parents=True, exist_ok=True)
         with self.averaged():
             self.models.save_policy(folder, self.sampling.tokenizer)
@@ -331,10 +306,10 @@ def _fit_to_rollouts(args: PPOConfig, schedule: Schedule) -> None:
             where="max_steps, total_episodes",
             fix="leave out one of them",
         )
-    # Inside a rollout a checkpoint could not be resumed: its samples are not kept.
+    # Training cannot resume inside a rollout, whose samples no checkpoint holds.
     if args.save_strategy == "steps":
         interval = args.save_steps if args.save_steps >= 1 else args.save_steps * args.max_steps  # a share of all
         updates = schedule.updates_per_rollout
         args.save_steps = max(1, round(interval / updates)) * updates
-    # A minibatch is divided by tokens; the Trainer's own accumulation would merge updates and add rollouts.
+    # Update divides a minibatch; the Trainer's accumulation would merge updates and add rollouts.
     args.gradient_accumulation_steps = 1

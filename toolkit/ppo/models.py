@@ -56,7 +56,7 @@ class PPOModels(nn.Module, ABC):
 
     @abstractmethod
     def use_policy(self) -> None:
-        """Make a plain call of ``self.policy`` mean the policy."""
+        """Let ``self.policy`` compute as the policy when it is called directly."""
 
     @abstractmethod
     def policy_parameters(self) -> list[nn.Parameter]: ...
@@ -66,7 +66,7 @@ class PPOModels(nn.Module, ABC):
 
     @abstractmethod
     def save_policy(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write the policy as a plain model or adapter."""
+        """Write the policy as a model of transformers or an adapter of peft, with its tokenizer."""
 
     @abstractmethod
     def save_critic(self, folder: Path) -> None:
@@ -97,7 +97,7 @@ class PPOModels(nn.Module, ABC):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
     ) -> None:
-        """What transformers' Trainer calls where ``gradient_checkpointing`` is on: for policy and critic."""
+        """Transformers' Trainer calls this where ``gradient_checkpointing`` is on; it is for policy and critic."""
         kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         for model in self.trained_models():
             inner(model).activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs, **more)
@@ -105,7 +105,7 @@ class PPOModels(nn.Module, ABC):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
     ) -> None:
-        """The same under the name that transformers 5.17 to 5.20 have for it."""
+        """The same, under its name in transformers 5.17 to 5.20."""
         kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         for model in self.trained_models():
             inner(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs, **more)
@@ -143,9 +143,9 @@ def zero_head(policy: Any) -> nn.Linear:
 class AdapterModels(PPOModels):
     """Policy, critic and reward model as LoRA adapters on one base, which is the reference.
 
-    ``reward`` is a reward model's adapter on that base, whose scores are centred by ``reward_mean``; the critic's trunk
-    is then a copy of it, and a copy of the policy otherwise. A policy that comes with a trained adapter keeps a frozen
-    copy of it as the reference: without the adapter it would be another policy than the one that training started from.
+    ``reward`` is a reward model's adapter on that base, and ``reward_mean`` centres its scores. The critic's adapter
+    starts as a copy of it, or as a copy of the policy's where there is none. A policy that comes with a trained adapter
+    keeps a frozen copy of it as the reference: the base alone is not the policy that training started from.
     """
 
     def __init__(
@@ -190,9 +190,9 @@ class AdapterModels(PPOModels):
     def _add_adapter(self, name: str, like: PeftConfig, weights: dict[str, torch.Tensor]) -> None:
         config: Any = copy.deepcopy(like)
         config.lora_dropout, config.task_type, config.inference_mode = 0.0, "CAUSAL_LM", False
-        config.modules_to_save = None  # the heads are held here: the adapter has the trunk's layers alone
-        config.layer_replication = None  # the base has its layers
-        config.init_lora_weights = True  # the weights are loaded; some kinds of start would change the base
+        config.modules_to_save = None  # this class holds the heads; the adapter is of the trunk's layers
+        config.layer_replication = None  # the base has the replicated layers already
+        config.init_lora_weights = True  # weights are loaded next, and some ways to start change the base
         self.policy.add_adapter(name, config)
         set_peft_model_state_dict(self.policy, weights, adapter_name=name)
 
@@ -261,7 +261,7 @@ class AdapterModels(PPOModels):
 
 
 class SeparateModels(PPOModels):
-    """Each a model: for full fine-tuning, and for a critic that is not an adapter on the policy's base.
+    """Policy, reference and critic with weights of their own, for full fine-tuning and where adapters do not suffice.
 
     ``critic`` is a sequence classifier with one output, of any precision; None shares the policy's trunk. With
     ``value_head_init="reward_model"`` it keeps its head, and ``value_shift`` is subtracted from its values.
@@ -293,7 +293,7 @@ class SeparateModels(PPOModels):
         self.critic_engine = self.engine if critic is None else Engine(self.critic, pad_id, dtype=dtype)
 
     def use_policy(self) -> None:
-        """Nothing to do: the policy is a model of its own."""
+        """Nothing to do: no other model shares the policy's weights."""
 
     def policy_logps(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False

@@ -71,7 +71,8 @@ class Scores:
 class Ensemble:
     """Several reward models as one, against over-optimisation (Coste et al. 2024, arXiv 2310.02743).
 
-    ``how``: ``mean``; ``wco`` the worst member; ``uwo`` the mean minus ``lam`` times the members' variance.
+    ``how`` combines the members: ``mean``; ``wco``, the worst of them; ``uwo``, their mean minus ``lam`` times their
+    variance.
     """
 
     members: Sequence[str | PreTrainedModel]
@@ -175,7 +176,7 @@ def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
     async def result() -> Any:
         return await coroutine
 
-    with start_blocking_portal() as loop:  # a loop of its own: a notebook has one running already
+    with start_blocking_portal() as loop:  # another loop, since a notebook has one running already
         return loop.call(result)
 
 
@@ -211,9 +212,8 @@ def reward_functions(
     *,
     tokenizers: Sequence[PreTrainedTokenizerBase | None] | None = None,
 ) -> list[RewardFunction]:
-    """One function for each reward of a user: a name or folder of a reward model, a loaded one, an :class:`Ensemble`,
-    a function, or a list of these. Models go to ``device``. ``tokenizers`` are those of loaded models (None: the
-    policy's).
+    """One function for each reward: the name or folder of a reward model, a loaded one, an :class:`Ensemble`, a
+    function, or a list of these. Models go to ``device``. ``tokenizers`` belong to loaded models (None: the policy's).
 
     Raises RecipeError for anything else.
     """

@@ -25,13 +25,13 @@ from toolkit.ppo.rewards import Responses, Scores, StepRewards
 from toolkit.ppo.rollout_metrics import CompletionRow, ResponseSums, summarise
 from toolkit.ppo.sampling import SamplingSettings, Scorer, sample
 
-# Most tokens of a forward and backward pass by default. Scoring has fewer: here the fixed cost of a pass counts twice.
+# The default of token_budget. A pass is longer than in scoring, since its fixed costs count twice: there and back.
 PASS_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 
 @dataclass(frozen=True)
 class Microbatch:
-    """What of a minibatch is computed at once: a packed batch and its targets, each [S_batch, T]."""
+    """The part of a minibatch that is computed at once: a packed batch, and its rows of the targets [S, T]."""
 
     batch: TreeBatch
     mask_ST: torch.Tensor
@@ -95,7 +95,7 @@ def collect(
 
 @dataclass(frozen=True)
 class PromptShare:
-    """This process's prompts, one minibatch behind the other; ``places`` are theirs in the rollout of all processes."""
+    """This process's prompts, minibatch after minibatch; ``places`` are those in the rollout of all processes."""
 
     prompts: list[PromptIds]
     places: list[int]
@@ -143,7 +143,7 @@ class ScoredResponse:
 
 
 def scored_responses(share: PromptShare, responses: Responses, scores: Scores) -> list[ScoredResponse]:
-    """One record for each response, in their order."""
+    """A record of each response, in the order of ``responses``."""
     origins = [
         (place, k, prompt)
         for place, prompt, tree in zip(share.places, share.prompts, responses.trees, strict=True)
@@ -161,7 +161,7 @@ def scored_responses(share: PromptShare, responses: Responses, scores: Scores) -
 
 @dataclass(frozen=True)
 class Pack:
-    """What is computed at once. ``responses`` are the indices of its responses among those of the process."""
+    """A microbatch before it has targets. ``responses``: the indices of its responses among those of the process."""
 
     minibatch: int
     responses: list[int]
@@ -171,7 +171,7 @@ class Pack:
 def pack_minibatches(
     models: PPOModels, share: PromptShare, responses: Responses, config: PPOConfig, passes: int
 ) -> list[Pack]:
-    """Each minibatch in packs of at most ``token_budget`` tokens.
+    """Cut each minibatch into packs of at most ``token_budget`` tokens.
 
     They are made once: the first update then repeats the very computation of the old log-probabilities, and its ratio
     is exactly 1.
@@ -192,7 +192,7 @@ def pack_minibatches(
 
 @dataclass(frozen=True)
 class ForwardPasses:
-    """What the models say of every sampled token, each [S, T]; the mask is true where there is one."""
+    """What the models compute for every sampled token, each [S, T]; the mask is true where a token was sampled."""
 
     mask_ST: torch.Tensor
     logps_ST: torch.Tensor
@@ -226,7 +226,7 @@ def _forward_pass(models: PPOModels, batch: TreeBatch, temperature: float, width
 
 
 def scatter_to_responses(values_N: torch.Tensor, batch: TreeBatch, width: int) -> torch.Tensor:
-    """[R, width] from [N]: each response's values from the left, zeros behind."""
+    """[R, width] from [N]: each response's values at the left of its row, then zeros."""
     lengths_R = torch.bincount(batch.owner, minlength=batch.n_responses)
     first_R = lengths_R.cumsum(0) - lengths_R
     column_N = torch.arange(batch.owner.numel(), device=batch.owner.device) - first_R[batch.owner]
@@ -239,7 +239,7 @@ def scatter_to_responses(values_N: torch.Tensor, batch: TreeBatch, width: int) -
 
 @dataclass(frozen=True)
 class ShapedRewards:
-    """``scores_S`` are ``raw_scores_S`` clipped, and replaced for a truncated response; ``rewards_ST`` per token."""
+    """``scores_S``: the raw scores clipped, those of truncated responses replaced. ``rewards_ST``: per token."""
 
     raw_scores_S: torch.Tensor
     scores_S: torch.Tensor
@@ -249,7 +249,7 @@ class ShapedRewards:
 def shape_rewards(
     forward: ForwardPasses, responses: Sequence[ScoredResponse], config: PPOConfig, kl_coef: float
 ) -> ShapedRewards:
-    """The KL penalty on every token, the shaped score on the last one, and step rewards where they stand."""
+    """The KL penalty on every token, the shaped score on the last one, and step rewards at their tokens."""
     device = forward.mask_ST.device
     raw_scores_S = torch.tensor([response.score for response in responses], device=device)
     scores_S = objective.shape_scores(
@@ -269,7 +269,7 @@ def shape_rewards(
 def advantages_and_returns(
     forward: ForwardPasses, rewards: ShapedRewards, config: PPOConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each [S, T]: advantages, whitened over all processes if the settings say so, and returns, which never are."""
+    """[S, T] advantages, whitened over all processes if the settings say so, and [S, T] returns, never whitened."""
     advantages_ST, returns_ST = objective.gae(
         rewards.rewards_ST, forward.values_ST, forward.mask_ST, gamma=config.gamma, lam=config.lam
     )
@@ -285,7 +285,7 @@ def minibatches_of(
     returns_ST: torch.Tensor,
     n_minibatches: int,
 ) -> list[list[Microbatch]]:
-    """The microbatches of each minibatch: every pack with its rows of the targets."""
+    """The microbatches of each minibatch: packs with their targets."""
     minibatches: list[list[Microbatch]] = [[] for _ in range(n_minibatches)]
     start = 0
     for pack in packs:

@@ -1,8 +1,9 @@
-"""What a rollout leaves in the log and in the table of completions."""
+"""What rollouts and updates leave in the log and in the table of completions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +29,8 @@ class CompletionRow:
 class ResponseSums:
     """One response's share of the metrics: sums over its tokens, in fp64.
 
-    ``place``: its prompt's place in the rollout, and its number among the prompt's samples. ``error`` is what is left
-    of the returns behind the critic's values.
+    ``place``: its prompt's place in the rollout, and its number among the prompt's samples. ``error`` is the
+    return minus the critic's value.
     """
 
     place: tuple[int, int]
@@ -80,3 +81,27 @@ def summarise(responses: Sequence[ResponseSums]) -> dict[str, float]:
         "eos_rate": mean([r.ended for r in ordered]),
         "tokens": float(n_tokens),
     }
+
+
+class MetricMeans:
+    """Metrics since the last entry of the log, whose means are the next one. ``values``: by name, in their order."""
+
+    def __init__(self, values: Mapping[str, list[float]] | None = None) -> None:
+        self.values = defaultdict(list, values or {})
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.values[name].append(value)
+
+    def take(self) -> dict[str, float]:
+        """The means; what follows is averaged anew.
+
+        >>> means = MetricMeans()
+        >>> means.add({"objective/kl": 1.0, "tokens": 8})
+        >>> means.add({"objective/kl": 2.0})
+        >>> means.take(), means.take()
+        ({'objective/kl': 1.5, 'tokens': 8.0}, {})
+        """
+        means = {name: sum(values) / len(values) for name, values in self.values.items()}
+        self.values.clear()
+        return means

@@ -71,7 +71,7 @@ def sample(
 class Scorer:
     """Scores responses: the weighted sum of the rewards, minus a mean that centres them.
 
-    ``mean`` is None until :meth:`measure_mean` has measured it.
+    ``mean`` is None until :meth:`center` has measured it.
     """
 
     def __init__(self, rewards: Sequence[RewardFunction], weights: Sequence[float], mean: float | None = 0.0) -> None:
@@ -91,10 +91,10 @@ class Scorer:
                 raise ModelError(what, where=where, fix="check the rewards; None means no reward")
         return Scores([value - (self.mean or 0.0) for value in total.values], total.steps)
 
-    def measure_mean(
-        self, models: PPOModels, schedule: Schedule, config: PPOConfig, sampling: SamplingSettings
-    ) -> None:
-        """Let the mean score of ``center_samples`` responses of the policy, of all processes together, be 0."""
+    def center(self, models: PPOModels, schedule: Schedule, config: PPOConfig, sampling: SamplingSettings) -> None:
+        """Measure the mean score of ``center_samples`` responses of the policy, unless it is known already."""
+        if self.mean is not None:
+            return
         rank, size = world()
         positions = range(rank, config.center_samples, size)
         prompts = [schedule.prompt_at(position) for position in positions]

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Schedule(Dataset[dict[str, Any]]):
-    """Item i is optimiser step i: its rollout, its number among the rollout's updates, and the rollout's prompts.
+    """Item i is optimiser step i: its rollout, its number among the rollout's updates, its minibatch, and the prompts.
 
-    A rollout's prompts are those of all processes. Prompts come in rounds: each round takes every prompt once, in an
-    order of its own that depends on the seed alone.
+    A rollout's prompts are those of all processes. Prompts come in rounds: each round takes every prompt once, in a new
+    order that depends on the seed and nothing else.
 
     Raises RecipeError where there is no prompt.
     """
@@ -33,6 +33,7 @@ class Schedule(Dataset[dict[str, Any]]):
         self.prompts, self.seed = prompts, seed
         batch = config.per_device_train_batch_size * processes
         self.prompts_per_rollout = batch // config.samples_per_prompt
+        self.n_minibatches = config.num_mini_batches
         self.updates_per_rollout = config.num_ppo_epochs * config.num_mini_batches
         self.rollouts = self._count_rollouts(config, batch)
         self.orders: dict[int, list[int]] = {}  # round -> its order of the prompts, of the latest rounds
@@ -53,10 +54,18 @@ class Schedule(Dataset[dict[str, Any]]):
         rollout, update = divmod(step, self.updates_per_rollout)
         first = rollout * self.prompts_per_rollout
         prompts = [self.prompt_at(position) for position in range(first, first + self.prompts_per_rollout)]
-        return {"rollout": rollout, "update": update, "prompts": prompts}
+        return {"rollout": rollout, "update": update, "minibatch": self._minibatch(rollout, update), "prompts": prompts}
+
+    def _minibatch(self, rollout: int, update: int) -> int:
+        """The first epoch takes a rollout's minibatches as they were drawn, each later one in another random order."""
+        epoch, position = divmod(update, self.n_minibatches)
+        order = list(range(self.n_minibatches))
+        if epoch > 0:
+            random.Random(f"{self.seed}/{rollout}/{epoch}").shuffle(order)
+        return order[position]
 
     def prompt_at(self, position: int) -> PromptIds:
-        """The prompt at this position of all rounds, one behind the other."""
+        """The prompt at this position of all rounds, counted through."""
         round_, offset = divmod(position, len(self.prompts))
         if round_ not in self.orders:
             order = list(range(len(self.prompts)))

@@ -29,7 +29,7 @@ class PPOTrainer(PPOLoop):
     ``reward``: a sequence classifier with one output (or its name or folder), a :class:`toolkit.ppo.Ensemble`, a
     function ``f(prompts, completions, completion_ids, **columns)`` as TRL takes it (sync or async; a number, None, or a
     list of (token position, value) steps for each completion), or a list of these, weighted by ``reward_weights``.
-    ``reward_processing_classes``: tokenizers of loaded reward models that have another one than the policy.
+    ``reward_processing_classes``: tokenizers of loaded reward models whose tokenizer is not the policy's.
 
     ``train_dataset``, ``eval_dataset``: rows with a ``prompt``, text or messages; their other columns go to reward
     functions. ``ptx_dataset``: rows with ``prompt`` and ``completion`` for ``ptx_coef``.
@@ -80,8 +80,8 @@ class PPOTrainer(PPOLoop):
         )
 
     def _keep_milestone(self, step: int) -> None:
-        """``milestones/step-N`` in the output folder: the policy whose rollout reached a KL milestone, or its average
-        where one is kept."""
+        """Write ``milestones/step-N`` in the output folder: the policy whose rollout reached a KL milestone, or its
+        average if there is one."""
         self.export(Path(str(self.args.output_dir)) / "milestones" / f"step-{step}")
 
     def evaluate(

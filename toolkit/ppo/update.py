@@ -18,7 +18,7 @@ from toolkit.ppo.rollout import Microbatch, scatter_to_responses
 
 @dataclass(frozen=True)
 class UpdateSums:
-    """What a minibatch adds up over its microbatches and processes. The losses are divided by its tokens already."""
+    """Sums over the microbatches of a minibatch and over processes. The losses are divided by its tokens already."""
 
     policy_loss: float = 0.0
     value_loss: float = 0.0
@@ -36,7 +36,7 @@ class UpdateSums:
         return UpdateSums(*all_sum(torch.tensor(astuple(self), dtype=torch.float64, device=device)).tolist())
 
     def metrics(self, n_tokens: int) -> dict[str, float]:
-        """Entries of the log; ``n_tokens`` are those of the whole minibatch."""
+        """Entries of the log; ``n_tokens``: tokens of the whole minibatch."""
         return {
             "policy/ratio": self.ratio / n_tokens,
             "policy/clip_fraction": self.clipped / n_tokens,
@@ -54,7 +54,7 @@ def token_count(minibatch: Sequence[Microbatch]) -> int:
 
 @dataclass(frozen=True)
 class Update:
-    """Adds gradients to the weights' own. ``backward`` differentiates a loss, as accelerate does it.
+    """Computes gradients and adds them to those that the weights have. ``backward`` differentiates a loss.
 
     With ``critic_only`` the policy's weights get no gradient.
     """
@@ -90,7 +90,7 @@ class Update:
                 values_N = models.values(microbatch.batch)
             value_loss, value_clipped = self._value_loss(values_N, microbatch, n_tokens)
             self.backward(self.config.vf_coef * value_loss)
-        if shared and self.critic_only:  # the critic is its head: the trunk stays as it is
+        if shared and self.critic_only:  # only the head is the critic's; the trunk stays as it is
             for weight in models.policy_parameters():
                 weight.grad = None
         return UpdateSums(
@@ -126,7 +126,10 @@ class Update:
         )
 
     def ptx_gradients(self, texts: Sequence[Tree], step: int) -> UpdateSums:
-        """Gradients of the negative log-likelihood per token of this optimiser step's share of other text."""
+        """Gradients of the negative log-likelihood per token of this optimiser step's texts, weighted by ``ptx_coef``.
+
+        A process computes its share of them.
+        """
         rank, size = world()
         first = step * self.config.ptx_batch_size
         batch = [texts[i % len(texts)] for i in range(first, first + self.config.ptx_batch_size)]

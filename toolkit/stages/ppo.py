@@ -1,4 +1,4 @@
-"""The other arm's second half: PPO against the explicit reward model under a KL penalty."""
+"""The second stage of the arm rm_ppo: PPO against the explicit reward model under a KL penalty."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from toolkit.training.trainer import (
 
 
 def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes ``model/``, the arm's policy, ``checkpoints/step-N/`` along training, and ``critic/``."""
+    """Writes ``model/``, which is the arm's policy, ``checkpoints/step-N/`` along training, and ``critic/``."""
     section = context.ppo
     sft = resolve(str(inputs["sft"] / "model"))
     reward = resolve(str(inputs["reward_model"] / "model"))
@@ -81,7 +81,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     if last_step < steps:
         reporter.line(f"ppo: stopped at step {last_step} of {steps}, KL passed {section.max_kl} nats")
     if distributed.main_process():
-        if last_step != steps:  # stopped early, or resumed with more processes, behind the last step
+        if last_step != steps:  # it stopped early, or resumed with more processes beyond the last step
             stopped_at = last_step
             keep(stopped_at)
         models.save_critic(out / "critic")
