@@ -38,11 +38,11 @@ def test_a_fused_layer_computes_what_pefts_does(new_tiny: Make, more: dict[str, 
     exact, gradients = logits_and_gradients(adapter(new_tiny(), **more), autocast=False)
     errors = []
     for change in (speedups.install, lambda model: model):
-        found, of = logits_and_gradients(change(adapter(new_tiny().bfloat16(), **more)))
-        assert of.keys() == gradients.keys()
-        off = sum(float((of[n] - g).square().sum()) for n, g in gradients.items())
+        rounded, of_rounded = logits_and_gradients(change(adapter(new_tiny().bfloat16(), **more)))
+        assert of_rounded.keys() == gradients.keys()
+        off = sum(float((of_rounded[n] - g).square().sum()) for n, g in gradients.items())
         size = sum(float(g.square().sum()) for g in gradients.values())
-        errors.append((float((found - exact).norm() / exact.norm()), (off / size) ** 0.5))
+        errors.append((float((rounded - exact).norm() / exact.norm()), (off / size) ** 0.5))
     (fused, fused_gradient), (of_peft, peft_gradient) = errors
     assert fused <= 1.2 * of_peft and fused_gradient <= 1.2 * peft_gradient
 
@@ -66,11 +66,11 @@ def test_a_low_rank_product_and_its_gradients() -> None:
     exact = {n: value.double().requires_grad_() for n, value in rounded.items()}
     expected = exact["x"] @ (exact["weight"] + 0.7 * exact["b"] @ exact["a"]).t() + exact["bias"]
     expected.backward(exact["gradient"])
-    of = {"x": rounded["x"].clone().requires_grad_()} | {n: rounded[n].float().requires_grad_() for n in "ab"}
+    x, a, b = rounded["x"].clone().requires_grad_(), *(rounded[n].float().requires_grad_() for n in "ab")
     with torch.autocast("cpu", torch.bfloat16):
-        found = adapters._LoraProduct.apply(of["x"], rounded["weight"], rounded["bias"], of["a"], of["b"], 0.7)
-    found.backward(rounded["gradient"])
-    pairs = [(found, expected)] + [(of[n].grad, exact[n].grad) for n in of]
+        product = adapters._LoraProduct.apply(x, rounded["weight"], rounded["bias"], a, b, 0.7)
+    product.backward(rounded["gradient"])
+    pairs = [(product, expected), *((tensor.grad, exact[n].grad) for n, tensor in (("x", x), ("a", a), ("b", b)))]
     for value, reference in pairs:
         assert float((value.detach().double() - reference.detach()).norm() / reference.detach().norm()) < 2**-8
 
@@ -83,7 +83,7 @@ class DoubledLinear(torch.nn.Linear):
 
 
 def test_what_a_fused_layer_leaves_to_peft(new_tiny: Make) -> None:
-    """Dropout, a base that trains, one that is no plain linear layer, and one with a hook."""
+    """Dropout, a base that trains, one that is another kind of linear layer, and one with a hook."""
     model = speedups.install(adapter(new_tiny(), lora_dropout=0.5)).train()
     with torch.autocast("cpu", torch.bfloat16):
         assert not torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
@@ -95,15 +95,15 @@ def test_what_a_fused_layer_leaves_to_peft(new_tiny: Make) -> None:
     layer.base_layer.requires_grad_(False)
     x = torch.randn(1, 7, layer.in_features)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        plain, bare = layer(x), layer.base_layer(x)
+        adapted, base = layer(x), layer.base_layer(x)
         layer.base_layer.__class__ = DoubledLinear
-        torch.testing.assert_close(layer(x), plain + bare, rtol=0.02, atol=0.05)
+        torch.testing.assert_close(layer(x), adapted + base, rtol=0.02, atol=0.05)
         layer.base_layer.__class__ = torch.nn.Linear
         layer.base_layer.register_forward_hook(lambda module, args, output: 2 * output)
-        torch.testing.assert_close(layer(x), plain + bare, rtol=0.02, atol=0.05)
+        torch.testing.assert_close(layer(x), adapted + base, rtol=0.02, atol=0.05)
 
 
-def test_outside_autocast_an_adapter_is_pefts_own(new_tiny: Make) -> None:
+def test_outside_autocast_an_adapter_computes_as_peft_does(new_tiny: Make) -> None:
     """In bf16 with fp32 adapters, as users call a trained policy; with another adapter, and with none."""
     model, fused = adapter(new_tiny().bfloat16()), speedups.install(adapter(new_tiny().bfloat16()))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Grouped attention against a plain loop, with and without padding, and the models that take it."""
+"""Grouped-query attention against a loop over queries, with and without padding, and the models that take it."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tens
 
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_against_a_plain_loop(rows: int, scaling: float | None) -> None:
+def test_against_a_loop_over_queries(rows: int, scaling: float | None) -> None:
     q, k, v = qkv(rows, 5)
     allowed = torch.ones(2, 1, rows, 5, dtype=torch.bool).tril(5 - rows)
     allowed[1, :, -1, 1:3] = False
-    found, _ = grouped_query_attention(MODULE, q, k, v, additive(allowed), scaling=scaling)
-    torch.testing.assert_close(found, naive(q, k, v, allowed, scaling or WIDTH**-0.5), rtol=0, atol=1e-12)
+    output, _ = grouped_query_attention(MODULE, q, k, v, additive(allowed), scaling=scaling)
+    torch.testing.assert_close(output, naive(q, k, v, allowed, scaling or WIDTH**-0.5), rtol=0, atol=1e-12)
 
 
 def test_without_padding_values_and_gradients_are_those_of_the_rows() -> None:
@@ -64,14 +64,14 @@ def test_without_padding_values_and_gradients_are_those_of_the_rows() -> None:
     weight = torch.randn(1, len(place), HEADS, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     expected = grouped_query_attention(MODULE, *padded, mask)[0].flatten(0, 1)[place][None]
-    found, _ = grouped_query_attention(MODULE, *of_tokens, mask, padding_map=padding_map)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    output, _ = grouped_query_attention(MODULE, *of_tokens, mask, padding_map=padding_map)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     (expected * weight).sum().backward()
-    (found * weight).sum().backward()
-    for ours, theirs in zip(of_tokens, padded, strict=True):
-        gradient = theirs.grad.transpose(1, 2).flatten(0, 1)
+    (output * weight).sum().backward()
+    for tokens, rows in zip(of_tokens, padded, strict=True):
+        gradient = rows.grad.transpose(1, 2).flatten(0, 1)
         assert not gradient[~real.flatten()].any()
-        torch.testing.assert_close(ours.grad.transpose(1, 2)[0], gradient[place], rtol=0, atol=1e-12)
+        torch.testing.assert_close(tokens.grad.transpose(1, 2)[0], gradient[place], rtol=0, atol=1e-12)
 
 
 def test_a_row_that_sees_nothing_under_a_mask_of_another_precision() -> None:
@@ -79,9 +79,9 @@ def test_a_row_that_sees_nothing_under_a_mask_of_another_precision() -> None:
     q, k, v = (tensor.bfloat16() for tensor in qkv(3, 3))
     mask = additive(torch.ones(2, 1, 3, 3, dtype=torch.bool).tril()).float().clamp(min=torch.finfo(torch.float32).min)
     mask[0, :, 0] = torch.finfo(torch.float32).min
-    found, _ = grouped_query_attention(MODULE, q, k, v, mask)
-    assert found.dtype == torch.bfloat16 and bool(found.isfinite().all())
-    torch.testing.assert_close(found[0, 0], v[0].mean(1).repeat_interleave(HEADS // SHARED, 0), rtol=0, atol=0.02)
+    output, _ = grouped_query_attention(MODULE, q, k, v, mask)
+    assert output.dtype == torch.bfloat16 and bool(output.isfinite().all())
+    torch.testing.assert_close(output[0, 0], v[0].mean(1).repeat_interleave(HEADS // SHARED, 0), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("what", ["no mask", "bool mask", "a mask for each head"])
@@ -95,12 +95,12 @@ def test_what_it_leaves_to_sdpa(what: str) -> None:
 
 
 def test_which_models_take_it(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shipped one on a CPU; not one with soft-capped scores, and not one with an attention of its own."""
+    """The shipped one on a CPU; not one with soft-capped scores, and not one whose attention cannot be replaced."""
     assert tiny.config._attn_implementation == GROUPED_QUERY
     small = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     capped = Gemma2Config(**small, intermediate_size=8, num_key_value_heads=1, head_dim=8)
-    own = BloomConfig(vocab_size=16, hidden_size=8, n_layer=1, n_head=1)
-    expected = [(LlamaConfig(**small, intermediate_size=8), True), (capped, False), (own, False)]
+    bloom = BloomConfig(vocab_size=16, hidden_size=8, n_layer=1, n_head=1)
+    expected = [(LlamaConfig(**small, intermediate_size=8), True), (capped, False), (bloom, False)]
     for config, takes in expected:
         assert attention.supports_grouped_query(AutoModelForCausalLM.from_config(config)) == takes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -100,10 +100,10 @@ def test_a_private_name_is_there(names: PrivateNames, name: str) -> None:
         f"{', '.join(CHECKED_AGAINST[names.library])}): toolkit/{names.used_in} needs it, for {names.purpose}"
     )
     try:
-        found = has(instances().get(names.owner) or owner(names.owner), name)
+        is_there = has(instances().get(names.owner) or owner(names.owner), name)
     except AttributeError as error:
         pytest.fail(f"{broken} ({error})")
-    assert found, broken
+    assert is_there, broken
 
 
 def test_the_pinned_versions_were_checked() -> None:
@@ -128,7 +128,7 @@ def sources() -> list[tuple[str, ast.Module]]:
     return [(name, ast.parse(path.read_text(encoding="utf-8"))) for name, path in paths.items()]
 
 
-def own_names(trees: list[ast.Module]) -> set[str]:
+def defined_names(trees: list[ast.Module]) -> set[str]:
     """Private names that this package defines itself."""
     names: set[str] = set()
     for tree in trees:
@@ -144,8 +144,8 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name not in PUBLIC_NAMES
 
 
-def private_uses(tree: ast.Module, own: set[str]) -> Iterator[str]:
-    """Imports from modules that are not public, and private attributes of objects that are not the package's own."""
+def private_uses(tree: ast.Module, defined_here: set[str]) -> Iterator[str]:
+    """Imports from modules that are not public, and private attributes that this package does not define."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported = [(alias.name, "") for alias in node.names]
@@ -156,7 +156,7 @@ def private_uses(tree: ast.Module, own: set[str]) -> Iterator[str]:
         for module, name in imported:
             if module.partition(".")[0] in LIBRARIES and (module not in PUBLIC_MODULES or is_private(name)):
                 yield f"imports {module}.{name}".rstrip(".")
-        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in defined_here:
             yield f"uses .{node.attr}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "setattr"):
             name = node.args[1]
@@ -183,8 +183,10 @@ def overridden() -> Iterator[str]:
 
 def test_other_rooms_use_no_private_name() -> None:
     trees = sources()
-    own = own_names([tree for _, tree in trees])
-    uses = {f"{file} {use}" for file, tree in trees if not ROOM.fullmatch(file) for use in private_uses(tree, own)}
+    defined_here = defined_names([tree for _, tree in trees])
+    uses = {
+        f"{file} {use}" for file, tree in trees if not ROOM.fullmatch(file) for use in private_uses(tree, defined_here)
+    }
     uses |= {use for use in overridden() if not ROOM.match(use)}
     assert uses - ALLOWED.keys() == set(), "move this into engine/fast/ or training/trl.py, or give a reason in ALLOWED"
     assert ALLOWED.keys() - uses == set(), "these are gone: take them out of ALLOWED"

@@ -106,7 +106,7 @@ class _LoraProduct(torch.autograd.Function):
 
 @contextmanager
 def merged_adapters(model: nn.Module) -> Iterator[None]:
-    """The active LoRA adapters are part of the weights inside the context; the exact weights come back behind it.
+    """The active LoRA adapters are part of the weights inside the context; after it the exact weights are back.
 
     Unmerging by subtraction would leave rounding errors in bf16 weights at every rollout, so the tensors are exchanged.
     Each peft layer gives its place to the linear layer that it wraps, since its own forward costs time for each token.

@@ -36,7 +36,7 @@ def install(model: Any, *, replace_attention: bool = False) -> Any:
 
 @contextmanager
 def decoding(model: Any) -> Iterator[None]:
-    """Computes single tokens faster inside the context; the model is the same, bit for bit, behind it.
+    """Computes single tokens faster inside the context, and leaves the model as it was, bit for bit.
 
     ``model`` is the transformers model, without peft's wrapper.
     """
