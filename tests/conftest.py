@@ -21,7 +21,7 @@ from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.recipe.schema import ModelSection
 
-pytest_plugins = ["support.ppo_fixtures", "support.browser"]
+pytest_plugins = ["support.ppo_fixtures", "support.finished_run", "support.browser"]
 
 FP32 = ModelSection(name="tiny", dtype="float32", lora=None)
 # The shipped tokenizer's special ids; random trees hold none of them.

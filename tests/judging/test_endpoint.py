@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from support.running import command, duel, environment
 
 from toolkit.errors import ModelError, RecipeError
 from toolkit.files import write_table
@@ -352,10 +352,11 @@ def test_ctrl_c_and_rerun_ask_the_rest(serve: Any, tmp_path: Any) -> None:
     ]
     write_table(rows, tmp_path / "samples.parquet")
     out = tmp_path / "judged.parquet"
-    command = [sys.executable, "-m", "toolkit.cli", "judge", str(tmp_path / "samples.parquet"), "--policy", "good"]
-    command += ["--baseline", "bad", "--judge", server.spec, "--concurrency", "1", "--out", str(out), "--json"]
-    command += ["--annotations", str(tmp_path / "annotations.json"), "--price", "1", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    arguments = ["judge", str(tmp_path / "samples.parquet"), "--policy", "good", "--baseline", "bad"]
+    arguments += ["--judge", server.spec, "--concurrency", "1", "--out", str(out), "--json"]
+    arguments += ["--annotations", str(tmp_path / "annotations.json"), "--price", "1", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command(*arguments), env=environment(), **pipes) as process:
         deadline = time.monotonic() + 120
         while sum(server.asked.values()) < 4 and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -363,9 +364,7 @@ def test_ctrl_c_and_rerun_ask_the_rest(serve: Any, tmp_path: Any) -> None:
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and stdout == "" and "run the same command again" in stderr, stderr
     assert not out.exists() and 4 <= sum(server.asked.values()) < 2 * N
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)
+    results = json.loads(duel(*arguments).stdout)
     [usage] = results["judge_usage"]
     # at most the request that was under way when Ctrl-C came is asked a second time
     assert len(server.asked) == 2 * N and sum(server.asked.values()) <= 2 * N + 1

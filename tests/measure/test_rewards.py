@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.running import command, duel, duel_process, environment
 
 from toolkit import implicit_rewards
 from toolkit.engine import cache as logp_cache
@@ -34,7 +34,6 @@ from toolkit.recipe.schema import ModelSection
 
 pytestmark = pytest.mark.invariant
 
-ROOT = Path(__file__).parents[2]
 Rows = list[dict[str, Any]]
 
 
@@ -226,20 +225,16 @@ def test_killed_it_goes_on_and_writes_every_row_once(policy: str, tmp_path: Path
     text = "a long film about a short book "
     data.write_text(
         "".join(
-            json.dumps(
-                {"prompt": f"{text * 6} {k}", "chosen": f" good {text * 4}{k}", "rejected": f" bad {text * 3}{k}"}
-            )
+            json.dumps({"prompt": f"{text * 2} {k}", "chosen": f" good {text * 2}{k}", "rejected": f" bad {text}{k}"})
             + "\n"
             for k in range(600)
         )
     )
-    command = [sys.executable, "-m", "toolkit.cli", "rewards", "--policy", policy, "--reference", "tiny"]
-    command += ["--data", str(data), "--beta", "0.1", "--any-reference", "--json", "--out"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = ["rewards", "--policy", policy, "--reference", "tiny"]
+    arguments += ["--data", str(data), "--beta", "0.1", "--any-reference", "--json", "--out"]
     out = tmp_path / "killed.parquet"
-    process = subprocess.Popen(
-        [*command, str(out)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(*arguments, str(out)), env=environment(), **nowhere)
     work = tmp_path / ".killed.parquet.partial"
     deadline = time.monotonic() + 120
     while not list(work.glob("*.npy")):
@@ -250,11 +245,11 @@ def test_killed_it_goes_on_and_writes_every_row_once(policy: str, tmp_path: Path
     assert not out.exists()
     parts = len(list(work.glob("*.npy")))
     assert 0 < parts < 5
-    done = subprocess.run([*command, str(out)], env=environment, capture_output=True, text=True, check=True)
+    done = duel(*arguments, str(out))
     assert json.loads(done.stdout)["responses_computed"]["policy"] == 1200 - 2 * parts * logp_cache.BLOCK
     assert not work.exists() and not list(tmp_path.glob(".killed*"))
     whole = tmp_path / "whole.parquet"
-    subprocess.run([*command, str(whole)], env=environment, capture_output=True, check=True)
+    duel(*arguments, str(whole))
     assert pq.read_table(out).equals(pq.read_table(whole))
     assert pq.ParquetFile(out).num_row_groups == 5
     assert len(values(pq.read_table(out).to_pylist())) == 1200
@@ -288,22 +283,17 @@ def test_stopped_in_its_last_figures_it_computes_nothing_anew(
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_two_processes_share_the_work_and_write_the_same(policy: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_two_processes_share_the_work_and_write_the_same(policy: str, tmp_path: Path) -> None:
     data = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"Film number {k}", "chosen": f" good {k}", "rejected": f" bad {k * k}"} for k in range(300)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, "-m", "toolkit.cli", "rewards", "--policy", policy, "--reference", "tiny", "--json"]
-    command += ["--data", str(data), "--beta", "0.1", "--any-reference", "--out"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = ["rewards", "--policy", policy, "--reference", "tiny", "--json"]
+    arguments += ["--data", str(data), "--beta", "0.1", "--any-reference", "--out"]
+    launch = ["--", "--num_processes", "2", "--main_process_port", "0"]
     tables = []
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29511"]
-    accelerate = ["--", "--num_processes", "1", "--cpu"]
-    for name, before, behind, n in (("one", [], accelerate, 600), ("two", torchrun, [], 2 * (128 + 44))):
+    for name, start, behind, n in (("one", duel, [], 600), ("two", duel_process, launch, 2 * (128 + 44))):
         out = tmp_path / f"{name}.parquet"
-        environment["DUEL_CACHE"] = str(tmp_path / f"cache-{name}")
-        whole = [command[0], *before, *command[1:], str(out), *behind]
-        done = subprocess.run(whole, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+        done = start(*arguments, str(out), *behind, env={"DUEL_CACHE": str(tmp_path / f"cache-{name}")})
         # Of three parts, the main process has the first and the last.
         assert json.loads(done.stdout)["responses_computed"] == {"policy": n, "reference": n}
         tables.append(pq.read_table(out))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from support.run_folder import write_run
-from support.running import ROOT, duel
+from support.running import ROOT, command, duel, environment
 
 from toolkit import progress
 from toolkit.files import write_json
@@ -85,8 +84,8 @@ def test_the_page_follows_the_run(open_page, going: Path, address: str, monkeypa
 
 
 def test_it_says_when_the_server_is_gone(open_page, going: Path) -> None:
-    command = [sys.executable, "-m", "toolkit.cli", "watch", str(going)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command("watch", str(going)), cwd=ROOT, env=environment(), **pipes) as watching:
         assert watching.stdout is not None and watching.stderr is not None
         address = watching.stdout.readline().strip()
         view = open_page(address)

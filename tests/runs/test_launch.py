@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.running import SMALL, duel
+from support.running import SMALL, duel_process
 
 pytestmark = pytest.mark.e2e
 
@@ -21,7 +21,7 @@ def test_two_processes_train_every_stage(tmp_path: Path) -> None:
         "--set=dpo.kl_milestones=[0.000001]",
     ]
     options = [*SMALL, *milestones, "--out", str(out), "--until", "dpo"]
-    done = duel("run", "smoke", *options, "--", "--num_processes", "2", env={"OMP_NUM_THREADS": "1"})
+    done = duel_process("run", "smoke", *options, "--", "--num_processes", "2")
     assert "Traceback" not in done.stderr
     for stage in ("sft", "reward_model", "ppo", "dpo"):
         record = json.loads((out / stage / "stage.json").read_text(encoding="utf-8"))

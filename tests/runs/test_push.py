@@ -12,8 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from huggingface_hub import constants
 from support.hub_standin import TOKEN, Hub, standin
-from support.running import duel
+from support.running import duel, duel_process
 
 from toolkit.files import read_json
 from toolkit.preferences.rows import Comparison, PreferenceRow
@@ -21,6 +22,7 @@ from toolkit.runs import push
 
 pytestmark = pytest.mark.e2e
 
+ONLINE = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 PLAIN = """
 import json, sys
 from datasets import load_dataset
@@ -77,6 +79,13 @@ def probe(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def reach(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment says to a new process, for this one."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
 def loaded(where: str, probe: Path, **environment: str) -> dict:
     command = [sys.executable, "-c", PLAIN, where, str(probe)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, cwd="/")
@@ -109,9 +118,11 @@ def test_a_merged_policy_is_the_one_that_was_trained(local: Path, small_run: Pat
     assert any(not torch.equal(pushed[name], start[name]) for name in trained)
 
 
-def test_the_hub_gets_repositories_that_load_from_it(hub: Hub, small_run: Path, probe: Path, tmp_path: Path) -> None:
-    environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-    printed = duel("push", str(small_run), "me/pair", env=environment).stdout
+def test_the_hub_gets_repositories_that_load_from_it(
+    hub: Hub, small_run: Path, probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), **ONLINE}
+    printed = duel_process("push", str(small_run), "me/pair", env=environment).stdout
     assert f"{hub.endpoint}/me/pair-dpo" in printed
     kinds = {name: kind for kind, name in hub.repositories}
     assert kinds == {f"me/pair-{part}": "datasets" if part == "preferences" else "models" for part in push.PARTS}
@@ -120,7 +131,8 @@ def test_the_hub_gets_repositories_that_load_from_it(hub: Hub, small_run: Path, 
     card = hub.repositories["models", "me/pair-dpo"].files["README.md"].decode()
     assert "base_model: me/pair-sft" in card and "- me/pair-preferences" in card
     before = {name: repository.sha for name, repository in hub.repositories.items()}
-    duel("push", str(small_run), "me/pair", "--only", "dpo", env=environment)
+    reach(hub.endpoint, monkeypatch)
+    duel("push", str(small_run), "me/pair", "--only", "dpo", env={"HF_TOKEN": TOKEN})
     assert {name: repository.sha for name, repository in hub.repositories.items()} == before
 
 
@@ -180,13 +192,14 @@ def test_wrong_words(small_run: Path, tmp_path: Path, arguments: list[str], mess
 
 
 def test_an_unfinished_run_a_taken_folder_and_a_hub_that_refuses(
-    hub: Hub, local: Path, small_run: Path, tmp_path: Path
+    hub: Hub, local: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "no finished run" in duel("push", str(tmp_path), "me/pair", check=2).stderr
     assert "the folder exists" in duel("push", str(small_run), "--to", str(local), check=2).stderr
-    environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_another", "HF_HOME": str(tmp_path)}
-    refused = duel("push", str(small_run), "me/other", "--only", "preferences", env=environment, check=2).stderr
+    reach(hub.endpoint, monkeypatch)
+    other = ["push", str(small_run), "me/other", "--only", "preferences"]
+    refused = duel(*other, env={"HF_TOKEN": "hf_another"}, check=2).stderr
     assert "the hub refused" in refused and "Traceback" not in refused
-    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": TOKEN}
-    away = duel("push", str(small_run), "me/other", "--only", "preferences", env=environment, check=2).stderr
+    reach("http://127.0.0.1:9", monkeypatch)
+    away = duel(*other, env={"HF_TOKEN": TOKEN}, check=2).stderr
     assert "the hub cannot be reached" in away

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.running import SMALL, duel
+from support.running import SMALL, duel_process
 
 pytestmark = pytest.mark.e2e
 
@@ -15,7 +15,7 @@ def test_ray_computes_what_local_runs_do(small_run: Path, tmp_path: Path) -> Non
     pytest.importorskip("ray", reason="ray is not installed")
     out = tmp_path / "sweep"
     grid = ["--grid", "dpo.beta=0.1,0.5", "--out", str(out), *SMALL]
-    done = duel("sweep", "smoke", *grid, "--engine", "ray", "--json", env={"OMP_NUM_THREADS": "1"})
+    done = duel_process("sweep", "smoke", *grid, "--engine", "ray", "--json")
     rows = json.loads(done.stdout)["runs"]
     assert [row["settings"] for row in rows] == [{"dpo.beta": "0.1"}, {"dpo.beta": "0.5"}]
     for name, n in (("data", 1), ("sft", 1), ("reward_model", 1), ("ppo", 1), ("dpo", 2), ("evaluate", 2)):
@@ -31,5 +31,5 @@ def test_what_a_user_can_mend_comes_back_from_a_task(tmp_path: Path) -> None:
     data = tmp_path / "bad.jsonl"
     data.write_text('{"prompt": "a", "chosen": "b"}\n')
     grid = ["--grid", "dpo.beta=0.1,0.5", "--out", str(tmp_path / "sweep"), f"--set=data.source={data}"]
-    done = duel("sweep", "smoke", *grid, "--engine", "ray", check=2)
+    done = duel_process("sweep", "smoke", *grid, "--engine", "ray", check=2)
     assert "bad.jsonl" in done.stderr and "Traceback" not in done.stderr

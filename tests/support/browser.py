@@ -1,25 +1,14 @@
-"""A finished run, and a real browser for the tests of pages with what went wrong on a page."""
+"""A real browser for the tests of pages, with what went wrong on a page."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.running import SMALL, duel
-
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-
-
-@pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of smoke in the smallest useful size. Copy it before you change it."""
-    out = tmp_path_factory.mktemp("finished") / "small"
-    duel("run", "smoke", "--out", str(out), *SMALL)
-    return out
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from support.running import SMALL, duel
+from support.running import SMALL, duel, duel_process
 
 pytestmark = pytest.mark.e2e
 
@@ -50,7 +50,8 @@ def test_tensorboard_has_every_number_of_the_log(tmp_path: Path) -> None:
 def test_wandb_gets_a_run_for_each_stage(tmp_path: Path) -> None:
     out = tmp_path / "run"
     environment = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
-    duel("run", "smoke", "--out", str(out), *FEW, "--until", "reward_model", "--set=report_to=[wandb]", env=environment)
+    more = ["--until", "reward_model", "--set=report_to=[wandb]"]
+    duel_process("run", "smoke", "--out", str(out), *FEW, *more, env=environment)
     files = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
     assert sum(b"smoke-sft" in file.read_bytes() for file in files) == 1
@@ -61,9 +62,8 @@ def test_wandb_gets_a_run_for_each_stage(tmp_path: Path) -> None:
 def test_trackio_gets_a_run_for_each_stage(tmp_path: Path) -> None:
     out = tmp_path / "run"
     environment = {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
-    duel(
-        "run", "smoke", "--out", str(out), *FEW, "--until", "reward_model", "--set=report_to=[trackio]", env=environment
-    )
+    more = ["--until", "reward_model", "--set=report_to=[trackio]"]
+    duel_process("run", "smoke", "--out", str(out), *FEW, *more, env=environment)
     (database,) = (tmp_path / "trackio").glob("duel*.db")
     with sqlite3.connect(database) as connection:
         names = {name for (name,) in connection.execute("SELECT DISTINCT run_name FROM metrics")}
