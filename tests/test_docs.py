@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
-from support.running import ROOT, duel
+from support.running import ROOT, duel, duel_process
 
 from toolkit.cli.main import cli
 from toolkit.preferences.reading import read_preferences
@@ -91,7 +91,8 @@ def test_every_duel_command_runs(command: str, folder: Path) -> None:
     environment = dict(word.split("=", 1) for word in words[:at])
     if "PYTHONPATH" in environment:
         environment["PYTHONPATH"] += os.pathsep + str(ROOT)
-    done = duel(*words[at + 1 :], cwd=folder, check=None, env=environment)
+    start = duel_process if environment or "--" in words else duel
+    done = start(*words[at + 1 :], cwd=folder, check=None, env=environment)
     assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     assert done.stdout or "--until" in command, command  # a run that stops on the way has no result to print
 

@@ -63,8 +63,8 @@ def command(*args: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of a process that computes what this one does: one thread, and the package of this folder."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    """Of a process that computes what this one does: one thread, and the packages of this folder."""
+    path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
@@ -82,3 +82,20 @@ def checked(done: Done, code: int | None) -> Done:
     if code is not None:
         assert done.returncode == code, done.stderr[-3000:]
     return done
+
+
+def python(*arguments: str, check: int = 0) -> None:
+    """Run Python in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment(), check=False, timeout=500
+    )
+    checked(done, check)
+
+
+def in_two_processes(module: str, *arguments: str) -> None:
+    """Run a module under `accelerate launch`.
+
+    Without --multi_gpu it starts a single process where there is no GPU; the processes then take gloo.
+    """
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    python(*launch, "-m", module, *arguments)
