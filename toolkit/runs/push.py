@@ -36,7 +36,7 @@ from toolkit.report.numbers import interval, number, percent
 from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, read_document
 
 # What the hub's HTTP client raises, and the hub lets through: of httpx in huggingface_hub 1, of httpx2 in 2.
-HTTP_ERROR = HfHubHTTPError.__bases__[0]
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 CARDS = Path(__file__).parent / "cards"
 STAGE_OF = {"sft": "sft", "ppo": "ppo", "dpo": "dpo", "reward-model": "reward_model"}
 POLICY_OF = {"sft": "sft", "ppo": "rm_ppo", "dpo": "dpo"}

@@ -17,8 +17,8 @@ def main(request: Path) -> int:
 
     from toolkit.engine.distributed import leave_group, main_process, world
 
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     asked = read_json(request)
     writes = main_process()
     # The request lies in RUN/.work/STAGE-KEY.
