@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -44,14 +45,19 @@ def duel(*args: str, cwd: Path = ROOT, check: int | None = 0, env: Mapping[str, 
     with (
         pytest.MonkeyPatch.context() as patch,
         mock.patch.dict(os.environ, env or {}),
-        warnings.catch_warnings(),  # the command line shows warnings in its own way
+        warnings.catch_warnings(),
         redirect_stdout(stdout),
         redirect_stderr(stderr),
         pytest.raises(SystemExit) as stopped,
     ):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["duel", *args])
-        main()
+        for logger in ("toolkit", "py.warnings"):
+            patch.setattr(logging.getLogger(logger), "handlers", [])
+        try:
+            main()
+        finally:
+            logging.captureWarnings(False)
     code = stopped.value.code
     assert isinstance(code, int)
     return checked(Done(["duel", *args], code, stdout.getvalue(), stderr.getvalue()), check)
