@@ -22,6 +22,22 @@ def simulated(
     return (rng.random(n) < p).astype(float), policy.astype(float), baseline.astype(float)
 
 
+def gapped(
+    n: int, gap: float, length_effect: float, seed: int, *, shape: str = "saturated"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The baseline is longer by ``gap`` standard deviations; at equal length the log odds are 0.5."""
+    rng = np.random.default_rng(seed)
+    delta = rng.normal(gap, 1.0, n)
+    seen = {
+        "none": 0.0 * delta,
+        "linear": delta,
+        "saturated": np.tanh(delta / delta.std(ddof=1)),
+        "step": np.sign(delta),
+    }
+    p = 1 / (1 + np.exp(-(length_effect * seen[shape] + 0.5)))
+    return (rng.random(n) < p).astype(float), 500.0 - 100.0 * delta, np.full(n, 500.0)
+
+
 def write_table(folder: Path, n: int = 60, sums: tuple[float, float] = (-1.0, 2.0)) -> None:
     rng = np.random.default_rng(0)
     rows = [f"{k},id{k},set,100,{v}" for k, v in enumerate(rng.normal(size=n))]
@@ -46,9 +62,43 @@ def test_interval_covers_the_truth() -> None:
     truth = 1 / (1 + np.exp(-0.5))
     inside = 0
     for seed in range(100):
-        fit = length_controlled_win_rate(*simulated(200, -1.0, 0.5, seed), n_resamples=200, seed=seed)
+        fit = length_controlled_win_rate(*gapped(200, 0.5, -1.0, seed), n_resamples=200, seed=seed)
         inside += fit.ci_low <= truth <= fit.ci_high  # type: ignore[operator]
     assert 88 <= inside <= 99
+
+
+@pytest.mark.parametrize("shape", ["none", "linear", "saturated", "step"])
+@pytest.mark.parametrize("gap", [0.0, 1.0, 1.5, 2.0, 4.0, 12.0])
+def test_any_gap_between_lengths_gives_the_truth_or_a_reason(gap: float, shape: str) -> None:
+    """Lengths that lie ``gap`` standard deviations apart, and a judge who likes length in four ways."""
+    truth, known, inside = 1 / (1 + np.exp(-0.5)), 0, 0
+    for seed in range(20):
+        data = gapped(200, gap, -1.0, seed, shape=shape)
+        fit = length_controlled_win_rate(*data, n_resamples=200, seed=seed)
+        if fit.lc_win_rate is None:
+            assert fit.ci_low is None and fit.ci_high is None and "of 200 prompts" in (fit.reason or "")
+        else:
+            known += 1
+            inside += fit.ci_low <= truth <= fit.ci_high  # type: ignore[operator]
+    assert inside >= 0.8 * known  # of 20 intervals of 95%, 16 cover in all but one case in ten thousand
+    assert known == 20 if gap <= 1.0 else known < 20 if gap < 2.0 else known == 0
+
+
+def test_a_side_that_is_always_longer_has_no_estimate() -> None:
+    """A preference of 0.2 that does not depend on length: the regression used to end in an ArithmeticError."""
+    rng = np.random.default_rng(0)
+    preferences = (rng.random(200) < 0.2).astype(float)
+    fit = length_controlled_win_rate(preferences, rng.normal(450, 40, 200), rng.normal(95, 50, 200), n_resamples=200)
+    assert (fit.lc_win_rate, fit.ci_low, fit.ci_high) == (None, None, None)
+    assert fit.reason is not None and "200 of 200 prompts" in fit.reason
+
+
+def test_the_constant_is_not_pulled_to_one_half() -> None:
+    preferences = np.array([1.0] * 11 + [0.0])
+    fit = length_controlled_win_rate(preferences, np.full(12, 80.0), np.full(12, 80.0), n_resamples=50)
+    assert fit.lc_win_rate == pytest.approx(11 / 12, abs=1e-3)
+    won = length_controlled_win_rate(np.ones(20), np.full(20, 80.0), np.full(20, 80.0), n_resamples=50)
+    assert won.lc_win_rate == 1.0 and won.ci_low == pytest.approx(0.025 ** (1 / 20))
 
 
 def test_draws_equal_refits_to_full_convergence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from toolkit.errors import DataError
 
 Floats = NDArray[np.float64]
 _CHUNK_ELEMENTS = 1 << 20  # resampled indices held at once: 8 MiB, so that memory does not grow with n_resamples
+_DRAWS_AT_ONCE = 64  # 64 x 805 doubles stay in the second-level cache
 
 
 class BootstrapOptions(TypedDict):
@@ -74,6 +75,13 @@ def resample_counts(n: int, n_resamples: int, seed: int) -> Iterator[Floats]:
         yield np.bincount(flat, minlength=rows * n).reshape(rows, n).astype(np.float64)
 
 
+def resamples(n: int, n_resamples: int, seed: int) -> Iterator[Floats]:
+    """The counts of :func:`resample_counts`, a few draws at a time, for statistics that hold (draws, n) values."""
+    for counts_CN in resample_counts(n, n_resamples, seed):
+        for at in range(0, len(counts_CN), _DRAWS_AT_ONCE):
+            yield counts_CN[at : at + _DRAWS_AT_ONCE]
+
+
 def bca_interval(
     value: float, draws_B: Floats, jackknife_N: Floats, confidence: float
 ) -> tuple[float | None, float | None]:
@@ -100,7 +108,14 @@ def bca_interval(
     return float(low), float(high)
 
 
-def _interval_without_spread(
+def percentile_interval(draws_B: Floats, confidence: float) -> tuple[float, float]:
+    """The percentile interval of bootstrap draws (B,)."""
+    alpha = (1.0 - confidence) / 2.0
+    low, high = np.quantile(draws_B, [alpha, 1.0 - alpha])
+    return float(low), float(high)
+
+
+def interval_without_spread(
     value: float, n: int, bounds: tuple[float, float], confidence: float
 ) -> tuple[float, float]:
     """Interval of a bounded mean whose n observations are all equal.
@@ -142,7 +157,7 @@ def bootstrap_mean(
         value = float(values_N[0])
         if bounds is None:
             return Estimate(value, 0.0 if n > 1 else None, None, None, n)
-        return Estimate(value, 0.0 if n > 1 else None, *_interval_without_spread(value, n, bounds, confidence), n)
+        return Estimate(value, 0.0 if n > 1 else None, *interval_without_spread(value, n, bounds, confidence), n)
     draws_B = np.concatenate([values_N[index].mean(axis=-1) for index in resample_indices(n, n_resamples, seed)])
     jackknife_N = (values_N.sum() - values_N) / (n - 1)
     return Estimate(mean, standard_error, *bca_interval(mean, draws_B, jackknife_N, confidence), n)

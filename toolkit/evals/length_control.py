@@ -5,6 +5,11 @@ logistic regression of the preference on tanh of the standardised length differe
 the policy, evaluated at no length difference. Without the table there is no difficulty and no regularising data, so the
 regression is on length and policy alone. Intervals resample prompts and refit: the standard error that AlpacaEval
 publishes is the spread of fitted values, which leaves out the uncertainty of the fit.
+
+A win rate at equal length can be estimated only where lengths overlap. If one side is longer on nearly every prompt,
+its length and the side itself explain the preference equally well, and the data do not tell them apart. Without the
+table the result is then None with a reason. AlpacaEval's estimate stays as it is published: its other rows tie the
+effect of length down.
 """
 
 from __future__ import annotations
@@ -21,18 +26,28 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from toolkit.errors import DataError
-from toolkit.evals.intervals import Floats, check_settings, resample_counts
-from toolkit.evals.logistic import Block, fit_l1_logistic
+from toolkit.evals.intervals import (
+    Floats,
+    check_settings,
+    interval_without_spread,
+    percentile_interval,
+    resamples,
+)
+from toolkit.evals.logistic import Block, fit_l1_logistic, fit_l2_logistic
 from toolkit.evals.winrate import checked_preferences
 
 _CS = np.logspace(-4, 4, 10)  # sklearn's Cs=10, which AlpacaEval uses
-_FIXED_C = 10.0  # moves the mean prediction by 1/(10 n) at most, and keeps a policy that wins everything finite
+# The ridge of the regression without a table: of the effect of length, which keeps separable data finite, and of the
+# constant, which is there for the arithmetic alone and moves the win rate by less than 1e-4.
+_RIDGE = (0.1, 1e-3)
+# The side that is longer on fewer prompts must be so on this share of them, and on this many.
+MIN_OVERLAP_SHARE = 0.1
+MIN_OVERLAP_PROMPTS = 5
 _FOLDS = 5
 _FIT_TOLERANCE = 1e-9
 # Newton converges quadratically: after a step of 2e-3 the coefficients are within about 1e-6, which is three orders of
 # magnitude below the spread of the draws
 _DRAW_TOLERANCE = 2e-3
-_DRAWS_AT_ONCE = 64  # 64 x 805 doubles stay in the second-level cache
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,8 @@ class LengthControlled:
 
     ``length`` is the coefficient of tanh(D/sd(D)), where D is the characters of the baseline minus those of the policy.
     ``difficulty`` and ``policy`` are the coefficients of the instruction's difficulty and of the policy itself. ``c``
-    is the inverse strength of the L1 penalty.
+    is the inverse strength of the L1 penalty; it is None without a table. ``variant`` is ``alpaca_eval`` (with its
+    table) or ``length_only``. ``reason`` says why there is no estimate.
     """
 
     lc_win_rate: float | None
@@ -68,6 +84,8 @@ class LengthControlled:
     difficulty: float | None = None
     policy: float | None = None
     c: float | None = None
+    variant: str = "length_only"
+    reason: str | None = None
 
 
 def load_length_table(folder: str | Path) -> LengthTable:
@@ -159,45 +177,101 @@ def length_controlled_win_rate(
 
     With ``table`` and the ``difficulty`` of each row the regression is that of AlpacaEval 2: L1 penalised, without an
     intercept, its strength chosen by 5-fold cross-validation. Without them it is ``logit p = a*tanh(D/sd(D)) + c`` with
-    a fixed, weak penalty: cross-validation on a few dozen prompts would shrink the win rate to exactly one half. Rows
-    without a preference or a length are left out. All fields are None for fewer than 10 rows (two per fold).
+    a weak ridge on a alone: a penalty on c would pull the win rate towards one half. Rows without a preference or a
+    length are left out.
+
+    There is no estimate (``reason`` says why) for fewer than 10 rows, two per fold; without a table where lengths do
+    not overlap (:func:`lacks_overlap`); and where the regression does not converge.
 
     The interval is the percentile interval of refits on resampled prompts. A refit computes sd(D) and all coefficients
-    anew; the strength of the penalty and the gamed rows stay.
+    anew; the strength of the penalty and the gamed rows stay. Where all preferences are equal it is the exact binomial
+    one.
 
     Raises:
         DataError: arrays of different lengths, or a table without difficulties.
     """
     check_settings(n_resamples, confidence)
     rows = _usable_rows(preferences, policy_length, baseline_length, difficulty, table)
-    n = len(rows.preferences)
+    n, variant = len(rows.preferences), "alpaca_eval" if table is not None else "length_only"
+
+    def unknown(reason: str) -> LengthControlled:
+        return LengthControlled(None, None, None, None, n, variant=variant, reason=reason)
+
     if n < 2 * _FOLDS:
-        return LengthControlled(None, None, None, None, n)
-    gamed = [] if table is None else [_gamed_block(table)]
+        return unknown(f"{n} prompts have a preference and both lengths; the regression needs {2 * _FOLDS}")
+    try:
+        if table is not None:
+            return _alpaca_eval(rows, table, n_resamples, confidence, seed)
+        if (problem := lacks_overlap(rows.length_difference)) is not None:
+            return unknown(problem)
+        return _length_only(rows, n_resamples, confidence, seed)
+    except ArithmeticError as error:
+        return unknown(str(error))
+
+
+def lacks_overlap(difference_N: Floats, feature: str = "length") -> str | None:
+    """Why differences of a feature cannot say what no difference would give; None where they can."""
+    first, second = int(np.sum(difference_N <= 0.0)), int(np.sum(difference_N >= 0.0))
+    n = len(difference_N)
+    if min(first, second) >= max(MIN_OVERLAP_PROMPTS, MIN_OVERLAP_SHARE * n):
+        return None
+    return (
+        f"one side has more {feature} on {max(first, second)} of {n} prompts: such data cannot tell the effect of "
+        f"{feature} from the policies' own"
+    )
+
+
+def _alpaca_eval(rows: _Rows, table: LengthTable, n_resamples: int, confidence: float, seed: int) -> LengthControlled:
+    """The estimate of AlpacaEval 2, with an interval from refits."""
+    gamed = [_gamed_block(table)]
+    n = len(rows.preferences)
     block = rows.block(rows.length_difference.std(ddof=1), np.ones(n))
-    c = _cross_validated_c([block, *gamed]) if table is not None else _FIXED_C
+    c = _cross_validated_c([block, *gamed])
     start = np.zeros((1, len(rows.shared) + 1))
     beta = fit_l1_logistic([block, *gamed], start, np.array([c]), _FIT_TOLERANCE)[0]
-    draws_B = np.concatenate(
-        [
-            _refit(rows, gamed, beta, c, counts_CN[at : at + _DRAWS_AT_ONCE])
-            for counts_CN in resample_counts(n, n_resamples, seed)
-            for at in range(0, len(counts_CN), _DRAWS_AT_ONCE)
-        ]
-    )
-    alpha = (1.0 - confidence) / 2.0
-    low, high = np.quantile(draws_B, [alpha, 1.0 - alpha])
+    draws_B = np.concatenate([_refit(rows, gamed, beta, c, counts) for counts in resamples(n, n_resamples, seed)])
+    low, high = percentile_interval(draws_B, confidence)
     return LengthControlled(
         float(rows.win_rates(beta[None]).mean()),
         float(draws_B.std(ddof=1)) if n_resamples > 1 else None,
-        float(low),
-        float(high),
+        low,
+        high,
         n,
         length=float(beta[0]),
-        difficulty=float(beta[1]) if table is not None else None,
+        difficulty=float(beta[1]),
         policy=float(beta[-1]),
         c=c,
+        variant="alpaca_eval",
     )
+
+
+def _length_only(rows: _Rows, n_resamples: int, confidence: float, seed: int) -> LengthControlled:
+    """sigmoid(c) of ``logit p = a*tanh(D/sd(D)) + c``."""
+    n, p_N, delta_N = len(rows.preferences), rows.preferences, rows.length_difference
+
+    def fit(counts_BN: Floats) -> Floats:
+        scale_B1 = _spread(delta_N, counts_BN)[:, None]
+        length_BN = np.tanh(delta_N / np.where(scale_B1 > 0.0, scale_B1, np.inf))
+        x_BNK = np.stack([length_BN, np.ones_like(length_BN)], axis=-1)
+        return fit_l2_logistic(x_BNK, p_N, counts_BN, np.array(_RIDGE), _DRAW_TOLERANCE)
+
+    beta = fit(np.ones((1, n)))[0]
+    if np.ptp(p_N) == 0.0:
+        value, standard_error = float(p_N[0]), 0.0
+        low, high = interval_without_spread(value, n, (0.0, 1.0), confidence)
+    else:
+        value = float(expit(beta[-1]))
+        draws_B = np.concatenate([expit(fit(counts)[:, -1]) for counts in resamples(n, n_resamples, seed)])
+        standard_error = float(draws_B.std(ddof=1))
+        low, high = percentile_interval(draws_B, confidence)
+    return LengthControlled(value, standard_error, low, high, n, length=float(beta[0]), policy=float(beta[-1]))
+
+
+def _spread(delta_N: Floats, counts_BN: Floats) -> Floats:
+    """sd(D) with ddof 1 of each resample, (B,)."""
+    n = len(delta_N)
+    variance_B = (counts_BN @ delta_N**2 - (counts_BN @ delta_N) ** 2 / n) / (n - 1)
+    return np.asarray(np.sqrt(np.maximum(variance_B, 0.0)), dtype=np.float64)
 
 
 def _usable_rows(
@@ -230,9 +304,8 @@ def _gamed_block(table: LengthTable) -> Block:
 
 def _refit(rows: _Rows, gamed: list[Block], start_K: Floats, c: float, counts_BN: Floats) -> Floats:
     """Length-controlled win rates (B,) of resamples that draw each prompt ``counts_BN`` times."""
-    n, delta_N = len(rows.preferences), rows.length_difference
-    sd_B = np.sqrt(np.maximum(counts_BN @ delta_N**2 - (counts_BN @ delta_N) ** 2 / n, 0.0) / (n - 1))
-    blocks = [rows.block(sd_B[:, None], counts_BN), *gamed]
+    n = len(rows.preferences)
+    blocks = [rows.block(_spread(rows.length_difference, counts_BN)[:, None], counts_BN), *gamed]
     starts_BK = np.tile(start_K, (len(counts_BN), 1))
     beta_BK = fit_l1_logistic(blocks, starts_BK, np.full(len(counts_BN), c), _DRAW_TOLERANCE)
     return np.asarray(np.einsum("bn,bn->b", rows.win_rates(beta_BK), counts_BN) / n, dtype=np.float64)

@@ -131,21 +131,29 @@ def _proximal_step(beta_BK: Floats, gradient_BK: Floats, hessian_BKK: Floats, pe
     return step
 
 
-def fit_l2_logistic(x_NK: Floats, targets_N: Floats, weights_BN: Floats, c: float, tolerance: float) -> Floats:
-    """B logistic regressions without intercept, (B, K): argmin |b|^2 / 2 + c * sum w * logloss, by Newton's method.
+def fit_l2_logistic(x: Floats, targets_N: Floats, weights_BN: Floats, ridge_K: Floats, tolerance: float) -> Floats:
+    """B logistic regressions, (B, K): argmin sum ridge * b^2 / 2 + sum w * logloss, by Newton's method.
+
+    ``x`` are the features, (N, K), or (B, N, K) where they differ between the regressions. ``ridge_K`` is each
+    coefficient's own penalty.
 
     Raises:
         ArithmeticError: no convergence in 100 steps.
     """
-    n, k = x_NK.shape
+    k = x.shape[-1]
     beta_BK = np.zeros((len(weights_BN), k))
-    products = (x_NK[:, :, None] * x_NK[:, None, :]).reshape(n, k * k)
     for iteration in range(100):
-        p_BN = expit(beta_BK @ x_NK.T)
-        gradient = (weights_BN * (p_BN - targets_N)) @ x_NK + beta_BK / c
-        curvature = (weights_BN * p_BN * (1.0 - p_BN)) @ products
-        hessian = curvature.reshape(-1, k, k) + np.eye(k) / c
-        step = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        eta_BN = beta_BK @ x.T if x.ndim == 2 else np.einsum("bnk,bk->bn", x, beta_BK)
+        p_BN = expit(eta_BN)
+        residual_BN, curvature_BN = weights_BN * (p_BN - targets_N), weights_BN * p_BN * (1.0 - p_BN)
+        if x.ndim == 2:
+            gradient = residual_BN @ x
+            hessian = np.einsum("bn,nk,nl->bkl", curvature_BN, x, x, optimize=True)
+        else:
+            gradient = np.einsum("bn,bnk->bk", residual_BN, x)
+            hessian = (curvature_BN[:, :, None] * x).transpose(0, 2, 1) @ x
+        gradient = gradient + beta_BK * ridge_K
+        step = -np.linalg.solve(hessian + np.diag(ridge_K), gradient[:, :, None])[:, :, 0]
         # far from the optimum of separable data a whole step may overshoot for ever; half a step does not
         beta_BK += np.clip(step, -2.0, 2.0) * (1.0 if iteration < 20 else 0.5)
         if np.abs(step).max() < tolerance:

@@ -16,14 +16,21 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from toolkit.errors import DataError
-from toolkit.evals.intervals import check_settings, resample_counts
+from toolkit.evals.intervals import (
+    Floats,
+    check_settings,
+    interval_without_spread,
+    percentile_interval,
+    resamples,
+)
+from toolkit.evals.length_control import lacks_overlap
 from toolkit.evals.logistic import fit_l2_logistic
 from toolkit.evals.winrate import checked_preferences
 
 FEATURES = ("length", "lists", "headers", "bold")
-_C = 10.0  # inverse strength of the ridge, which is weak: it keeps a policy that wins everything finite
+# A weak ridge on the effects of style; on the constant it is there for the arithmetic alone.
+_RIDGE = (*(0.1 for _ in FEATURES), 1e-3)
 _TOLERANCE = 1e-8
-_DRAWS_AT_ONCE = 64
 _MIN_ROWS = 25  # five for each coefficient
 _CODE = re.compile(r"```.*?(```|\Z)", re.DOTALL)
 _LIST = re.compile(r"^[ \t]*(?:[-*+]|\d+[.)])[ \t]+\S", re.MULTILINE)
@@ -56,7 +63,7 @@ class StyleControlled:
     """A style-controlled win rate, as a fraction of one.
 
     ``effects`` are the log odds that a feature adds where only the policy's response has it. A feature that never
-    differs has effect 0. All fields are None for fewer than 25 rows.
+    differs has effect 0. ``reason`` says why there is no estimate.
     """
 
     win_rate: float | None
@@ -64,6 +71,7 @@ class StyleControlled:
     ci_high: float | None
     n: int
     effects: dict[str, float] | None = None
+    reason: str | None = None
 
 
 def style_controlled_win_rate(
@@ -80,9 +88,10 @@ def style_controlled_win_rate(
     ``preferences`` (n,) are NaN where there is no judgement. ``policy`` and ``baseline`` (n, 4) are the counts of both
     responses in the order of ``FEATURES``, NaN where they are not known. Rows with a NaN are left out.
 
-    The regression is ``logit p = a . x + c`` under a weak ridge, where x are the four feature differences, each in
-    [-1, 1]. The win rate is sigmoid(c), and the interval the percentile interval of refits on resampled prompts. It is
-    wide where one side always uses a feature and the other never does: such data cannot tell policy and style apart.
+    The regression is ``logit p = a . x + c``, with a weak ridge on a, where x are the four feature differences, each in
+    [-1, 1]. The win rate is sigmoid(c), and the interval the percentile interval of refits on resampled prompts. There
+    is no estimate for fewer than 25 rows, nor where one side has more of a feature on nearly every prompt: such data
+    cannot tell policy and style apart.
 
     Raises:
         DataError: arrays of other shapes.
@@ -101,14 +110,26 @@ def style_controlled_win_rate(
     p_N, x_NK = p_N[usable], x_NK[usable]
     n = len(p_N)
     if n < _MIN_ROWS:
-        return StyleControlled(None, None, None, n)
-    x_NK = np.column_stack([x_NK, np.ones(n)])
-    beta_K = fit_l2_logistic(x_NK, p_N, np.ones((1, n)), _C, _TOLERANCE)[0]
-    draws = []
-    for counts_CN in resample_counts(n, n_resamples, seed):
-        for at in range(0, len(counts_CN), _DRAWS_AT_ONCE):
-            draws.append(fit_l2_logistic(x_NK, p_N, counts_CN[at : at + _DRAWS_AT_ONCE], _C, _TOLERANCE)[:, -1])
-    alpha = (1.0 - confidence) / 2.0
-    low, high = np.quantile(expit(np.concatenate(draws)), [alpha, 1.0 - alpha])
+        return StyleControlled(None, None, None, n, reason=f"{n} prompts; the regression needs {_MIN_ROWS}")
+    for name, difference_N in zip(FEATURES, x_NK.T, strict=True):
+        if (problem := lacks_overlap(difference_N, name)) is not None:
+            return StyleControlled(None, None, None, n, reason=problem)
+    if np.ptp(p_N) == 0.0:
+        value = float(p_N[0])
+        return StyleControlled(value, *interval_without_spread(value, n, (0.0, 1.0), confidence), n)
+    try:
+        return _fitted(np.column_stack([x_NK, np.ones(n)]), p_N, n_resamples, confidence, seed)
+    except ArithmeticError as error:
+        return StyleControlled(None, None, None, n, reason=str(error))
+
+
+def _fitted(x_NK: Floats, p_N: Floats, n_resamples: int, confidence: float, seed: int) -> StyleControlled:
+    """The estimate from features (n, 5), the constant last, and preferences (n,)."""
+    n, ridge_K = len(p_N), np.array(_RIDGE)
+    beta_K = fit_l2_logistic(x_NK, p_N, np.ones((1, n)), ridge_K, _TOLERANCE)[0]
+    draws_B = np.concatenate(
+        [fit_l2_logistic(x_NK, p_N, counts, ridge_K, _TOLERANCE)[:, -1] for counts in resamples(n, n_resamples, seed)]
+    )
+    low, high = percentile_interval(np.asarray(expit(draws_B), dtype=np.float64), confidence)
     effects = dict(zip(FEATURES, beta_K[:-1].tolist(), strict=True))
-    return StyleControlled(float(expit(beta_K[-1])), float(low), float(high), n, effects)
+    return StyleControlled(float(expit(beta_K[-1])), low, high, n, effects)

@@ -32,7 +32,8 @@ class WinRate:
     - ``standard_error`` is sd(ddof 1)/sqrt n, and ``ci_*`` the BCa bootstrap interval over prompts.
     - ``p_value`` belongs to the paired permutation test of "no difference"; ``holm_p`` is corrected for the number of
       rows that are reported together.
-    - ``lc_*`` is the length-controlled and ``sc_*`` the style-controlled win rate.
+    - ``lc_*`` is the length-controlled and ``sc_*`` the style-controlled win rate. ``lc_variant`` is ``alpaca_eval``
+      (with AlpacaEval's table) or ``length_only``; ``*_reason`` says why there is no estimate.
     - ``slice`` names the prompts that the row is over; None means all of them.
     - ``position_consistency`` is the share of prompts, judged in both orders, with the same verdict (win, tie, loss) in
       both. ``first_slot_rate`` is the mean preference for the response shown first: 0.5 without position bias.
@@ -67,6 +68,9 @@ class WinRate:
     sc_ci_high: float | None = None
     style_effects: dict[str, float] | None = None
     slice: str | None = None
+    lc_variant: str | None = None
+    lc_reason: str | None = None
+    sc_reason: str | None = None
 
     def as_dict(self) -> dict[str, str | float | int | dict[str, float] | None]:
         return asdict(self)

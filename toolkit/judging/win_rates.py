@@ -339,6 +339,7 @@ def _with_style_control(
         sc_ci_low=result.ci_low,
         sc_ci_high=result.ci_high,
         style_effects=result.effects,
+        sc_reason=result.reason,
     )
 
 
@@ -362,7 +363,14 @@ def _with_length_control(
     result = length_controlled_win_rate(
         preferences, policy_lengths, baseline_lengths, difficulty=difficulty, table=table, **intervals
     )
-    return replace(row, lc_win_rate=result.lc_win_rate, lc_ci_low=result.ci_low, lc_ci_high=result.ci_high)
+    return replace(
+        row,
+        lc_win_rate=result.lc_win_rate,
+        lc_ci_low=result.ci_low,
+        lc_ci_high=result.ci_high,
+        lc_variant=result.variant,
+        lc_reason=result.reason,
+    )
 
 
 def _difficulties(members: Sequence[Judgement], table: LengthTable, alignment: Alignment, policy: str) -> Floats:
