@@ -1,0 +1,184 @@
+"""The verdict between the two arms: what has to hold before one of them is called better.
+
+Each condition guards against a way in which a verdict has been wrong:
+
+- The interval of the win rate and the permutation test agree. A bootstrap interval alone is too narrow for few prompts:
+  of two equal arms it calls one better in 13.5% of runs with 6 prompts. The permutation test holds its level at any
+  number of prompts.
+- At least ``MIN_PROMPTS`` prompts are judged, and at least ``MIN_COVERAGE`` of the prompts. Prompts whose judgement
+  failed are not a random part of all.
+- Every independent judge sees the same arm ahead, or one judge was named as the primary one. With several judges and no
+  primary one, the prompt's mean over the judges decides, and the order of the judges changes nothing.
+- The difference is one that counts: an interval within ``smallest_effect`` of one half means "no practical difference",
+  however small its p value is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+ARMS = ("rm_ppo", "dpo")
+NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO"}
+# A judge that an arm was trained on cannot decide between the arms.
+TRAINED_ON = {
+    "rm": "the reward model that PPO was trained against",
+    "implicit": "the implicit reward of DPO's own policy",
+}
+MIN_PROMPTS = 20
+MIN_COVERAGE = 0.8
+SMALLEST_EFFECT = 0.02
+ALPHA = 0.05
+Finding = Literal["better", "no practical difference", "undecided"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a row of win rates says: ``better`` (the side is that of ``win_rate``), or why it does not."""
+
+    finding: Finding
+    reason: str
+
+
+def decide(
+    *,
+    win_rate: float | None,
+    ci_low: float | None,
+    ci_high: float | None,
+    p_value: float | None,
+    n_judged: int,
+    n_prompts: int,
+    smallest_effect: float = SMALLEST_EFFECT,
+    alpha: float = ALPHA,
+) -> Decision:
+    """Whether a win rate between two arms is a finding. ``p_value`` is the permutation test's, corrected where it is
+    one of several.
+
+    >>> decide(win_rate=0.875, ci_low=0.625, ci_high=1.0, p_value=0.25, n_judged=4, n_prompts=4).finding
+    'undecided'
+    """
+    if win_rate is None or n_judged == 0:
+        return Decision("undecided", "no prompt was judged")
+    if n_judged < MIN_PROMPTS:
+        return Decision("undecided", f"{n_judged} judged prompts decide nothing: it takes at least {MIN_PROMPTS}")
+    if n_judged < MIN_COVERAGE * n_prompts:
+        share = f"{n_judged} of {n_prompts} prompts"
+        return Decision("undecided", f"only {share} were judged, less than {MIN_COVERAGE:.0%}")
+    if ci_low is None or ci_high is None or p_value is None:
+        return Decision("undecided", "there is no interval")
+    if max(0.5 - ci_low, ci_high - 0.5) <= smallest_effect + 1e-9:
+        return Decision(
+            "no practical difference", f"the interval lies within {smallest_effect * 100:g} points of one half"
+        )
+    if ci_low <= 0.5 <= ci_high:
+        return Decision("undecided", "the interval contains one half")
+    if p_value > alpha:
+        return Decision("undecided", f"the permutation test does not reject equality (p = {p_value:.3f})")
+    return Decision("better", "the interval and the permutation test agree")
+
+
+def head_to_head(win_rates: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows that compare the two arms, all seen from RM + PPO, in order of the judges' names."""
+    rows = [mirrored(row) for row in win_rates if {row["policy"], row["baseline"]} == set(ARMS)]
+    return sorted((row for row in rows if row.get("slice") is None), key=lambda row: str(row["judge"]))
+
+
+def mirrored(row: Row) -> dict[str, Any]:
+    """The row as a comparison of RM + PPO with DPO, whichever of them it is the win rate of."""
+    if row["policy"] == ARMS[0]:
+        return dict(row)
+
+    def other(name: str) -> float | None:
+        return None if row[name] is None else 1.0 - row[name]
+
+    low, high = other("ci_high"), other("ci_low")
+    swapped = {"policy": row["baseline"], "baseline": row["policy"], "win": row["loss"], "loss": row["win"]}
+    return {**row, **swapped, "win_rate": other("win_rate"), "ci_low": low, "ci_high": high}
+
+
+def verdict(
+    win_rates: Sequence[Row],
+    *,
+    pooled: Row | None = None,
+    primary_judge: str | None = None,
+    smallest_effect: float = SMALLEST_EFFECT,
+) -> dict[str, Any]:
+    """Which arm is better in this run, in one sentence, with the reasons behind it.
+
+    ``pooled`` is the comparison of the arms by all independent judges together, averaged inside prompts; it is needed
+    where there are several of them. ``primary_judge`` decides alone, where one is named.
+
+    Returns ``winner`` (rm_ppo, dpo or undecided), ``finding``, ``sentence``, ``reason``, the numbers of the row that
+    decided, and ``judges``: the win rate of RM + PPO by every independent judge.
+    """
+    rows = head_to_head(win_rates)
+    if not rows:
+        return _undecided(
+            {"judge": None}, "the two arms were not compared", "Undecided: the two arms were not compared."
+        )
+    independent = [row for row in rows if row["judge"] not in TRAINED_ON]
+    if not independent:
+        signals = "; ".join(f"judge {r['judge']} is {TRAINED_ON[r['judge']]} and says {_share(r)}" for r in rows)
+        sentence = f"Undecided: no independent judge compared the two arms ({signals}). Name one in evaluate.judges."
+        return _undecided(_facts(rows[0]), "no independent judge compared the two arms", sentence)
+    judges = {str(row["judge"]): row["win_rate"] for row in independent}
+    row = _deciding(independent, pooled, primary_judge)
+    facts = {**_facts(row), "judges": judges}
+    decision = decide(**{name: row[name] for name in _DECISIVE}, smallest_effect=smallest_effect)
+    basis = f"RM + PPO wins {_share(row)} against DPO ({_basis(row)})"
+    apart = _disagreement(independent) if primary_judge is None else None
+    if decision.finding == "better" and apart is not None:
+        decision = Decision("undecided", apart)
+    facts["finding"], facts["reason"] = decision.finding, decision.reason
+    if decision.finding == "better":
+        winner = ARMS[0] if row["win_rate"] > 0.5 else ARMS[1]
+        return {**facts, "winner": winner, "sentence": f"{NAMES[winner]} is better in this run: {basis}."}
+    start = "No practical difference" if decision.finding == "no practical difference" else "Undecided"
+    return {**facts, "winner": "undecided", "sentence": f"{start}: {basis}; {decision.reason}."}
+
+
+_DECISIVE = ("win_rate", "ci_low", "ci_high", "p_value", "n_judged", "n_prompts")
+
+
+def _facts(row: Row) -> dict[str, Any]:
+    return {name: row.get(name) for name in ("judge", *_DECISIVE)}
+
+
+def _undecided(facts: dict[str, Any], reason: str, sentence: str) -> dict[str, Any]:
+    more = {"winner": "undecided", "finding": "undecided", "reason": reason, "judges": {}}
+    return {**facts, **more, "sentence": sentence}
+
+
+def _deciding(independent: Sequence[Row], pooled: Row | None, primary_judge: str | None) -> Row:
+    """The row that decides. Raises ValueError where several judges are neither pooled nor is one of them primary."""
+    if primary_judge is not None:
+        named = [row for row in independent if row["judge"] == primary_judge]
+        if named:
+            return named[0]
+    if len(independent) == 1:
+        return independent[0]
+    if pooled is None:
+        raise ValueError("several independent judges need a pooled row, or a primary judge")
+    return mirrored(pooled)
+
+
+def _disagreement(independent: Sequence[Row]) -> str | None:
+    """How the judges differ on which arm is ahead; None where they do not."""
+    known = [row for row in independent if row["win_rate"] is not None]
+    sides = {row["win_rate"] > 0.5 for row in known if row["win_rate"] != 0.5}
+    if len(sides) < 2:
+        return None
+    shares = ", ".join(f"{row['judge']} {_share(row)}" for row in known)
+    return f"the judges disagree on which arm is ahead ({shares})"
+
+
+def _share(row: Row) -> str:
+    return "an unknown share" if row["win_rate"] is None else f"{row['win_rate']:.1%}"
+
+
+def _basis(row: Row) -> str:
+    interval = "no interval" if row["ci_low"] is None else f"interval {row['ci_low']:.1%} to {row['ci_high']:.1%}"
+    p = "" if row["p_value"] is None else f", p = {row['p_value']:.3f} (one planned comparison, no correction)"
+    return f"{interval}{p}, {row['n_judged']} of {row['n_prompts']} prompts, judge {row['judge']}"
