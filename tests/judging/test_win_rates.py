@@ -16,7 +16,7 @@ from toolkit.errors import DataError
 from toolkit.judging import alpaca_eval, win_rates
 from toolkit.judging.records import Judgement, read_judgements, text_measures
 from toolkit.judging.responses import PolicyResponses
-from toolkit.judging.win_rates import RECORDED_CONTROLS, Controls
+from toolkit.judging.win_rates import RECORDED_CONTROLS, Controls, pooled_win_rate
 from toolkit.preferences.rows import prompt_id
 
 N = 60
@@ -169,3 +169,24 @@ def test_annotations_hold_one_output() -> None:
         alpaca_eval.annotation_rows(judgements(), replace(RESPONSES, texts=several))
     with pytest.raises(DataError, match="another prompt"):
         alpaca_eval.annotation_rows(judgements(), PolicyResponses(IDS[1:], PROMPTS[1:], TEXTS))
+
+
+def test_a_prompt_judged_in_one_order_alone_is_not_judged() -> None:
+    """A judge that always says A, whose second orders failed on 40 of 50 prompts: it used to win 90%."""
+    judgements = [Judgement(f"p{k}", "a", "b", "j", 1.0, 0) for k in range(50)]
+    judgements += [Judgement(f"p{k}", "a", "b", "j", 0.0 if k < 10 else None, 1) for k in range(50)]
+    [row] = win_rates.win_rates(judgements)
+    assert (row.win_rate, row.n_judged, row.n_prompts, row.n_failed) == (0.5, 10, 50, 40)
+    [row] = win_rates.win_rates([j for j in judgements if j.preference is not None])  # where failures were not recorded
+    assert (row.win_rate, row.n_judged) == (0.5, 10)
+    [row] = win_rates.win_rates(judgements[:50])  # a judge that is asked in one order has no other to wait for
+    assert (row.win_rate, row.n_judged) == (1.0, 50)
+
+
+def test_arms_are_pooled_over_judges_and_sides() -> None:
+    judgements = [Judgement(f"p{k}", "rm_ppo", "dpo", "one", 1.0) for k in range(4)]
+    judgements += [Judgement(f"p{k}", "dpo", "rm_ppo", "two", 1.0) for k in range(2)]
+    judgements += [Judgement("p0", "rm_ppo", "dpo", "rm", 1.0), Judgement("p0", "rm_ppo", "sft", "one", 0.0)]
+    row = pooled_win_rate(judgements, ["one", "two"])
+    assert row is not None and (row.policy, row.baseline, row.win_rate, row.n_judged) == ("rm_ppo", "dpo", 0.75, 4)
+    assert pooled_win_rate(judgements, ["three"]) is None

@@ -19,14 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
+
 Row = Mapping[str, Any]
 ARMS = ("rm_ppo", "dpo")
 NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO"}
-# A judge that an arm was trained on cannot decide between the arms.
-TRAINED_ON = {
-    "rm": "the reward model that PPO was trained against",
-    "implicit": "the implicit reward of DPO's own policy",
-}
 MIN_PROMPTS = 20
 MIN_COVERAGE = 0.8
 SMALLEST_EFFECT = 0.02
@@ -118,9 +115,9 @@ def verdict(
         return _undecided(
             {"judge": None}, "the two arms were not compared", "Undecided: the two arms were not compared."
         )
-    independent = [row for row in rows if row["judge"] not in TRAINED_ON]
+    independent = [row for row in rows if is_neutral(row["judge"])]
     if not independent:
-        signals = "; ".join(f"judge {r['judge']} is {TRAINED_ON[r['judge']]} and says {_share(r)}" for r in rows)
+        signals = "; ".join(f"judge {r['judge']} is {TRAINING_SIGNALS[r['judge']]} and says {_share(r)}" for r in rows)
         sentence = f"Undecided: no independent judge compared the two arms ({signals}). Name one in evaluate.judges."
         return _undecided(_facts(rows[0]), "no independent judge compared the two arms", sentence)
     judges = {str(row["judge"]): row["win_rate"] for row in independent}

@@ -21,8 +21,8 @@ from toolkit.preferences.rows import readable
 def annotation_rows(judgements: Sequence[Judgement], responses: PolicyResponses) -> list[dict[str, Any]]:
     """One object for each (policy, baseline, judge) and prompt: 1 + the mean preference over orders, seeds and repeats.
 
-    ``preference`` is null where every judgement failed, and ``error`` says why. ``swapped`` is there where the pair was
-    shown in one order only.
+    ``preference`` is null where every judgement of an order failed, and ``error`` says why. ``swapped`` is there
+    where the pair was shown in one order only.
 
     Raises:
         DataError: several samples for a prompt, or judgements of other prompts: the format has one output.
@@ -49,8 +49,9 @@ def annotation_rows(judgements: Sequence[Judgement], responses: PolicyResponses)
         for m in members:
             if m.preference is not None:
                 by_order[m.order].append(m.preference)
-        mean = float(np.mean([np.mean(values) for values in by_order.values()])) if by_order else None
         orders = {m.order for m in members}
+        whole = by_order and by_order.keys() == orders  # a prompt that failed in one order is not judged
+        mean = float(np.mean([np.mean(values) for values in by_order.values()])) if whole else None
         record: dict[str, Any] = {
             "instruction": readable(responses.prompts[row]),
             "output_1": baseline_texts[0],
@@ -64,7 +65,7 @@ def annotation_rows(judgements: Sequence[Judgement], responses: PolicyResponses)
         if orders in ({0}, {1}):
             record["swapped"] = orders == {0}  # the policy, output_2, stood first
         if mean is None:
-            record["error"] = members[0].error
+            record["error"] = next((m.error for m in members if m.error), "")
         out.append(record)
     return out
 

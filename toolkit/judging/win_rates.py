@@ -19,6 +19,7 @@ from toolkit.evals.intervals import Floats
 from toolkit.evals.judge_agreement import Opinion, judge_agreement
 from toolkit.evals.length_control import LengthTable, length_controlled_win_rate
 from toolkit.evals.style import FEATURES, style_controlled_win_rate
+from toolkit.evals.verdict import ARMS
 from toolkit.evals.winrate import WinRate, average_within_prompt, bradley_terry, holm, win_rate
 from toolkit.judging.records import Judgement, read_attributes, read_judgements
 
@@ -245,6 +246,43 @@ def win_rates(
     return _with_holm(rows)
 
 
+def pooled_win_rate(
+    judgements: Sequence[Judgement], judges: Sequence[str], **intervals: Unpack[IntervalOptions]
+) -> WinRate | None:
+    """The two arms compared by several judges together, averaged inside prompts; None where none of them did.
+
+    A judgement of DPO against RM + PPO counts as one of RM + PPO against DPO.
+    """
+    members = [
+        replace(seen_from_ppo(j), judge=POOLED, source=j.judge)
+        for j in judgements
+        if j.judge in judges and {j.policy, j.baseline} == set(ARMS)
+    ]
+    return win_rates(members, **intervals)[0] if members else None
+
+
+def seen_from_ppo(judgement: Judgement) -> Judgement:
+    """A judgement of the two arms with RM + PPO as the policy, whichever of them the file calls so."""
+    if judgement.policy == ARMS[0]:
+        return judgement
+    j = judgement
+    return replace(
+        j,
+        policy=j.baseline,
+        baseline=j.policy,
+        preference=None if j.preference is None else 1.0 - j.preference,
+        order=None if j.order is None else 1 - j.order,
+        policy_length=j.baseline_length,
+        baseline_length=j.policy_length,
+        policy_lists=j.baseline_lists,
+        baseline_lists=j.policy_lists,
+        policy_headers=j.baseline_headers,
+        baseline_headers=j.policy_headers,
+        policy_bold=j.baseline_bold,
+        baseline_bold=j.policy_bold,
+    )
+
+
 def _with_holm(rows: Sequence[WinRate]) -> list[WinRate]:
     return [replace(row, holm_p=p) for row, p in zip(rows, holm([row.p_value for row in rows]), strict=True)]
 
@@ -269,12 +307,20 @@ def _preferences(members: Sequence[Judgement]) -> Floats:
 def _balance_orders(ids: Sequence[object], orders: Sequence[int | None], values: Floats) -> Floats:
     """One value for each order of a prompt, the mean of that order's judgements; NaN in place of the others.
 
-    A mean over the result weighs both orders alike, even where a prompt has more judgements in one of them.
+    A mean over the result weighs both orders alike, even where a prompt has more judgements in one of them. Where a
+    judge saw pairs in both orders, a prompt that has a value in one of them alone counts as not judged: the judge's
+    taste for a place would count as its preference.
     """
     sums: dict[tuple[object, int | None], list[float]] = defaultdict(list)
     for key, value in zip(zip(ids, orders, strict=True), values, strict=True):
         if not np.isnan(value):
             sums[key].append(float(value))
+    asked: dict[object, set[int | None]] = defaultdict(set)
+    for prompt, order in zip(ids, orders, strict=True):
+        asked[prompt].add(order)
+    if any({0, 1} <= of_prompt for of_prompt in asked.values()):
+        halves = {prompt for prompt, order in sums if order is not None and (prompt, 1 - order) not in sums}
+        sums = {key: values_of for key, values_of in sums.items() if key[0] not in halves}
     seen: set[tuple[object, int | None]] = set()
     balanced = np.full(len(values), np.nan)
     for i, key in enumerate(zip(ids, orders, strict=True)):
