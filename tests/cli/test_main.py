@@ -213,9 +213,11 @@ def test_only_and_until(tmp_path: Path) -> None:
 def test_a_held_out_reward_model_judges_both_arms(
     small_run: Path, another_seed: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """Trained by another run, on other annotations of other prompts: it counts as neutral, and PPO's own does not."""
+    """A reward model from elsewhere counts as independent, and PPO's own does not."""
     other, run = another_seed[0], shutil.copytree(small_run, tmp_path / "run")
-    held_out, own = other / "reward_model" / "model", run / "reward_model" / "model"
+    # Beside its run's data it would be known to have seen some of these prompts (tests/judging/test_independence.py).
+    held_out = shutil.copytree(other / "reward_model" / "model", tmp_path / "elsewhere")
+    own = run / "reward_model" / "model"
     judges = json.dumps([f"rm:{held_out}", f"rm:{own}"])
     duel("run", "smoke", "--out", str(run), *SMALL, f"--set=evaluate.judges={judges}")
 

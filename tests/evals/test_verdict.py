@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from toolkit.evals.verdict import MIN_PROMPTS, decide, mirrored, verdict
+from toolkit.evals.verdict import MIN_PROMPTS, Judging, decide, mirrored, verdict
 from toolkit.evals.winrate import permutation_test, win_rate
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -93,7 +93,7 @@ def test_the_order_of_the_judges_changes_nothing() -> None:
     rates = {"one": 0.61, "two": 0.45, "three": 0.44}
     pooled = row("pooled", 0.60)
     for order in permutations(rates):
-        found = verdict([row(judge, rates[judge]) for judge in order], pooled=pooled)
+        found = verdict([row(judge, rates[judge]) for judge in order], Judging(pooled=pooled))
         assert found["winner"] == "undecided" and "disagree" in found["sentence"]
         assert found["judges"] == rates
         assert [*found["judges"]] == sorted(rates)
@@ -101,11 +101,11 @@ def test_the_order_of_the_judges_changes_nothing() -> None:
 
 def test_judges_that_agree_are_pooled_and_a_primary_judge_decides_alone() -> None:
     rows = [row("b", 0.62), row("a", 0.58)]
-    assert verdict(rows, pooled=row("pooled", 0.6))["winner"] == "rm_ppo"
-    assert verdict(rows, pooled=row("pooled", 0.6, p_value=0.2))["winner"] == "undecided"
+    assert verdict(rows, Judging(pooled=row("pooled", 0.6)))["winner"] == "rm_ppo"
+    assert verdict(rows, Judging(pooled=row("pooled", 0.6, p_value=0.2)))["winner"] == "undecided"
     mixed = [row("a", 0.62), row("b", 0.41)]
-    assert verdict(mixed, primary_judge="b")["winner"] == "dpo"
-    assert verdict(mixed, primary_judge="a")["winner"] == "rm_ppo"
+    assert verdict(mixed, Judging(primary_judge="b"))["winner"] == "dpo"
+    assert verdict(mixed, Judging(primary_judge="a"))["winner"] == "rm_ppo"
     with pytest.raises(ValueError, match="pooled"):
         verdict(rows)
 
@@ -123,3 +123,22 @@ def test_signals_do_not_decide() -> None:
     assert found["winner"] == "undecided" and "no independent judge" in found["sentence"]
     assert verdict([row("rm", 0.9), row("gold", 0.4)])["winner"] == "dpo"
     assert verdict([])["winner"] == "undecided"
+
+
+def test_the_sentence_names_kl_reach_and_what_a_recipe_is_for() -> None:
+    one = row("gold", 0.6, detectable_effect=0.099)
+    there = verdict([one], kl_nats={"rm_ppo": 12.9, "dpo": 3.0})
+    assert "at unequal KL (RM + PPO 12.90 nats, DPO 3.00)" in there["sentence"] and "in this run" in there["sentence"]
+    assert "unequal" not in verdict([one], kl_nats={"rm_ppo": 3.1, "dpo": 3.0})["sentence"]
+    unsure = verdict([row("gold", 0.52, ci_low=0.45, ci_high=0.59, p_value=0.4, detectable_effect=0.099)])
+    assert "200 prompts see a difference of 9.9 points or more" in unsure["sentence"]
+    assert "2 points takes about 4,9" in unsure["sentence"]  # the power formula's 4,903 for 52%
+    shown = verdict([one], Judging(demonstration=True))
+    assert "shows that everything runs" in shown["sentence"]
+
+
+def test_a_judge_that_knows_the_prompts_does_not_decide() -> None:
+    judging = Judging(not_independent={"rm:other": "a reward model that was trained on 80 of these prompts"})
+    blocked = verdict([row("rm:other", 0.7)], judging)
+    assert blocked["winner"] == "undecided" and "80 of these prompts" in blocked["sentence"]
+    assert verdict([row("rm:other", 0.7), row("gold", 0.4)], judging)["winner"] == "dpo"

@@ -62,7 +62,7 @@ def test_failures_are_never_ties() -> None:
 
 def test_nothing_judged() -> None:
     row = win_rate([math.nan, math.nan], **NAMES)
-    assert row.win_rate is row.win is row.ci_low is row.p_value is row.prompts_needed is None
+    assert row.win_rate is row.win is row.ci_low is row.p_value is row.detectable_effect is None
     assert (row.n_prompts, row.n_judged, row.n_failed) == (2, 0, 2)
 
 
@@ -74,7 +74,7 @@ def test_all_wins_have_an_interval_that_is_not_a_point() -> None:
 
 def test_all_ties_are_undecidable() -> None:
     row = win_rate([0.5] * 30, **NAMES)
-    assert (row.win_rate, row.p_value, row.sign_test_p, row.prompts_needed) == (0.5, 1.0, 1.0, None)
+    assert (row.win_rate, row.p_value, row.sign_test_p, row.detectable_effect) == (0.5, 1.0, 1.0, None)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
@@ -137,9 +137,10 @@ def test_ties_lower_the_prompts_needed() -> None:
         power_prompts(0.9, tie_share=0.4)
 
 
-def test_prompts_needed_is_the_power_formula_at_the_observed_effect() -> None:
-    row = win_rate([1.0] * 60 + [0.0] * 40, **NAMES)
-    assert row.prompts_needed == 194
+def test_the_detectable_effect_is_that_of_the_prompts_and_not_of_what_was_observed() -> None:
+    effects = [win_rate([1.0] * k + [0.0] * (200 - k), **NAMES).detectable_effect for k in (98, 130)]
+    assert effects == [pytest.approx((1.959964 + 0.841621) * 0.5 / 200**0.5, abs=1e-6)] * 2
+    assert win_rate([1.0] * 40 + [0.5] * 120 + [0.0] * 40, **NAMES).detectable_effect == pytest.approx(0.0626, abs=1e-4)
 
 
 def test_bradley_terry_two_policies_is_the_log_odds() -> None:

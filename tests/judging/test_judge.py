@@ -10,7 +10,7 @@ from toolkit.errors import RecipeError
 from toolkit.judging import scorers
 from toolkit.judging.judge import ask_judges, judge_pairs
 from toolkit.judging.options import JudgeOptions
-from toolkit.judging.records import Judgement, write_judgements
+from toolkit.judging.records import Judgement, text_measures, write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ModelSection
@@ -21,10 +21,22 @@ GOOD, BAD = " lovely and quiet, and I would stay there again.", " dirty, and the
 RESPONSES = PolicyResponses(["p0"], ["The hotel was"], {"a": [[GOOD]], "b": [[BAD]], "c": [[GOOD, BAD]]})
 
 
-def test_a_file_is_returned_as_it_is(tmp_path: Path) -> None:
-    rows = [Judgement("another prompt", "x", "y", "me", 0.25, 1)]
-    write_judgements(rows, tmp_path / "votes.parquet")
-    assert judge_pairs(f"file:{tmp_path / 'votes.parquet'}", [("a", "b")], RESPONSES, OPTIONS, QUIET) == (rows, None)
+def test_of_a_file_the_judgements_of_these_responses_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Votes on another run's samples decided this run: what does not match is left out, and said."""
+    prompt_id = "p0"
+    text_a, text_b = GOOD, BAD
+    tied = Judgement(prompt_id, "a", "b", "me", 1.0, **text_measures(text_a, text_b))
+    turned = Judgement(prompt_id, "b", "a", "me", 0.0, **text_measures(text_b, text_a))
+    untied = Judgement(prompt_id, "a", "b", "me", 0.5)
+    other_text = Judgement(prompt_id, "a", "b", "me", 0.0, **text_measures(text_a, text_b + "!"))
+    elsewhere = [Judgement("another prompt", "a", "b", "me", 0.0), Judgement(prompt_id, "a", "z", "me", 0.0)]
+    write_judgements([tied, turned, untied, other_text, *elsewhere], tmp_path / "votes.parquet")
+    spec = f"file:{tmp_path / 'votes.parquet'}"
+    judgements, usage = judge_pairs(spec, [("a", "b")], RESPONSES, OPTIONS, Reporter())
+    assert [j.preference for j in judgements] == [1.0, 0.0, 0.5] and usage is None
+    said = capsys.readouterr().err
+    assert "of 6 judgements 2 are of other prompts or policies" in said
+    assert "1 are of other responses to these prompts" in said and "1 do not record" in said
 
 
 def test_known_scores_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:

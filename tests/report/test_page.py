@@ -96,23 +96,19 @@ def test_the_numbers_are_those_of_results_json(run):
     assert text_of(html, "win-rates").count("vs SFT") + 2 == len(results["win_rates"])  # 2 judges on the arms
 
 
-def test_the_verdict_says_how_many_more_prompts(copy):
+def test_the_verdict_is_the_sentence_of_the_results(copy):
     results = json.loads((copy / "results.json").read_text())
     facts = {"judge": "gold", "win_rate": 0.52, "ci_low": 0.4, "ci_high": 0.64, "p_value": 0.7, "n_judged": 100}
-    sentence = "Undecided: the interval holds one half. To settle an effect of this size takes about 4900 prompts."
-    results["verdict"] = {**facts, "prompts_needed": 4900, "winner": "undecided", "sentence": sentence}
+    sentence = "Undecided: the interval contains one half. 100 prompts see a difference of 14.0 points or more."
+    results["verdict"] = {**facts, "winner": "undecided", "sentence": sentence}
     (copy / "results.json").write_text(json.dumps(results))
     verdict = text_of(build(copy), "verdict")
-    assert "4,800 more prompts would be needed" in verdict and "To settle an effect" not in verdict
-    results["verdict"] |= {"winner": "dpo", "ci_low": 0.51, "sentence": "DPO is better on this data: by far."}
-    (copy / "results.json").write_text(json.dumps(results))
-    verdict = text_of(build(copy), "verdict")
-    assert "more prompts" not in verdict and "DPO is better on this data" in verdict
+    assert "The interval contains one half. 100 prompts see a difference of 14.0 points or more." in verdict
 
 
-def test_without_a_neutral_judge_no_number_of_prompts_would_help(no_gold):
+def test_without_a_neutral_judge_the_judges_are_shown_as_signals(no_gold):
     result = tables.verdict(reading.read_run(no_gold))
-    assert result.winner == "undecided" and result.more is None
+    assert result.winner == "undecided"
     assert [row.signal != "" for row in result.judges] == [True, True]
 
 
@@ -170,7 +166,7 @@ def test_nulls_of_a_single_prompt_run(tmp_path):
     results = json.loads((one / "results.json").read_text())
     for row in results["win_rates"]:
         row |= dict.fromkeys(
-            ("win_rate", "win", "tie", "loss", "ci_low", "ci_high", "p_value", "holm_p", "prompts_needed")
+            ("win_rate", "win", "tie", "loss", "ci_low", "ci_high", "p_value", "holm_p", "detectable_effect")
         )
     (one / "results.json").write_text(json.dumps(results))
     html = build(one)

@@ -13,7 +13,7 @@ from toolkit.evals.hacking import FEATURE_NAMES, DriftRow, corpus_drift, drift, 
 from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, bootstrap_mean
 from toolkit.evals.overoptimization import best_of_n_kl, overoptimization
 from toolkit.evals.rm_quality import rm_quality
-from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
+from toolkit.evals.verdict import BY_DEFAULT, Judging, verdict
 from toolkit.evals.winrate import average_within_prompt
 
 TableRow = Mapping[str, Any]
@@ -28,6 +28,7 @@ def summarise(
     *,
     best_of_n: int,
     options: BootstrapOptions,
+    judging: Judging = BY_DEFAULT,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """``evaluation.json``: ``results.json`` without ``schema_version``, ``recipe`` and ``cost``.
@@ -45,7 +46,7 @@ def summarise(
         if rows[0]["kind"] in ("final", "best_of_n")
     }
     return {
-        "verdict": verdict(win_rates),
+        "verdict": verdict(win_rates, judging, kl_nats={row["policy"]: row["kl_nats"] for row in policies}),
         "policies": policies,
         "win_rates": [dict(row) for row in win_rates],
         "implicit_vs_explicit": {
@@ -227,38 +228,3 @@ def _on_samples(samples: Sequence[TableRow], options: BootstrapOptions) -> dict[
         explicit, implicit = columns["explicit_reward"], columns["implicit_reward"]
         out[label] = compare_on_samples(list(usable), explicit, implicit, gold, **options)
     return out
-
-
-def verdict(win_rates: Sequence[TableRow]) -> dict[str, Any]:
-    """Which arm is better, in one sentence. Undecided without a neutral judge, or if the interval contains one half."""
-    rows = [row for row in win_rates if (row["policy"], row["baseline"]) == ("rm_ppo", "dpo")]
-    neutral = [row for row in rows if is_neutral(row["judge"])]
-    if not rows:
-        return {"winner": "undecided", "judge": None, "sentence": "Undecided: the two arms were not compared."}
-    row = (neutral or rows)[0]
-    facts = {
-        key: row[key] for key in ("judge", "win_rate", "ci_low", "ci_high", "p_value", "n_judged", "prompts_needed")
-    }
-    if row["win_rate"] is None:
-        return {**facts, "winner": "undecided", "sentence": f"Undecided: judge {row['judge']} judged no prompt."}
-    basis = f"{_interval(row)}, {row['n_judged']} prompts, judge {row['judge']}"
-    share = f"RM + PPO wins {row['win_rate']:.1%} against DPO ({basis})"
-    if not neutral:
-        signals = "; ".join(
-            f"judge {r['judge']} is {TRAINING_SIGNALS[r['judge']]} and says {r['win_rate']:.1%}" for r in rows
-        )
-        sentence = f"Undecided: no independent judge compared the two arms ({signals}). Name one in evaluate.judges."
-        return {**facts, "winner": "undecided", "sentence": sentence}
-    if row["ci_low"] is None or row["ci_low"] <= 0.5 <= row["ci_high"]:
-        needed = row["prompts_needed"]
-        more = f" To settle an effect of this size takes about {needed:,} prompts." if needed else ""
-        sentence = f"Undecided: {share}; the interval contains one half.{more}"
-        return {**facts, "winner": "undecided", "sentence": sentence}
-    winner, name = ("rm_ppo", "RM + PPO") if row["win_rate"] > 0.5 else ("dpo", "DPO")
-    return {**facts, "winner": winner, "sentence": f"{name} is better on this data: {share}."}
-
-
-def _interval(row: TableRow) -> str:
-    if row["ci_low"] is None:
-        return "no interval"
-    return f"interval {row['ci_low']:.1%} to {row['ci_high']:.1%}"

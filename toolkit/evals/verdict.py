@@ -16,10 +16,11 @@ Each condition guards against a way in which a verdict has been wrong:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
+from toolkit.evals.winrate import power_prompts
 
 Row = Mapping[str, Any]
 ARMS = ("rm_ppo", "dpo")
@@ -95,52 +96,78 @@ def mirrored(row: Row) -> dict[str, Any]:
     return {**row, **swapped, "win_rate": other("win_rate"), "ci_low": low, "ci_high": high}
 
 
+@dataclass(frozen=True)
+class Judging:
+    """How the judges' comparisons of the two arms become a verdict.
+
+    ``primary_judge`` decides alone, where one is named. ``pooled`` is the comparison by all independent judges
+    together, averaged inside prompts; it is needed where there are several of them and no primary one.
+    ``not_independent`` gives reasons against judges that look independent by their names. ``demonstration``: the recipe
+    shows that everything runs, and its verdict says so.
+    """
+
+    primary_judge: str | None = None
+    pooled: Row | None = None
+    smallest_effect: float = SMALLEST_EFFECT
+    not_independent: Mapping[str, str] = field(default_factory=dict)
+    demonstration: bool = False
+
+
+BY_DEFAULT = Judging()
+
+
 def verdict(
-    win_rates: Sequence[Row],
-    *,
-    pooled: Row | None = None,
-    primary_judge: str | None = None,
-    smallest_effect: float = SMALLEST_EFFECT,
+    win_rates: Sequence[Row], judging: Judging = BY_DEFAULT, *, kl_nats: Mapping[str, float | None] | None = None
 ) -> dict[str, Any]:
     """Which arm is better in this run, in one sentence, with the reasons behind it.
 
-    ``pooled`` is the comparison of the arms by all independent judges together, averaged inside prompts; it is needed
-    where there are several of them. ``primary_judge`` decides alone, where one is named.
+    ``kl_nats`` are the policies' distances from SFT, in nats per response: where the arms' differ, the sentence says
+    so, since an arm that moved further paid more for its win rate.
 
     Returns ``winner`` (rm_ppo, dpo or undecided), ``finding``, ``sentence``, ``reason``, the numbers of the row that
     decided, and ``judges``: the win rate of RM + PPO by every independent judge.
     """
     rows = head_to_head(win_rates)
     if not rows:
-        return _undecided(
-            {"judge": None}, "the two arms were not compared", "Undecided: the two arms were not compared."
-        )
-    independent = [row for row in rows if is_neutral(row["judge"])]
+        reason = "the two arms were not compared"
+        return _undecided({"judge": None}, reason, f"Undecided: {reason}.")
+    independent = [row for row in rows if is_neutral(row["judge"]) and row["judge"] not in judging.not_independent]
     if not independent:
-        signals = "; ".join(f"judge {r['judge']} is {TRAINING_SIGNALS[r['judge']]} and says {_share(r)}" for r in rows)
+        reasons = {**TRAINING_SIGNALS, **judging.not_independent}
+        signals = "; ".join(f"judge {r['judge']} is {reasons[r['judge']]} and says {_share(r)}" for r in rows)
         sentence = f"Undecided: no independent judge compared the two arms ({signals}). Name one in evaluate.judges."
         return _undecided(_facts(rows[0]), "no independent judge compared the two arms", sentence)
-    judges = {str(row["judge"]): row["win_rate"] for row in independent}
-    row = _deciding(independent, pooled, primary_judge)
-    facts = {**_facts(row), "judges": judges}
-    decision = decide(**{name: row[name] for name in _DECISIVE}, smallest_effect=smallest_effect)
-    basis = f"RM + PPO wins {_share(row)} against DPO ({_basis(row)})"
-    apart = _disagreement(independent) if primary_judge is None else None
+    row = _deciding(independent, judging)
+    decision = decide(**{name: row[name] for name in _DECISIVE}, smallest_effect=judging.smallest_effect)
+    apart = _disagreement(independent) if judging.primary_judge is None else None
     if decision.finding == "better" and apart is not None:
         decision = Decision("undecided", apart)
-    facts["finding"], facts["reason"] = decision.finding, decision.reason
+    facts = {
+        **_facts(row),
+        "judges": {str(r["judge"]): r["win_rate"] for r in independent},
+        "finding": decision.finding,
+        "reason": decision.reason,
+        "winner": "undecided",
+        "kl_nats": {arm: (kl_nats or {}).get(arm) for arm in ARMS},
+    }
+    basis = f"RM + PPO wins {_share(row)} against DPO ({_basis(row)}){_at_kl(facts['kl_nats'])}"
     if decision.finding == "better":
-        winner = ARMS[0] if row["win_rate"] > 0.5 else ARMS[1]
-        return {**facts, "winner": winner, "sentence": f"{NAMES[winner]} is better in this run: {basis}."}
-    start = "No practical difference" if decision.finding == "no practical difference" else "Undecided"
-    return {**facts, "winner": "undecided", "sentence": f"{start}: {basis}; {decision.reason}."}
+        facts["winner"] = ARMS[0] if row["win_rate"] > 0.5 else ARMS[1]
+        sentence = f"{NAMES[facts['winner']]} is better in this run: {basis}."
+    elif decision.finding == "undecided":
+        sentence = f"Undecided: {basis}; {decision.reason}.{_reach(row, judging.smallest_effect)}"
+    else:
+        sentence = f"No practical difference: {basis}; {decision.reason}."
+    if judging.demonstration:
+        sentence += " This recipe shows that everything runs; its models are too small to say which arm is better."
+    return {**facts, "sentence": sentence}
 
 
 _DECISIVE = ("win_rate", "ci_low", "ci_high", "p_value", "n_judged", "n_prompts")
 
 
 def _facts(row: Row) -> dict[str, Any]:
-    return {name: row.get(name) for name in ("judge", *_DECISIVE)}
+    return {name: row.get(name) for name in ("judge", *_DECISIVE, "detectable_effect")}
 
 
 def _undecided(facts: dict[str, Any], reason: str, sentence: str) -> dict[str, Any]:
@@ -148,17 +175,35 @@ def _undecided(facts: dict[str, Any], reason: str, sentence: str) -> dict[str, A
     return {**facts, **more, "sentence": sentence}
 
 
-def _deciding(independent: Sequence[Row], pooled: Row | None, primary_judge: str | None) -> Row:
+def _deciding(independent: Sequence[Row], judging: Judging) -> Row:
     """The row that decides. Raises ValueError where several judges are neither pooled nor is one of them primary."""
-    if primary_judge is not None:
-        named = [row for row in independent if row["judge"] == primary_judge]
-        if named:
-            return named[0]
+    named = [row for row in independent if row["judge"] == judging.primary_judge]
+    if named:
+        return named[0]
     if len(independent) == 1:
         return independent[0]
-    if pooled is None:
+    if judging.pooled is None:
         raise ValueError("several independent judges need a pooled row, or a primary judge")
-    return mirrored(pooled)
+    return mirrored(judging.pooled)
+
+
+def _at_kl(kl_nats: Mapping[str, float | None]) -> str:
+    """The arms' distances from SFT where they differ by more than a tenth of the larger."""
+    ppo, dpo = (kl_nats[arm] for arm in ARMS)
+    if ppo is None or dpo is None or abs(ppo - dpo) <= 0.1 * max(ppo, dpo):
+        return ""
+    return f", at unequal KL (RM + PPO {ppo:.2f} nats, DPO {dpo:.2f})"
+
+
+def _reach(row: Row, smallest_effect: float) -> str:
+    """What these prompts can see, and how many the smallest effect that counts takes."""
+    visible = row.get("detectable_effect")
+    if visible is None or visible <= smallest_effect:
+        return ""
+    ties = min(row.get("tie") or 0.0, 0.9)
+    needed = power_prompts(0.5 + smallest_effect, tie_share=ties) if smallest_effect > 0 else None
+    more = f"; to see {smallest_effect * 100:g} points takes about {needed:,}" if needed else ""
+    return f" {row['n_judged']} prompts see a difference of {visible * 100:.1f} points or more{more}."
 
 
 def _disagreement(independent: Sequence[Row]) -> str | None:

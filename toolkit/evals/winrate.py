@@ -37,7 +37,7 @@ class WinRate:
     - ``slice`` names the prompts that the row is over; None means all of them.
     - ``position_consistency`` is the share of prompts, judged in both orders, with the same verdict (win, tie, loss) in
       both. ``first_slot_rate`` is the mean preference for the response shown first: 0.5 without position bias.
-    - ``prompts_needed`` is the number of prompts that the observed effect needs for 80% power at the 0.05 level.
+    - ``detectable_effect`` is the distance from one half that these prompts find in 80% of runs at the 0.05 level.
     """
 
     policy: str
@@ -61,7 +61,7 @@ class WinRate:
     first_slot_rate: float | None = None
     sign_test_p: float | None = None
     holm_p: float | None = None
-    prompts_needed: int | None = None
+    detectable_effect: float | None = None
     n_tied: int = 0
     sc_win_rate: float | None = None
     sc_ci_low: float | None = None
@@ -211,6 +211,23 @@ def _prompts(win_rate: float, null_variance: float, variance: float, power: floa
     return max(2, round(float(needed / effect) ** 2))
 
 
+def detectable_effect(preferences: ArrayLike, *, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """The distance from one half that as many prompts, with such spread, would find with this power.
+
+    It is the normal approximation ``(z(1 - alpha/2) + z(power)) * sd / sqrt(n)``, with the spread around one half. It
+    does not depend on the effect that was observed. None for fewer than two prompts, or where all are ties.
+
+    >>> round(detectable_effect([1.0] * 100 + [0.0] * 100), 3)
+    0.099
+    """
+    values = checked_preferences(preferences)
+    values = values[~np.isnan(values)]
+    spread = float(np.sqrt(np.mean((values - 0.5) ** 2))) if len(values) > 1 else 0.0
+    if spread == 0.0:
+        return None
+    return min(0.5, float(ndtri(1 - alpha / 2) + ndtri(power)) * spread / float(np.sqrt(len(values))))
+
+
 def win_rate(
     preferences: ArrayLike,
     *,
@@ -238,10 +255,6 @@ def win_rate(
     judged = values[~np.isnan(values)]
     n, n_prompts = len(judged), len(values)
     estimate = bootstrap_mean(judged, n_resamples=n_resamples, confidence=confidence, seed=seed, bounds=(0.0, 1.0))
-    needed = None
-    if estimate.value is not None and n > 1:
-        null_variance = float(np.mean((judged - 0.5) ** 2))
-        needed = _prompts(estimate.value, null_variance, float(np.var(judged)), 0.8, 0.05)
     return WinRate(
         policy=policy,
         baseline=baseline,
@@ -258,7 +271,7 @@ def win_rate(
         n_judged=n,
         n_failed=max(n_failed, n_prompts - n),
         sign_test_p=sign_test(judged),
-        prompts_needed=needed,
+        detectable_effect=detectable_effect(judged),
         n_tied=int(np.sum(judged == 0.5)),
     )
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from toolkit.errors import DataError, nearest
-from toolkit.evals.style import style_of
+from toolkit.evals.style import FEATURES, style_of
 from toolkit.files import read_table, write_table
 from toolkit.preferences.rows import prompt_id
 
+_COUNTS = [f"{side}_{name}" for side in ("policy", "baseline") for name in FEATURES]
 _REQUIRED = ("prompt_id", "policy", "baseline", "judge", "preference")
 
 
@@ -30,7 +31,8 @@ class Judgement:
     ``order`` is 0 where the policy's response was shown first, 1 where the baseline's was, None where unknown. Lengths
     are in characters; ``*_lists``, ``*_headers`` and ``*_bold`` count marks of Markdown. ``position`` is the row's
     place in its file. ``group`` is the prompt's value of the attribute that the report is sliced by. ``source`` is the
-    judge itself where ``judge`` stands for several.
+    judge itself where ``judge`` stands for several. ``*_hash`` tie the judgement to the two responses that were judged
+    (:func:`response_hash`); they are empty where the texts were not recorded.
     """
 
     prompt_id: str
@@ -53,6 +55,8 @@ class Judgement:
     baseline_bold: int | None = None
     group: str = ""
     source: str = ""
+    policy_hash: str = ""
+    baseline_hash: str = ""
 
 
 class TextMeasures(TypedDict, total=False):
@@ -66,10 +70,17 @@ class TextMeasures(TypedDict, total=False):
     baseline_lists: int | None
     baseline_headers: int | None
     baseline_bold: int | None
+    policy_hash: str
+    baseline_hash: str
+
+
+def response_hash(text: str) -> str:
+    """16 hex digits over a response's text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def text_measures(policy: str, baseline: str) -> TextMeasures:
-    """Lengths and marks of Markdown of a policy's and a baseline's response."""
+    """Lengths, marks of Markdown and hashes of a policy's and a baseline's response."""
     a, b = style_of(policy), style_of(baseline)
     return {
         "policy_length": a.length,
@@ -80,6 +91,8 @@ def text_measures(policy: str, baseline: str) -> TextMeasures:
         "baseline_lists": b.lists,
         "baseline_headers": b.headers,
         "baseline_bold": b.bold,
+        "policy_hash": response_hash(policy),
+        "baseline_hash": response_hash(baseline),
     }
 
 
@@ -208,8 +221,14 @@ def _judgement(row: Mapping[str, object], position: int, path: Path) -> Judgemen
         seed=_integer(row.get("seed"), "seed", where),
         error=error,
         position=position,
-        **cast(TextMeasures, {name: _integer(row.get(name), name, where) for name in TextMeasures.__annotations__}),
+        **_recorded_measures(row, where),
     )
+
+
+def _recorded_measures(row: Mapping[str, object], where: str) -> TextMeasures:
+    counts = {name: _integer(row.get(name), name, where) for name in _COUNTS}
+    hashes = {name: str(row.get(name) or "") for name in ("policy_hash", "baseline_hash")}
+    return cast(TextMeasures, counts | hashes)
 
 
 def _alpaca_eval_judgement(row: Mapping[str, object], position: int, path: Path, where: str) -> Judgement:

@@ -299,6 +299,17 @@ class EvaluateSection(Section):
         "implicit).",
     )
     judge: JudgeSettings = Field(default_factory=JudgeSettings, description="Options of the judges llm: and openai:.")
+    primary_judge: str | None = Field(
+        None,
+        description="Judge that decides the verdict alone. null pools all independent judges inside each prompt, and "
+        "leaves the verdict undecided where they disagree on which arm is ahead.",
+    )
+    smallest_effect: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
+        0.02, description="Smallest distance of a win rate from one half that counts as a difference (0.02: 2 points)."
+    )
+    demonstration: bool = Field(
+        False, description="The recipe only shows that everything runs, and the verdict says so."
+    )
     temperature: PositiveFloat = Field(1.0, description="Temperature of the samples that are judged.")
     samples_per_prompt: PositiveInt = Field(1, description="Responses that each policy samples for a held-out prompt.")
     max_new_tokens: PositiveInt | None = Field(

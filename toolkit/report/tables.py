@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.evals.hacking import FEATURE_NAMES
-from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
+from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.report.names import ARM_NAMES, REWARDS, arm_of, policy_name
 from toolkit.report.numbers import number
 from toolkit.report.reading import ResultRow, Run, outdated
@@ -41,14 +41,6 @@ class WinRateRow:
 
 
 @dataclass(frozen=True)
-class MorePrompts:
-    """The prompts that would settle an effect of the observed size: in all, and beyond those that were judged."""
-
-    needed: int
-    more: int
-
-
-@dataclass(frozen=True)
 class Verdict:
     """The sentence in two parts, each judge's row of the two arms, and the sections that changed since."""
 
@@ -56,40 +48,20 @@ class Verdict:
     rest: str
     winner: str
     judges: list[WinRateRow]
-    more: MorePrompts | None
     changed: list[str]
 
 
 def verdict(run: Run) -> Verdict:
     result = run.results["verdict"]
     rows = [row for row in run.results["win_rates"] if (row["policy"], row["baseline"]) == ("rm_ppo", "dpo")]
-    more = _more_prompts(result)
     headline, _, rest = str(result["sentence"]).partition(": ")
-    if more:
-        rest = rest.partition(" To settle an effect")[0]  # the page says it below, with how many more
     return Verdict(
         headline=headline,
         rest=rest[:1].upper() + rest[1:],
         winner=result["winner"],
         judges=[win_rate(row) for row in rows],
-        more=more,
         changed=outdated(run),
     )
-
-
-def _more_prompts(result: Mapping[str, Any]) -> MorePrompts | None:
-    """None where the verdict is decided, or where no number of prompts would decide it."""
-    needed, judged = result.get("prompts_needed"), result.get("n_judged")
-    undecided_by_noise = (
-        result["winner"] == "undecided"
-        and result.get("judge") is not None
-        and is_neutral(result["judge"])
-        and result.get("ci_low") is not None
-        and result["ci_low"] <= 0.5 <= result["ci_high"]
-    )
-    if undecided_by_noise and needed and judged and needed > judged:
-        return MorePrompts(needed, needed - judged)
-    return None
 
 
 def win_rate(row: ResultRow) -> WinRateRow:

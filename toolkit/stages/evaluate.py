@@ -19,9 +19,11 @@ from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import RecipeError, StoreError
 from toolkit.evals import summary
 from toolkit.evals.intervals import BootstrapOptions
-from toolkit.evals.training_signals import TRAINING_SIGNALS
+from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
+from toolkit.evals.verdict import Judging
 from toolkit.files import read_json, write_json, write_table
 from toolkit.judging import win_rates
+from toolkit.judging.independence import dependence
 from toolkit.judging.judge import ask_judges, name_training_signals
 from toolkit.judging.llm import Usage
 from toolkit.judging.options import JudgeOptions
@@ -118,6 +120,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     }
     judged = win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **bootstrap)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
+    judging, doubts = judging_of(judgements, judges, settings, bootstrap)
     result = summary.summarise(
         [vars(sample) for sample in samples],
         [vars(reward) for reward in rewards],
@@ -125,7 +128,8 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         [(p, pair.i, pair.j, pair.p, pair.weight) for p, row in enumerate(settings.rows) for pair in splits.pairs(row)],
         best_of_n=section.best_of_n,
         options=bootstrap,
-        warnings=[*warnings, *renamed],
+        judging=judging,
+        warnings=[*warnings, *renamed, *doubts],
     )
     result["judge_usage"] = [asdict(usage) for usage in usages]  # the pipeline adds it to the cost
     write_json(out / "evaluation.json", result)
@@ -171,6 +175,29 @@ def choose_judges(judges: Sequence[str], has_gold: bool, models: TrainedModels) 
         raise RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
     implicit = [models.dpo.fingerprint, models.sft.fingerprint]
     return name_training_signals(chosen, {"rm": [models.reward_model.fingerprint], "implicit": implicit})
+
+
+def judging_of(
+    judgements: Sequence[Judgement], judges: Sequence[str], settings: EvaluationSettings, bootstrap: BootstrapOptions
+) -> tuple[Judging, list[str]]:
+    """How the verdict comes from the judges, and warnings about those that cannot decide."""
+    section = settings.section
+    dependent = dependence(judges, [row.prompt_id for row in settings.rows])
+    independent = [j for j in dict.fromkeys(j.judge for j in judgements) if is_neutral(j) and j not in dependent]
+    pooled = win_rates.pooled_win_rate(judgements, independent, **bootstrap)
+    warnings = [f"judge {judge} is {reason}: it does not decide" for judge, reason in dependent.items()]
+    if section.primary_judge is not None and section.primary_judge not in independent:
+        warnings.append(f"the primary judge {section.primary_judge} did not judge, or is not independent")
+    return (
+        Judging(
+            primary_judge=section.primary_judge,
+            pooled=pooled.as_dict() if pooled is not None else None,
+            smallest_effect=section.smallest_effect,
+            not_independent=dependent,
+            demonstration=section.demonstration,
+        ),
+        warnings,
+    )
 
 
 def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
