@@ -9,12 +9,34 @@ from toolkit.preferences.rows import Prompt
 
 
 @dataclass(frozen=True)
+class SampledIds:
+    """Of the responses to one prompt: the ids that were sampled, where they are known, and which have no end."""
+
+    ids: Sequence[Sequence[int]] | None
+    truncated: Sequence[bool]
+
+
+@dataclass(frozen=True)
 class PolicyResponses:
-    """Responses of policies to the same prompts: ``texts[policy][p]`` are a policy's samples for prompt p."""
+    """Responses of policies to the same prompts: ``texts[policy][p]`` are a policy's samples for prompt p.
+
+    ``ids`` and ``truncated``, of the same shape, are the sampled token ids and whether a response ran into the length
+    limit. Without ``truncated`` every response is taken as one that ended.
+    """
 
     prompt_ids: Sequence[str]
     prompts: Sequence[Prompt]
     texts: Mapping[str, Sequence[Sequence[str]]]
+    ids: Mapping[str, Sequence[Sequence[Sequence[int]]]] | None = None
+    truncated: Mapping[str, Sequence[Sequence[bool]]] | None = None
+
+    def prompt_samples(self, p: int) -> SampledIds | None:
+        """What is known of all policies' responses to prompt p, in the policies' order, besides their texts."""
+        if self.truncated is None:
+            return None
+        truncated = [cut for name in self.texts for cut in self.truncated[name][p]]
+        ids = None if self.ids is None else [of_response for name in self.texts for of_response in self.ids[name][p]]
+        return SampledIds(ids, truncated)
 
     def paired(self, policy: str, baseline: str) -> Iterator[tuple[str, Prompt, str, str]]:
         """(prompt id, prompt, the policy's k-th sample, the baseline's k-th sample) for each prompt and k.

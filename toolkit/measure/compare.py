@@ -20,7 +20,7 @@ from toolkit.measure.options import PromptSelection
 from toolkit.measure.sampling import SAMPLE_COLUMNS, PolicySampler, read_prompts, sample
 from toolkit.models.encoding import is_conversation
 from toolkit.preferences.rows import Prompt
-from toolkit.preferences.samples import read_samples, write_samples
+from toolkit.preferences.samples import Sample, read_samples, write_samples
 from toolkit.progress import Reporter
 from toolkit.runs.store import RunFolder
 
@@ -49,11 +49,18 @@ def compare_policies(
     samplers = [PolicySampler(policy, options.model, params) for policy in policies]
     names = [_file_name(sampler, prompts, selection.seed) for sampler in samplers]
     with RunFolder(out).lock():
-        texts = {
-            sampler.policy: _texts(sampler, prompts, selection.seed, out / name, reporter)
+        samples = {
+            sampler.policy: _samples(sampler, prompts, selection.seed, out / name, reporter)
             for sampler, name in zip(samplers, names, strict=True)
         }
-        responses = PolicyResponses([key for key, _ in prompts], [prompt for _, prompt in prompts], texts)
+        responses = PolicyResponses(
+            [key for key, _ in prompts],
+            [prompt for _, prompt in prompts],
+            {policy: [[s.response for s in group] for group in groups] for policy, groups in samples.items()},
+            truncated={
+                policy: [[s.truncated for s in group] for group in groups] for policy, groups in samples.items()
+            },
+        )
         options = replace(options, max_response_tokens=params.max_new_tokens + 1)  # with the end of the text
         judgements, usages = ask_judges(judges, list(combinations(policies, 2)), responses, options, reporter)
         write_judgements(judgements, out / "judgements.parquet")
@@ -73,13 +80,13 @@ def _file_name(sampler: PolicySampler, prompts: Sequence[tuple[str, Prompt]], se
     return f"samples-{fingerprint([*settings, [key for key, _ in prompts]])}.parquet"
 
 
-def _texts(
+def _samples(
     sampler: PolicySampler, prompts: Sequence[tuple[str, Prompt]], seed: int, path: Path, reporter: Reporter
-) -> list[list[str]]:
+) -> list[list[Sample]]:
     """The policy's responses to each prompt, sampled unless ``path`` has them already."""
     if not path.is_file():
         purpose = f"compare {sampler.ref.fingerprint}"
         groups = sample(sampler, prompts, seed=seed, purpose=purpose, reporter=reporter)
         write_samples([response for of_prompt in groups for response in of_prompt], path, SAMPLE_COLUMNS)
     samples, n = read_samples(path, SAMPLE_COLUMNS, error=StoreError, fix="remove it and run again"), sampler.params.n
-    return [[s.response for s in samples[p * n : (p + 1) * n]] for p in range(len(prompts))]
+    return [samples[p * n : (p + 1) * n] for p in range(len(prompts))]

@@ -15,7 +15,7 @@ from toolkit.measure.options import ScoringOptions
 from toolkit.measure.passes import StoredPass
 from toolkit.measure.reading import DATA, EncodedRow, Reading, ReadingOptions, read
 from toolkit.measure.summary import summarise_rewards
-from toolkit.models.encoding import TextEncoder, Tree, text_encoder
+from toolkit.models.encoding import text_encoder
 from toolkit.models.resolve import resolve
 from toolkit.models.save import reward_mean
 from toolkit.models.tokenizer import load_tokenizer
@@ -75,21 +75,9 @@ def score_reading(
     trees = [
         encoder.encode(row.row.prompt, row.row.responses, max_response_tokens).tree
         if row.origin == DATA
-        else _as_sampled(encoder, row)
+        else encoder.as_sampled(row.row.prompt, row.row.responses, row.encoded.tree.response_ids, row.encoded.truncated)
         for row in reading.rows
     ]
     blocks = list(StoredPass(ref, "reward model", trees, tokenizer, work, scoring).scores(reporter))
     mean = reward_mean(ref.path)
     return [np.array([float(value[0]) - mean for value in of_row]) for block in blocks for of_row in block]
-
-
-def _as_sampled(encoder: TextEncoder, row: EncodedRow) -> Tree:
-    """The ids that were sampled, where the reward model's tokenizer reads them as the same text.
-
-    Otherwise the text in its own ids.
-    """
-    tree = row.encoded.tree
-    texts = [encoder.decode(ids) for ids in tree.response_ids]
-    if tree.prompt_ids == encoder.prompt(row.row.prompt) and texts == row.row.responses:
-        return tree
-    return encoder.encode_samples(row.row.prompt, row.row.responses, row.encoded.truncated)

@@ -33,7 +33,8 @@ class SampledPair:
 
         Raises DataError where there are no samples, or none of a policy.
         """
-        samples = read_samples(self.samples, ["prompt_id", "policy", "sample_index", "prompt", "response"])
+        columns = ["prompt_id", "policy", "sample_index", "prompt", "response", "response_ids", "truncated"]
+        samples = read_samples(self.samples, columns)
         of_policy = by_policy(samples)
         pair = (self.policy, self.baseline)
         for name in pair:
@@ -42,8 +43,17 @@ class SampledPair:
         prompts = {sample.prompt_id: sample.prompt for sample in samples}
         groups = {name: by_prompt(sorted(of_policy[name], key=lambda sample: sample.sample_index)) for name in pair}
         ids = [key for key in list(prompts)[: self.limit] if all(key in groups[name] for name in pair)]
-        texts = {name: [[sample.response for sample in groups[name][key]] for key in ids] for name in pair}
-        return PolicyResponses(ids, [prompts[key] for key in ids], texts)
+
+        def column(field: str) -> dict[str, list[list[Any]]]:
+            return {name: [[getattr(sample, field) for sample in groups[name][key]] for key in ids] for name in pair}
+
+        return PolicyResponses(
+            ids,
+            [prompts[key] for key in ids],
+            column("response"),
+            ids=column("response_ids"),
+            truncated=column("truncated"),
+        )
 
 
 def judge_samples(

@@ -1,7 +1,8 @@
 """``duel rewards``: implicit rewards of preference data, one Parquet row per response.
 
 The implicit reward of a response is ``beta * log(pi(y|x) / pi_ref(y|x))`` (Rafailov et al. 2023, equation 5 without
-its ``beta log Z(x)``): comparable between responses to the same prompt only.
+its ``beta log Z(x)``): comparable between responses to the same prompt only. It is the reward that the policy's loss
+defines: of a loss on the mean over tokens (``ipo``, ``sigmoid_norm``) the mean, otherwise the sum.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from toolkit.engine import cache, distributed
 from toolkit.errors import ModelError, RecipeError
 from toolkit.evals.agreement import LOG_Z_WARNING
+from toolkit.evals.implicit_reward import ImplicitReward, defined_by
 from toolkit.files import refuse_existing, write_json, write_row_groups
 from toolkit.measure.explicit import score_reading
 from toolkit.measure.options import ScoringOptions
@@ -102,12 +104,13 @@ class PolicyPair:
     policy: ModelRef
     reference: ModelRef | None
     tokenizer: Any
-    beta: float
+    reward: ImplicitReward
 
     def facts(self) -> dict[str, Any]:
         """What the numbers depend on; the table and the summary record it."""
         return {
-            "beta": self.beta,
+            "beta": self.reward.beta,
+            "per_token": self.reward.per_token,
             "reference_free": self.reference is None,
             "policy": self.policy.fingerprint,
             "reference": self.reference.fingerprint if self.reference else None,
@@ -163,7 +166,7 @@ def implicit_rewards(
             pass
         distributed.barrier()
         return {}
-    blocks = _rows(reading, policy_blocks, reference_blocks, explicit, pair.beta)
+    blocks = _rows(reading, policy_blocks, reference_blocks, explicit, pair.reward)
     implicit = _write_table(blocks, _schema(reading, options, pair), work / out.name)
     distributed.barrier()  # the others read the blocks too
 
@@ -191,7 +194,7 @@ def resolve_pair(policy: str, reference: str, options: RewardOptions, reporter: 
         check_same_tokens(tokenizer, load_tokenizer(reference_ref))
     else:
         reporter.line("reference-free: the rewards are beta * log pi, which longer and rarer texts lower")
-    return PolicyPair(policy_ref, reference_ref, tokenizer, _beta(options.beta, policy_ref, reporter))
+    return PolicyPair(policy_ref, reference_ref, tokenizer, _reward(options.beta, policy_ref, reporter))
 
 
 def check_reference(policy: ModelRef, reference: ModelRef, any_reference: bool) -> None:
@@ -217,15 +220,19 @@ def check_same_tokens(policy: Any, reference: Any) -> None:
         )
 
 
-def _beta(beta: float | None, policy: ModelRef, reporter: Reporter) -> float:
+def _reward(beta: float | None, policy: ModelRef, reporter: Reporter) -> ImplicitReward:
+    record = training_record(policy)
     if beta is None:
-        recorded = training_record(policy).get("beta")
+        recorded = record.get("beta")
         beta = float(recorded) if recorded is not None else DEFAULT_BETA
         origin = "as the policy was trained" if recorded is not None else "the default, since the policy records none"
         reporter.line(f"beta {beta:g}, {origin}")
     if not (math.isfinite(beta) and beta > 0):
         raise RecipeError(f"beta is {beta:g}", where="--beta", fix="a positive number; DPO's default is 0.1")
-    return beta
+    reward = defined_by(record, beta)
+    if reward.per_token:
+        reporter.line(f"the reward is the mean over a response's tokens, as the loss {record['loss_type']} defines it")
+    return reward
 
 
 # ---------------------------------------------------------------- the table
@@ -251,7 +258,7 @@ def _rows(
     policy_blocks: Sequence[list[cache.Values]],
     reference_blocks: Iterator[list[cache.Values]] | None,
     explicit: Sequence[NDArray[np.float64]] | None,
-    beta: float,
+    reward: ImplicitReward,
 ) -> Iterator[list[list[RewardRow]]]:
     """For each block of prompts, for each prompt: the table's rows."""
     p = 0
@@ -260,7 +267,7 @@ def _rows(
         rows = []
         for policy_logps, reference_logps in zip(policy_block, reference_block, strict=True):
             scores = explicit[p] if explicit is not None else None
-            rows.append(_rows_of_prompt(reading.rows[p], policy_logps, reference_logps, scores, beta))
+            rows.append(_rows_of_prompt(reading.rows[p], policy_logps, reference_logps, scores, reward))
             p += 1
         yield rows
     for _ in reference_blocks or ():  # lets its progress bar end
@@ -272,14 +279,15 @@ def _rows_of_prompt(
     policy_logps: cache.Values,
     reference_logps: cache.Values | None,
     explicit: NDArray[np.float64] | None,
-    beta: float,
+    reward: ImplicitReward,
 ) -> list[RewardRow]:
     labels = row.labels
     out = []
     for k, ids in enumerate(row.encoded.tree.response_ids):
         policy = policy_logps[k].astype(np.float64)
         reference = reference_logps[k].astype(np.float64) if reference_logps is not None else None
-        token_rewards = beta * (policy - reference if reference is not None else policy)
+        log_ratios = policy - reference if reference is not None else policy
+        token_rewards = reward.beta * log_ratios / (len(ids) if reward.per_token else 1)
         total = float(token_rewards.sum())
         out.append(
             RewardRow(
@@ -290,7 +298,7 @@ def _rows_of_prompt(
                 policy_logp=float(policy.sum()),
                 reference_logp=float(reference.sum()) if reference is not None else None,
                 implicit_reward=total,
-                implicit_reward_mean=total / len(ids),
+                implicit_reward_mean=reward.beta * float(log_ratios.sum()) / len(ids),
                 truncated=row.encoded.truncated[k],
                 label=labels[k] if labels is not None else None,
                 explicit_reward=float(explicit[k]) if explicit is not None else None,

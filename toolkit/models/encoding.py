@@ -92,6 +92,17 @@ class TextEncoder:
         ]
         return Tree(self.prompt(prompt), samples)
 
+    def as_sampled(
+        self, prompt: Prompt, responses: Sequence[str], ids: Sequence[Sequence[int]], truncated: Sequence[bool]
+    ) -> Tree:
+        """One prompt and what a model sampled for it: the sampled ids where this tokenizer reads them as these texts.
+
+        Otherwise the texts in its own ids (:meth:`encode_samples`).
+        """
+        if all(self.decode(sampled) == text for sampled, text in zip(ids, responses, strict=True)):
+            return Tree(self.prompt(prompt), [list(sampled) for sampled in ids])
+        return self.encode_samples(prompt, responses, truncated)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response, without its end and other special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -15,6 +15,7 @@ from toolkit.engine import cache, distributed
 from toolkit.engine.engine import Engine
 from toolkit.engine.logps import by_response
 from toolkit.engine.sampling import SamplingParams, sample_responses
+from toolkit.evals.implicit_reward import LENGTH_NORMALISED
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import attention, load_policy, trainable
@@ -42,8 +43,6 @@ from toolkit.training.trainer import (
 
 # Prompts that are sampled for an estimate of the KL: with a spread of 5 nats its standard error is 0.9.
 KL_PROMPTS = 32
-# Losses on log-ratios per token instead of per response.
-LENGTH_NORMALISED = ("ipo", "sigmoid_norm")
 
 
 def preference_loss(
@@ -84,7 +83,8 @@ def dpo_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The weighted sum over comparisons; ``reference[e]``: [K] log-probabilities of example e.
 
-    Metrics are TRL's, of the decided comparisons, and ``displacement/*``: training may lower the log-probability of the
+    Metrics are TRL's, of the decided comparisons (``rewards/*`` are sums over tokens for every loss, as there), and
+    ``displacement/*``: training may lower the log-probability of the
     chosen responses too, as long as it lowers that of the rejected more (Razin et al. 2024, arXiv 2410.08847).
     ``chosen`` and ``rejected`` are log pi/pi_ref in nats per response, ``rate`` is the share of chosen that fell.
     """

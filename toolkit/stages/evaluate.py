@@ -18,6 +18,7 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import RecipeError, StoreError
 from toolkit.evals import summary
+from toolkit.evals.implicit_reward import ImplicitReward, defined_by
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
 from toolkit.evals.verdict import Judging
@@ -101,10 +102,10 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     policies = find_policies(context, inputs, models.sft)
     drawn = [sample for policy in policies for sample in samples_of(policy, settings, out / "policies", reporter)]
 
-    beta = training_record(models.dpo)["beta"]
+    implicit = defined_by(training_record(models.dpo))
     scored = score_everything(drawn, settings, models, reporter)
-    rewards = held_out_rewards(settings.rows, scored, beta)
-    scored_samples = with_scores(drawn, settings.rows, scored, beta, has_gold)
+    rewards = held_out_rewards(settings.rows, scored, implicit)
+    scored_samples = with_scores(drawn, settings.rows, scored, implicit, has_gold)
     samples = [sample for sample in scored_samples if sample.sample_index < section.samples_per_prompt]
     samples += best_of_n(scored_samples, section)
 
@@ -364,12 +365,14 @@ def _explicit_rewards(
     return [[value - mean for value in values] for values in scores]
 
 
-def held_out_rewards(rows: Sequence[PreferenceRow], scored: Sequence[ScoredPrompt], beta: float) -> list[HeldOutReward]:
+def held_out_rewards(
+    rows: Sequence[PreferenceRow], scored: Sequence[ScoredPrompt], implicit: ImplicitReward
+) -> list[HeldOutReward]:
     rewards = []
     for row, prompt in zip(rows, scored, strict=True):
         for k, (response, scores) in enumerate(zip(row.responses, prompt.held_out, strict=True)):
             n_tokens = len(prompt.encoded.tree.response_ids[k])
-            implicit = beta * (scores.dpo_logp - scores.reference_logp)
+            log_ratio = scores.dpo_logp - scores.reference_logp
             rewards.append(
                 HeldOutReward(
                     prompt_id=row.prompt_id,
@@ -378,8 +381,8 @@ def held_out_rewards(rows: Sequence[PreferenceRow], scored: Sequence[ScoredPromp
                     n_tokens=n_tokens,
                     policy_logp=scores.dpo_logp,
                     reference_logp=scores.reference_logp,
-                    implicit_reward=implicit,
-                    implicit_reward_mean=implicit / n_tokens,
+                    implicit_reward=implicit(log_ratio, n_tokens),
+                    implicit_reward_mean=implicit.beta * log_ratio / n_tokens,
                     explicit_reward=scores.explicit_reward,
                     gold_reward=row.gold[k] if row.gold is not None else None,
                     truncated=prompt.encoded.truncated[k],
@@ -392,7 +395,7 @@ def with_scores(
     samples: Sequence[Sample],
     rows: Sequence[PreferenceRow],
     scored: Sequence[ScoredPrompt],
-    beta: float,
+    implicit: ImplicitReward,
     has_gold: bool,
 ) -> list[Sample]:
     """The samples with their KL from the reference and their rewards."""
@@ -410,7 +413,7 @@ def with_scores(
                 sample,
                 policy_logp=policy_logp,
                 kl_nats=policy_logp - scores.tempered_reference_logp,
-                implicit_reward=beta * (scores.dpo_logp - scores.reference_logp),
+                implicit_reward=implicit(scores.dpo_logp - scores.reference_logp, sample.n_tokens),
                 explicit_reward=scores.explicit_reward,
                 gold_reward=gold,
             )
@@ -452,7 +455,13 @@ def judge_all(
     def column(field: str) -> dict[str, list[list[Any]]]:
         return {name: [[getattr(s, field) for s in of_policy[name][key]] for key in prompt_ids] for name in names}
 
-    responses = PolicyResponses(prompt_ids, [row.prompt for row in settings.rows], column("response"))
+    responses = PolicyResponses(
+        prompt_ids,
+        [row.prompt for row in settings.rows],
+        column("response"),
+        ids=column("response_ids"),
+        truncated=column("truncated"),
+    )
     options = JudgeOptions(
         settings.model,
         settings.section.judge,
