@@ -302,6 +302,7 @@ def test_copy_recipe(tmp_path):
         (["ppo.num_mini_batches=32"], "16 prompts in a rollout do not fill 32 mini-batches"),
         (["ppo.total_episodes=63"], "63 episodes do not fill one rollout of 64"),
         (["ppo.adaptive_kl=true", "ppo.kl_coef=0"], "KL coefficient of 0"),
+        (["ppo.share_trunk=true", "ppo.value_learning_rate=0.1"], "learns at the policy's rate"),
         (["dpo.label_smoothing=0.1", "dpo.loss_type=hinge"], "belongs to the losses sigmoid and robust"),
         (["dpo.loss_type=apo_zero"], "the engine has no loss apo_zero"),
         (["dpo.loss_type=exo_pair", "dpo.trainer=trl"], "exo_pair needs label smoothing"),
