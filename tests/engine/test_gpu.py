@@ -1,4 +1,4 @@
-"""On a GPU, where the attention, the limits of a pass and the kept graphs differ: the numbers are those of a CPU.
+"""On a GPU, where the attention and the limits of a pass differ: the numbers are those of a CPU.
 
 The other tests hide a GPU from torch: ``DUEL_TEST_GPU=1 scripts/test tests/engine/test_gpu.py`` runs these.
 """
