@@ -1,7 +1,7 @@
 """The errors a user can cause. Each says what is wrong, where, and the likely fix.
 
-The command line prints them as one message and exits with code 2; anything that is not a
-:class:`DuelError` is a defect of ours and exits with code 1.
+The command line prints them as one message and exits with code 2. An error that is no :class:`DuelError` is a defect
+of ours, with exit code 1.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-# Names the file that a launched process writes its exit code to: its launcher's own is 1 for every error.
+# Environment variable with the file to which a launched process writes its exit code. The launcher's is always 1.
 EXIT_CODE_FILE = "DUEL_EXIT_CODE_FILE"
 
 
@@ -46,7 +46,11 @@ class StoreError(DuelError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``"did you mean 'x'?"`` for the nearest of ``known``, or the list of them, or ``""``."""
+    """The nearest known word, or the list of them.
+
+    >>> nearest("smok", ["smoke", "quickstart"]), nearest("x", ["smoke", "quickstart"]), nearest("x", [])
+    ("did you mean 'smoke'?", 'known: quickstart, smoke', '')
+    """
     known = sorted(set(known))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
@@ -55,5 +59,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
     text = str(error).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__

@@ -103,7 +103,9 @@ def test_commands_on_the_earlier_runs_data_and_samples(folder: Path, reward_fold
 
 
 @pytest.mark.parametrize("version", [3, None, "2"])
-def test_a_layout_that_is_not_known_is_refused(folder: Path, tmp_path: Path, version: object) -> None:
+def test_a_layout_that_is_not_known_is_refused(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, version: object
+) -> None:
     for name in ("manifest.json", "results.json"):
         write_json(folder / name, read_json(folder / name) | {"schema_version": version})
     acts = [
@@ -111,9 +113,10 @@ def test_a_layout_that_is_not_known_is_refused(folder: Path, tmp_path: Path, ver
         lambda: reading.read_run(folder),
         lambda: reading.read_live(folder),
         lambda: diff_runs(folder, folder),
-        lambda: push_run(folder, None, to=tmp_path / "hub", parts=("preferences",), public=False, reporter=None),
+        lambda: push_run(folder, None, to=tmp_path / "hub", artifacts=("preferences",), public=False, reporter=None),
     ]
     for act in acts:
         with pytest.raises(StoreError, match=f"layout {version}, and this duel reads the layouts 1 and 2"):
             act()
     assert READABLE_VERSIONS == (1, 2)
+    assert list_runs(folder.parent) == [] and f"before: this run folder has the layout {version}" in caplog.text

@@ -19,6 +19,7 @@ from support.running import duel, duel_process
 from toolkit.files import read_json
 from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.runs import push
+from toolkit.runs.model_cards import POLICY_OF
 
 pytestmark = pytest.mark.e2e
 
@@ -63,7 +64,7 @@ def hub() -> Iterator[Hub]:
 def local(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     to = tmp_path_factory.mktemp("pushed") / "all"
     printed = json.loads(duel("push", str(small_run), "--to", str(to), "--json").stdout)
-    assert printed == {"pushed": {part: str(to / part) for part in push.PARTS}}
+    assert printed == {"pushed": {part: str(to / part) for part in push.ARTIFACTS}}
     return to
 
 
@@ -125,7 +126,7 @@ def test_the_hub_gets_repositories_that_load_from_it(
     printed = duel_process("push", str(small_run), "me/pair", env=environment).stdout
     assert f"{hub.endpoint}/me/pair-dpo" in printed
     kinds = {name: kind for kind, name in hub.repositories}
-    assert kinds == {f"me/pair-{part}": "datasets" if part == "preferences" else "models" for part in push.PARTS}
+    assert kinds == {f"me/pair-{part}": "datasets" if part == "preferences" else "models" for part in push.ARTIFACTS}
     assert all(repository.private for repository in hub.repositories.values())
     check(loaded("me/pair-", probe, **environment), small_run, probe)
     card = hub.repositories["models", "me/pair-dpo"].files["README.md"].decode()
@@ -138,7 +139,7 @@ def test_the_hub_gets_repositories_that_load_from_it(
 
 def test_cards_say_what_was_measured(local: Path, small_run: Path) -> None:
     results = read_json(small_run / "results.json")
-    for part, policy in push.POLICY_OF.items():
+    for part, policy in POLICY_OF.items():
         text = (local / part / "README.md").read_text()
         facts = yaml.safe_load(text.split("---")[1])
         values = {m["type"]: m["value"] for r in facts["model-index"][0]["results"] for m in r["metrics"]}
@@ -157,7 +158,7 @@ def test_cards_say_what_was_measured(local: Path, small_run: Path) -> None:
     accuracy = results["rm_quality"]["explicit"]["accuracy"]
     assert f"{accuracy['value']:.1%} | {accuracy['ci_low']:.1%} to {accuracy['ci_high']:.1%}" in text
     assert "AutoModelForSequenceClassification" in text
-    for part in push.PARTS:
+    for part in push.ARTIFACTS:
         code = (local / part / "README.md").read_text().split("```python\n")[1].split("```")[0]
         compile(code, part, "exec")
 

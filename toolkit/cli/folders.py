@@ -89,7 +89,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 @click.option("--to", type=PATH, help="Write the repositories into this folder instead of sending them.")
 @click.option(
     "--only",
-    "parts",
+    "artifacts",
     multiple=True,
     help="Push this alone: sft, ppo, dpo, reward-model or preferences. Can be given several times.",
 )

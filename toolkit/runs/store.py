@@ -52,12 +52,17 @@ class StageState:
 
 
 class RunFolder:
-    """One run's folder on disk."""
+    """One run's folder on disk.
+
+    ``STAGE/`` is a finished stage with its record ``stage.json``, ``.work/STAGE-KEY`` one that goes on, and
+    ``.shelf/STAGE-KEY`` an earlier result with other settings.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def create(self) -> None:
+        """Make the folder. Raises StoreError where that is not possible."""
         try:
             (self.root / ".work").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -69,7 +74,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Two processes never write one run folder. Raises StoreError when it is taken."""
+        """Hold the run folder: two processes never write the same one. Raises StoreError where another holds it."""
         self.create()
         with (self.root / ".lock").open("w") as handle:
             try:
@@ -92,7 +97,7 @@ class RunFolder:
         return None if version == SCHEMA_VERSION else int(version)
 
     def busy(self) -> bool:
-        """Whether a process works on this run now. Its lock is tried for an instant, shared with other askers."""
+        """Whether a process holds the run folder now. The lock is tried for an instant, shared with others who ask."""
         try:
             with (self.root / ".lock").open() as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -117,7 +122,7 @@ class RunFolder:
         return read_json(path) if path.is_file() else None
 
     def state(self, stage: str, key: str, fields: Mapping[str, Any]) -> StageState:
-        """Is this stage, with exactly these fields, already there?"""
+        """Whether this stage with this key is there. ``fields`` are what the key is made of."""
         record = self.record(stage)
         if _holds(self.stage_dir(stage), key):
             return StageState(stage, key, "cached")
@@ -132,10 +137,13 @@ class RunFolder:
         return StageState(stage, key, "stale" if record is not None else "missing", changed)
 
     def shelve(self, stage: str) -> None:
-        """Put the finished stage aside; nothing finished is lost."""
+        """Put the finished stage on the shelf, so that its result is not lost.
+
+        Raises StoreError for a folder in its place that is no finished stage.
+        """
         record = self.record(stage)
         if record is None:
-            # A folder without a record was put there by something else: never take it for ours.
+            # Something else put a folder without a record there.
             if self.stage_dir(stage).exists():
                 raise StoreError(
                     f"{stage!r} holds something that this project did not finish writing",
@@ -150,6 +158,7 @@ class RunFolder:
         os.rename(self.stage_dir(stage), target)
 
     def unshelve(self, stage: str, key: str) -> None:
+        """Take an earlier result from the shelf, and put the present one there."""
         self.shelve(stage)
         os.rename(self.shelf_dir(stage, key), self.stage_dir(stage))
 
@@ -167,7 +176,7 @@ class RunFolder:
         return False
 
     def finish(self, stage: str, key: str, record: Mapping[str, Any]) -> None:
-        """Turn the work folder into the finished stage in one rename."""
+        """Make the work folder the finished stage, with its record, by one rename."""
         work = self.work_dir(stage, key)
         write_json(work / STAGE_FILE, {"schema_version": SCHEMA_VERSION, "stage": stage, "key": key, **record})
         self.shelve(stage)

@@ -1,7 +1,8 @@
-"""The shortcut arm: direct preference optimisation, the policy as its own reward model."""
+"""The arm without a reward model: direct preference optimisation, whose policy is its own reward model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ from toolkit.training.trainer import (
     training_arguments,
 )
 
-# Prompts that are sampled for an estimate of the KL: with a spread of 5 nats its standard error is 0.9.
+# Prompts that are sampled to estimate the KL. With a spread of 5 nats, the estimate has a standard error of 0.9.
 KL_PROMPTS = 32
 
 
@@ -81,12 +82,12 @@ def preference_loss(
 def dpo_loss(
     engine: Engine, section: DpoSection, reference: list[torch.Tensor], batch: PairBatch
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The weighted sum over comparisons; ``reference[e]``: [K] log-probabilities of example e.
+    """The weighted sum over comparisons, and metrics; ``reference[e]``: [K] log-probabilities of example e.
 
-    Metrics are TRL's, of the decided comparisons (``rewards/*`` are sums over tokens for every loss, as there), and
-    ``displacement/*``: training may lower the log-probability of the
-    chosen responses too, as long as it lowers that of the rejected more (Razin et al. 2024, arXiv 2410.08847).
-    ``chosen`` and ``rejected`` are log pi/pi_ref in nats per response, ``rate`` is the share of chosen that fell.
+    The metrics, of comparisons with a winner, are TRL's (``rewards/*`` are sums over tokens for every loss, as there)
+    and ``displacement/*``: training may lower the log-probability of chosen responses too, if it lowers that of
+    rejected ones more (Razin et al. 2024, arXiv 2410.08847). ``chosen`` and ``rejected`` are log pi/pi_ref in nats per
+    response, ``rate`` is the share of chosen responses below 0.
     """
     logps_N, _ = engine.token_logps(batch.trees)
     logps_R = by_response(logps_N, batch.trees)
@@ -97,10 +98,7 @@ def dpo_loss(
         scaled_R = ratio_R / torch.bincount(batch.trees.owner, minlength=ratio_R.numel())
     losses_P = preference_loss(scaled_R[batch.first], scaled_R[batch.second], batch.prefer_first, section)
     with torch.no_grad():
-        sign = torch.sign(batch.prefer_first - 0.5)
-        decided = sign != 0
-        chosen = torch.where(sign > 0, batch.first, batch.second)[decided]
-        rejected = torch.where(sign > 0, batch.second, batch.first)[decided]
+        chosen, rejected = batch.decided()
         logps, ratio = logps_R.detach(), ratio_R.detach()
         margin = section.beta * (ratio[chosen] - ratio[rejected])
         metrics = {
@@ -120,7 +118,7 @@ def dpo_loss(
 def reference_logps(
     ref: ModelRef, section: ModelSection, policy: Any, pad_id: int, trees: list[Tree], reporter: Reporter
 ) -> list[torch.Tensor]:
-    """For each tree, [K] summed log-probabilities under ``policy`` as it is before training, kept on disk."""
+    """For each tree, [K] summed log-probabilities under ``policy`` before its training. The cache folder has them."""
     distributed.join_group()
     weights = str(policy.dtype).removeprefix("torch.")
     key = cache.identity(ref, dtype=section.dtype, attention=attention(section), weights=weights)
@@ -133,7 +131,10 @@ def reference_logps(
 
 
 class KlProbe:
-    """log pi / pi_ref of fresh samples of the policy in training: what its KL to the reference is estimated from."""
+    """Estimates the KL to the reference during training, by log pi / pi_ref of new samples of the policy.
+
+    ``reference`` is None where it is the policy without its adapter.
+    """
 
     def __init__(
         self, policy: Any, reference: Any, encoder: TextEncoder, rows: list[PreferenceRow], context: DpoContext
@@ -144,14 +145,16 @@ class KlProbe:
         self.dtype, self.tokenizer = DTYPES[context.model.dtype], encoder.tokenizer
         self.params = SamplingParams(context.data.max_response_tokens)
         pad_id = int(self.tokenizer.pad_token_id)
-        # Once for all measurements: a new engine would try the tree's mask anew.
-        self.ours = Engine(policy, pad_id, dtype=self.dtype)
-        self.theirs = self.ours if reference is None else Engine(reference, pad_id, dtype=self.dtype)
-        self.tokens = 0  # sampled so far, with their prompts
+        # They are made once: a new engine would try the tree's mask again.
+        self.policy_engine = Engine(policy, pad_id, dtype=self.dtype)
+        self.reference_engine = self.policy_engine
+        if reference is not None:
+            self.reference_engine = Engine(reference, pad_id, dtype=self.dtype)
+        self.tokens = 0  # of samples and their prompts
 
     def __call__(self, step: int) -> torch.Tensor:
-        """[R], nats per response."""
-        self.policy.eval()  # in training mode, gradient checkpointing would drop the cache; a step sets it again
+        """[R] log pi / pi_ref, in nats per response, of a sample for each prompt of this process."""
+        self.policy.eval()  # with gradient checkpointing, training mode has no cache; the next step sets it again
         samples = sample_responses(
             self.policy,
             self.tokenizer,
@@ -162,20 +165,18 @@ class KlProbe:
         )
         trees = [Tree(ids, [sample.ids]) for (_, ids), [sample] in zip(self.prompts, samples, strict=True)]
         self.tokens += sum(map(len, trees))
-        ours = self.ours.logps(trees)
+        policy_logps = self.policy_engine.logps(trees)
         with self.policy.disable_adapter() if self.reference is None else nullcontext():
-            theirs = self.theirs.logps(trees)
-        sums = [float((a - b).double().sum()) for [a], [b] in zip(ours, theirs, strict=True)]
-        return torch.tensor(sums, dtype=torch.float64)
+            reference_logps = self.reference_engine.logps(trees)
+        pairs = zip(policy_logps, reference_logps, strict=True)
+        return torch.tensor([float((a - b).double().sum()) for [a], [b] in pairs], dtype=torch.float64)
 
 
 def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``, the arm's policy, and ``checkpoints/step-N/`` along training."""
-    section: DpoSection = context.dpo
-    sft_folder = inputs["sft"] / "model"
-    sft = resolve(str(sft_folder))
+    section, dtype, lora = context.dpo, DTYPES[context.model.dtype], context.model.lora
+    sft = resolve(str(inputs["sft"] / "model"))
     tokenizer = load_tokenizer(sft)
-    dtype, lora = DTYPES[context.model.dtype], context.model.lora
     seed_everything(context.seed)
     policy = load_policy(sft, context.model, dtype=dtype if lora else torch.float32).to(best_device())
     rows = from_parquet(inputs["data"] / "train.parquet")
@@ -186,20 +187,20 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
     steps = total_steps(section, n_items)
 
-    facts = {
-        "arm": "dpo",
-        "beta": section.beta,
-        "loss_type": section.loss_type,
-        "reference_fingerprint": sft.fingerprint,
-    }
-
-    def keep(step: int) -> None:
+    def save(step: int) -> None:
         folder = policy_folder(out, step, final=step == steps)
-        save_policy(policy, tokenizer, folder, dtype=dtype, base=sft_folder)
-        write_training_record(folder, step=step, **facts)
+        save_policy(policy, tokenizer, folder, dtype=dtype, base=inputs["sft"] / "model")
+        write_training_record(
+            folder,
+            step=step,
+            arm="dpo",
+            beta=section.beta,
+            loss_type=section.loss_type,
+            reference_fingerprint=sft.fingerprint,
+        )
 
     progress = StageProgress(reporter, "dpo", steps)
-    callbacks = [progress, SaveAtSteps(milestone_steps(section, steps), keep)]
+    callbacks = [progress, SaveAtSteps(milestone_steps(section, steps), save)]
     arguments = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=steps)
     probe: KlProbe | None = None
     trainer: Trainer
@@ -213,24 +214,27 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         loss = partial(dpo_loss, engine, section, reference)
         trainer = EngineTrainer(engine, arguments, examples, loss, callbacks)
         if section.kl_milestones:
-            # With an adapter the reference is the base below it; without, a model of the policy's own precision, so
-            # that the KL of two equal models is 0.
+            # In fp32 as the policy is, so that the KL of two equal models is 0.
             start = None if lora else load_policy(sft, context.model, dtype=torch.float32).to(engine.device)
             probe = KlProbe(policy, start, encoder, rows, context)
-            trainer.add_callback(SaveAtKl(section.kl_milestones, probe, keep, trainer.values))
+            trainer.add_callback(SaveAtKl(section.kl_milestones, probe, save, trainer.values))
     train_to_end(trainer, progress, out)
-    if (
-        distributed.main_process() and trainer.state.global_step != steps
-    ):  # resumed with more processes, behind the last
-        keep(steps)
-    fallen = next((row for row in reversed(progress.history) if "displacement/chosen" in row), None)
-    if fallen is not None and fallen["displacement/chosen"] < 0:
-        reporter.line(
-            f"likelihood displacement: in the last {section.logging_steps} steps the chosen responses stood "
-            f"{-fallen['displacement/chosen']:.1f} nats below the reference, {fallen['displacement/rate']:.0%} of them "
-            "below it"
-        )
+    # A run that is resumed with more processes may be past its last step already, and saves no policy on the way.
+    if distributed.main_process() and trainer.state.global_step != steps:
+        save(steps)
+    note_displacement(progress.history, section.logging_steps, reporter)
     tokens = trained_tokens(section, steps, examples) + sum(len(example.tree) for example in examples)
     if probe is not None:
         tokens += int(distributed.all_sum(torch.tensor(probe.tokens, device=best_device())))
     return {"tokens": tokens, "history": progress.history, "steps": steps, "pairs": sum(len(e.pairs) for e in examples)}
+
+
+def note_displacement(history: Sequence[Mapping[str, float]], logging_steps: int, reporter: Reporter) -> None:
+    """Say so if the chosen responses of the last steps are less likely than under the reference."""
+    last = next((row for row in reversed(history) if "displacement/chosen" in row), None)
+    if last is not None and last["displacement/chosen"] < 0:
+        reporter.line(
+            f"likelihood displacement: in the last {logging_steps} steps the chosen responses stood "
+            f"{-last['displacement/chosen']:.1f} nats below the reference, {last['displacement/rate']:.0%} of them "
+            "below it"
+        )

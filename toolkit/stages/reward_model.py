@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,15 @@ from transformers import Trainer
 from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
-from toolkit.models.encoding import Tree, text_encoder
+from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, new_reward_model, trainable
-from toolkit.models.resolve import resolve
+from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.save import save_policy, write_reward_mean
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import RewardModelSection
 from toolkit.stages.contexts import RewardModelContext
 from toolkit.training import trl
 from toolkit.training.batch import PairBatch, examples_of
@@ -35,16 +36,17 @@ from toolkit.training.trainer import (
     training_arguments,
 )
 
-# SFT samples that the score is centred on; the mean of 128 has a standard error of 0.09 standard deviations.
+# Prompts whose SFT samples get a mean score of 0. The mean of 128 has a standard error of 0.09 standard deviations.
 CENTRING_PROMPTS = 128
 
 
 def bradley_terry(
     engine: Engine, center_rewards_coefficient: float, batch: PairBatch
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """-log sigmoid(r_i - r_j - margin) for each comparison, soft labels weighted, each response computed once.
+    """The weighted sum of -log sigmoid(r_i - r_j - margin) over comparisons, and metrics; responses are computed once.
 
-    Ouyang et al. 2022 (arXiv 2203.02155), equation 1; the margin: Touvron et al. 2023 (arXiv 2307.09288), equation 2.
+    A soft label weighs the losses of both orders. Ouyang et al. 2022 (arXiv 2203.02155), equation 1; the margin:
+    Touvron et al. 2023 (arXiv 2307.09288), equation 2.
     """
     rewards_R = engine.branch_scores(batch.trees)
     first, second = rewards_R[batch.first], rewards_R[batch.second]
@@ -55,17 +57,14 @@ def bradley_terry(
     if center_rewards_coefficient:
         loss = loss + center_rewards_coefficient * (batch.weight * (first + second).square()).sum()
     with torch.no_grad():
-        sign = torch.sign(batch.prefer_first - 0.5)
-        decided = sign != 0
-        chosen = torch.where(sign > 0, first, second)[decided]
-        rejected = torch.where(sign > 0, second, first)[decided]
-        right = ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).detach()
+        chosen, rejected = (rewards_R[responses] for responses in batch.decided())
+        right = (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
         metrics = {
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
             "rewards/margins": chosen - rejected,
             "rewards/accuracies": right,
-            # As RewardTrainer names them.
+            # The names that RewardTrainer logs.
             "accuracy": right,
             "margin": chosen - rejected,
             "mean_reward": rewards_R,
@@ -74,8 +73,8 @@ def bradley_terry(
 
 
 def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes ``model/``: a sequence classifier (an adapter on the SFT model, or plain weights) and its centring."""
-    section: RewardModelSection = context.reward_model
+    """Writes ``model/``: a sequence classifier (an adapter on the SFT model, or all weights), and its mean score."""
+    section = context.reward_model
     sft_folder = inputs["sft"] / "model"
     sft = resolve(str(sft_folder))
     tokenizer = load_tokenizer(sft)
@@ -107,20 +106,25 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     if distributed.main_process():
         save_policy(model, tokenizer, out / "model", dtype=dtype, base=sft_folder)
 
-    mean = 0.0
-    if section.center:
-        prompts = [encoder.prompt(row.prompt) for row in rows[:CENTRING_PROMPTS]]
-        samples = sample_responses(
-            load_policy(sft, context.model).to(engine.device),
-            tokenizer,
-            prompts,
-            lambda i, _: (context.seed, "centring", rows[i].prompt_id),
-            SamplingParams(context.data.max_response_tokens),
-            dtype=dtype,
-        )
-        scores = engine.scores([Tree(ids, [sample.ids]) for ids, [sample] in zip(prompts, samples, strict=True)])
-        mean = sum(score for [score] in scores) / len(scores)
+    mean = mean_of_samples(engine, sft, encoder, rows[:CENTRING_PROMPTS], context) if section.center else 0.0
     if distributed.main_process():
         write_reward_mean(out / "model", mean)
     tokens = trained_tokens(section, steps, examples)
     return {"tokens": tokens, "history": progress.history, "mean": mean, "steps": steps}
+
+
+def mean_of_samples(
+    engine: Engine, sft: ModelRef, encoder: TextEncoder, rows: Sequence[PreferenceRow], context: RewardModelContext
+) -> float:
+    """The mean score of SFT samples for the prompts of these rows: what is subtracted from every score."""
+    prompts = [encoder.prompt(row.prompt) for row in rows]
+    samples = sample_responses(
+        load_policy(sft, context.model).to(engine.device),
+        encoder.tokenizer,
+        prompts,
+        lambda i, _: (context.seed, "centring", rows[i].prompt_id),
+        SamplingParams(context.data.max_response_tokens),
+        dtype=DTYPES[context.model.dtype],
+    )
+    scores = engine.scores([Tree(ids, [sample.ids]) for ids, [sample] in zip(prompts, samples, strict=True)])
+    return sum(score for [score] in scores) / len(scores)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, merged into plain weights: the policy that both arms start from and refer to."""
+"""Supervised fine-tuning, with its adapter merged: the policy that both arms start from, and their reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from toolkit.preferences import splits
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import SftSection
 from toolkit.stages.contexts import SftContext
 from toolkit.training.batch import Example, PairBatch
 from toolkit.training.callbacks import StageProgress
@@ -35,15 +34,15 @@ from toolkit.training.trainer import (
 
 
 def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes ``model/``, plain merged weights in ``model.dtype``. With ``sft.enabled`` off, the model as it came."""
-    section: SftSection = context.sft
+    """Writes ``model/``: all weights in ``model.dtype``. With ``sft.enabled`` off, they are those of the base model."""
+    section = context.sft
     ref = resolve(context.model.name, context.model.revision)
     tokenizer = load_tokenizer(ref, context.model.chat_template)
     dtype = DTYPES[context.model.dtype]
     policy = load_policy(ref, context.model, dtype=None if context.model.lora else torch.float32)
     check_vocabulary(policy.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
     if ref.kind == "adapter":
-        # Both arms must refer to the weights with this adapter in them, not to the base below it.
+        # The reference of both arms is the model with this adapter, and not the base below it.
         policy = policy.merge_and_unload()
     if not section.enabled:
         if distributed.main_process():
@@ -54,8 +53,8 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
     encoder = text_encoder(tokenizer, rows[0].prompt, ref.spec)
     examples = []
     for row in rows:
-        chosen = [row.responses[i] for i in targets(row, section.train_on)]
-        encoded = encoder.encode(row.prompt, chosen, context.data.max_response_tokens)
+        imitated = [row.responses[i] for i in targets(row, section.train_on)]
+        encoded = encoder.encode(row.prompt, imitated, context.data.max_response_tokens)
         examples.append(Example(encoded.tree, []))
 
     steps = total_steps(section, len(examples))
@@ -73,13 +72,13 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
 
 
 def completion_loss(engine: Engine, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Mean negative log-likelihood of the batch's response tokens, in nats; the prompt is not trained on."""
+    """The batch's mean negative log-likelihood of response tokens, in nats, and metrics. Prompt tokens do not count."""
     logps_N, _ = engine.token_logps(batch.trees)
     return -logps_N.mean() * batch.token_share, {"nll/token": -logps_N}
 
 
 def targets(row: PreferenceRow, train_on: str) -> list[int]:
-    """Which responses to imitate: all, or the one that wins most of its comparisons (the first of equals)."""
+    """Indices of the responses to imitate: all, or the one with the most wins (of equal ones, the first)."""
     if train_on == "all":
         return list(range(len(row.responses)))
     wins = [0.0] * len(row.responses)

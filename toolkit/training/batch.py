@@ -44,6 +44,15 @@ class PairBatch:
     example: torch.Tensor  # [n_prompts] which of the stage's examples each prompt is
     token_share: torch.Tensor  # [] this microbatch's share of the whole batch's response tokens
 
+    def decided(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the D comparisons with a winner: [D] chosen and [D] rejected responses."""
+        sign = torch.sign(self.prefer_first - 0.5)
+        chosen, rejected = (
+            torch.where(sign > 0, self.first, self.second),
+            torch.where(sign > 0, self.second, self.first),
+        )
+        return chosen[sign != 0], rejected[sign != 0]
+
     def to(self, device: torch.device) -> PairBatch:
         return PairBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
