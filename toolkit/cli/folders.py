@@ -79,8 +79,8 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     from toolkit.cli.tables import diff_tables
     from toolkit.runs.listing import diff_runs
 
-    found = diff_runs(first, second)
-    emit(found) if as_json else print(diff_tables(found))
+    differences = diff_runs(first, second)
+    emit(differences) if as_json else print(diff_tables(differences))
 
 
 @click.command()
@@ -106,8 +106,9 @@ def push(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
 
     reporter = reporter_of(ctx)
     quiet_libraries()
-    done = push_run(reporter=reporter, **options)
-    emit({"pushed": done}) if as_json else print("\n".join(f"{part:14} {place}" for part, place in done.items()))
+    pushed = push_run(reporter=reporter, **options)
+    lines = (f"{artifact:14} {place}" for artifact, place in pushed.items())
+    emit({"pushed": pushed}) if as_json else print("\n".join(lines))
 
 
 @click.command()
@@ -121,9 +122,9 @@ def completion(shell: str) -> None:
     from click.shell_completion import get_completion_class
 
     context = click.get_current_context().find_root()
-    found = get_completion_class(shell)
-    assert found is not None  # click has all three
-    print(found(context.command, {}, "duel", "_DUEL_COMPLETE").source())
+    complete = get_completion_class(shell)
+    assert complete is not None  # click has all three
+    print(complete(context.command, {}, "duel", "_DUEL_COMPLETE").source())
 
 
 COMMANDS = (report, watch, runs, diff, push, completion)

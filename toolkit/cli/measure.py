@@ -348,8 +348,8 @@ def winrate(
 
     table = load_length_table(lc_table) if lc_table is not None else None
     controls = Controls(length=length_control or table is not None, style=style_control, table=table)
-    found = winrate_report(files, controls=controls, **options)
-    emit(found) if as_json else print(judging_tables(found, options["confidence"]))
+    results = winrate_report(files, controls=controls, **options)
+    emit(results) if as_json else print(judging_tables(results, options["confidence"]))
 
 
 @click.command()

@@ -87,8 +87,8 @@ def complete_runs(ctx: click.Context, parameter: click.Parameter, typed: str) ->
     """Run folders under runs/, then any folder."""
     from click.shell_completion import CompletionItem
 
-    found = sorted(str(path.parent) for path in Path("runs").glob("*/manifest.json"))
-    names = [CompletionItem(name) for name in found if name.startswith(typed)]
+    folders = sorted(str(path.parent) for path in Path("runs").glob("*/manifest.json"))
+    names = [CompletionItem(name) for name in folders if name.startswith(typed)]
     return names or [CompletionItem(typed, type="dir")]
 
 

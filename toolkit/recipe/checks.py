@@ -63,8 +63,8 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
     }
     values = flat(recipe)
     problems = []
-    for section, found in conflicts.items():
-        for conflict in found:
+    for section, of_section in conflicts.items():
+        for conflict in of_section:
             keys = [f"{section}.{name}" for name in conflict.names]
             places = (f"{key} = {one_line(values[key])}{_line((origins or {}).get(key, ''))}" for key in keys)
             problems.append(Problem(conflict.what, ", ".join(places), conflict.fix))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from toolkit.errors import RecipeError, nearest
+from toolkit.files import copy_whole
 from toolkit.recipe.checks import check
 from toolkit.recipe.problems import schema_error
 from toolkit.recipe.schema import Recipe, leaves
@@ -109,8 +109,8 @@ def copy_recipe(name: str, dest: Path, force: bool = False) -> Path:
         raise RecipeError(f"{target} exists already", where=str(target), fix="name another file, or pass --force")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(shipped[name], target)
-    except (OSError, shutil.SameFileError) as error:
+        copy_whole(shipped[name], target)
+    except OSError as error:
         fix = "name a file you may write"
         raise RecipeError(f"cannot write {target}: {error}", where=str(target), fix=fix) from error
     return target

@@ -19,13 +19,13 @@ PACKAGES = ("rlhf-duel", "torch", "transformers", "trl", "peft", "accelerate", "
 
 def versions() -> dict[str, str]:
     """Python's version, and those of the packages that the numbers depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def machine() -> dict[str, Any]:

@@ -205,16 +205,16 @@ def launched(arguments: Sequence[str]) -> Runner:
     def run_launched(
         stage: str, context: Context, inputs: dict[str, Path], work: Path, reporter: Reporter
     ) -> dict[str, Any]:
-        request, answer = work / "request.json", work / "answer.json"
+        file, answer = work / "request.json", work / "answer.json"
         trackers = reporter.trackers
-        asked = {
+        request = {
             "stage": stage,
             "context": to_json(context),
             "inputs": {name: str(path.resolve()) for name, path in inputs.items()},
             "trackers": {"names": trackers.names, "run_name": trackers.run_name},
         }
-        write_json(request, asked)
-        code = accelerate_launch(arguments, "toolkit.stages", [str(request.resolve())])
+        write_json(file, request)
+        code = accelerate_launch(arguments, "toolkit.stages", [str(file.resolve())])
         if code or not answer.is_file():
             raise StoreError(
                 f"accelerate launch ended with exit code {code}",
@@ -222,7 +222,7 @@ def launched(arguments: Sequence[str]) -> Runner:
                 fix="see its messages above",
             )
         metrics = read_json(answer)
-        request.unlink()
+        file.unlink()
         answer.unlink()
         return dict(metrics)
 
@@ -268,10 +268,10 @@ def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     ]
     arms = {}
     for arm in ("shared", "rm_ppo", "dpo"):
-        own = [row for row in rows if row["arm"] == arm]
+        of_arm = [row for row in rows if row["arm"] == arm]
         arms[arm] = {
-            "wall_s": round(sum(row["wall_s"] for row in own), 3),
-            "tokens": sum(row["tokens"] for row in own),
-            "peak_gib": max((row["peak_gib"] for row in own), default=0.0),
+            "wall_s": round(sum(row["wall_s"] for row in of_arm), 3),
+            "tokens": sum(row["tokens"] for row in of_arm),
+            "peak_gib": max((row["peak_gib"] for row in of_arm), default=0.0),
         }
     return {"stages": rows, "arms": arms}

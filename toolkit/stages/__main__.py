@@ -12,31 +12,32 @@ from toolkit.progress import Reporter, RunLog, Trackers, show_notes
 from toolkit.stages.contexts import from_json
 
 
-def main(request: Path) -> int:
+def main(file: Path) -> int:
+    """Run the stage of a request, and leave its metrics beside it. Returns the exit code."""
     import transformers
 
     from toolkit.engine.distributed import leave_group, main_process, world
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    asked = read_json(request)
+    request = read_json(file)
     writes = main_process()
-    # The request lies in RUN/.work/STAGE-KEY.
-    run_folder = request.parents[2]
-    trackers = Trackers(tuple(asked["trackers"]["names"]), asked["trackers"]["run_name"], run_folder)
-    inputs = {name: Path(path) for name, path in asked["inputs"].items()}
-    stage = importlib.import_module(f"toolkit.stages.{asked['stage']}")
-    context = from_json(asked["stage"], asked["context"])
+    # The file lies in RUN/.work/STAGE-KEY.
+    run_folder = file.parents[2]
+    trackers = Trackers(tuple(request["trackers"]["names"]), request["trackers"]["run_name"], run_folder)
+    inputs = {name: Path(path) for name, path in request["inputs"].items()}
+    stage = importlib.import_module(f"toolkit.stages.{request['stage']}")
+    context = from_json(request["stage"], request["context"])
     log = RunLog(run_folder) if writes else None
     try:
-        with Reporter(quiet=not writes).in_stage(asked["stage"], log=log, trackers=trackers) as reporter:
+        with Reporter(quiet=not writes).in_stage(request["stage"], log=log, trackers=trackers) as reporter:
             show_notes(reporter)
-            metrics = stage.run(context, inputs, request.parent, reporter)
+            metrics = stage.run(context, inputs, file.parent, reporter)
     except DuelError as error:
         print(f"error: {error.render()}", file=sys.stderr)
         return 2
     if writes:
-        write_json(request.parent / "answer.json", {**metrics, "processes": world()[1]})
+        write_json(file.parent / "answer.json", {**metrics, "processes": world()[1]})
     leave_group()
     return 0
 
