@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,39 @@ def test_resident_memory_is_of_this_process() -> None:
     """In a process of its own: memory that earlier tests freed could be handed out again, or be freed meanwhile."""
     shown = subprocess.run([sys.executable, "-c", GROW], capture_output=True, text=True, check=True).stdout
     assert 0.2 < float(shown.split()[0]) < 0.4
+
+
+def test_our_notes_stand_between_the_lines_and_other_warnings_do_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("toolkit", "py.warnings"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    try:
+        with Reporter().in_stage("sft", position="2/7") as reporter:
+            progress.show_notes(reporter)
+            logging.getLogger("toolkit.models.load").warning("%d weights are new", 3)
+            logging.getLogger("toolkit.models.load").info("not shown")
+            warnings.warn("of a library", stacklevel=1)
+            progress.show_notes(reporter)  # a second time changes nothing
+            logging.getLogger("toolkit").warning("once")
+    finally:
+        logging.captureWarnings(False)
+    assert capsys.readouterr().err.splitlines() == ["[2/7 sft] note: 3 weights are new", "[2/7 sft] note: once"]
+
+
+def test_a_reporter_without_a_run_records_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    reporter = Reporter(quiet=True)
+    reporter.log("sft", {"loss": 1.0})
+    with reporter.task("sft", 2) as task:
+        task.advance()
+    assert list(tmp_path.iterdir()) == [] and reporter.trackers.names == ()
+
+
+def test_the_log_of_a_run(tmp_path: Path) -> None:
+    reporter = Reporter(quiet=True, log=RunLog(tmp_path))
+    reporter.log("sft", {"step": 1, "loss": 0.5})
+    reporter.log("dpo", {"step": 2})
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(entry["stage"], entry["step"]) for entry in entries] == [("sft", 1), ("dpo", 2)]
+    assert entries[0]["loss"] == 0.5 and entries[0]["time"] > 0
