@@ -142,3 +142,22 @@ def test_a_judge_that_knows_the_prompts_does_not_decide() -> None:
     blocked = verdict([row("rm:other", 0.7)], judging)
     assert blocked["winner"] == "undecided" and "80 of these prompts" in blocked["sentence"]
     assert verdict([row("rm:other", 0.7), row("gold", 0.4)], judging)["winner"] == "dpo"
+
+
+def test_a_primary_judge_that_did_not_judge_leaves_it_open() -> None:
+    rows, pooled = [row("a", 0.62), row("b", 0.61)], row("pooled", 0.6)
+    assert verdict(rows, Judging(pooled=pooled))["winner"] == "rm_ppo"
+    missing = verdict(rows, Judging(primary_judge="mistyped", pooled=pooled))
+    assert missing["winner"] == "undecided" and "primary judge mistyped" in missing["sentence"]
+    alone = verdict(rows[:1], Judging(primary_judge="mistyped"))
+    assert alone["winner"] == "undecided"
+
+
+def test_coverage_is_of_the_evaluations_prompts_and_a_judge_of_few_has_no_veto() -> None:
+    few = row("votes", 0.8, n_judged=25, n_prompts=25)
+    assert verdict([few])["winner"] == "rm_ppo"  # nothing says that there were more
+    found = verdict([few], Judging(n_prompts=400))
+    assert found["winner"] == "undecided" and "25 of 400 prompts" in found["sentence"]
+    one = row("one", 0.0, n_judged=1, n_prompts=1)
+    whole = [row("a", 0.8), one]
+    assert verdict(whole, Judging(pooled=row("pooled", 0.79), n_prompts=200))["winner"] == "rm_ppo"

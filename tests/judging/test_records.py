@@ -195,3 +195,17 @@ def test_a_folder_and_no_files_are_refused(tmp_path: Path) -> None:
         read_judgements([tmp_path])
     with pytest.raises(DataError, match="no file"):
         read_judgements([])
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"policy_length": 10**400}, "policy_length is infinite"),
+        ({"prompt_id": None}, "prompt_id is None"),
+        ({"judge": None}, "judge is None"),
+        ({"prompt_id": ["a"]}, "prompt_id is"),
+    ],
+)
+def test_values_that_are_no_names_or_numbers_are_refused(tmp_path: Path, more: dict[str, Any], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        win_rates_of([jsonl(tmp_path / "j.jsonl", [{**judgement("a", 1.0), **more}])])

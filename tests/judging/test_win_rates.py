@@ -190,3 +190,13 @@ def test_arms_are_pooled_over_judges_and_sides() -> None:
     row = pooled_win_rate(judgements, ["one", "two"])
     assert row is not None and (row.policy, row.baseline, row.win_rate, row.n_judged) == ("rm_ppo", "dpo", 0.75, 4)
     assert pooled_win_rate(judgements, ["three"]) is None
+
+
+def test_the_arms_are_seen_from_one_side() -> None:
+    there = Judgement("p", "dpo", "rm_ppo", "j", 0.25, 0, policy_length=3, baseline_length=9, policy_hash="d")
+    back = win_rates.seen_from_ppo(there)
+    assert (back.policy, back.baseline, back.preference, back.order) == ("rm_ppo", "dpo", 0.75, 1)
+    assert (back.policy_length, back.baseline_length, back.baseline_hash) == (9, 3, "d")
+    assert win_rates.seen_from_ppo(back) is back
+    other = Judgement("p", "dpo", "sft", "j", 0.25)
+    assert win_rates.seen_from_ppo(other) is other

@@ -212,13 +212,15 @@ def length_controlled_win_rate(
 def lacks_overlap(difference_N: Floats, feature: str = "length") -> str | None:
     """Why differences of a feature cannot say what no difference would give; None where they can."""
     first, second = int(np.sum(difference_N <= 0.0)), int(np.sum(difference_N >= 0.0))
-    n = len(difference_N)
-    if min(first, second) >= max(MIN_OVERLAP_PROMPTS, MIN_OVERLAP_SHARE * n):
-        return None
-    return (
-        f"one side has more {feature} on {max(first, second)} of {n} prompts: such data cannot tell the effect of "
-        f"{feature} from the policies' own"
-    )
+    n, fewer = len(difference_N), min(first, second)
+    if fewer < MIN_OVERLAP_SHARE * n:
+        return (
+            f"one side has the larger {feature} on {max(first, second)} of {n} prompts: such data cannot tell the "
+            f"effect of {feature} from the policies' own"
+        )
+    if fewer < MIN_OVERLAP_PROMPTS:
+        return f"each side needs the larger {feature} on {MIN_OVERLAP_PROMPTS} prompts or more; one has it on {fewer}"
+    return None
 
 
 def _alpaca_eval(rows: _Rows, table: LengthTable, n_resamples: int, confidence: float, seed: int) -> LengthControlled:

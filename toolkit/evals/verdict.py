@@ -2,9 +2,8 @@
 
 Each condition guards against a way in which a verdict has been wrong:
 
-- The interval of the win rate and the permutation test agree. A bootstrap interval alone is too narrow for few prompts:
-  of two equal arms it calls one better in 13.5% of runs with 6 prompts. The permutation test holds its level at any
-  number of prompts.
+- The interval of the win rate and the permutation test agree. A bootstrap interval alone is too narrow for few prompts,
+  and calls one of two equal arms better too often. The permutation test holds its level at any number of prompts.
 - At least ``MIN_PROMPTS`` prompts are judged, and at least ``MIN_COVERAGE`` of the prompts. Prompts whose judgement
   failed are not a random part of all.
 - Every independent judge sees the same arm ahead, or one judge was named as the primary one. With several judges and no
@@ -103,7 +102,8 @@ class Judging:
     ``primary_judge`` decides alone, where one is named. ``pooled`` is the comparison by all independent judges
     together, averaged inside prompts; it is needed where there are several of them and no primary one.
     ``not_independent`` gives reasons against judges that look independent by their names. ``demonstration``: the recipe
-    shows that everything runs, and its verdict says so.
+    shows that everything runs, and its verdict says so. ``n_prompts`` are the prompts of the evaluation, of which a
+    judge may have seen some alone; None takes those that the rows know of.
     """
 
     primary_judge: str | None = None
@@ -111,6 +111,7 @@ class Judging:
     smallest_effect: float = SMALLEST_EFFECT
     not_independent: Mapping[str, str] = field(default_factory=dict)
     demonstration: bool = False
+    n_prompts: int | None = None
 
 
 BY_DEFAULT = Judging()
@@ -127,7 +128,7 @@ def verdict(
     Returns ``winner`` (rm_ppo, dpo or undecided), ``finding``, ``sentence``, ``reason``, the numbers of the row that
     decided, and ``judges``: the win rate of RM + PPO by every independent judge.
     """
-    rows = head_to_head(win_rates)
+    rows = [_over_all_prompts(row, judging) for row in head_to_head(win_rates)]
     if not rows:
         reason = "the two arms were not compared"
         return _undecided({"judge": None}, reason, f"Undecided: {reason}.")
@@ -139,9 +140,8 @@ def verdict(
         return _undecided(_facts(rows[0]), "no independent judge compared the two arms", sentence)
     row = _deciding(independent, judging)
     decision = decide(**{name: row[name] for name in _DECISIVE}, smallest_effect=judging.smallest_effect)
-    apart = _disagreement(independent) if judging.primary_judge is None else None
-    if decision.finding == "better" and apart is not None:
-        decision = Decision("undecided", apart)
+    if decision.finding == "better" and (doubt := _doubt(row, independent, judging)) is not None:
+        decision = Decision("undecided", doubt)
     facts = {
         **_facts(row),
         "judges": {str(r["judge"]): r["win_rate"] for r in independent},
@@ -184,7 +184,21 @@ def _deciding(independent: Sequence[Row], judging: Judging) -> Row:
         return independent[0]
     if judging.pooled is None:
         raise ValueError("several independent judges need a pooled row, or a primary judge")
-    return mirrored(judging.pooled)
+    return _over_all_prompts(mirrored(judging.pooled), judging)
+
+
+def _over_all_prompts(row: dict[str, Any], judging: Judging) -> dict[str, Any]:
+    """The row over the prompts of the evaluation: those that the judge has no row of were not judged."""
+    return row | {"n_prompts": max(row["n_prompts"], judging.n_prompts or 0)}
+
+
+def _doubt(row: Row, independent: Sequence[Row], judging: Judging) -> str | None:
+    """What speaks against a winner beside the numbers of the row that decided."""
+    if judging.primary_judge is not None:
+        if row["judge"] == judging.primary_judge:
+            return None
+        return f"the primary judge {judging.primary_judge} did not compare the arms, or is not independent"
+    return _disagreement(independent)
 
 
 def _at_kl(kl_nats: Mapping[str, float | None]) -> str:
@@ -208,12 +222,16 @@ def _reach(row: Row, smallest_effect: float) -> str:
 
 def _disagreement(independent: Sequence[Row]) -> str | None:
     """How the judges differ on which arm is ahead; None where they do not."""
-    known = [row for row in independent if row["win_rate"] is not None]
+    known = [row for row in independent if row["win_rate"] is not None and _has_seen_enough(row)]
     sides = {row["win_rate"] > 0.5 for row in known if row["win_rate"] != 0.5}
     if len(sides) < 2:
         return None
     shares = ", ".join(f"{row['judge']} {_share(row)}" for row in known)
     return f"the judges disagree on which arm is ahead ({shares})"
+
+
+def _has_seen_enough(row: Row) -> bool:
+    return bool(row["n_judged"] >= max(MIN_PROMPTS, MIN_COVERAGE * row["n_prompts"]))
 
 
 def _share(row: Row) -> str:
@@ -222,5 +240,6 @@ def _share(row: Row) -> str:
 
 def _basis(row: Row) -> str:
     interval = "no interval" if row["ci_low"] is None else f"interval {row['ci_low']:.1%} to {row['ci_high']:.1%}"
-    p = "" if row["p_value"] is None else f", p = {row['p_value']:.3f} (one planned comparison, no correction)"
+    shown = "" if row["p_value"] is None else f"p = {row['p_value']:.3f}" if row["p_value"] >= 0.001 else "p < 0.001"
+    p = f", {shown} (one planned comparison, no correction)" if shown else ""
     return f"{interval}{p}, {row['n_judged']} of {row['n_prompts']} prompts, judge {row['judge']}"

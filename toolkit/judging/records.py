@@ -212,10 +212,10 @@ def _judgement(row: Mapping[str, object], position: int, path: Path) -> Judgemen
     if order not in (None, 0, 1):
         raise DataError(f"order {order} is neither 0 nor 1", where=where, fix="0: the policy is shown first; 1: second")
     return Judgement(
-        prompt_id=str(row["prompt_id"]),
-        policy=str(row["policy"]),
-        baseline=str(row["baseline"]),
-        judge=str(row["judge"]),
+        prompt_id=_name(row, "prompt_id", where),
+        policy=_name(row, "policy", where),
+        baseline=_name(row, "baseline", where),
+        judge=_name(row, "judge", where),
         preference=preference,
         order=order,
         seed=_integer(row.get("seed"), "seed", where),
@@ -274,6 +274,13 @@ def _alpaca_eval_measures(row: Mapping[str, object], where: str) -> TextMeasures
     }
 
 
+def _name(row: Mapping[str, object], column: str, where: str) -> str:
+    value = row[column]
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise DataError(f"{column} is {value!r}", where=where, fix="give a text or a whole number")
+    return str(value)
+
+
 def _number(value: object, name: str, where: str) -> float | None:
     """A finite float, or None for null and NaN. Raises DataError for anything that is not a number."""
     if value is None:
@@ -282,6 +289,8 @@ def _number(value: object, name: str, where: str) -> float | None:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise DataError(f"{name} {value!r} is not a number", where=where) from error
+    except OverflowError:
+        number = math.inf
     if math.isinf(number):
         raise DataError(f"{name} is infinite", where=where)
     return None if math.isnan(number) else number

@@ -262,8 +262,8 @@ def pooled_win_rate(
 
 
 def seen_from_ppo(judgement: Judgement) -> Judgement:
-    """A judgement of the two arms with RM + PPO as the policy, whichever of them the file calls so."""
-    if judgement.policy == ARMS[0]:
+    """A judgement of the two arms with RM + PPO as the policy, whichever of them a file calls so; others unchanged."""
+    if (judgement.policy, judgement.baseline) != (ARMS[1], ARMS[0]):
         return judgement
     j = judgement
     return replace(
@@ -280,6 +280,8 @@ def seen_from_ppo(judgement: Judgement) -> Judgement:
         baseline_headers=j.policy_headers,
         policy_bold=j.baseline_bold,
         baseline_bold=j.policy_bold,
+        policy_hash=j.baseline_hash,
+        baseline_hash=j.policy_hash,
     )
 
 

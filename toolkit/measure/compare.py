@@ -56,10 +56,9 @@ def compare_policies(
         responses = PolicyResponses(
             [key for key, _ in prompts],
             [prompt for _, prompt in prompts],
-            {policy: [[s.response for s in group] for group in groups] for policy, groups in samples.items()},
-            truncated={
-                policy: [[s.truncated for s in group] for group in groups] for policy, groups in samples.items()
-            },
+            {name: [[s.response for s in group] for group in groups] for name, groups in samples.items()},
+            ids={name: [[s.response_ids for s in group] for group in groups] for name, groups in samples.items()},
+            truncated={name: [[s.truncated for s in group] for group in groups] for name, groups in samples.items()},
         )
         options = replace(options, max_response_tokens=params.max_new_tokens + 1)  # with the end of the text
         judgements, usages = ask_judges(judges, list(combinations(policies, 2)), responses, options, reporter)
@@ -76,7 +75,7 @@ def compare_policies(
 def _file_name(sampler: PolicySampler, prompts: Sequence[tuple[str, Prompt]], seed: int) -> str:
     """A name from all that the policy's samples depend on."""
     policy, params = sampler.ref.fingerprint, sampler.params
-    settings = [policy, params.n, params.temperature, params.max_new_tokens, seed, sampler.model.dtype]
+    settings = [policy, params.n, params.temperature, params.max_new_tokens, seed, sampler.model.dtype, SAMPLE_COLUMNS]
     return f"samples-{fingerprint([*settings, [key for key, _ in prompts]])}.parquet"
 
 

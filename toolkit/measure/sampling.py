@@ -26,7 +26,7 @@ from toolkit.recipe.schema import ModelSection
 
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "messages")
 # What :func:`sample` knows of a response.
-SAMPLE_COLUMNS = ("prompt_id", "policy", "sample_index", "response", "n_tokens", "truncated")
+SAMPLE_COLUMNS = ("prompt_id", "policy", "sample_index", "response", "response_ids", "n_tokens", "truncated")
 
 
 def read_prompts(selection: PromptSelection) -> list[tuple[str, Prompt]]:
@@ -109,6 +109,7 @@ def sample(
                 policy=sampler.policy,
                 sample_index=k,
                 response=encoder.decode(response.ids),
+                response_ids=response.ids,
                 n_tokens=len(response.ids),
                 truncated=response.truncated,
             )

@@ -119,9 +119,11 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         "confidence": section.confidence,
         "seed": context.seed,
     }
-    judged = win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **bootstrap)
+    # A file may call either arm the policy: one row for each judge, seen from RM + PPO.
+    one_way = [win_rates.seen_from_ppo(judgement) for judgement in judgements]
+    judged = win_rates.report(one_way, controls=win_rates.RECORDED_CONTROLS, **bootstrap)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
-    judging, doubts = judging_of(judgements, judges, settings, bootstrap)
+    judging, doubts = judging_of(one_way, judges, settings, bootstrap)
     result = summary.summarise(
         [vars(sample) for sample in samples],
         [vars(reward) for reward in rewards],
@@ -196,6 +198,7 @@ def judging_of(
             smallest_effect=section.smallest_effect,
             not_independent=dependent,
             demonstration=section.demonstration,
+            n_prompts=len(settings.rows),
         ),
         warnings,
     )
