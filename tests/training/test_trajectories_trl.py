@@ -1,4 +1,4 @@
-"""20 steps of DPO and of reward model training equal TRL's trainers on the same batches: losses and gradients."""
+"""Steps of DPO and of reward model training equal TRL's trainers on the same batches: losses and gradients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from toolkit.training.batch import Example, collate, examples_of
 
 pytestmark = pytest.mark.parity
 
-STEPS = 20
 LORA = Lora(r=4, alpha=8)
 
 
@@ -55,14 +54,15 @@ def follow(
     trl_model: Any,
     engine_loss: Callable[[int], torch.Tensor],
     trl_loss: Callable[[int], torch.Tensor],
+    steps: int,
 ) -> list[float]:
-    """Train both for STEPS, each by its own gradients, and compare on the way. Returns the losses."""
+    """Train both for ``steps``, each by its own gradients, and compare on the way. Returns the losses."""
     optimisers = [
         torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-3, eps=1e-6)
         for model in (engine_model, trl_model)
     ]
     losses = []
-    for step in range(STEPS):
+    for step in range(steps):
         for optimiser in optimisers:
             optimiser.zero_grad(set_to_none=True)
         a, b = engine_loss(step), trl_loss(step)
@@ -98,7 +98,7 @@ def rows_of(examples: list[Example], *, apart: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def dpo_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path) -> list[float]:
+def dpo_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path, steps: int) -> list[float]:
     section, sdpa = ModelSection(dtype="float32"), ModelSection(dtype="float32", attn_implementation="sdpa")
     tokenizer = load_tokenizer(ref)
     pad_id = int(tokenizer.pad_token_id)
@@ -125,10 +125,10 @@ def dpo_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path)
         start = step * size % len(examples)
         return trl_trainer.compute_loss(trl_trainer.model, trl_trainer.data_collator(rows[start : start + size]))
 
-    return follow(policy, trl_trainer.model, engine_loss, trl)
+    return follow(policy, trl_trainer.model, engine_loss, trl, steps)
 
 
-def rm_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path) -> list[float]:
+def rm_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path, steps: int) -> list[float]:
     section = ModelSection(dtype="float32", lora=LORA)
     sdpa = ModelSection(dtype="float32", lora=LORA, attn_implementation="sdpa")
     tokenizer = load_tokenizer(ref)
@@ -155,7 +155,7 @@ def rm_trajectory(ref: ModelRef, examples: list[Example], size: int, out: Path) 
         start = step * size % len(examples)
         return trl_trainer.compute_loss(trl_trainer.model, trl_trainer.data_collator(rows[start : start + size]))
 
-    return follow(model, trl_trainer.model, engine_loss, trl)
+    return follow(model, trl_trainer.model, engine_loss, trl, steps)
 
 
 TRAJECTORIES = {"dpo": dpo_trajectory, "rm": rm_trajectory}
@@ -163,15 +163,18 @@ TRAJECTORIES = {"dpo": dpo_trajectory, "rm": rm_trajectory}
 
 @pytest.mark.parametrize("kind", TRAJECTORIES)
 def test_a_small_model(tiny_ref: ModelRef, tokenizer: Any, tmp_path: Path, kind: str) -> None:
-    examples = small_pairs(tokenizer, 16, 300)
-    losses = TRAJECTORIES[kind](tiny_ref, examples, 4, tmp_path)
+    examples = small_pairs(tokenizer, 16, 160)
+    losses = TRAJECTORIES[kind](tiny_ref, examples, 4, tmp_path, 20)
     assert min(losses[-4:]) < losses[0] - 0.02  # something was learned on the way
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n_pairs", "longest", "steps"),
+    [pytest.param(1, 80, 4, id="short"), pytest.param(3, 80, 20, id="long", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("kind", TRAJECTORIES)
-def test_smollm2(tmp_path: Path, kind: str) -> None:
+def test_smollm2(tmp_path: Path, kind: str, n_pairs: int, longest: int, steps: int) -> None:
     ref = resolve("smollm2-135m")
-    examples = small_pairs(load_tokenizer(ref), 3, 80)
-    losses = TRAJECTORIES[kind](ref, examples, 1, tmp_path)
+    examples = small_pairs(load_tokenizer(ref), n_pairs, longest)
+    losses = TRAJECTORIES[kind](ref, examples, 1, tmp_path, steps)
     assert min(losses[-3:]) < losses[0] - 0.02
