@@ -11,9 +11,13 @@ import pytest
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium under playwright; tests skip where either is missing."""
+    """Chromium under playwright; tests skip where either is missing.
+
+    For one module: while playwright is open, an event loop runs in the thread of the tests, and nobody else can start
+    one there.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
