@@ -117,7 +117,10 @@ def test_l1_regression_equals_liblinear(c: float) -> None:
     rng = np.random.default_rng(8)
     x = np.column_stack([rng.uniform(-1, 1, 300), rng.normal(size=300), np.ones(300)])
     p, weight = expit(x @ [-1.5, 0.3, -0.7] + rng.normal(size=300)), rng.uniform(0.1, 2, 300)
-    oracle = LogisticRegression(l1_ratio=1, C=c, solver="liblinear", fit_intercept=False, tol=1e-10, max_iter=10_000)
+    # scikit-learn 1.8 says it with l1_ratio, and reads penalty still; before, l1_ratio was elasticnet's alone.
+    oracle = LogisticRegression(
+        penalty="l1", l1_ratio=1, C=c, solver="liblinear", fit_intercept=False, tol=1e-10, max_iter=10_000
+    )
     soft = np.concatenate([p * weight, (1 - p) * weight])
     oracle.fit(np.vstack([x, x]), np.repeat([1, 0], 300), sample_weight=soft)
     block = Block(x[:, 0], np.ascontiguousarray(x[:, 1:].T), weight, p)

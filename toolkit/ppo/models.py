@@ -194,6 +194,8 @@ class AdapterModels(PPOModels):
         config.layer_replication = None  # the base has the replicated layers already
         config.init_lora_weights = True  # weights are loaded next, and some ways to start change the base
         self.policy.add_adapter(name, config)
+        for weight in adapters.adapter_parameters(self.policy, name):
+            weight.data = weight.data.float()  # peft before 0.19 leaves them in the base's precision
         set_peft_model_state_dict(self.policy, weights, adapter_name=name)
 
     def _activate(self, adapter: str | None) -> None:
