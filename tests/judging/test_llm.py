@@ -96,8 +96,10 @@ def test_dpos_implicit_reward_by_its_models_is_not_neutral() -> None:
     tiny = resolve("tiny").fingerprint
     names, [warning] = name_training_signals(["implicit:tiny, tiny"], {"implicit": [tiny, tiny]})
     assert names == ["implicit"] and "DPO's own policy" in warning
+    # DPO's policy is its own reward whatever it is compared with; another policy's is not.
+    assert name_training_signals(["implicit:tiny,tiny"], {"implicit": [tiny, "another"]})[0] == ["implicit"]
     others = ["implicit:tiny,tiny"]
-    assert name_training_signals(others, {"implicit": [tiny, "another"]}) == (others, [])
+    assert name_training_signals(others, {"implicit": ["another", tiny]}) == (others, [])
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ LENGTH_NORMALISED = ("ipo", "sigmoid_norm")
 class ImplicitReward:
     """``beta * log(pi / pi_ref)`` of a response: summed over its tokens, or their mean (``per_token``).
 
-    >>> ImplicitReward(0.1)(-12.0, 6), ImplicitReward(0.1, per_token=True)(-12.0, 6)
-    (-1.2000000000000002, -0.2)
+    >>> ImplicitReward(0.5)(-12.0, 6), ImplicitReward(0.5, per_token=True)(-12.0, 6)
+    (-6.0, -1.0)
     """
 
     beta: float

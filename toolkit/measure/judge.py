@@ -33,8 +33,8 @@ class SampledPair:
 
         Raises DataError where there are no samples, or none of a policy.
         """
-        columns = ["prompt_id", "policy", "sample_index", "prompt", "response", "response_ids", "truncated"]
-        samples = read_samples(self.samples, columns)
+        columns = ["prompt_id", "policy", "sample_index", "prompt", "response"]
+        samples = read_samples(self.samples, columns, optional=("response_ids", "truncated"))
         of_policy = by_policy(samples)
         pair = (self.policy, self.baseline)
         for name in pair:
@@ -44,6 +44,8 @@ class SampledPair:
         groups = {name: by_prompt(sorted(of_policy[name], key=lambda sample: sample.sample_index)) for name in pair}
         ids = [key for key in list(prompts)[: self.limit] if all(key in groups[name] for name in pair)]
 
+        recorded = all(sample.response_ids for sample in samples)  # a table of texts alone has none
+
         def column(field: str) -> dict[str, list[list[Any]]]:
             return {name: [[getattr(sample, field) for sample in groups[name][key]] for key in ids] for name in pair}
 
@@ -51,8 +53,8 @@ class SampledPair:
             ids,
             [prompts[key] for key in ids],
             column("response"),
-            ids=column("response_ids"),
-            truncated=column("truncated"),
+            ids=column("response_ids") if recorded else None,
+            truncated=column("truncated") if recorded else None,
         )
 
 

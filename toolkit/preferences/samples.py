@@ -61,14 +61,25 @@ def read_samples(
     path: Path,
     columns: Sequence[str] = COLUMNS,
     *,
+    optional: Sequence[str] = (),
     error: type[DuelError] = DataError,
     fix: str = "name a run folder, or its samples.parquet",
 ) -> list[Sample]:
-    """These columns of the samples in a run folder, or in such a file. Raises ``error`` where it does not have them."""
+    """These columns of the samples in a run folder, or in such a file. Raises ``error`` where it does not have them.
+
+    Columns in ``optional`` are read where all of them are there, and keep their defaults elsewhere.
+    """
     file = path / SAMPLES_FILE if path.is_dir() else path
     if not file.is_file():
         raise error("there are no samples: the table is missing", where=str(file), fix=fix)
-    return [Sample(**row) for row in read_table(file, columns, error=error, fix=fix)]
+    rows = read_table(file, error=error, fix=fix) if optional else read_table(file, columns, error=error, fix=fix)
+    if optional and rows:
+        lacking = set(columns) - rows[0].keys()
+        if lacking:
+            raise error(f"the samples lack {', '.join(sorted(lacking))}", where=str(file), fix=fix)
+        wanted = [*columns, *(optional if set(optional) <= rows[0].keys() else ())]
+        rows = [{name: row[name] for name in wanted} for row in rows]
+    return [Sample(**row) for row in rows]
 
 
 def by_policy(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
