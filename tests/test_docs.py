@@ -97,6 +97,14 @@ def test_every_duel_command_runs(command: str, folder: Path) -> None:
     assert done.stdout or "--until" in command, command  # a run that stops on the way has no result to print
 
 
+def test_what_a_page_shows_of_a_command_is_what_it_prints() -> None:
+    shown = re.compile(r"```bash\n(duel validate [^\n]*)\n```\n\n```text\n(.*?)```", flags=re.S)
+    found = [pair for page in PAGES for pair in shown.findall(page.read_text(encoding="utf-8"))]
+    assert found
+    for command, output in found:
+        assert duel(*shlex.split(command)[1:]).stdout == output
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)
 def test_the_examples_in_python_run(page: Path, folder: Path) -> None:
