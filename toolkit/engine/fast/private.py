@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The versions of each library that the names were looked up in: the oldest that pyproject.toml allows, and the pinned
-# one of scripts/constraints.txt.
+# The versions of each library that the names were looked up in: the oldest that ``scripts/test --lowest`` installs, and
+# the pinned one of scripts/constraints.txt.
 CHECKED_AGAINST = {
     "torch": ("2.13.0",),
-    "transformers": ("5.23.0",),
-    "peft": ("0.21.2",),
-    "trl": ("1.16.0",),
+    "transformers": ("5.17.0", "5.23.0"),
+    "peft": ("0.18.0", "0.21.2"),
+    "trl": ("1.12.0", "1.16.0"),
 }
 
 
