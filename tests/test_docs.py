@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all commands, with the files that pages tell a reader to write."""
     out = tmp_path_factory.mktemp("reader")
     for page in PAGES:
-        for language in ("json", "python", "yaml"):
+        for language in ("json", "python", "text"):
             for name, text in blocks(page, language):
                 if name:
                     (out / name).write_text(text, encoding="utf-8")
