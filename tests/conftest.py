@@ -23,12 +23,31 @@ from toolkit.recipe.schema import ModelSection
 
 pytest_plugins = ["support.ppo_fixtures", "support.finished_run", "support.browser"]
 
+# The files that take longest, longest first: a worker that began one of them last would end alone with it.
+LONG = (
+    "test_docs.py",
+    "runs/test_launch.py",
+    "cli/test_main.py",
+    "ppo/test_processes.py",
+    "measure/test_rewards.py",
+    "judging/test_judge_server.py",
+    "training/test_trajectories_trl.py",
+    "ppo/test_trainer.py",
+    "runs/test_push.py",
+    "training/test_processes.py",
+)
+
 FP32 = ModelSection(name="tiny", dtype="float32", lora=None)
 # The shipped tokenizer's special ids; random trees hold none of them.
 N_SPECIAL = 3
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(scope="session", autouse=True)

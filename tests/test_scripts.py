@@ -61,7 +61,9 @@ def test_a_lane_selects_by_marker_and_passes_options_on(venv: Path, words: list[
     called(venv, "setup", str(venv), "test")
     calls = called(venv, "test", *words)
     assert calls[:3] == ["ruff check .", "ruff format --check .", "mypy "]
-    assert calls[3:] == [" ".join(["python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *expected])]
+    assert calls[3:] == [
+        " ".join(["python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *expected])
+    ]
 
 
 def test_the_lanes_name_markers_that_exist() -> None:

@@ -147,6 +147,7 @@ def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None
         time.sleep(0.02)
 
 
+@pytest.mark.fault
 def test_killed_in_training_it_continues_to_the_same_result(run_folder: Path, tmp_path: Path) -> None:
     """That of a run with the same seed that ran through."""
     out = tmp_path / "killed"
@@ -163,6 +164,7 @@ def test_killed_in_training_it_continues_to_the_same_result(run_folder: Path, tm
     assert without_times(killed) == without_times(json.loads((run_folder / "results.json").read_text()))
 
 
+@pytest.mark.fault
 def test_interrupt_exits_130_and_says_how_to_continue(tmp_path: Path) -> None:
     out = tmp_path / "interrupted"
     process = subprocess.Popen(
@@ -325,6 +327,7 @@ def test_conversations_without_a_chat_template(tmp_path: Path) -> None:
     assert "chat template" in done.stderr
 
 
+@pytest.mark.fault
 def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     out = tmp_path / "full"
     # A limit on the size of files is what a test can set; the write fails in the same place as on a full disk.

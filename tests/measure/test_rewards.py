@@ -220,6 +220,7 @@ def test_blocks_come_back_as_they_were(
     assert sum(computed) + sum(stored) == 30 and len(loads) == 2 and computed
 
 
+@pytest.mark.fault
 def test_killed_it_goes_on_and_writes_every_row_once(policy: str, tmp_path: Path) -> None:
     data = tmp_path / "pairs.jsonl"
     text = "a long film about a short book "
@@ -255,6 +256,7 @@ def test_killed_it_goes_on_and_writes_every_row_once(policy: str, tmp_path: Path
     assert len(values(pq.read_table(out).to_pylist())) == 1200
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("kind", ["implicit", "explicit"])
 def test_stopped_in_its_last_figures_it_computes_nothing_anew(
     policy: str, tmp_path: Path, tiny_ref: Any, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -283,6 +285,7 @@ def test_stopped_in_its_last_figures_it_computes_nothing_anew(
     assert not list(tmp_path.glob(".*.partial"))
 
 
+@pytest.mark.e2e
 def test_two_processes_share_the_work_and_write_the_same(policy: str, tmp_path: Path) -> None:
     data = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"Film number {k}", "chosen": f" good {k}", "rejected": f" bad {k * k}"} for k in range(300)]

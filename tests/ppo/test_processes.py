@@ -14,7 +14,7 @@ from support.ppo_models import timeless
 from support.ppo_training import train
 from support.running import in_two_processes, python
 
-pytestmark = pytest.mark.invariant
+pytestmark = [pytest.mark.invariant, pytest.mark.e2e]
 
 CASES: dict[str, dict[str, Any]] = {
     "adapter": {},
@@ -98,6 +98,7 @@ def test_two_processes_equal_one_with_options(of_one: Path, of_two: Path, case: 
             torch.testing.assert_close(weight, averages[1][name], rtol=0, atol=2e-4, msg=name)
 
 
+@pytest.mark.fault
 def test_killed_in_an_update_and_run_again(of_one: Path, tmp_path: Path) -> None:
     settings = {"output_dir": str(tmp_path / "killed"), "per_device_train_batch_size": 8}
     python("-m", "support.ppo_training", json.dumps([{**settings, "kill_at": 6}]), check=-signal.SIGKILL)

@@ -9,14 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.ppo_models import ENDS, LORA_CONFIG, PROMPTS, SECTION, Folders, changed, shake
+from support.ppo_models import (
+    ENDS,
+    LORA_CONFIG,
+    MEAN,
+    PROMPTS,
+    SECTION,
+    Folders,
+    changed,
+    roll,
+    shake,
+)
 from support.small_models import one_response
 
-from toolkit.models.load import load_policy
+from toolkit.engine.tree import pack
+from toolkit.models.encoding import Tree
+from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.ppo import PPOConfig, PPOTrainer, objective
 from toolkit.ppo.rewards import Responses
-from toolkit.ppo.rollout import collect, scatter_to_responses
+from toolkit.ppo.rollout import collect, scatter_to_responses, split_evenly
 from toolkit.ppo.sampling import SamplingSettings, Scorer
 from toolkit.recipe.schema import ModelSection
 
@@ -172,3 +184,111 @@ def test_an_update_takes_its_clips_and_weights_from_the_settings(tmp_path: Path,
     assert trainer.unlogged.values["loss/policy"][-1] == pytest.approx(float(policy.loss), abs=1e-5)
     assert trainer.unlogged.values["value/loss"][-1] == pytest.approx(float(value), rel=1e-4)
     assert float(total) == pytest.approx(float(policy.loss) + 0.7 * float(value), rel=1e-4, abs=1e-5)
+
+
+def test_scattering_to_responses_by_hand() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], requires_grad=True)
+    out = scatter_to_responses(values, pack([Tree([5], [[6, 2], [7, 8, 9]])], 0), 4)
+    assert out.tolist() == [[1, 2, 0, 0], [3, 4, 5, 0]]
+    out.sum().backward()
+    assert values.grad is not None and values.grad.tolist() == [1.0] * 5
+
+
+def test_split_evenly_is_a_partition() -> None:
+    parts = split_evenly(11, 3, torch.Generator().manual_seed(0))
+    assert sorted(i for part in parts for i in part) == list(range(11))
+    assert {len(part) for part in parts} == {3, 4}
+    assert parts != split_evenly(11, 3, torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("penalty", [-1.0, None])
+def test_the_score_lands_on_the_last_token_and_the_penalty_on_truncation_alone(
+    folders: Folders, penalty: float | None
+) -> None:
+    """With gamma = lambda = 0 a return is the reward of its token."""
+    section = changed(
+        SECTION,
+        gamma=0.0,
+        lam=0.0,
+        reward_clip=0.5,
+        missing_eos_penalty=penalty,
+        whiten_advantages=False,
+        response_length=4,
+    )
+    models = folders.models("full")
+    rollout = roll(models, folders, section, kl_coef=0.0)
+    microbatches = [microbatch for minibatch in rollout.minibatches for microbatch in minibatch]
+    rewards = [row[mask] for item in microbatches for row, mask in zip(item.returns_ST, item.mask_ST, strict=True)]
+    reward_model = load_reward_model(resolve(str(folders.rm_full)), ModelSection(dtype="float32", lora=None))
+    seen = set()
+    packed = [(tree.prompt_ids, ids) for item in microbatches for tree in item.batch.trees for ids in tree.response_ids]
+    assert len(rewards) == len(rollout.completions) == 8
+    for (prompt, ids), entry, row in zip(packed, rollout.completions, rewards, strict=True):
+        truncated = ids[-1] not in ENDS
+        seen.add(truncated)
+        assert len(row) == len(ids) and not set(ids[:-1]) & set(ENDS)
+        with torch.no_grad():
+            raw = reward_model(input_ids=torch.tensor([prompt + ids])).logits.item() - MEAN
+        assert entry.score == pytest.approx(raw, abs=1e-4)
+        assert (entry.truncated, entry.n_tokens) == (truncated, len(ids))
+        expected = penalty if truncated and penalty is not None else min(max(raw, -0.5), 0.5)
+        assert row[:-1].abs().max() < 1e-6 if len(row) > 1 else True
+        assert float(row[-1]) == pytest.approx(expected, abs=1e-4)
+    assert seen == {True, False}
+
+
+def test_the_kl_penalty_is_on_every_token(folders: Folders) -> None:
+    models = folders.models("lora")
+    shake(models.policy, "lora_B.default.", seed=4, scale=0.02)
+    section = changed(SECTION, gamma=0.0, lam=0.0, missing_eos_penalty=0.0, whiten_advantages=False)
+    with_kl, without = roll(models, folders, section, kl_coef=0.5), roll(models, folders, section, kl_coef=0.0)
+    total = []
+    for microbatch, same in zip(with_kl.minibatches[0], without.minibatches[0], strict=True):
+        reference = models.reference_logps(microbatch.batch, 1.0)
+        kl = microbatch.old_logps_ST - scatter_to_responses(reference, microbatch.batch, microbatch.mask_ST.shape[1])
+        expected = torch.where(microbatch.mask_ST, -0.5 * kl, 0.0)
+        torch.testing.assert_close(microbatch.returns_ST - same.returns_ST, expected, rtol=0, atol=1e-4)
+        total.append(kl.abs().max())
+    assert max(total) > 0.01
+
+
+def test_advantages_are_whitened_over_the_whole_rollout(folders: Folders) -> None:
+    rollout = roll(folders.models("full"), folders)
+    flat = [microbatch for minibatch in rollout.minibatches for microbatch in minibatch]
+    advantages = torch.cat([microbatch.advantages_ST[microbatch.mask_ST] for microbatch in flat])
+    assert float(advantages.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(advantages.std()) == pytest.approx(1, abs=1e-4)
+    raw = roll(folders.models("full"), folders, changed(SECTION, whiten_advantages=False))
+    for microbatch, whitened in zip([item for minibatch in raw.minibatches for item in minibatch], flat, strict=True):
+        # What the critic learns is never whitened.
+        torch.testing.assert_close(microbatch.returns_ST, whitened.returns_ST)
+        rewards_to_go = microbatch.advantages_ST + torch.where(microbatch.mask_ST, microbatch.old_values_ST, 0.0)
+        torch.testing.assert_close(rewards_to_go, microbatch.returns_ST, rtol=0, atol=1e-5)
+
+
+def test_minibatches_hold_every_sample_once(folders: Folders) -> None:
+    rollout = roll(folders.models("full"), folders, changed(SECTION, token_budget=1))
+    assert [sum(microbatch.batch.n_responses for microbatch in minibatch) for minibatch in rollout.minibatches] == [
+        4,
+        4,
+    ]
+    assert max(len(minibatch) for minibatch in rollout.minibatches) > 1
+    together = sorted((row.prompt_id, row.completion) for row in roll(folders.models("full"), folders).completions)
+    assert sorted((row.prompt_id, row.completion) for row in rollout.completions) == together
+    assert rollout.metrics["tokens"] == sum(row.n_tokens for row in rollout.completions)
+
+
+def test_rollout_and_update_agree_on_the_objective(folders: Folders) -> None:
+    """The old log-probabilities of a microbatch are those that its packing gives."""
+    models = folders.models("full")
+    for microbatch in roll(models, folders, changed(SECTION, token_budget=1)).minibatches[1]:
+        width = microbatch.mask_ST.shape[1]
+        with torch.no_grad():
+            logps_N, _ = models.policy_logps(microbatch.batch, 1.0)
+        new = scatter_to_responses(logps_N, microbatch.batch, width)
+        assert torch.equal(new, microbatch.old_logps_ST)
+        n = int(microbatch.mask_ST.sum())
+        loss = objective.policy_loss(
+            new, microbatch.old_logps_ST, microbatch.advantages_ST, microbatch.mask_ST, cliprange=0.2, n_tokens=n
+        )
+        assert float(loss.loss) == pytest.approx(-float(microbatch.advantages_ST[microbatch.mask_ST].mean()), abs=1e-5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,59 +10,25 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
-from support.ppo_models import ENDS, shake, timeless
+from peft import LoraConfig, get_peft_model
 from support.ppo_models import LORA_CONFIG as LORA
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
+from support.ppo_models import shake, timeless
+from support.ppo_trainers import PROMPTS, config, length_reward, train
+from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from toolkit.engine.engine import Engine
-from toolkit.engine.logps import hidden_states
 from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.models.encoding import Tree
-from toolkit.models.inspect import backbone, disable_dropout
+from toolkit.models.inspect import backbone
 from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.save import reward_mean, save_policy
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.ppo import Ensemble, PPOConfig, PPOTrainer
+from toolkit.ppo import Ensemble, PPOTrainer
 from toolkit.ppo.models import AdapterModels, SeparateModels
 from toolkit.recipe.schema import ModelSection
 
 pytestmark = pytest.mark.invariant
-
-PROMPTS = [{"prompt": f"The film was {word}", "wanted": i} for i, word in enumerate(("good", "bad", "long", "new"))]
-
-
-def config(out: Path, **values: Any) -> PPOConfig:
-    settings: dict[str, Any] = {
-        "output_dir": str(out),
-        "learning_rate": 1e-3,
-        "per_device_train_batch_size": 8,
-        "samples_per_prompt": 2,
-        "total_episodes": 16,
-        "num_ppo_epochs": 1,
-        "num_mini_batches": 2,
-        "response_length": 8,
-        "stop_token_ids": ENDS,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "lr_scheduler_type": "constant",
-    }
-    return PPOConfig(**(settings | values))
-
-
-def length_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    return [-float(len(ids)) for ids in completion_ids]
-
-
-def train(trainer: PPOTrainer) -> list[dict[str, float]]:
-    trainer.train()
-    return [log for log in trainer.state.log_history if "loss" in log]
-
 
 # ---------------------------------------------------------------- training
 
@@ -215,10 +180,22 @@ def test_gradient_checkpointing_changes_no_number(kind: str, bf16: bool, tmp_pat
 
 
 def test_accumulation_changes_no_number(tmp_path: Path) -> None:
+    """A minibatch is divided; transformers' own accumulation must not merge updates or add rollouts."""
+
     def weights(parts: int) -> dict[str, torch.Tensor]:
-        args = config(tmp_path, gradient_accumulation_steps=parts, num_mini_batches=1)
+        args = config(tmp_path, gradient_accumulation_steps=parts, num_mini_batches=1, num_ppo_epochs=2)
         trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
+        steps: list[tuple[int, int]] = []
+        step = trainer.training_step
+
+        def counted(model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+            steps.append((inputs["rollout"], inputs["update"]))
+            return step(model, inputs, num_items_in_batch)
+
+        trainer.training_step = counted  # type: ignore[method-assign]
         trainer.train()
+        assert steps == [(rollout, update) for rollout in range(2) for update in range(2)]
+        assert trainer.state.global_step == 4
         assert (len(trainer.rollout.minibatches[0]) > 1) is (parts > 1)
         return trainer.models.trained_state()
 
@@ -284,90 +261,6 @@ def test_an_adapter_goes_on_training_against_a_copy_of_itself(
     torch.testing.assert_close(trainer.models.reference_logps(batch, 1.0), started, rtol=0, atol=0.1 if bf16 else 1e-5)
     with torch.no_grad():
         assert not torch.allclose(trainer.models.policy_logps(batch, 1.0)[0], started, atol=1e-4)
-
-
-def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: Any, tokenizer: Any) -> None:
-    args = config(
-        tmp_path,
-        eval_strategy="steps",
-        eval_steps=2,
-        kl_milestones=[1e-6],
-        log_completions_steps=2,
-        ema_decay=0.5,
-    )
-    trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, eval_dataset=PROMPTS[:3], peft_config=LORA)
-    trainer.train()
-    evaluations = [log for log in trainer.state.log_history if "eval_objective/score" in log]
-    assert [log["step"] for log in evaluations] == [2, 4]
-    assert all(log["eval_objective/score"] == -log["eval_length/mean"] for log in evaluations)
-    assert evaluations[-1]["eval_objective/kl"] != 0 and 0 <= evaluations[-1]["eval_eos_rate"] <= 1
-
-    tables = sorted((tmp_path / "completions").glob("*.parquet"))
-    rows = pq.read_table(tables[-1]).to_pylist()
-    assert len(tables) == 2 and len(rows) == 8
-    assert {"step", "prompt", "completion", "score", "kl_nats", "n_tokens", "truncated"} <= rows[0].keys()
-    assert rows[0]["prompt"].startswith("The film was") and rows[0]["score"] == -rows[0]["n_tokens"]
-
-    milestones = list((tmp_path / "milestones").glob("step-*"))
-    assert [path.name for path in milestones] == [
-        "step-2"
-    ]  # the first rollout has KL 0, the second has passed the bound
-
-    trainer.save_model(str(tmp_path / "final"))
-    card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
-    assert "objective/score" in card and "| `kl_coef` | 0.05 |" in card
-    critic = tmp_path / "final" / "critic"
-    head = load_file(critic / "value_head.safetensors")
-    trunk = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), critic)
-    batch = trainer.models.engine.pack([Tree([300], [[400, 2]])])
-    with torch.no_grad():
-        states = hidden_states(disable_dropout(trunk).eval(), batch)[batch.predictor]
-        assert bool(head["value_head.weight"].any())
-        expected = trainer.models.values(batch)
-    torch.testing.assert_close(states @ head["value_head.weight"][0], expected, rtol=0, atol=1e-4)
-    trainer.models.use_policy()
-    assert torch.equal(head["value_head.weight"], trainer.models.value_head.weight) and head["value_head.shift"] == 0
-    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), tmp_path / "final")
-    with trainer.averaged():
-        expected = Engine(trainer.models.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
-    trainer.models.use_policy()
-    latest = Engine(trainer.models.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
-    exported = Engine(disable_dropout(loaded).eval(), 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
-    torch.testing.assert_close(exported, expected, rtol=0, atol=1e-5)  # the average
-    assert not torch.equal(expected, latest)
-
-
-def test_a_milestone_is_passed_once(tmp_path: Path) -> None:
-    args = config(tmp_path, kl_milestones=[1e-6, 1e6], total_episodes=32)
-    trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
-    trainer.train()
-    assert trainer.schedule.rollouts == 4
-    assert [path.name for path in (tmp_path / "milestones").glob("step-*")] == ["step-2"]
-
-
-def test_the_average_is_what_its_equation_says(tmp_path: Path) -> None:
-    trainer = PPOTrainer("tiny", config(tmp_path, ema_decay=0.9), length_reward, PROMPTS, peft_config=LORA)
-
-    def weights() -> list[torch.Tensor]:
-        return [weight.detach().double().clone() for weight in trainer.models.policy_parameters()]
-
-    expected = weights()
-    step = trainer.training_step
-    states: list[list[torch.Tensor]] = []
-
-    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if trainer.state.global_step:
-            states.append(weights())
-        return step(*args, **kwargs)
-
-    trainer.training_step = watched  # type: ignore[method-assign]
-    trainer.train()
-    states.append(weights())
-    for state in states:
-        expected = [0.9 * average + 0.1 * weight for average, weight in zip(expected, state, strict=True)]
-    assert trainer.average is not None and len(states) == 4
-    for average, exact in zip(trainer.average.averages, expected, strict=True):
-        torch.testing.assert_close(average.double(), exact, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("share_trunk", [False, True])
@@ -452,16 +345,6 @@ def test_a_resumed_trainer_equals_an_uninterrupted_one(tmp_path: Path, options: 
         assert resumed.average is not None
         for average, same in zip(resumed.average.averages, whole.average.averages, strict=True):
             torch.testing.assert_close(average, same, rtol=0, atol=1e-6)
-
-
-def test_a_checkpoint_holds_what_training_changes(tmp_path: Path) -> None:
-    args = config(tmp_path, save_strategy="steps", save_steps=1)
-    PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA).train()
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
-    assert all(
-        ".lora_" in name or "value_head" in name for name in load_file(tmp_path / "checkpoint-4/actors.safetensors")
-    )
-    assert json.loads((tmp_path / "checkpoint-4/ppo_state.json").read_text())["kl_coef"] == 0.05
 
 
 def test_what_a_reward_model_may_be_to_the_policy(

@@ -1,9 +1,7 @@
-"""Every format reads back to the preferences it was built from, and the real data to their known counts."""
+"""Every format reads back to the preferences it was built from."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import os
 from itertools import combinations
@@ -11,131 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.preference_files import conversations, endings, quick, read_records, texts, words
 
-from toolkit.errors import DataError
-from toolkit.preferences.loading import shipped_names
 from toolkit.preferences.parsing import common_prefix_length, parse_transcript
-from toolkit.preferences.reading import PreferenceData, from_parquet, read_preferences, to_parquet
+from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import (
     Comparison,
     PreferenceRow,
-    canonical_prompt,
-    prompt_id,
-    row_to_dict,
     soft_comparisons,
-    write_native,
 )
-from toolkit.preferences.splits import labelled_pairs, margins, pairs
-
-REAL = os.environ.get("DUEL_REAL_DATA")
-needs_real_data = pytest.mark.skipif(not REAL, reason="DUEL_REAL_DATA does not name the folder of real data")
-quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-# any text but lone surrogates (refused: see test_bad_data) and blank ones (left out and counted)
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda t: t.strip() != "")
-words = st.text("abcdefgh XYZ.,é", min_size=1, max_size=20).map(str.strip).filter(bool)
-
-
-def conversations(content: st.SearchStrategy[str]) -> st.SearchStrategy[list[dict[str, str]]]:
-    """Alternating turns that begin and end with the user's."""
-
-    def build(contents: list[str]) -> list[dict[str, str]]:
-        contents = contents if len(contents) % 2 else contents[:-1]
-        return [{"role": ("user", "assistant")[k % 2], "content": c} for k, c in enumerate(contents)]
-
-    return st.lists(content, min_size=1, max_size=5).map(build)
-
-
-@st.composite
-def preference_rows(draw: st.DrawFn) -> list[PreferenceRow]:
-    """Rows of distinct prompts, all plain or all messages, with comparisons of several annotators."""
-    kind = draw(st.sampled_from([texts, conversations(texts)]))
-    prompts = draw(st.lists(kind, min_size=1, max_size=4, unique_by=canonical_prompt))
-    rows = []
-    for k, prompt in enumerate(prompts, start=1):
-        responses = draw(st.lists(texts, min_size=2, max_size=5, unique=True))
-        n = len(responses)
-        ends = st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(lambda e: e[0] != e[1])
-        weight = st.floats(1e-3, 10, allow_nan=False)
-        one = st.builds(lambda e, w, a: Comparison(*e, w, a), ends, weight, st.sampled_from(["", "ann", "bob"]))
-        gold = draw(st.none() | st.lists(st.floats(-9, 9), min_size=n, max_size=n))
-        rows.append(PreferenceRow(prompt_id(prompt), prompt, responses, draw(st.lists(one, max_size=6)), gold, k))
-    return rows
-
-
-def read_records(folder: Path, records: list[dict[str, Any]], ending: str = ".jsonl", **options: Any) -> PreferenceData:
-    """Write the records as a file of this ending and read it."""
-    path = folder / f"data{ending}"
-    if ending == ".jsonl":
-        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    elif ending == ".json.gz":
-        path.write_bytes(gzip.compress(json.dumps(records).encode()))
-    elif ending == ".csv":
-        with open(path, "w", newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(out, list(records[0]), quoting=csv.QUOTE_ALL)
-            writer.writeheader()
-            writer.writerows(
-                {k: json.dumps(v) if isinstance(v, list) else v for k, v in record.items()} for record in records
-            )
-    else:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(records), path)
-    return read_preferences(str(path), **options)
-
-
-endings = pytest.mark.parametrize("ending", [".jsonl", ".json.gz", ".csv", ".parquet"])
-
-
-# ------------------------------------------------------------------------------------------------- native, writers
-@quick
-@given(preference_rows())
-def test_native_and_parquet_round_trips_are_exact(tmp_path: Path, rows: list[PreferenceRow]) -> None:
-    write_native(rows, tmp_path / "rows.jsonl.gz")
-    to_parquet(rows, tmp_path / "rows.parquet")
-    assert from_parquet(tmp_path / "rows.parquet") == rows
-    for name in ("rows.jsonl.gz", "rows.parquet"):
-        data = read_preferences(str(tmp_path / name))
-        assert data.rows == rows
-        assert data.report.n_prompts == data.report.n_rows_read == len(rows)
-        assert data.report.n_responses == sum(len(row.responses) for row in rows)
-        assert data.report.n_comparisons == sum(len(labelled_pairs(row.comparisons)) for row in rows)
-        assert data.report.conversational == isinstance(rows[0].prompt, list)
-
-
-@quick
-@given(preference_rows())
-def test_native_csv_and_plain_parquet_read_the_same(tmp_path: Path, rows: list[PreferenceRow]) -> None:
-    records = [row_to_dict(row) | {"gold": row.gold} for row in rows]
-    for ending in (".csv", ".parquet"):
-        csv_records = [{**r, "gold": r["gold"] if r["gold"] is not None else ""} for r in records]
-        assert read_records(tmp_path, csv_records if ending == ".csv" else records, ending).rows == rows
-
-
-def test_native_bytes_depend_on_the_rows_alone(tmp_path: Path) -> None:
-    rows = [PreferenceRow(prompt_id("p"), "p", ["a", "é"], [Comparison(0, 1)], [1.0, 2.0], 1)]
-    write_native(rows, tmp_path / "a.jsonl.gz")
-    write_native(rows, tmp_path / "b.jsonl.gz")
-    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
-    assert (tmp_path / "a.jsonl.gz").read_bytes()[3:8] == bytes(5)  # RFC 1952: no file name, and no time
-    assert gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()).count(b"\n") == 1
-    first = read_preferences(str(tmp_path / "a.jsonl.gz")).fingerprint
-    write_native([*rows, PreferenceRow(prompt_id("q"), "q", ["a", "b"], [])], tmp_path / "b.jsonl.gz")
-    assert read_preferences(str(tmp_path / "b.jsonl.gz")).fingerprint != first
-
-
-@given(texts | conversations(texts))
-def test_canonical_prompt_is_sorted_compact_json(prompt: Any) -> None:
-    assert canonical_prompt(prompt) == json.dumps(prompt, sort_keys=True, separators=(",", ":"))
-
-
-def test_prompt_id_is_pinned() -> None:  # printf '"Why?"' | sha256sum
-    assert prompt_id("Why?") == "499f097cf704535e"
-    assert prompt_id([{"content": "Why?", "role": "user"}]) == prompt_id([{"role": "user", "content": "Why?"}])
-
+from toolkit.preferences.splits import labelled_pairs, pairs
 
 # ------------------------------------------------------------------------------------------------- chosen / rejected
 pair_records = st.lists(st.tuples(texts, texts, texts).filter(lambda t: t[1] != t[2]), min_size=1, max_size=4)
@@ -501,120 +386,3 @@ def test_json_lines_inside_json_and_wrapped_lists(tmp_path: Path) -> None:
     (tmp_path / "wrapped.json").write_text(json.dumps({"version": 1, "data": [record]}), encoding="utf-8-sig")
     assert read_preferences(str(tmp_path / "lines.json")).report.n_duplicates == 1
     assert read_preferences(str(tmp_path / "wrapped.json")).rows[0].prompt == "p\u2028q"
-
-
-# ------------------------------------------------------------------------------------------------- datasets
-def test_folders_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    for part, n in (("harmless-base", 2), ("helpful-base", 3)):
-        (tmp_path / "hub" / part).mkdir(parents=True)
-        lines = [{"prompt": f"{part} {k}", "chosen": "x", "rejected": "y"} for k in range(n)]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (tmp_path / "hub" / part / "train.jsonl").write_text(text)
-    everything = read_preferences(str(tmp_path / "hub"))
-    assert everything.report.n_prompts == 5
-    part = read_preferences(str(tmp_path / "hub"), config="harmless-base")  # a folder that acts as a configuration
-    assert [row.prompt for row in part.rows] == ["harmless-base 0", "harmless-base 1"]
-    loaded = datasets.load_dataset(str(tmp_path / "hub"))
-    loaded.save_to_disk(str(tmp_path / "all"))
-    loaded["train"].save_to_disk(str(tmp_path / "one"))
-    for name in ("all", "one"):
-        again = read_preferences(str(tmp_path / name))
-        assert (again.rows, again.fingerprint) == (everything.rows, everything.fingerprint)
-
-
-def test_hub_data_goes_through_load_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked: list[tuple[Any, ...]] = []
-
-    def load_dataset(path: str, **options: Any) -> datasets.Dataset:
-        asked.append((path, options))
-        return datasets.Dataset.from_list([{"prompt": "p", "chosen": "x", "rejected": "y"}])
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    data = read_preferences("someone/prefs-1.0", split="train_prefs", config="c", revision="v2")
-    assert asked == [("someone/prefs-1.0", {"name": "c", "split": "train_prefs", "revision": "v2"})]
-    assert data.rows[0].responses == ["x", "y"]
-    assert len(data.fingerprint) == 64
-
-
-# ------------------------------------------------------------------------------------------------- real data
-@pytest.mark.skipif("reviews" not in shipped_names(), reason="the shipped data set is not built")
-def test_shipped_reviews() -> None:
-    report = read_preferences("reviews").report
-    assert report.format == "native"
-    assert not report.conversational
-    assert report.n_prompts == report.n_rows_read >= 600
-    assert report.n_annotators == 3
-    assert report.warnings() == []
-
-
-REAL_COUNTS = [
-    ("hh_harmless/pairs.jsonl.gz", {"format": "chosen/rejected transcripts", "conversational": True,
-     "n_rows_read": 1500, "n_empty": 4, "empty_rows": [87, 517, 926, 1104], "n_unparsable": 0, "n_multi_turn": 1,
-     "n_prompts": 1494, "n_responses": 2992, "n_comparisons": 1496, "n_ties": 0, "n_contradictions": 0}),
-    ("finegrained_qa_k4/rankings.jsonl.gz", {"format": "labelled list", "conversational": False, "n_rows_read": 350,
-     "n_prompts": 350, "n_responses": 1400, "n_comparisons": 2100, "n_ties": 260, "n_empty": 0,
-     "ignored_columns": ["passages", "gold", "feedback"]}),
-    ("pandalm/pairs.json.gz", {"format": "labelled pair", "n_rows_read": 700, "n_empty": 14, "n_annotators": 3,
-     "n_prompts": 123, "n_responses": 507, "n_comparisons": 3 * 686, "n_ties": 316, "n_booleans": 6,
-     "n_duplicates": 62, "n_contradictions": 1}),
-    ("llmbar/Natural.jsonl", {"n_prompts": 100, "n_responses": 200, "n_comparisons": 100, "n_ties": 0}),
-    ("llmbar/Adversarial_Neighbor.jsonl", {"n_prompts": 134, "n_responses": 268, "n_comparisons": 134}),
-    ("alpaca_eval/full/alpaca-7b.json.gz", {"n_rows_read": 805, "n_identical": 3, "identical_rows": [200, 371, 714],
-     "n_prompts": 802, "n_responses": 1604, "n_comparisons": 802, "n_annotators": 1}),
-    ("alpaca_eval/full/vicuna-7b-v1.5.json.gz", {"n_rows_read": 805, "n_identical": 3, "n_prompts": 802}),
-]  # fmt: skip
-
-
-@needs_real_data
-@pytest.mark.parametrize(("name", "counts"), REAL_COUNTS, ids=[name for name, _ in REAL_COUNTS])
-def test_real_data_counts(name: str, counts: dict[str, Any]) -> None:
-    result = read_preferences(str(Path(REAL or "") / name)).report.to_dict()
-    assert {key: result[key] for key in counts} == counts
-
-
-@needs_real_data
-def test_real_labels_point_at_the_right_response() -> None:
-    folder = Path(REAL or "")
-    for record, row in zip(
-        [json.loads(line) for line in (folder / "llmbar/Natural.jsonl").read_text(encoding="utf-8").splitlines()],
-        read_preferences(str(folder / "llmbar/Natural.jsonl")).rows,
-        strict=True,
-    ):
-        assert row.responses[row.comparisons[0].winner] == record[f"output_{record['label']}"]
-    with gzip.open(folder / "hh_harmless/pairs.jsonl.gz", "rt", encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines]
-    plain = read_preferences(str(folder / "hh_harmless/pairs.jsonl.gz"), conversational=False)
-    assert sum(len(row.comparisons) for row in plain.rows) == 1496
-    for row in plain.rows:
-        assert isinstance(row.prompt, str)
-        first = records[row.source_row - 1]
-        assert row.prompt + row.responses[0] == first["chosen"]
-        assert row.prompt + row.responses[1] == first["rejected"]
-    full = json.loads(gzip.decompress((folder / "alpaca_eval/full/alpaca-7b.json.gz").read_bytes()))
-    by_prompt = {record["instruction"]: record["preference"] for record in full}
-    for row in read_preferences(str(folder / "alpaca_eval/full/alpaca-7b.json.gz")).rows:
-        assert 2 - pairs(row)[0].p == pytest.approx(by_prompt[row.prompt], abs=1e-12)
-
-
-def test_margins_are_read_kept_and_averaged(tmp_path: Path) -> None:
-    [row] = read_records(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1.5}]).rows
-    assert row.comparisons == [Comparison(0, 1, margin=1.5)]
-    native = {"prompt": "p", "responses": ["a", "b", "c"]}
-    comparisons = [
-        {"winner": 2, "loser": 0, "margin": 3},
-        {"winner": 0, "loser": 2, "weight": 2},
-        {"winner": 0, "loser": 1},
-    ]
-    [row] = read_records(tmp_path, [{**native, "comparisons": comparisons}]).rows
-    assert margins(row) == [0.0, 1.0] and [pair[:2] for pair in pairs(row)] == [(0, 1), (0, 2)]
-    write_native([row], tmp_path / "rows.jsonl.gz")
-    assert read_preferences(str(tmp_path / "rows.jsonl.gz")).rows == [row]
-    to_parquet([row], tmp_path / "rows.parquet")
-    assert from_parquet(tmp_path / "rows.parquet") == [row]
-    with pytest.raises(DataError, match="margin -1.0 is negative"):
-        read_records(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from support.comparisons import moved
 from trl import DPOConfig, DPOTrainer
 
 from toolkit.engine.engine import Engine
@@ -28,15 +29,6 @@ PAIRS = [
 BETA = 0.3
 
 
-def shaken(model: Any) -> Any:
-    """A policy that has moved away from its reference, in fp32."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator) * 0.02)
-    return model
-
-
 @pytest.mark.parametrize(
     ("loss_type", "label_smoothing"),
     [("sigmoid", 0.0), ("sigmoid", 0.1), ("sigmoid_norm", 0.0), ("robust", 0.1), ("ipo", 0.0), ("hinge", 0.0)],
@@ -44,7 +36,7 @@ def shaken(model: Any) -> Any:
 def test_the_loss_of_one_batch_is_trls(
     new_tiny: Callable[[], Any], tokenizer: Any, tmp_path: Path, loss_type: str, label_smoothing: float
 ) -> None:
-    policy, reference = shaken(new_tiny()).train(), new_tiny().requires_grad_(False)
+    policy, reference = moved(new_tiny()).train(), new_tiny().requires_grad_(False)
     theirs = DPOTrainer(
         model=policy,
         ref_model=reference,

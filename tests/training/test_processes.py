@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from support.pair_training import train
 from support.running import in_two_processes
 
-pytestmark = pytest.mark.invariant
+pytestmark = [pytest.mark.invariant, pytest.mark.e2e]
 
 KINDS = ("dpo", "rm")
 

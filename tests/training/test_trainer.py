@@ -13,14 +13,10 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from toolkit.engine.engine import Engine
-from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_policy, new_reward_model, trainable
-from toolkit.preferences.rows import PreferenceRow
 from toolkit.recipe.schema import DpoSection, Lora, ModelSection, RewardModelSection, Training
 from toolkit.stages import dpo, reward_model
-from toolkit.stages.contexts import DpoContext, ResponseLimit
-from toolkit.stages.dpo import KL_PROMPTS, KlProbe
 from toolkit.training.batch import Example, PairBatch
 from toolkit.training.callbacks import SaveAtKl
 from toolkit.training.trainer import (
@@ -213,69 +209,6 @@ def test_a_checkpoint_without_its_last_file_is_no_checkpoint(tmp_path: Path) -> 
 
 
 # ---------------------------------------------------------------- KL milestones
-
-
-def probe_of(policy: Any, reference: Any, tokenizer: Any) -> KlProbe:
-    rows = [
-        PreferenceRow(prompt_id=str(i), prompt=f"The film number {i} was", responses=["a", "b"], comparisons=[])
-        for i in range(KL_PROMPTS + 5)
-    ]
-    context = DpoContext(seed=3, model=LORA_FP32, data=ResponseLimit(9), dpo=DpoSection())
-    return KlProbe(policy, reference, text_encoder(tokenizer, rows[0].prompt), rows, context)
-
-
-def moved(policy: Any) -> Any:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weight in policy.parameters():
-            if weight.requires_grad:
-                weight += 0.02 * torch.randn_like(weight)
-    return policy
-
-
-@pytest.mark.parametrize("adapter", [True, False])
-def test_the_probe_is_zero_at_the_start_and_the_log_ratio_later(tiny_ref: Any, tokenizer: Any, adapter: bool) -> None:
-    lora = LORA if adapter else None
-    policy = trainable(load_policy(tiny_ref, LORA_FP32), lora, task="CAUSAL_LM")
-    start = load_policy(tiny_ref, LORA_FP32)
-    probe = probe_of(policy, None if adapter else start, tokenizer)
-    assert torch.equal(probe(1), torch.zeros(KL_PROMPTS, dtype=torch.float64))
-
-    moved(policy)
-    ratios = probe(2)
-    assert torch.equal(ratios, probe(2)) and not torch.equal(ratios, probe(3))
-    assert ratios.mean() > 0
-    # The same samples, scored one by one by both models.
-    trees = []
-
-    whole = Engine.logps
-
-    def recording(self: Engine, asked: Any, **more: Any) -> Any:
-        trees.append(asked)
-        return whole(self, asked, **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "logps", recording)
-        probe(2)
-    assert trees[0] == trees[1] and len(trees[0]) == KL_PROMPTS
-    for tree, ratio in zip(trees[0], ratios.tolist(), strict=True):
-        [response] = tree.response_ids
-        ids = torch.tensor([tree.prompt_ids + response])
-        sums = []
-        for model in (policy, start):
-            with torch.no_grad():
-                logp = model(input_ids=ids).logits[0, len(tree.prompt_ids) - 1 : -1].double().log_softmax(-1)
-            sums.append(logp.gather(1, torch.tensor(response)[:, None]).sum().item())
-        assert ratio == pytest.approx(sums[0] - sums[1], abs=1e-4)
-
-
-def test_the_probe_samples_with_its_cache_under_gradient_checkpointing(tiny_ref: Any, tokenizer: Any) -> None:
-    """transformers drops the cache where a model in training mode checkpoints its activations."""
-    policy = moved(trainable(load_policy(tiny_ref, LORA_FP32), LORA, task="CAUSAL_LM"))
-    expected = probe_of(policy, None, tokenizer)(2)
-    policy.gradient_checkpointing_enable()
-    policy.train()
-    torch.testing.assert_close(probe_of(policy, None, tokenizer)(2), expected)
 
 
 def with_milestones(

@@ -1,0 +1,36 @@
+"""What is read of a loaded model, and switched off in it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    OPTConfig,
+    Starcoder2Config,
+)
+
+from toolkit.models.inspect import disable_dropout
+
+pytestmark = pytest.mark.invariant
+
+
+def test_dropout_is_off_wherever_a_model_keeps_its_rate() -> None:
+    """OPT's layers have it as an attribute, and leave out whole layers at another rate."""
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    for config in (
+        OPTConfig(**sizes, ffn_dim=32, word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5, layerdrop=0.5),
+        GPT2Config(**sizes, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5),
+        BloomConfig(**sizes, hidden_dropout=0.5, attention_dropout=0.5),
+        Starcoder2Config(**sizes, num_key_value_heads=1, residual_dropout=0.5, embedding_dropout=0.5),
+    ):
+        model = AutoModelForCausalLM.from_config(config).train()
+        ids = torch.tensor([[5, 9, 30, 7]])
+        with torch.no_grad():
+            assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+            disable_dropout(model)
+            assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+            assert torch.equal(model(input_ids=ids).logits, model.eval()(input_ids=ids).logits)

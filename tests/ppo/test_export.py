@@ -1,0 +1,93 @@
+"""What training leaves behind: evaluations, completions, milestones, checkpoints, the saved policy and its card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from support.ppo_models import LORA_CONFIG as LORA
+from support.ppo_trainers import PROMPTS, config, length_reward
+from transformers import AutoModelForCausalLM
+
+from toolkit.engine.engine import Engine
+from toolkit.engine.logps import hidden_states
+from toolkit.models.encoding import Tree
+from toolkit.models.inspect import disable_dropout
+from toolkit.ppo import PPOTrainer
+
+pytestmark = pytest.mark.invariant
+
+
+def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: Any, tokenizer: Any) -> None:
+    args = config(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=2,
+        kl_milestones=[1e-6],
+        log_completions_steps=2,
+        ema_decay=0.5,
+    )
+    trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, eval_dataset=PROMPTS[:3], peft_config=LORA)
+    trainer.train()
+    evaluations = [log for log in trainer.state.log_history if "eval_objective/score" in log]
+    assert [log["step"] for log in evaluations] == [2, 4]
+    assert all(log["eval_objective/score"] == -log["eval_length/mean"] for log in evaluations)
+    assert evaluations[-1]["eval_objective/kl"] != 0 and 0 <= evaluations[-1]["eval_eos_rate"] <= 1
+
+    tables = sorted((tmp_path / "completions").glob("*.parquet"))
+    rows = pq.read_table(tables[-1]).to_pylist()
+    assert len(tables) == 2 and len(rows) == 8
+    assert {"step", "prompt", "completion", "score", "kl_nats", "n_tokens", "truncated"} <= rows[0].keys()
+    assert rows[0]["prompt"].startswith("The film was") and rows[0]["score"] == -rows[0]["n_tokens"]
+
+    milestones = list((tmp_path / "milestones").glob("step-*"))
+    assert [path.name for path in milestones] == [
+        "step-2"
+    ]  # the first rollout has KL 0, the second has passed the bound
+
+    trainer.save_model(str(tmp_path / "final"))
+    card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
+    assert "objective/score" in card and "| `kl_coef` | 0.05 |" in card
+    critic = tmp_path / "final" / "critic"
+    head = load_file(critic / "value_head.safetensors")
+    trunk = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), critic)
+    batch = trainer.models.engine.pack([Tree([300], [[400, 2]])])
+    with torch.no_grad():
+        states = hidden_states(disable_dropout(trunk).eval(), batch)[batch.predictor]
+        assert bool(head["value_head.weight"].any())
+        expected = trainer.models.values(batch)
+    torch.testing.assert_close(states @ head["value_head.weight"][0], expected, rtol=0, atol=1e-4)
+    trainer.models.use_policy()
+    assert torch.equal(head["value_head.weight"], trainer.models.value_head.weight) and head["value_head.shift"] == 0
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), tmp_path / "final")
+    with trainer.averaged():
+        expected = Engine(trainer.models.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+    trainer.models.use_policy()
+    latest = Engine(trainer.models.policy, 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+    exported = Engine(disable_dropout(loaded).eval(), 0, dtype=torch.float32).logps([Tree([300], [[400, 2]])])[0][0]
+    torch.testing.assert_close(exported, expected, rtol=0, atol=1e-5)  # the average
+    assert not torch.equal(expected, latest)
+
+
+def test_a_milestone_is_passed_once(tmp_path: Path) -> None:
+    args = config(tmp_path, kl_milestones=[1e-6, 1e6], total_episodes=32)
+    trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
+    trainer.train()
+    assert trainer.schedule.rollouts == 4
+    assert [path.name for path in (tmp_path / "milestones").glob("step-*")] == ["step-2"]
+
+
+def test_a_checkpoint_holds_what_training_changes(tmp_path: Path) -> None:
+    args = config(tmp_path, save_strategy="steps", save_steps=1)
+    PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert all(
+        ".lora_" in name or "value_head" in name for name in load_file(tmp_path / "checkpoint-4/actors.safetensors")
+    )
+    assert json.loads((tmp_path / "checkpoint-4/ppo_state.json").read_text())["kl_coef"] == 0.05
