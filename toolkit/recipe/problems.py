@@ -131,7 +131,7 @@ def _fix_of_value(keys: Keys, schema: Mapping[str, Any], text: str, sections: di
             return f'quote it: {key}: "{text}"'
     if field.is_required():
         return ""
-    return f"the default is {one_line(field.get_default(call_default_factory=True))}"
+    return f"the default is {one_line(field.get_default(call_default_factory=True, validated_data={}))}"
 
 
 def _nearest_keys(keys: Keys, sections: dict[Keys, type[BaseModel]]) -> str:

@@ -29,7 +29,9 @@ def reference() -> list[SettingReference]:
         for name, field in section.model_fields.items():
             if (*above, name) in sections:
                 continue
-            default = "" if field.is_required() else one_line(field.get_default(call_default_factory=True))
+            default = (
+                "" if field.is_required() else one_line(field.get_default(call_default_factory=True, validated_data={}))
+            )
             dotted = ".".join((*above, name))
             rows.append(SettingReference(dotted, allowed(schemas[name]), default, field.description or ""))
     return rows
