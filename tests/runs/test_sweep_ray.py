@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from support.running import SMALL, duel_process
 
-pytestmark = pytest.mark.e2e
+# By a mark, which counts before a fixture makes a whole run.
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
+]
 
 
 def test_ray_computes_what_local_runs_do(small_run: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="ray is not installed")
     out = tmp_path / "sweep"
     grid = ["--grid", "dpo.beta=0.1,0.5", "--out", str(out), *SMALL]
     done = duel_process("sweep", "smoke", *grid, "--engine", "ray", "--json")
@@ -27,7 +31,6 @@ def test_ray_computes_what_local_runs_do(small_run: Path, tmp_path: Path) -> Non
 
 
 def test_what_a_user_can_mend_comes_back_from_a_task(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="ray is not installed")
     data = tmp_path / "bad.jsonl"
     data.write_text('{"prompt": "a", "chosen": "b"}\n')
     grid = ["--grid", "dpo.beta=0.1,0.5", "--out", str(tmp_path / "sweep"), f"--set=data.source={data}"]
