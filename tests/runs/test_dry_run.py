@@ -38,6 +38,16 @@ def test_what_would_run(described: dict[str, Any]) -> None:
     assert described["data"]["train"]["n_left_out_responses"] == 60  # of six each
 
 
+def test_processes_count_in_the_steps(tmp_path: Path, described: dict[str, Any]) -> None:
+    doubled = describe(load_recipe("smoke", FEW), tmp_path / "new", ["--num_processes", "2"])
+    steps, alone = ({stage["stage"]: stage["steps"] for stage in run["stages"]} for run in (doubled, described))
+    recipe = load_recipe("smoke").recipe
+    assert (doubled["processes"], described["processes"]) == (2, 1)
+    assert steps["ppo"] == alone["ppo"] // 2 and doubled["ppo_rollouts"] == described["ppo_rollouts"] // 2
+    assert steps["dpo"] == -(-20 // (2 * recipe.dpo.per_device_train_batch_size)) * recipe.dpo.num_train_epochs
+    assert "2 processes train" in render(doubled) and "processes train" not in render(described)
+
+
 def test_the_example_marks_the_response(described: dict[str, Any]) -> None:
     tokens = described["example"]
     borders = [a["response"] != b["response"] for a, b in zip(tokens, tokens[1:], strict=False)]

@@ -68,10 +68,14 @@ def test_verdicts_of_earlier_settings_are_not_shown(root: Path, tmp_path: Path) 
     assert "partial, evaluate" in runs_table([row])
 
 
-def test_diff(root: Path) -> None:
+def test_diff(root: Path, tmp_path: Path) -> None:
     found = diff_runs(root / "first", root / "sweep" / "second")
     assert found["settings"] == {"seed": [0, 1], "dpo.beta": [0.1, 0.2]}
     assert found["versions"] == {} and set(found["stages"].values()) == {True}
+    manifest = json.loads((root / "first" / "manifest.json").read_text())
+    for name, processes in (("one", 1), ("two", 2)):
+        write_json(tmp_path / name / "manifest.json", manifest | {"processes": processes})
+    assert diff_runs(*(tmp_path / name for name in ("one", "two")))["settings"] == {"processes": [1, 2]}
     results = json.loads((root / "sweep" / "second" / "results.json").read_text())
     rows = {row["name"]: row for row in found["results"]}
     rate = next(

@@ -168,7 +168,15 @@ def test_a_launched_stage_gets_the_same_context(
         assert request["inputs"] == {stage: str(tmp_path / "two" / stage) for stage in ran[name].inputs}
         assert request["trackers"] == {"names": ["tensorboard"], "run_name": "smoke"}
         assert not (tmp_path / "two" / name / "request.json").exists()
-    assert manifest["stages"]["dpo"]["tokens"] == 3
+        assert request["processes"] == 2
+    assert manifest["stages"]["dpo"]["tokens"] == 3 and manifest["processes"] == 2
+    # One process has other results: nothing that two have trained stands for them.
+    ran.clear()
+    alone = go(tmp_path / "two", *sets)
+    assert alone["processes"] == 1 and list(ran) == ["sft", "reward_model", "ppo", "dpo", "evaluate", "report"]
+    ran.clear()
+    go(tmp_path / "two", *sets, launch=["--num_processes=2"])  # all of it lies on the shelf
+    assert not ran and len(asked) == 4
 
     monkeypatch.setattr(pipeline, "accelerate_launch", lambda *_: 2)
     with pytest.raises(StoreError, match="exit code 2"):

@@ -83,6 +83,23 @@ def test_a_setting_changes_the_keys_of_the_stages_that_depend_on_it(
     assert {a.spec.name for a, b in zip(after, before, strict=True) if a.key != b.key} == stages
 
 
+def test_the_number_of_processes_is_in_the_keys_of_the_stages_that_train(tmp_path: Path) -> None:
+    """Two processes take two batches in a step, so that one process has another result."""
+    loaded, folder = load_recipe("smoke"), RunFolder(tmp_path)
+    alone, one, two = plan_stages(loaded, folder), plan_stages(loaded, folder, 1), plan_stages(loaded, folder, 2)
+    assert [planned.key for planned in alone] == [planned.key for planned in one]
+    assert not any("processes" in planned.fields for planned in one)
+    trained = {planned.spec.name for planned in two if planned.fields.get("processes") == 2}
+    assert trained == {"sft", "reward_model", "ppo", "dpo"}
+    assert {a.spec.name for a, b in zip(one, two, strict=True) if a.key != b.key} == LATER
+    for planned in two:
+        if planned.spec.name in ("data", "sft"):
+            finish(tmp_path, planned)
+    states = {planned.spec.name: planned.state for planned in plan_stages(loaded, folder)}
+    assert (states["data"].status, states["sft"].status) == ("cached", "stale")
+    assert states["sft"].changed == ("processes",)
+
+
 @pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_a_context_comes_back_from_json(stage: str, tmp_path: Path) -> None:
     sets = ["model.lora={r: 4, alpha: 8}", "ppo.max_kl=3.5", "evaluate.judges=[gold, 'rm:tiny']", "data.columns={a: b}"]

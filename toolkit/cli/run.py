@@ -67,7 +67,7 @@ def run(
         from toolkit.runs.dry_run import describe, render
 
         quiet_libraries()
-        described = describe(loaded, out)
+        described = describe(loaded, out, options["launch"])
         emit(described) if as_json else print(render(described))
         return
     command = ["duel", *sys.argv[1:]]

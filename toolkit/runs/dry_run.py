@@ -15,6 +15,7 @@ from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.runs.launch import number_of_processes
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import RunFolder
 from toolkit.stages.data import SIDES, limited, read_sides
@@ -39,24 +40,28 @@ OPTIMISER_BYTES = 16
 PROCESS_GIB = 0.6
 
 
-def describe(loaded: LoadedRecipe, out: Path) -> dict[str, Any]:
+def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dict[str, Any]:
     """Stages with their state, counts of tokens and steps, an estimate of memory, and a rendered example.
+
+    ``launch`` are arguments of ``accelerate launch``: its processes count in the steps and in the keys.
 
     Raises what planning the stages and reading the data raise.
     """
     recipe, section = loaded.recipe, loaded.recipe.data
-    stages = plan_stages(loaded, RunFolder(out))
+    processes = number_of_processes(launch)
+    stages = plan_stages(loaded, RunFolder(out), processes)
     sides, report = read_sides(section, recipe.seed)
     ref = resolve(recipe.model.name, recipe.model.revision)
     encoder = text_encoder(load_tokenizer(ref, recipe.model.chat_template), sides["train"][0].prompt, recipe.model.name)
     within = {name: limited(name, sides[name], encoder, section, recipe.seed) for name in SIDES}
     rows, counts = within["train"]
-    schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed)
-    steps = {**training_steps(recipe, rows), "ppo": len(schedule)}
+    schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed, processes)
+    steps = {**training_steps(recipe, rows, processes), "ppo": len(schedule)}
     example = encoder.encode(rows[0].prompt, rows[0].responses[:1], section.max_response_tokens)
     return {
         "name": recipe.name,
         "out": str(out),
+        "processes": processes,
         "stages": [
             {
                 "stage": planned.spec.name,
@@ -73,7 +78,7 @@ def describe(loaded: LoadedRecipe, out: Path) -> dict[str, Any]:
     }
 
 
-def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow]) -> dict[str, int]:
+def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow], processes: int = 1) -> dict[str, int]:
     """Optimiser steps of the stages that go over the data.
 
     An item of a step is a prompt with all its comparisons; for TRL's trainers it is a pair with a winner.
@@ -81,9 +86,9 @@ def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow]) -> dict[str, i
     compared = [pairs for row in rows if (pairs := splits.pairs(row))]
     items = {"engine": len(compared), "trl": sum(pair.p != 0.5 for pairs in compared for pair in pairs)}
     return {
-        "sft": total_steps(recipe.sft, len(rows)) if recipe.sft.enabled else 0,
-        "reward_model": total_steps(recipe.reward_model, items[recipe.reward_model.trainer]),
-        "dpo": total_steps(recipe.dpo, items[recipe.dpo.trainer]),
+        "sft": total_steps(recipe.sft, len(rows), processes) if recipe.sft.enabled else 0,
+        "reward_model": total_steps(recipe.reward_model, items[recipe.reward_model.trainer], processes),
+        "dpo": total_steps(recipe.dpo, items[recipe.dpo.trainer], processes),
     }
 
 
@@ -127,6 +132,8 @@ def memory_estimate(recipe: Recipe, config: Any, prompt_tokens: float) -> dict[s
 def render(described: dict[str, Any]) -> str:
     """What :func:`describe` says, for people. In the example, response tokens stand in [brackets]."""
     lines = [f"{described['name']} -> {described['out']}", ""]
+    if described["processes"] > 1:
+        lines.append(f"  {described['processes']} processes train, each with batches of the recipe's size\n")
     for stage in described["stages"]:
         why = f"  changed: {', '.join(stage['changed'])}" if stage["changed"] else ""
         steps = f"  {stage['steps']} steps" if stage["steps"] is not None else ""

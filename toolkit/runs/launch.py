@@ -9,7 +9,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from toolkit.errors import EXIT_CODE_FILE
+import yaml
+
+from toolkit.errors import EXIT_CODE_FILE, RecipeError
+
+
+def number_of_processes(arguments: Sequence[str]) -> int:
+    """How many processes `accelerate launch` starts with these arguments; 1 without any.
+
+    As there, the arguments come before the configuration file, and that comes before the number of GPUs. Raises
+    RecipeError where the configuration file is not there or the number is below 1.
+    """
+    if not arguments:
+        return 1
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+    from accelerate.commands.launch import launch_command_parser
+
+    parsed = launch_command_parser().parse_args([*arguments, "script"])
+    number = parsed.num_processes
+    file = Path(parsed.config_file or default_config_file)
+    if parsed.config_file and not file.is_file():
+        raise RecipeError("there is no such file", where=f"--config_file {file}", fix="name accelerate's own file")
+    if number is None and file.is_file() and (parsed.config_file or not parsed.cpu):
+        number = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("num_processes")
+    if number is None:
+        number = max(1, torch.cuda.device_count())
+    if number < 1:
+        raise RecipeError(f"{number} processes can do no work", where="--num_processes", fix="1 or more")
+    return int(number)
 
 
 def for_this_machine(arguments: Sequence[str]) -> list[str]:
@@ -20,10 +48,7 @@ def for_this_machine(arguments: Sequence[str]) -> list[str]:
     """
     import torch
 
-    numbers = [n for a, n in zip(arguments, [*arguments[1:], ""], strict=True) if a == "--num_processes"]
-    numbers += [a.partition("=")[2] for a in arguments if a.startswith("--num_processes=")]
-    n_processes = max((int(n) for n in numbers if n.isdigit()), default=1)
-    if torch.cuda.is_available() or n_processes < 2:
+    if torch.cuda.is_available() or number_of_processes(arguments) < 2:
         return list(arguments)
     return [*(["--multi_gpu"] if "--multi_gpu" not in arguments else []), *(a for a in arguments if a != "--cpu")]
 

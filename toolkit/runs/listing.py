@@ -70,12 +70,13 @@ def status(folder: Path, manifest: Mapping[str, Any]) -> str:
 def diff_runs(first: Path, second: Path) -> dict[str, Any]:
     """What differs between two runs: ``settings``, ``versions``, ``stages`` and ``results``.
 
-    ``settings`` and ``versions`` map names to the two values, None where a run has none. ``stages`` maps each stage to
+    ``settings`` (with ``processes``, the number that trained) and ``versions`` map names to the two values, None where
+    a run has none. ``stages`` maps each stage to
     whether both have the same result of it. ``results`` has rows {name, first, second} with an estimate on each side,
     whose interval is over the held-out prompts of its own run. Raises StoreError where there is no run.
     """
     manifests = [_read_manifest(folder) for folder in (first, second)]
-    settings = [flat(manifest["recipe"]) for manifest in manifests]
+    settings = [flat(manifest["recipe"]) | {"processes": manifest.get("processes")} for manifest in manifests]
     keys = [manifest["keys"] for manifest in manifests]
     return {
         "runs": [str(first), str(second)],

@@ -18,13 +18,11 @@ from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.checks import arm_differences
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
 from toolkit.runs.facts import machine, peak_memory, versions
-from toolkit.runs.launch import accelerate_launch
+from toolkit.runs.launch import accelerate_launch, number_of_processes
 from toolkit.runs.plan import PlannedStage, plan_stages, stages_to_run
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, SCHEMA_VERSION, RunFolder
 from toolkit.stages.contexts import Context, to_json
 
-# The stages that several processes can share.
-LAUNCHED = ("sft", "reward_model", "ppo", "dpo")
 # Less than this is left on a full disk. Then the first error is the one to tell, and nothing more is written.
 FULL_DISK_BYTES = 1 << 20
 # Runs a stage by its name, with its context and inputs, in its work folder, and returns its metrics.
@@ -36,7 +34,7 @@ class RunOptions:
     """What a command asks of a run, beside the recipe.
 
     ``only`` and ``until`` name stages. ``force`` runs stages again that are done. ``reuse`` are other run folders whose
-    equal stages are taken over. ``launch`` are arguments of ``accelerate launch`` for the stages in ``LAUNCHED``.
+    equal stages are taken over. ``launch`` are arguments of ``accelerate launch`` for the stages that train.
     ``command`` is recorded in the manifest. ``before_stage`` is called before a stage's code is imported, so that a run
     whose stages are all there imports none of it.
     """
@@ -53,15 +51,15 @@ class RunOptions:
 def run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions | None = None) -> dict[str, Any]:
     """Run what is not there yet, and return the manifest. Raises a DuelError for what the user can mend."""
     options = options or RunOptions()
-    recipe = loaded.recipe
+    recipe, processes = loaded.recipe, number_of_processes(options.launch)
     check_trackers(recipe.report_to)
     folder, log, trackers = RunFolder(out), RunLog(out), Trackers(tuple(recipe.report_to), recipe.name, out)
     with folder.lock():
         note_earlier_layout(folder, reporter)
         write_text(out / RECIPE_FILE, resolved_yaml(loaded))
-        stages = plan_stages(loaded, folder)
+        stages = plan_stages(loaded, folder, processes)
         names = stages_to_run(stages, options.only, options.until)
-        with recorded(out, new_manifest(loaded, stages, options.command)) as manifest:
+        with recorded(out, new_manifest(loaded, stages, options.command, processes)) as manifest:
             for number, planned in enumerate(stages, start=1):
                 name, position = planned.spec.name, f"{number}/{len(stages)}"
                 if name not in names and options.only is None:
@@ -90,8 +88,10 @@ def note_earlier_layout(folder: RunFolder, reporter: Reporter) -> None:
         )
 
 
-def new_manifest(loaded: LoadedRecipe, stages: Sequence[PlannedStage], command: Sequence[str]) -> dict[str, Any]:
-    """The manifest of a run that begins."""
+def new_manifest(
+    loaded: LoadedRecipe, stages: Sequence[PlannedStage], command: Sequence[str], processes: int = 1
+) -> dict[str, Any]:
+    """The manifest of a run that begins, whose training stages ``processes`` share."""
     return {
         "schema_version": SCHEMA_VERSION,
         "name": loaded.recipe.name,
@@ -101,6 +101,7 @@ def new_manifest(loaded: LoadedRecipe, stages: Sequence[PlannedStage], command: 
         "origins": {key: origin for key, origin in loaded.origins.items() if origin != "default"},
         "keys": {planned.spec.name: planned.key for planned in stages},
         "seed": loaded.recipe.seed,
+        "processes": processes,
         "versions": versions(),
         "machine": machine(),
         "started": time.time(),
@@ -158,7 +159,8 @@ def run_and_measure(
 ) -> dict[str, Any]:
     """Run a stage in its work folder; returns its record. The time of attempts that were interrupted counts."""
     name = planned.spec.name
-    runner = launched(options.launch) if options.launch and name in LAUNCHED else in_this_process(options.before_stage)
+    launches = options.launch and planned.spec.trains
+    runner = launched(options.launch) if launches else in_this_process(options.before_stage)
     inputs = {stage: folder.stage_dir(stage) for stage in planned.spec.inputs}
     inputs |= {document: folder.root / document for document in planned.spec.documents}
     attempts = work / "attempts.json"
@@ -212,6 +214,7 @@ def launched(arguments: Sequence[str]) -> Runner:
             "context": to_json(context),
             "inputs": {name: str(path.resolve()) for name, path in inputs.items()},
             "trackers": {"names": trackers.names, "run_name": trackers.run_name},
+            "processes": number_of_processes(arguments),
         }
         write_json(file, request)
         code = accelerate_launch(arguments, "toolkit.stages", [str(file.resolve())])

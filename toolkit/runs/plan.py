@@ -22,21 +22,23 @@ from toolkit.stages.contexts import Context, context_of, settings_of
 class StageSpec:
     """A stage: what it reads, and which arm's cost it is.
 
-    ``inputs`` are stages before it, ``documents`` files of the run.
+    ``inputs`` are stages before it, ``documents`` files of the run. ``trains``: several processes can share it, and
+    each takes batches of the recipe's size, so that their number changes the result.
     """
 
     name: str
     arm: str
     inputs: tuple[str, ...] = ()
     documents: tuple[str, ...] = ()
+    trains: bool = False
 
 
 STAGES = (
     StageSpec("data", "shared"),
-    StageSpec("sft", "shared", ("data",)),
-    StageSpec("reward_model", "rm_ppo", ("data", "sft")),
-    StageSpec("ppo", "rm_ppo", ("data", "sft", "reward_model")),
-    StageSpec("dpo", "dpo", ("data", "sft")),
+    StageSpec("sft", "shared", ("data",), trains=True),
+    StageSpec("reward_model", "rm_ppo", ("data", "sft"), trains=True),
+    StageSpec("ppo", "rm_ppo", ("data", "sft", "reward_model"), trains=True),
+    StageSpec("dpo", "dpo", ("data", "sft"), trains=True),
     StageSpec("evaluate", "shared", ("data", "sft", "reward_model", "ppo", "dpo")),
     StageSpec(
         "report",
@@ -59,10 +61,11 @@ class PlannedStage:
     state: StageState
 
 
-def plan_stages(loaded: LoadedRecipe, folder: RunFolder) -> list[PlannedStage]:
+def plan_stages(loaded: LoadedRecipe, folder: RunFolder, processes: int = 1) -> list[PlannedStage]:
     """Every stage with its key and state. Raises ModelError for a model that is not there.
 
-    A key changes with the stage's context, its code, its inputs, and what it reads from outside the run.
+    A key changes with the stage's context, its code, its inputs, what it reads from outside the run, and, where it
+    trains, with the number of processes that share it.
     """
     keys: dict[str, str] = {}
     stages = []
@@ -74,6 +77,8 @@ def plan_stages(loaded: LoadedRecipe, folder: RunFolder) -> list[PlannedStage]:
         if RECIPE_FILE in spec.documents:  # the other documents say what the recipe and the stages make of them
             fields[f"input {RECIPE_FILE}"] = fingerprint(resolved_yaml(loaded))
         fields |= outside_fingerprints(spec.name, loaded.recipe)
+        if spec.trains and processes > 1:  # the keys of a single process do not have it
+            fields["processes"] = processes
         key = keys[spec.name] = fingerprint(fields)
         stages.append(PlannedStage(spec, context, key, fields, folder.state(spec.name, key, fields)))
     return stages

@@ -6,7 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from toolkit.errors import DuelError
+from toolkit.errors import DuelError, RecipeError
 from toolkit.files import read_json, write_json
 from toolkit.progress import Reporter, RunLog, Trackers, show_notes
 from toolkit.stages.contexts import from_json
@@ -16,7 +16,7 @@ def main(file: Path) -> int:
     """Run the stage of a request, and leave its metrics beside it. Returns the exit code."""
     import transformers
 
-    from toolkit.engine.distributed import leave_group, main_process, world
+    from toolkit.engine.distributed import launched_processes, leave_group, main_process, world
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -32,6 +32,7 @@ def main(file: Path) -> int:
     try:
         with Reporter(quiet=not writes).in_stage(request["stage"], log=log, trackers=trackers) as reporter:
             show_notes(reporter)
+            check_processes(launched_processes(), request["processes"])
             metrics = stage.run(context, inputs, file.parent, reporter)
     except DuelError as error:
         print(f"error: {error.render()}", file=sys.stderr)
@@ -40,6 +41,16 @@ def main(file: Path) -> int:
         write_json(file.parent / "answer.json", {**metrics, "processes": world()[1]})
     leave_group()
     return 0
+
+
+def check_processes(started: int, planned: int) -> None:
+    """Raises RecipeError where accelerate started another number of processes than the stage's key says."""
+    if started != planned:
+        raise RecipeError(
+            f"accelerate launch started {started} processes, and the stage's key is that of {planned}",
+            where="the arguments after --",
+            fix=f"say how many you want, for instance --num_processes {started}",
+        )
 
 
 if __name__ == "__main__":

@@ -31,16 +31,17 @@ LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 RESUME_POINTS = 6
 
 
-def step_size(section: Training) -> int:
-    """Prompts of an optimiser step: those of all processes."""
-    return section.per_device_train_batch_size * section.gradient_accumulation_steps * launched_processes()
+def step_size(section: Training, processes: int | None = None) -> int:
+    """Prompts of an optimiser step: those of all processes. None takes the number that was launched."""
+    n = launched_processes() if processes is None else processes
+    return section.per_device_train_batch_size * section.gradient_accumulation_steps * n
 
 
-def total_steps(section: Training, n_items: int) -> int:
-    """Optimiser steps of a stage whose epoch has ``n_items`` prompts."""
+def total_steps(section: Training, n_items: int, processes: int | None = None) -> int:
+    """Optimiser steps of a stage whose epoch has ``n_items`` prompts. None takes the number that was launched."""
     if section.max_steps > 0:
         return section.max_steps
-    return max(1, math.ceil(math.ceil(n_items / step_size(section)) * section.num_train_epochs))
+    return max(1, math.ceil(math.ceil(n_items / step_size(section, processes)) * section.num_train_epochs))
 
 
 def trained_tokens(section: Training, steps: int, examples: Sequence[Example]) -> int:
