@@ -39,6 +39,7 @@ TOP = {
     "rm_quality",
     "cost",
     "warnings",
+    "arm_differences",
 }
 
 

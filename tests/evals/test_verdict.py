@@ -161,3 +161,21 @@ def test_coverage_is_of_the_evaluations_prompts_and_a_judge_of_few_has_no_veto()
     one = row("one", 0.0, n_judged=1, n_prompts=1)
     whole = [row("a", 0.8), one]
     assert verdict(whole, Judging(pooled=row("pooled", 0.79), n_prompts=200))["winner"] == "rm_ppo"
+
+
+@pytest.mark.parametrize(
+    ("kl_nats", "words"),
+    [
+        ((12.9, 3.0), "at unequal KL (RM + PPO 12.90 nats, DPO 3.00)"),
+        ((3.0, 3.2), "at about equal KL (RM + PPO 3.00 nats, DPO 3.20)"),
+        ((-0.02, -0.05), "at unequal KL (RM + PPO -0.02 nats, DPO -0.05)"),
+        ((0.0, 0.0), "at about equal KL (RM + PPO 0.00 nats, DPO 0.00)"),
+    ],
+)
+def test_the_sentence_has_both_kls(kl_nats: tuple[float, float], words: str) -> None:
+    for rate in (0.7, 0.5):
+        assert (
+            words
+            in verdict([row("gold", rate)], kl_nats=dict(zip(("rm_ppo", "dpo"), kl_nats, strict=True)))["sentence"]
+        )
+    assert "KL" not in verdict([row("gold", 0.7)], kl_nats={"rm_ppo": None, "dpo": 1.0})["sentence"]

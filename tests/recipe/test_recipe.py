@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from toolkit.errors import RecipeError
-from toolkit.recipe.checks import arm_differences, check
+from toolkit.recipe.checks import check
 from toolkit.recipe.files import copy_recipe, load_recipe, resolved_yaml, shipped_recipes
 from toolkit.recipe.reference import json_schema
 from toolkit.recipe.schema import DpoSection, Lora, Recipe, flat
@@ -390,16 +390,6 @@ def test_check_without_origins():
         check(recipe)
     assert caught.value.where == "dpo.label_smoothing = 0.1, dpo.loss_type = ipo, dpo.trainer = engine"
     check(Recipe(name="x"))
-
-
-def test_arm_differences():
-    recipe = load_recipe(
-        "smoke", ["ppo.learning_rate=3e-4", "dpo.learning_rate=1e-3", "ppo.adam_epsilon=1e-8", "dpo.warmup_ratio=0"]
-    ).recipe
-    assert arm_differences(recipe) == {"learning_rate": (3e-4, 1e-3), "warmup_ratio": (0.1, 0.0)}
-    equal = ["ppo.learning_rate=1e-4", "dpo.learning_rate=1e-4", "ppo.adam_epsilon=1e-8"]
-    same = load_recipe("smoke", [*equal, "ppo.per_device_train_batch_size=32"]).recipe
-    assert arm_differences(same) == {}
 
 
 # ---- back to YAML, and the schema

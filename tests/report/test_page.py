@@ -96,6 +96,21 @@ def test_the_numbers_are_those_of_results_json(run):
     assert text_of(html, "win-rates").count("vs SFT") + 2 == len(results["win_rates"])  # 2 judges on the arms
 
 
+def test_what_the_arms_differ_in_stands_at_the_verdict_and_not_among_the_warnings(run, copy):
+    html, results = build(run), json.loads((run / "results.json").read_text())
+    verdict, warnings = text_of(html, "verdict"), text_of(html, "warnings")
+    labels = [row["label"] for row in results["arm_differences"]]
+    assert labels[0].startswith("the KL that they reached") and labels[1].startswith("the weight of the KL")
+    places = [verdict.index(label) for label in labels]
+    assert places == sorted(places) and "112 200 differs" in verdict and "1 1 equal" in verdict
+    assert sum(text.startswith("the arms differ") for text in results["warnings"]) > 3
+    assert "the arms differ" not in warnings and "a &lt;b&gt;warning" in warnings
+    del results["arm_differences"]  # as a run of an earlier duel
+    (copy / "results.json").write_text(json.dumps(results))
+    html = build(copy)
+    assert "what the verdict compares" not in html and "the arms differ in" in text_of(html, "warnings")
+
+
 def test_the_verdict_is_the_sentence_of_the_results(copy):
     results = json.loads((copy / "results.json").read_text())
     facts = {"judge": "gold", "win_rate": 0.52, "ci_low": 0.4, "ci_high": 0.64, "p_value": 0.7, "n_judged": 100}

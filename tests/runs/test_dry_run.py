@@ -58,6 +58,20 @@ def test_the_example_marks_the_response(described: dict[str, Any]) -> None:
     assert not Path(described["out"]).exists()
 
 
+def test_what_the_arms_will_differ_in(described: dict[str, Any], tmp_path: Path) -> None:
+    recipe = load_recipe("smoke").recipe
+    rows = {row["name"]: row for row in described["arm_differences"]}
+    assert (rows["kl_coef, beta"]["ppo"], rows["kl_coef, beta"]["dpo"]) == (recipe.ppo.kl_coef, recipe.dpo.beta)
+    assert (rows["prompts_seen"]["ppo"], rows["prompts_seen"]["dpo"]) == (20, 20) and not rows["prompts_seen"][
+        "differs"
+    ]
+    assert "the arms differ in learning_rate: PPO" in render(described)
+    assert "the prompts that their policies" not in render(described)
+    short = load_recipe("smoke", [*FEW, "ppo.total_episodes=64", "ppo.samples_per_prompt=4", "dpo.max_steps=1"])
+    [seen] = [row for row in describe(short, tmp_path)["arm_differences"] if row["name"] == "prompts_seen"]
+    assert (seen["ppo"], seen["dpo"]) == (16, recipe.dpo.per_device_train_batch_size)
+
+
 def test_steps_count_prompts_for_the_engine_and_pairs_for_trl() -> None:
     def row(name: str, *comparisons: tuple[int, int]) -> PreferenceRow:
         chosen = [Comparison(a, b) for a, b in comparisons]

@@ -14,12 +14,17 @@ import pytest
 from toolkit.errors import DataError, RecipeError, StoreError
 from toolkit.files import read_json, write_json, write_table
 from toolkit.progress import METRICS_FILE, Reporter
+from toolkit.recipe.arms import ArmDifference
 from toolkit.recipe.files import load_recipe
 from toolkit.runs import pipeline
 from toolkit.runs.facts import PACKAGES, machine, peak_memory, versions
 from toolkit.runs.pipeline import RunOptions, cost, run
 from toolkit.stages.contexts import CONTEXTS, from_json
 
+MEASURED = (
+    ArmDifference("learning_rate", "learning_rate", 0.001, 0.5, True),
+    ArmDifference("tuning_trials", "the settings that were tried", 1, 1, False),
+)
 Stage = Callable[[Any, dict[str, Path], Path, Reporter], dict[str, Any]]
 
 
@@ -36,7 +41,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             if name == "evaluate":
                 for table in ("samples", "rewards", "judgements"):
                     write_table([{"a": 1}], out / f"{table}.parquet")
-                write_json(out / "evaluation.json", {"warnings": ["w"], "verdict": {}, "judge_usage": ["usage"]})
+                facts = {"warnings": ["w"], "verdict": {}, "arm_differences": [d.as_dict() for d in MEASURED]}
+                write_json(out / "evaluation.json", facts | {"judge_usage": ["usage"]})
             if name == "report":
                 assert all(path.exists() for path in inputs.values())
                 (out / "report.html").write_text("page")
@@ -80,6 +86,8 @@ def test_what_is_recorded(ran: dict[str, Any], tmp_path: Path) -> None:
     results = read_json(tmp_path / "results.json")
     assert results["schema_version"] == 2 and results["recipe"]["dpo"]["learning_rate"] == 0.5
     assert results["warnings"][0] == "w" and "learning_rate: PPO" in results["warnings"][1]
+    assert results["arm_differences"] == manifest["arm_differences"] == [d.as_dict() for d in MEASURED]
+    assert len(results["warnings"]) == 2  # what is equal is no warning
     assert results["cost"]["judges"] == ["usage"] and len(results["cost"]["stages"]) == 6
     assert (tmp_path / "report.html").read_text() == "page" and (tmp_path / "samples.parquet").is_file()
 

@@ -14,6 +14,7 @@ from toolkit.evals.summary import summarise
 from toolkit.files import read_json, write_json, write_table, write_text
 from toolkit.judging import records, scorers, win_rates
 from toolkit.judging.responses import PolicyResponses
+from toolkit.recipe.arms import Measured, planned_differences
 from toolkit.recipe.files import LoadedRecipe, load_recipe, resolved_yaml
 from toolkit.runs.pipeline import new_manifest, publish
 from toolkit.runs.store import STAGE_FILE, RunFolder
@@ -63,6 +64,9 @@ def write_run(
     result = summarise(
         samples, rewards, rates, comparisons, best_of_n=BEST_OF, options=options, warnings=["a <b>warning</b>"]
     )
+    kl_nats = {row["policy"]: row["kl_nats"] for row in result["policies"]}
+    measured = Measured((kl_nats["rm_ppo"], kl_nats["dpo"]), (112, 200), (20_000, 24_000))
+    result["arm_differences"] = [row.as_dict() for row in planned_differences(loaded.recipe, measured)]
     write_json(evaluate / "evaluation.json", result)
     _publish(folder, loaded, manifest)
     if histories:

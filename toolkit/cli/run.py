@@ -87,19 +87,20 @@ def run(
 @JSON
 def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
     """Check RECIPE without data, model or network."""
-    from toolkit.recipe.checks import arm_differences
+    from toolkit.recipe.arms import planned_differences
     from toolkit.recipe.files import load_recipe
     from toolkit.recipe.schema import flat
 
     loaded = load_recipe(recipe, sets)
-    differences = {name: list(pair) for name, pair in arm_differences(loaded.recipe).items()}
+    differences = [difference for difference in planned_differences(loaded.recipe) if difference.differs]
     if as_json:
-        emit({"valid": True, "name": loaded.recipe.name, "arm_differences": differences, "origins": loaded.origins})
+        pairs = {difference.name: [difference.ppo, difference.dpo] for difference in differences}
+        emit({"valid": True, "name": loaded.recipe.name, "arm_differences": pairs, "origins": loaded.origins})
         return
     changed = sum(origin != "default" for origin in loaded.origins.values())
     print(f"{loaded.recipe.name}: valid, {len(flat(loaded.recipe))} settings, {changed} of them not defaults")
-    for name, (ppo, dpo) in differences.items():
-        print(f"  note: the arms differ in {name}: PPO {ppo}, DPO {dpo}")
+    for difference in differences:
+        print(f"  note: {difference.sentence}")
 
 
 @click.command()

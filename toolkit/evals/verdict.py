@@ -122,8 +122,8 @@ def verdict(
 ) -> dict[str, Any]:
     """Which arm is better in this run, in one sentence, with the reasons behind it.
 
-    ``kl_nats`` are the policies' distances from SFT, in nats per response: where the arms' differ, the sentence says
-    so, since an arm that moved further paid more for its win rate.
+    ``kl_nats`` are the policies' distances from SFT, in nats per response: the sentence has both arms', and says where
+    they differ, since an arm that moved further paid more for its win rate.
 
     Returns ``winner`` (rm_ppo, dpo or undecided), ``finding``, ``sentence``, ``reason``, the numbers of the row that
     decided, and ``judges``: the win rate of RM + PPO by every independent judge.
@@ -202,11 +202,12 @@ def _doubt(row: Row, independent: Sequence[Row], judging: Judging) -> str | None
 
 
 def _at_kl(kl_nats: Mapping[str, float | None]) -> str:
-    """The arms' distances from SFT where they differ by more than a tenth of the larger."""
+    """The arms' distances from SFT; they are unequal where they differ by more than a tenth of the larger."""
     ppo, dpo = (kl_nats[arm] for arm in ARMS)
-    if ppo is None or dpo is None or abs(ppo - dpo) <= 0.1 * max(ppo, dpo):
+    if ppo is None or dpo is None:
         return ""
-    return f", at unequal KL (RM + PPO {ppo:.2f} nats, DPO {dpo:.2f})"
+    word = "unequal" if abs(ppo - dpo) > 0.1 * max(abs(ppo), abs(dpo)) else "about equal"
+    return f", at {word} KL (RM + PPO {ppo:.2f} nats, DPO {dpo:.2f})"
 
 
 def _reach(row: Row, smallest_effect: float) -> str:

@@ -1,4 +1,4 @@
-"""Checks of a recipe's settings against each other, and what the two arms differ in."""
+"""Checks of a recipe's settings against each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from toolkit.recipe.judge_specs import judge_problem
 from toolkit.recipe.ppo_conflicts import Conflict, ppo_conflicts
 from toolkit.recipe.problems import Problem, combined
 from toolkit.recipe.schema import (
-    Arm,
     DataSection,
     DpoSection,
     EvaluateSection,
@@ -25,25 +24,6 @@ from toolkit.recipe.yaml_values import one_line
 
 # Losses of a pair that the tree batch computes; the others are TRL's own.
 ENGINE_LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust")
-# An arm counts these in its own unit (PPO: responses of a rollout, DPO: prompts of the data), or they only log or keep.
-OWN_UNITS = {
-    "kl_milestones",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_steps",
-    "logging_steps",
-}
-
-
-def arm_differences(recipe: Recipe) -> dict[str, tuple[object, object]]:
-    """Setting -> (PPO's value, DPO's value) where the arms differ in what they share: worth a warning, no error."""
-    pairs = {
-        name: (getattr(recipe.ppo, name), getattr(recipe.dpo, name))
-        for name in Arm.model_fields
-        if name not in OWN_UNITS
-    }
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def on_the_hub(source: str) -> bool:

@@ -16,7 +16,7 @@ from toolkit.report import curves, plots, provenance, sample_browser, tables
 from toolkit.report.figures import Figure, share_axes
 from toolkit.report.names import PALETTE
 from toolkit.report.numbers import count, number, p_value, percent
-from toolkit.report.reading import Run, read_live, read_runs
+from toolkit.report.reading import ResultRow, Run, read_live, read_runs
 
 HERE = Path(__file__).parent
 
@@ -56,6 +56,7 @@ class View:
     confidence: float
     progress: list[provenance.StageProgress]
     verdict: tables.Verdict | None
+    differences: list[ResultRow]
     policies: tables.PolicyTable
     win_rates: list[tables.WinRateRow]
     frontier: list[Figure]
@@ -93,6 +94,7 @@ def view_of(run: Run, prefix: str) -> View:
         confidence=run.confidence,
         progress=provenance.progress(run),
         verdict=tables.verdict(run) if "verdict" in run.results else None,
+        differences=run.results.get("arm_differences", []),
         policies=tables.policies(run),
         win_rates=tables.win_rates(run),
         frontier=identified(plots.frontier(run)),
@@ -106,7 +108,7 @@ def view_of(run: Run, prefix: str) -> View:
         lengths=identified(plots.lengths(run)),
         training=[replace(stage, figures=identified(stage.figures)) for stage in curves.training(run)],
         cost=provenance.cost(run),
-        warnings=run.results["warnings"],
+        warnings=tables.warnings(run),
         settings=provenance.settings(run),
         data=provenance.data(run),
         reproduction=provenance.reproduction(run),

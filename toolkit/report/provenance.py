@@ -11,7 +11,7 @@ from typing import Any
 from toolkit.files import flat
 from toolkit.preferences.reading import data_warnings
 from toolkit.progress import duration
-from toolkit.recipe.checks import OWN_UNITS
+from toolkit.recipe.arms import OWN_UNITS
 from toolkit.report.names import ARM_NAMES
 from toolkit.report.numbers import count, number
 from toolkit.report.reading import ResultRow, Run

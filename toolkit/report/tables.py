@@ -64,6 +64,12 @@ def verdict(run: Run) -> Verdict:
     )
 
 
+def warnings(run: Run) -> list[str]:
+    """The warnings of a run, without the arms' differences, which have a table."""
+    of_arms = {row["sentence"] for row in run.results.get("arm_differences", [])}
+    return [text for text in run.results["warnings"] if text not in of_arms]
+
+
 def win_rate(row: ResultRow) -> WinRateRow:
     def sure(low: float | None, high: float | None) -> bool:
         return low is not None and high is not None and not low <= 0.5 <= high

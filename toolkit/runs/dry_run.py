@@ -13,13 +13,14 @@ from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.schedule import Schedule
 from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.recipe.arms import ArmDifference, Measured, planned_differences
 from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runs.launch import number_of_processes
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import RunFolder
 from toolkit.stages.data import SIDES, limited, read_sides
-from toolkit.training.trainer import total_steps
+from toolkit.training.trainer import step_size, total_steps
 
 GIB = 2**30
 # How a state reads. A stage is on the shelf when its settings are those of an earlier result.
@@ -73,6 +74,7 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
         ],
         "data": {"format": report["format"], **{name: counts for name, (_, counts) in within.items()}},
         "ppo_rollouts": schedule.rollouts,
+        "arm_differences": [difference.as_dict() for difference in differences_of_plan(recipe, schedule, rows)],
         "memory_gib": memory_estimate(recipe, model_config(ref), counts["n_tokens"] / counts["n_prompts"]),
         "example": encoder.rendered(example),
     }
@@ -90,6 +92,15 @@ def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow], processes: int
         "reward_model": total_steps(recipe.reward_model, items[recipe.reward_model.trainer], processes),
         "dpo": total_steps(recipe.dpo, items[recipe.dpo.trainer], processes),
     }
+
+
+def differences_of_plan(recipe: Recipe, schedule: Schedule, rows: Sequence[PreferenceRow]) -> list[ArmDifference]:
+    """What the arms will differ in: their settings, and how many of the training prompts each policy sees."""
+    warmup = recipe.ppo.critic_warmup_rollouts
+    of_ppo = min(len(rows), (schedule.rollouts - warmup) * schedule.prompts_per_rollout)
+    compared = [pairs for row in rows if (pairs := splits.pairs(row))]
+    n_items = training_steps(recipe, rows)["dpo"] * step_size(recipe.dpo)
+    return planned_differences(recipe, Measured(prompts_seen=(max(0, of_ppo), min(len(compared), n_items))))
 
 
 def model_config(ref: ModelRef) -> Any:
@@ -145,6 +156,8 @@ def render(described: dict[str, Any]) -> str:
             f"comparisons, {counts['n_tokens']:,} tokens; {counts['n_long_prompts']} prompts too long, "
             f"{counts['n_long_responses']} responses cut"
         )
+    lines.append("")
+    lines += [difference["sentence"] for difference in described["arm_differences"] if difference["differs"]]
     memory = described["memory_gib"]
     parts = ", ".join(f"{name} {size}" for name, size in memory.items() if name != "total")
     lines.append(f"\nmemory: about {memory['total']} GiB ({parts})")

@@ -15,7 +15,7 @@ from typing import Any
 from toolkit.errors import RecipeError, StoreError
 from toolkit.files import copy_whole, read_json, write_json, write_text
 from toolkit.progress import Reporter, RunLog, Trackers, duration
-from toolkit.recipe.checks import arm_differences
+from toolkit.recipe.arms import planned_differences
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
 from toolkit.runs.facts import machine, peak_memory, versions
 from toolkit.runs.launch import accelerate_launch, number_of_processes
@@ -102,6 +102,7 @@ def new_manifest(
         "keys": {planned.spec.name: planned.key for planned in stages},
         "seed": loaded.recipe.seed,
         "processes": processes,
+        "arm_differences": [difference.as_dict() for difference in planned_differences(loaded.recipe)],
         "versions": versions(),
         "machine": machine(),
         "started": time.time(),
@@ -247,15 +248,17 @@ def finish_stage(stage: str, key: str, folder: RunFolder, loaded: LoadedRecipe, 
     write_json(folder.root / MANIFEST_FILE, manifest)
 
 
-def publish(folder: RunFolder, loaded: LoadedRecipe, manifest: Mapping[str, Any]) -> None:
-    """Put the evaluation's tables and ``results.json`` at the top of the run folder."""
+def publish(folder: RunFolder, loaded: LoadedRecipe, manifest: dict[str, Any]) -> None:
+    """Put the evaluation's tables and ``results.json`` at the top of the run folder.
+
+    The manifest gets the arms' differences as they were measured, in place of those that the recipe plans.
+    """
     evaluated = folder.stage_dir("evaluate")
     for table in ("samples.parquet", "rewards.parquet", "judgements.parquet"):
         copy_whole(evaluated / table, folder.root / table)
     results = {"schema_version": SCHEMA_VERSION, **read_json(evaluated / "evaluation.json")}
-    differences = [
-        f"the arms differ in {name}: PPO {a}, DPO {b}" for name, (a, b) in arm_differences(loaded.recipe).items()
-    ]
+    manifest["arm_differences"] = results["arm_differences"]
+    differences = [difference["sentence"] for difference in results["arm_differences"] if difference["differs"]]
     results["warnings"] = [*results["warnings"], *differences]
     results["recipe"] = loaded.recipe.model_dump(mode="json")
     results["cost"] = cost(manifest["stages"]) | {"judges": results.pop("judge_usage", [])}

@@ -42,7 +42,9 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow, readable
 from toolkit.preferences.samples import COLUMNS, Sample, by_policy, by_prompt, read_samples, write_samples
 from toolkit.progress import Reporter
+from toolkit.recipe.arms import trained_differences
 from toolkit.recipe.schema import EvaluateSection, ModelSection
+from toolkit.runs.store import STAGE_FILE
 from toolkit.stages.contexts import EvaluateContext
 
 # What is known of a sample as soon as its policy has written it; the other columns come with the scores.
@@ -134,11 +136,22 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         judging=judging,
         warnings=[*warnings, *renamed, *doubts],
     )
+    result["arm_differences"] = differences_of_arms(result["policies"], inputs, context.data.max_response_tokens)
     result["judge_usage"] = [asdict(usage) for usage in usages]  # the pipeline adds it to the cost
     write_json(out / "evaluation.json", result)
     reporter.line(result["verdict"]["sentence"])
     n_tokens = sum(sample.n_tokens for sample in samples)
     return {"tokens": 5 * n_tokens, "n_samples": len(samples)}  # each token was sampled once, and scored four times
+
+
+def differences_of_arms(
+    policies: Sequence[Mapping[str, Any]], inputs: Mapping[str, Path], max_response_tokens: int
+) -> list[dict[str, Any]]:
+    """What the arms differ in, by the records of their stages and the KL that was measured here."""
+    ppo, dpo = (read_json(inputs[stage] / STAGE_FILE) for stage in ("ppo", "dpo"))
+    kl_nats = {row["policy"]: row["kl_nats"] for row in policies}
+    differences = trained_differences(ppo, dpo, max_response_tokens, (kl_nats["rm_ppo"], kl_nats["dpo"]))
+    return [difference.as_dict() for difference in differences]
 
 
 def evaluation_settings(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> EvaluationSettings:

@@ -85,9 +85,17 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             stopped_at = last_step
             keep(stopped_at)
         models.save_critic(out / "critic")
-    response_tokens = sum(entry["tokens"] for entry in progress.history if "tokens" in entry)
+    response_tokens = [entry["tokens"] for entry in progress.history if "tokens" in entry]
     prompt_tokens = sum(len(p.ids) for p in prompts) / len(prompts) * schedule.rollouts * schedule.prompts_per_rollout
-    return {"tokens": round(response_tokens + prompt_tokens), "history": progress.history, "steps": last_step}
+    # The first rollouts may train the critic alone.
+    of_policy = response_tokens[section.critic_warmup_rollouts :]
+    return {
+        "tokens": round(sum(response_tokens) + prompt_tokens),
+        "prompts_seen": min(len(prompts), len(of_policy) * schedule.prompts_per_rollout),
+        "response_tokens_trained": round(sum(of_policy) * section.num_ppo_epochs),
+        "history": progress.history,
+        "steps": last_step,
+    }
 
 
 def read_prompts(data: Path, tokenizer: PreTrainedTokenizerBase, spec: str) -> list[PromptIds]:
