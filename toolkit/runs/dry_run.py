@@ -74,7 +74,9 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
         ],
         "data": {"format": report["format"], **{name: counts for name, (_, counts) in within.items()}},
         "ppo_rollouts": schedule.rollouts,
-        "arm_differences": [difference.as_dict() for difference in differences_of_plan(recipe, schedule, rows)],
+        "arm_differences": [
+            difference.as_dict() for difference in differences_of_plan(recipe, schedule, rows, processes)
+        ],
         "memory_gib": memory_estimate(recipe, model_config(ref), counts["n_tokens"] / counts["n_prompts"]),
         "example": encoder.rendered(example),
     }
@@ -94,12 +96,14 @@ def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow], processes: int
     }
 
 
-def differences_of_plan(recipe: Recipe, schedule: Schedule, rows: Sequence[PreferenceRow]) -> list[ArmDifference]:
+def differences_of_plan(
+    recipe: Recipe, schedule: Schedule, rows: Sequence[PreferenceRow], processes: int
+) -> list[ArmDifference]:
     """What the arms will differ in: their settings, and how many of the training prompts each policy sees."""
     warmup = recipe.ppo.critic_warmup_rollouts
     of_ppo = min(len(rows), (schedule.rollouts - warmup) * schedule.prompts_per_rollout)
     compared = [pairs for row in rows if (pairs := splits.pairs(row))]
-    n_items = training_steps(recipe, rows)["dpo"] * step_size(recipe.dpo)
+    n_items = training_steps(recipe, rows, processes)["dpo"] * step_size(recipe.dpo, processes)
     return planned_differences(recipe, Measured(prompts_seen=(max(0, of_ppo), min(len(compared), n_items))))
 
 
