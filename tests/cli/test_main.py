@@ -37,6 +37,7 @@ TOP = {
     "overoptimization",
     "hacking",
     "rm_quality",
+    "judge_tests",
     "cost",
     "warnings",
     "arm_differences",

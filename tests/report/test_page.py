@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from plotly.offline import get_plotlyjs
 from support.run_folder import HOSTILE, write_run
 
+from toolkit.cli.tables import result_tables
 from toolkit.errors import StoreError
+from toolkit.evals.judge_tests import LabelledPair, judge_test
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ReportSection
 from toolkit.report import page as page_module
@@ -24,7 +27,7 @@ from toolkit.stages.contexts import ReportContext
 
 ALL_SECTIONS = [
     *("verdict", "win-rates", "frontier", "overoptimization", "agreement", "quality", "drift", "lengths", "training"),
-    *("cost", "warnings", "settings", "reproduction", "samples"),
+    *("cost", "settings", "reproduction", "samples"),
 ]
 
 
@@ -71,6 +74,12 @@ def text_of(html: str, section: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
 
 
+def warnings_of(html: str) -> str:
+    """The list of warnings, which stands in the verdict."""
+    verdict = html.split('<section id="verdict"')[1].split("</section>")[0]
+    return verdict.split('aria-label="Warnings">')[1].split("</ul>")[0]
+
+
 # ---------------------------------------------------------------- what is shown
 
 
@@ -98,7 +107,7 @@ def test_the_numbers_are_those_of_results_json(run):
 
 def test_what_the_arms_differ_in_stands_at_the_verdict_and_not_among_the_warnings(run, copy):
     html, results = build(run), json.loads((run / "results.json").read_text())
-    verdict, warnings = text_of(html, "verdict"), text_of(html, "warnings")
+    verdict, warnings = text_of(html, "verdict"), warnings_of(html)
     labels = [row["label"] for row in results["arm_differences"]]
     assert labels[0].startswith("the KL that they reached") and labels[1].startswith("the weight of the KL")
     places = [verdict.index(label) for label in labels]
@@ -108,7 +117,7 @@ def test_what_the_arms_differ_in_stands_at_the_verdict_and_not_among_the_warning
     del results["arm_differences"]  # as a run of an earlier duel
     (copy / "results.json").write_text(json.dumps(results))
     html = build(copy)
-    assert "what the verdict compares" not in html and "the arms differ in" in text_of(html, "warnings")
+    assert "what the verdict compares" not in html and "the arms differ in" in warnings_of(html)
 
 
 def test_the_verdict_is_the_sentence_of_the_results(copy):
@@ -125,6 +134,25 @@ def test_without_a_neutral_judge_the_judges_are_shown_as_signals(no_gold):
     result = tables.verdict(reading.read_run(no_gold))
     assert result.winner == "undecided"
     assert [row.signal != "" for row in result.judges] == [True, True]
+
+
+def test_a_judges_test_and_the_warnings_stand_beside_the_verdict(copy):
+    results = json.loads((copy / "results.json").read_text())
+    assert results["judge_tests"] == []  # this folder is made without judges
+    pairs = [LabelledPair(f"p{k}", 1.0, 1.0) for k in range(40)]
+    tests = [
+        judge_test("gold", pairs, [(1.0, 0.0)] * 20 + [(1.0, 1.0)] * 20, n_resamples=100),
+        judge_test("rm", pairs, [(1.0,)] * 40, n_resamples=100),
+    ]
+    results |= {"judge_tests": [asdict(test) for test in tests], "warnings": ["the reward model is no better"]}
+    (copy / "results.json").write_text(json.dumps(results))
+    html = build(copy)
+    verdict, rates = text_of(html, "verdict"), text_of(html, "win-rates")
+    assert "the reward model is no better" in verdict
+    assert "right on 75.0%" in verdict and "of held-out labels" in verdict and "right on 100.0%" in verdict
+    assert "gold 75.0%" in rates and "passed" in rates and "50.0%" in rates
+    printed = result_tables(results)
+    assert "Judges on held-out labels" in printed and re.search(r"gold +75\.0% .*50\.0%.* 40 +passed", printed)
 
 
 def test_a_run_without_gold(no_gold):
@@ -159,7 +187,6 @@ def test_a_section_without_data_is_left_out(copy, missing, gone):
     ("key", "empty", "gone"),
     [
         ("cost", None, "cost"),
-        ("warnings", [], "warnings"),
         ("recipe", None, "settings"),
         ("hacking", {}, "drift"),
         ("rm_quality", {}, "quality"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from toolkit.evals.agreement import LOG_Z_WARNING, Comparison, compare_on_samples, compare_rewards
-from toolkit.evals.hacking import FEATURE_NAMES, DriftRow, corpus_drift, drift, text_features
+from toolkit.evals.hacking import DriftRow, corpus_drift, drift, text_features
 from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, bootstrap_mean
 from toolkit.evals.overoptimization import best_of_n_kl, overoptimization
+from toolkit.evals.result_warnings import result_warnings
 from toolkit.evals.rm_quality import rm_quality
 from toolkit.evals.verdict import BY_DEFAULT, Judging, verdict
 from toolkit.evals.winrate import average_within_prompt
@@ -34,8 +36,8 @@ def summarise(
     """``evaluation.json``: ``results.json`` without ``schema_version``, ``recipe`` and ``cost``.
 
     ``samples``, ``rewards`` and ``win_rates`` are the rows of these tables. ``comparisons`` are the held-out ones as
-    (prompt, i, j, p, weight), over the prompts of ``rewards`` in their order. ``warnings`` come before those that the
-    statistics add.
+    (prompt, i, j, p, weight), over the prompts of ``rewards`` in their order. ``warnings`` come before those of
+    :func:`result_warnings`.
     """
     by_policy = grouped(samples, "policy")
     policies = [policy_row(name, rows, best_of_n, options) for name, rows in by_policy.items()]
@@ -45,6 +47,19 @@ def summarise(
         for name, rows in by_policy.items()
         if rows[0]["kind"] in ("final", "best_of_n")
     }
+    quality = {
+        "explicit": rm_quality(comparisons, explicit, lengths=lengths, **options),
+        "implicit": rm_quality(comparisons, implicit, lengths=lengths, **options),
+    }
+    further_warnings = result_warnings(
+        policies=policies,
+        samples=by_policy,
+        win_rates=win_rates,
+        rm_quality=quality,
+        tests=judging.tests,
+        hacking=hacking,
+        options=options,
+    )
     return {
         "verdict": verdict(win_rates, judging, kl_nats={row["policy"]: row["kl_nats"] for row in policies}),
         "policies": policies,
@@ -57,11 +72,9 @@ def summarise(
         "frontier": frontier_rows(policies, win_rates),
         "overoptimization": overoptimization_by_arm(policies),
         "hacking": hacking,
-        "rm_quality": {
-            "explicit": rm_quality(comparisons, explicit, lengths=lengths, **options),
-            "implicit": rm_quality(comparisons, implicit, lengths=lengths, **options),
-        },
-        "warnings": [*warnings, *drift_warnings(hacking)],
+        "rm_quality": quality,
+        "judge_tests": [asdict(test) for test in judging.tests.values()],
+        "warnings": [*warnings, *further_warnings],
     }
 
 
@@ -183,16 +196,6 @@ def hacking_rows(rows: Sequence[TableRow], sft: Sequence[TableRow], options: Boo
         texts = ([row["response"] for row in rows], [row["response"] for row in sft])
         changes += corpus_drift(*texts, prompts, confidence=options["confidence"], seed=options["seed"])
     return changes
-
-
-def drift_warnings(hacking: Mapping[str, Sequence[DriftRow]]) -> list[str]:
-    """One sentence for each policy whose texts changed."""
-    flagged = {policy: [row["feature"] for row in rows if row["flagged"]] for policy, rows in hacking.items()}
-    return [
-        f"the responses of {policy} differ from those of sft: {', '.join(FEATURE_NAMES.get(f, f) for f in features)}"
-        for policy, features in flagged.items()
-        if features
-    ]
 
 
 def _by_prompt(rewards: Sequence[TableRow]) -> tuple[list[Any], list[Any], list[Any], list[str]]:

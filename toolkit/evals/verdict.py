@@ -6,6 +6,8 @@ Each condition guards against a way in which a verdict has been wrong:
   and calls one of two equal arms better too often. The permutation test holds its level at any number of prompts.
 - At least ``MIN_PROMPTS`` prompts are judged, and at least ``MIN_COVERAGE`` of the prompts. Prompts whose judgement
   failed are not a random part of all.
+- The judge is tested on held-out comparisons with labels, where there are any. One that is no better than a coin there
+  does not decide.
 - Every independent judge sees the same arm ahead, or one judge was named as the primary one. With several judges and no
   primary one, the prompt's mean over the judges decides, and the order of the judges changes nothing.
 - The difference is one that counts: an interval within ``smallest_effect`` of one half means "no practical difference",
@@ -18,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from toolkit.evals.judge_tests import JudgeTest, failed_tests
 from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
 from toolkit.evals.winrate import power_prompts
 
@@ -103,7 +106,8 @@ class Judging:
     together, averaged inside prompts; it is needed where there are several of them and no primary one.
     ``not_independent`` gives reasons against judges that look independent by their names. ``demonstration``: the recipe
     shows that everything runs, and its verdict says so. ``n_prompts`` are the prompts of the evaluation, of which a
-    judge may have seen some alone; None takes those that the rows know of.
+    judge may have seen some alone; None takes those that the rows know of. ``tests`` are the judges' tests on held-out
+    comparisons: a judge that did not pass does not decide, and the verdict says so of one that was not tested.
     """
 
     primary_judge: str | None = None
@@ -112,6 +116,12 @@ class Judging:
     not_independent: Mapping[str, str] = field(default_factory=dict)
     demonstration: bool = False
     n_prompts: int | None = None
+    tests: Mapping[str, JudgeTest] = field(default_factory=dict)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Judge -> the reason why it does not decide: what it was trained on, or what its test says."""
+        return {**failed_tests(self.tests), **self.not_independent, **TRAINING_SIGNALS}
 
 
 BY_DEFAULT = Judging()
@@ -132,12 +142,15 @@ def verdict(
     if not rows:
         reason = "the two arms were not compared"
         return _undecided({"judge": None}, reason, f"Undecided: {reason}.")
-    independent = [row for row in rows if is_neutral(row["judge"]) and row["judge"] not in judging.not_independent]
+    refused = judging.refused
+    independent = [row for row in rows if row["judge"] not in refused]
     if not independent:
-        reasons = {**TRAINING_SIGNALS, **judging.not_independent}
-        signals = "; ".join(f"judge {r['judge']} is {reasons[r['judge']]} and says {_share(r)}" for r in rows)
-        sentence = f"Undecided: no independent judge compared the two arms ({signals}). Name one in evaluate.judges."
-        return _undecided(_facts(rows[0]), "no independent judge compared the two arms", sentence)
+        reason = "no independent judge compared the two arms"
+        if any(row["judge"] in failed_tests(judging.tests) and is_neutral(row["judge"]) for row in rows):
+            reason = "every independent judge failed its test on held-out labels"
+        signals = "; ".join(f"judge {r['judge']} is {refused[r['judge']]} and says {_share(r)}" for r in rows)
+        sentence = f"Undecided: {reason} ({signals}). Name one in evaluate.judges."
+        return _undecided(_facts(rows[0]), reason, sentence)
     row = _deciding(independent, judging)
     decision = decide(**{name: row[name] for name in _DECISIVE}, smallest_effect=judging.smallest_effect)
     if decision.finding == "better" and (doubt := _doubt(row, independent, judging)) is not None:
@@ -158,6 +171,7 @@ def verdict(
         sentence = f"Undecided: {basis}; {decision.reason}.{_reach(row, judging.smallest_effect)}"
     else:
         sentence = f"No practical difference: {basis}; {decision.reason}."
+    sentence += _on_tests(rows, judging)
     if judging.demonstration:
         sentence += " This recipe shows that everything runs; its models are too small to say which arm is better."
     return {**facts, "sentence": sentence}
@@ -197,8 +211,24 @@ def _doubt(row: Row, independent: Sequence[Row], judging: Judging) -> str | None
     if judging.primary_judge is not None:
         if row["judge"] == judging.primary_judge:
             return None
-        return f"the primary judge {judging.primary_judge} did not compare the arms, or is not independent"
+        if (reason := judging.refused.get(judging.primary_judge)) is not None:
+            return f"the primary judge {judging.primary_judge} is {reason}"
+        return f"the primary judge {judging.primary_judge} did not compare the arms"
     return _disagreement(independent)
+
+
+def _on_tests(rows: Sequence[Row], judging: Judging) -> str:
+    """A sentence for each judge that could have decided and did not pass a test, or had none."""
+    said = ""
+    for row in rows:
+        judge, test = row["judge"], judging.tests.get(row["judge"])
+        if test is None or test.passed or judge in judging.not_independent or not is_neutral(judge):
+            continue
+        if test.passed is None:
+            said += f" Judge {judge} was not tested on held-out labels: {test.reason}."
+        else:
+            said += f" Judge {judge} does not decide: it is {test.reason}."
+    return said
 
 
 def _at_kl(kl_nats: Mapping[str, float | None]) -> str:

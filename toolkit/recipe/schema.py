@@ -299,6 +299,12 @@ class EvaluateSection(Section):
         "implicit).",
     )
     judge: JudgeSettings = Field(default_factory=JudgeSettings, description="Options of the judges llm: and openai:.")
+    judge_test_pairs: NonNegativeInt = Field(
+        100,
+        description="Most labelled held-out pairs that each judge is tested on, one of every prompt before a second of "
+        "any; one that is no better than a coin on them does not decide. Judges whose scores are at hand (gold, rm, "
+        "implicit) take all pairs. 0 tests none, and the verdict says so.",
+    )
     primary_judge: str | None = Field(
         None,
         description="Judge that decides the verdict alone. null pools all independent judges inside each prompt, and "

@@ -59,6 +59,7 @@ class View:
     differences: list[ResultRow]
     policies: tables.PolicyTable
     win_rates: list[tables.WinRateRow]
+    judges: list[ResultRow]
     frontier: list[Figure]
     overoptimization: list[Figure]
     peaks: list[str]
@@ -97,6 +98,7 @@ def view_of(run: Run, prefix: str) -> View:
         differences=run.results.get("arm_differences", []),
         policies=tables.policies(run),
         win_rates=tables.win_rates(run),
+        judges=run.results.get("judge_tests", []),
         frontier=identified(plots.frontier(run)),
         overoptimization=identified(plots.overoptimization(run)),
         peaks=tables.peaks(run),
@@ -164,7 +166,6 @@ SECTIONS = (
     ("lengths", "Lengths", ("lengths",)),
     ("training", "Training", ("training",)),
     ("cost", "Cost", ("cost",)),
-    ("warnings", "Warnings", ("warnings",)),
     ("settings", "Settings of the arms", ("settings",)),
     ("reproduction", "Data and reproduction", ("reproduction", "data")),
 )

@@ -92,7 +92,7 @@ def win_rate_sheet(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95) 
 
 
 def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
-    """Policies, win rates of the final ones, held-out accuracy, and cost, from ``results.json``."""
+    """Policies, win rates of the final ones, judges' tests, held-out accuracy, and cost, from ``results.json``."""
     confidence = float(results["recipe"]["evaluate"]["confidence"])
     policies = Sheet(
         "Policies on held-out prompts", ["policy", "gold", "RM", "implicit", "KL (nats)", "tokens", "ended"]
@@ -121,7 +121,26 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
         cost.add_row(
             row["stage"], row["arm"], number(row["wall_s"], 1), count(row["tokens"]), number(row["peak_gib"], 2)
         )
-    return [policies, win_rate_sheet(final, confidence), accuracy, cost]
+    tests = judge_sheet(results.get("judge_tests", []), confidence)
+    return [policies, win_rate_sheet(final, confidence), *([tests] if tests.rows else []), accuracy, cost]
+
+
+def judge_sheet(tests: Sequence[Mapping[str, Any]], confidence: float) -> Sheet:
+    """The judges' tests on held-out comparisons. Judges that score each response alone have no order."""
+    bounds = interval_heading(confidence)
+    columns = ["judge", "accuracy", bounds, "best possible", "same in both orders", bounds, "pairs", "test"]
+    sheet = Sheet("Judges on held-out labels (a coin: 50%)", columns)
+    results = {True: "passed", False: "not passed", None: "not tested"}
+    for test in tests:
+        sheet.add_row(
+            test["judge"],
+            *estimate_cells(test["accuracy"], percent),
+            percent(test["label_ceiling"]["value"]),
+            *estimate_cells(test["position_consistency"], percent),
+            count(test["n_pairs"]),
+            results[test["passed"]],
+        )
+    return sheet
 
 
 def rewards_sheets(summary: Mapping[str, Any]) -> list[Sheet]:

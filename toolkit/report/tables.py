@@ -27,7 +27,8 @@ SHARES = {"eos", "repetition", "distinct_1", "distinct_2", "distinct_3", "list_d
 class WinRateRow:
     """A row of ``win_rates`` with the names that are shown. It is sure where its interval leaves out one half.
 
-    ``signal`` says which training signal the judge is, and is empty for a neutral one.
+    ``signal`` says which training signal the judge is, and is empty for a neutral one. ``test`` is the judge's test on
+    held-out labels, where there was one.
     """
 
     rate: ResultRow
@@ -38,6 +39,7 @@ class WinRateRow:
     signal: str
     sure: bool
     lc_sure: bool
+    test: ResultRow | None
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,13 @@ class Verdict:
 def verdict(run: Run) -> Verdict:
     result = run.results["verdict"]
     rows = [row for row in run.results["win_rates"] if (row["policy"], row["baseline"]) == ("rm_ppo", "dpo")]
+    tests = {test["judge"]: test for test in run.results.get("judge_tests", [])}
     headline, _, rest = str(result["sentence"]).partition(": ")
     return Verdict(
         headline=headline,
         rest=rest[:1].upper() + rest[1:],
         winner=result["winner"],
-        judges=[win_rate(row) for row in rows],
+        judges=[win_rate(row, tests.get(row["judge"])) for row in rows],
         changed=outdated(run),
     )
 
@@ -70,7 +73,7 @@ def warnings(run: Run) -> list[str]:
     return [text for text in run.results["warnings"] if text not in of_arms]
 
 
-def win_rate(row: ResultRow) -> WinRateRow:
+def win_rate(row: ResultRow, test: ResultRow | None = None) -> WinRateRow:
     def sure(low: float | None, high: float | None) -> bool:
         return low is not None and high is not None and not low <= 0.5 <= high
 
@@ -83,6 +86,7 @@ def win_rate(row: ResultRow) -> WinRateRow:
         signal=TRAINING_SIGNALS.get(row["judge"], ""),
         sure=sure(row["ci_low"], row["ci_high"]),
         lc_sure=sure(row["lc_ci_low"], row["lc_ci_high"]),
+        test=test,
     )
 
 

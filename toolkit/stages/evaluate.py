@@ -20,11 +20,11 @@ from toolkit.errors import RecipeError, StoreError
 from toolkit.evals import summary
 from toolkit.evals.implicit_reward import ImplicitReward, defined_by
 from toolkit.evals.intervals import BootstrapOptions
-from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
-from toolkit.evals.verdict import Judging
+from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.files import read_json, write_json, write_table
 from toolkit.judging import win_rates
-from toolkit.judging.independence import dependence
+from toolkit.judging.deciding import judging_of
+from toolkit.judging.held_out import RowScores, examine_judges
 from toolkit.judging.judge import ask_judges, name_training_signals
 from toolkit.judging.llm import Usage
 from toolkit.judging.options import JudgeOptions
@@ -93,6 +93,15 @@ class EvaluationSettings:
         pad_id = int(self.encoder.tokenizer.pad_token_id)
         return Engine(model.to(best_device()), pad_id, dtype=self.dtype, token_budget=self.section.token_budget)
 
+    @property
+    def judge_options(self) -> JudgeOptions:
+        return JudgeOptions(
+            self.model,
+            self.section.judge,
+            max_response_tokens=max(self.max_response_tokens, self.max_new_tokens),
+            token_budget=self.section.token_budget,
+        )
+
 
 def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes the three tables and ``evaluation.json``: the run's ``results.json`` without recipe and cost."""
@@ -112,20 +121,29 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     samples += best_of_n(scored_samples, section)
 
     judgements, usages = judge_all(judges, samples, [policy.name for policy in policies], settings, reporter)
-    write_samples(samples, out / "samples.parquet")
-    write_table([asdict(reward) for reward in rewards], out / "rewards.parquet")
-    write_judgements(judgements, out / "judgements.parquet")
-    write_json(out / "data_report.json", read_json(inputs["data"] / "report.json"))
     bootstrap: BootstrapOptions = {
         "n_resamples": section.bootstrap,
         "confidence": section.confidence,
         "seed": context.seed,
     }
+    tests, test_usages = examine_judges(
+        judges,
+        settings.rows,
+        section.judge_test_pairs,
+        settings.judge_options,
+        reporter,
+        known_scores=held_out_scores(settings.rows, rewards),
+        bootstrap=bootstrap,
+    )
+    write_samples(samples, out / "samples.parquet")
+    write_table([asdict(reward) for reward in rewards], out / "rewards.parquet")
+    write_judgements(judgements, out / "judgements.parquet")
+    write_json(out / "data_report.json", read_json(inputs["data"] / "report.json"))
     # A file may call either arm the policy: one row for each judge, seen from RM + PPO.
     one_way = [win_rates.seen_from_ppo(judgement) for judgement in judgements]
     judged = win_rates.report(one_way, controls=win_rates.RECORDED_CONTROLS, **bootstrap)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
-    judging, doubts = judging_of(one_way, judges, settings, bootstrap)
+    judging, doubts = judging_of(one_way, judges, tests, section, [row.prompt_id for row in settings.rows], bootstrap)
     result = summary.summarise(
         [vars(sample) for sample in samples],
         [vars(reward) for reward in rewards],
@@ -137,7 +155,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         warnings=[*warnings, *renamed, *doubts],
     )
     result["arm_differences"] = differences_of_arms(result["policies"], inputs, context.data.max_response_tokens)
-    result["judge_usage"] = [asdict(usage) for usage in usages]  # the pipeline adds it to the cost
+    result["judge_usage"] = [asdict(usage) for usage in [*usages, *test_usages]]  # the pipeline adds it to the cost
     write_json(out / "evaluation.json", result)
     reporter.line(result["verdict"]["sentence"])
     n_tokens = sum(sample.n_tokens for sample in samples)
@@ -191,30 +209,6 @@ def choose_judges(judges: Sequence[str], has_gold: bool, models: TrainedModels) 
         raise RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
     implicit = [models.dpo.fingerprint, models.sft.fingerprint]
     return name_training_signals(chosen, {"rm": [models.reward_model.fingerprint], "implicit": implicit})
-
-
-def judging_of(
-    judgements: Sequence[Judgement], judges: Sequence[str], settings: EvaluationSettings, bootstrap: BootstrapOptions
-) -> tuple[Judging, list[str]]:
-    """How the verdict comes from the judges, and warnings about those that cannot decide."""
-    section = settings.section
-    dependent = dependence(judges, [row.prompt_id for row in settings.rows])
-    independent = [j for j in dict.fromkeys(j.judge for j in judgements) if is_neutral(j) and j not in dependent]
-    pooled = win_rates.pooled_win_rate(judgements, independent, **bootstrap)
-    warnings = [f"judge {judge} is {reason}: it does not decide" for judge, reason in dependent.items()]
-    if section.primary_judge is not None and section.primary_judge not in independent:
-        warnings.append(f"the primary judge {section.primary_judge} did not judge, or is not independent")
-    return (
-        Judging(
-            primary_judge=section.primary_judge,
-            pooled=pooled.as_dict() if pooled is not None else None,
-            smallest_effect=section.smallest_effect,
-            not_independent=dependent,
-            demonstration=section.demonstration,
-            n_prompts=len(settings.rows),
-        ),
-        warnings,
-    )
 
 
 def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
@@ -407,6 +401,16 @@ def held_out_rewards(
     return rewards
 
 
+def held_out_scores(rows: Sequence[PreferenceRow], rewards: Sequence[HeldOutReward]) -> dict[str, RowScores]:
+    """The scores of the data's responses, by row, of the judges that have scored them already."""
+    out: dict[str, RowScores] = {}
+    for judge, column in (("rm", "explicit_reward"), ("implicit", "implicit_reward")):
+        remaining = (getattr(reward, column) for reward in rewards)
+        out[judge] = [[next(remaining) for _ in row.responses] for row in rows]
+    known = [row.gold for row in rows if row.gold is not None]
+    return out | ({"gold": known} if len(known) == len(rows) else {})
+
+
 def with_scores(
     samples: Sequence[Sample],
     rows: Sequence[PreferenceRow],
@@ -478,11 +482,5 @@ def judge_all(
         ids=column("response_ids"),
         truncated=column("truncated"),
     )
-    options = JudgeOptions(
-        settings.model,
-        settings.section.judge,
-        max_response_tokens=max(settings.max_response_tokens, settings.max_new_tokens),
-        token_budget=settings.section.token_budget,
-    )
     known = {"gold": column("gold_reward"), "rm": column("explicit_reward"), "implicit": column("implicit_reward")}
-    return ask_judges(judges, pairs, responses, options, reporter, known_scores=known)
+    return ask_judges(judges, pairs, responses, settings.judge_options, reporter, known_scores=known)

@@ -1,0 +1,139 @@
+"""A judge is tested before it is believed: does it order held-out comparisons as their labels do?
+
+A judge that is no better than a coin on labelled pairs says nothing about new ones, however narrow the interval of its
+win rate is. Intervals resample prompts with all their pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from toolkit.evals.agreement import EstimateDict, agreement_with_preference, estimate_dict
+from toolkit.evals.intervals import (
+    NO_ESTIMATE,
+    BootstrapOptions,
+    Estimate,
+    Floats,
+    bootstrap_statistic,
+    interval_without_spread,
+    ratio,
+    sums_by_prompt,
+)
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """Two held-out responses to a prompt; ``p`` is the share of the labels' ``weight`` that prefers the first."""
+
+    prompt_id: str
+    p: float
+    weight: float
+
+
+Preferences = tuple[float | None, ...]
+"""A judge's preferences for the first response of a pair, in [0, 1]: one, or one for each order of presentation.
+
+None stands for an answer that failed. Empty: the judge was not asked about this pair.
+"""
+
+
+@dataclass(frozen=True)
+class JudgeTest:
+    """A judge against the labels of held-out pairs.
+
+    ``accuracy`` is the weighted share of labels that the judge agrees with; its tie counts half, and so does a tied
+    label. ``label_ceiling`` is what always saying the majority gets on the same pairs. ``position_consistency`` is the
+    share of pairs with the same answer in both orders; null for a judge that scores each response alone. A pair counts
+    where no answer failed. ``passed``: the interval of the accuracy lies above one half; None where there was no test.
+    ``reason`` says why the judge did not pass, or was not tested; it is empty where it passed.
+    """
+
+    judge: str
+    passed: bool | None
+    reason: str
+    accuracy: EstimateDict
+    label_ceiling: EstimateDict
+    position_consistency: EstimateDict
+    n_pairs: int
+    n_failed: int
+
+
+def not_tested(judge: str, reason: str) -> JudgeTest:
+    nothing = estimate_dict(NO_ESTIMATE)
+    return JudgeTest(judge, None, reason, nothing, nothing, nothing, 0, 0)
+
+
+def judge_test(
+    judge: str,
+    pairs: Sequence[LabelledPair],
+    answers: Sequence[Preferences],
+    *,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> JudgeTest:
+    """Compare a judge's ``answers`` with the labels of ``pairs``, one entry for each pair.
+
+    >>> pairs = [LabelledPair(str(k), 1.0, 1.0) for k in range(20)]
+    >>> judge_test("a", pairs, [(1.0, 1.0)] * 20).passed, judge_test("b", pairs, [(1.0, 0.0)] * 20).passed
+    (True, False)
+    """
+    options: BootstrapOptions = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
+    asked = [(pair, values) for pair, values in zip(pairs, answers, strict=True) if values]
+    judged = [(pair, [value for value in values if value is not None]) for pair, values in asked if None not in values]
+    if not judged:
+        return not_tested(judge, "it judged no held-out pair")
+    if all(pair.p == 0.5 for pair, _ in judged):
+        return not_tested(judge, "the labels of the held-out pairs prefer neither response")
+    prompts = [pair.prompt_id for pair, _ in judged]
+    p, weight = (np.array([getattr(pair, name) for pair, _ in judged]) for name in ("p", "weight"))
+    # in floats a mean of 0, 1/2 and 1 that should be one half may miss it by a rounding
+    side = np.sign(np.round([np.mean(values) - 0.5 for _, values in judged], 12))
+    accuracy = share(prompts, weight * agreement_with_preference(side, p), weight, options)
+    twice = [(pair.prompt_id, values) for pair, values in judged if len(values) > 1]
+    same = np.array([float(len({np.sign(value - 0.5) for value in values}) == 1) for _, values in twice])
+    return JudgeTest(
+        judge=judge,
+        passed=accuracy.ci_low is not None and accuracy.ci_low > 0.5,
+        reason=_against(accuracy, len(judged)),
+        accuracy=estimate_dict(accuracy),
+        label_ceiling=estimate_dict(share(prompts, weight * np.maximum(p, 1.0 - p), weight, options)),
+        position_consistency=estimate_dict(share([prompt for prompt, _ in twice], same, np.ones(len(same)), options)),
+        n_pairs=len(judged),
+        n_failed=len(asked) - len(judged),
+    )
+
+
+def share(prompt_ids: Sequence[str], part: Floats, whole: Floats, options: BootstrapOptions) -> Estimate:
+    """The sum of ``part`` (m,) over that of ``whole`` (m,), a share of one, with an interval over prompts.
+
+    Where all prompts have the same share, resampling has nothing to vary; the exact binomial interval takes its place.
+    """
+    if not len(part):
+        return NO_ESTIMATE
+    part_N, whole_N = sums_by_prompt(prompt_ids, part, whole)
+    estimate = bootstrap_statistic([part_N, whole_N], ratio, **options)
+    if estimate.value is not None and np.ptp(part_N / whole_N) < 1e-12:
+        value = min(max(estimate.value, 0.0), 1.0)
+        low, high = interval_without_spread(value, len(part_N), (0.0, 1.0), options["confidence"])
+        return Estimate(value, estimate.standard_error, low, high, estimate.n)
+    return estimate
+
+
+def _against(accuracy: Estimate, n_pairs: int) -> str:
+    """What an accuracy says against its judge; empty where its interval lies above one half."""
+    if accuracy.ci_low is None or accuracy.ci_high is None:
+        return f"not known to be better than a coin on {n_pairs} held-out pairs (its accuracy has no interval)"
+    if accuracy.ci_low > 0.5:
+        return ""
+    than = "worse than" if accuracy.ci_high < 0.5 else "no better than"
+    bounds = f"{accuracy.ci_low:.1%} to {accuracy.ci_high:.1%}"
+    return f"{than} a coin on {n_pairs} held-out pairs (accuracy {accuracy.value:.1%}, interval {bounds})"
+
+
+def failed_tests(tests: Mapping[str, JudgeTest]) -> dict[str, str]:
+    """Judge -> what its test says against it, for the judges that did not pass."""
+    return {judge: test.reason for judge, test in tests.items() if test.passed is False}

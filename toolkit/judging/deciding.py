@@ -1,0 +1,45 @@
+"""Which judges of a run decide between the arms, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from toolkit.evals.intervals import BootstrapOptions
+from toolkit.evals.judge_tests import JudgeTest
+from toolkit.evals.result_warnings import failing_judge
+from toolkit.evals.verdict import Judging
+from toolkit.judging import win_rates
+from toolkit.judging.independence import dependence
+from toolkit.judging.records import Judgement
+from toolkit.recipe.schema import EvaluateSection
+
+
+def judging_of(
+    judgements: Sequence[Judgement],
+    judges: Sequence[str],
+    tests: Mapping[str, JudgeTest],
+    section: EvaluateSection,
+    prompt_ids: Sequence[str],
+    bootstrap: BootstrapOptions,
+) -> tuple[Judging, list[str]]:
+    """How the verdict comes from the judges, and warnings about those that cannot decide."""
+    dependent = dependence(judges, prompt_ids)
+    judging = Judging(
+        primary_judge=section.primary_judge,
+        smallest_effect=section.smallest_effect,
+        not_independent=dependent,
+        demonstration=section.demonstration,
+        n_prompts=len(prompt_ids),
+        tests=tests,
+    )
+    names = list(dict.fromkeys(j.judge for j in judgements))
+    deciding = [name for name in names if name not in judging.refused]
+    pooled = win_rates.pooled_win_rate(judgements, deciding, **bootstrap)
+    warnings = [f"judge {judge} is {reason}: it does not decide" for judge, reason in dependent.items()]
+    if section.primary_judge is not None and section.primary_judge not in deciding:
+        warnings.append(f"the primary judge {section.primary_judge} did not judge, or may not decide")
+    for name in names:
+        failed = [j.preference is None for j in judgements if j.judge == name]
+        warnings += failing_judge(name, sum(failed), len(failed))
+    return replace(judging, pooled=pooled.as_dict() if pooled is not None else None), warnings
