@@ -11,15 +11,18 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from support.ppo_models import ENDS
 from support.ppo_models import LORA_CONFIG as LORA
 from support.ppo_trainers import PROMPTS, config, length_reward
 from transformers import AutoModelForCausalLM
 
 from toolkit.engine.engine import Engine
 from toolkit.engine.logps import hidden_states
+from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import disable_dropout
 from toolkit.ppo import PPOTrainer
+from toolkit.training.milestones import TOLERANCE
 
 pytestmark = pytest.mark.invariant
 
@@ -29,7 +32,7 @@ def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: 
         tmp_path,
         eval_strategy="steps",
         eval_steps=2,
-        kl_milestones=[1e-6],
+        kl_milestones=[-1.0],
         log_completions_steps=2,
         ema_decay=0.5,
     )
@@ -46,10 +49,7 @@ def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: 
     assert {"step", "prompt", "completion", "score", "kl_nats", "n_tokens", "truncated"} <= rows[0].keys()
     assert rows[0]["prompt"].startswith("The film was") and rows[0]["score"] == -rows[0]["n_tokens"]
 
-    milestones = list((tmp_path / "milestones").glob("step-*"))
-    assert [path.name for path in milestones] == [
-        "step-2"
-    ]  # the first rollout has KL 0, the second has passed the bound
+    assert [path.name for path in (tmp_path / "milestones").iterdir()] == ["kl--1"]
 
     trainer.save_model(str(tmp_path / "final"))
     card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
@@ -75,12 +75,52 @@ def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: 
     assert not torch.equal(expected, latest)
 
 
-def test_a_milestone_is_passed_once(tmp_path: Path) -> None:
-    args = config(tmp_path, kl_milestones=[1e-6, 1e6], total_episodes=32)
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.3}, {"share_trunk": True}])
+def test_the_policy_of_a_milestone_has_its_kl(options: dict[str, Any], tmp_path: Path, tiny_ref: Any) -> None:
+    """A rollout's updates jump over two milestones. What is kept lies on them, measured on samples of their own."""
+    args = config(
+        tmp_path,
+        **{
+            "kl_milestones": [0.2, 0.6, 1e6],
+            "learning_rate": 1.5e-2,
+            "num_ppo_epochs": 4,
+            "per_device_train_batch_size": 32,
+        },
+        **{"total_episodes": 96, **options},
+    )
     trainer = PPOTrainer("tiny", args, length_reward, PROMPTS, peft_config=LORA)
     trainer.train()
-    assert trainer.schedule.rollouts == 4
-    assert [path.name for path in (tmp_path / "milestones").glob("step-*")] == ["step-2"]
+    kl = [log["objective/kl"] for log in trainer.state.log_history if "objective/kl" in log]
+    assert kl[0] == 0 and max(kl) > 1
+    assert sorted(path.name for path in (tmp_path / "milestones").iterdir()) == ["kl-0.2", "kl-0.6"]
+    after = trainer.models.trained_state()
+    for milestone in (0.2, 0.6):
+        folder = tmp_path / "milestones" / f"kl-{milestone}"
+        record = json.loads((folder / "duel.json").read_text(encoding="utf-8"))
+        assert record["kl_milestone"] == milestone and record["kl_standard_error"] < 0.2
+        assert record["kl_nats"] == pytest.approx(
+            milestone, abs=max(TOLERANCE * milestone, record["kl_standard_error"])
+        )
+        loaded = disable_dropout(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_ref.path), folder))
+        assert measured_kl(loaded.eval(), trainer) == pytest.approx(milestone, abs=4 * record["kl_standard_error"])
+    assert all(torch.equal(weight, after[name]) for name, weight in trainer.models.trained_state().items())
+
+
+def measured_kl(policy: Any, trainer: PPOTrainer) -> float:
+    """By 512 samples with seeds of their own."""
+    tokenizer = trainer.sampling.tokenizer
+    prompts = [prompt.ids for prompt in trainer.data.prompts]
+    params = SamplingParams(8, n=128, stop_token_ids=ENDS)
+    samples = sample_responses(policy, tokenizer, prompts, lambda i, k: ("test", i, k), params, dtype=torch.float32)
+    trees = [Tree(ids, [r.ids for r in group]) for ids, group in zip(prompts, samples, strict=True)]
+    with policy.disable_adapter():
+        reference = Engine(policy, 0, dtype=torch.float32).logps(trees)
+    ratios = [
+        float((a - b).sum())
+        for of_policy, of_reference in zip(Engine(policy, 0, dtype=torch.float32).logps(trees), reference, strict=True)
+        for a, b in zip(of_policy, of_reference, strict=True)
+    ]
+    return sum(ratios) / len(ratios)
 
 
 def test_a_checkpoint_holds_what_training_changes(tmp_path: Path) -> None:

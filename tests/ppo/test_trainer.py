@@ -330,9 +330,9 @@ def test_a_resumed_trainer_equals_an_uninterrupted_one(tmp_path: Path, options: 
     part.train()
     resumed = make("part")
     resumed.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
-    assert resumed.state.global_step == 4 and resumed.kl_control.milestones == whole.kl_control.milestones == []
+    assert resumed.state.global_step == 4 and resumed.milestones.ahead == whole.milestones.ahead == []
     # Passed by the first rollout, whose KL is 0, and not again by what follows the checkpoint.
-    assert [path.name for path in (tmp_path / "part" / "milestones").iterdir()] == ["step-0"]
+    assert [path.name for path in (tmp_path / "part" / "milestones").iterdir()] == ["kl--1"]
     assert resumed.score.mean == whole.score.mean and (resumed.score.mean == 0.0) is ("center_samples" not in options)
     logs, expected = ([log for log in t.state.log_history if "loss" in log] for t in (resumed, whole))
     for log, same in zip(logs, expected, strict=True):

@@ -19,6 +19,7 @@ from toolkit.recipe.schema import DpoSection, Lora, ModelSection, RewardModelSec
 from toolkit.stages import dpo, reward_model
 from toolkit.training.batch import Example, PairBatch
 from toolkit.training.callbacks import SaveAtKl
+from toolkit.training.milestones import TOLERANCE, KlMilestones, MilestonePolicy
 from toolkit.training.trainer import (
     EngineTrainer,
     SimilarLengths,
@@ -212,37 +213,57 @@ def test_a_checkpoint_without_its_last_file_is_no_checkpoint(tmp_path: Path) -> 
 
 
 def with_milestones(
-    out: Path, tiny_ref: Any, make_trees: Any, kl: dict[int, float], milestones: list[float], **more: Any
-) -> tuple[Any, list[int]]:
-    section = settings_of(max_steps=6, logging_steps=1)
-    trainer, _ = build("dpo-lora", out, tiny_ref, make_trees, section, **more)
-    saved: list[int] = []
+    out: Path, tiny_ref: Any, make_trees: Any, milestones: list[float], **more: Any
+) -> tuple[Any, list[tuple[MilestonePolicy, dict[str, torch.Tensor]]]]:
+    """A trainer on a policy whose KL is made up: how far its weights have moved, squared."""
+    trainer, model = build("dpo-lora", out, tiny_ref, make_trees, settings_of(max_steps=6, logging_steps=1), **more)
+    start = trained(trainer_start(tiny_ref))
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
 
-    def measure(step: int) -> torch.Tensor:
-        return torch.tensor([kl[step] - 1, kl[step] + 1])
+    def measure(_: int = 0) -> torch.Tensor:
+        moved = sum(float((w - start[name]).double().square().sum()) for name, w in trained(model).items())
+        return torch.tensor([moved - 1, moved + 1], dtype=torch.float64)
 
-    trainer.add_callback(SaveAtKl(milestones, measure, saved.append, trainer.values))
+    saved: list[tuple[MilestonePolicy, dict[str, torch.Tensor]]] = []
+    keeper = KlMilestones(milestones, weights, measure, lambda kept: saved.append((kept, trained(model))))
+    trainer.add_callback(SaveAtKl(keeper, measure, trainer.values))
     return trainer, saved
 
 
-KL = {1: 0.1, 2: 1.5, 3: 0.9, 4: 1.2, 5: 5.0, 6: 4.0}
+def trainer_start(tiny_ref: Any) -> Any:
+    seed_everything(0)
+    return trainable(load_policy(tiny_ref, LORA_FP32), LORA, task="CAUSAL_LM")
 
 
-def test_a_policy_is_kept_when_its_kl_first_passes_a_milestone(tmp_path: Path, tiny_ref: Any, make_trees: Any) -> None:
-    trainer, saved = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0, 4.5, 9.0])
+def test_a_policy_is_kept_at_each_milestone_between_two_steps(tmp_path: Path, tiny_ref: Any, make_trees: Any) -> None:
+    plain, _ = build("dpo-lora", tmp_path / "plain", tiny_ref, make_trees, settings_of(max_steps=6, logging_steps=1))
+    plain.train()
+    trainer, saved = with_milestones(tmp_path, tiny_ref, make_trees, [1e-9])
     trainer.train()
-    assert saved == [2, 5]
     logged = {entry["step"]: entry["objective/kl"] for entry in trainer.state.log_history if "objective/kl" in entry}
-    assert logged == pytest.approx(KL)
-
-
-def test_a_resumed_run_knows_what_it_has_passed(tmp_path: Path, tiny_ref: Any, make_trees: Any) -> None:
-    trainer, saved = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0], stop_at=3)
+    assert list(logged) == [1, 2, 3, 4, 5, 6] and losses(trainer) == losses(plain)  # training itself is the same
+    milestones = [0.5 * (logged[1] + logged[2]), 0.9 * logged[2], 0.5 * (logged[5] + logged[6]), 10 * logged[6]]
+    trainer, saved = with_milestones(tmp_path / "more", tiny_ref, make_trees, milestones)
     trainer.train()
-    assert saved == [2]
-    trainer, saved = with_milestones(tmp_path, tiny_ref, make_trees, KL, [1.0, 2.0])
-    trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
-    assert saved == [5]
+    assert [(kept.milestone, kept.step) for kept, _ in saved] == list(zip(milestones[:3], (2, 2, 6), strict=True))
+    assert [kept.kl_nats for kept, _ in saved] == pytest.approx(milestones[:3], rel=TOLERANCE)
+
+
+def test_a_resumed_run_keeps_the_same_policies(tmp_path: Path, tiny_ref: Any, make_trees: Any) -> None:
+    trainer, saved = with_milestones(tmp_path / "first", tiny_ref, make_trees, [1e9])
+    trainer.train()
+    kl = [entry["objective/kl"] for entry in trainer.state.log_history if "objective/kl" in entry]
+    milestones = [0.9 * kl[1], 0.5 * (kl[2] + kl[3])]  # passed by the steps 2 and 4
+    whole, of_whole = with_milestones(tmp_path / "whole", tiny_ref, make_trees, milestones)
+    whole.train()
+    part, of_part = with_milestones(tmp_path / "part", tiny_ref, make_trees, milestones, stop_at=3)
+    part.train()
+    assert [kept.step for kept, _ in of_part] == [2]
+    resumed, of_resumed = with_milestones(tmp_path / "part", tiny_ref, make_trees, milestones)
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "part"))
+    [(kept, weights)] = of_resumed
+    assert kept == of_whole[1][0]
+    assert_equal(weights, of_whole[1][1])
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(1, 4), (7, 4), (16, 4), (100, 3), (900, 4)])

@@ -20,13 +20,11 @@ CONTROLS_FILE = "ppo_state.json"
 class Controls:
     """Numbers that one rollout hands to the next.
 
-    ``score_mean`` centres the scores; ``milestones`` are those of the KL that no rollout has reached; ``unlogged`` are
-    the metrics since the last entry of the log, by name.
+    ``score_mean`` centres the scores; ``unlogged`` are the metrics since the last entry of the log, by name.
     """
 
     kl_coef: float
     score_mean: float | None
-    milestones: list[float]
     unlogged: dict[str, list[float]]
 
 
@@ -40,7 +38,6 @@ def save_checkpoint(folder: Path, models: PPOModels, average: WeightAverage | No
     saved = {
         "kl_coef": controls.kl_coef,
         "centre": controls.score_mean,
-        "milestones": controls.milestones,
         "sums": controls.unlogged,
     }
     write_json(folder / CONTROLS_FILE, saved)
@@ -52,4 +49,4 @@ def load_checkpoint(folder: Path, models: PPOModels, average: WeightAverage | No
     if average is not None:
         average.load(folder / AVERAGE_FILE)
     saved = read_json(folder / CONTROLS_FILE)
-    return Controls(saved["kl_coef"], saved["centre"], saved["milestones"], saved["sums"])
+    return Controls(saved["kl_coef"], saved["centre"], saved["sums"])

@@ -51,7 +51,7 @@ from toolkit.errors import DataError, RecipeError
 from toolkit.ppo import checkpoint, export
 from toolkit.ppo.averaging import WeightAverage
 from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.evaluation import evaluate_policy
+from toolkit.ppo.evaluation import evaluate_policy, milestone_log_ratios
 from toolkit.ppo.kl_control import KlControl
 from toolkit.ppo.models import PPOModels
 from toolkit.ppo.prompts import PromptIds, TrainingData
@@ -61,12 +61,13 @@ from toolkit.ppo.rollout_metrics import MetricMeans
 from toolkit.ppo.sampling import SamplingSettings, Scorer
 from toolkit.ppo.schedule import Schedule
 from toolkit.ppo.update import Update, token_count
+from toolkit.training.milestones import KlMilestones, MilestonePolicy
 
 
 class PPOLoop(Trainer):
     """PPO over ``models``. One step of the Trainer is one optimiser step on one minibatch of the current rollout.
 
-    ``keep_milestone(step)`` is called when a rollout's KL first reaches a milestone.
+    ``keep_milestone`` is called for each milestone of the KL that training passes, with the policy for it in place.
     :class:`toolkit.ppo.PPOTrainer` builds models, rewards and data from what a user has.
     """
 
@@ -74,7 +75,7 @@ class PPOLoop(Trainer):
     #
     #   for each rollout:                                      get_train_dataloader: the items of Schedule
     #       sample, score, compute advantages                  training_step, at a rollout's first item: collect_rollout
-    #       adapt kl_coef, reach milestones, stop at max_kl    collect_rollout: KlControl
+    #       adapt kl_coef, stop at max_kl, reach milestones    collect_rollout: KlControl, KlMilestones
     #       for each epoch, for each minibatch:                one item of Schedule each
     #           compute gradients of both losses               training_step: Update
     #           clip them, step the optimiser and the average  the Trainer; WeightAverage.on_optimizer_step
@@ -90,12 +91,12 @@ class PPOLoop(Trainer):
         data: TrainingData,
         sampling: SamplingSettings,
         *,
-        keep_milestone: Callable[[int], None] | None = None,
+        keep_milestone: Callable[[MilestonePolicy], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = copy.copy(args)  # the caller's object stays as it is
         _check_rewards_and_text(args, rewards, data)
-        self.data, self.sampling, self.keep_milestone = data, sampling, keep_milestone
+        self.data, self.sampling = data, sampling
         self.schedule = Schedule(data.prompts, args, args.seed, args.world_size)
         self.passes_per_minibatch = args.gradient_accumulation_steps
         _fit_to_rollouts(args, self.schedule)
@@ -116,6 +117,12 @@ class PPOLoop(Trainer):
         if args.ema_decay is not None:
             self.average = WeightAverage(models.policy_parameters(), args.ema_decay)
             self.add_callback(self.average)
+        self.milestones = KlMilestones(
+            args.kl_milestones or [] if keep_milestone is not None else [],
+            models.policy_parameters(),
+            lambda: milestone_log_ratios(self.models, self.schedule, self.args, self.sampling),
+            keep_milestone or (lambda _: None),
+        )
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
 
@@ -159,9 +166,16 @@ class PPOLoop(Trainer):
     # -- rollouts
 
     def train(self, *args: Any, **more: Any) -> Any:
-        """As ``Trainer.train``, on new rollouts."""
+        """As ``Trainer.train``, on new rollouts. Milestones that the last one's updates pass count, too."""
         self.rollout = None
-        return super().train(*args, **more)
+        result = super().train(*args, **more)
+        self.reach_milestones()
+        return result
+
+    def reach_milestones(self, kl_nats: float | None = None) -> None:
+        """Keep the policies (their averages, if there is one) of the milestones that were passed."""
+        with self.averaged():
+            self.milestones.reach(self.state.global_step, kl_nats)
 
     def collect_rollout(self, index: int, prompts: Sequence[PromptIds]) -> Rollout:
         """Sample and score a rollout, and do what its KL decides."""
@@ -178,11 +192,9 @@ class PPOLoop(Trainer):
         )
         self.unlogged.add(rollout.metrics)
         n_responses = len(prompts) * self.args.samples_per_prompt
-        decision = self.kl_control.after_rollout(rollout.metrics["objective/kl"], n_responses)
-        if decision.stop:
+        if self.kl_control.after_rollout(rollout.metrics["objective/kl"], n_responses):
             self.control.should_training_stop = True
-        if decision.keep_policy and self.keep_milestone is not None and self.is_world_process_zero():
-            self.keep_milestone(self.state.global_step)
+        self.reach_milestones(rollout.metrics["objective/kl"])
         interval = self.args.log_completions_steps
         if interval and rollout.index % max(1, interval // self.schedule.updates_per_rollout) == 0:
             rows = all_items(rollout.completions)
@@ -258,17 +270,19 @@ class PPOLoop(Trainer):
         if not self.args.should_save:
             return
         if _internal_call:
-            controls = checkpoint.Controls(
-                self.kl_control.coef, self.score.mean, self.kl_control.milestones, self.unlogged.values
-            )
+            controls = checkpoint.Controls(self.kl_control.coef, self.score.mean, self.unlogged.values)
             checkpoint.save_checkpoint(folder, self.models, self.average, controls)
+            if self.args.kl_milestones:
+                self.milestones.save(folder)
         else:
             self.export(folder)
             self.models.save_critic(folder / "critic")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         controls = checkpoint.load_checkpoint(Path(resume_from_checkpoint), self.models, self.average)
-        self.kl_control.restore(controls.kl_coef, controls.milestones)
+        self.kl_control.restore(controls.kl_coef)
+        if self.args.kl_milestones:
+            self.milestones.load(Path(resume_from_checkpoint))
         self.score.mean, self.unlogged = controls.score_mean, MetricMeans(controls.unlogged)
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -278,9 +292,13 @@ class PPOLoop(Trainer):
     def export(self, folder: Path) -> None:
         """The policy (its average, if there is one) as a model or adapter of transformers and peft, with tokenizer and
         model card."""
-        folder.mkdir(parents=True, exist_ok=True)
         with self.averaged():
-            self.models.save_policy(folder, self.sampling.tokenizer)
+            self.export_as_it_is(folder)
+
+    def export_as_it_is(self, folder: Path) -> None:
+        """The same of the weights that are in place: a milestone's policy."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.models.save_policy(folder, self.sampling.tokenizer)
         export.write_card(folder, self.args, self.state.log_history, self.schedule.rollouts)
 
 

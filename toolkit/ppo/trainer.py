@@ -10,12 +10,14 @@ from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from toolkit.models.inspect import DTYPES, inner
+from toolkit.models.save import write_training_record
 from toolkit.models.tokenizer import eos_ids
 from toolkit.ppo.assembly import TrainerModels, assemble
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.loop import PPOLoop
 from toolkit.ppo.prompts import PromptIds, TrainingData, encode_prompts, encode_ptx
 from toolkit.ppo.sampling import SamplingSettings
+from toolkit.training.milestones import MilestonePolicy
 from toolkit.training.trainer import seed_everything
 
 
@@ -79,10 +81,13 @@ class PPOTrainer(PPOLoop):
             callbacks=callbacks,
         )
 
-    def _keep_milestone(self, step: int) -> None:
-        """Write ``milestones/step-N`` in the output folder: the policy whose rollout reached a KL milestone, or its
-        average if there is one."""
-        self.export(Path(str(self.args.output_dir)) / "milestones" / f"step-{step}")
+    def _keep_milestone(self, kept: MilestonePolicy) -> None:
+        """Write ``milestones/kl-X`` in the output folder: the policy (or average) for a KL milestone of X nats, and
+        ``duel.json`` with its measured KL."""
+        if self.is_world_process_zero():
+            folder = Path(str(self.args.output_dir)) / "milestones" / kept.name
+            self.export_as_it_is(folder)
+            write_training_record(folder, **kept.facts())
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -161,8 +161,9 @@ class Arm(Training):
     )
     kl_milestones: list[PositiveFloat] | None = Field(
         None,
-        description="Keep the policy when its KL to the reference first passes each of these (nats per response). "
-        "PPO measures the KL of each rollout; DPO samples for it every logging_steps.",
+        description="Keep a policy at each of these KLs to the reference (nats per response): between the last two "
+        "measured policies, the point whose KL on 128 samples is nearest. PPO measures the KL of each rollout, DPO "
+        "every logging_steps.",
     )
 
 

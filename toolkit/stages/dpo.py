@@ -32,8 +32,10 @@ from toolkit.stages.contexts import DpoContext
 from toolkit.training import trl
 from toolkit.training.batch import Example, PairBatch, examples_of
 from toolkit.training.callbacks import SaveAtKl, SaveAtSteps, StageProgress
+from toolkit.training.milestones import RESPONSES, KlMilestones, MilestonePolicy
 from toolkit.training.trainer import (
     EngineTrainer,
+    checkpoint,
     milestone_steps,
     policy_folder,
     seed_everything,
@@ -141,8 +143,7 @@ class KlProbe:
     def __init__(
         self, policy: Any, reference: Any, encoder: TextEncoder, rows: list[PreferenceRow], context: DpoContext
     ) -> None:
-        rank, size = distributed.world()
-        self.prompts = [(row.prompt_id, encoder.prompt(row.prompt)) for row in rows[:KL_PROMPTS][rank::size]]
+        self.prompts = [(row.prompt_id, encoder.prompt(row.prompt)) for row in rows[:RESPONSES]]
         self.policy, self.reference, self.seed = policy, reference, context.seed
         self.dtype, self.tokenizer = DTYPES[context.model.dtype], encoder.tokenizer
         self.params = SamplingParams(context.data.max_response_tokens)
@@ -155,17 +156,30 @@ class KlProbe:
         self.tokens = 0  # of samples and their prompts
 
     def __call__(self, step: int) -> torch.Tensor:
-        """[R] log pi / pi_ref, in nats per response, of a sample for each prompt of this process."""
+        """[R] log pi / pi_ref, in nats per response, of a sample for each of this process's first prompts."""
+        rank, size = distributed.world()
+        prompts = self.prompts[:KL_PROMPTS][rank::size]
+        return self.log_ratios([ids for _, ids in prompts], [(self.seed, "kl", step, name) for name, _ in prompts])
+
+    def at_milestone(self) -> torch.Tensor:
+        """[R] the same of the samples that a milestone is measured on, of all processes."""
+        rank, size = distributed.world()
+        positions = range(rank, RESPONSES, size)
+        prompts = [self.prompts[position % len(self.prompts)] for position in positions]
+        keys = [
+            (self.seed, "milestone", position, name) for position, (name, _) in zip(positions, prompts, strict=True)
+        ]
+        ratios = self.log_ratios([ids for _, ids in prompts], keys)
+        gathered = distributed.all_items(list(zip(positions, ratios.tolist(), strict=True)))
+        return torch.tensor([ratio for _, ratio in sorted(gathered)], dtype=torch.float64)
+
+    def log_ratios(self, prompts: list[list[int]], keys: Sequence[Sequence[object]]) -> torch.Tensor:
+        """[R] log pi / pi_ref, in nats per response, of a sample for each prompt; ``keys`` seed them."""
         self.policy.eval()  # with gradient checkpointing, training mode has no cache; the next step sets it again
         samples = sample_responses(
-            self.policy,
-            self.tokenizer,
-            [ids for _, ids in self.prompts],
-            lambda i, _: (self.seed, "kl", step, self.prompts[i][0]),
-            self.params,
-            dtype=self.dtype,
+            self.policy, self.tokenizer, prompts, lambda i, _: keys[i], self.params, dtype=self.dtype
         )
-        trees = [Tree(ids, [sample.ids]) for (_, ids), [sample] in zip(self.prompts, samples, strict=True)]
+        trees = [Tree(ids, [sample.ids]) for ids, [sample] in zip(prompts, samples, strict=True)]
         self.tokens += sum(map(len, trees))
         policy_logps = self.policy_engine.logps(trees)
         with self.policy.disable_adapter() if self.reference is None else nullcontext():
@@ -189,17 +203,24 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
     steps = total_steps(section, n_items)
 
-    def save(step: int) -> None:
-        folder = policy_folder(out, step, final=step == steps)
+    def save_in(folder: Path, facts: Mapping[str, object]) -> None:
         save_policy(policy, tokenizer, folder, dtype=dtype, base=inputs["sft"] / "model")
         write_training_record(
             folder,
-            step=step,
+            **facts,
             arm="dpo",
             beta=section.beta,
             loss_type=section.loss_type,
             reference_fingerprint=sft.fingerprint,
         )
+
+    def save(step: int) -> None:
+        save_in(policy_folder(out, step, final=step == steps), {"step": step})
+
+    def keep_milestone(kept: MilestonePolicy) -> None:
+        reporter.line(f"dpo: {kept}")
+        if distributed.main_process():
+            save_in(checkpoint(out, kept.name), kept.facts())
 
     progress = StageProgress(reporter, "dpo", steps)
     callbacks = [progress, SaveAtSteps(milestone_steps(section, steps), save)]
@@ -219,7 +240,9 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             # In fp32 as the policy is, so that the KL of two equal models is 0.
             start = None if lora else load_policy(sft, context.model, dtype=torch.float32).to(engine.device)
             probe = KlProbe(policy, start, encoder, rows, context)
-            trainer.add_callback(SaveAtKl(section.kl_milestones, probe, save, trainer.values))
+            weights = [weight for weight in policy.parameters() if weight.requires_grad]
+            milestones = KlMilestones(section.kl_milestones, weights, probe.at_milestone, keep_milestone)
+            trainer.add_callback(SaveAtKl(milestones, probe, trainer.values))
     train_to_end(trainer, progress, out)
     # A run that is resumed with more processes may be past its last step already, and saves no policy on the way.
     if distributed.main_process() and trainer.state.global_step != steps:

@@ -221,11 +221,11 @@ def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelR
         policies.append(Policy("base", "base", "base", 0, base, n))
     policies.append(Policy("sft", "sft", "sft", 0, sft, n + section.best_of_n))
     for arm, stage in (("rm_ppo", "ppo"), ("dpo", "dpo")):
-        checkpoints = (inputs[stage] / "checkpoints").glob("step-*") if section.checkpoints else ()
-        for folder in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1])):
-            ref = resolve(str(folder))
-            step = training_record(ref)["step"]
-            policies.append(Policy(f"{arm}@{step}", arm, "checkpoint", step, ref, n))
+        folders = (inputs[stage] / "checkpoints").glob("*") if section.checkpoints else ()
+        checkpoints = [(training_record(ref), ref) for ref in (resolve(str(folder)) for folder in folders)]
+        for record, ref in sorted(checkpoints, key=lambda item: (item[0]["step"], item[0].get("kl_milestone", 0.0))):
+            at = f"kl-{record['kl_milestone']:g}" if "kl_milestone" in record else record["step"]
+            policies.append(Policy(f"{arm}@{at}", arm, "checkpoint", record["step"], ref, n))
         final = resolve(str(inputs[stage] / "model"))
         policies.append(Policy(arm, arm, "final", training_record(final)["step"], final, n))
     return policies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from toolkit.progress import Reporter
 from toolkit.recipe.schema import PpoSection
 from toolkit.stages.contexts import PpoContext
 from toolkit.training.callbacks import SaveAtSteps, StageProgress
+from toolkit.training.milestones import MilestonePolicy
 from toolkit.training.trainer import (
+    checkpoint,
     milestone_steps,
     policy_folder,
     seed_everything,
@@ -52,17 +55,26 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     schedule = Schedule(prompts, section, context.seed, distributed.launched_processes())
     steps, stopped_at = len(schedule), -1
 
-    def keep(step: int) -> None:
-        folder = policy_folder(out, step, final=step in (steps, stopped_at))
-        trainer.export(folder)
+    def record(folder: Path, facts: Mapping[str, object]) -> None:
         write_training_record(
             folder,
-            step=step,
+            **facts,
             arm="rm_ppo",
             beta=section.kl_coef,
             reference_fingerprint=sft.fingerprint,
             reward_model_fingerprint=reward.fingerprint,
         )
+
+    def keep(step: int) -> None:
+        folder = policy_folder(out, step, final=step in (steps, stopped_at))
+        trainer.export(folder)
+        record(folder, {"step": step})
+
+    def keep_milestone(kept: MilestonePolicy) -> None:
+        reporter.line(f"ppo: {kept}")
+        if distributed.main_process():
+            trainer.export_as_it_is(checkpoint(out, kept.name))
+            record(checkpoint(out, kept.name), kept.facts())
 
     progress = StageProgress(reporter, "ppo", steps)
     kept_steps = [n * schedule.updates_per_rollout for n in milestone_steps(section, schedule.rollouts)]
@@ -73,7 +85,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         [reward_function],
         TrainingData(prompts),
         SamplingSettings(tokenizer, eos_ids(inner(models.policy), tokenizer), dtype, context.seed),
-        keep_milestone=keep,
+        keep_milestone=keep_milestone,
         callbacks=[progress, SaveAtSteps(kept_steps, keep)],
     )
     train_to_end(trainer, progress, out)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 from toolkit.engine.distributed import all_sum
 from toolkit.progress import Reporter, Trackers
+from toolkit.training.milestones import KlMilestones
 
 # Where a stage's numbers can go beside metrics.jsonl, by its name in a recipe's ``report_to``.
 TRACKERS = {"wandb": WandbCallback, "trackio": TrackioCallback, "tensorboard": TensorBoardCallback}
@@ -101,31 +102,37 @@ class SaveAtSteps(TrainerCallback):
 
 
 class SaveAtKl(TrainerCallback):
-    """Calls ``save(step)`` when the KL to the policy before training first passes each of ``milestones`` (nats).
+    """Logs the KL to the policy before training, and keeps policies at milestones of it.
 
     ``measure(step)`` is called every ``logging_steps`` and at the end. It gives [R] log pi / pi_ref in nats of this
     process's share of fresh samples. Their mean goes into the log as ``objective/kl``, through ``values``, those of an
-    :class:`toolkit.training.trainer.EngineTrainer`. From the log a resumed run knows which milestones it has passed.
+    :class:`toolkit.training.trainer.EngineTrainer`, and tells ``milestones`` whether to look closer.
     """
 
     def __init__(
         self,
-        milestones: Sequence[float],
+        milestones: KlMilestones,
         measure: Callable[[int], torch.Tensor],
-        save: Callable[[int], None],
         values: dict[str, list[torch.Tensor]],
     ) -> None:
-        self.milestones, self.measure, self.save, self.values = milestones, measure, save, values
+        self.milestones, self.measure, self.values = milestones, measure, values
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        self.highest = max((entry.get("objective/kl", -math.inf) for entry in state.log_history), default=-math.inf)
+        if state.global_step:
+            self.milestones.load(checkpoint_folder(args, state))
+        else:
+            self.milestones.start()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        if state.global_step % int(args.logging_steps) and state.global_step < state.max_steps:
-            return
-        ratio_R = self.measure(state.global_step)
-        self.values["objective/kl"].append(ratio_R)
-        total, n = all_sum(torch.tensor([ratio_R.double().sum(), ratio_R.numel()], device=args.device)).tolist()
-        if any(self.highest < milestone <= total / n for milestone in self.milestones) and state.is_world_process_zero:
-            self.save(state.global_step)
-        self.highest = max(self.highest, total / n)
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step % int(args.logging_steps) == 0 or state.global_step >= state.max_steps:
+            ratio_R = self.measure(state.global_step)
+            self.values["objective/kl"].append(ratio_R)
+            total, n = all_sum(torch.tensor([ratio_R.double().sum(), ratio_R.numel()], device=args.device)).tolist()
+            self.milestones.reach(state.global_step, total / n)
+        if control.should_save and state.is_world_process_zero:  # before the trainer's own files make it whole
+            self.milestones.save(checkpoint_folder(args, state))
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the trainer's checkpoint of this step lies."""
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

@@ -97,7 +97,12 @@ def milestone_steps(section: Arm, steps: int) -> list[int]:
 
 def policy_folder(out: Path, step: int, *, final: bool) -> Path:
     """Where an arm's policy of this step is saved."""
-    return out / "model" if final else out / "checkpoints" / f"step-{step}"
+    return out / "model" if final else checkpoint(out, f"step-{step}")
+
+
+def checkpoint(out: Path, name: str) -> Path:
+    """Where an arm's policy from along its training is saved: ``step-N``, or ``kl-X`` for a milestone."""
+    return out / "checkpoints" / name
 
 
 class SimilarLengths(Sampler[int]):
