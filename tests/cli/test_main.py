@@ -107,6 +107,9 @@ def test_the_run_folder_holds_what_the_contract_says(run_folder: Path) -> None:
 
 def test_samples_and_rewards_are_consistent(run_folder: Path) -> None:
     samples = pq.read_table(run_folder / "samples.parquet").to_pylist()
+    cut = {row["prompt_id"] for row in samples if row["policy"] in ("rm_ppo", "dpo") and row["truncated"]}
+    ended = json.loads((run_folder / "results.json").read_text())["verdict"]["both_ended"]
+    assert [row["n_judged"] for row in ended] == ([12 - len(cut)] if len(cut) < 12 else [])
     by_policy: dict[str, set[str]] = {}
     for row in samples:
         by_policy.setdefault(row["policy"], set()).add(row["prompt_id"])

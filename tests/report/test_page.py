@@ -120,6 +120,15 @@ def test_what_the_arms_differ_in_stands_at_the_verdict_and_not_among_the_warning
     assert "what the verdict compares" not in html and "the arms differ in" in warnings_of(html)
 
 
+def test_beside_the_win_rate_stands_that_of_the_prompts_that_both_ended(run):
+    html, results = build(run), json.loads((run / "results.json").read_text())
+    rows, verdict = results["verdict"]["both_ended"], text_of(html, "verdict")
+    assert [row["judge"] for row in rows] == ["gold", "rm"]
+    for row in rows:
+        shown = f"{row['win_rate']:.1%} {100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f} · {row['n_judged']}"
+        assert 0 < row["n_judged"] < 24 and f"where both ended their responses: {shown} prompts" in verdict
+
+
 def test_the_verdict_is_the_sentence_of_the_results(copy):
     results = json.loads((copy / "results.json").read_text())
     facts = {"judge": "gold", "win_rate": 0.52, "ci_low": 0.4, "ci_high": 0.64, "p_value": 0.7, "n_judged": 100}

@@ -13,7 +13,9 @@ from toolkit.evals.overoptimization import best_of_n_kl
 from toolkit.evals.summary import summarise
 from toolkit.files import read_json, write_json, write_table, write_text
 from toolkit.judging import records, scorers, win_rates
+from toolkit.judging.ended import where_both_ended
 from toolkit.judging.responses import PolicyResponses
+from toolkit.preferences.samples import Sample
 from toolkit.recipe.arms import Measured, planned_differences
 from toolkit.recipe.files import LoadedRecipe, load_recipe, resolved_yaml
 from toolkit.runs.pipeline import new_manifest, publish
@@ -64,6 +66,8 @@ def write_run(
     result = summarise(
         samples, rewards, rates, comparisons, best_of_n=BEST_OF, options=options, warnings=["a <b>warning</b>"]
     )
+    drawn = [Sample(**row) for row in samples]
+    result["verdict"]["both_ended"] = where_both_ended(judged, drawn, list(result["verdict"]["judges"]), **options)
     kl_nats = {row["policy"]: row["kl_nats"] for row in result["policies"]}
     measured = Measured((kl_nats["rm_ppo"], kl_nats["dpo"]), (112, 200), (20_000, 24_000))
     result["arm_differences"] = [row.as_dict() for row in planned_differences(loaded.recipe, measured)]

@@ -72,9 +72,9 @@ def interval_heading(confidence: float) -> str:
     return f"{100 * confidence:g}% interval"
 
 
-def win_rate_sheet(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95) -> Sheet:
+def win_rate_sheet(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95, *, title: str = "Win rates") -> Sheet:
     columns = ["policy", "against", "judge", "win rate", interval_heading(confidence), "length-controlled"]
-    sheet = Sheet("Win rates", [*columns, "p", "prompts", "tied", "failed"])
+    sheet = Sheet(title, [*columns, "p", "prompts", "tied", "failed"])
     for row in rows:
         sheet.add_row(
             row["policy"],
@@ -108,6 +108,8 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
             percent(row["eos_rate"]["value"]),
         )
     final = [row for row in results["win_rates"] if "@" not in row["policy"]]
+    ended = results["verdict"].get("both_ended", [])
+    shown = [win_rate_sheet(ended, confidence, title="Where both arms ended their responses")] if ended else []
     held_out = results["implicit_vs_explicit"]["held_out"]
     accuracy = Sheet("Held-out comparisons", ["reward", "accuracy", interval_heading(confidence)])
     for label, name in (
@@ -122,7 +124,7 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
             row["stage"], row["arm"], number(row["wall_s"], 1), count(row["tokens"]), number(row["peak_gib"], 2)
         )
     tests = judge_sheet(results.get("judge_tests", []), confidence)
-    return [policies, win_rate_sheet(final, confidence), *([tests] if tests.rows else []), accuracy, cost]
+    return [policies, win_rate_sheet(final, confidence), *shown, *([tests] if tests.rows else []), accuracy, cost]
 
 
 def judge_sheet(tests: Sequence[Mapping[str, Any]], confidence: float) -> Sheet:

@@ -44,12 +44,16 @@ class WinRateRow:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The sentence in two parts, each judge's row of the two arms, and the sections that changed since."""
+    """The sentence in two parts, each judge's row of the two arms, and the sections that changed since.
+
+    ``ended`` has each judge's row on the prompts where both arms ended their responses.
+    """
 
     headline: str
     rest: str
     winner: str
     judges: list[WinRateRow]
+    ended: dict[str, ResultRow]
     changed: list[str]
 
 
@@ -63,6 +67,7 @@ def verdict(run: Run) -> Verdict:
         rest=rest[:1].upper() + rest[1:],
         winner=result["winner"],
         judges=[win_rate(row, tests.get(row["judge"])) for row in rows],
+        ended={row["judge"]: row for row in result.get("both_ended", [])},
         changed=outdated(run),
     )
 

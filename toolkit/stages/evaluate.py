@@ -18,12 +18,14 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import RecipeError, StoreError
 from toolkit.evals import summary
+from toolkit.evals.beside_verdict import on_ended_responses
 from toolkit.evals.implicit_reward import ImplicitReward, defined_by
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.files import read_json, write_json, write_table
 from toolkit.judging import win_rates
 from toolkit.judging.deciding import judging_of
+from toolkit.judging.ended import where_both_ended
 from toolkit.judging.held_out import RowScores, examine_judges
 from toolkit.judging.judge import ask_judges, name_training_signals
 from toolkit.judging.llm import Usage
@@ -154,6 +156,9 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         judging=judging,
         warnings=[*warnings, *renamed, *doubts],
     )
+    ended = where_both_ended(one_way, samples, list(result["verdict"]["judges"]), **bootstrap)
+    result["verdict"]["both_ended"] = ended
+    result["verdict"]["sentence"] += on_ended_responses(result["verdict"], ended)
     result["arm_differences"] = differences_of_arms(result["policies"], inputs, context.data.max_response_tokens)
     result["judge_usage"] = [asdict(usage) for usage in [*usages, *test_usages]]  # the pipeline adds it to the cost
     write_json(out / "evaluation.json", result)
