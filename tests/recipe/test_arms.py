@@ -77,8 +77,8 @@ def test_of_trained_arms_the_settings_come_from_their_records() -> None:
         fields = {f"{section}.{name}": value for name, value in values.items()} | {"seed": 0, "code": "0" * 16}
         return {"fields": fields, "metrics": {"prompts_seen": prompts, "response_tokens_trained": tokens}}
 
-    records = record("ppo", 90, 5_000), record("dpo", 96, 5_100)
-    rows = trained_differences(*records, 48, (1.5, 1.4))
+    records = {"ppo": record("ppo", 90, 5_000), "dpo": record("dpo", 96, 5_100)}
+    rows = trained_differences(records, {"sft": 0.0, "rm_ppo": 1.5, "dpo": 1.4}, 48)
     assert rows == planned_differences(recipe, Measured((1.5, 1.4), (90, 96), (5_000, 5_100)))
     assert {row.name: row.differs for row in rows[:4]} == {
         **{"kl_nats": False, "kl_coef, beta": True, "prompts_seen": True, "response_tokens_trained": False}

@@ -107,21 +107,24 @@ def planned_differences(recipe: Recipe, measured: Measured = NOTHING_MEASURED) -
 
 
 def trained_differences(
-    ppo_record: Mapping[str, Any], dpo_record: Mapping[str, Any], max_response_tokens: int, kl_nats: Pair
+    records: Mapping[str, Mapping[str, Any]], kl_nats: Mapping[str, float | None], max_response_tokens: int
 ) -> list[ArmDifference]:
-    """:func:`arm_differences` of trained arms, by the records of their stages (``stage.json``)."""
-    ppo, dpo = (_settings(record, arm) for record, arm in ((ppo_record, "ppo"), (dpo_record, "dpo")))
+    """:func:`arm_differences` of trained arms.
 
-    def of_both(name: str) -> Pair:
-        return ppo_record["metrics"][name], dpo_record["metrics"][name]
+    ``records`` are those of the stages ppo and dpo (``stage.json``), ``kl_nats`` the policies' distances from SFT.
+    """
 
-    measured = Measured(kl_nats, of_both("prompts_seen"), of_both("response_tokens_trained"))
-    return arm_differences(PpoSection(**ppo), DpoSection(**dpo), max_response_tokens, measured)
+    def settings(stage: str) -> dict[str, Any]:
+        fields = records[stage]["fields"].items()
+        return {name.partition(".")[2]: value for name, value in fields if name.startswith(f"{stage}.")}
 
+    def metric(name: str) -> Pair:
+        return records["ppo"]["metrics"][name], records["dpo"]["metrics"][name]
 
-def _settings(record: Mapping[str, Any], section: str) -> dict[str, Any]:
-    fields = record["fields"].items()
-    return {name.partition(".")[2]: value for name, value in fields if name.startswith(f"{section}.")}
+    kl = kl_nats["rm_ppo"], kl_nats["dpo"]
+    measured = Measured(kl, metric("prompts_seen"), metric("response_tokens_trained"))
+    ppo, dpo = PpoSection(**settings("ppo")), DpoSection(**settings("dpo"))
+    return arm_differences(ppo, dpo, max_response_tokens, measured)
 
 
 def _measured(measured: Measured) -> Iterator[ArmDifference]:

@@ -159,22 +159,15 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     ended = where_both_ended(one_way, samples, list(result["verdict"]["judges"]), **bootstrap)
     result["verdict"]["both_ended"] = ended
     result["verdict"]["sentence"] += on_ended_responses(result["verdict"], ended)
-    result["arm_differences"] = differences_of_arms(result["policies"], inputs, context.data.max_response_tokens)
+    records = {stage: read_json(inputs[stage] / STAGE_FILE) for stage in ("ppo", "dpo")}
+    kl_nats = {row["policy"]: row["kl_nats"] for row in result["policies"]}
+    differences = trained_differences(records, kl_nats, context.data.max_response_tokens)
+    result["arm_differences"] = [difference.as_dict() for difference in differences]
     result["judge_usage"] = [asdict(usage) for usage in [*usages, *test_usages]]  # the pipeline adds it to the cost
     write_json(out / "evaluation.json", result)
     reporter.line(result["verdict"]["sentence"])
     n_tokens = sum(sample.n_tokens for sample in samples)
     return {"tokens": 5 * n_tokens, "n_samples": len(samples)}  # each token was sampled once, and scored four times
-
-
-def differences_of_arms(
-    policies: Sequence[Mapping[str, Any]], inputs: Mapping[str, Path], max_response_tokens: int
-) -> list[dict[str, Any]]:
-    """What the arms differ in, by the records of their stages and the KL that was measured here."""
-    ppo, dpo = (read_json(inputs[stage] / STAGE_FILE) for stage in ("ppo", "dpo"))
-    kl_nats = {row["policy"]: row["kl_nats"] for row in policies}
-    differences = trained_differences(ppo, dpo, max_response_tokens, (kl_nats["rm_ppo"], kl_nats["dpo"]))
-    return [difference.as_dict() for difference in differences]
 
 
 def evaluation_settings(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> EvaluationSettings:
