@@ -107,5 +107,8 @@ def test_what_is_too_long_is_counted(tmp_path: Path) -> None:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = implicit_rewards("tiny", "tiny", str(data), max_response_tokens=8, max_prompt_tokens=60)
     assert (summary["n_prompts"], summary["n_long_prompts"], summary["n_truncated_responses"]) == (1, 1, 1)
+    # A limit counts what is left, whichever of the two comes first.
+    one = implicit_rewards("tiny", "tiny", str(data), limit=1, max_response_tokens=8, max_prompt_tokens=60)
+    assert one["n_prompts"] == 1 and one["rows"] == summary["rows"]
     cut = {row["label"]: (row["truncated"], row["n_tokens"]) for row in summary["rows"]}
     assert cut["chosen"] == (True, 8) and not cut["rejected"][0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +64,23 @@ def test_limit_is_nested_ordered_and_deterministic() -> None:
     # the subset must not be the part of the split's hash: else a limit would bias what is held out
     held_out = {r.prompt_id for r in split_rows(MANY, 0.1, 3)[1]}
     assert 2 <= sum(r.prompt_id in held_out for r in hundred) <= 22
+
+
+def test_limit_counts_the_rows_that_fit() -> None:
+    def fits(row: PreferenceRow) -> bool:
+        return len(str(row.prompt)) < len("prompt 1000")
+
+    fitting = [row for row in MANY if fits(row)]
+    assert len(fitting) == 1000
+    subsets = [limit(MANY, n, 3, fits) for n in (100, 300, 999)]
+    assert [len(subset) for subset in subsets] == [100, 300, 999]
+    for small, large in pairwise([*subsets, fitting]):
+        assert small == [row for row in large if row in small]
+    assert subsets[0] == limit(fitting, 100, 3)  # the order of the hash, among those that fit
+    assert limit(MANY, None, 3, fits) == limit(MANY, 5000, 3, fits) == limit(MANY, 1500, 3, fits) == fitting
+    asked: list[PreferenceRow] = []
+    limit(MANY, 10, 3, lambda row: asked.append(row) is None)
+    assert len(asked) == 10  # no more than are needed
 
 
 def test_wrong_arguments() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,31 @@ def test_what_would_run(described: dict[str, Any]) -> None:
     assert described["data"]["train"]["n_prompts"] == 20 and described["data"]["eval"]["n_prompts"] == 5
     assert described["data"]["train"]["n_responses"] == 60
     assert described["data"]["train"]["n_left_out_responses"] == 60  # of six each
+
+
+def test_it_says_what_the_limits_leave_out_and_cut(tmp_path: Path) -> None:
+    """Every second prompt is too long: others take their place until the numbers are reached."""
+    rows = [
+        {"prompt": f"Film {i} was {'very ' * (60 * (i % 2))}", "chosen": "good " * 9, "rejected": "bad"}
+        for i in range(90)
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [f"data.source={data}", "data.eval_fraction=0.3", "data.max_prompt_tokens=50", "data.max_response_tokens=6"]
+    sets = [*sets, "data.max_responses=2"]
+    enough = describe(
+        load_recipe("smoke", [*sets, "data.train_prompts=20", "data.eval_prompts=8"]), tmp_path / "enough"
+    )
+    assert (enough["data"]["train"]["n_prompts"], enough["data"]["eval"]["n_prompts"]) == (20, 8)
+    short = describe(load_recipe("smoke", [*sets, "data.train_prompts=50", "data.eval_prompts=20"]), tmp_path / "short")
+    n, n_held_out = (short["data"][side]["n_prompts"] for side in ("train", "eval"))
+    assert n + n_held_out == 45 and n < 50
+    text = render(short)
+    assert f"{n} prompts are there, and data.train_prompts asks for 50" in text
+    assert f"{n} of {2 * n} responses (50%) are cut: they have more tokens than data.max_response_tokens = 6" in text
+    n_long = short["data"]["train"]["n_long_prompts"]
+    assert f"{n_long} prompts are left out: they have more tokens than data.max_prompt_tokens = 50" in text
+    assert "are there, and" not in render(enough)
 
 
 def test_processes_count_in_the_steps(tmp_path: Path, described: dict[str, Any]) -> None:

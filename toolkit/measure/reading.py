@@ -95,20 +95,26 @@ class Reading:
 def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions) -> Reading:
     """Read and tokenise. Prompts over the limit are left out, responses over it are cut; both are counted.
 
+    ``options.limit`` counts the prompts that are not left out.
+
     Raises DataError where no prompt is left.
     """
     preferences = read_preferences(data, split=options.split, conversational=False if options.plain else None)
-    candidates = splits.limit(preferences.rows, options.limit, 0)
-    encoder = text_encoder(tokenizer, candidates[0].prompt, spec)
-    rows = []
-    for row in candidates:
-        encoded = encoder.encode(row.prompt, row.responses, options.max_response_tokens)
-        if 0 < len(encoded.tree.prompt_ids) <= options.max_prompt_tokens:
-            rows.append(EncodedRow(row, encoded, DATA, [DATA] * len(row.responses)))
+    encoder = text_encoder(tokenizer, preferences.rows[0].prompt, spec)
+    encoded: dict[str, Encoded] = {}
+
+    def fits(row: PreferenceRow) -> bool:
+        encoded[row.prompt_id] = encoder.encode(row.prompt, row.responses, options.max_response_tokens)
+        return 0 < len(encoded[row.prompt_id].tree.prompt_ids) <= options.max_prompt_tokens
+
+    rows = [
+        EncodedRow(row, encoded[row.prompt_id], DATA, [DATA] * len(row.responses))
+        for row in splits.limit(preferences.rows, options.limit, 0, fits)
+    ]
     if not rows:
         raise DataError("every prompt is longer than the limit", where=data, fix="raise --max-prompt-tokens")
     counts = {
-        "n_long_prompts": len(candidates) - len(rows),
+        "n_long_prompts": len(encoded) - len(rows),
         "n_truncated_responses": sum(sum(row.encoded.truncated) for row in rows),
     }
     return Reading(encoder, rows, counts)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from toolkit.preferences.rows import Comparison, PreferenceRow
@@ -65,17 +66,23 @@ def overlap(train: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow]) -
     return remaining, len(train) - len(remaining)
 
 
-def limit(rows: Sequence[PreferenceRow], n: int | None, seed: int) -> list[PreferenceRow]:
-    """The ``n`` rows with the lowest hash of (seed, prompt), in their order. All rows if n is None or larger.
+def limit(
+    rows: Sequence[PreferenceRow],
+    n: int | None,
+    seed: int,
+    fits: Callable[[PreferenceRow], bool] = lambda _: True,
+) -> list[PreferenceRow]:
+    """Of the rows that fit, the ``n`` with the lowest hash of (seed, prompt), in their order; all if n is None.
 
-    Subsets are nested: the 100 rows of n = 100 are among the 200 rows of n = 200.
+    Subsets are nested: the 100 rows of n = 100 are among the 200 rows of n = 200. ``fits`` is asked for rows by their
+    hash, until n rows fit: a limit counts what is left after the filters.
     """
-    if n is None or n >= len(rows):
-        return list(rows)
-    if n < 0:
+    if n is not None and n < 0:
         raise ValueError(f"n must not be negative, not {n}")
-    order = sorted(range(len(rows)), key=lambda k: _uniform("limit", seed, rows[k].prompt_id))
-    return [rows[k] for k in sorted(order[:n])]
+    order: Sequence[int] = range(len(rows))
+    if n is not None and n < len(rows):
+        order = sorted(order, key=lambda k: _uniform("limit", seed, rows[k].prompt_id))
+    return [rows[k] for k in sorted(islice((k for k in order if fits(rows[k])), n))]
 
 
 def pairs(row: PreferenceRow) -> list[Pair]:

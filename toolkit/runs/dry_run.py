@@ -12,6 +12,7 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.schedule import Schedule
 from toolkit.preferences import splits
+from toolkit.preferences.reading import data_warnings
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.recipe.arms import ArmDifference, Measured, planned_differences
 from toolkit.recipe.files import LoadedRecipe
@@ -19,7 +20,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.runs.launch import number_of_processes
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import RunFolder
-from toolkit.stages.data import SIDES, limited, read_sides
+from toolkit.stages.data import SIDES, limit_notes, limited, read_sides
 from toolkit.training.trainer import step_size, total_steps
 
 GIB = 2**30
@@ -72,6 +73,10 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
             }
             for planned in stages
         ],
+        "notes": {
+            **{name: limit_notes(name, counts, section) for name, (_, counts) in within.items()},
+            "source": data_warnings(report),
+        },
         "data": {"format": report["format"], **{name: counts for name, (_, counts) in within.items()}},
         "ppo_rollouts": schedule.rollouts,
         "arm_differences": [
@@ -157,9 +162,10 @@ def render(described: dict[str, Any]) -> str:
         counts = described["data"][side]
         lines.append(
             f"\n{side}: {counts['n_prompts']} prompts, {counts['n_responses']} responses, {counts['n_comparisons']} "
-            f"comparisons, {counts['n_tokens']:,} tokens; {counts['n_long_prompts']} prompts too long, "
-            f"{counts['n_long_responses']} responses cut"
+            f"comparisons, {counts['n_tokens']:,} tokens"
         )
+        lines += [f"  {note}" for note in described["notes"][side]]
+    lines += [f"  {note}" for note in described["notes"]["source"]]
     lines.append("")
     lines += [difference["sentence"] for difference in described["arm_differences"] if difference["differs"]]
     memory = described["memory_gib"]

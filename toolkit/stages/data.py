@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,10 @@ def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Repo
         report[name] = counts
         reporter.line(
             f"{name}: {counts['n_prompts']} prompts, {counts['n_responses']} responses, {counts['n_comparisons']} "
-            f"comparisons ({counts['n_long_prompts']} prompts too long and left out, "
-            f"{counts['n_long_responses']} responses longer than {section.max_response_tokens} tokens, to be cut)"
+            "comparisons"
         )
+        for note in limit_notes(name, counts, section):
+            reporter.line(f"{name}: {note}")
     for warning in data_warnings(report):
         reporter.line(f"{section.source}: {warning}")
     write_json(out / "report.json", report)
@@ -90,29 +91,31 @@ def limited(
 ) -> tuple[list[PreferenceRow], dict[str, int]]:
     """The rows of a side within the recipe's limits, and counts. Raises DataError where none is left.
 
-    A prompt that is too long is left out. Of more than ``max_responses`` responses the first ones stay.
+    A prompt that is too long is left out, and another takes its place until the limit on prompts is reached: the counts
+    are of the prompts that were looked at. Of more than ``max_responses`` responses the first ones stay.
     """
-    n = section.train_prompts if side == "train" else section.eval_prompts
     within: list[PreferenceRow] = []
-    n_long_prompts = n_long_responses = n_left_out_responses = n_tokens = 0
-    for row in splits.limit(rows, n, seed):
-        prompt_tokens = len(encoder.prompt(row.prompt))
-        if not 0 < prompt_tokens <= section.max_prompt_tokens:
-            n_long_prompts += 1
-            continue
+    n_long_responses = n_left_out_responses = n_tokens = 0
+    prompt_tokens: dict[str, int] = {}
+
+    def fits(row: PreferenceRow) -> bool:
+        prompt_tokens[row.prompt_id] = len(encoder.prompt(row.prompt))
+        return 0 < prompt_tokens[row.prompt_id] <= section.max_prompt_tokens
+
+    for row in splits.limit(rows, asked_prompts(side, section), seed, fits):
         if section.max_responses is not None and len(row.responses) > section.max_responses:
             n_left_out_responses += len(row.responses) - section.max_responses
             row = first_responses(row, section.max_responses)
         responses, cut = encoder.responses(row.responses, section.max_response_tokens)
         n_long_responses += sum(cut)
-        n_tokens += prompt_tokens + sum(map(len, responses))
+        n_tokens += prompt_tokens[row.prompt_id] + sum(map(len, responses))
         within.append(row)
     counts = {
         "n_prompts": len(within),
         "n_responses": sum(len(row.responses) for row in within),
         "n_comparisons": sum(len(splits.pairs(row)) for row in within),
         "n_tokens": n_tokens,
-        "n_long_prompts": n_long_prompts,
+        "n_long_prompts": len(prompt_tokens) - len(within),
         "n_long_responses": n_long_responses,
         "n_left_out_responses": n_left_out_responses,
     }
@@ -123,6 +126,37 @@ def limited(
             fix="raise data.max_prompt_tokens, or change data.eval_fraction",
         )
     return within, counts
+
+
+def asked_prompts(side: str, section: DataSection) -> int | None:
+    """How many prompts the recipe asks for on this side; None for all."""
+    return section.train_prompts if side == "train" else section.eval_prompts
+
+
+def limit_notes(side: str, counts: Mapping[str, int], section: DataSection) -> list[str]:
+    """What the recipe's limits leave out or cut of a side with these counts, a sentence for each.
+
+    >>> counts = {"n_prompts": 34, "n_responses": 68, "n_long_prompts": 62, "n_long_responses": 17}
+    >>> section = DataSection(train_prompts=96, max_prompt_tokens=64, max_response_tokens=16)
+    >>> for note in limit_notes("train", counts | {"n_left_out_responses": 0}, section):
+    ...     print(note)
+    62 prompts are left out: they have more tokens than data.max_prompt_tokens = 64
+    34 prompts are there, and data.train_prompts asks for 96
+    17 of 68 responses (25%) are cut: they have more tokens than data.max_response_tokens = 16
+    """
+    asked, n, n_responses = asked_prompts(side, section), counts["n_prompts"], counts["n_responses"]
+    n_long, n_cut, n_further = (
+        counts[f"n_{name}"] for name in ("long_prompts", "long_responses", "left_out_responses")
+    )
+    limit = f"they have more tokens than data.max_prompt_tokens = {section.max_prompt_tokens}"
+    notes = {
+        f"{n_long} prompts are left out: {limit}": n_long,
+        f"{n} prompts are there, and data.{side}_prompts asks for {asked}": asked is not None and n < asked,
+        f"{n_further} responses are left out: data.max_responses = {section.max_responses}": n_further,
+        f"{n_cut} of {n_responses} responses ({n_cut / max(1, n_responses):.0%}) are cut: they have more tokens than "
+        f"data.max_response_tokens = {section.max_response_tokens}": n_cut,
+    }
+    return [note for note, applies in notes.items() if applies]
 
 
 def first_responses(row: PreferenceRow, n: int) -> PreferenceRow:
