@@ -17,6 +17,7 @@ from support.run_folder import HOSTILE, write_run
 from toolkit.cli.tables import result_tables
 from toolkit.errors import StoreError
 from toolkit.evals.judge_tests import LabelledPair, judge_test
+from toolkit.evals.label_references import label_references
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ReportSection
 from toolkit.report import page as page_module
@@ -162,6 +163,27 @@ def test_a_judges_test_and_the_warnings_stand_beside_the_verdict(copy):
     assert "gold 75.0%" in rates and "passed" in rates and "50.0%" in rates
     printed = result_tables(results)
     assert "Judges on held-out labels" in printed and re.search(r"gold +75\.0% .*50\.0%.* 40 +passed", printed)
+
+
+def test_accuracies_and_losses_have_their_references_beside_them(copy):
+    quality = text_of(build(copy), "quality")
+    assert "explicit reward implicit reward gold reward a coin" in quality and "accuracy against gold" in quality
+    assert "no pair has labels that disagree" in quality  # labels by one annotator
+    results = json.loads((copy / "results.json").read_text())
+    soft = label_references([(0, 0, 1, 0.5, 2.0), (1, 0, 1, 1.0, 2.0)], [[0.0, 0.0]] * 2, n_resamples=50)
+    for part in ("explicit", "implicit"):
+        results["rm_quality"][part]["references"] = soft
+    (copy / "results.json").write_text(json.dumps(results))
+    html = build(copy)
+    assert "best on these labels a coin" in text_of(html, "quality") and "0.693" in text_of(html, "quality")
+    assert "best accuracy that the labels allow 75.0%" in text_of(html, "agreement")
+    printed = result_tables(results)
+    assert re.search(r"best on these labels +75\.0% .*0\.347 +0\.125 +0\.000", printed)
+    assert re.search(r"a coin +50\.0% .*0\.693 +0\.250 +0\.000", printed)
+    assert re.search(r"gold +100\.0%", printed)  # these labels are gold's
+    del results["rm_quality"]["explicit"]["references"], results["rm_quality"]["gold"]  # as an earlier duel wrote
+    (copy / "results.json").write_text(json.dumps(results))
+    assert "a coin" not in text_of(build(copy), "quality") and "a coin " not in result_tables(results)
 
 
 def test_a_run_without_gold(no_gold):

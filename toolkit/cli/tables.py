@@ -190,6 +190,7 @@ def rewards_table(summary: Mapping[str, Any]) -> str:
             f"NLL {number(quality['nll'])}, Brier {number(quality['brier'])}, ECE {number(quality['ece'])}, "
             f"temperature {number(quality['temperature'])}"
         )
+        lines.append(_references_line(quality["references"]))
     if summary.get("reference_free"):
         lines.append("reference-free: the rewards are beta * log pi, without a reference")
     if "implicit_vs_explicit" in summary:
@@ -199,6 +200,17 @@ def rewards_table(summary: Mapping[str, Any]) -> str:
     if "warning" in summary:
         lines.append(f"note: {summary['warning']}")
     return "\n".join([*lines, f"written: {summary['out']}"])
+
+
+def _references_line(references: Mapping[str, Any]) -> str:
+    """What accuracy, log loss and Brier score are to be compared with."""
+    coin, best = references["coin"], references["label_ceiling"]
+    line = f"for comparison: a coin has accuracy {percent(coin['accuracy'])}, NLL {number(coin['nll'])}, Brier "
+    line += number(coin["brier"])
+    if best is None:
+        return f"{line}; the best possible is not known ({references['label_ceiling_reason']})"
+    values = [percent(best["accuracy"]["value"]), *(number(best[name]["value"]) for name in ("nll", "brier"))]
+    return f"{line}; the best that these labels allow is {', '.join(values)}"
 
 
 def _implicit_against_explicit(check: Mapping[str, Any]) -> list[Sheet]:

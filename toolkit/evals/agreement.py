@@ -382,6 +382,12 @@ def krippendorff_alpha(
     return bootstrap_statistic(columns, alpha, n_resamples=n_resamples, confidence=confidence, seed=seed)
 
 
+def comparisons_by_reward(comparisons: Sequence[Comparison], reward: Sequence[ArrayLike]) -> list[Comparison]:
+    """The same pairs, labelled by a known reward instead."""
+    values = [np.asarray(of_prompt, dtype=np.float64) for of_prompt in reward]
+    return [(q, i, j, _preference(values[q][i], values[q][j]), weight) for q, i, j, _, weight in comparisons]
+
+
 def compare_on_samples(
     prompt_ids: Sequence[str],
     explicit: Sequence[ArrayLike],

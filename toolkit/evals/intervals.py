@@ -226,3 +226,30 @@ def sums_by_prompt(prompt_ids: Sequence[object] | NDArray[np.generic], *columns:
     return [
         np.bincount(index, weights=np.asarray(c, dtype=np.float64), minlength=n).astype(np.float64) for c in columns
     ]
+
+
+def bootstrap_share(
+    prompt_ids: Sequence[object] | NDArray[np.generic],
+    part: ArrayLike,
+    whole: ArrayLike,
+    *,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """The sum of ``part`` (m,) over that of ``whole`` (m,), a share of one, with an interval over prompts.
+
+    Where all prompts have the same share, resampling has nothing to vary; the exact binomial interval takes its place.
+
+    >>> bootstrap_share(["a", "b", "c"], [1, 1, 1], [1, 1, 1]).ci_low
+    0.2924...
+    """
+    part_N, whole_N = sums_by_prompt(prompt_ids, part, whole)
+    if not len(part_N):
+        return NO_ESTIMATE
+    estimate = bootstrap_statistic([part_N, whole_N], ratio, n_resamples=n_resamples, confidence=confidence, seed=seed)
+    if estimate.value is None or np.ptp(part_N / whole_N) >= 1e-12:
+        return estimate
+    value = min(max(estimate.value, 0.0), 1.0)
+    low, high = interval_without_spread(value, len(part_N), (0.0, 1.0), confidence)
+    return Estimate(value, estimate.standard_error, low, high, estimate.n)

@@ -12,23 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolkit.evals.agreement import EstimateDict, agreement_with_preference, estimate_dict
-from toolkit.evals.intervals import (
-    NO_ESTIMATE,
-    BootstrapOptions,
-    Estimate,
-    Floats,
-    bootstrap_statistic,
-    interval_without_spread,
-    ratio,
-    sums_by_prompt,
-)
+from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, Estimate, bootstrap_share
+from toolkit.evals.label_references import disagree, majority
 
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """Two held-out responses to a prompt; ``p`` is the share of the labels' ``weight`` that prefers the first."""
+    """Two held-out responses to a prompt, named by its id or its number.
 
-    prompt_id: str
+    ``p`` is the share of the labels' ``weight`` that prefers the first.
+    """
+
+    prompt: str | int
     p: float
     weight: float
 
@@ -45,10 +40,11 @@ class JudgeTest:
     """A judge against the labels of held-out pairs.
 
     ``accuracy`` is the weighted share of labels that the judge agrees with; its tie counts half, and so does a tied
-    label. ``label_ceiling`` is what always saying the majority gets on the same pairs. ``position_consistency`` is the
-    share of pairs with the same answer in both orders; null for a judge that scores each response alone. A pair counts
-    where no answer failed. ``passed``: the interval of the accuracy lies above one half; None where there was no test.
-    ``reason`` says why the judge did not pass, or was not tested; it is empty where it passed.
+    label. ``label_ceiling`` is what always saying the majority gets on the same pairs, null where no labels disagree.
+    ``position_consistency`` is the share of pairs with the same answer in both orders; null for a judge that scores
+    each response alone. A pair counts where no answer failed. ``passed``: the interval of the accuracy lies above one
+    half; None where there was no test. ``reason`` says why the judge did not pass, or was not tested; it is empty where
+    it passed.
     """
 
     judge: str
@@ -88,39 +84,26 @@ def judge_test(
         return not_tested(judge, "it judged no held-out pair")
     if all(pair.p == 0.5 for pair, _ in judged):
         return not_tested(judge, "the labels of the held-out pairs prefer neither response")
-    prompts = [pair.prompt_id for pair, _ in judged]
+    prompts = [pair.prompt for pair, _ in judged]
     p, weight = (np.array([getattr(pair, name) for pair, _ in judged]) for name in ("p", "weight"))
     # in floats a mean of 0, 1/2 and 1 that should be one half may miss it by a rounding
     side = np.sign(np.round([np.mean(values) - 0.5 for _, values in judged], 12))
-    accuracy = share(prompts, weight * agreement_with_preference(side, p), weight, options)
-    twice = [(pair.prompt_id, values) for pair, values in judged if len(values) > 1]
+    accuracy = bootstrap_share(prompts, weight * agreement_with_preference(side, p), weight, **options)
+    ceiling = bootstrap_share(prompts, weight * majority(p), weight, **options) if disagree(p) else NO_ESTIMATE
+    twice = [(pair.prompt, values) for pair, values in judged if len(values) > 1]
     same = np.array([float(len({np.sign(value - 0.5) for value in values}) == 1) for _, values in twice])
     return JudgeTest(
         judge=judge,
         passed=accuracy.ci_low is not None and accuracy.ci_low > 0.5,
         reason=_against(accuracy, len(judged)),
         accuracy=estimate_dict(accuracy),
-        label_ceiling=estimate_dict(share(prompts, weight * np.maximum(p, 1.0 - p), weight, options)),
-        position_consistency=estimate_dict(share([prompt for prompt, _ in twice], same, np.ones(len(same)), options)),
+        label_ceiling=estimate_dict(ceiling),
+        position_consistency=estimate_dict(
+            bootstrap_share([prompt for prompt, _ in twice], same, np.ones(len(same)), **options)
+        ),
         n_pairs=len(judged),
         n_failed=len(asked) - len(judged),
     )
-
-
-def share(prompt_ids: Sequence[str], part: Floats, whole: Floats, options: BootstrapOptions) -> Estimate:
-    """The sum of ``part`` (m,) over that of ``whole`` (m,), a share of one, with an interval over prompts.
-
-    Where all prompts have the same share, resampling has nothing to vary; the exact binomial interval takes its place.
-    """
-    if not len(part):
-        return NO_ESTIMATE
-    part_N, whole_N = sums_by_prompt(prompt_ids, part, whole)
-    estimate = bootstrap_statistic([part_N, whole_N], ratio, **options)
-    if estimate.value is not None and np.ptp(part_N / whole_N) < 1e-12:
-        value = min(max(estimate.value, 0.0), 1.0)
-        low, high = interval_without_spread(value, len(part_N), (0.0, 1.0), options["confidence"])
-        return Estimate(value, estimate.standard_error, low, high, estimate.n)
-    return estimate
 
 
 def _against(accuracy: Estimate, n_pairs: int) -> str:

@@ -32,6 +32,7 @@ from toolkit.evals.intervals import (
     ratio,
     sums_by_prompt,
 )
+from toolkit.evals.label_references import label_references
 
 _BINS = 10
 
@@ -97,11 +98,20 @@ def fit_temperature(margin: ArrayLike, p: ArrayLike, weight: ArrayLike) -> float
     return float(np.exp(result.x))
 
 
+def _brier(margin: Floats, p: Floats) -> Floats:
+    """Squared error (m,) of the probability q = sigmoid(margin), averaged over the labels: p(1-q)^2 + (1-p)q^2.
+
+    Like the log loss it does not depend on whether the labels of a pair are counted one by one or as their share p.
+    """
+    q = expit(margin)
+    return np.asarray(p * (1.0 - q) ** 2 + (1.0 - p) * q**2, dtype=np.float64)
+
+
 def _calibration(margin: Floats, p: Floats, weight: Floats) -> dict[str, object]:
     bins = reliability_curve(margin, p, weight)
     return {
         "nll": _log_loss(margin, p, weight),
-        "brier": float(np.sum(weight * (expit(margin) - p) ** 2) / weight.sum()),
+        "brier": float(np.sum(weight * _brier(margin, p)) / weight.sum()),
         "ece": expected_calibration_error(bins),
         "reliability": bins,
     }
@@ -142,7 +152,7 @@ def calibration(
     gaps = [weight * (bins == k) * (right - probability) for k in range(_BINS)]
     return {
         "nll": over_prompts(ratio, weight * loss, weight),
-        "brier": over_prompts(ratio, weight * (expit(margin) - p) ** 2, weight),
+        "brier": over_prompts(ratio, weight * _brier(margin, p), weight),
         "ece": over_prompts(_ece_of_sums, weight, *gaps),
         "temperature": over_prompts(*_temperature_by_grid(margin, p, weight)),
     }
@@ -188,11 +198,13 @@ def rm_quality(
     """Quality of ``rewards`` (one array (K,) per prompt) on ``comparisons``, tuples (prompt, i, j, p, weight).
 
     Returns ``accuracy`` with its interval over prompts (equal rewards count half), ``nll`` (nats), ``brier`` (squared
-    error of the predicted probability against p), ``ece`` with 10 bins and its ``reliability`` curve, ``margin_mean``
-    towards the preferred response, and ``accuracy_by_margin`` in fifths of the comparisons. ``temperature`` is fitted
-    on these same comparisons and null if none fits; ``after_temperature`` has the calibration that it gives, which is
-    therefore optimistic. With ``lengths`` also ``accuracy_preferred_longer`` and ``accuracy_preferred_shorter``,
-    ``longer_preferred_rate``, and ``length_spearman``, the within-prompt rank correlation of reward and length.
+    error of the predicted probability against each label), ``ece`` with 10 bins and its ``reliability`` curve,
+    ``margin_mean`` towards the preferred response, and ``accuracy_by_margin`` in fifths of the comparisons.
+    ``references`` has what a coin and what the labels themselves get in each of these (:func:`label_references`).
+    ``temperature`` is fitted on these same comparisons and null if none fits; ``after_temperature`` has the calibration
+    that it gives, which is therefore optimistic. With ``lengths`` also ``accuracy_preferred_longer`` and
+    ``accuracy_preferred_shorter``, ``longer_preferred_rate``, and ``length_spearman``, the within-prompt rank
+    correlation of reward and length.
 
     Raises:
         DataError: comparisons, rewards and lengths that do not fit each other, or no comparisons.
@@ -216,6 +228,7 @@ def rm_quality(
         "margin_mean": _ratio_where(
             decided, prompt, weight * preference * margin, weight * np.abs(preference), options
         ),
+        "references": label_references(comparisons, rewards, **options),
         "accuracy_by_margin": _accuracy_by_margin(prompt, np.abs(margin), right, weight, options),
     }
     if lengths is not None:

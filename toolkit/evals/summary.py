@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.evals.agreement import LOG_Z_WARNING, Comparison, compare_on_samples, compare_rewards
+from toolkit.evals.agreement import (
+    LOG_Z_WARNING,
+    Comparison,
+    compare_on_samples,
+    compare_rewards,
+    comparisons_by_reward,
+    estimate_dict,
+    pairwise_accuracy,
+)
 from toolkit.evals.hacking import DriftRow, corpus_drift, drift, text_features
 from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, bootstrap_mean
 from toolkit.evals.overoptimization import best_of_n_kl, overoptimization
@@ -42,15 +50,21 @@ def summarise(
     by_policy = grouped(samples, "policy")
     policies = [policy_row(name, rows, best_of_n, options) for name, rows in by_policy.items()]
     explicit, implicit, lengths, prompt_ids = _by_prompt(rewards)
+    gold = gold_by_prompt(rewards)
     hacking = {
         name: hacking_rows(rows, by_policy["sft"], options)
         for name, rows in by_policy.items()
         if rows[0]["kind"] in ("final", "best_of_n")
     }
-    quality = {
+    quality: dict[str, dict[str, Any]] = {
         "explicit": rm_quality(comparisons, explicit, lengths=lengths, **options),
         "implicit": rm_quality(comparisons, implicit, lengths=lengths, **options),
     }
+    if gold is not None:
+        by_gold = comparisons_by_reward(comparisons, gold)
+        for part, values in ((quality["explicit"], explicit), (quality["implicit"], implicit)):
+            part["accuracy_against_gold"] = estimate_dict(pairwise_accuracy(by_gold, values, **options))
+        quality["gold"] = {"accuracy": estimate_dict(pairwise_accuracy(comparisons, gold, **options))}
     further_warnings = result_warnings(
         policies=policies,
         samples=by_policy,
@@ -205,6 +219,13 @@ def _by_prompt(rewards: Sequence[TableRow]) -> tuple[list[Any], list[Any], list[
         for name in ("explicit_reward", "implicit_reward", "n_tokens")
     ]
     return columns[0], columns[1], columns[2], list(by_prompt)
+
+
+def gold_by_prompt(rewards: Sequence[TableRow]) -> list[Any] | None:
+    """The gold rewards of each prompt's held-out responses; None where one is not known."""
+    if any(row["gold_reward"] is None for row in rewards):
+        return None
+    return [np.array([float(row["gold_reward"]) for row in of]) for of in grouped(rewards, "prompt_id").values()]
 
 
 def _on_samples(samples: Sequence[TableRow], options: BootstrapOptions) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class HeldOutPair(NamedTuple):
 
     @property
     def labelled(self) -> LabelledPair:
-        return LabelledPair(self.row.prompt_id, self.p, self.weight)
+        # by number, as the statistics of rewards count prompts: both draw the same resamples
+        return LabelledPair(self.row_index, self.p, self.weight)
 
 
 def held_out_pairs(rows: Sequence[PreferenceRow], most: int | None = None) -> list[HeldOutPair]:

@@ -110,21 +110,54 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
     final = [row for row in results["win_rates"] if "@" not in row["policy"]]
     ended = results["verdict"].get("both_ended", [])
     shown = [win_rate_sheet(ended, confidence, title="Where both arms ended their responses")] if ended else []
-    held_out = results["implicit_vs_explicit"]["held_out"]
-    accuracy = Sheet("Held-out comparisons", ["reward", "accuracy", interval_heading(confidence)])
-    for label, name in (
-        ("explicit (RM)", "accuracy_explicit"),
-        ("implicit (DPO)", "accuracy_implicit"),
-        ("agreement", "agreement"),
-    ):
-        accuracy.add_row(label, *estimate_cells(held_out[name], percent))
     cost = Sheet("Cost", ["stage", "arm", "seconds", "tokens", "peak GiB"])
     for row in results["cost"]["stages"]:
         cost.add_row(
             row["stage"], row["arm"], number(row["wall_s"], 1), count(row["tokens"]), number(row["peak_gib"], 2)
         )
     tests = judge_sheet(results.get("judge_tests", []), confidence)
-    return [policies, win_rate_sheet(final, confidence), *shown, *([tests] if tests.rows else []), accuracy, cost]
+    return [
+        policies,
+        win_rate_sheet(final, confidence),
+        *shown,
+        *([tests] if tests.rows else []),
+        held_out_sheet(results, confidence),
+        cost,
+    ]
+
+
+def held_out_sheet(results: Mapping[str, Any], confidence: float) -> Sheet:
+    """Both rewards on held-out comparisons, beside gold, what the labels allow, and a coin."""
+    bounds = interval_heading(confidence)
+    sheet = Sheet(
+        "Held-out comparisons", ["reward", "accuracy", bounds, "against gold", bounds, "log loss", "Brier", "ECE"]
+    )
+    quality = results["rm_quality"]
+    references = quality["explicit"].get("references") or {}
+    rows = {
+        "explicit (RM)": quality["explicit"],
+        "implicit (DPO)": quality["implicit"],
+        "gold": quality.get("gold"),
+        "best on these labels": references.get("label_ceiling"),
+        "a coin": references.get("coin"),
+    }
+    for label, row in rows.items():
+        if row is not None:
+            accuracies = [
+                estimate_cells(estimate_of(row.get(f"accuracy{on}")), percent) for on in ("", "_against_gold")
+            ]
+            losses = [estimate_cells(estimate_of(row.get(name)), number)[0] for name in ("nll", "brier", "ece")]
+            sheet.add_row(label, *accuracies[0], *accuracies[1], *losses)
+    agreement = results["implicit_vs_explicit"]["held_out"]["agreement"]
+    sheet.add_row("explicit and implicit agree", *estimate_cells(agreement, percent), *["-"] * 5)
+    return sheet
+
+
+def estimate_of(value: Any) -> Mapping[str, Any] | None:
+    """An estimate unchanged, or a bare number as an estimate without an interval."""
+    if value is None or isinstance(value, Mapping):
+        return value
+    return {"value": float(value), "ci_low": None, "ci_high": None}
 
 
 def judge_sheet(tests: Sequence[Mapping[str, Any]], confidence: float) -> Sheet:

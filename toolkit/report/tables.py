@@ -11,6 +11,7 @@ from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.report.names import ARM_NAMES, REWARDS, arm_of, policy_name
 from toolkit.report.numbers import number
 from toolkit.report.reading import ResultRow, Run, outdated
+from toolkit.report.sheets import estimate_of
 
 Estimate = Mapping[str, Any]
 """``{value, ci_low, ci_high, ...}``."""
@@ -182,6 +183,7 @@ class EstimateTable:
 
 
 AGREEMENT = (
+    ("label_ceiling", "best accuracy that the labels allow", True),
     ("accuracy_explicit", "accuracy of the explicit reward", True),
     ("accuracy_implicit", "accuracy of the implicit reward", True),
     ("agreement", "pairs that both order alike", True),
@@ -192,8 +194,9 @@ AGREEMENT = (
     ("margin_slope", "slope of implicit on explicit margins", False),
 )
 QUALITY = (
-    ("accuracy", "accuracy", True),
-    ("nll", "log loss, nats (guessing has 0.693)", False),
+    ("accuracy", "accuracy on the labels", True),
+    ("accuracy_against_gold", "accuracy against gold", True),
+    ("nll", "log loss, nats", False),
     ("brier", "Brier score", False),
     ("ece", "expected calibration error", True),
     ("temperature", "temperature that calibrates it best", False),
@@ -210,7 +213,8 @@ def agreement(run: Run) -> EstimateTable | None:
     checks = run.results.get("implicit_vs_explicit")
     if not checks:
         return None
-    columns = {"held-out responses": checks["held_out"]} | {
+    ceiling = references(run.results).get("label_ceiling") or {}
+    columns = {"held-out responses": {**checks["held_out"], "label_ceiling": ceiling.get("accuracy")}} | {
         f"samples of {name.replace('sft', 'SFT')}" if name != "all" else "all samples": part
         for name, part in checks["on_samples"].items()
     }
@@ -220,29 +224,39 @@ def agreement(run: Run) -> EstimateTable | None:
 
 
 def quality(run: Run) -> EstimateTable | None:
-    """Accuracy, calibration and length bias of both rewards on held-out comparisons."""
+    """Accuracy, calibration and length bias of both rewards on held-out comparisons, beside what they compare with."""
     by_reward = {name: part for name, part in run.results.get("rm_quality", {}).items() if part}
     if not by_reward:
         return None
     parts = list(by_reward.values())
     sizes = [(parts[0]["n_prompts"], parts[0]["n_pairs"])]
-    return EstimateTable([f"{name} reward" for name in by_reward], _estimate_rows(QUALITY, parts), sizes)
+    columns = [f"{name} reward" for name in by_reward]
+    known = references(run.results)
+    for key, label in (("label_ceiling", "best on these labels"), ("coin", "a coin")):
+        if known.get(key):
+            columns.append(label)
+            parts.append(known[key])
+    reason = known.get("label_ceiling_reason")
+    return EstimateTable(
+        columns,
+        _estimate_rows(QUALITY, parts),
+        sizes,
+        f"The best on these labels is not shown: {reason}." if reason else "",
+    )
+
+
+def references(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a coin and what the labels themselves get on the held-out comparisons. Empty in runs of an earlier duel."""
+    return (results.get("rm_quality", {}).get("explicit") or {}).get("references") or {}
 
 
 def _estimate_rows(measures: Sequence[tuple[str, str, bool]], parts: Sequence[Mapping[str, Any]]) -> list[EstimateRow]:
     """A row for each measure that some part has."""
     rows = [
-        EstimateRow(label, in_percent, [_estimate(part.get(key)) for part in parts])
+        EstimateRow(label, in_percent, [estimate_of(part.get(key)) for part in parts])
         for key, label, in_percent in measures
     ]
     return [row for row in rows if any(cell is not None and cell["value"] is not None for cell in row.cells)]
-
-
-def _estimate(value: Any) -> Estimate | None:
-    """An estimate unchanged, or a bare number as an estimate without an interval."""
-    if value is None or isinstance(value, Mapping):
-        return value
-    return {"value": float(value), "ci_low": None, "ci_high": None}
 
 
 # ---------------------------------------------------------------- drift
