@@ -12,7 +12,7 @@ from toolkit.engine import distributed
 from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES, inner
 from toolkit.models.resolve import resolve
-from toolkit.models.save import write_training_record
+from toolkit.models.save import CENTRING_PROMPTS, SampleLaw, centring_law, write_training_record
 from toolkit.models.tokenizer import eos_ids, load_tokenizer
 from toolkit.ppo.assembly import models_of_run
 from toolkit.ppo.config import SHARED_SETTINGS, PPOConfig
@@ -79,9 +79,15 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     progress = StageProgress(reporter, "ppo", steps)
     kept_steps = [n * schedule.updates_per_rollout for n in milestone_steps(section, schedule.rollouts)]
     dtype = DTYPES[context.model.dtype]
+    arguments = configuration(section, out, context, schedule, centring_law(reward.path))
+    if arguments.center_samples:
+        reporter.line(
+            f"ppo: rollouts have temperature {arguments.temperature:g} and at most {arguments.response_length} tokens, "
+            f"unlike the samples that the reward model was centred on: {arguments.center_samples} such of SFT centre it"
+        )
     trainer = PPOLoop(
         models,
-        configuration(section, out, context, schedule),
+        arguments,
         [reward_function],
         TrainingData(prompts),
         SamplingSettings(tokenizer, eos_ids(inner(models.policy), tokenizer), dtype, context.seed),
@@ -117,10 +123,18 @@ def read_prompts(data: Path, tokenizer: PreTrainedTokenizerBase, spec: str) -> l
     return [PromptIds(row.prompt_id, encoder.prompt(row.prompt), row.prompt) for row in rows]
 
 
-def configuration(section: PpoSection, out: Path, context: PpoContext, schedule: Schedule) -> PPOConfig:
-    """The recipe's section as the trainer's settings, with one entry of the log for each rollout."""
+def configuration(
+    section: PpoSection, out: Path, context: PpoContext, schedule: Schedule, centred_on: SampleLaw | None
+) -> PPOConfig:
+    """The recipe's section as the trainer's settings, with one entry of the log for each rollout.
+
+    ``centred_on`` is the law of the samples whose mean score is 0 (None: the reward model is not centred). Where
+    rollouts have another, the scores are centred on samples like theirs.
+    """
     values = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=len(schedule))
     values |= section.model_dump(include=set(SHARED_SETTINGS))
     values["response_length"] = section.response_length or context.data.max_response_tokens
     values["logging_steps"] = schedule.updates_per_rollout
+    law = SampleLaw(section.temperature, values["response_length"])
+    values["center_samples"] = CENTRING_PROMPTS if centred_on not in (None, law) else 0
     return PPOConfig(**values)

@@ -18,7 +18,7 @@ from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.models.resolve import ModelRef, resolve
-from toolkit.models.save import save_policy, write_reward_mean
+from toolkit.models.save import CENTRING_PROMPTS, SampleLaw, save_policy, write_reward_mean
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
@@ -35,9 +35,6 @@ from toolkit.training.trainer import (
     trained_tokens,
     training_arguments,
 )
-
-# Prompts whose SFT samples get a mean score of 0. The mean of 128 has a standard error of 0.09 standard deviations.
-CENTRING_PROMPTS = 128
 
 
 def bradley_terry(
@@ -106,15 +103,21 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     if distributed.main_process():
         save_policy(model, tokenizer, out / "model", dtype=dtype, base=sft_folder)
 
-    mean = mean_of_samples(engine, sft, encoder, rows[:CENTRING_PROMPTS], context) if section.center else 0.0
+    law = SampleLaw(temperature=1.0, max_new_tokens=context.data.max_response_tokens) if section.center else None
+    mean = mean_of_samples(engine, sft, encoder, rows[:CENTRING_PROMPTS], context, law) if law is not None else 0.0
     if distributed.main_process():
-        write_reward_mean(out / "model", mean)
+        write_reward_mean(out / "model", mean, law)
     tokens = trained_tokens(section, steps, examples)
     return {"tokens": tokens, "history": progress.history, "mean": mean, "steps": steps}
 
 
 def mean_of_samples(
-    engine: Engine, sft: ModelRef, encoder: TextEncoder, rows: Sequence[PreferenceRow], context: RewardModelContext
+    engine: Engine,
+    sft: ModelRef,
+    encoder: TextEncoder,
+    rows: Sequence[PreferenceRow],
+    context: RewardModelContext,
+    law: SampleLaw,
 ) -> float:
     """The mean score of SFT samples for the prompts of these rows: what is subtracted from every score."""
     prompts = [encoder.prompt(row.prompt) for row in rows]
@@ -123,7 +126,7 @@ def mean_of_samples(
         encoder.tokenizer,
         prompts,
         lambda i, _: (context.seed, "centring", rows[i].prompt_id),
-        SamplingParams(context.data.max_response_tokens),
+        SamplingParams(law.max_new_tokens, law.temperature),
         dtype=DTYPES[context.model.dtype],
     )
     scores = engine.scores([Tree(ids, [sample.ids]) for ids, [sample] in zip(prompts, samples, strict=True)])

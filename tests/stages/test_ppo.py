@@ -1,0 +1,76 @@
+"""The stage of PPO: what its scores are centred on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from toolkit.engine.engine import Engine
+from toolkit.engine.sampling import SamplingParams, sample_responses
+from toolkit.models.encoding import Tree
+from toolkit.models.load import load_policy, load_reward_model
+from toolkit.models.resolve import resolve
+from toolkit.models.save import SampleLaw, centring_law, reward_mean
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.ppo.prompts import PromptIds
+from toolkit.ppo.schedule import Schedule
+from toolkit.progress import Reporter
+from toolkit.recipe.files import load_recipe
+from toolkit.recipe.schema import ModelSection
+from toolkit.stages import ppo
+from toolkit.stages.contexts import PpoContext, context_of
+
+pytestmark = pytest.mark.invariant
+
+
+def context_with(*sets: str) -> PpoContext:
+    context = context_of("ppo", load_recipe("smoke", sets).recipe)
+    assert isinstance(context, PpoContext)
+    return context
+
+
+@pytest.mark.parametrize(
+    ("sets", "n"),
+    [
+        ((), 0),
+        (("ppo.temperature=0.7",), 128),
+        (("ppo.response_length=12",), 128),
+        (("ppo.response_length=48",), 0),  # the length of the data
+    ],
+)
+def test_rollouts_unlike_the_centring_samples_are_centred_anew(sets: tuple[str, ...], n: int, tmp_path: Path) -> None:
+    context = context_with(*sets, "data.max_response_tokens=48")
+    schedule = Schedule([PromptIds("a", [1])], context.ppo, 0)
+    for law, expected in ((SampleLaw(1.0, 48), n), (None, 0)):
+        assert ppo.configuration(context.ppo, tmp_path, context, schedule, law).center_samples == expected
+
+
+@pytest.mark.e2e
+def test_the_mean_score_of_samples_like_the_rollouts_is_zero(small_run: Path, tmp_path: Path) -> None:
+    """At a low temperature the SFT policy's samples score otherwise than at 1, where the reward model was centred."""
+    reward = small_run / "reward_model" / "model"
+    assert centring_law(reward) == SampleLaw(1.0, 12)
+    short = ["data.max_response_tokens=12", "ppo.total_episodes=16", "ppo.per_device_train_batch_size=16"]
+    context = context_with(*short, "ppo.temperature=0.4", "ppo.response_length=7")
+    inputs = {name: small_run / name for name in ("data", "sft", "reward_model")}
+    ppo.run(context, inputs, tmp_path, Reporter(quiet=True))
+    [state] = (tmp_path / "trainer").glob("checkpoint-*/ppo_state.json")
+    centre = json.loads(state.read_text(encoding="utf-8"))["centre"]
+
+    sft, section = resolve(str(small_run / "sft" / "model")), ModelSection(name="tiny", dtype="float32", lora=None)
+    tokenizer = load_tokenizer(sft)
+    prompts = [prompt.ids for prompt in ppo.read_prompts(inputs["data"], tokenizer, "sft")]
+
+    params = SamplingParams(7, 0.4, n=20)
+    samples = sample_responses(
+        load_policy(sft, section), tokenizer, prompts, lambda i, k: ("test", i, k), params, dtype=torch.float32
+    )
+    trees = [Tree(ids, [r.ids for r in group]) for ids, group in zip(prompts, samples, strict=True)]
+    engine = Engine(load_reward_model(resolve(str(reward)), section), 0, dtype=torch.float32)
+    scores = torch.tensor([score for row in engine.scores(trees) for score in row]) - reward_mean(reward)
+    mean, error = float(scores.mean()), float(scores.std()) / 128**0.5
+    assert abs(centre - mean) < 3.5 * error
+    assert abs(mean) > 4 * error  # the reward model's own centre is not theirs
