@@ -71,7 +71,7 @@ def test_uniforms_are_uniform() -> None:
 
 
 def drawn(scores: torch.Tensor, u: float) -> int:
-    return int(draw(scores[None], torch.tensor([u], dtype=torch.float32), 1.0))
+    return int(draw(scores[None], torch.tensor([u], dtype=torch.float32), 1.0)[0])
 
 
 def test_the_draw_by_hand() -> None:
@@ -81,7 +81,7 @@ def test_the_draw_by_hand() -> None:
 
 
 def test_each_row_has_a_number_of_its_own() -> None:
-    assert draw(torch.zeros(3, 10), torch.tensor([0.15, 0.95, 0.65]), 1.0).tolist() == [1, 9, 6]
+    assert draw(torch.zeros(3, 10), torch.tensor([0.15, 0.95, 0.65]), 1.0)[0].tolist() == [1, 9, 6]
 
 
 def test_a_draw_next_to_one_stays_inside_the_support() -> None:
@@ -98,7 +98,7 @@ def test_every_token_is_drawn_as_often_as_it_is_likely() -> None:
     scores = torch.tensor([1.0, -1.0, 0.3, 2.0, -3.0])
     u = torch.from_numpy(uniforms([(seed,) for seed in range(20_000)], 1))
     for temperature in (1.0, 0.5, 2.0):
-        chosen = draw(scores.expand(len(u), -1), u[:, 0], temperature)
+        chosen, _ = draw(scores.expand(len(u), -1), u[:, 0], temperature)
         counts = torch.bincount(chosen, minlength=5).numpy()
         expected = (scores.double() / temperature).softmax(0).numpy() * len(u)
         assert stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 1e-3
@@ -158,10 +158,24 @@ def naive(model: Any, prompt: list[int], key: Any, ends: list[int], length: int 
     for step in range(length):
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, -1]
-        ids.append(int(draw(logits[None], u[step : step + 1], 1.0)))
+        ids.append(int(draw(logits[None], u[step : step + 1], 1.0)[0]))
         if ids[-1] in ends:
             break
     return SampledResponse(ids[len(prompt) :], truncated=ids[-1] not in ends)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_log_probability_of_what_was_drawn(tiny: Any, temperature: float) -> None:
+    """Up to the stop token and with it, at the temperature of sampling; at 0 the draw is certain."""
+    ends = sorted({s.ids[4] for s in sample(tiny, temperature=temperature, eos_ids=[2047])})
+    drawn = sample(tiny, temperature=temperature, eos_ids=ends, batch_size=4)
+    assert len({len(response.ids) for response in drawn}) > 1
+    for prompt, response in zip(PROMPTS, drawn, strict=True):
+        with torch.no_grad():
+            logits = tiny(torch.tensor([prompt + response.ids])).logits[0, len(prompt) - 1 : -1].double()
+        logps = (logits / temperature).log_softmax(-1).gather(1, torch.tensor(response.ids)[:, None])
+        assert response.logp == pytest.approx(logps.sum().item(), abs=1e-4)
+    assert all(response.logp == 0 for response in sample(tiny, temperature=0.0))
 
 
 def test_the_same_tokens_as_whole_forward_passes(tiny: Any) -> None:

@@ -10,7 +10,9 @@ import torch
 from support.ppo_models import PROMPTS, SECTION, UPDATES, Folders, changed, make_trainer, scores_of, timeless
 from transformers import TrainerCallback
 
+from toolkit.engine.sampling import sample_responses
 from toolkit.models.encoding import Tree
+from toolkit.ppo import sampling as ppo_sampling
 from toolkit.training.trainer import last_checkpoint
 
 pytestmark = pytest.mark.invariant
@@ -41,6 +43,36 @@ def test_the_first_update_starts_at_the_policy_and_the_reference(
     assert first["objective/entropy"] > 0
     assert 0 < first["eos_rate"] < 1
     assert record.logs[-1]["policy/ratio"] != 1.0
+
+
+def test_a_sampler_that_is_not_the_policy_shows(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both passes of ``first_ratio_error`` are training's, so that it is blind to what the samples came from."""
+    section = changed(SECTION, temperature=0.7, total_episodes=8)
+
+    def first_log(name: str, models: Any) -> dict[str, float]:
+        trainer, record = make_trainer(models, folders, tmp_path / name, section)
+        trainer.train()
+        return dict(record.logs[0])
+
+    right = first_log("right", folders.models("full"))
+    assert 0 <= right["sampling/logp_difference"] <= right["sampling/logp_difference_max"] < 1e-3
+
+    models = folders.models("full")
+
+    def sample_another_policy(policy: Any, *args: Any, **more: Any) -> Any:
+        weights = policy.get_output_embeddings().weight
+        with torch.no_grad():
+            weights *= 1.1
+            responses = sample_responses(policy, *args, **more)
+            weights /= 1.1
+        return responses
+
+    monkeypatch.setattr(ppo_sampling, "sample_responses", sample_another_policy)
+    wrong = first_log("wrong", models)
+    assert wrong["policy/first_ratio_error"] <= 1e-6
+    assert 0.05 < wrong["sampling/logp_difference"] < wrong["sampling/logp_difference_max"]
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

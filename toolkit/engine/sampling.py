@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,24 +44,31 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class SampledResponse:
-    """One sampled response. ``truncated`` says that it reached the length limit without an end of text."""
+    """One sampled response. ``truncated`` says that it reached the length limit without an end of text.
+
+    ``logp``: its log-probability under the distribution that it was drawn from, in nats. A batch of another size rounds
+    otherwise, so equality does not ask for it.
+    """
 
     ids: list[int]
     truncated: bool
+    logp: float = field(default=math.nan, compare=False)
 
 
-def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
-    """[R] tokens from [R, V] logits and [R] uniform numbers, by inverting the cumulative distribution.
+def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """[R] tokens from [R, V] logits and [R] uniform numbers, by inverting the cumulative distribution; [R] their logps.
 
-    At temperature 0, the likeliest token.
+    At temperature 0, the likeliest token, which then has all the probability.
     """
     if temperature == 0.0:
-        return logits.argmax(-1)
+        return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
     scaled = logits if temperature == 1.0 else logits.float() / temperature
-    cumulative = scaled.softmax(-1, dtype=torch.float32).cumsum(-1)
+    probabilities = scaled.softmax(-1, dtype=torch.float32)
+    cumulative = probabilities.cumsum(-1)
     # The last entry is 1 up to rounding: scaling by it keeps the draw inside the support.
     target = uniform[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[-1] - 1).squeeze(1)
+    token = torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[-1] - 1)
+    return token.squeeze(1), probabilities.gather(1, token).squeeze(1).log()
 
 
 def uniforms(keys: Sequence[Sequence[object]], length: int) -> np.ndarray:
@@ -132,9 +140,10 @@ def generate(
                 params.temperature,
                 stop_token_ids,
             )
-            for i, ids in zip(indices, batch, strict=True):
+            for i, (ids, logps) in zip(indices, batch, strict=True):
                 end = next((k for k, token in enumerate(ids) if token in stop_token_ids), None)
-                responses[i] = SampledResponse(ids if end is None else ids[: end + 1], truncated=end is None)
+                length = len(ids) if end is None else end + 1
+                responses[i] = SampledResponse(ids[:length], end is None, math.fsum(logps[:length]))
             if advance is not None:
                 advance(len(indices), tokens=sum(len(responses[i].ids) for i in indices))
     return [responses[i] for i in range(len(prompts))]
@@ -146,18 +155,21 @@ def _autocast(model: Any, device: torch.device, dtype: torch.dtype) -> AbstractC
     return nullcontext() if same else precision(device, dtype)
 
 
-def _decode(rows: _Rows, uniform: torch.Tensor, temperature: float, stop_token_ids: Sequence[int]) -> list[list[int]]:
-    """Token ids of one batch, with anything after the first stop token; ``uniform`` is [R, max_new_tokens].
+def _decode(
+    rows: _Rows, uniform: torch.Tensor, temperature: float, stop_token_ids: Sequence[int]
+) -> list[tuple[list[int], list[float]]]:
+    """Token ids and their log-probabilities of one batch, with anything after the first stop token.
 
-    Rows that have come to an end leave the batch.
+    ``uniform`` is [R, max_new_tokens]. Rows that have come to an end leave the batch.
     """
     out = torch.full(uniform.shape, rows.pad_id, device=uniform.device)
+    logps = torch.zeros(uniform.shape, device=uniform.device)
     stop = torch.tensor(list(stop_token_ids), device=uniform.device)
     index = torch.arange(len(out), device=uniform.device)  # which response each row is
     unfinished = torch.ones_like(index, dtype=torch.bool)
     for step in range(uniform.shape[1]):
-        token = draw(rows.logits, uniform[index, step], temperature)
-        out[index, step] = token
+        token, logp = draw(rows.logits, uniform[index, step], temperature)
+        out[index, step], logps[index, step] = token, logp
         unfinished &= ~torch.isin(token, stop)
         n_left = int(unfinished.sum())
         if not n_left or step + 1 == uniform.shape[1]:
@@ -166,8 +178,7 @@ def _decode(rows: _Rows, uniform: torch.Tensor, temperature: float, stop_token_i
             rows.select(unfinished)
             index, token, unfinished = index[unfinished], token[unfinished], unfinished[unfinished]
         rows.append(token)
-    ids: list[list[int]] = out.tolist()
-    return ids
+    return list(zip(out.tolist(), logps.tolist(), strict=True))
 
 
 class _Rows:

@@ -38,7 +38,7 @@ class Responses:
     """Sampled responses to score, the same number for each tree and in the order of the trees.
 
     Every list has one entry per response, except that ``trees`` has one per prompt. ``columns`` are the data set's
-    other columns.
+    other columns. ``sampler_logps``: log-probabilities under what sampled, in nats; empty for text from elsewhere.
     """
 
     prompts: list[Prompt]
@@ -46,6 +46,7 @@ class Responses:
     truncated: list[bool]
     trees: list[Tree]
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    sampler_logps: list[float] = field(default_factory=list)
 
     @property
     def completion_ids(self) -> list[list[int]]:

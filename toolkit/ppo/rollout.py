@@ -131,13 +131,17 @@ def sample_share(
 
 @dataclass(frozen=True)
 class ScoredResponse:
-    """``place``: the prompt's place in the rollout, and the number of the response among the prompt's samples."""
+    """``place``: the prompt's place in the rollout, and the number of the response among the prompt's samples.
+
+    ``sampler_logp``: the response's log-probability under what sampled it.
+    """
 
     place: tuple[int, int]
     prompt: PromptIds
     completion: str
     n_tokens: int
     truncated: bool
+    sampler_logp: float
     score: float
     steps: StepRewards
 
@@ -149,9 +153,18 @@ def scored_responses(share: PromptShare, responses: Responses, scores: Scores) -
         for place, prompt, tree in zip(share.places, share.prompts, responses.trees, strict=True)
         for k in range(len(tree.response_ids))
     ]
-    ids, texts, truncated = responses.completion_ids, responses.completions, responses.truncated
+    ids, texts, logps = responses.completion_ids, responses.completions, responses.sampler_logps
     return [
-        ScoredResponse((place, k), prompt, texts[i], len(ids[i]), truncated[i], scores.values[i], scores.steps[i])
+        ScoredResponse(
+            place=(place, k),
+            prompt=prompt,
+            completion=texts[i],
+            n_tokens=len(ids[i]),
+            truncated=responses.truncated[i],
+            sampler_logp=logps[i],
+            score=scores.values[i],
+            steps=scores.steps[i],
+        )
         for i, (place, k, prompt) in enumerate(origins)
     ]
 
@@ -322,6 +335,7 @@ def response_sums(
     kl_k3 = sums(objective.kl_tokens(forward.logps_ST, forward.reference_logps_ST, "k3"))
     entropy, rlhf_reward = sums(forward.entropy_ST), sums(rewards.rewards_ST)
     error_ST = returns_ST - forward.values_ST
+    logps = sums(forward.logps_ST)
     returns, returns_squared = sums(returns_ST), sums(returns_ST.square())
     error, error_squared = sums(error_ST), sums(error_ST.square())
     return [
@@ -334,6 +348,7 @@ def response_sums(
             kl=kl[i],
             kl_k3=kl_k3[i],
             entropy=entropy[i],
+            sampler_difference=abs(response.sampler_logp - logps[i]),
             rlhf_reward=rlhf_reward[i],
             returns=returns[i],
             returns_squared=returns_squared[i],

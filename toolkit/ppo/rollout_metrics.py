@@ -30,7 +30,8 @@ class ResponseSums:
     """One response's share of the metrics: sums over its tokens, in fp64.
 
     ``place``: its prompt's place in the rollout, and its number among the prompt's samples. ``error`` is the
-    return minus the critic's value.
+    return minus the critic's value. ``sampler_difference`` is that between the log-probabilities under what sampled
+    and under the training pass, without its sign.
     """
 
     place: tuple[int, int]
@@ -41,6 +42,7 @@ class ResponseSums:
     kl: float
     kl_k3: float
     entropy: float
+    sampler_difference: float
     rlhf_reward: float
     returns: float
     returns_squared: float
@@ -76,6 +78,8 @@ def summarise(responses: Sequence[ResponseSums]) -> dict[str, float]:
         "objective/score_shaped": mean([r.score_shaped for r in ordered]),
         "objective/rlhf_reward": mean([r.rlhf_reward for r in ordered]),
         **{f"objective/score_q{q}": value for q, value in zip((10, 50, 90), quantiles, strict=True)},
+        "sampling/logp_difference": mean([r.sampler_difference for r in ordered]),
+        "sampling/logp_difference_max": max(r.sampler_difference for r in ordered),
         "value/explained_variance": 1 - errors / max(returns, 1e-8),
         "length/mean": mean([r.n_tokens for r in ordered]),
         "eos_rate": mean([r.ended for r in ordered]),

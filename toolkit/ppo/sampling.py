@@ -65,6 +65,7 @@ def sample(
         truncated=[response.truncated for response in samples],
         trees=[Tree(p.ids, [response.ids for response in group]) for p, group in zip(prompts, groups, strict=True)],
         columns={name: [prompt.columns[name] for prompt in prompt_of] for name in column_names},
+        sampler_logps=[response.logp for response in samples],
     )
 
 
