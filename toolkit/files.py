@@ -138,15 +138,15 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"this file is damaged: {error}", where=str(path), fix="remove it and run again") from error
 
 
-def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write rows as a Parquet file, whole or not at all."""
+def write_table(rows: Sequence[Mapping[str, Any]], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write rows as a Parquet file, whole or not at all. ``metadata`` is kept beside its columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
     table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
     with atomic_write(path) as partial:
-        pq.write_table(table, partial)
+        pq.write_table(table.replace_schema_metadata(dict(metadata or {}) or None), partial)
 
 
 def write_row_groups(groups: Iterable[Sequence[Mapping[str, Any]]], schema: Any, path: Path) -> None:
@@ -180,6 +180,18 @@ def read_table(
     except (OSError, KeyError, pa.ArrowException) as damage:
         raise error(f"this table cannot be read: {first_line(damage)}", where=str(path), fix=fix) from damage
     return rows
+
+
+def table_metadata(path: Path, *, error: type[DuelError] = StoreError) -> dict[str, str]:
+    """The metadata of a Parquet file, as :func:`write_table` took it. Raises ``error`` where it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        pairs = (pq.read_schema(path).metadata or {}).items()
+    except (OSError, pa.ArrowException) as damage:
+        raise error(f"this table cannot be read: {first_line(damage)}", where=str(path)) from damage
+    return {key.decode(): value.decode() for key, value in pairs if not key.startswith(b"ARROW:")}
 
 
 def copy_whole(source: Path, target: Path) -> None:

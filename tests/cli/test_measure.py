@@ -83,9 +83,34 @@ def test_labels_by_principles_are_a_data_source(tmp_path: Path) -> None:
     assert "exists" in duel("label", *shared, check=2).stderr
 
 
+def test_winrate_gives_a_runs_own_bounds(small_run: Path, tmp_path: Path) -> None:
+    results = json.loads((small_run / "results.json").read_text())
+    recipe = results["recipe"]["evaluate"]
+    assert recipe["bootstrap"] == 200  # and not what the command takes for other files
+    said = duel("winrate", str(small_run / "judgements.parquet"), "--length-control", "--style-control", "--json")
+    again = json.loads(said.stdout)
+    assert again["win_rates"] == results["win_rates"]
+    assert again["intervals"] == {"n_resamples": 200, "confidence": 0.95, "seed": 0}
+    by_hand = ("--seed", "1", "--bootstrap", "300", "--confidence", "0.9")
+    other = json.loads(duel("winrate", str(small_run / "judgements.parquet"), *by_hand, "--json").stdout)
+    assert other["intervals"] == {"n_resamples": 300, "confidence": 0.9, "seed": 1}
+    assert [row["win_rate"] for row in other["win_rates"]] == [row["win_rate"] for row in again["win_rates"]]
+    assert "90% interval" in duel("winrate", str(small_run / "judgements.parquet"), *by_hand).stdout
+
+
+def test_winrate_gives_the_bounds_of_duel_judge(small_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "votes.parquet"
+    pair = ("--policy", "rm_ppo", "--baseline", "dpo")
+    judged = json.loads(
+        duel("judge", str(small_run), *pair, "--judge", "gold", "--seed", "5", "--out", str(out), "--json").stdout
+    )
+    again = json.loads(duel("winrate", str(out), "--length-control", "--style-control", "--json").stdout)
+    assert again["win_rates"] == judged["win_rates"] and again["intervals"]["seed"] == 5
+
+
 def test_compare_simulate_and_winrate(small_run: Path, tmp_path: Path) -> None:
     sft, dpo = (str(small_run / name / "model") for name in ("sft", "dpo"))
-    shared = ["--data", "reviews", "--limit", "10", "--max-new-tokens", "10"]
+    shared = ["--data", "reviews", "--limit", "10", "--max-new-tokens", "10", "--seed", "4"]
     rows = json.loads(
         duel("compare", dpo, sft, "tiny", *shared, "--judge", "gold", "--out", str(tmp_path / "c"), "--json").stdout
     )["win_rates"]
@@ -94,6 +119,7 @@ def test_compare_simulate_and_winrate(small_run: Path, tmp_path: Path) -> None:
     assert {row["policy"] for row in ranking["policies"]} == {dpo, sft, "tiny"} and ranking["n_judged"] == 30
     again = json.loads(duel("winrate", str(tmp_path / "c" / "judgements.parquet"), "--json").stdout)["win_rates"]
     assert [row["win_rate"] for row in again] == [row["win_rate"] for row in rows]
+    assert [(row["ci_low"], row["ci_high"]) for row in again] == [(row["ci_low"], row["ci_high"]) for row in rows]
     out = tmp_path / "sim.jsonl.gz"
     made = json.loads(duel("simulate", "--policy", "tiny", "--k", "3", *shared, "--out", str(out), "--json").stdout)
     assert made["n_prompts"] == 10

@@ -13,8 +13,9 @@ import pytest
 from scipy.special import logit
 
 from toolkit.errors import DataError
+from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.judging import alpaca_eval, win_rates
-from toolkit.judging.records import Judgement, read_judgements, text_measures
+from toolkit.judging.records import Judgement, read_judgements, text_measures, write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.win_rates import RECORDED_CONTROLS, Controls, pooled_win_rate
 from toolkit.preferences.rows import prompt_id
@@ -200,3 +201,22 @@ def test_the_arms_are_seen_from_one_side() -> None:
     assert win_rates.seen_from_ppo(back) is back
     other = Judgement("p", "dpo", "sft", "j", 0.25)
     assert win_rates.seen_from_ppo(other) is other
+
+
+def test_a_file_gives_the_bounds_that_were_computed_from_it(tmp_path: Path) -> None:
+    rows = judgements()
+    one: BootstrapOptions = {"n_resamples": 150, "confidence": 0.9, "seed": 7}
+    first, second, other = (tmp_path / f"{name}.parquet" for name in ("first", "second", "other"))
+    write_judgements(rows, first, one)
+    write_judgements(judgements(1, "other judge"), second, one)
+    write_judgements(judgements(2, "third judge"), other, {**one, "seed": 8})
+    written = win_rates.report(rows, **one)["win_rates"]
+    assert win_rates.winrate_report([first])["win_rates"] == written
+    assert win_rates.winrate_report([first, second])["win_rates"][0]["ci_low"] == written[0]["ci_low"]
+    # What was named counts; files that were computed in two ways, and those that record none, get the defaults.
+    assert win_rates.winrate_report([first], seed=3)["intervals"] == {**one, "seed": 3}
+    for files in ([first, other], [first, write(tmp_path / "j.jsonl", rows)]):
+        assert win_rates.winrate_report(files)["intervals"] == DEFAULT_INTERVALS
+    first.write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="cannot be read"):
+        win_rates.winrate_report([first])

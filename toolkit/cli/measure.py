@@ -317,18 +317,16 @@ def judge(ctx: click.Context, /, as_json: bool, human: bool, judge: str | None, 
     "--bootstrap",
     "n_resamples",
     type=click.IntRange(100),
-    default=2000,
-    show_default=True,
+    show_default="as the files record, else 2000",
     help="Bootstrap resamples of the prompts for each interval.",
 )
 @click.option(
     "--confidence",
     type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
-    default=0.95,
-    show_default=True,
+    show_default="as the files record, else 0.95",
     help="Coverage of each interval.",
 )
-@SEED
+@click.option("--seed", type=int, show_default="as the files record, else 0", help="Seed of the resamples.")
 @JSON
 def winrate(
     files: tuple[Path, ...],
@@ -341,6 +339,8 @@ def winrate(
     """Show win rates of recorded judgements.
 
     FILES are our Parquet or JSONL files of judgements, or AlpacaEval's annotations.json.
+
+    The file of a run gives the run's own intervals: it records how they were computed.
     """
     from toolkit.cli.tables import judging_tables
     from toolkit.evals.length_control import load_length_table
@@ -348,8 +348,10 @@ def winrate(
 
     table = load_length_table(lc_table) if lc_table is not None else None
     controls = Controls(length=length_control or table is not None, style=style_control, table=table)
-    results = winrate_report(files, controls=controls, **options)
-    emit(results) if as_json else print(judging_tables(results, options["confidence"]))
+    # What is not asked for is as the files record it.
+    asked = {name: value for name, value in options.items() if value is not None}
+    results = winrate_report(files, controls=controls, **asked)
+    emit(results) if as_json else print(judging_tables(results))
 
 
 @click.command()

@@ -76,11 +76,12 @@ def _with_interval(entry: Mapping[str, Any] | None) -> str:
 # ---------------------------------------------------------------- judgements
 
 
-def judging_tables(report: Mapping[str, Any], confidence: float = 0.95) -> str:
+def judging_tables(report: Mapping[str, Any]) -> str:
     """``duel winrate``, ``compare`` and ``judge``: win rates, and the other tables where there are any.
 
     Policies that are paths are named from the folder that they share, which then stands above the tables.
     """
+    confidence = float(report["intervals"]["confidence"])
     names = {row[side] for row in report["win_rates"] for side in ("policy", "baseline")}
     folder = _shared_folder(names)
     if folder:

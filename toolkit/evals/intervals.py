@@ -30,6 +30,9 @@ class BootstrapOptions(TypedDict):
     seed: int
 
 
+DEFAULT_INTERVALS: BootstrapOptions = {"n_resamples": 2000, "confidence": 0.95, "seed": 0}
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value over ``n`` prompts. A field is None where the data cannot say: no prompts, or no spread to resample."""

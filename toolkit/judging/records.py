@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from toolkit.errors import DataError, nearest
+from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.style import FEATURES, style_of
-from toolkit.files import read_table, write_table
+from toolkit.files import read_table, table_metadata, write_table
 from toolkit.preferences.rows import prompt_id
 
 _COUNTS = [f"{side}_{name}" for side in ("policy", "baseline") for name in FEATURES]
+# Of a Parquet file of judgements: how the intervals of its win rates were computed.
+_INTERVALS = "duel.intervals"
 _REQUIRED = ("prompt_id", "policy", "baseline", "judge", "preference")
 
 
@@ -101,9 +104,29 @@ def preference_by_score(policy: float, baseline: float) -> float:
     return 1.0 if policy > baseline else 0.0 if policy < baseline else 0.5
 
 
-def write_judgements(judgements: Sequence[Judgement], path: Path) -> None:
-    """Write a Parquet file that :func:`read_judgements` reads, whole or not at all."""
-    write_table([asdict(judgement) for judgement in judgements], path)
+def write_judgements(
+    judgements: Sequence[Judgement], path: Path, intervals: BootstrapOptions = DEFAULT_INTERVALS
+) -> None:
+    """Write a Parquet file that :func:`read_judgements` reads, whole or not at all.
+
+    ``intervals`` are those of the win rates that were computed from these judgements. The file records them, so that
+    :func:`recorded_intervals` gives the same bounds again.
+    """
+    rows = [asdict(judgement) for judgement in judgements]
+    write_table(rows, path, {_INTERVALS: json.dumps(intervals)})
+
+
+def recorded_intervals(files: Sequence[str | Path]) -> BootstrapOptions | None:
+    """The intervals of the win rates that were computed from ``files``; None where they do not record the same ones."""
+    recorded = [_intervals_of(Path(file)) for file in files]
+    return recorded[0] if recorded and all(options == recorded[0] for options in recorded) else None
+
+
+def _intervals_of(path: Path) -> BootstrapOptions | None:
+    if path.suffix != ".parquet" or not path.is_file():
+        return None
+    text = table_metadata(path, error=DataError).get(_INTERVALS)
+    return cast(BootstrapOptions, json.loads(text)) if text is not None else None
 
 
 def read_judgements(files: Sequence[str | Path], *, by: str | None = None) -> list[Judgement]:

@@ -15,13 +15,13 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 
 from toolkit.errors import DataError
-from toolkit.evals.intervals import Floats
+from toolkit.evals.intervals import DEFAULT_INTERVALS, Floats
 from toolkit.evals.judge_agreement import Opinion, judge_agreement
 from toolkit.evals.length_control import LengthTable, length_controlled_win_rate
 from toolkit.evals.style import FEATURES, style_controlled_win_rate
 from toolkit.evals.verdict import ARMS
 from toolkit.evals.winrate import WinRate, average_within_prompt, bradley_terry, holm, win_rate
-from toolkit.judging.records import Judgement, read_attributes, read_judgements
+from toolkit.judging.records import Judgement, read_attributes, read_judgements, recorded_intervals
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ def winrate_report(
 ) -> dict[str, Any]:
     """:func:`report` of the judgements recorded in ``files``.
 
+    ``intervals`` that are not named here are those that the files record (a run's file gives the run's own bounds),
+    or the defaults where they record none or different ones.
     ``by`` adds win rates for each value of a prompt's attribute. The attribute is a column of ``files``, or of
     ``attributes``, a file of prompts.
 
@@ -83,6 +85,7 @@ def winrate_report(
         DataError: as :func:`read_judgements` and :func:`report`; an attribute that a prompt lacks.
     """
     judgements = read_judgements(files, by=by if attributes is None else None)
+    options: IntervalOptions = {**(recorded_intervals(files) or DEFAULT_INTERVALS), **intervals}
     if by is not None and attributes is not None:
         values = read_attributes(attributes, by)
         unknown = next((j.prompt_id for j in judgements if j.prompt_id not in values), None)
@@ -97,7 +100,7 @@ def winrate_report(
         pool_judges=pool_judges,
         ranking=ranking,
         reference=reference,
-        **intervals,
+        **options,
     )
 
 
@@ -111,7 +114,9 @@ def report(
     reference: str | None = None,
     **intervals: Unpack[IntervalOptions],
 ) -> dict[str, Any]:
-    """``{"win_rates": [...], "bradley_terry": [...], "judge_agreement": {...} or None}``, in JSON types.
+    """``{"win_rates": [...], "bradley_terry": [...], "judge_agreement": {...} or None, "intervals": {...}}``.
+
+    The values are JSON types. ``intervals`` are the resamples, coverage and seed of every interval.
 
     ``win_rates`` has a row for each (policy, baseline, judge), in order of first appearance. ``pool_judges`` adds rows
     for all judges together, averaged inside each prompt. ``by`` names the attribute behind the judgements' groups, and
@@ -136,6 +141,7 @@ def report(
         "win_rates": [row.as_dict() for row in rows],
         "bradley_terry": rankings(judgements, **intervals) if ranking else [],
         "judge_agreement": agreement,
+        "intervals": {**DEFAULT_INTERVALS, **intervals},
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from toolkit.engine.sampling import SamplingParams
 from toolkit.errors import DataError, StoreError
+from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.files import fingerprint, write_json
 from toolkit.judging import alpaca_eval, win_rates
 from toolkit.judging.judge import ask_judges
@@ -62,11 +63,12 @@ def compare_policies(
         )
         options = replace(options, max_response_tokens=params.max_new_tokens + 1)  # with the end of the text
         judgements, usages = ask_judges(judges, list(combinations(policies, 2)), responses, options, reporter)
-        write_judgements(judgements, out / "judgements.parquet")
+        intervals: BootstrapOptions = {**DEFAULT_INTERVALS, "seed": selection.seed}
+        write_judgements(judgements, out / "judgements.parquet", intervals)
         if annotations is not None:
             alpaca_eval.write_annotations(judgements, responses, annotations)
         results: dict[str, Any] = {"schema_version": 1, "policies": list(policies)}
-        results |= win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, seed=selection.seed)
+        results |= win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **intervals)
         results["judge_usage"] = [asdict(usage) for usage in usages]
         write_json(out / "results.json", results)
     return results

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, nearest
+from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.judging import alpaca_eval, human, win_rates
 from toolkit.judging.answers import remembering
 from toolkit.judging.judge import judge_pairs
@@ -128,6 +129,7 @@ def _written(
 ) -> dict[str, Any]:
     if annotations is not None:
         alpaca_eval.write_annotations(judgements, responses, annotations)
-    write_judgements(judgements, out)
-    report = win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, seed=seed)
+    intervals: BootstrapOptions = {**DEFAULT_INTERVALS, "seed": seed}
+    write_judgements(judgements, out, intervals)
+    report = win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **intervals)
     return report | {"judge_usage": [asdict(usage)] if usage is not None else []}

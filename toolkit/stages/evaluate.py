@@ -139,10 +139,10 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     )
     write_samples(samples, out / "samples.parquet")
     write_table([asdict(reward) for reward in rewards], out / "rewards.parquet")
-    write_judgements(judgements, out / "judgements.parquet")
     write_json(out / "data_report.json", read_json(inputs["data"] / "report.json"))
     # A file may call either arm the policy: one row for each judge, seen from RM + PPO.
     one_way = [win_rates.seen_from_ppo(judgement) for judgement in judgements]
+    write_judgements(one_way, out / "judgements.parquet", bootstrap)
     judged = win_rates.report(one_way, controls=win_rates.RECORDED_CONTROLS, **bootstrap)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
     judging, doubts = judging_of(one_way, judges, tests, section, [row.prompt_id for row in settings.rows], bootstrap)
