@@ -10,7 +10,7 @@ from toolkit.evals.judge_tests import JudgeTest
 from toolkit.evals.result_warnings import failing_judge
 from toolkit.evals.verdict import Judging
 from toolkit.judging import win_rates
-from toolkit.judging.independence import dependence
+from toolkit.judging.independence import RunModels, dependence
 from toolkit.judging.records import Judgement
 from toolkit.recipe.schema import EvaluateSection
 
@@ -21,10 +21,12 @@ def judging_of(
     tests: Mapping[str, JudgeTest],
     section: EvaluateSection,
     prompt_ids: Sequence[str],
+    run: RunModels,
     bootstrap: BootstrapOptions,
 ) -> tuple[Judging, list[str]]:
     """How the verdict comes from the judges, and warnings about those that cannot decide."""
-    dependent = dependence(judges, prompt_ids)
+    names = list(dict.fromkeys(j.judge for j in judgements))
+    dependent = dependence(list(dict.fromkeys([*judges, *names])), prompt_ids, run)  # a file names judges of its own
     judging = Judging(
         primary_judge=section.primary_judge,
         smallest_effect=section.smallest_effect,
@@ -33,7 +35,6 @@ def judging_of(
         n_prompts=len(prompt_ids),
         tests=tests,
     )
-    names = list(dict.fromkeys(j.judge for j in judgements))
     deciding = [name for name in names if name not in judging.refused]
     pooled = win_rates.pooled_win_rate(judgements, deciding, **bootstrap)
     warnings = [f"judge {judge} is {reason}: it does not decide" for judge, reason in dependent.items()]

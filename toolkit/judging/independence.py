@@ -1,39 +1,79 @@
-"""Whether a judge of a run is independent of it: what its models were trained on."""
+"""Whether a judge of a run is independent of it: whose model it is, and what that was trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from toolkit.errors import ModelError
 from toolkit.files import read_table
-from toolkit.models.resolve import resolve, resolve_base
+from toolkit.models.resolve import ModelRef, resolve, resolve_base
 
 TRAINED_ON_FILE = Path("data") / "train.parquet"
+# Judges that are models, by the kind of their name.
+MODEL_JUDGES = ("rm", "implicit", "llm")
+# Where a run folder has models: those of its stages, and the earlier ones on the shelf.
+STAGE_FOLDERS = ("sft", "reward_model", "ppo", "dpo", ".shelf")
 
 
-def trained_prompts(model: str) -> set[str]:
+@dataclass(frozen=True)
+class RunModels:
+    """The models of a run: those in its ``folder``, earlier ones too, and copies elsewhere, as fingerprint -> name."""
+
+    folder: Path
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+    def name_of(self, ref: ModelRef) -> str | None:
+        """What a model is to this run; None where it is no model of the run."""
+        path, folder = Path(ref.path).resolve(), self.folder.resolve()
+        if path.is_relative_to(folder) and path.relative_to(folder).parts[0] in STAGE_FOLDERS:
+            return f"a model of this run, {path.relative_to(folder)}"
+        if ref.fingerprint in self.fingerprints:
+            return f"a model of this run, {self.fingerprints[ref.fingerprint]}"
+        return None
+
+
+def trained_prompts(ref: ModelRef) -> set[str]:
     """Ids of the prompts that a model was trained on, where it lies in a run folder of duel or is an adapter on a model
     there; none where that is not known."""
-    ref = resolve(model)
     folders = [Path(ref.path)]
     if ref.kind == "adapter":
         folders.append(Path(resolve_base(Path(ref.path)).path))
-    for folder in folders:
-        for parent in folder.resolve().parents:
-            data = parent / TRAINED_ON_FILE
-            if (parent / "manifest.json").is_file() and data.is_file():
-                return {str(row["prompt_id"]) for row in read_table(data, ["prompt_id"])}
-    return set()
+    runs = {
+        parent
+        for folder in folders
+        for parent in folder.resolve().parents
+        if (parent / "manifest.json").is_file() and (parent / TRAINED_ON_FILE).is_file()
+    }
+    return {str(row["prompt_id"]) for run in runs for row in read_table(run / TRAINED_ON_FILE, ["prompt_id"])}
 
 
-def dependence(judges: Sequence[str], prompt_ids: Sequence[str]) -> dict[str, str]:
-    """Judge -> the reason why it cannot decide: it is a model that was trained on prompts of this evaluation."""
+def judging_models(judge: str) -> list[ModelRef]:
+    """The models behind a judge, as it is written or recorded: the one that judges first, then its reference.
+
+    None where a model that a file's judgements name is not here.
+    """
+    kind, _, rest = judge.partition(":")
+    if kind not in MODEL_JUDGES or not rest:
+        return []
+    names = rest.split(",") if kind == "implicit" else [rest]
+    try:
+        return [resolve(name.strip()) for name in names]
+    except ModelError:  # a judge of this run has answered by now, so this one is of a file
+        return []
+
+
+def dependence(judges: Sequence[str], prompt_ids: Sequence[str], run: RunModels) -> dict[str, str]:
+    """Judge -> the reason why it cannot decide: a model of this run, or one that was trained on prompts of this
+    evaluation. An implicit reward's reference may be the run's: it is the policy that makes the reward."""
     reasons = {}
-    for spec in judges:
-        kind, _, models = spec.partition(":")
-        if kind not in ("rm", "implicit") or not models:
-            continue
-        known = set[str]().union(*(trained_prompts(name.strip()) for name in models.split(",")))
-        if seen := len(known & set(prompt_ids)):
-            reasons[spec] = f"a model that was trained on {seen} of these {len(set(prompt_ids))} prompts"
+    for judge in judges:
+        models = judging_models(judge)
+        name = run.name_of(models[0]) if models else None
+        seen = len(set[str]().union(*map(trained_prompts, models)) & set(prompt_ids))
+        if name is not None:
+            reasons[judge] = name
+        elif seen:
+            reasons[judge] = f"a model that was trained on {seen} of these {len(set(prompt_ids))} prompts"
     return reasons

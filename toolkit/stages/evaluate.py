@@ -27,6 +27,7 @@ from toolkit.judging import win_rates
 from toolkit.judging.deciding import judging_of
 from toolkit.judging.ended import where_both_ended
 from toolkit.judging.held_out import RowScores, examine_judges
+from toolkit.judging.independence import RunModels
 from toolkit.judging.judge import ask_judges, name_training_signals
 from toolkit.judging.llm import Usage
 from toolkit.judging.options import JudgeOptions
@@ -145,7 +146,8 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     write_judgements(one_way, out / "judgements.parquet", bootstrap)
     judged = win_rates.report(one_way, controls=win_rates.RECORDED_CONTROLS, **bootstrap)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
-    judging, doubts = judging_of(one_way, judges, tests, section, [row.prompt_id for row in settings.rows], bootstrap)
+    prompt_ids, own = [row.prompt_id for row in settings.rows], run_models(inputs, models, policies)
+    judging, doubts = judging_of(one_way, judges, tests, section, prompt_ids, own, bootstrap)
     result = summary.summarise(
         [vars(sample) for sample in samples],
         [vars(reward) for reward in rewards],
@@ -207,6 +209,13 @@ def choose_judges(judges: Sequence[str], has_gold: bool, models: TrainedModels) 
         raise RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
     implicit = [models.dpo.fingerprint, models.sft.fingerprint]
     return name_training_signals(chosen, {"rm": [models.reward_model.fingerprint], "implicit": implicit})
+
+
+def run_models(inputs: Mapping[str, Path], models: TrainedModels, policies: Sequence[Policy]) -> RunModels:
+    """What no judge of this run may be. The base model may, and so may SFT where it is the base model, untrained."""
+    kinds = {"checkpoint", "final"} | ({"sft"} if any(policy.kind == "base" for policy in policies) else set())
+    trained = {policy.ref.fingerprint: policy.name for policy in policies if policy.kind in kinds}
+    return RunModels(inputs["sft"].parent, trained | {models.reward_model.fingerprint: "its reward model"})
 
 
 def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
