@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from toolkit.errors import DataError
-from toolkit.evals.overoptimization import best_of_n_kl, fit_overoptimization, overoptimization
+from toolkit.evals.overoptimization import best_of_n_kl, fit_overoptimization, fit_with_intervals
 
 KL = np.array([0.5, 1.0, 4.0, 9.0, 16.0])
 
@@ -37,19 +38,64 @@ def test_no_hump_no_peak() -> None:
     assert fit["b"] == pytest.approx(-0.1) and fit["peak_kl_nats"] is None
 
 
-@pytest.mark.parametrize("kl", [[1.0, 2.0], [0.0, 0.0, 1.0, 2.0], [3.0, 3.0, 3.0]])
+@pytest.mark.parametrize("kl", [[1.0, 2.0, 3.0], [0.0, 0.0, 1.0, 2.0], [3.0] * 4])
 def test_too_few_points_are_null(kl: list[float]) -> None:
     assert fit_overoptimization(kl, [1.0] * len(kl), kind="rl")["a"] is None
 
 
-def test_rows_pass_through_and_kinds_are_fitted_apart() -> None:
-    rows: list[dict[str, object]] = [
-        {"kind": "bon", "kl_nats": k, "reward": math.sqrt(k), "policy": "x"} for k in (1.0, 2.0, 3.0)
-    ]
-    rows += [{"kind": "rl", "kl_nats": 1.0, "reward": None}]
-    result = overoptimization(rows)
-    assert result["rows"] == rows
-    assert result["fits"]["bon"]["a"] == pytest.approx(1.0) and result["fits"]["rl"] is None  # type: ignore[index]
+def evaluated(noise: float, kl: np.ndarray = KL, n_prompts: int = 200) -> tuple[Any, Any]:
+    """Policies on prompts: their KL, and rewards around R = d(a - b ln d), which peaks at 9 nats."""
+    rng = np.random.default_rng(0)
+    d, b = np.sqrt(kl)[:, None], 0.5
+    a = b * (1.0 + math.log(3.0))
+    curve = d * (a - b * np.log(np.maximum(d, 1e-9)))
+    prompts = rng.normal(0.0, noise, n_prompts)  # what one prompt adds to the rewards of all policies
+    shape = (len(kl), n_prompts)
+    return kl[:, None] * (1 + 0.1 * rng.normal(size=shape)), curve + prompts + rng.normal(0.0, noise, shape)
+
+
+def test_a_fit_has_intervals_over_prompts() -> None:
+    fits = [fit_with_intervals(*evaluated(noise), kind="rl", n_resamples=400)[0] for noise in (0.1, 1.0)]
+    widths = []
+    for fit in fits:
+        assert fit is not None
+        for name in ("a", "b", "peak_kl_nats"):
+            assert fit[f"{name}_ci_low"] < fit[name] < fit[f"{name}_ci_high"]  # type: ignore[operator]
+        widths.append(fit["b_ci_high"] - fit["b_ci_low"])  # type: ignore[operator]
+        assert fit["b_ci_low"] < 0.5 < fit["b_ci_high"]  # type: ignore[operator]
+    assert widths[1] > 5 * widths[0]
+
+
+def test_the_interval_covers_the_curve() -> None:
+    inside = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        d = np.sqrt(KL)[:, None]
+        reward = d * (1.0 - 0.5 * np.log(d)) + rng.normal(0.0, 1.0, (1, 60)) + rng.normal(0.0, 1.0, (5, 60))
+        fit, _ = fit_with_intervals(np.repeat(KL[:, None], 60, axis=1), reward, kind="rl", n_resamples=300)
+        assert fit is not None
+        inside += fit["b_ci_low"] <= 0.5 <= fit["b_ci_high"]  # type: ignore[operator]
+    assert inside >= 51  # a coverage of 95% falls below this in one case of ten thousand
+
+
+def test_a_peak_that_is_not_bounded_has_no_upper_bound() -> None:
+    straight = np.sqrt(KL)[:, None] + np.random.default_rng(0).normal(0.0, 1.0, (5, 200))
+    fit, _ = fit_with_intervals(np.repeat(KL[:, None], 200, axis=1), straight, kind="rl", n_resamples=400)
+    assert fit is not None and fit["peak_kl_nats_ci_low"] is not None and fit["peak_kl_nats_ci_high"] is None
+
+
+@pytest.mark.parametrize(
+    ("kl", "reason"),
+    [
+        (KL[:3], "3 of the policies"),
+        (np.array([0.0, 0.0, 1.0, 2.0, 3.0]), "3 of the policies"),
+        (KL * 0 + 2, "same KL"),
+    ],
+)
+def test_no_fit_says_why(kl: np.ndarray, reason: str) -> None:
+    kl_PN = np.repeat(kl[:, None], 10, axis=1)
+    fit, said = fit_with_intervals(kl_PN, kl_PN, kind="rl", n_resamples=50)
+    assert fit is None and said is not None and reason in said
 
 
 def test_bad_points_are_refused() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import xlogy
 
 from toolkit.errors import DataError
+from toolkit.evals.intervals import Floats, resample_counts
+
+MIN_POINTS = 4
+"""Two parameters go through any two points, and leave one degree of freedom at three."""
+Fit = dict[str, float | int | str | None]
 
 
 def best_of_n_kl(n: int) -> float:
@@ -21,13 +25,13 @@ def best_of_n_kl(n: int) -> float:
     return float(np.log(n) - (n - 1) / n)
 
 
-def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) -> dict[str, float | int | str | None]:
+def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) -> Fit:
     """Fit the reward R above that of the reference policy to d = sqrt(KL) by least squares.
 
     With ``kind`` "bon" the curve is R = d(a - b d), which peaks at d = a/(2b). With "rl" it is R = d(a - b ln d), which
     peaks at d = exp(a/b - 1). Returns kind, a, b, r2 (about the mean; None where the reward does not vary),
     ``peak_kl_nats`` and ``peak_reward`` (None where a <= 0 or b <= 0: the curve has no peak), and n. All but kind and n
-    are None for fewer than 3 points with KL > 0, or where they all have the same KL.
+    are None for fewer than 4 points with KL > 0, or where they all have the same KL.
 
     Raises:
         DataError: an unknown kind, arrays that do not match, a KL that is negative or not finite.
@@ -45,8 +49,8 @@ def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) ->
         )
     # at KL = 0 both curves are 0 whatever a and b are, so such a point carries no information
     kl, r = kl[kl > 0.0], r[kl > 0.0]
-    empty: dict[str, float | int | str | None] = dict.fromkeys(("a", "b", "r2", "peak_kl_nats", "peak_reward"))
-    if len(kl) < 3 or np.ptp(kl) <= 1e-9 * kl.max():
+    empty: Fit = dict.fromkeys(("a", "b", "r2", "peak_kl_nats", "peak_reward"))
+    if len(kl) < MIN_POINTS or np.ptp(kl) <= 1e-9 * kl.max():
         return {"kind": kind, **empty, "n": len(kl)}
     d = np.sqrt(kl)
     design = np.column_stack([d, -d * d if kind == "bon" else -d * np.log(d)])
@@ -68,22 +72,63 @@ def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) ->
     }
 
 
-def overoptimization(
-    rows: Sequence[Mapping[str, object]], *, kl: str = "kl_nats", reward: str = "reward", kind: str = "kind"
-) -> dict[str, object]:
-    """A fit for every kind of curve among ``rows``, and the rows unchanged.
+def fit_with_intervals(
+    kl_PN: Floats,
+    reward_PN: Floats,
+    *,
+    kind: str,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[Fit | None, str | None]:
+    """:func:`fit_overoptimization` of P policies on the same N prompts, with percentile intervals over prompts.
 
-    A row is one policy or checkpoint with its KL to the reference in nats, its reward above that of the reference, and
-    its kind ("bon" or "rl"). ``kl``, ``reward`` and ``kind`` name these columns. Returns ``{"rows": [...], "fits":
-    {kind: fit or None}}``; the fit is None for a kind with fewer than 3 usable points.
+    ``kl_PN`` is each policy's KL on each prompt in nats, and ``reward_PN`` its reward above that of the reference. All
+    policies are evaluated on the prompts that were drawn, so the interval is of the curve as a whole. The fit gets
+    ``*_ci_low`` and ``*_ci_high`` for ``a``, ``b`` and ``peak_kl_nats``; None where the resamples do not bound it: a
+    curve that still rises peaks nowhere. Without a fit the reason comes instead.
     """
-    fits: dict[str, dict[str, float | int | str | None] | None] = {}
-    for name in dict.fromkeys(str(row[kind]) for row in rows):
-        points = [r for r in rows if str(r[kind]) == name and r[kl] is not None and r[reward] is not None]
-        fit = fit_overoptimization(
-            np.array([row[kl] for row in points], dtype=np.float64),
-            np.array([row[reward] for row in points], dtype=np.float64),
-            kind=name,
-        )
-        fits[name] = fit if fit["a"] is not None else None
-    return {"rows": [dict(row) for row in rows], "fits": fits}
+    kl_P = np.maximum(kl_PN.mean(axis=1), 0.0)  # an estimate near 0 may fall below it
+    fit = fit_overoptimization(kl_P, reward_PN.mean(axis=1), kind=kind)
+    if fit["a"] is None:
+        n = int(np.count_nonzero(kl_P > 0.0))
+        if n < MIN_POINTS:
+            return None, f"{n} of the policies are away from SFT: a fit of two parameters takes at least {MIN_POINTS}"
+        return None, "all policies are at the same KL"
+    n_prompts = kl_PN.shape[1]
+    draws = [
+        _solve(counts @ kl_PN.T / n_prompts, counts @ reward_PN.T / n_prompts, kind)
+        for counts in resample_counts(n_prompts, n_resamples, seed)
+    ]
+    a_B, b_B = (np.concatenate(part) for part in zip(*draws, strict=True))
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        peak_d = a_B / (2.0 * b_B) if kind == "bon" else np.exp(a_B / b_B - 1.0)
+        peak_B = np.where(b_B <= 0.0, np.inf, np.where(a_B <= 0.0, 0.0, peak_d**2))
+    for name, values_B in (("a", a_B), ("b", b_B), ("peak_kl_nats", peak_B)):
+        fit[f"{name}_ci_low"], fit[f"{name}_ci_high"] = _bounds(values_B, a_B, n_prompts, confidence)
+    return fit, None
+
+
+def _solve(kl_BP: Floats, reward_BP: Floats, kind: str) -> tuple[Floats, Floats]:
+    """Least squares of each row by the normal equations: a (B,) and b (B,), NaN where a row does not determine them."""
+    d = np.sqrt(np.maximum(kl_BP, 0.0))
+    x, y = d, -d * d if kind == "bon" else -xlogy(d, d)
+    xx, yy, xy = (np.sum(u * v, axis=1) for u, v in ((x, x), (y, y), (x, y)))
+    xr, yr = np.sum(x * reward_BP, axis=1), np.sum(y * reward_BP, axis=1)
+    determinant = xx * yy - xy * xy
+    known = determinant > 1e-12 * xx * yy
+    safe = np.where(known, determinant, 1.0)
+    a, b = (xr * yy - yr * xy) / safe, (yr * xx - xr * xy) / safe
+    return np.where(known, a, np.nan), np.where(known, b, np.nan)
+
+
+def _bounds(
+    values_B: Floats, defined_B: Floats, n_prompts: int, confidence: float
+) -> tuple[float | None, float | None]:
+    """The percentile interval; a bound that is infinite is None, and so are both where too many draws have no fit."""
+    defined = ~np.isnan(defined_B)
+    if n_prompts < 2 or np.count_nonzero(~defined) > 0.01 * len(values_B):
+        return None, None
+    alpha = (1.0 - confidence) / 2.0
+    low, high = np.quantile(values_B[defined], [alpha, 1.0 - alpha], method="nearest")
+    return (float(low) if np.isfinite(low) else None), (float(high) if np.isfinite(high) else None)

@@ -20,7 +20,7 @@ from toolkit.evals.agreement import (
 )
 from toolkit.evals.hacking import DriftRow, corpus_drift, drift, text_features
 from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, bootstrap_mean
-from toolkit.evals.overoptimization import best_of_n_kl, overoptimization
+from toolkit.evals.overoptimization import best_of_n_kl, fit_with_intervals
 from toolkit.evals.result_warnings import result_warnings
 from toolkit.evals.rm_quality import rm_quality
 from toolkit.evals.verdict import BY_DEFAULT, Judging, verdict
@@ -28,6 +28,8 @@ from toolkit.evals.winrate import average_within_prompt
 
 TableRow = Mapping[str, Any]
 """A row of one of the evaluation's tables, by column."""
+REWARDS = ("gold_reward", "explicit_reward", "implicit_reward")
+ITS_KL_AGAIN = "on DPO's own samples its implicit reward is beta times their KL from SFT, by definition: no evidence"
 
 
 def summarise(
@@ -84,7 +86,7 @@ def summarise(
             "warning": LOG_Z_WARNING,
         },
         "frontier": frontier_rows(policies, win_rates),
-        "overoptimization": overoptimization_by_arm(policies),
+        "overoptimization": overoptimization_by_arm(policies, by_policy, options),
         "hacking": hacking,
         "rm_quality": quality,
         "judge_tests": [asdict(test) for test in judging.tests.values()],
@@ -117,6 +119,7 @@ def policy_row(name: str, rows: Sequence[TableRow], best_of_n: int, options: Boo
         kl = {"value": best_of_n_kl(best_of_n), "standard_error": None, "ci_low": None, "ci_high": None, "n": kl["n"]}
     elif first["kind"] == "sft":
         kl = {"value": 0.0, "standard_error": 0.0, "ci_low": 0.0, "ci_high": 0.0, "n": kl["n"]}
+    by_definition = first["arm"] == "dpo"
     ended = [{**row, "ended": 0.0 if row["truncated"] else 1.0} for row in rows]
     return {
         "policy": name,
@@ -127,7 +130,8 @@ def policy_row(name: str, rows: Sequence[TableRow], best_of_n: int, options: Boo
         "n_samples": len(rows),
         "gold_reward": mean_of(rows, "gold_reward", options),
         "explicit_reward": mean_of(rows, "explicit_reward", options),
-        "implicit_reward": mean_of(rows, "implicit_reward", options),
+        "implicit_reward": NO_ESTIMATE.as_dict() if by_definition else mean_of(rows, "implicit_reward", options),
+        "implicit_reward_reason": ITS_KL_AGAIN if by_definition else None,
         "kl_nats": kl["value"],
         "kl_standard_error": kl["standard_error"],
         "kl_ci_low": kl["ci_low"],
@@ -138,7 +142,10 @@ def policy_row(name: str, rows: Sequence[TableRow], best_of_n: int, options: Boo
 
 
 def frontier_rows(policies: Sequence[TableRow], win_rates: Sequence[TableRow]) -> list[dict[str, Any]]:
-    """Rewards and win rates against KL: SFT, both arms with their checkpoints, and best-of-n."""
+    """Rewards and win rates against KL: SFT, both arms with their checkpoints, and best-of-n.
+
+    DPO is not judged by its own implicit reward, which is its KL again.
+    """
     over_sft = {(row["policy"], row["judge"]): row for row in win_rates if row["baseline"] == "sft"}
     out = []
     for row in policies:
@@ -160,39 +167,62 @@ def frontier_rows(policies: Sequence[TableRow], win_rates: Sequence[TableRow]) -
                 "win_rate_over_sft": {
                     judge: {key: rate[key] for key in ("win_rate", "ci_low", "ci_high")}
                     for (name, judge), rate in over_sft.items()
-                    if name == row["policy"]
+                    if name == row["policy"] and (row["arm"], judge) != ("dpo", "implicit")
                 },
             }
         )
     return out
 
 
-def overoptimization_by_arm(policies: Sequence[TableRow]) -> dict[str, Any]:
-    """The rewards above those of SFT by checkpoint against sqrt(KL), with the fit of Gao et al. for each arm."""
+def overoptimization_by_arm(
+    policies: Sequence[TableRow], samples: Mapping[str, Sequence[TableRow]], options: BootstrapOptions
+) -> dict[str, Any]:
+    """The rewards above those of SFT by checkpoint against sqrt(KL), with the fit of Gao et al. for each arm.
+
+    ``fits`` has for each reward ``rl``, the fit, or None with a ``reason``.
+    """
     start = next(row for row in policies if row["kind"] == "sft")
     out: dict[str, Any] = {}
     for arm in ("rm_ppo", "dpo"):
+        trained = [row for row in policies if row["arm"] == arm]
         rows = []
-        for row in policies:
-            if row["arm"] != arm:
-                continue
-            point: dict[str, Any] = {
-                "policy": row["policy"],
-                "step": row["step"],
-                "kind": "rl",
-                "kl_nats": max(row["kl_nats"], 0.0),  # an estimate near 0 may fall below it
-            }
-            point["sqrt_kl"] = math.sqrt(point["kl_nats"])
-            for reward in ("gold_reward", "explicit_reward", "implicit_reward"):
+        for row in trained:
+            kl = max(row["kl_nats"], 0.0)  # an estimate near 0 may fall below it
+            point: dict[str, Any] = {"policy": row["policy"], "step": row["step"], "kind": "rl", "kl_nats": kl}
+            point["sqrt_kl"] = math.sqrt(kl)
+            for reward in REWARDS:
                 value, origin = row[reward]["value"], start[reward]["value"]
                 point[reward] = None if value is None or origin is None else value - origin
             rows.append(point)
-        fits = {
-            reward: overoptimization(rows, reward=reward)["fits"]
-            for reward in ("gold_reward", "explicit_reward", "implicit_reward")
-        }
+        names = [row["policy"] for row in trained]
+        fits = {reward: _fit(names, start["policy"], samples, reward, options) for reward in REWARDS}
+        if arm == "dpo":
+            fits["implicit_reward"] = {"rl": None, "reason": ITS_KL_AGAIN}
         out[arm] = {"rows": rows, "fits": fits}
     return out
+
+
+def _fit(
+    policies: Sequence[str], sft: str, samples: Mapping[str, Sequence[TableRow]], reward: str, options: BootstrapOptions
+) -> dict[str, Any]:
+    if any(row[reward] is None for name in (sft, *policies) for row in samples[name]):
+        return {"rl": None, "reason": "the reward is not known"}
+    if not policies:
+        return {"rl": None, "reason": "no policy was evaluated"}
+    start = _means_by_prompt(samples[sft], reward)
+    kl, gain = [], []
+    for name in policies:
+        of_policy = _means_by_prompt(samples[name], reward)
+        kl.append([*_means_by_prompt(samples[name], "kl_nats").values()])
+        gain.append([value - start[prompt] for prompt, value in of_policy.items()])
+    fit, reason = fit_with_intervals(np.array(kl), np.array(gain), kind="rl", **options)
+    return {"rl": fit, "reason": reason}
+
+
+def _means_by_prompt(rows: Sequence[TableRow], column: str) -> dict[str, float]:
+    """The mean of a prompt's samples, by prompt in order of the ids."""
+    prompts, means = average_within_prompt([row["prompt_id"] for row in rows], [float(row[column]) for row in rows])
+    return dict(sorted(zip(prompts.tolist(), means.tolist(), strict=True)))
 
 
 def hacking_rows(rows: Sequence[TableRow], sft: Sequence[TableRow], options: BootstrapOptions) -> list[DriftRow]:

@@ -127,10 +127,14 @@ class PolicyRow:
 
 @dataclass(frozen=True)
 class PolicyTable:
-    """``rewards`` are the columns of rewards, (key, label). A reward that no policy has is left out."""
+    """``rewards`` are the columns of rewards, (key, label). A reward that no policy has is left out.
+
+    ``note`` says why a policy lacks a reward that others have.
+    """
 
     rewards: list[tuple[str, str]]
     rows: list[PolicyRow]
+    note: str
 
 
 def policies(run: Run) -> PolicyTable:
@@ -138,29 +142,35 @@ def policies(run: Run) -> PolicyTable:
     return PolicyTable(
         [(key, label) for key, label in REWARDS.items() if any(r[key]["value"] is not None for r in rows)],
         [PolicyRow(row, policy_name(row["policy"]), arm_of(row["policy"]), row["kind"]) for row in rows],
+        next(
+            (f"{reason[:1].upper()}{reason[1:]}." for row in rows if (reason := row.get("implicit_reward_reason"))), ""
+        ),
     )
 
 
 def peaks(run: Run) -> list[str]:
-    """Where the curve of Gao et al. puts the best KL of each arm, in words. Empty where it could not be fitted."""
+    """Where the curve of Gao et al. puts the best KL of each arm, or why there is no curve, in words."""
     sentences = []
     for arm, part in run.results.get("overoptimization", {}).items():
         for reward, by_kind in part.get("fits", {}).items():
-            fit = (by_kind or {}).get("rl")
-            if not fit:
-                continue
             label = f"{ARM_NAMES[arm]}, {REWARDS[reward]}"
-            peak, reach = fit["peak_kl_nats"], max(row["kl_nats"] for row in part["rows"])
-            if peak is None:
-                sentences.append(f"{label}: the fitted curve has no peak.")
-            elif peak <= reach:
-                went = f"the arm went to {number(reach, 2)}"
-                sentences.append(f"{label}: the fitted curve peaks at {number(peak, 2)} nats, and {went}.")
-            else:
-                sentences.append(
-                    f"{label}: the fitted curve still rises at {number(reach, 2)} nats, where the arm ends."
-                )
+            fit, reason = (by_kind or {}).get("rl"), (by_kind or {}).get("reason")
+            if fit:
+                sentences.append(f"{label}: {_peak(fit, max(row['kl_nats'] for row in part['rows']))}")
+            elif reason and any(row[reward] is not None for row in part["rows"]):
+                sentences.append(f"{label}: no fit ({reason}).")
     return sentences
+
+
+def _peak(fit: Mapping[str, Any], reach: float) -> str:
+    """``reach`` is the largest KL of the arm."""
+    peak, low, high = fit["peak_kl_nats"], fit.get("peak_kl_nats_ci_low"), fit.get("peak_kl_nats_ci_high")
+    between = "" if low is None else f" (interval from {number(low, 2)} to {number(high, 2, absent='no bound')})"
+    if peak is None:
+        return f"the fitted curve has no peak{between}."
+    if peak <= reach:
+        return f"the fitted curve peaks at {number(peak, 2)} nats{between}, and the arm went to {number(reach, 2)}."
+    return f"the fitted curve still rises at {number(reach, 2)} nats, where the arm ends{between}."
 
 
 @dataclass(frozen=True)
