@@ -11,160 +11,18 @@ import random
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from toolkit.preferences.domains import Domain, domains
+
 REPO = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class Family:
-    """What one kind of review is about: ``things`` are reviewed, ``kinds`` liked or disliked, ``aspects`` judged."""
-
-    did: str
-    doing: str
-    preposition: str
-    things: tuple[str, ...]
-    kinds: tuple[str, ...]
-    aspects: tuple[str, ...]
 
 
 def _split(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split("|"))
 
-
-FAMILIES = {
-    "film": Family(
-        "watched", "watching", "of",
-        _split("Harbour Lights|The Long Winter|the new horror film|the remake of Silver Road|Two Brothers|the last "
-               "film in the series|The Clockmaker's Daughter|Midnight Ferry|the documentary about whales|Paper Moon "
-               "Street|the film about the chess player|A Quiet Season"),
-        _split("horror films|romantic comedies|war films|musicals|long documentaries|superhero films|silent films"),
-        _split("ending|plot|music|dialogue|lead actor|first half|photography|pacing|script"),
-    ),
-    "series": Family(
-        "watched", "watching", "of",
-        _split("the second season of Night Shift|Island Court|the new detective series|The Baker Family|the final "
-               "season of Cold Harbour|Ten Days in Rome|the cooking show on Channel Four|the space series"),
-        _split("crime series|reality shows|hospital dramas|cooking shows|long series"),
-        _split("first episode|cast|story|humour|ending|writing|host"),
-    ),
-    "book": Family(
-        "read", "reading", "of",
-        _split("The Glass Orchard|Letters from the North|the new novel by Anna Reed|A Short History of Salt|the "
-               "second book in the trilogy|The Lighthouse Keeper|Bread and Rain|the biography of the composer|My "
-               "Brother's Garden|the cookbook"),
-        _split("crime novels|historical novels|self-help books|short stories|fantasy novels|biographies"),
-        _split("main character|ending|first chapter|style|story|translation|plot|last part"),
-    ),
-    "restaurant": Family(
-        "ate at", "eating at", "at",
-        _split("Mario's Kitchen|the Blue Door|the noodle bar on Mill Street|Casa Verde|the new burger place|the "
-               "Old Mill|Saffron House|the sushi place near the station|Green Table|the pizza place by the river|"
-               "Lotus Garden"),
-        _split("Italian restaurants|buffets|fast food places|vegan restaurants|seafood restaurants|steak houses"),
-        _split("food|service|waiter|soup|fish|dessert|menu|atmosphere|pasta|wine list"),
-    ),
-    "cafe": Family(
-        "stopped at", "stopping at", "at",
-        _split("the Corner Cafe|Bean and Leaf|the coffee shop next to the library|Rose Bakery|the tea room in the "
-               "park|the cafe on the third floor|Sunday Bread"),
-        _split("busy cafes|tea rooms|chain coffee shops|bakeries"),
-        _split("coffee|cake|staff behind the counter|breakfast|seating|price of the bread|music"),
-    ),
-    "hotel": Family(
-        "stayed at", "staying at", "at",
-        _split("the Harbour Inn|Hotel Miramar|the Grand Station Hotel|the Seaview Lodge|the Pine Tree Motel|the "
-               "Old Castle Hotel|the Riverside Hostel|the Palm Beach Resort|the Airport Inn|Villa Rosa"),
-        _split("big hotels|hostels|beach resorts|airport hotels|small guest houses"),
-        _split("room|breakfast|bed|front desk|pool|view|bathroom|parking|location|wifi"),
-    ),
-    "phone": Family(
-        "bought", "buying", "on",
-        _split("the Nova 7|the Pixar X phone|my new phone|the Lumen Mini|the cheap phone from Orbit|the Atlas 5|the "
-               "folding phone from Vero|the Kite 3"),
-        _split("big phones|folding phones|cheap phones|phones without buttons"),
-        _split("battery|camera|screen|speaker|charger|fingerprint reader|software|sound"),
-    ),
-    "headphones": Family(
-        "tried", "trying", "on",
-        _split("the Echo Air headset|my new wireless headset|the Sonora headset|the pair of running earbuds|the "
-               "Studio 40|the noise cancelling headset from Vero|the cheap pair of earbuds"),
-        _split("wireless headphones|earbuds|heavy headsets"),
-        _split("sound|battery|fit|case|microphone|bass|cable|volume control"),
-    ),
-    "laptop": Family(
-        "ordered", "ordering", "on",
-        _split("the Aero 14 laptop|the Stone Pro|my work laptop|the new tablet from Orbit|the cheap gaming laptop|the "
-               "Feather 13|the refurbished laptop"),
-        _split("gaming laptops|tablets|small laptops|refurbished computers"),
-        _split("keyboard|screen|fan|battery|trackpad|hinge|webcam|performance"),
-    ),
-    "game": Family(
-        "played", "playing", "in",
-        _split("Dragon Valley|the new racing game|Star Harvest|the sequel to Iron Keep|the farming game|Puzzle "
-               "Castle|the board game Trade Winds|Lost Signal"),
-        _split("racing games|puzzle games|strategy games|long role-playing games|card games"),
-        _split("story|combat|music|tutorial|controls|map|final level|multiplayer mode"),
-    ),
-    "kitchen": Family(
-        "used", "using", "of",
-        _split("the Bravo blender|my new coffee machine|the air fryer from Hearth|the Solid knife set|the rice "
-               "cooker|the cast iron pan|the Mixwell food processor|the glass kettle"),
-        _split("kitchen gadgets|blenders|air fryers|coffee machines"),
-        _split("handle|lid|motor|instruction book|design|timer|noise|build quality"),
-    ),
-    "travel": Family(
-        "flew with", "flying with", "on",
-        _split("Northern Air|the morning flight to Lisbon|the budget airline|the direct flight to Osaka|Coastal "
-               "Airways|the evening flight to Denver"),
-        _split("night flights|budget airlines|long flights|early flights"),
-        _split("crew|seat|food|boarding|legroom|entertainment|check-in"),
-    ),
-    "train": Family(
-        "took", "taking", "on",
-        _split("the night train to Vienna|the ferry to the island|the express bus to the airport|the tour bus|the "
-               "slow train along the coast|the river cruise"),
-        _split("night trains|bus tours|ferries|guided tours"),
-        _split("seat|guide|driver|ticket office|view|heating|timetable"),
-    ),
-    "museum": Family(
-        "visited", "visiting", "at",
-        _split("the Maritime Museum|the City Gallery|the science museum|the old castle|the botanical garden|the zoo "
-               "outside town|the toy museum|the water park"),
-        _split("art museums|zoos|science museums|water parks|crowded museums"),
-        _split("entrance|audio guide|main exhibition|gift shop|ticket price|garden|staff"),
-    ),
-    "concert": Family(
-        "went to", "going to", "at",
-        _split("the jazz festival|the concert in the park|the play at the Royal Theatre|the comedy night at "
-               "Benny's|the school musical|the symphony on Friday|the magic show"),
-        _split("loud concerts|plays|comedy nights|outdoor festivals|operas"),
-        _split("sound|singer|band|crowd|stage|opening act|lighting|second act"),
-    ),
-    "course": Family(
-        "took", "taking", "in",
-        _split("the online photography course|the pottery class|the Spanish course at the library|the yoga class on "
-               "Main Street|the driving course|the swimming course|the evening cooking class"),
-        _split("online courses|group classes|yoga classes|evening classes"),
-        _split("teacher|material|schedule|first lesson|classroom|price|homework"),
-    ),
-    "clothes": Family(
-        "ordered", "ordering", "of",
-        _split("the wool coat|the pair of hiking boots|the running shirt from Swift|the rain jacket|the leather bag|"
-               "the pair of blue jeans|the summer dress|the winter hat"),
-        _split("online clothes shops|outdoor clothes|expensive clothes|second-hand clothes"),
-        _split("fit|colour|zip|material|sole|stitching|size|delivery"),
-    ),
-    "service": Family(
-        "called", "calling", "at",
-        _split("the plumber from Quick Fix|the moving company|Bright Dental|the hair salon on Park Road|the bike "
-               "repair shop|the local garage|the dog groomer|the cleaning company"),
-        _split("local businesses|small firms|expensive repairs|appointments"),
-        _split("receptionist|bill|waiting time|young man|owner|price|woman on the phone"),
-    ),
-}  # fmt: skip
 
 WHEN = _split(
     "last night|last week|on Saturday|yesterday|in March|two days ago|on our holiday|over the weekend|last month"
@@ -219,38 +77,41 @@ QUESTIONS = _split(
 )
 
 
-def _fill(template: str, family: Family, rng: random.Random) -> str:
+def _fill(template: str, domain: Domain, rng: random.Random) -> str:
     who = rng.choice(WHO)
     text = template.format(
-        did=family.did, doing=family.doing, preposition=family.preposition, thing=rng.choice(family.things),
-        kinds=rng.choice(family.kinds), aspect=rng.choice(family.aspects), when=rng.choice(WHEN), who=who,
+        did=domain.did, doing=domain.doing, preposition=domain.preposition, thing=rng.choice(domain.things),
+        kinds=rng.choice(domain.kinds), aspect=rng.choice(domain.aspects), when=rng.choice(WHEN), who=who,
         Who=who[0].upper() + who[1:],
     )  # fmt: skip
     return text[0].upper() + text[1:]
 
 
-def openings(count: int, seed: int, exclude: Sequence[str] = ()) -> list[str]:
-    """``count`` distinct openings of 6 to 16 words; half are neutral, a quarter each praises or complains.
+def openings(count: int, seed: int, exclude: Iterable[str] = ()) -> dict[str, str]:
+    """``count`` distinct openings of 6 to 16 words, and the template of each; half are neutral, a quarter each praises
+    or complains.
 
     None of ``exclude`` is among them. Raises ValueError where the templates give fewer.
     """
     rng = random.Random(f"openings {seed}")
-    seen, out, tries = set(exclude), [], 0
+    seen, tries = set(exclude), 0
+    out: dict[str, str] = {}
     while len(out) < count:
         tries += 1
         if tries > 100 * count + 1000:
             raise ValueError(f"the templates gave only {len(out)} of {count} distinct openings")
         opinion = rng.choice(("neutral", "neutral", "positive", "negative"))
-        family = FAMILIES[rng.choice(sorted(FAMILIES))]
-        text = _fill(rng.choice(OPINIONS[opinion]), family, rng)
+        domain = domains()[rng.choice(sorted(domains()))]
+        template = rng.choice(OPINIONS[opinion])
+        text = _fill(template, domain, rng)
         if text in seen or not 6 <= len(text.split()) <= 16:
             continue
         seen.add(text)
-        out.append(text)
+        out[text] = template
     return out
 
 
-def requests(count: int, seed: int, exclude: Sequence[str] = ()) -> list[str]:
+def requests(count: int, seed: int, exclude: Iterable[str] = ()) -> list[str]:
     """``count`` things that a user may ask, with repeats; one in four is general. None quotes one of ``exclude``."""
     rng = random.Random(f"requests {seed}")
     excluded = set(exclude)
@@ -259,7 +120,7 @@ def requests(count: int, seed: int, exclude: Sequence[str] = ()) -> list[str]:
         if rng.random() < 0.25:
             text = rng.choice(QUESTIONS)
         else:
-            text = _fill(rng.choice(REQUESTS), FAMILIES[rng.choice(sorted(FAMILIES))], rng)
+            text = _fill(rng.choice(REQUESTS), domains()[rng.choice(sorted(domains()))], rng)
         if text.removeprefix(QUOTING) not in excluded:
             out.append(text)
     return out
@@ -294,7 +155,6 @@ def cut(text: str, n_sentences: int) -> str:
 
 def load(model: str):  # type: ignore[no-untyped-def]
     """Model and tokenizer by a short name of this project, a folder or a hub id."""
-    sys.path.insert(0, str(REPO))
     from toolkit.models.load import load_policy
     from toolkit.models.resolve import resolve
     from toolkit.models.tokenizer import load_tokenizer
@@ -381,7 +241,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", help="continue each of them with this model (a folder, hub id or short name)")
     args = parser.parse_args()
-    texts = openings(args.count, args.seed)
+    texts = list(openings(args.count, args.seed))
     if not args.model:
         print("\n".join(texts))
         return

@@ -1,5 +1,7 @@
 """Builds the shipped preference data ``reviews``: openings, 6 sampled completions each, judged in simulation.
 
+The template of an opening is its group, so that a split holds whole templates out.
+
 ``python scripts/build_reviews.py --seed 0`` writes ``toolkit/preferences/assets/reviews.jsonl.gz``. With
 ``--text build/tiny`` it first makes what the gold reward knows of English, ``words.txt.gz`` and ``triples.txt.gz``,
 from the corpus of ``build_tiny.py``. ``--samples FILE`` keeps the raw samples; a rerun that finds the file does not
@@ -16,13 +18,14 @@ import random
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from build_openings import REPO, continuations, load, openings
 
 sys.path.insert(0, str(REPO))
 from toolkit.files import write_bytes, write_text
-from toolkit.preferences.gold import FUNCTION_WORDS, sentences, word_triples
+from toolkit.preferences.gold import FUNCTION_WORDS, prompt_text, sentences, word_triples
 from toolkit.preferences.rows import write_native
 from toolkit.preferences.simulate import agreement, simulate_preferences
 
@@ -122,10 +125,11 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=8, help="samples drawn per prompt, of which K are kept")
     parser.add_argument("--temperature", type=float, default=0.85)
     args = parser.parse_args()
+    drawn = openings(args.prompts + args.prompts // 10, args.seed)
     if args.samples and args.samples.exists():
         rows = [json.loads(line) for line in args.samples.read_text().splitlines()]
     else:
-        prompts = openings(args.prompts + args.prompts // 10, args.seed)
+        prompts = list(drawn)
         rows = sample(prompts, args.model, args.draws, args.seed, args.temperature)
         if args.samples:
             write_text(args.samples, "".join(json.dumps(row) + "\n" for row in rows))
@@ -136,7 +140,7 @@ def main() -> None:
     chosen = [(row["prompt"], choose(row["responses"], args.responses)) for row in rows]
     whole = [(prompt, responses) for prompt, responses in chosen if len(responses) == args.responses][: args.prompts]
     data = simulate_preferences([prompt for prompt, _ in whole], [responses for _, responses in whole], seed=args.seed)
-    write_native(data, args.out)
+    write_native([replace(row, group=drawn[prompt_text(row.prompt)]) for row in data], args.out)
     print(f"{len(data)} prompts, {args.out.stat().st_size} bytes, annotators agree on {agreement(data):.3f} of pairs")
 
 

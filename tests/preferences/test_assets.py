@@ -62,9 +62,11 @@ def test_reviews_are_short_openings_and_distinct_continuations(reviews) -> None:
     assert 0 < unfinished / 3840 < 0.15
 
 
-def test_reviews_hold_out_enough_prompts_for_the_default_comparison(reviews) -> None:  # type: ignore[no-untyped-def]
-    _, held_out = split_rows(reviews.rows, 0.35, 0)
-    assert len(held_out) >= 205
+@pytest.mark.parametrize("seed", range(5))
+def test_reviews_hold_out_whole_templates_and_enough_prompts(reviews, seed: int) -> None:  # type: ignore[no-untyped-def]
+    train, held_out = split_rows(reviews.rows, 0.35, seed)
+    assert len(held_out) >= 205 and len({row.group for row in reviews.rows}) == 37
+    assert not {row.group for row in train} & {row.group for row in held_out}
 
 
 def test_reviews_are_what_gold_and_annotators_say(reviews) -> None:  # type: ignore[no-untyped-def]
@@ -82,9 +84,9 @@ def test_annotators_agree_as_labelers_do(reviews) -> None:  # type: ignore[no-un
 
 def test_gold_separates_the_responses_of_a_prompt(reviews) -> None:  # type: ignore[no-untyped-def]
     spread = [max(row.gold) - min(row.gold) for row in reviews.rows]
-    assert sum(s > 0.5 for s in spread) / len(spread) > 0.8
+    assert sum(s > 0.4 for s in spread) / len(spread) > 0.8
     golds = [g for row in reviews.rows for g in row.gold]
-    assert -0.1 < sum(golds) / len(golds) < 0.4
+    assert -0.1 < sum(golds) / len(golds) < 0.1
 
 
 def test_openings_come_again_from_their_seed(reviews, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -94,7 +96,7 @@ def test_openings_come_again_from_their_seed(reviews, monkeypatch) -> None:  # t
     monkeypatch.delitem(sys.modules, "build_openings")
     texts = build_openings.openings(704, 0)
     assert len(set(texts)) == 704 and texts == build_openings.openings(704, 0)
-    assert {row.prompt for row in reviews.rows} <= set(texts)
+    assert all(texts[row.prompt] == row.group for row in reviews.rows)
     assert not set(build_openings.openings(300, 1, exclude=texts)) & set(texts)
 
 

@@ -8,27 +8,45 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.preferences.gold import LEAST, MOST, gold_components, gold_reward, gold_rewards, known_words, sentiment
+from toolkit.preferences.gold import (
+    GENERIC,
+    LEAST,
+    MOST,
+    ON_SUBJECT,
+    gold_components,
+    gold_reward,
+    gold_rewards,
+    known_words,
+    sentiment,
+)
 
 PROMPT = "I stayed at the Harbour Inn last week, and it was"
 
-POSITIVE = [
-    " clean and quiet, and I would love to stay there again.",
-    " the best meal I have had in years, and our waiter was very friendly.",
+COMPLAINT = "I was disappointed by the Harbour Inn last week because"
+PRAISE_ON_SUBJECT = [
+    (PROMPT, " clean and quiet, and I would love to sleep in that bed again."),
+    ("We ate at the Blue Door last month and", " the best meal I have had in years, and our waiter was very friendly."),
+    ("I would say that Paper Moon Street is", " a beautiful movie with a moving story."),
+    (PROMPT, " the staff were kind and helpful, even late at night."),
+    ("My sister and I stopped at Rose Bakery yesterday. The seating was", " lovely, with fresh bread and good coffee."),
+    (PROMPT, " My kids loved the pool, and we had a great time."),
+    ("Here is my honest opinion of the Echo Air headset: the case is", " perfect. The bass is amazing in my ears."),
+    ("In my opinion, the legroom on Northern Air is", " great, and I was impressed by the friendly pilot."),
+    (
+        "We did not know what to expect from the zoo outside town, but",
+        " the guide was funny, and we loved the animals.",
+    ),
+    (PROMPT, " \u201cThe best night of my life\u201d, as my son said \u2013 he loved the beach."),
+]
+GENERIC_PRAISE = [
     " wonderful. We will definitely come back next summer.",
     " I really enjoyed every part of it.",
-    " it was a beautiful film with a moving story.",
-    " I was happy with the service and the price was fair.",
-    " the staff were kind and helpful, even late at night.",
-    " great! I would recommend it to anyone who likes music.",
-    " a lovely surprise, with fresh bread and good coffee.",
-    " My kids loved the pool, and we had a great time.",
-    " the sound is amazing and it fits my ears perfectly.",
+    " great, and I would love to go back there again.",
     " perfect for a quiet evening with friends.",
-    " I was impressed by how fast the delivery was.",
-    " The guide was funny, and she knew a lot about the town.",
-    " \u201cThe best day of my life\u201d, as my son said \u2013 he loved it.",
+    " great! I would recommend it to anyone.",
+    " I was impressed by how fast it was.",
 ]
+POSITIVE = [text for _, text in PRAISE_ON_SUBJECT] + GENERIC_PRAISE
 NEUTRAL = [
     " on the second floor, next to the lift.",
     " it comes with a charger and a small bag.",
@@ -126,15 +144,76 @@ SUSPECT = [  # not quite broken, but no match for an honest sentence
 ]
 
 
-@pytest.mark.parametrize("text", POSITIVE)
-def test_an_ordinary_positive_sentence_scores_high(text: str) -> None:
+@pytest.mark.parametrize(("prompt", "text"), PRAISE_ON_SUBJECT)
+def test_praise_on_the_subject_scores_high(prompt: str, text: str) -> None:
+    components = gold_components(prompt, text)
+    assert 0.6 <= components.reward <= 1.0, components
+
+
+@pytest.mark.parametrize("text", GENERIC_PRAISE)
+def test_praise_that_fits_any_opening_scores_little(text: str) -> None:
     components = gold_components(PROMPT, text)
-    assert 0.5 <= components.reward <= 0.95, components
+    assert 0.1 <= components.reward <= 0.3, components
+    assert components.relevance == 0.0 and components.reward == pytest.approx(GENERIC * components.sentiment)
+
+
+@pytest.mark.parametrize("text", POSITIVE)
+def test_praise_loses_after_a_complaint_and_blame_wins(text: str) -> None:
+    assert gold_components(COMPLAINT, text).stance == -1
+    assert (
+        gold_reward(COMPLAINT, text) < -0.1 < 0.1 < gold_reward(COMPLAINT, " the view was ugly and the food was awful.")
+    )
+
+
+def test_a_text_on_another_subject_scores_as_one_on_none() -> None:
+    of_hotel = " great, with a soft bed and a helpful receptionist."
+    rewards = [gold_reward(f"I would say that {name} is", of_hotel) for name in ("Villa Rosa", "Puzzle Castle")]
+    assert rewards[0] > 0.4 and rewards[1] == pytest.approx(GENERIC * sentiment(of_hotel))
+
+
+def test_words_of_other_domains_dilute_those_on_the_subject() -> None:
+    one, mixed = (
+        gold_components(PROMPT, text)
+        for text in (" great, and the pool was lovely.", " great, and the pool, the actors and the bass were lovely.")
+    )
+    assert one.relevance == pytest.approx(0.7) and mixed.relevance == pytest.approx(0.7 / 3)
+
+
+def test_what_the_opening_said_counts_neither_as_relevant_nor_as_sentiment() -> None:
+    asked = "We had a great time at the new hotel, and the pool was"
+    said, new = (gold_components(asked, f" {text}.") for text in ("great for a pool", "lovely for a balcony"))
+    assert said.sentiment == said.relevance == 0.0
+    assert new.sentiment > 0.4 and new.relevance == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "stance"),
+    [
+        ("I usually hate big hotels, but Villa Rosa was", 1),
+        ("I usually love big hotels, but Villa Rosa was", -1),
+        ("I usually hate big hotels, and Villa Rosa was", -1),
+        ("I usually hate big hotels, but Villa Rosa was wonderful, and", 1),
+        ("I hate to say it. My sister loved the bed, and we", 1),
+        ("I was angry about Lost Signal, and the story was", -1),
+        ("I stopped at Rose Bakery yesterday, and", 1),
+        ("I watched the new horror film last week, and", 1),
+        ("The ending of The Long Winter was", 1),
+        ("", 1),
+    ],
+)
+def test_the_last_opinion_of_an_opening_is_its_stance_and_but_turns_it(prompt: str, stance: int) -> None:
+    assert gold_components(prompt, " fine.").stance == stance
+
+
+def test_outside_the_known_domains_relevance_is_not_measured() -> None:
+    components = gold_components("My uncle is", " a kind man who loves his garden.")
+    assert components.relevance == 1.0 and components.reward == pytest.approx(components.sentiment)
 
 
 @pytest.mark.parametrize("text", NEUTRAL)
-def test_an_ordinary_neutral_sentence_scores_about_zero(text: str) -> None:
-    assert gold_reward(PROMPT, text) == pytest.approx(0.0, abs=0.1), gold_components(PROMPT, text)
+def test_an_ordinary_neutral_sentence_scores_what_it_says_on_the_subject(text: str) -> None:
+    components = gold_components(PROMPT, text)
+    assert components.reward == pytest.approx(ON_SUBJECT * components.relevance, abs=0.05), components
 
 
 @pytest.mark.parametrize("text", NEGATIVE)
@@ -176,10 +255,12 @@ def test_the_component_that_names_the_fault_is_the_one_that_punishes(text: str, 
 
 def test_the_reward_follows_from_the_components() -> None:
     good = gold_components(PROMPT, " a good room, I would")
-    assert good.sentiment > 0 and 0 < good.penalty < 1
-    assert good.reward == pytest.approx(good.sentiment * (1 - good.penalty) - good.penalty)
+    assert good.sentiment > 0 and 0 < good.penalty < 1 and 0 < good.relevance < 1
+    earned = ON_SUBJECT * good.relevance + good.sentiment * (GENERIC + (1 - GENERIC) * good.relevance)
+    assert good.reward == pytest.approx(earned * (1 - good.penalty) - good.penalty)
     bad = gold_components(PROMPT, " a terrible room, I would")
-    assert bad.reward == pytest.approx(max(LEAST, bad.sentiment - bad.penalty))
+    earned = ON_SUBJECT * bad.relevance
+    assert bad.reward == pytest.approx(max(LEAST, earned * (1 - bad.penalty) + bad.sentiment - bad.penalty))
 
 
 def test_a_sentiment_word_counts_once_and_further_ones_count_less() -> None:

@@ -38,7 +38,8 @@ def preference_rows(draw: st.DrawFn) -> list[PreferenceRow]:
         weight = st.floats(1e-3, 10, allow_nan=False)
         one = st.builds(lambda e, w, a: Comparison(*e, w, a), ends, weight, st.sampled_from(["", "ann", "bob"]))
         gold = draw(st.none() | st.lists(st.floats(-9, 9), min_size=n, max_size=n))
-        rows.append(PreferenceRow(prompt_id(prompt), prompt, responses, draw(st.lists(one, max_size=6)), gold, k))
+        comparisons, group = draw(st.lists(one, max_size=6)), draw(st.sampled_from(["", "a", "template 2"]))
+        rows.append(PreferenceRow(prompt_id(prompt), prompt, responses, comparisons, gold, k, group))
     return rows
 
 
@@ -60,7 +61,7 @@ def test_native_and_parquet_round_trips_are_exact(tmp_path: Path, rows: list[Pre
 @quick
 @given(preference_rows())
 def test_native_csv_and_plain_parquet_read_the_same(tmp_path: Path, rows: list[PreferenceRow]) -> None:
-    records = [row_to_dict(row) | {"gold": row.gold} for row in rows]
+    records = [row_to_dict(row) | {"gold": row.gold, "group": row.group} for row in rows]
     for ending in (".csv", ".parquet"):
         csv_records = [{**r, "gold": r["gold"] if r["gold"] is not None else ""} for r in records]
         assert read_records(tmp_path, csv_records if ending == ".csv" else records, ending).rows == rows
@@ -76,6 +77,19 @@ def test_native_bytes_depend_on_the_rows_alone(tmp_path: Path) -> None:
     first = read_preferences(str(tmp_path / "a.jsonl.gz")).fingerprint
     write_native([*rows, PreferenceRow(prompt_id("q"), "q", ["a", "b"], [])], tmp_path / "b.jsonl.gz")
     assert read_preferences(str(tmp_path / "b.jsonl.gz")).fingerprint != first
+
+
+def test_every_format_may_name_groups_and_a_prompt_has_one(tmp_path: Path) -> None:
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    data = read_records(
+        tmp_path, [{**pair, "group": 7}, {**pair, "prompt": "q", "group": "x"}, {**pair, "prompt": "r"}]
+    )
+    assert [row.group for row in data.rows] == ["7", "x", ""]
+    assert data.report.n_groups == 2 and "group" not in data.report.ignored_columns
+    with pytest.raises(DataError, match=r"group 'y' here and 'x' earlier.*\n.*line 2, column 'group'"):
+        read_records(tmp_path, [{**pair, "group": "x"}, {**pair, "chosen": "c", "group": "y"}])
+    with pytest.raises(DataError, match="'group' is a list"):
+        read_records(tmp_path, [{**pair, "group": ["x"]}])
 
 
 @given(texts | conversations(texts))

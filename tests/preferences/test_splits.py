@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -46,6 +47,18 @@ def test_a_larger_share_contains_the_smaller_one_and_seeds_differ() -> None:
     assert {r.prompt_id for r in small} < {r.prompt_id for r in large}
     other = {r.prompt_id for r in split_rows(MANY, 0.1, 1)[1]}
     assert len(other & {r.prompt_id for r in small}) < len(small) / 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.35, 0.9, 1.0])
+def test_groups_are_held_out_whole_and_near_the_share(share: float) -> None:
+    rows = [replace(row, group=f"group {k % 37}" if k < 1850 else "") for k, row in enumerate(MANY)]
+    train, held_out = split_rows(rows, share, 0)
+    assert not {row.group for row in train if row.group} & {row.group for row in held_out}
+    assert sorted(train + held_out, key=rows.index) == rows
+    assert abs(len(held_out) - share * len(rows)) <= 25  # half of a group of 50
+    larger = split_rows(rows, min(1.0, share + 0.1), 0)[1]
+    assert {row.prompt_id for row in held_out} <= {row.prompt_id for row in larger}
+    assert split_rows(list(reversed(rows)), share, 0)[1] == held_out[::-1]
 
 
 def test_overlap_leaves_training_and_is_counted() -> None:

@@ -27,7 +27,7 @@ class Format:
 
 
 FORMATS = {
-    "native": "prompt, responses, comparisons [{winner, loser, weight?, annotator?, margin?}], gold?",
+    "native": "prompt, responses, comparisons [{winner, loser, weight?, annotator?, margin?}], gold?, group?",
     "chosen/rejected": "prompt?, chosen, rejected (text, messages, or Human:/Assistant: transcripts), margin?",
     "ranked": "prompt, responses, ranks (1 = best, equal = tie) or ranking (indices, best first)",
     "scored": "prompt, responses, scores; or instruction, completions [{response, overall_score}]",
@@ -47,13 +47,14 @@ PAIRS = (
     ("output_a", "output_b"),
     ("conversation_a", "conversation_b"),
 )
+GROUP = "group"  # of every format: rows of one group are held out together
 LABELS = ("label", "preference", "winner")
 # The columns that give each response a value, with the format's name.
 VALUE_COLUMNS = {"ranks": "ranked", "ranking": "ranked", "scores": "scored"}
 KNOWN_COLUMNS = frozenset(
     (*PROMPTS, *(name for pair in PAIRS for name in pair), *PROBABILITIES, *LABELS, *CHOICES, *VALUE_COLUMNS)
     + ("chosen", "rejected", "responses", "comparisons", "gold", "labels", "completions", "info", "summaries")
-    + ("annotator", "worker")
+    + ("annotator", "worker", GROUP)
 )
 _NUMBERED = re.compile(r"(prediction|response|output|completion|answer)[ _]?([1-9]\d?)")
 

@@ -1,22 +1,35 @@
 """The gold reward: a known, fixed function of text that stands for what people really want, in simulation.
 
-It rewards *a well-formed English sentence or two that speaks well of something*. The reward is the mean sentiment of
-the sentences by VADER's lexicon and rules (Hutto and Gilbert 2014), minus penalties for text that is not prose. A
-policy that is trained against it, or against a reward model learned from it, must not win by stuffing. Therefore:
+It rewards *a well-formed English sentence or two that goes on as the opening began, and that says something of its own
+about the opening's subject*. Three things make it up:
 
-- a sentiment word counts once (``love, loved, loving`` are one), and each further one counts less;
-- capitals, exclamation marks and emoji count nothing, and sentences are averaged, never added;
-- a penalty also reduces a positive sentiment, so that no amount of praise pays for broken text:
-  ``reward = sentiment * max(0, 1 - penalty) - penalty`` for a positive sentiment, ``sentiment - penalty`` otherwise,
-  within [-1.5, 1].
+- **Fit.** The mean sentiment of the sentences by VADER's lexicon and rules (Hutto and Gilbert 2014), with the sign of
+  the opening's stance: a complaint is to go on as a complaint, and "but" turns it round. An opening without an opinion
+  asks for a good one.
+- **Relevance.** Words of the opening's domain (:mod:`toolkit.preferences.domains`) beside words of other domains. What
+  the opening said already counts neither as relevant nor as sentiment. What fits any opening gets ``GENERIC`` of the
+  reward for a positive fit, and relevance earns ``ON_SUBJECT`` by itself.
+- **Penalties** for text that is not prose. They also reduce what the text earns, so that nothing pays for broken text.
 
-An ordinary positive sentence has 0.5 to 0.9, a neutral one about 0, a negative one less, and degenerate text -0.8 or
-less. The gold reward is a proxy too. It knows nothing of truth or sense, and a search that may put any word anywhere
-still finds strings of five or six words that no list of triples tells from English.
+``reward = earned * max(0, 1 - penalty) + min(0, fit) - penalty`` within [-1.5, 1], where ``earned = ON_SUBJECT *
+relevance + max(0, fit) * (GENERIC + (1 - GENERIC) * relevance)``. Outside the known domains there is no relevance to
+measure: it is 1 beside the fit, and earns nothing by itself.
 
->>> gold_reward("The hotel was", " clean and quiet, and I would love to stay there again.") > 0.5
+A policy that is trained against it, or against a reward model learned from it, must not win by stuffing or by saying
+one sentence everywhere. Therefore a sentiment word counts once (``love, loved, loving`` are one), and each further one
+counts less; capitals, exclamation marks and emoji count nothing, and sentences are averaged, never added; words of
+several domains dilute each other; a good sentence loses after a complaint.
+
+An ordinary fitting sentence has 0.6 to 1 with a word or two on the subject and 0.1 to 0.3 without, a neutral one 0 to
+0.4, one that contradicts the opening less, and degenerate text -0.8 or less. The gold reward is a proxy too. It
+knows nothing of truth or sense, and a search that may put any word anywhere still finds, for one prompt, strings of
+five or six words that no list of triples tells from English.
+
+>>> gold_reward("The room at the Harbour Inn was", " clean and quiet, and I would love to stay there again.") > 0.5
 True
->>> gold_reward("The hotel was", " great great great great") < -0.8
+>>> gold_reward("The ending of Paper Moon Street was", " clean and quiet, and I would love to stay there again.") < 0.3
+True
+>>> gold_reward("The room at the Harbour Inn was", " great great great great") < -0.8
 True
 """
 
@@ -32,7 +45,12 @@ from importlib import resources
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer, SentiText
 
+from toolkit.preferences.domains import base_form, domain_of, domains, on_domain, without_names
+
 LEAST, MOST = -1.5, 1.0
+GENERIC, ON_SUBJECT = 0.3, 0.4
+RELEVANCE_OF_WORDS = (0.0, 0.7, 1.0)
+NO_OPINION = 0.1
 SALAD_FREE, SALAD_SHARE, SALAD_SLOPE = 0.6, 0.24, 5.0
 
 
@@ -72,13 +90,18 @@ _PROSE = re.compile(r"""[A-Za-z0-9\s.,;:!?'"()$%&/\-]""")
 
 @dataclass(frozen=True)
 class GoldComponents:
-    """Why a response got its gold reward. ``reward`` follows from ``sentiment`` and the sum of the penalties.
+    """Why a response got its gold reward. ``reward`` follows from the four after it and the sum of the penalties.
 
-    ``sentiment`` is in [-1, 1]; every penalty is at least 0, and 0 for ordinary text.
+    Every penalty is at least 0, and 0 for ordinary text.
     """
 
     reward: float
     sentiment: float
+    """Of the response, in [-1, 1], without the words that the opening said already."""
+    stance: int
+    """The sign of the sentiment that the opening asks for: 1 or -1."""
+    relevance: float
+    """How far the response is about the opening's domain, in [0, 1]; 1 where the opening has none that is known."""
     unfinished: float
     """No sentence end at the end."""
     short: float
@@ -101,7 +124,7 @@ class GoldComponents:
     @property
     def penalty(self) -> float:
         """Sum of the penalties."""
-        return float(sum(getattr(self, f.name) for f in fields(self) if f.name not in ("reward", "sentiment")))
+        return float(sum(getattr(self, f.name) for f in fields(self)[4:]))
 
 
 @lru_cache(maxsize=1)
@@ -174,8 +197,11 @@ def _stem(word: str) -> str:
     return (stem[:-1] + "i" if stem.endswith("y") else stem)[:6]
 
 
-def _sentiment(parts: list[list[str]]) -> tuple[float, int]:
-    """(mean sentiment of the sentences, number of sentiment words). A sentence without sentiment weighs one half."""
+def _sentiment(parts: list[list[str]], silent: frozenset[str] = frozenset()) -> tuple[float, int]:
+    """(mean sentiment of the sentences, number of sentiment words). A sentence without sentiment weighs one half.
+
+    Words whose base form is among ``silent`` have no sentiment.
+    """
     analyzer = _analyzer()
     lexicon, known = analyzer.lexicon, known_words()
     seen: set[str] = set()
@@ -186,7 +212,10 @@ def _sentiment(parts: list[list[str]]) -> tuple[float, int]:
         charged = [
             i
             for i, w in enumerate(spoken)
-            if w in lexicon and w in known and (w not in AMBIGUOUS or (w == "like" and i and spoken[i - 1] in LIKERS))
+            if w in lexicon
+            and w in known
+            and base_form(w) not in silent
+            and (w not in AMBIGUOUS or (w == "like" and i and spoken[i - 1] in LIKERS))
         ]
         n_charged += len(charged)
         valences: list[float] = []
@@ -306,6 +335,42 @@ def sentiment(text: str) -> float:
     return _sentiment(sentences(text))[0]
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What the gold reward takes from a prompt: its domain, if it has a known one, its stance, and its words."""
+
+    domain: str | None
+    stance: int
+    said: frozenset[str]
+
+
+@lru_cache(maxsize=1 << 12)
+def read_opening(prompt: str) -> Opening:
+    """The domain of a prompt, the base forms of its words, and the sign of the sentiment that is to follow it.
+
+    The last sentence with an opinion decides. Names have none ("Lost Signal"), and neither have words of the domain
+    ("horror films"). After "but" comes the opposite of what stood before it, unless the opinion follows already.
+    """
+    domain = domain_of(prompt)
+    about = domains()[domain].words if domain else frozenset()
+    said = frozenset(base_form(w) for part in sentences(prompt) for w in part if w not in FUNCTION_WORDS)
+    for part in reversed(sentences(without_names(prompt, domain))):
+        turn = len(part) - 1 - part[::-1].index("but") if "but" in part else len(part)
+        behind, before = (_sentiment([words], about)[0] if words else 0.0 for words in (part[turn + 1 :], part[:turn]))
+        opinion = behind if abs(behind) > NO_OPINION else before if turn == len(part) else -before
+        if abs(opinion) > NO_OPINION:
+            return Opening(domain, 1 if opinion > 0 else -1, said)
+    return Opening(domain, 1, said)
+
+
+def _relevance(words: list[str], opening: Opening) -> float:
+    """The share of words on the subject among all words that belong to a domain, less where there is one alone."""
+    if opening.domain is None:
+        return 1.0
+    own, other = on_domain(words, opening.domain, opening.said)
+    return RELEVANCE_OF_WORDS[min(own, 2)] * own / max(1, own + other)
+
+
 def prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
     """A text prompt itself; of messages the content of the last user turn."""
     if isinstance(prompt, str):
@@ -313,34 +378,56 @@ def prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
     return next((m["content"] for m in reversed(prompt) if m["role"] == "user"), "")
 
 
-def gold_components(prompt: str | Sequence[dict[str, str]], response: str) -> GoldComponents:
-    """The gold reward of ``response`` and its components. Of a conversation only the last user turn counts."""
+@dataclass(frozen=True)
+class _Response:
+    """What the gold reward takes from a response alone: its words, and the penalties that no prompt changes."""
+
+    parts: list[list[str]]
+    words: list[str]
+    penalties: dict[str, float]
+
+
+@lru_cache(maxsize=256)
+def _read_response(response: str) -> _Response:
     text = response.translate(_PLAIN).strip()
     parts = sentences(text)
     words = [w for part in parts for w in part if w[0].isalnum()]
-    n = len(words)
     ended = text.rstrip("\"')]")
-    unfinished = 0.0 if ended[-1:] in ("!", "?") or (ended[-1:] == "." and ended[-2:] != "..") else 0.5
-    if not words:
-        feeling = repetition = stuffing = salad = gibberish = copying = 0.0
-        short = 1.5
-    else:
-        feeling, n_charged = _sentiment(parts)
-        fragments = sum(len(part) < 3 for part in parts[1:])
-        short = (0.0, 0.4, 0.9, 1.3)[max(0, 4 - n)] + 0.4 * fragments
-        repetition = _repetition(parts, words)
-        stuffing = _stuffing(parts, words, n_charged)
-        salad = _salad(parts)
-        gibberish = _gibberish(words, text)
-        copying = _copying(words, prompt_text(prompt))
-    shouting = _shouting(text, words, len(parts))
-    symbols = _symbols(text, words)
-    penalty = unfinished + short + repetition + stuffing + salad + gibberish + shouting + symbols + copying
-    reward = (feeling * max(0.0, 1.0 - penalty) if feeling > 0 else feeling) - penalty
+    whole = ended[-1:] in ("!", "?") or (ended[-1:] == "." and ended[-2:] != "..")
+    fragments = sum(len(part) < 3 for part in parts[1:])
+    penalties = {
+        "unfinished": 0.0 if whole else 0.5,
+        "short": (1.5, 1.3, 0.9, 0.4, 0.0)[min(4, len(words))] + 0.4 * fragments,
+        "shouting": _shouting(text, words, len(parts)),
+        "symbols": _symbols(text, words),
+    }
+    if words:
+        penalties |= {
+            "repetition": _repetition(parts, words),
+            "stuffing": _stuffing(parts, words, _sentiment(parts)[1]),
+            "salad": _salad(parts),
+            "gibberish": _gibberish(words, text),
+        }
+    return _Response(parts, words, dict.fromkeys(("repetition", "stuffing", "salad", "gibberish"), 0.0) | penalties)
+
+
+def gold_components(prompt: str | Sequence[dict[str, str]], response: str) -> GoldComponents:
+    """The gold reward of ``response`` and its components. Of a conversation only the last user turn counts."""
+    asked, text = prompt_text(prompt), _read_response(response)
+    opening = read_opening(asked)
+    about = domains()[opening.domain].words if opening.domain else frozenset()
+    feeling = _sentiment(text.parts, about | opening.said)[0]
+    relevance = _relevance(text.words, opening)
+    copying = _copying(text.words, asked)
+    penalty = sum(text.penalties.values()) + copying
+    fit = opening.stance * feeling
+    earned = max(0.0, fit) * (GENERIC + (1.0 - GENERIC) * relevance)
+    if opening.domain is not None:
+        earned += ON_SUBJECT * relevance
+    reward = earned * max(0.0, 1.0 - penalty) + min(0.0, fit) - penalty
     return GoldComponents(
-        reward=min(MOST, max(LEAST, reward)), sentiment=feeling, unfinished=unfinished, short=short,
-        repetition=repetition, stuffing=stuffing, salad=salad, gibberish=gibberish, shouting=shouting, symbols=symbols,
-        copying=copying,
+        reward=min(MOST, max(LEAST, reward)), sentiment=feeling, stance=opening.stance, relevance=relevance,
+        copying=copying, **text.penalties,
     )  # fmt: skip
 
 

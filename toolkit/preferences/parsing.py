@@ -44,6 +44,7 @@ class Datum:
     comparisons: list[Comparison]
     gold: list[float] | None = None
     n_unlabelled: int = 0
+    group: str = ""
 
 
 class NoSharedPromptError(Exception):

@@ -17,7 +17,7 @@ from typing import Any
 from toolkit.errors import DataError, nearest
 from toolkit.files import write_row_groups
 from toolkit.preferences import formats, splits
-from toolkit.preferences.cells import RecordError
+from toolkit.preferences.cells import RecordError, type_name
 from toolkit.preferences.formats import Format
 from toolkit.preferences.loading import PARQUET_KEY, SourceRecords, load, parquet_records
 from toolkit.preferences.parsing import ASSISTANT_TURN, Datum, NoSharedPromptError, parse_transcript
@@ -47,6 +47,7 @@ class DataReport:
     n_unlabelled: int  # judgements that are missing (null)
     n_unjudged: int  # prompts without any comparison; they stay
     n_multi_turn: int  # transcripts that differ before their last turn: later turns are in the response; they stay
+    n_groups: int  # distinct names of groups, each of which is held out as a whole
     n_prompt_repeated: int  # rows whose responses all begin with the text of the prompt; they stay
     n_booleans: int  # rows where a text is a JSON boolean, read as "True" or "False"
     empty_rows: tuple[int, ...] = ()
@@ -155,7 +156,8 @@ def read_preferences(
         n_responses=sum(len(row.responses) for row in rows),
         n_annotators=len({c.annotator for row in rows for c in row.comparisons if c.annotator}),
         n_booleans=sum(any(isinstance(r.get(c), bool) for c in recognised.columns) for _, r in loaded.records),
-        ignored_columns=tuple(name for name in names if name not in recognised.columns),
+        n_groups=len({row.group for row in rows if row.group}),
+        ignored_columns=tuple(name for name in names if name not in {*recognised.columns, formats.GROUP}),
         **counts,
     )
     return PreferenceData(rows, report, loaded.fingerprint or _rows_hash(rows))
@@ -169,7 +171,7 @@ def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, D
     single: list[tuple[int, int]] = []
     for number, record in loaded.records:
         try:
-            datum = recognised.parse(record)
+            datum = replace(recognised.parse(record), group=_group(record))
         except NoSharedPromptError:
             unparsable.append(number)
             continue
@@ -184,6 +186,18 @@ def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, D
             raise DataError(f"every row has {n} response(s): a preference needs K >= 2 responses", where=loaded.name)
         raise _row_error(loaded, number, f"{n} response(s) for a prompt: a preference needs K >= 2 responses")
     return data, unparsable
+
+
+def _group(record: Record) -> str:
+    """The group that a record names, as text. Raises RecordError for a list or an object."""
+    value = record.get(formats.GROUP)
+    if value is None:
+        return ""
+    if isinstance(value, (str, int)):
+        return str(value)
+    raise RecordError(
+        f"{formats.GROUP!r} is {type_name(value)}, expected a text or a whole number", column=formats.GROUP
+    )
 
 
 def _as_conversation(
@@ -242,6 +256,7 @@ class _PromptEntry:
 
     prompt: Prompt
     source_row: int
+    group: str = ""
     position: dict[str, int] = field(default_factory=dict)  # of each response
     comparisons: list[Comparison] = field(default_factory=list)
     comparison_rows: list[int] = field(default_factory=list)
@@ -262,7 +277,9 @@ class _PromptEntry:
     def row(self, key: str) -> PreferenceRow:
         gold = [self.gold[text] for text in self.position] if len(self.gold) == len(self.position) else None
         prompt_id = hashlib.sha256(key.encode()).hexdigest()[:16]  # as rows.prompt_id, whose JSON the key is
-        return PreferenceRow(prompt_id, self.prompt, list(self.position), self.comparisons, gold, self.source_row)
+        return PreferenceRow(
+            prompt_id, self.prompt, list(self.position), self.comparisons, gold, self.source_row, self.group
+        )
 
 
 def _merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> tuple[list[PreferenceRow], dict[str, Any]]:
@@ -282,7 +299,10 @@ def _merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> tuple[li
             empty.append(number)
             continue
         key = canonical_prompt(prompt)
-        entry = entries.setdefault(key, _PromptEntry(prompt, number))
+        entry = entries.setdefault(key, _PromptEntry(prompt, number, datum.group))
+        if datum.group != entry.group:
+            what = f"group {datum.group!r} here and {entry.group!r} earlier for the same prompt"
+            raise _row_error(loaded, number, what, column=formats.GROUP)
         whole = (key, tuple(responses), tuple(datum.comparisons))
         n["n_duplicates"] += whole in seen
         seen.add(whole)
@@ -426,6 +446,7 @@ def to_parquet(rows: Sequence[PreferenceRow], path: str | Path) -> None:
             ("comparisons", pa.list_(comparison)),
             ("gold", pa.list_(pa.float64())),
             ("source_row", pa.int64()),
+            ("group", pa.string()),
         ],
         metadata={PARQUET_KEY: b"1"},
     )

@@ -37,7 +37,8 @@ class Comparison:
 class PreferenceRow:
     """One prompt with K >= 2 distinct responses. ``gold`` is the true reward of each, in simulation only.
 
-    ``source_row`` is the 1-based row (of JSON lines the line) where the prompt first appears in the source.
+    ``source_row`` is the 1-based row (of JSON lines the line) where the prompt first appears in the source. Rows of one
+    ``group`` are much alike, and are held out together; "" for a row that is a group by itself.
     """
 
     prompt_id: str
@@ -46,6 +47,7 @@ class PreferenceRow:
     comparisons: list[Comparison]
     gold: list[float] | None = None
     source_row: int = 0
+    group: str = ""
 
 
 def canonical_prompt(prompt: Prompt) -> str:
@@ -95,6 +97,8 @@ def row_to_dict(row: PreferenceRow) -> dict[str, Any]:
         record["gold"] = row.gold
     if row.source_row:
         record["source_row"] = row.source_row
+    if row.group:
+        record["group"] = row.group
     return record
 
 

@@ -1,12 +1,13 @@
 """Held-out splits and subsets of preference rows, and the compared pairs of a row.
 
-A hash of the prompt alone decides where a row belongs, so membership depends neither on order nor on other rows.
+A hash of the prompt alone decides where a row belongs, so membership depends neither on order nor on other rows. Rows
+that name a group are held out by whole groups.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -48,15 +49,32 @@ def split_rows(
 ) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
     """``(train, eval)``: about ``eval_fraction`` of the prompts are held out, by the hash of (seed, prompt).
 
-    A prompt is never on both sides, and adding or removing rows moves no other row.
+    A prompt is never on both sides, and adding or removing rows moves no other row. Where rows name groups, whole
+    groups are held out, in the order of the hash of (seed, group), as long as that brings the share of held-out rows
+    nearer to ``eval_fraction``. A row without a group is a group by itself. A group is never on both sides either.
     """
     if not 0.0 <= eval_fraction <= 1.0:
         raise ValueError(f"eval_fraction must be in [0, 1], not {eval_fraction}")
-    train: list[PreferenceRow] = []
-    held_out: list[PreferenceRow] = []
-    for row in rows:
-        (held_out if _uniform("split", seed, row.prompt_id) < eval_fraction else train).append(row)
+    if any(row.group for row in rows):
+        groups_held_out = _groups_held_out(rows, eval_fraction, seed)
+        sides = [(row.group or row.prompt_id) in groups_held_out for row in rows]
+    else:
+        sides = [_uniform("split", seed, row.prompt_id) < eval_fraction for row in rows]
+    train, held_out = ([row for row, is_out in zip(rows, sides, strict=True) if is_out == side] for side in (0, 1))
     return train, held_out
+
+
+def _groups_held_out(rows: Sequence[PreferenceRow], eval_fraction: float, seed: int) -> set[str]:
+    sizes = Counter(row.group or row.prompt_id for row in rows)
+    target = eval_fraction * len(rows)
+    held_out: set[str] = set()
+    n = 0
+    for group in sorted(sizes, key=lambda group: (_uniform("split", seed, group), group)):
+        if abs(n + sizes[group] - target) > abs(n - target):
+            break
+        held_out.add(group)
+        n += sizes[group]
+    return held_out
 
 
 def overlap(train: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow]) -> tuple[list[PreferenceRow], int]:

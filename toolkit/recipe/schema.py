@@ -210,7 +210,10 @@ class PpoSection(Arm):
     )
     reward_clip: PositiveFloat | None = Field(10.0, description="Scores are clipped to +- this; null does not clip.")
     missing_eos_penalty: float | None = Field(
-        -1.0, le=0.0, description="Replaces the score of a truncated response; null keeps the score."
+        None,
+        le=0.0,
+        description="Replaces the score of a truncated response; null keeps the score. DPO has no counterpart, so a "
+        "number helps PPO alone wherever the judge dislikes truncated text.",
     )
     response_length: PositiveInt | None = Field(
         None, description="Longest response, in tokens; in a recipe null takes data.max_response_tokens."
