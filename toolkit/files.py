@@ -130,12 +130,12 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON that this project wrote. Raises StoreError where it is damaged."""
+def read_json(path: Path, *, fix: str = "remove it and run again") -> Any:
+    """Read JSON that this project wrote. Raises StoreError, with this ``fix``, where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"this file is damaged: {error}", where=str(path), fix="remove it and run again") from error
+        raise StoreError(f"this file is damaged: {error}", where=str(path), fix=fix) from error
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 import pytest
 
+from toolkit.evals.judge_tests import not_tested
 from toolkit.evals.verdict import MIN_PROMPTS, Judging, decide, mirrored, verdict
 from toolkit.evals.winrate import permutation_test, win_rate
 
@@ -142,6 +144,9 @@ def test_a_judge_that_knows_the_prompts_does_not_decide() -> None:
     blocked = verdict([row("rm:other", 0.7)], judging)
     assert blocked["winner"] == "undecided" and "80 of these prompts" in blocked["sentence"]
     assert verdict([row("rm:other", 0.7), row("gold", 0.4)], judging)["winner"] == "dpo"
+    failed = replace(not_tested("rm:other", "no better than a coin"), passed=False)
+    both = verdict([row("rm:other", 0.7)], replace(judging, tests={"rm:other": failed}))
+    assert both["reason"] == "no independent judge compared the two arms"
 
 
 def test_a_primary_judge_that_did_not_judge_leaves_it_open() -> None:

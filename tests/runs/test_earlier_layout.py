@@ -11,8 +11,10 @@ from support.running import SMALL, duel
 
 from toolkit.errors import StoreError
 from toolkit.files import read_json, write_json
+from toolkit.recipe.files import load_recipe
 from toolkit.report import reading
 from toolkit.report.page import build, build_live
+from toolkit.runs.dry_run import describe, render
 from toolkit.runs.listing import diff_runs, list_runs
 from toolkit.runs.push import push_run
 from toolkit.runs.store import READABLE_VERSIONS, RunFolder, read_document
@@ -28,6 +30,15 @@ def folder(tmp_path: Path) -> Path:
 def test_the_layout_of_a_folder_is_recognised(folder: Path, tmp_path: Path) -> None:
     assert RunFolder(folder).earlier_version() == 1
     assert RunFolder(tmp_path / "new").earlier_version() is None
+
+
+def test_the_dry_run_says_and_refuses_what_the_run_does(folder: Path) -> None:
+    recipe = load_recipe("smoke", ["data.train_prompts=20", "data.eval_prompts=5"])
+    assert "an earlier duel wrote this run folder (layout 1)" in render(describe(recipe, folder))
+    assert "earlier duel" not in render(describe(recipe, folder.with_name("new")))
+    write_json(folder / "manifest.json", read_json(folder / "manifest.json") | {"schema_version": 99})
+    with pytest.raises(StoreError, match="has the layout 99"):
+        describe(recipe, folder)
 
 
 @pytest.mark.e2e

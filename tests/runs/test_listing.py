@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,4 +97,22 @@ def test_where_there_is_no_run(root: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such folder"):
         list_runs(tmp_path / "nowhere")
     write_json(tmp_path / "app" / "manifest.json", {"name": "a web page", "icons": []})
+    write_json(tmp_path / "list" / "manifest.json", ["keys", "stages", "started"])
     assert list_runs(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_listed(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(root, tmp_path / "runs")
+    for name, text in {"torn": '{"keys": [', "bytes": "\xff\xfe", "newer": '{"schema_version": 99}'}.items():
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "manifest.json").write_text(text, encoding="latin-1")
+    manifest = json.loads((root / "first" / "manifest.json").read_text())
+    write_json(tmp_path / "runs" / "newer" / "manifest.json", manifest | {"schema_version": 99})
+    (tmp_path / "runs" / "folder" / "manifest.json").mkdir(parents=True)
+    shutil.copytree(root / "first", tmp_path / "runs" / "results")
+    (tmp_path / "runs" / "results" / "results.json").write_text("{")
+    assert [row["run"] for row in list_runs(tmp_path / "runs")] == ["sweep/second", "first"]
+    for name in ("torn", "bytes", "newer", "folder", "results"):
+        assert f"{tmp_path / 'runs' / name}: " in caplog.text, name

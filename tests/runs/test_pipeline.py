@@ -191,6 +191,21 @@ def test_a_launched_stage_gets_the_same_context(
         go(tmp_path / "three", until="sft", launch=["--cpu"])
 
 
+def test_what_a_damaged_file_of_the_run_folder_costs(ran: dict[str, Any], tmp_path: Path) -> None:
+    """Following the fix loses no more than the file: the manifest nothing, a stage's record that stage."""
+    go(tmp_path)
+    for name, runs_again in (("manifest.json", []), ("reward_model/stage.json", ["reward_model"])):
+        (tmp_path / name).write_text("{")
+        with pytest.raises(StoreError, match="damaged") as caught:
+            go(tmp_path)
+        assert "away and run" in caught.value.fix and "remove" not in caught.value.fix
+        moved = tmp_path / name if name == "manifest.json" else (tmp_path / name).parent
+        moved.rename(tmp_path / f"moved-{moved.name}")
+        ran.clear()
+        manifest = go(tmp_path)
+        assert list(ran) == runs_again and manifest["status"] == "done" and set(manifest["stages"]) == set(CONTEXTS)
+
+
 def test_a_tracker_that_is_not_installed(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"pip install 'rlhf-duel\[no_such_tracker\]'"):
         pipeline.check_trackers(["json", "no_such_tracker"])

@@ -146,7 +146,8 @@ def verdict(
     independent = [row for row in rows if row["judge"] not in refused]
     if not independent:
         reason = "no independent judge compared the two arms"
-        if any(row["judge"] in failed_tests(judging.tests) and is_neutral(row["judge"]) for row in rows):
+        tested = failed_tests(judging.tests).keys() - judging.not_independent.keys()
+        if any(row["judge"] in tested and is_neutral(row["judge"]) for row in rows):
             reason = "every independent judge failed its test on held-out labels"
         signals = "; ".join(f"judge {r['judge']} is {refused[r['judge']]} and says {_share(r)}" for r in rows)
         sentence = f"Undecided: {reason} ({signals}). Name one in evaluate.judges."

@@ -47,9 +47,11 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
 
     ``launch`` are arguments of ``accelerate launch``: its processes count in the steps and in the keys.
 
-    Raises what planning the stages and reading the data raise.
+    Raises what planning the stages and reading the data raise, and StoreError where a run in this folder would refuse
+    its layout.
     """
     recipe, section = loaded.recipe, loaded.recipe.data
+    earlier_layout = RunFolder(out).earlier_version()
     processes = number_of_processes(launch)
     stages = plan_stages(loaded, RunFolder(out), processes)
     sides, report = read_sides(section, recipe.seed)
@@ -63,6 +65,7 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
     return {
         "name": recipe.name,
         "out": str(out),
+        "earlier_layout": earlier_layout,
         "processes": processes,
         "stages": [
             {
@@ -152,6 +155,11 @@ def memory_estimate(recipe: Recipe, config: Any, prompt_tokens: float) -> dict[s
 def render(described: dict[str, Any]) -> str:
     """What :func:`describe` says, for people. In the example, response tokens stand in [brackets]."""
     lines = [f"{described['name']} -> {described['out']}", ""]
+    if described["earlier_layout"] is not None:
+        lines.append(
+            f"  an earlier duel wrote this run folder (layout {described['earlier_layout']}): its stages run again, "
+            "and their earlier results are kept\n"
+        )
     if described["processes"] > 1:
         lines.append(f"  {described['processes']} processes train, each with batches of the recipe's size\n")
     for stage in described["stages"]:

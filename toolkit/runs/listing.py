@@ -22,18 +22,20 @@ def list_runs(root: Path) -> list[dict[str, Any]]:
     """A row for each run below ``root``, the latest first. Raises StoreError where the folder is not there.
 
     ``status`` is running, done, partial, failed or interrupted; a run that was killed counts as interrupted. A run in a
-    layout that is not known has no row, and a warning in the log says so.
+    layout that is not known, or with files that cannot be read, has no row, and a warning in the log names it.
     """
     if not root.is_dir():
         raise StoreError("there is no such folder", where=str(root), fix="name the folder that holds your runs")
     rows = []
-    for path in {path for depth in range(DEPTH) for path in root.glob("*/" * depth + MANIFEST_FILE)}:
-        if not {"keys", "stages", "started"} <= set(read_json(path)):
-            continue  # another program's manifest
+    for path in sorted({path for depth in range(DEPTH) for path in root.glob("*/" * depth + MANIFEST_FILE)}):
         try:
-            rows.append(_row(path.parent, root, read_document(path)))
+            manifest = read_json(path)
+            if isinstance(manifest, dict) and {"keys", "stages", "started"} <= manifest.keys():
+                rows.append(_row(path.parent, root, read_document(path)))  # otherwise it is another program's
         except StoreError as error:
             _log.warning("%s: %s", path.parent, error.what)
+        except OSError as error:
+            _log.warning("%s: it cannot be read: %s", path.parent, error.strerror)
     return sorted(rows, key=lambda row: -row["started"])
 
 

@@ -29,7 +29,8 @@ def read_document(path: Path) -> dict[str, Any]:
 
     Raises StoreError where the file is damaged, or of a version that this code does not know.
     """
-    document = dict(read_json(path))
+    fix = "move it away and run the recipe again: it is written anew, and finished stages stay as they are"
+    document = dict(read_json(path, fix=fix))
     version = document.get("schema_version")
     if version not in READABLE_VERSIONS:
         known = " and ".join(map(str, READABLE_VERSIONS))
@@ -118,8 +119,7 @@ class RunFolder:
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """The finished stage's record, or None."""
-        path = self.stage_dir(stage) / STAGE_FILE
-        return read_json(path) if path.is_file() else None
+        return read_record(self.stage_dir(stage))
 
     def state(self, stage: str, key: str, fields: Mapping[str, Any]) -> StageState:
         """Whether this stage with this key is there. ``fields`` are what the key is made of."""
@@ -183,13 +183,17 @@ class RunFolder:
         os.rename(work, self.stage_dir(stage))
 
 
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of the finished stage in a folder, or None. Raises StoreError where it is damaged."""
+    path = folder / STAGE_FILE
+    fix = f"move {folder} away and run again: only this stage is computed anew"
+    return dict(read_json(path, fix=fix)) if path.is_file() else None
+
+
 def _holds(folder: Path, key: str) -> bool:
     """Whether a folder is the finished stage with this key, in today's layout."""
-    path = folder / STAGE_FILE
-    if not path.is_file():
-        return False
-    record = read_json(path)
-    return (record.get("schema_version"), record["key"]) == (SCHEMA_VERSION, key)
+    record = read_record(folder)
+    return record is not None and (record.get("schema_version"), record["key"]) == (SCHEMA_VERSION, key)
 
 
 def _link_or_copy(source: str, target: str) -> str:
