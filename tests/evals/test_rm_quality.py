@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,3 +125,18 @@ def test_prompts_that_are_the_same_are_resampled_together() -> None:
     comparisons, rewards = calibrated(300, 1.0)
     ids = [f"p{k // 3}" for k in range(300)]
     assert calibration(comparisons, rewards, prompt_ids=ids, n_resamples=50)["nll"]["n"] == 100
+
+
+def test_rows_of_one_prompt_are_resampled_together() -> None:
+    """Ten copies of every row say nothing new: with prompt ids the intervals stay as they were."""
+    comparisons, rewards = calibrated(60, 1.0)
+    once: dict[str, Any] = rm_quality(comparisons, rewards)
+    n = len(rewards)
+    copies = [(p + n * k, i, j, share, weight) for k in range(10) for p, i, j, share, weight in comparisons]
+    prompt_ids = [str(p) for p in range(n)] * 10
+    whole: dict[str, Any] = rm_quality(copies, [*rewards] * 10, prompt_ids=prompt_ids)
+    apart: dict[str, Any] = rm_quality(copies, [*rewards] * 10)
+    for name in ("accuracy", "margin_mean"):
+        width, of_whole, of_apart = (r[name]["ci_high"] - r[name]["ci_low"] for r in (once, whole, apart))
+        assert of_whole == pytest.approx(width, rel=0.1) and of_apart < width / 2
+    assert whole["n_prompts"] == n

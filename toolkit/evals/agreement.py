@@ -75,7 +75,7 @@ def comparison_columns(
     return prompt, i, j, p, weight
 
 
-def _clusters(prompt_ids: Sequence[str] | None, n: int) -> NDArray[np.int64]:
+def prompt_clusters(prompt_ids: Sequence[str] | None, n: int) -> NDArray[np.int64]:
     """For each of n entries of the rewards, the number of its prompt among the distinct prompts."""
     if prompt_ids is None:
         return np.arange(n, dtype=np.int64)
@@ -118,7 +118,7 @@ def pairwise_accuracy(
         return NO_ESTIMATE
     right = weight * agreement_with_preference(margins(rewards, prompt, i, j), p)
     return bootstrap_statistic(
-        sums_by_prompt(_clusters(prompt_ids, len(rewards))[prompt], right, weight),
+        sums_by_prompt(prompt_clusters(prompt_ids, len(rewards))[prompt], right, weight),
         ratio,
         n_resamples=n_resamples,
         confidence=confidence,
@@ -144,7 +144,7 @@ def order_agreement(
     x, y = margins(first, prompt, i, j), margins(second, prompt, i, j)
     same = np.where((x == 0.0) | (y == 0.0), 0.5, (np.sign(x) == np.sign(y)).astype(np.float64))
     return bootstrap_statistic(
-        sums_by_prompt(_clusters(prompt_ids, len(first))[prompt], weight * same, weight),
+        sums_by_prompt(prompt_clusters(prompt_ids, len(first))[prompt], weight * same, weight),
         ratio,
         n_resamples=n_resamples,
         confidence=confidence,
@@ -171,7 +171,7 @@ def within_prompt_correlation(
         raise DataError(f"{len(first)} and {len(second)} prompts", where="within-prompt correlation")
     if method not in ("spearman", "kendall"):
         raise DataError(f"unknown method {method!r}", where="within-prompt correlation", fix="spearman or kendall")
-    clusters = _clusters(prompt_ids, len(first))
+    clusters = prompt_clusters(prompt_ids, len(first))
     values, prompts = [], []
     for index, (a_raw, b_raw) in enumerate(zip(first, second, strict=True)):
         a, b = np.asarray(a_raw, dtype=np.float64), np.asarray(b_raw, dtype=np.float64)
@@ -211,7 +211,7 @@ def compare_rewards(
     _check_same_responses(prompt_ids, explicit, implicit)
     prompt, i, j, _, weight = comparison_columns(comparisons, explicit)
     comparison_columns(comparisons, implicit)
-    clusters = _clusters(prompt_ids, len(explicit))[prompt]
+    clusters = prompt_clusters(prompt_ids, len(explicit))[prompt]
     bootstrap: BootstrapOptions = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     options: _PromptOptions = {"prompt_ids": prompt_ids, **bootstrap}
     x, y = margins(explicit, prompt, i, j), margins(implicit, prompt, i, j)

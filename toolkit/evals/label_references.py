@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import xlogy
 
-from toolkit.evals.agreement import Comparison, comparison_columns, estimate_dict
+from toolkit.evals.agreement import Comparison, comparison_columns, estimate_dict, prompt_clusters
 from toolkit.evals.intervals import (
     BootstrapOptions,
     Floats,
@@ -43,6 +43,7 @@ def label_references(
     comparisons: Sequence[Comparison],
     rewards: Sequence[ArrayLike],
     *,
+    prompt_ids: Sequence[str] | None = None,
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -50,7 +51,8 @@ def label_references(
     """``coin`` and ``label_ceiling``, each with ``accuracy``, ``nll`` (nats), ``brier`` and ``ece``.
 
     The ceiling's numbers are estimates with intervals over prompts. ``label_ceiling`` is None, with a
-    ``label_ceiling_reason``, where no pair has labels that disagree. ``rewards`` only say which responses there are.
+    ``label_ceiling_reason``, where no pair has labels that disagree. ``rewards`` only say which responses there are;
+    entries with equal ``prompt_ids`` are one prompt.
 
     >>> both = label_references([(0, 0, 1, 1.0, 2.0), (1, 0, 1, 0.5, 2.0)], [[0.0, 0.0]] * 2)
     >>> both["label_ceiling"]["accuracy"]["value"], both["label_ceiling"]["brier"]["value"]
@@ -61,6 +63,8 @@ def label_references(
     if not disagree(p):
         reason = "no pair has labels that disagree: how far people would is not known"
         return {"coin": COIN, "label_ceiling": None, "label_ceiling_reason": reason}
+
+    prompt = prompt_clusters(prompt_ids, len(rewards))[prompt]
 
     def mean(of_pair: Floats) -> dict[str, float | int | None]:
         return estimate_dict(bootstrap_statistic(sums_by_prompt(prompt, weight * of_pair, weight), ratio, **options))

@@ -22,6 +22,7 @@ from toolkit.evals.agreement import (
     estimate_dict,
     margins,
     pairwise_accuracy,
+    prompt_clusters,
     within_prompt_correlation,
 )
 from toolkit.evals.intervals import (
@@ -138,7 +139,7 @@ def calibration(
     prompt, i, j, p, weight = comparison_columns(comparisons, rewards)
     if len(prompt) == 0:
         raise DataError("no comparisons to judge the reward model by", where="calibration")
-    clusters = np.asarray(prompt_ids)[prompt] if prompt_ids is not None else prompt
+    clusters = prompt_clusters(prompt_ids, len(rewards))[prompt]
     margin = margins(rewards, prompt, i, j)
 
     def over_prompts(fn: Callable[..., Floats], *columns: Floats) -> EstimateDict:
@@ -190,12 +191,15 @@ def rm_quality(
     comparisons: Sequence[Comparison],
     rewards: Sequence[ArrayLike],
     *,
+    prompt_ids: Sequence[str] | None = None,
     lengths: Sequence[ArrayLike] | None = None,
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, object]:
-    """Quality of ``rewards`` (one array (K,) per prompt) on ``comparisons``, tuples (prompt, i, j, p, weight).
+    """Quality of ``rewards`` (one array (K,) per row) on ``comparisons``, tuples (row, i, j, p, weight).
+
+    Rows with equal ``prompt_ids`` are one prompt, which intervals take whole; without them every row is a prompt.
 
     Returns ``accuracy`` with its interval over prompts (equal rewards count half), ``nll`` (nats), ``brier`` (squared
     error of the predicted probability against each label), ``ece`` with 10 bins and its ``reliability`` curve,
@@ -209,11 +213,12 @@ def rm_quality(
     Raises:
         DataError: comparisons, rewards and lengths that do not fit each other, or no comparisons.
     """
-    prompt, i, j, p, weight = comparison_columns(comparisons, rewards)
-    if len(prompt) == 0:
+    row, i, j, p, weight = comparison_columns(comparisons, rewards)
+    if len(row) == 0:
         raise DataError("no comparisons to judge the reward model by", where="rm_quality")
+    prompt = prompt_clusters(prompt_ids, len(rewards))[row]
     options: BootstrapOptions = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
-    margin = margins(rewards, prompt, i, j)
+    margin = margins(rewards, row, i, j)
     right = agreement_with_preference(margin, p)
     temperature = fit_temperature(margin, p, weight)
     # a tie prefers neither response: its expected margin is 0 by construction and says nothing
@@ -221,23 +226,25 @@ def rm_quality(
     result: dict[str, object] = {
         "n_prompts": len(np.unique(prompt)),
         "n_pairs": len(prompt),
-        "accuracy": estimate_dict(pairwise_accuracy(comparisons, rewards, **options)),
+        "accuracy": estimate_dict(pairwise_accuracy(comparisons, rewards, prompt_ids=prompt_ids, **options)),
         **_calibration(margin, p, weight),
         "temperature": temperature,
         "after_temperature": None if temperature is None else _calibration(margin / temperature, p, weight),
         "margin_mean": _ratio_where(
             decided, prompt, weight * preference * margin, weight * np.abs(preference), options
         ),
-        "references": label_references(comparisons, rewards, **options),
+        "references": label_references(comparisons, rewards, prompt_ids=prompt_ids, **options),
         "accuracy_by_margin": _accuracy_by_margin(prompt, np.abs(margin), right, weight, options),
     }
     if lengths is not None:
         if [len(np.asarray(a)) for a in lengths] != [len(np.asarray(r)) for r in rewards]:
             raise DataError("lengths and rewards differ in their numbers of responses", where="rm_quality")
         # towards the preferred response: positive where it is the longer one
-        longer = np.sign(margins(lengths, prompt, i, j)) * np.sign(p - 0.5)
+        longer = np.sign(margins(lengths, row, i, j)) * np.sign(p - 0.5)
         result |= _length_bias(prompt, longer, right, weight, options)
-        result["length_spearman"] = estimate_dict(within_prompt_correlation(rewards, lengths, **options))
+        result["length_spearman"] = estimate_dict(
+            within_prompt_correlation(rewards, lengths, prompt_ids=prompt_ids, **options)
+        )
     return result
 
 

@@ -46,7 +46,13 @@ def summarise_rewards(reading: Reading, rewards: Rewards, started: float) -> dic
         "accuracy_ci": None,
     }
     if comparisons:
-        quality = rm_quality(comparisons, rewards[:n], lengths=[row.lengths for row in reading.rows[:n]])
+        rows = reading.rows[:n]
+        quality = rm_quality(
+            comparisons,
+            rewards[:n],
+            prompt_ids=[row.row.prompt_id for row in rows],
+            lengths=[row.lengths for row in rows],
+        )
         accuracy: Any = quality["accuracy"]
         summary |= {"accuracy": accuracy["value"], "accuracy_ci": [accuracy["ci_low"], accuracy["ci_high"]]}
         summary["quality"] = quality
@@ -59,7 +65,8 @@ def summarise_rewards(reading: Reading, rewards: Rewards, started: float) -> dic
 def accuracy_per_token(reading: Reading, rewards: Rewards) -> EstimateDict:
     """Pairwise accuracy of the rewards divided by the responses' lengths."""
     means = [of_row / row.lengths for of_row, row in zip(rewards, reading.rows, strict=True)]
-    return estimate_dict(pairwise_accuracy(reading.comparisons, means))
+    prompt_ids = [row.row.prompt_id for row in reading.rows]
+    return estimate_dict(pairwise_accuracy(reading.comparisons, means, prompt_ids=prompt_ids))
 
 
 def check_against_explicit(reading: Reading, explicit: Rewards, implicit: Rewards, out: Path) -> dict[str, Any]:
