@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from support.running import ROOT, SMALL, command, duel, duel_process, environment
 
 from toolkit.engine.engine import Engine
+from toolkit.judging.records import read_judgements, write_judgements
 from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_reward_model
@@ -215,6 +217,26 @@ def test_only_and_until(tmp_path: Path) -> None:
     assert (out / "sft" / "model" / "config.json").is_file() and not (out / "dpo").exists()
     duel("run", "smoke", "--out", str(out), *SMALL, "--only", "dpo")
     assert (out / "dpo" / "model").is_dir() and not (out / "ppo").exists()
+
+
+def test_what_a_run_says_of_judgements_from_a_file(small_run: Path, tmp_path: Path) -> None:
+    """The run's own reward model does not become independent in a file, and what does not match is counted."""
+    run, votes = shutil.copytree(small_run, tmp_path / "run"), tmp_path / "votes.parquet"
+    pair = ("--policy", "rm_ppo", "--baseline", "dpo")
+    own = run / "reward_model" / "model"
+    duel("judge", str(run), *pair, "--judge", f"rm:{own}", "--out", str(votes))
+    recorded = read_judgements([votes])
+    other = [replace(row, judge="me", policy_hash="0" * 16) for row in recorded[:3]]
+    untied = [replace(row, judge="you", policy_hash="", baseline_hash="") for row in recorded[:4]]
+    write_judgements([*recorded, *other, *untied], votes)
+    duel("run", "smoke", "--out", str(run), *SMALL, f"--set=evaluate.judges=[file:{votes}]", "--json")
+    results = json.loads((run / "results.json").read_text())
+    warnings = "\n".join(results["warnings"])
+    assert f"{votes}: of 19 judgements 3 are of other responses" in warnings
+    assert f"{votes}: of 19 judgements 4 do not record which responses they are of" in warnings
+    assert f"judge rm:{own} is a model of this run, reward_model/model: it does not decide" in warnings
+    assert set(results["verdict"]["judges"]) <= {"you"} and results["verdict"]["winner"] == "undecided"
+    assert "4 do not record which responses" in (run / "report.html").read_text()
 
 
 def test_a_held_out_reward_model_judges_both_arms(

@@ -37,14 +37,22 @@ def test_of_a_file_the_judgements_of_these_responses_count(tmp_path: Path, capsy
     said = capsys.readouterr().err
     assert "of 6 judgements 2 are of other prompts or policies" in said
     assert "1 are of other responses to these prompts" in said and "1 do not record" in said
+    # The same goes into the results, since a line on the terminal is gone with it.
+    judged = ask_judges([spec], [("a", "b")], RESPONSES, OPTIONS, QUIET)
+    assert [j.preference for j in judged.judgements] == [1.0, 0.0, 0.5] and judged.usages == []
+    assert judged.warnings == [line for line in said.splitlines() if line]
 
 
 def test_known_scores_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorers, "score", lambda *_: pytest.fail("scored again"))
     known = {"rm": {"a": [[1.0]], "b": [[2.0]], "c": [[1.0, 3.0]]}}
-    judgements, usage = ask_judges(["rm"], [("a", "b"), ("c", "b")], RESPONSES, OPTIONS, QUIET, known_scores=known)
-    assert [(j.policy, j.baseline, j.preference) for j in judgements] == [("a", "b", 0), ("c", "b", 0), ("c", "b", 1)]
-    assert usage == []
+    judged = ask_judges(["rm"], [("a", "b"), ("c", "b")], RESPONSES, OPTIONS, QUIET, known_scores=known)
+    assert [(j.policy, j.baseline, j.preference) for j in judged.judgements] == [
+        ("a", "b", 0),
+        ("c", "b", 0),
+        ("c", "b", 1),
+    ]
+    assert judged.usages == judged.warnings == [] and judged.dependent == {}
 
 
 def test_a_judge_that_scores_compares_every_sample_with_every_other() -> None:

@@ -18,15 +18,20 @@ from toolkit.recipe.schema import EvaluateSection
 def judging_of(
     judgements: Sequence[Judgement],
     judges: Sequence[str],
+    recorded: Mapping[str, str],
     tests: Mapping[str, JudgeTest],
     section: EvaluateSection,
     prompt_ids: Sequence[str],
     run: RunModels,
     bootstrap: BootstrapOptions,
 ) -> tuple[Judging, list[str]]:
-    """How the verdict comes from the judges, and warnings about those that cannot decide."""
+    """How the verdict comes from the judges, and warnings about those that cannot decide.
+
+    ``recorded`` gives further reasons against judges whose judgements come from files.
+    """
     names = list(dict.fromkeys(j.judge for j in judgements))
-    dependent = dependence(list(dict.fromkeys([*judges, *names])), prompt_ids, run)  # a file names judges of its own
+    # A file names judges of its own.
+    dependent = dependence(list(dict.fromkeys([*judges, *names])), prompt_ids, run) | dict(recorded)
     judging = Judging(
         primary_judge=section.primary_judge,
         smallest_effect=section.smallest_effect,

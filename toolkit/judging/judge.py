@@ -7,16 +7,16 @@ A judge is ``gold``, ``rm:MODEL``, ``implicit:POLICY,REFERENCE`` or ``python:MOD
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.judging import llm, scorers
 from toolkit.judging.options import JudgeOptions
-from toolkit.judging.records import Judgement, read_judgements, response_hash
+from toolkit.judging.recorded import MatchedJudgements, PolicyScores, matched, signals_by_answers
+from toolkit.judging.records import Judgement, read_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.models.resolve import resolve
 from toolkit.progress import Reporter
-
-PolicyScores = Mapping[str, scorers.Scores]  # by policy
 
 
 def judge_pairs(
@@ -32,14 +32,14 @@ def judge_pairs(
 
     A judge that scores compares every sample of the one with every sample of the other; a language model compares the
     k-th samples, in both orders. ``known_scores`` are the scores of a judge whose scores the caller has already. Of a
-    file, the judgements of these responses are returned (:func:`of_these_responses`).
+    file, the judgements of these responses are returned (:func:`toolkit.judging.recorded.matched`).
 
     Raises RecipeError and DataError for a judge that does not exist or cannot judge, ModelError for a model that cannot
     be used.
     """
     kind, _, rest = spec.partition(":")
     if kind == "file":
-        return of_these_responses(read_judgements([rest]), responses, rest, reporter), None
+        return of_file(rest, responses, reporter).matching, None
     if llm.is_language_model(spec):
         return llm.judge_pairs(spec, pairs, responses, options, reporter)
     if known_scores is None:
@@ -49,41 +49,16 @@ def judge_pairs(
     return [judgement for judgements in compared for judgement in judgements], None
 
 
-def of_these_responses(
-    judgements: Sequence[Judgement], responses: PolicyResponses, file: str, reporter: Reporter
-) -> list[Judgement]:
-    """The recorded judgements that are of these policies' responses; what is left out is counted and said.
-
-    A judgement names its responses by their hashes. One that records none is taken by its prompt and policies, and
-    counted as not verified: it may be of other samples of the same policies.
+@dataclass(frozen=True)
+class Judged:
+    """What several judges said. ``warnings`` are about judgements from files, ``dependent`` gives the reason why a
+    judge in a file is a training signal by another name.
     """
-    hashes = {
-        (policy, prompt_id): {response_hash(text) for text in texts}
-        for policy, of_prompt in responses.texts.items()
-        for prompt_id, texts in zip(responses.prompt_ids, of_prompt, strict=True)
-    }
-    matching, unverified, elsewhere, other_texts = [], 0, 0, 0
-    for j in judgements:
-        sides = [
-            (hashes.get((j.policy, j.prompt_id)), j.policy_hash),
-            (hashes.get((j.baseline, j.prompt_id)), j.baseline_hash),
-        ]
-        if any(known is None for known, _ in sides):
-            elsewhere += 1
-        elif any(recorded and known is not None and recorded not in known for known, recorded in sides):
-            other_texts += 1
-        else:
-            matching.append(j)
-            unverified += not all(recorded for _, recorded in sides)
-    notes = {
-        f"{elsewhere} are of other prompts or policies and were left out": elsewhere,
-        f"{other_texts} are of other responses to these prompts and were left out": other_texts,
-        f"{unverified} do not record which responses they are of": unverified,
-    }
-    for note, count in notes.items():
-        if count:
-            reporter.line(f"{file}: of {len(judgements)} judgements {note}")
-    return matching
+
+    judgements: list[Judgement]
+    usages: list[llm.Usage]
+    warnings: list[str]
+    dependent: dict[str, str]
 
 
 def ask_judges(
@@ -94,16 +69,30 @@ def ask_judges(
     reporter: Reporter,
     *,
     known_scores: Mapping[str, PolicyScores] | None = None,
-) -> tuple[list[Judgement], list[llm.Usage]]:
+) -> Judged:
     """:func:`judge_pairs` of several judges, one after the other. ``known_scores`` are by judge."""
-    judgements: list[Judgement] = []
-    usages: list[llm.Usage] = []
+    judged = Judged([], [], [], {})
     for spec in specs:
-        scores = (known_scores or {}).get(spec)
-        of_judge, usage = judge_pairs(spec, pairs, responses, options, reporter, known_scores=scores)
-        judgements += of_judge
-        usages += [usage] if usage is not None else []
-    return judgements, usages
+        kind, _, file = spec.partition(":")
+        if kind == "file":
+            recorded = of_file(file, responses, reporter)
+            judged.judgements.extend(recorded.matching)
+            judged.warnings.extend(recorded.notes(file))
+            judged.dependent.update(signals_by_answers(recorded.matching, responses, known_scores or {}))
+        else:
+            scores = (known_scores or {}).get(spec)
+            of_judge, usage = judge_pairs(spec, pairs, responses, options, reporter, known_scores=scores)
+            judged.judgements.extend(of_judge)
+            judged.usages.extend([usage] if usage is not None else [])
+    return judged
+
+
+def of_file(file: str, responses: PolicyResponses, reporter: Reporter) -> MatchedJudgements:
+    """The judgements of a file that are of these responses; what is left out or not verified is said."""
+    recorded = matched(read_judgements([file]), responses)
+    for note in recorded.notes(file):
+        reporter.line(note)
+    return recorded
 
 
 def name_training_signals(

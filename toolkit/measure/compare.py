@@ -62,14 +62,16 @@ def compare_policies(
             truncated={name: [[s.truncated for s in group] for group in groups] for name, groups in samples.items()},
         )
         options = replace(options, max_response_tokens=params.max_new_tokens + 1)  # with the end of the text
-        judgements, usages = ask_judges(judges, list(combinations(policies, 2)), responses, options, reporter)
+        judged = ask_judges(judges, list(combinations(policies, 2)), responses, options, reporter)
+        judgements = judged.judgements
         intervals: BootstrapOptions = {**DEFAULT_INTERVALS, "seed": selection.seed}
         write_judgements(judgements, out / "judgements.parquet", intervals)
         if annotations is not None:
             alpaca_eval.write_annotations(judgements, responses, annotations)
         results: dict[str, Any] = {"schema_version": 1, "policies": list(policies)}
         results |= win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **intervals)
-        results["judge_usage"] = [asdict(usage) for usage in usages]
+        results["judge_usage"] = [asdict(usage) for usage in judged.usages]
+        results["warnings"] = judged.warnings
         write_json(out / "results.json", results)
     return results
 

@@ -28,10 +28,9 @@ from toolkit.judging.deciding import judging_of
 from toolkit.judging.ended import where_both_ended
 from toolkit.judging.held_out import RowScores, examine_judges
 from toolkit.judging.independence import RunModels
-from toolkit.judging.judge import ask_judges, name_training_signals
-from toolkit.judging.llm import Usage
+from toolkit.judging.judge import Judged, ask_judges, name_training_signals
 from toolkit.judging.options import JudgeOptions
-from toolkit.judging.records import Judgement, write_judgements
+from toolkit.judging.records import write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
@@ -123,7 +122,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     samples = [sample for sample in scored_samples if sample.sample_index < section.samples_per_prompt]
     samples += best_of_n(scored_samples, section)
 
-    judgements, usages = judge_all(judges, samples, [policy.name for policy in policies], settings, reporter)
+    asked = judge_all(judges, samples, [policy.name for policy in policies], settings, reporter)
     bootstrap: BootstrapOptions = {
         "n_resamples": section.bootstrap,
         "confidence": section.confidence,
@@ -142,12 +141,12 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     write_table([asdict(reward) for reward in rewards], out / "rewards.parquet")
     write_json(out / "data_report.json", read_json(inputs["data"] / "report.json"))
     # A file may call either arm the policy: one row for each judge, seen from RM + PPO.
-    one_way = [win_rates.seen_from_ppo(judgement) for judgement in judgements]
+    one_way = [win_rates.seen_from_ppo(judgement) for judgement in asked.judgements]
     write_judgements(one_way, out / "judgements.parquet", bootstrap)
     judged = win_rates.report(one_way, controls=win_rates.RECORDED_CONTROLS, **bootstrap)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
     prompt_ids, own = [row.prompt_id for row in settings.rows], run_models(inputs, models, policies)
-    judging, doubts = judging_of(one_way, judges, tests, section, prompt_ids, own, bootstrap)
+    judging, doubts = judging_of(one_way, judges, asked.dependent, tests, section, prompt_ids, own, bootstrap)
     result = summary.summarise(
         [vars(sample) for sample in samples],
         [vars(reward) for reward in rewards],
@@ -156,7 +155,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         best_of_n=section.best_of_n,
         options=bootstrap,
         judging=judging,
-        warnings=[*warnings, *renamed, *doubts],
+        warnings=[*warnings, *renamed, *asked.warnings, *doubts],
     )
     ended = where_both_ended(one_way, samples, list(result["verdict"]["judges"]), **bootstrap)
     result["verdict"]["both_ended"] = ended
@@ -165,7 +164,9 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     kl_nats = {row["policy"]: row["kl_nats"] for row in result["policies"]}
     differences = trained_differences(records, kl_nats, context.data.max_response_tokens)
     result["arm_differences"] = [difference.as_dict() for difference in differences]
-    result["judge_usage"] = [asdict(usage) for usage in [*usages, *test_usages]]  # the pipeline adds it to the cost
+    result["judge_usage"] = [
+        asdict(usage) for usage in [*asked.usages, *test_usages]
+    ]  # the pipeline adds it to the cost
     write_json(out / "evaluation.json", result)
     reporter.line(result["verdict"]["sentence"])
     n_tokens = sum(sample.n_tokens for sample in samples)
@@ -472,7 +473,7 @@ def judge_all(
     policies: Sequence[str],
     settings: EvaluationSettings,
     reporter: Reporter,
-) -> tuple[list[Judgement], list[Usage]]:
+) -> Judged:
     """Every policy against SFT, and the arms against each other, by every judge; and what language models took."""
     names = [*policies, *sorted({sample.policy for sample in samples} - set(policies))]
     pairs = [(name, "sft") for name in names if name != "sft"] + [("rm_ppo", "dpo")]

@@ -1,0 +1,101 @@
+"""Recorded judgements as a judge of a run: which of them are of its responses, and whose answers they are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from toolkit.evals.training_signals import TRAINING_SIGNALS
+from toolkit.judging import scorers
+from toolkit.judging.records import Judgement, response_hash
+from toolkit.judging.responses import PolicyResponses
+
+# As many answers that are all those of a training signal are no accident.
+MIN_SAME_ANSWERS = 50
+PolicyScores = Mapping[str, scorers.Scores]  # by policy
+
+
+@dataclass(frozen=True)
+class MatchedJudgements:
+    """The judgements of a file that are of a run's responses, and how many of its ``n_recorded`` are not.
+
+    ``n_elsewhere`` are of other prompts or policies, ``n_other_responses`` of other responses to these prompts: both
+    are left out. ``n_unverified`` are among ``matching`` without a record of the responses that were judged: they may
+    be of other samples of the same policies.
+    """
+
+    matching: list[Judgement]
+    n_recorded: int
+    n_elsewhere: int
+    n_other_responses: int
+    n_unverified: int
+
+    def notes(self, file: str) -> list[str]:
+        """A sentence for each kind of judgement that was left out, or cannot be verified."""
+        counts = {
+            "are of other prompts or policies and were left out": self.n_elsewhere,
+            "are of other responses to these prompts and were left out": self.n_other_responses,
+            "do not record which responses they are of, and were taken by prompt and policy": self.n_unverified,
+        }
+        return [f"{file}: of {self.n_recorded} judgements {n} {note}" for note, n in counts.items() if n]
+
+
+def matched(judgements: Sequence[Judgement], responses: PolicyResponses) -> MatchedJudgements:
+    """Match recorded judgements with responses by the policies, the prompt and the hashes of both texts."""
+    hashes = {
+        (policy, prompt_id): {response_hash(text) for text in texts}
+        for policy, of_prompt in responses.texts.items()
+        for prompt_id, texts in zip(responses.prompt_ids, of_prompt, strict=True)
+    }
+    matching, unverified, elsewhere, other_texts = [], 0, 0, 0
+    for j in judgements:
+        sides = [
+            (hashes.get((j.policy, j.prompt_id)), j.policy_hash),
+            (hashes.get((j.baseline, j.prompt_id)), j.baseline_hash),
+        ]
+        if any(known is None for known, _ in sides):
+            elsewhere += 1
+        elif any(recorded and known is not None and recorded not in known for known, recorded in sides):
+            other_texts += 1
+        else:
+            matching.append(j)
+            unverified += not all(recorded for _, recorded in sides)
+    return MatchedJudgements(matching, len(judgements), elsewhere, other_texts, unverified)
+
+
+def signals_by_answers(
+    judgements: Sequence[Judgement], responses: PolicyResponses, known_scores: Mapping[str, PolicyScores]
+) -> dict[str, str]:
+    """Judge -> the reason why it is a training signal by another name: it gives that signal's answer on every pair.
+
+    ``known_scores`` are the run's scores of these responses by judge. A judge with fewer than ``MIN_SAME_ANSWERS``
+    answers is not looked at.
+    """
+    by_judge: dict[str, list[Judgement]] = defaultdict(list)
+    for j in judgements:
+        if j.preference is not None and j.judge not in TRAINING_SIGNALS:
+            by_judge[j.judge].append(j)
+    reasons = {}
+    for judge, members in by_judge.items():
+        for signal in sorted(TRAINING_SIGNALS.keys() & known_scores.keys()):
+            n = _same_answers(members, signal, responses, known_scores[signal])
+            if n >= MIN_SAME_ANSWERS:
+                reasons[judge] = f"{TRAINING_SIGNALS[signal]} by another name (the same answer on all {n} pairs)"
+    return reasons
+
+
+def _same_answers(members: Sequence[Judgement], signal: str, responses: PolicyResponses, scores: PolicyScores) -> int:
+    """How many judgements give the signal's answer, if all of them do; otherwise 0."""
+    pairs = sorted({(j.policy, j.baseline) for j in members})
+    answers: dict[tuple[str, ...], set[float | None]] = defaultdict(set)
+    for policy, baseline in pairs:
+        for own in scorers.compare(signal, policy, baseline, responses, scores):
+            for hashes in ((own.policy_hash, own.baseline_hash), ("", "")):
+                answers[(own.prompt_id, policy, baseline, *hashes)].add(own.preference)
+    keys = [
+        (j.prompt_id, j.policy, j.baseline, *((j.policy_hash, j.baseline_hash) if j.policy_hash else ("", "")))
+        for j in members
+    ]
+    same = all(answers[key] == {j.preference} for key, j in zip(keys, members, strict=True))
+    return len(members) if same else 0
