@@ -14,16 +14,18 @@ from toolkit.judging.independence import RunModels, dependence
 from toolkit.judging.records import Judgement
 from toolkit.recipe.schema import EvaluateSection
 
+NO_REASONS: Mapping[str, str] = {}
+
 
 def judging_of(
     judgements: Sequence[Judgement],
     judges: Sequence[str],
-    recorded: Mapping[str, str],
     tests: Mapping[str, JudgeTest],
     section: EvaluateSection,
     prompt_ids: Sequence[str],
     run: RunModels,
     bootstrap: BootstrapOptions,
+    recorded: Mapping[str, str] = NO_REASONS,
 ) -> tuple[Judging, list[str]]:
     """How the verdict comes from the judges, and warnings about those that cannot decide.
 

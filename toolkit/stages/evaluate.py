@@ -146,7 +146,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     judged = win_rates.report(one_way, controls=win_rates.RECORDED_CONTROLS, **bootstrap)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
     prompt_ids, own = [row.prompt_id for row in settings.rows], run_models(inputs, models, policies)
-    judging, doubts = judging_of(one_way, judges, asked.dependent, tests, section, prompt_ids, own, bootstrap)
+    judging, doubts = judging_of(one_way, judges, tests, section, prompt_ids, own, bootstrap, asked.dependent)
     result = summary.summarise(
         [vars(sample) for sample in samples],
         [vars(reward) for reward in rewards],
