@@ -62,15 +62,17 @@ def test_the_mean_score_of_samples_like_the_rollouts_is_zero(small_run: Path, tm
 
     sft, section = resolve(str(small_run / "sft" / "model")), ModelSection(name="tiny", dtype="float32", lora=None)
     tokenizer = load_tokenizer(sft)
-    prompts = [prompt.ids for prompt in ppo.read_prompts(inputs["data"], tokenizer, "sft")]
-
-    params = SamplingParams(7, 0.4, n=20)
+    schedule = Schedule(ppo.read_prompts(inputs["data"], tokenizer, "sft"), context.ppo, context.seed)
+    prompts = [schedule.prompt_at(position) for position in range(128)]
     samples = sample_responses(
-        load_policy(sft, section), tokenizer, prompts, lambda i, k: ("test", i, k), params, dtype=torch.float32
+        load_policy(sft, section),
+        tokenizer,
+        [prompt.ids for prompt in prompts],
+        lambda i, _: (context.seed, "centre", i, prompts[i].prompt_id),
+        SamplingParams(7, 0.4),
+        dtype=torch.float32,
     )
-    trees = [Tree(ids, [r.ids for r in group]) for ids, group in zip(prompts, samples, strict=True)]
+    trees = [Tree(prompt.ids, [response.ids]) for prompt, [response] in zip(prompts, samples, strict=True)]
     engine = Engine(load_reward_model(resolve(str(reward)), section), 0, dtype=torch.float32)
-    scores = torch.tensor([score for row in engine.scores(trees) for score in row]) - reward_mean(reward)
-    mean, error = float(scores.mean()), float(scores.std()) / 128**0.5
-    assert abs(centre - mean) < 3.5 * error
-    assert abs(mean) > 4 * error  # the reward model's own centre is not theirs
+    scores = [score - reward_mean(reward) for [score] in engine.scores(trees)]
+    assert centre == pytest.approx(sum(scores) / 128, abs=1e-3) and abs(centre) > 0.01
