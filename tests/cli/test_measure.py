@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,26 @@ def test_rewards_and_score_on_a_run(small_run: Path, tmp_path: Path) -> None:
     by_rewards = {(r["prompt_id"], r["response_index"]): r["explicit_reward"] for r in pq.read_table(out).to_pylist()}
     for row in pq.read_table(tmp_path / "s.parquet").to_pylist():
         assert row["explicit_reward"] == pytest.approx(by_rewards[row["prompt_id"], row["response_index"]], abs=1e-4)
+
+
+def test_the_implicit_reward_is_said_in_words(small_run: Path, tmp_path: Path) -> None:
+    words = "beta * log(pi / pi_ref), summed over the tokens of the response, with beta = 0.1"
+    record = json.loads((small_run / "dpo" / "model" / "duel.json").read_text())
+    assert (
+        record["implicit_reward"] == json.loads((small_run / "manifest.json").read_text())["implicit_reward"] == words
+    )
+    policy = shutil.copytree(small_run / "dpo" / "model", tmp_path / "policy")
+    shared = ["--reference", str(small_run / "sft" / "model"), "--data", "reviews", "--limit", "2"]
+    said = duel("rewards", "--policy", str(policy), *shared, "--out", str(tmp_path / "sum.parquet")).stdout
+    assert f"the implicit reward: {words}" in said
+    (policy / "duel.json").write_text(json.dumps(record | {"loss_type": "ipo"}))
+    said = duel("rewards", "--policy", str(policy), *shared, "--beta", "2", "--out", str(tmp_path / "m.parquet")).stdout
+    mean = "beta * log(pi / pi_ref), its mean over the tokens of the response, with beta = 2"
+    assert f"the implicit reward: {mean}" in said
+    assert json.loads((tmp_path / "m.summary.json").read_text())["implicit_reward"] == mean
+    free = ["--reference", "none", *shared[2:], "--out", str(tmp_path / "free.parquet")]
+    said = duel("rewards", "--policy", str(policy), *free).stdout
+    assert "the implicit reward" not in said and "reference-free" in said
 
 
 def test_rewards_on_what_the_policies_wrote(small_run: Path, tmp_path: Path) -> None:

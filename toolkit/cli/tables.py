@@ -178,6 +178,8 @@ def rewards_table(summary: Mapping[str, Any]) -> str:
         f"left out {summary['n_long_prompts']} prompts that are too long, "
         f"cut {summary['n_truncated_responses']} responses at the limit",
     ]
+    if "implicit_reward" in summary and not summary["reference_free"]:
+        lines.append(f"the implicit reward: {summary['implicit_reward']}")
     if summary["accuracy"] is not None:
         lines.append(
             f"pairwise accuracy {percent(summary['accuracy'])} ({interval(*summary['accuracy_ci'])}, "

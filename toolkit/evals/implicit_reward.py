@@ -26,6 +26,15 @@ class ImplicitReward:
         """From the response's summed log-ratio in nats."""
         return self.beta * log_ratio / (n_tokens if self.per_token else 1)
 
+    @property
+    def words(self) -> str:
+        """
+        >>> ImplicitReward(0.1).words
+        'beta * log(pi / pi_ref), summed over the tokens of the response, with beta = 0.1'
+        """
+        over = "its mean over the tokens" if self.per_token else "summed over the tokens"
+        return f"beta * log(pi / pi_ref), {over} of the response, with beta = {self.beta:g}"
+
 
 def defined_by(training_record: Mapping[str, Any], beta: float | None = None) -> ImplicitReward:
     """The reward of a policy by its training record (``beta``, ``loss_type``); another ``beta`` where one is given."""

@@ -111,6 +111,7 @@ class PolicyPair:
         return {
             "beta": self.reward.beta,
             "per_token": self.reward.per_token,
+            "implicit_reward": self.reward.words,
             "reference_free": self.reference is None,
             "policy": self.policy.fingerprint,
             "reference": self.reference.fingerprint if self.reference else None,
@@ -229,10 +230,7 @@ def _reward(beta: float | None, policy: ModelRef, reporter: Reporter) -> Implici
         reporter.line(f"beta {beta:g}, {origin}")
     if not (math.isfinite(beta) and beta > 0):
         raise RecipeError(f"beta is {beta:g}", where="--beta", fix="a positive number; DPO's default is 0.1")
-    reward = defined_by(record, beta)
-    if reward.per_token:
-        reporter.line(f"the reward is the mean over a response's tokens, as the loss {record['loss_type']} defines it")
-    return reward
+    return defined_by(record, beta)
 
 
 # ---------------------------------------------------------------- the table

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RecipeError, StoreError
+from toolkit.evals.implicit_reward import defined_by
 from toolkit.files import copy_whole, read_json, write_json, write_text
 from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.arms import planned_differences
@@ -102,6 +103,7 @@ def new_manifest(
         "keys": {planned.spec.name: planned.key for planned in stages},
         "seed": loaded.recipe.seed,
         "processes": processes,
+        "implicit_reward": defined_by({"loss_type": loaded.recipe.dpo.loss_type}, loaded.recipe.dpo.beta).words,
         "arm_differences": [difference.as_dict() for difference in planned_differences(loaded.recipe)],
         "versions": versions(),
         "machine": machine(),

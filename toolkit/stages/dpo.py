@@ -17,7 +17,7 @@ from toolkit.engine import cache, distributed
 from toolkit.engine.engine import Engine
 from toolkit.engine.logps import by_response
 from toolkit.engine.sampling import SamplingParams, sample_responses
-from toolkit.evals.implicit_reward import LENGTH_NORMALISED
+from toolkit.evals.implicit_reward import LENGTH_NORMALISED, defined_by
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import attention, load_policy, trainable
@@ -211,6 +211,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             arm="dpo",
             beta=section.beta,
             loss_type=section.loss_type,
+            implicit_reward=defined_by({"loss_type": section.loss_type}, section.beta).words,
             reference_fingerprint=sft.fingerprint,
         )
 
