@@ -321,7 +321,11 @@ class EvaluateSection(Section):
         False, description="The recipe only shows that everything runs, and the verdict says so."
     )
     temperature: PositiveFloat = Field(1.0, description="Temperature of the samples that are judged.")
-    samples_per_prompt: PositiveInt = Field(1, description="Responses that each policy samples for a held-out prompt.")
+    samples_per_prompt: PositiveInt = Field(
+        1,
+        description="Responses that SFT and the trained policies sample for a held-out prompt; the base policy and "
+        "checkpoints, which decide nothing, sample one.",
+    )
     max_new_tokens: PositiveInt | None = Field(
         None, description="Longest sample in tokens; null takes data.max_response_tokens."
     )

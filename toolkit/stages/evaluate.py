@@ -220,20 +220,23 @@ def run_models(inputs: Mapping[str, Path], models: TrainedModels, policies: Sequ
 
 
 def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
-    """base, sft, and both arms with their checkpoints in the order of training."""
+    """base, sft, and both arms with their checkpoints in the order of training.
+
+    Several samples of a prompt go to the policies that the verdict compares.
+    """
     section: EvaluateSection = context.evaluate
     n = section.samples_per_prompt
     policies = []
     if context.sft.enabled:
         base = resolve(context.model.name, context.model.revision)
-        policies.append(Policy("base", "base", "base", 0, base, n))
+        policies.append(Policy("base", "base", "base", 0, base, 1))
     policies.append(Policy("sft", "sft", "sft", 0, sft, n + section.best_of_n))
     for arm, stage in (("rm_ppo", "ppo"), ("dpo", "dpo")):
         folders = (inputs[stage] / "checkpoints").glob("*") if section.checkpoints else ()
         checkpoints = [(training_record(ref), ref) for ref in (resolve(str(folder)) for folder in folders)]
         for record, ref in sorted(checkpoints, key=lambda item: (item[0]["step"], item[0].get("kl_milestone", 0.0))):
             at = f"kl-{record['kl_milestone']:g}" if "kl_milestone" in record else record["step"]
-            policies.append(Policy(f"{arm}@{at}", arm, "checkpoint", record["step"], ref, n))
+            policies.append(Policy(f"{arm}@{at}", arm, "checkpoint", record["step"], ref, 1))
         final = resolve(str(inputs[stage] / "model"))
         policies.append(Policy(arm, arm, "final", training_record(final)["step"], final, n))
     return policies
