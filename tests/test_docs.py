@@ -75,6 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for language in ("json", "python", "text"):
             for name, text in blocks(page, language):
                 if name:
+                    (out / name).parent.mkdir(exist_ok=True)
                     (out / name).write_text(text, encoding="utf-8")
     return out
 

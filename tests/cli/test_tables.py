@@ -38,3 +38,34 @@ def test_policies_are_named_from_the_folder_that_they_share() -> None:
 def test_names_without_a_common_folder_stay(policies: tuple[str, ...]) -> None:
     text = tables(*policies)
     assert "Policies in" not in text and all(policy in text for policy in policies)
+
+
+def judged(*lengths: tuple[int, int]) -> list[Judgement]:
+    rng = np.random.default_rng(1)
+    return [
+        Judgement(f"p{k}", "a", "b", "gold", float(rng.random() < 0.6), policy_length=x, baseline_length=y)
+        for k, (x, y) in enumerate(lengths)
+    ]
+
+
+def test_a_length_controlled_rate_has_its_interval_and_its_variant() -> None:
+    rng = np.random.default_rng(2)
+    report = win_rates.report(
+        judged(*rng.integers(100, 200, (60, 2)).tolist()), controls=win_rates.Controls(length=True), n_resamples=100
+    )
+    [row] = report["win_rates"]
+    text = judging_tables(report)
+    assert "length-controlled, by length alone" in text and "note:" not in text
+    assert f"{row['lc_win_rate']:.1%}  {row['lc_ci_low']:.1%} to {row['lc_ci_high']:.1%}" in text
+    report["win_rates"] = [{**row, "lc_variant": "alpaca_eval"}]
+    assert "length-controlled, with AlpacaEval's table" in judging_tables(report)
+
+
+def test_without_a_length_controlled_rate_the_reason_is_said() -> None:
+    report = win_rates.report(judged(*[(450, 95)] * 60), controls=win_rates.Controls(length=True), n_resamples=100)
+    [row] = report["win_rates"]
+    assert row["lc_win_rate"] is None
+    text = judging_tables(report)
+    assert f"note: no length-controlled win rate: {row['lc_reason']} (a against b, judge gold)" in text
+    assert "by length alone" not in text
+    assert "length-controlled" not in judging_tables(win_rates.report(judged(*[(450, 95)] * 60), n_resamples=100))

@@ -130,6 +130,23 @@ def test_beside_the_win_rate_stands_that_of_the_prompts_that_both_ended(run):
         assert 0 < row["n_judged"] < 24 and f"where both ended their responses: {shown} prompts" in verdict
 
 
+def test_a_length_controlled_rate_says_which_one_it_is_or_why_there_is_none(copy):
+    results = json.loads((copy / "results.json").read_text())
+    rates = text_of(build(copy), "win-rates")
+    assert "at equal length by length alone" in rates and "No length-controlled win rate" not in rates
+    row = results["win_rates"][0]
+    results["win_rates"][0] = {
+        **row,
+        "lc_win_rate": None,
+        "lc_ci_low": None,
+        "lc_ci_high": None,
+        "lc_reason": "no overlap",
+    }
+    (copy / "results.json").write_text(json.dumps(results))
+    where = f"{row['policy']} against {row['baseline']}, judge {row['judge']}"
+    assert f"No length-controlled win rate: no overlap ({where})." in text_of(build(copy), "win-rates")
+
+
 def test_the_verdict_is_the_sentence_of_the_results(copy):
     results = json.loads((copy / "results.json").read_text())
     facts = {"judge": "gold", "win_rate": 0.52, "ci_low": 0.4, "ci_high": 0.64, "p_value": 0.7, "n_judged": 100}

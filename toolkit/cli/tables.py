@@ -9,7 +9,15 @@ from typing import Any
 
 from toolkit.progress import duration
 from toolkit.report.numbers import interval, number, percent
-from toolkit.report.sheets import Sheet, estimate_cells, interval_heading, result_sheets, text_of, win_rate_sheet
+from toolkit.report.sheets import (
+    Sheet,
+    estimate_cells,
+    interval_heading,
+    missing_estimates,
+    result_sheets,
+    text_of,
+    win_rate_sheet,
+)
 
 
 def result_tables(results: Mapping[str, Any]) -> str:
@@ -97,7 +105,9 @@ def judging_tables(report: Mapping[str, Any]) -> str:
     sheets += [_ranking_sheet(ranking, confidence) for ranking in report["bradley_terry"]]
     if report["judge_agreement"]:
         sheets.append(_judges_sheet(report["judge_agreement"], confidence))
-    return "\n\n".join([*([f"Policies in {folder}"] if folder else []), text_of(*sheets)])
+    notes = "\n".join(f"note: {text}" for text in missing_estimates(rows))
+    heading = f"Policies in {folder}" if folder else ""
+    return "\n\n".join(filter(None, [heading, text_of(*sheets), notes]))
 
 
 def _shared_folder(names: Collection[str]) -> str:

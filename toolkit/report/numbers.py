@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 ABSENT = "-"
 
@@ -44,6 +45,19 @@ def p_value(value: float | None, *, absent: str = ABSENT) -> str:
     ('0.031', '<0.001')
     """
     return absent if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def length_control_name(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Which length-controlled win rate these rows of win rates have; they differ on the same judgements.
+
+    >>> length_control_name([{"lc_win_rate": 0.2, "lc_variant": "length_only"}])
+    'by length alone'
+    >>> length_control_name([{"lc_win_rate": 0.1, "lc_variant": "alpaca_eval"}, {"lc_win_rate": None}])
+    "with AlpacaEval's table"
+    """
+    names = {"alpaca_eval": "with AlpacaEval's table", "length_only": "by length alone"}
+    variants = dict.fromkeys(row.get("lc_variant") for row in rows if row["lc_win_rate"] is not None)
+    return ", ".join(names[variant] for variant in variants if variant is not None)
 
 
 def interval(low: float | None, high: float | None, form: Callable[[float], str] = percent) -> str:

@@ -15,8 +15,9 @@ from plotly.offline import get_plotlyjs
 from toolkit.report import curves, plots, provenance, sample_browser, tables
 from toolkit.report.figures import Figure, share_axes
 from toolkit.report.names import PALETTE
-from toolkit.report.numbers import count, number, p_value, percent
+from toolkit.report.numbers import count, length_control_name, number, p_value, percent
 from toolkit.report.reading import ResultRow, Run, read_live, read_runs
+from toolkit.report.sheets import missing_estimates
 
 HERE = Path(__file__).parent
 
@@ -59,6 +60,7 @@ class View:
     differences: list[ResultRow]
     policies: tables.PolicyTable
     win_rates: list[tables.WinRateRow]
+    missing_estimates: list[str]
     judges: list[ResultRow]
     frontier: list[Figure]
     overoptimization: list[Figure]
@@ -98,6 +100,7 @@ def view_of(run: Run, prefix: str) -> View:
         differences=run.results.get("arm_differences", []),
         policies=tables.policies(run),
         win_rates=tables.win_rates(run),
+        missing_estimates=missing_estimates(run.results["win_rates"]),
         judges=run.results.get("judge_tests", []),
         frontier=identified(plots.frontier(run)),
         overoptimization=identified(plots.overoptimization(run)),
@@ -135,6 +138,7 @@ def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str 
         "number": typeset,
         "count": partial(count, absent=""),
         "p": partial(p_value, absent=""),
+        "length_control_name": length_control_name,
     }
     return environment.get_template("page.html.j2").render(
         title=title or " and ".join(run.name for run in runs) + ": RM + PPO against DPO",

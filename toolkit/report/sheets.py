@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from toolkit.report.numbers import count, interval, number, p_value, percent
+from toolkit.report.numbers import count, interval, length_control_name, number, p_value, percent
 
 
 @dataclass
@@ -35,7 +35,7 @@ def text_of(*sheets: Sheet) -> str:
 def _text(sheet: Sheet) -> str:
     buffer = io.StringIO()
     # Wide enough that no number wraps, and without colour, since this text may go to a file.
-    console = Console(file=buffer, width=160, no_color=True, highlight=False)
+    console = Console(file=buffer, width=200, no_color=True, highlight=False)
     table = Table(title=escape(sheet.title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for position, column in enumerate(sheet.columns):
         table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
@@ -73,8 +73,13 @@ def interval_heading(confidence: float) -> str:
 
 
 def win_rate_sheet(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95, *, title: str = "Win rates") -> Sheet:
-    columns = ["policy", "against", "judge", "win rate", interval_heading(confidence), "length-controlled"]
-    sheet = Sheet(title, [*columns, "p", "prompts", "tied", "failed"])
+    """Length-controlled win rates have columns where they were asked for, with their variant in the heading."""
+    bounds = interval_heading(confidence)
+    asked = any(row["lc_win_rate"] is not None or row.get("lc_variant") for row in rows)
+    heading = ", ".join(filter(None, ["length-controlled", length_control_name(rows)]))
+    controlled = [heading, bounds] if asked else []
+    columns = ["policy", "against", "judge", "win rate", bounds, *controlled, "p", "prompts", "tied", "failed"]
+    sheet = Sheet(title, columns)
     for row in rows:
         sheet.add_row(
             row["policy"],
@@ -82,13 +87,24 @@ def win_rate_sheet(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95, 
             row["judge"],
             percent(row["win_rate"]),
             interval(row["ci_low"], row["ci_high"]),
-            percent(row["lc_win_rate"]),
+            *([percent(row["lc_win_rate"]), interval(row["lc_ci_low"], row["lc_ci_high"])] if asked else []),
             p_value(row["p_value"]),
             str(row["n_judged"]),
             str(row["n_tied"]),
             str(row["n_failed"]),
         )
     return sheet
+
+
+def missing_estimates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each reason why rows have no win rate at equal length or equal style."""
+    out: dict[str, list[str]] = {}
+    for control, key in (("length-controlled", "lc_reason"), ("style-controlled", "sc_reason")):
+        for row in rows:
+            if row.get(key):
+                reason = f"no {control} win rate: {row[key]}"
+                out.setdefault(reason, []).append(f"{row['policy']} against {row['baseline']}, judge {row['judge']}")
+    return [f"{reason} ({'; '.join(names)})" for reason, names in out.items()]
 
 
 def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
