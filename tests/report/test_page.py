@@ -106,6 +106,31 @@ def test_the_numbers_are_those_of_results_json(run):
     assert text_of(html, "win-rates").count("vs SFT") + 2 == len(results["win_rates"])  # 2 judges on the arms
 
 
+def test_data_model_and_seed_are_in_the_title_or_below_it(run, no_gold, copy):
+    assert "<title>DPO and RM + PPO on reviews, tiny, seed 0</title>" in build(run)
+    assert "<h1>DPO and RM + PPO on reviews, tiny, seed 0</h1>" in build(run) and 'class="subject"' not in build(run)
+    assert '<h1>mine</h1>\n<p class="subject">reviews, tiny, seed 0</p>' in build(run, title="mine")
+    assert '<p class="subject">reviews, tiny, seed 0 · reviews, tiny, seed 1</p>' in build(run, no_gold)
+    results = json.loads((copy / "results.json").read_text())
+    results["recipe"]["data"]["source"] = "/home/me/data/pairs.jsonl"
+    results["recipe"]["model"]["name"] = "org/model"
+    (copy / "results.json").write_text(json.dumps(results))
+    assert "<h1>DPO and RM + PPO on data/pairs.jsonl, org/model, seed 0</h1>" in build(copy)
+
+
+def test_the_verdict_names_the_cost_and_what_to_do_next(run, no_gold, copy):
+    verdict = text_of(build(run), "verdict")
+    cost = "RM + PPO took 230 s and 230,000 tokens (its reward model included), DPO 40 s and 40,000 tokens."
+    results = json.loads((run / "results.json").read_text())
+    assert cost == results["cost"]["sentence"] and cost in verdict
+    assert f"Next: {results['verdict']['next_step']}" in verdict
+    assert "Next: Name an independent judge" in text_of(build(no_gold), "verdict")
+    for part, key in (("cost", "sentence"), ("verdict", "next_step")):  # as a run of an earlier duel
+        del results[part][key]
+    (copy / "results.json").write_text(json.dumps(results))
+    assert "Next:" not in text_of(build(copy), "verdict")
+
+
 def test_what_the_arms_differ_in_stands_at_the_verdict_and_not_among_the_warnings(run, copy):
     html, results = build(run), json.loads((run / "results.json").read_text())
     verdict, warnings = text_of(html, "verdict"), warnings_of(html)

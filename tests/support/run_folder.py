@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.evals.beside_verdict import complete_verdict
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.overoptimization import best_of_n_kl
 from toolkit.evals.summary import summarise
+from toolkit.evals.verdict import BY_DEFAULT
 from toolkit.files import read_json, write_json, write_table, write_text
 from toolkit.judging import records, scorers, win_rates
 from toolkit.judging.ended import where_both_ended
@@ -67,7 +69,7 @@ def write_run(
         samples, rewards, rates, comparisons, best_of_n=BEST_OF, options=options, warnings=["a <b>warning</b>"]
     )
     drawn = [Sample(**row) for row in samples]
-    result["verdict"]["both_ended"] = where_both_ended(judged, drawn, list(result["verdict"]["judges"]), **options)
+    complete_verdict(result, where_both_ended(judged, drawn, list(result["verdict"]["judges"]), **options), BY_DEFAULT)
     kl_nats = {row["policy"]: row["kl_nats"] for row in result["policies"]}
     measured = Measured((kl_nats["rm_ppo"], kl_nats["dpo"]), (112, 200), (20_000, 24_000))
     result["arm_differences"] = [row.as_dict() for row in planned_differences(loaded.recipe, measured)]

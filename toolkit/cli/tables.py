@@ -23,7 +23,10 @@ from toolkit.report.sheets import (
 def result_tables(results: Mapping[str, Any]) -> str:
     """The end of ``duel run``: tables, warnings, and the verdict last, where the reader's eye is."""
     warnings = "\n".join(f"warning: {text}" for text in results["warnings"])
-    return "\n\n".join(filter(None, [text_of(*result_sheets(results)), warnings, results["verdict"]["sentence"]]))
+    verdict = results["verdict"]
+    beside = [results["cost"].get("sentence", ""), f"Next: {verdict['next_step']}" if "next_step" in verdict else ""]
+    end = "\n".join(filter(None, [verdict["sentence"], *beside]))
+    return "\n\n".join(filter(None, [text_of(*result_sheets(results)), warnings, end]))
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,11 +1,77 @@
-"""Sentences that stand beside a verdict: what it does not say by itself."""
+"""What stands beside a verdict: the win rate without unfinished responses, and what to do next."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+from toolkit.evals.hacking import FEATURE_NAMES
+from toolkit.evals.verdict import ARMS, MIN_COVERAGE, MIN_PROMPTS, NAMES, Judging
+from toolkit.evals.winrate import power_prompts
+
 Row = Mapping[str, Any]
+MOST_STEPS = 2
+# A policy that is nearer to SFT than this, in nats per response, has hardly moved: there is nothing to match.
+NEAR_SFT = 0.1
+
+
+def complete_verdict(result: dict[str, Any], ended: Sequence[Row], judging: Judging) -> None:
+    """Add ``both_ended`` and ``next_step`` to the verdict of ``evaluation.json``, and what they say to its sentence.
+
+    ``ended`` are the win rates on the prompts where both arms ended their responses.
+    """
+    verdict = result["verdict"]
+    verdict["both_ended"] = list(ended)
+    verdict["sentence"] += on_ended_responses(verdict, ended)
+    verdict["next_step"] = " ".join(islice(_steps(verdict, judging, result["hacking"]), MOST_STEPS))
+
+
+def _steps(verdict: Row, judging: Judging, hacking: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """What to do next, what matters most first."""
+    if not verdict["judges"]:
+        yield "Name an independent judge in evaluate.judges: gold, llm:MODEL, or votes (duel judge) as file:PATH."
+        return
+    if judging.demonstration:
+        yield "Take a recipe that is made to compare, such as quickstart, and your own data."
+        return
+    if verdict["n_judged"] < MIN_COVERAGE * verdict["n_prompts"]:
+        yield "Run again with --force --only evaluate: it asks what failed once more."
+    elif verdict["finding"] == "undecided":
+        yield _for_a_decision(verdict)
+    yield from _for_equal_kl(verdict.get("kl_nats", {}))
+    if verdict["winner"] in ARMS:
+        changed = [row["feature"] for row in hacking.get(verdict["winner"], ()) if row["flagged"]]
+        if changed:
+            names = ", ".join(FEATURE_NAMES.get(name, name) for name in changed[:MOST_STEPS])
+            check = f"Check that {NAMES[verdict['winner']]} did not win by form ({names} changed)"
+            yield f"{check}: read its samples, and its win rate at equal length."
+    yield "Repeat it with other seeds (duel sweep --seeds 3): this is one run."
+
+
+def _for_a_decision(verdict: Row) -> str:
+    n, visible = verdict["n_judged"], verdict.get("detectable_effect")
+    if verdict["reason"].startswith("the judges disagree"):
+        return "Read the prompts on which the judges disagree, and name the one to trust as evaluate.primary_judge."
+    if verdict["reason"].startswith("the primary judge"):
+        return "Name another evaluate.primary_judge, or none: the judges then decide together."
+    if n < MIN_PROMPTS or visible is None:
+        return f"Raise data.eval_prompts: {power_prompts(0.6)} prompts see a win rate of 60%."
+    return f"Raise data.eval_prompts: {4 * n:,} judged prompts see a difference of {visible * 50:.1f} points."
+
+
+def _for_equal_kl(kl_nats: Mapping[str, float | None]) -> Iterator[str]:
+    ppo, dpo = (kl_nats.get(arm) for arm in ARMS)
+    if ppo is None or dpo is None or abs(ppo - dpo) <= 0.1 * max(abs(ppo), abs(dpo)):
+        return
+    nearer, kl = min(((NAMES[arm], kl) for arm, kl in zip(ARMS, (ppo, dpo), strict=True)), key=lambda pair: pair[1])
+    if kl < NEAR_SFT:
+        yield f"Train {nearer} further: it is {kl:.2f} nats from SFT, so the arms cannot be compared at equal KL."
+    else:
+        yield (
+            f"Compare the arms at equal KL: keep policies with ppo.kl_milestones and dpo.kl_milestones at [{kl:.2g}], "
+            "and read both there on the frontier."
+        )
 
 
 def on_ended_responses(verdict: Row, rows: Sequence[Row]) -> str:

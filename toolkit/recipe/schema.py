@@ -342,7 +342,9 @@ class EvaluateSection(Section):
 
 
 class ReportSection(Section):
-    title: str | None = Field(None, description="Title of the page; null makes one of the run's name.")
+    title: str | None = Field(
+        None, description="Title of the page; null names data, model and seed, which stand below any other title."
+    )
     max_samples: PositiveInt = Field(500, description="Largest number of held-out prompts whose samples are shown.")
 
 

@@ -130,6 +130,9 @@ def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str 
     }
     browser = sample_browser.browser(runs, max_samples)
     between = provenance.between_runs(runs)
+    subjects = [provenance.subject(run) for run in runs]
+    if title is None and len(runs) == 1 and subjects[0]:
+        title, subjects = f"DPO and RM + PPO on {subjects[0]}", []
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -142,6 +145,7 @@ def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str 
     }
     return environment.get_template("page.html.j2").render(
         title=title or " and ".join(run.name for run in runs) + ": RM + PPO against DPO",
+        subjects=list(dict.fromkeys(filter(None, subjects))),
         views=views,
         sections=_sections(views, bool(between), browser is not None),
         between=between,

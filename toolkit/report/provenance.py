@@ -16,6 +16,24 @@ from toolkit.report.names import ARM_NAMES
 from toolkit.report.numbers import count, number
 from toolkit.report.reading import ResultRow, Run
 
+
+def subject(run: Run) -> str:
+    """The data, the model and the seed of a run. Empty where its recipe is not recorded."""
+    if not run.recipe:
+        return ""
+    data, model = (_short(run.recipe[section][key]) for section, key in (("data", "source"), ("model", "name")))
+    return f"{data}, {model}, seed {run.recipe['seed']}"
+
+
+def _short(name: str) -> str:
+    """A name on the hub or a short name unchanged; of a path its last part, or its last two where that says too little.
+
+    >>> _short("reviews"), _short("org/name"), _short("/home/me/runs/first/sft/model"), _short("data/pairs.jsonl.gz")
+    ('reviews', 'org/name', 'sft/model', 'data/pairs.jsonl.gz')
+    """
+    return "/".join(name.rstrip("/").split("/")[-2:])
+
+
 # ---------------------------------------------------------------- progress
 
 

@@ -47,12 +47,15 @@ class WinRateRow:
 class Verdict:
     """The sentence in two parts, each judge's row of the two arms, and the sections that changed since.
 
-    ``ended`` has each judge's row on the prompts where both arms ended their responses.
+    ``cost`` is what the arms took, ``next_step`` what to do next; both are empty where the run does not say. ``ended``
+    has each judge's row on the prompts where both arms ended their responses.
     """
 
     headline: str
     rest: str
     winner: str
+    cost: str
+    next_step: str
     judges: list[WinRateRow]
     ended: dict[str, ResultRow]
     changed: list[str]
@@ -67,6 +70,8 @@ def verdict(run: Run) -> Verdict:
         headline=headline,
         rest=rest[:1].upper() + rest[1:],
         winner=result["winner"],
+        cost=(run.results.get("cost") or {}).get("sentence", ""),
+        next_step=result.get("next_step", ""),
         judges=[win_rate(row, tests.get(row["judge"])) for row in rows],
         ended={row["judge"]: row for row in result.get("both_ended", [])},
         changed=outdated(run),

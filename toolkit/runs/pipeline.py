@@ -282,4 +282,15 @@ def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             "tokens": sum(row["tokens"] for row in of_arm),
             "peak_gib": max((row["peak_gib"] for row in of_arm), default=0.0),
         }
-    return {"stages": rows, "arms": arms}
+    return {"stages": rows, "arms": arms, "sentence": cost_sentence(arms)}
+
+
+def cost_sentence(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the arms took, without what they share.
+
+    >>> arms = {"rm_ppo": {"wall_s": 230.0, "tokens": 51_000}, "dpo": {"wall_s": 40.0, "tokens": 40_000}}
+    >>> cost_sentence(arms)
+    'RM + PPO took 230 s and 51,000 tokens (its reward model included), DPO 40 s and 40,000 tokens.'
+    """
+    ppo, dpo = (f"{arms[arm]['wall_s']:,.0f} s and {arms[arm]['tokens']:,} tokens" for arm in ("rm_ppo", "dpo"))
+    return f"RM + PPO took {ppo} (its reward model included), DPO {dpo}."

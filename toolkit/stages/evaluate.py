@@ -18,7 +18,7 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import RecipeError, StoreError
 from toolkit.evals import summary
-from toolkit.evals.beside_verdict import on_ended_responses
+from toolkit.evals.beside_verdict import complete_verdict
 from toolkit.evals.implicit_reward import ImplicitReward, defined_by
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.training_signals import TRAINING_SIGNALS
@@ -158,15 +158,13 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         warnings=[*warnings, *renamed, *asked.warnings, *doubts],
     )
     ended = where_both_ended(one_way, samples, list(result["verdict"]["judges"]), **bootstrap)
-    result["verdict"]["both_ended"] = ended
-    result["verdict"]["sentence"] += on_ended_responses(result["verdict"], ended)
+    complete_verdict(result, ended, judging)
     records = {stage: read_json(inputs[stage] / STAGE_FILE) for stage in ("ppo", "dpo")}
     kl_nats = {row["policy"]: row["kl_nats"] for row in result["policies"]}
     differences = trained_differences(records, kl_nats, context.data.max_response_tokens)
     result["arm_differences"] = [difference.as_dict() for difference in differences]
-    result["judge_usage"] = [
-        asdict(usage) for usage in [*asked.usages, *test_usages]
-    ]  # the pipeline adds it to the cost
+    # The pipeline adds it to the cost.
+    result["judge_usage"] = [asdict(usage) for usage in [*asked.usages, *test_usages]]
     write_json(out / "evaluation.json", result)
     reporter.line(result["verdict"]["sentence"])
     n_tokens = sum(sample.n_tokens for sample in samples)

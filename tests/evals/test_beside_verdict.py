@@ -1,0 +1,88 @@
+"""What to do next, by what the verdict says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from toolkit.evals.beside_verdict import complete_verdict
+from toolkit.evals.verdict import Judging, verdict
+
+EQUAL = {"rm_ppo": 3.0, "dpo": 3.1}
+
+
+def row(judge: str, rate: float, spread: float = 0.04, p: float = 0.001, **more: Any) -> dict[str, Any]:
+    return {
+        **{"policy": "rm_ppo", "baseline": "dpo", "judge": judge, "slice": None, "n_judged": 200, "n_prompts": 200},
+        **{"win": rate, "tie": 0.0, "loss": 1 - rate, "win_rate": rate, "p_value": p},
+        **{"ci_low": rate - spread, "ci_high": rate + spread, "detectable_effect": 0.1},
+        **more,
+    }
+
+
+def next_step(
+    *rows: dict[str, Any],
+    judging: Judging | None = None,
+    kl_nats: dict[str, float] = EQUAL,
+    hacking: dict[str, Any] | None = None,
+) -> str:
+    judging = judging or Judging()
+    result = {"verdict": verdict(rows, judging, kl_nats=kl_nats), "hacking": hacking or {}}
+    complete_verdict(result, [], judging)
+    step: str = result["verdict"]["next_step"]
+    assert 1 <= step.count(". ") + 1 <= 2
+    return step
+
+
+def test_without_an_independent_judge() -> None:
+    assert next_step(row("rm", 0.7)).startswith("Name an independent judge in evaluate.judges")
+    assert next_step().startswith("Name an independent judge")
+
+
+def test_undecided_by_width() -> None:
+    step = next_step(row("gold", 0.52, p=0.4))
+    assert step.startswith("Raise data.eval_prompts: 800 judged prompts see a difference of 5.0 points.")
+    few = next_step(row("gold", 0.7, n_judged=8, n_prompts=8))
+    assert few.startswith("Raise data.eval_prompts: 194 prompts see a win rate of 60%.")
+
+
+def test_too_few_prompts_were_judged() -> None:
+    step = next_step(row("gold", 0.7, n_judged=100))
+    assert step.startswith("Run again with --force --only evaluate")
+
+
+def test_judges_that_disagree() -> None:
+    pooled = row("all judges", 0.6)
+    step = next_step(row("a", 0.7), row("b", 0.4), judging=Judging(pooled=pooled))
+    assert step.startswith("Read the prompts on which the judges disagree") and "evaluate.primary_judge" in step
+    step = next_step(row("a", 0.7), judging=Judging(primary_judge="c"))
+    assert step.startswith("Name another evaluate.primary_judge")
+
+
+def test_unequal_kl() -> None:
+    step = next_step(row("gold", 0.7), kl_nats={"rm_ppo": 17.37, "dpo": 2.97})
+    assert step.startswith(
+        "Compare the arms at equal KL: keep policies with ppo.kl_milestones and dpo.kl_milestones at [3]"
+    )
+    still = next_step(row("gold", 0.7), kl_nats={"rm_ppo": 17.37, "dpo": 0.02})
+    assert still.startswith("Train DPO further: it is 0.02 nats from SFT")
+    assert "equal KL" not in next_step(row("gold", 0.7))
+
+
+@pytest.mark.parametrize(("rate", "arm"), [(0.7, "RM + PPO"), (0.3, "DPO")])
+def test_a_winner_whose_texts_changed(rate: float, arm: str) -> None:
+    changed = [{"feature": "n_tokens", "flagged": True}, {"feature": "repetition", "flagged": False}]
+    other = [{"feature": "repetition", "flagged": True}]
+    hacking = {"rm_ppo": changed, "dpo": other} if arm == "RM + PPO" else {"rm_ppo": other, "dpo": changed}
+    step = next_step(row("gold", rate), hacking=hacking)
+    assert step.startswith(f"Check that {arm} did not win by form (length in tokens changed)") and "seeds" in step
+
+
+def test_where_nothing_else_is_left_other_seeds_are() -> None:
+    assert next_step(row("gold", 0.7)) == "Repeat it with other seeds (duel sweep --seeds 3): this is one run."
+
+
+def test_a_recipe_that_shows_that_everything_runs() -> None:
+    step = next_step(row("gold", 0.7), judging=Judging(demonstration=True), kl_nats={"rm_ppo": 17.37, "dpo": 2.97})
+    assert step == "Take a recipe that is made to compare, such as quickstart, and your own data."
