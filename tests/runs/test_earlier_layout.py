@@ -10,7 +10,10 @@ import pytest
 from support.running import SMALL, duel
 
 from toolkit.errors import StoreError
+from toolkit.evals.verdict import ARMS
 from toolkit.files import read_json, write_json
+from toolkit.preferences.gold import gold_rewards
+from toolkit.preferences.samples import by_policy, read_samples
 from toolkit.recipe.files import load_recipe
 from toolkit.report import reading
 from toolkit.report.page import build, build_live
@@ -95,12 +98,9 @@ def test_commands_on_the_earlier_runs_data_and_samples(folder: Path, reward_fold
     asked = ["--judge", "gold", "--out", str(tmp_path / "j.parquet"), "--json"]
     judged = duel("judge", str(folder), "--policy", "rm_ppo", "--baseline", "dpo", *asked)
     rate = json.loads(judged.stdout)["win_rates"][0]["win_rate"]
-    recorded = {
-        (row["policy"], row["baseline"]): row["win_rate"]
-        for row in read_json(folder / "results.json")["win_rates"]
-        if row["judge"] == "gold"
-    }
-    assert rate == pytest.approx(recorded["rm_ppo", "dpo"])
+    samples = by_policy(read_samples(folder))
+    ppo, dpo = (gold_rewards([s.prompt for s in samples[arm]], [s.response for s in samples[arm]]) for arm in ARMS)
+    assert rate == pytest.approx(sum((a > b) + 0.5 * (a == b) for a, b in zip(ppo, dpo, strict=True)) / len(ppo))
     rewards = ["rewards", "--policy", "tiny", "--reference", "none", "--data", str(folder / "data" / "eval.parquet")]
     rewards += ["--rm", str(reward_folder), "--samples", str(folder / "samples.parquet"), "--json"]
     found = json.loads(duel(*rewards, "--out", str(tmp_path / "r.parquet")).stdout)
