@@ -1,0 +1,256 @@
+"""The document of a study: its keys, its verdict, and what is said where something lacks."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from support.study_tables import Mean, columns, equal_arms, study_rows
+
+from toolkit.errors import DataError
+from toolkit.evals.study.study import study
+from toolkit.evals.study.table import study_data
+
+
+def studied(
+    mean: Mean = equal_arms, change: Any = None, kl_limit: float | None = None, **options: Any
+) -> dict[str, Any]:
+    rows = list(study_rows(mean, **options))
+    for row in rows if change else ():
+        change(row)
+    document = study(study_data(columns([row for row in rows if row])), kl_limit=kl_limit)
+    json.dumps(document, allow_nan=False)
+    return document
+
+
+def better(by: float) -> Mean:
+    return lambda arm, s, c: equal_arms(arm, s, c) + by * (arm == "rm_ppo")
+
+
+def test_the_keys_are_those_that_readers_know() -> None:
+    document = studied()
+    assert list(document) == (
+        ["schema_version", "recipe", "splits", "trials", "chosen", "verdict", "effort", "controls", "warnings"]
+    )
+    verdict = document["verdict"]
+    assert {"winner", "sentence", "probability", "n_seeds", "n_prompts"} <= verdict.keys()
+    for name in ("best", "matched_kl", "matched_compute"):
+        assert {"win_rate", "ci_low", "ci_high", "probability"} <= verdict[name].keys()
+    assert {"kl_low", "kl_high", "curve"} <= verdict["matched_kl"].keys()
+    assert document["recipe"] is None and document["chosen"].keys() == {"rm_ppo", "dpo"}
+    assert (verdict["n_seeds"], verdict["n_prompts"], len(document["trials"])) == (3, 40, 6)
+
+
+def test_a_better_arm_wins_with_place_cost_and_seeds_in_the_sentence() -> None:
+    for by, winner, name in ((1.5, "rm_ppo", "RM + PPO is better"), (-1.5, "dpo", "DPO is better")):
+        verdict = studied(better(by))["verdict"]
+        assert verdict["winner"] == winner
+        for words in (
+            name,
+            "3 seeds",
+            "40 test prompts",
+            "3 trials an arm",
+            "nats",
+            "200k tokens",
+            "equal KL of 1.00 to 3.20 nats",
+        ):
+            assert words in verdict["sentence"], verdict["sentence"]
+        assert (verdict["probability"] > 0.975) == (winner == "rm_ppo")
+
+
+def test_equal_arms_are_undecided() -> None:
+    verdict = studied(prompts=60)["verdict"]
+    assert verdict["winner"] == "undecided" and verdict["sentence"].startswith("Undecided: RM + PPO wins ")
+    assert verdict["best"]["ci_low"] < 0.5 < verdict["best"]["ci_high"]
+
+
+def test_the_numbers_are_those_of_the_chosen_policies() -> None:
+    rows = list(study_rows(better(0.4), noise=0.5))
+    document = study(study_data(columns(rows)))
+    scores: dict[Any, Any] = {}
+    for row in rows:
+        scores.setdefault((row["arm"], row["setting"], row["checkpoint"], row["split"]), {}).setdefault(
+            row["seed"], {}
+        )[row["prompt_id"]] = row["score"]
+    mean = {key: np.mean([list(by.values()) for by in seeds.values()]) for key, seeds in scores.items()}
+    best = {}
+    for arm, chosen in document["chosen"].items():
+        best[arm] = max((k for k in mean if k[0] == arm and k[3] == "dev"), key=lambda k: mean[k])
+        assert (chosen["setting"], chosen["checkpoint"]) == best[arm][1:3]
+        on_test = mean[(*best[arm][:3], "test")]
+        assert chosen["optimism"]["score"] == pytest.approx(mean[best[arm]] - on_test)
+    first, second = (scores[(*best[arm][:3], "test")] for arm in ("rm_ppo", "dpo"))
+    wins = [
+        (first[a][p] > second[b][p]) + 0.5 * (first[a][p] == second[b][p])
+        for a in first
+        for b in second
+        for p in first[a]
+    ]
+    assert document["verdict"]["best"]["win_rate"] == pytest.approx(np.mean(wins))
+
+
+def test_the_order_turns_with_tuning() -> None:
+    """RM + PPO does well with any setting; DPO is bad with most, and better than it with the right one."""
+
+    def mean(arm: str, setting: int, checkpoint: int) -> float:
+        return 0.0 if arm == "rm_ppo" else 0.8 if setting == 5 else -0.8
+
+    document = studied(mean, settings=8, checkpoints=1, prompts=100)
+    first, last = document["effort"][0], document["effort"][-1]
+    assert (first["n_trials"], last["n_trials"]) == (1, 8)
+    assert first["ci_low"] > 0.5 > last["ci_high"]
+    assert first["rm_ppo"]["score"] > first["dpo"]["score"] and last["rm_ppo"]["score"] < last["dpo"]["score"]
+    assert "The order turns with tuning: with 1 trial each RM + PPO is ahead" in document["verdict"]["sentence"]
+    assert "with 8 DPO is" in document["verdict"]["sentence"]
+
+
+def test_a_trial_that_diverged_is_a_result_of_its_setting() -> None:
+    """Setting 0 is the best on the seeds that live; one seed of it diverged, and so it is not chosen."""
+
+    def diverge(row: dict[str, Any]) -> None:
+        if (row["arm"], row["setting"], row["seed"]) == ("dpo", "setting 0", 0):
+            row.update(score=math.nan, kl_nats=math.inf)
+
+    document = studied(change=diverge)
+    assert studied()["chosen"]["dpo"]["setting"] == "setting 0" != document["chosen"]["dpo"]["setting"]
+    trial = next(row for row in document["trials"] if (row["arm"], row["setting"]) == ("dpo", "setting 0"))
+    assert trial["n_diverged"] == 1 and trial["checkpoints"][0]["seeds"][0]["score"] == {"score": None}
+    assert document["effort"][0]["dpo"]["score"] < studied()["effort"][0]["dpo"]["score"] - 0.1
+    assert any("dpo, setting setting 0, checkpoint 100, seed 0 diverged" in text for text in document["warnings"])
+
+
+def test_one_seed_decides_nothing() -> None:
+    document = studied(better(2.0), seeds=1)
+    verdict = document["verdict"]
+    assert verdict["winner"] == "undecided" and "An arm has one seed." in verdict["sentence"]
+    for name in ("best", "matched_kl", "matched_compute"):
+        assert verdict[name]["win_rate"] > 0.8
+        assert (verdict[name]["ci_low"], verdict[name]["ci_high"], verdict[name]["probability"]) == (None, None, None)
+    assert sum("has one seed" in text for text in document["warnings"]) == 2
+
+
+def test_two_seeds_are_warned_of() -> None:
+    assert sum("has 2 seeds" in text for text in studied(seeds=2)["warnings"]) == 2
+
+
+def test_few_prompts_decide_nothing() -> None:
+    verdict = studied(better(3.0), prompts=19)["verdict"]
+    assert verdict["winner"] == "undecided" and "at least 20" in verdict["sentence"]
+
+
+def far_away(row: dict[str, Any]) -> None:
+    if row["arm"] == "dpo":
+        row["kl_nats"] += 50.0
+
+
+def test_without_a_common_range_of_kl_nothing_is_decided() -> None:
+    verdict = studied(better(2.0), change=far_away)["verdict"]
+    matched = verdict["matched_kl"]
+    assert [matched[k] for k in ("win_rate", "ci_low", "ci_high", "probability", "kl_low", "kl_high")] == [None] * 6
+    assert matched["curve"] == [] and "no range of KL" in matched["reason"]
+    assert verdict["winner"] == "undecided" and verdict["probability"] is None
+    assert "There is no comparison at equal KL" in verdict["sentence"]
+    assert verdict["matched_compute"]["finding"] == "better"
+
+
+def test_comparisons_that_disagree_are_named() -> None:
+    """RM + PPO is better at its end, for three times the tokens; at equal tokens DPO is ahead."""
+
+    def mean(arm: str, setting: int, checkpoint: int) -> float:
+        return 1.5 * (checkpoint == 2) - 2.0 * (checkpoint == 0) if arm == "rm_ppo" else 0.0
+
+    def costs(row: dict[str, Any]) -> None:
+        row["train_tokens"] = row["checkpoint"] * (10.0 if row["arm"] == "rm_ppo" else 1.0) + 900 * (
+            row["arm"] == "dpo"
+        )
+
+    verdict = studied(mean, change=costs, checkpoints=3, prompts=100)["verdict"]
+    findings = {name: verdict[name]["win_rate"] > 0.5 for name in ("best", "matched_compute")}
+    assert findings == {"best": True, "matched_compute": False}
+    assert verdict["winner"] == "undecided"
+    assert "says RM + PPO)" in verdict["sentence"] and "says DPO)" in verdict["sentence"]
+
+
+def test_unequal_budgets_and_trials_are_warned_of() -> None:
+    def dear(row: dict[str, Any]) -> None:
+        row["train_tokens"] *= 1.06 if row["arm"] == "rm_ppo" else 1.0
+        if (row["arm"], row["setting"]) == ("dpo", "setting 2"):
+            row.clear()
+
+    warnings = studied(change=dear)["warnings"]
+    assert any("budgets differ by more than 5%: 212k" in text for text in warnings)
+    assert any("unequal tuning: 3 trials of RM + PPO, 2 of DPO" in text for text in warnings)
+    assert not studied()["warnings"]
+
+
+def test_a_kl_limit_holds_for_both_arms() -> None:
+    document = studied(kl_limit=1.5)
+    assert all(chosen["kl_nats"] <= 1.5 for chosen in document["chosen"].values())
+    with pytest.raises(DataError, match="KL up to 0.1"):
+        studied(kl_limit=0.1)
+
+
+def test_what_is_chosen_needs_test_rows() -> None:
+    def untested(row: dict[str, Any]) -> None:
+        if (row["setting"], row["split"], row["arm"]) == ("setting 0", "test", "dpo"):
+            row.clear()
+
+    with pytest.raises(DataError, match="setting 0 at checkpoint 200 is chosen for arm dpo, and has no test rows"):
+        studied(change=untested, seed_sd=0.0)
+
+
+def test_prompts_that_one_policy_lacks_are_left_out_for_all() -> None:
+    def lose(row: dict[str, Any]) -> None:
+        if (row["arm"], row["setting"], row["seed"], row["prompt_id"]) == ("dpo", "setting 1", 0, "test-3"):
+            row.clear()
+
+    document = studied(change=lose)
+    assert document["verdict"]["n_prompts"] == 39 and document["splits"]["test"] == {"n_prompts": 40, "n_common": 39}
+    assert any("1 of 40 test prompts lack rows" in text for text in document["warnings"])
+
+
+def test_controls_are_listed_and_do_not_decide() -> None:
+    arms = ("rm_ppo", "dpo", "rloo")
+    document = studied(lambda arm, s, c: 9.0 * (arm == "rloo") + equal_arms(arm, s, c), arms=arms)
+    assert [row["arm"] for row in document["controls"]] == ["rloo"]
+    control = document["controls"][0]
+    assert control["win_rate_of"]["dpo"]["win_rate"] == 0.0 and control["chosen"]["setting"] == "setting 0"
+    assert "rloo" not in document["verdict"]["sentence"] and len(document["trials"]) == 6
+
+
+def test_several_judges_stand_side_by_side() -> None:
+    rows = list(study_rows(better(1.5)))
+    harsh = [{**row, "judge": "b", "score": -100 * row["score"]} for row in rows]
+    both = study(study_data(columns([{**row, "judge": "a"} for row in rows] + harsh)))
+    assert [row["judge"] for row in both["verdict"]["judges"]] == ["a", "b"]
+    first, second = both["verdict"]["judges"]
+    assert first["best"]["win_rate"] == pytest.approx(1 - second["best"]["win_rate"])
+    assert both["verdict"]["winner"] == "undecided" and "The judges disagree" in both["verdict"]["sentence"]
+    agreeing = [{**row, "judge": "b", "score": 100 * row["score"]} for row in rows]
+    same = study(study_data(columns([{**row, "judge": "a"} for row in rows] + agreeing)))
+    alone = study(study_data(columns(rows)))
+    assert same["verdict"]["winner"] == "rm_ppo" and not alone["verdict"]["judges"]
+    assert same["verdict"]["best"]["win_rate"] == pytest.approx(alone["verdict"]["best"]["win_rate"])
+
+
+@pytest.mark.invariant
+def test_the_order_of_rows_and_names_of_prompts_change_nothing() -> None:
+    rows = list(study_rows(better(0.3)))
+    document = study(study_data(columns(rows)))
+    shuffled = [rows[i] for i in np.random.default_rng(1).permutation(len(rows))]
+    assert study(study_data(columns(shuffled))) == document
+
+
+@pytest.mark.invariant
+def test_changing_sides_mirrors_the_verdict() -> None:
+    rows = list(study_rows(better(0.3)))
+    other = {"rm_ppo": "dpo", "dpo": "rm_ppo"}
+    mirrored = study(study_data(columns([{**row, "arm": other[row["arm"]]} for row in rows])))["verdict"]
+    verdict = study(study_data(columns(rows)))["verdict"]
+    for name in ("best", "matched_kl", "matched_compute"):
+        assert mirrored[name]["win_rate"] == pytest.approx(1 - verdict[name]["win_rate"])
+        assert mirrored[name]["ci_low"] == pytest.approx(1 - verdict[name]["ci_high"])
+        assert mirrored[name]["probability"] == pytest.approx(1 - verdict[name]["probability"])

@@ -1,0 +1,69 @@
+"""The comparison of two arms' policies on the same prompts, every seed of one with every seed of the other.
+
+A win is 1, a tie 1/2. All pairs of seeds are compared, and not equal seeds alone: the arms may have different seeds,
+and the mean over all pairs wastes none of them. Where equal seeds share something (an SFT policy), their common part
+would cancel in a comparison of equal seeds; the intervals here do not count on it, and are a little wide then.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+
+from toolkit.evals.intervals import Floats
+from toolkit.evals.study.crossed import CONFIDENCE, CrossedMean, crossed_means
+
+
+class Row(TypedDict):
+    """The win rate of RM + PPO over DPO, its interval, and P(RM + PPO is better)."""
+
+    win_rate: float | None
+    ci_low: float | None
+    ci_high: float | None
+    probability: float | None
+
+
+def win_shares(first_JPKN: Floats, second_JQLN: Floats) -> Floats:
+    """Shares of judges that score the first policy above the second, ties half: (P, Q, K, L, N).
+
+    K and L are the seeds of the two arms, P and Q their policies.
+    """
+    return np.asarray(
+        sum(
+            0.5 + 0.5 * np.sign(first[:, None, :, None] - second[None, :, None, :])
+            for first, second in zip(first_JPKN, second_JQLN, strict=True)
+        )
+        / len(first_JPKN)
+    )
+
+
+def mixed_wins(wins_PQKLN: Floats, first_GKP: Floats, second_GLQ: Floats, grid_G: Floats) -> CrossedMean:
+    """The mean over a grid of the win rate between mixtures of each arm's policies.
+
+    ``first_GKP`` and ``second_GLQ`` are the policies' weights at each point of the grid, for each seed; ``grid_G`` are
+    the weights of the points. A mixture draws a policy by its weight, so that its win rate is linear in the weights.
+    """
+    weights = np.einsum("g,gkp,glq->klpq", grid_G, first_GKP, second_GLQ, optimize=True)
+    wins_KLN = np.einsum("klpq,pqkln->kln", weights, wins_PQKLN, optimize=True)
+    return crossed_means(wins_KLN.mean(axis=1)[None], wins_KLN.mean(axis=0)[None])[0]
+
+
+def wins_along(wins_PQKLN: Floats, first_GKP: Floats, second_GLQ: Floats) -> list[CrossedMean]:
+    """As :func:`mixed_wins`, for each point of the grid by itself."""
+    against = np.einsum("glq,pqkln->gpkln", second_GLQ, wins_PQKLN, optimize=True)
+    wins_GKLN = np.einsum("gkp,gpkln->gkln", first_GKP, against, optimize=True)
+    return crossed_means(wins_GKLN.mean(axis=2), wins_GKLN.mean(axis=1))
+
+
+def win_row(mean: CrossedMean | None) -> Row:
+    if mean is None:
+        return {"win_rate": None, "ci_low": None, "ci_high": None, "probability": None}
+    low, high = mean.interval(CONFIDENCE, (0.0, 1.0))
+    return {"win_rate": mean.value, "ci_low": low, "ci_high": high, "probability": mean.probability_above(0.5)}
+
+
+def score_row(mean: CrossedMean) -> dict[str, float | None]:
+    """A mean score with its interval."""
+    low, high = mean.interval()
+    return {"score": mean.value, "ci_low": low, "ci_high": high}

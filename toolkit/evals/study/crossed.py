@@ -1,0 +1,101 @@
+"""Intervals of a win rate that rests on few seeds of either arm, and on many prompts.
+
+The seeds of RM + PPO, the seeds of DPO and the prompts are three random factors. Every pair of seeds is compared on
+every prompt, so the factors are crossed. The variance of the mean is taken apart as in the analysis of variance of
+crossed random effects, and the t quantile has Satterthwaite's degrees of freedom (Satterthwaite 1946, "An Approximate
+Distribution of Estimates of Variance Components"; Searle, Casella & McCulloch 1992, "Variance Components", chapters 4
+and 5). A bootstrap that resamples seeds and prompts independently (Owen 2007, "The pigeonhole bootstrap"; Owen & Eckles
+2012) estimates the same variance, but counts the interaction of seed and prompt more than once, and has no correction
+for three to five seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from toolkit.evals.intervals import Floats, interval_without_spread
+
+CONFIDENCE = 0.95
+_LEAST_SHARE = 0.5
+"""The variance is at least this share of the prompts' part: the difference of mean squares can be near 0, or below."""
+
+
+@dataclass(frozen=True)
+class CrossedMean:
+    """A mean over crossed seeds and prompts. ``variance`` and ``df`` are None where an arm has one seed."""
+
+    value: float
+    variance: float | None
+    df: float | None
+    n_prompts: int
+
+    def interval(
+        self, confidence: float = CONFIDENCE, bounds: tuple[float, float] | None = None
+    ) -> tuple[float | None, float | None]:
+        """The t interval, cut at ``bounds``. (None, None) where the seeds, or equal values, tell nothing of the spread.
+
+        Equal values with known bounds have the exact binomial interval over prompts.
+        """
+        if self.variance is None or self.df is None:
+            return None, None
+        if self.variance == 0.0:
+            if bounds is None:
+                return None, None
+            return interval_without_spread(self.value, self.n_prompts, bounds, confidence)
+        half = float(student.ppf((1.0 + confidence) / 2.0, self.df)) * self.variance**0.5
+        low, high = bounds or (-np.inf, np.inf)
+        return max(self.value - half, low), min(self.value + half, high)
+
+    def probability_above(self, threshold: float) -> float | None:
+        """P(true mean > threshold): the confidence distribution of the t interval, a posterior under a flat prior."""
+        if self.variance is None or self.df is None:
+            return None
+        if self.variance == 0.0:
+            tail = 0.5**self.n_prompts  # of the sign test: all prompts on one side
+            return 1.0 - tail if self.value > threshold else tail if self.value < threshold else 0.5
+        return float(student.cdf((self.value - threshold) / self.variance**0.5, self.df))
+
+    def p_value(self, threshold: float) -> float | None:
+        """Two-sided p-value of "the true mean is the threshold", by the same t distribution."""
+        above = self.probability_above(threshold)
+        return None if above is None else 2.0 * min(above, 1.0 - above)
+
+
+def crossed_means(*projections_GKN: Floats) -> list[CrossedMean]:
+    """Means over seeds and prompts, one for each of G statistics.
+
+    Each of ``projections_GKN`` is of one arm, (G, seeds, prompts): the statistic on that arm's seed and that prompt,
+    averaged over the other arm's seeds. All have the same mean over their seeds, (G, prompts).
+
+    With MS the mean squares of seeds (s), prompts (p) and their interaction (e), the variance of the mean is
+    ``MS_p/(K N) + sum over arms of (MS_s - MS_e)/(K N)``, which is unbiased, and the degrees of freedom are
+    ``V^2 / (sum of (each mean square's term)^2 / its degrees of freedom)``.
+    """
+    first = projections_GKN[0]
+    n = first.shape[2]
+    value_G = first.mean(axis=(1, 2))
+    by_prompt_GN = first.mean(axis=1)
+    if n < 2 or min(p.shape[1] for p in projections_GKN) < 2:
+        return [CrossedMean(float(value), None, None, n) for value in value_G]
+    prompts_G = by_prompt_GN.var(axis=1, ddof=1) / n
+    variance_G, spread_G = prompts_G.copy(), prompts_G**2 / (n - 1)
+    for projection_GKN in projections_GKN:
+        k = projection_GKN.shape[1]
+        by_seed_GK = projection_GKN.mean(axis=2)
+        seeds_G = by_seed_GK.var(axis=1, ddof=1) / k
+        residual = projection_GKN - by_seed_GK[:, :, None] - by_prompt_GN[:, None] + value_G[:, None, None]
+        variance_G += seeds_G - (residual**2).sum(axis=(1, 2)) / ((k - 1) * (n - 1) * k * n)
+        spread_G += seeds_G**2 / (k - 1)
+    variance_G = np.maximum(variance_G, _LEAST_SHARE * prompts_G)
+    variance_G[variance_G < 1e-24] = 0.0  # rounding of equal values
+    least_df = min(p.shape[1] for p in projections_GKN) - 1.0
+    df_G = np.full_like(value_G, least_df)
+    np.divide(variance_G**2, spread_G, out=df_G, where=spread_G > 0.0)
+    df_G = np.maximum(df_G, least_df)
+    return [
+        CrossedMean(float(value), float(variance), float(df), n)
+        for value, variance, df in zip(value_G, variance_G, df_G, strict=True)
+    ]

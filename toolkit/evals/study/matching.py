@@ -1,0 +1,140 @@
+"""Both arms on the same test prompts: their chosen policies, and their frontiers where KL or cost are equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.evals.intervals import Floats
+from toolkit.evals.study.comparing import mixed_wins, score_row, win_row, win_shares, wins_along
+from toolkit.evals.study.crossed import CrossedMean, crossed_means
+from toolkit.evals.study.frontier import Grid, frontier, shared_grid, weights_along
+from toolkit.evals.study.selection import Candidates
+from toolkit.evals.verdict import ARMS, NAMES, Decision, decide
+
+Axis = Literal["kl_nats", "train_tokens", "wall_s"]
+AXES: dict[Axis, str] = {"kl_nats": "KL", "train_tokens": "training tokens", "wall_s": "wall time"}
+
+
+def amount(axis: Axis, value: float | None) -> str:
+    """A KL, a number of tokens or a time in a few digits.
+
+    >>> amount("kl_nats", 3.14159), amount("train_tokens", 1_234_567), amount("wall_s", 42.4), amount("wall_s", None)
+    ('3.14 nats', '1.23M', '42 s', 'unknown')
+    """
+    if value is None:
+        return "unknown"
+    if axis == "kl_nats":
+        return f"{value:.2f} nats"
+    if axis == "wall_s":
+        return f"{value:,.0f} s"
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Both arms' frontiers over one axis: points, and weights for each seed along a grid; or why there is none."""
+
+    axis: Axis
+    grid: Grid | None
+    reason: str | None
+    points: tuple[NDArray[np.int64], NDArray[np.int64]] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    weights: tuple[Floats, Floats] = (np.zeros(0), np.zeros(0))
+
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        return (None, None) if self.grid is None else (float(self.grid.x_G[0]), float(self.grid.x_G[-1]))
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """The two arms on the test prompts that both have, for one judge or for several together."""
+
+    arms: tuple[Candidates, Candidates]
+    prompts: NDArray[np.bool_]
+    n_prompts: int
+    judge: int | None = None
+
+    def scores(self, side: int, points: NDArray[np.int64]) -> Floats:
+        """(judges, points, seeds, prompts)."""
+        scores = self.arms[side].test.scores[:, points][..., self.prompts]
+        return scores if self.judge is None else scores[self.judge : self.judge + 1]
+
+    def wins(self, points: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Floats:
+        return win_shares(self.scores(0, points[0]), self.scores(1, points[1]))
+
+    def best(self) -> CrossedMean:
+        points = tuple(np.array([arm.chosen]) for arm in self.arms)
+        wins_KLN = self.wins((points[0], points[1]))[0, 0]
+        return crossed_means(wins_KLN.mean(axis=1)[None], wins_KLN.mean(axis=0)[None])[0]
+
+    def over(self, matched: Matched) -> CrossedMean | None:
+        """The mean over the shared range."""
+        if matched.grid is None:
+            return None
+        return mixed_wins(self.wins(matched.points), *matched.weights, matched.grid.weight_G)
+
+    def decision(self, mean: CrossedMean | None) -> Decision:
+        if mean is None:
+            return Decision("undecided", "the arms share no range")
+        low, high = mean.interval(bounds=(0.0, 1.0))
+        if mean.variance is None:
+            return Decision("undecided", "an arm has one seed")
+        return decide(
+            win_rate=mean.value,
+            ci_low=low,
+            ci_high=high,
+            p_value=mean.p_value(0.5),
+            n_judged=int(self.prompts.sum()),
+            n_prompts=self.n_prompts,
+        )
+
+    def curve(self, matched: Matched) -> list[dict[str, Any]]:
+        """Win rate and mean scores at each point of the grid, with pointwise intervals."""
+        if matched.grid is None:
+            return []
+        along = wins_along(self.wins(matched.points), *matched.weights)
+        rows: list[dict[str, Any]] = [{**win_row(mean), "scores": {}} for mean in along]
+        for side, arm in enumerate(ARMS):
+            scores = self.scores(side, matched.points[side])
+            if len(scores) > 1:
+                continue  # the scores of several judges have no common scale
+            scores_GKN = np.einsum("gkp,pkn->gkn", matched.weights[side], scores[0], optimize=True)
+            for row, mean in zip(rows, crossed_means(scores_GKN), strict=True):
+                row["scores"][arm] = score_row(mean)
+        return [{matched.axis: float(x), **row} for x, row in zip(matched.grid.x_G, rows, strict=True)]
+
+
+def match(arms: tuple[Candidates, Candidates], axis: Axis) -> Matched:
+    """The frontiers of both arms over KL, training tokens or seconds, and the grid over the range that they share.
+
+    Points where a seed diverged are on no frontier: they have no KL, and no tuner would choose them.
+    """
+    points, positions, ranges = [], [], []
+    for arm, name in zip(arms, ARMS, strict=True):
+        x_PK = {"kl_nats": arm.test.kl, "train_tokens": arm.test.tokens, "wall_s": arm.test.seconds}[axis]
+        usable = np.flatnonzero(arm.on_frontier & np.isfinite(x_PK).all(axis=1))
+        if not len(usable):
+            reason = f"no policy of {NAMES[name]} has dev and test rows of all seeds without a seed that diverged"
+            return Matched(axis, None, reason)
+        x_P = (arm.dev.kl if axis == "kl_nats" else x_PK)[usable].mean(axis=1)
+        rank_P = arm.rank[usable]
+        hull = usable[frontier(x_P, rank_P, until_peak=axis != "kl_nats")]
+        points.append(hull)
+        positions.append(x_PK[hull].T)
+        ranges.append(x_PK[usable].T)
+    grid = shared_grid(ranges[0], ranges[1])
+    if grid is None:
+        spans = "; ".join(
+            f"{NAMES[name]} {amount(axis, x.min(axis=1).max())} to {amount(axis, x.max(axis=1).min())}"
+            for name, x in zip(ARMS, ranges, strict=True)
+        )
+        return Matched(axis, None, f"the arms share no range of {AXES[axis]} ({spans})")
+    weights = (weights_along(positions[0], grid.x_G), weights_along(positions[1], grid.x_G))
+    return Matched(axis, grid, None, (points[0], points[1]), weights)

@@ -1,0 +1,205 @@
+"""``study.json``: what a study's table says about RM + PPO and DPO.
+
+The functions take a :class:`StudyData`, whoever made it: a recorded table, or a runner that trained the policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from toolkit.evals.study.comparing import score_row, win_row, wins_along
+from toolkit.evals.study.crossed import crossed_means
+from toolkit.evals.study.effort import best_of_n_weights
+from toolkit.evals.study.matching import Comparing, amount
+from toolkit.evals.study.selection import Candidates, candidates, common_prompts, mean_or_none, means, point_facts
+from toolkit.evals.study.table import ArmScores, StudyData
+from toolkit.evals.study.verdict import verdict
+from toolkit.evals.verdict import ARMS, NAMES
+
+SCHEMA_VERSION = 1
+EQUAL_BUDGETS = 0.05
+FEW_SEEDS = 3
+
+
+def study(data: StudyData, *, kl_limit: float | None = None, recipe: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The document ``study.json``.
+
+    ``kl_limit`` bars policies from selection whose KL on dev prompts is above it, in both arms alike.
+
+    Raises:
+        DataError: the arms share no prompts, or no policy can be chosen or compared.
+    """
+    prompts = common_prompts(data, ARMS)
+    by_arm = candidates(data, ARMS, prompts, kl_limit)
+    arms = (by_arm[ARMS[0]], by_arm[ARMS[1]])
+    n_test = data.n_prompts["test"]
+    compared = Comparing(arms, prompts["test"], n_test)
+    by_judge = {}
+    if len(data.judges) > 1:
+        by_judge = {judge: Comparing(arms, prompts["test"], n_test, j) for j, judge in enumerate(data.judges)}
+    effort = effort_rows(compared)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": recipe,
+        "splits": {
+            split: {"n_prompts": n, "n_common": int(prompts[split].sum())} for split, n in data.n_prompts.items()
+        },
+        "trials": [row for arm in ARMS for row in trial_rows(data, by_arm[arm], prompts)],
+        "chosen": {arm: _chosen(data, by_arm[arm], prompts) for arm in ARMS},
+        "verdict": verdict(compared, by_judge, effort),
+        "effort": effort,
+        "controls": [control_row(data, arm, kl_limit) for arm in sorted(data.arms) if arm not in ARMS],
+        "warnings": [*data.warnings, *_warnings(data, compared, prompts)],
+    }
+
+
+# ---------------------------------------------------------------- trials and the chosen
+
+
+def _by_judge(judges: Sequence[str], values_J: Any) -> dict[str, float | None]:
+    return {judge: mean_or_none(np.array([value])) for judge, value in zip(judges, values_J, strict=True)}
+
+
+def trial_rows(data: StudyData, arm: Candidates, prompts: Any) -> list[dict[str, Any]]:
+    """One row for each setting, with its checkpoints and their seeds: the points of the report's frontier."""
+    dev, test = means(arm.dev, prompts["dev"]), means(arm.test, prompts["test"])
+    rows = []
+    for (setting, points), best in zip(arm.trials, arm.best_of_trials, strict=True):
+        checkpoints = [
+            {
+                **point_facts(arm.test if arm.test.measured[p] else arm.dev, int(p)),
+                "dev_score": _by_judge(data.judges, dev[:, p]),
+                "test_score": _by_judge(data.judges, test[:, p]),
+                "seeds": _seed_rows(data.judges, arm.test if arm.test.measured[p] else arm.dev, int(p)),
+            }
+            for p in points
+        ]
+        rows.append(
+            {
+                "arm": arm.dev.arm,
+                "setting": setting,
+                "chosen": bool(best == arm.chosen),
+                "best_checkpoint": arm.dev.points[best][1],
+                "n_diverged": int((arm.dev.diverged | arm.test.diverged)[points].any(axis=0).sum()),
+                "checkpoints": [{k: v for k, v in row.items() if k != "setting"} for row in checkpoints],
+            }
+        )
+    return rows
+
+
+def _seed_rows(judges: Sequence[str], arm: ArmScores, point: int) -> list[dict[str, Any]]:
+    """Each seed's KL and mean score over the split's prompts; without a score where it diverged."""
+    rows = []
+    for k, seed in enumerate(arm.seeds):
+        diverged = bool(arm.diverged[point, k])
+        scores = [None] * len(judges) if diverged else [float(x) for x in np.nanmean(arm.scores[:, point, k], axis=1)]
+        rows.append(
+            {
+                "seed": seed,
+                "kl_nats": mean_or_none(arm.kl[point, k : k + 1]),
+                "score": dict(zip(judges, scores, strict=True)),
+                "diverged": diverged,
+            }
+        )
+    return rows
+
+
+def _chosen(data: StudyData, arm: Candidates, prompts: Any) -> dict[str, Any]:
+    """The chosen policy, and its optimism: by how much its dev score was above its test score."""
+    dev = means(arm.dev, prompts["dev"])[:, arm.chosen]
+    test = means(arm.test, prompts["test"])[:, arm.chosen]
+    return {
+        **point_facts(arm.test, arm.chosen),
+        "dev_score": _by_judge(data.judges, dev),
+        "test_score": _by_judge(data.judges, test),
+        "optimism": _by_judge(data.judges, dev - test),
+        "n_trials": len(arm.trials),
+        "n_diverged": int(arm.test.diverged[arm.chosen].sum()),
+    }
+
+
+# ---------------------------------------------------------------- effort
+
+
+def effort_rows(compared: Comparing) -> list[dict[str, Any]]:
+    """Expected best of n = 1..N trials of each arm, and the win rate at equal n, with intervals over seeds and prompts.
+
+    The intervals hold the trials fixed: they are of these settings, and not of the space that they were drawn from.
+    An arm with fewer trials has None beyond them. Empty where a trial's best checkpoint has no test rows.
+    """
+    best = (compared.arms[0].best_of_trials, compared.arms[1].best_of_trials)
+    if not all(arm.test.measured[points].all() for arm, points in zip(compared.arms, best, strict=True)):
+        return []
+    weights = [best_of_n_weights(arm.select[points]) for arm, points in zip(compared.arms, best, strict=True)]
+    n_both = min(len(w) for w in weights)
+    first, second = (
+        np.repeat(w[:n_both, None], len(arm.test.seeds), axis=1) for w, arm in zip(weights, compared.arms, strict=True)
+    )
+    rates = wins_along(compared.wins(best), first, second)
+    rows: list[dict[str, Any]] = []
+    for n in range(max(len(w) for w in weights)):
+        rows.append({"n_trials": n + 1, **win_row(rates[n] if n < n_both else None), **dict.fromkeys(ARMS)})
+    for side, arm in enumerate(ARMS):
+        scores = compared.scores(side, best[side])
+        if len(scores) > 1:
+            continue  # the scores of several judges have no common scale
+        for row, mean in zip(rows, crossed_means(np.einsum("nt,tkm->nkm", weights[side], scores[0])), strict=False):
+            row[arm] = score_row(mean)
+    return rows
+
+
+# ---------------------------------------------------------------- controls and warnings
+
+
+def control_row(data: StudyData, control: str, kl_limit: float | None) -> dict[str, Any]:
+    """A control's chosen policy, and the win rate of each arm's chosen policy over it; no part of the verdict."""
+    against = {}
+    for arm in ARMS:
+        prompts = common_prompts(data, (arm, control))
+        both = candidates(data, (arm, control), prompts, kl_limit)
+        compared = Comparing((both[arm], both[control]), prompts["test"], data.n_prompts["test"])
+        against[arm] = {**win_row(compared.best()), "n_prompts": int(prompts["test"].sum())}
+    return {"arm": control, "chosen": _chosen(data, both[control], prompts), "win_rate_of": against}
+
+
+def _warnings(data: StudyData, compared: Comparing, prompts: Any) -> list[str]:
+    said = []
+    for split, n in data.n_prompts.items():
+        common = int(prompts[split].sum())
+        if common < n:
+            said.append(f"{n - common} of {n} {split} prompts lack rows of some policies and are left out for all")
+    said += [text for arm in compared.arms for text in _arm_warnings(arm)]
+    trials = [len(arm.trials) for arm in compared.arms]
+    if trials[0] != trials[1]:
+        said.append(f"the arms had unequal tuning: {trials[0]} trials of RM + PPO, {trials[1]} of DPO")
+    first, second = (mean_or_none(_budgets(arm)) for arm in compared.arms)
+    if first is not None and second is not None and abs(first - second) > EQUAL_BUDGETS * max(first, second):
+        texts = [amount("train_tokens", value) for value in (first, second)]
+        said.append(
+            f"the budgets differ by more than {EQUAL_BUDGETS:.0%}: {texts[0]} training tokens a trial for RM + PPO, "
+            f"{texts[1]} for DPO"
+        )
+    return said
+
+
+def _arm_warnings(arm: Candidates) -> list[str]:
+    name, n_seeds, said = NAMES[arm.dev.arm], len(arm.dev.seeds), []
+    if n_seeds == 1:
+        said.append(f"{name} has one seed: there is no interval over seeds, and nothing is decided")
+    elif n_seeds < FEW_SEEDS:
+        said.append(f"{name} has {n_seeds} seeds: the intervals are rough and very wide; take 3 to 5")
+    if (arm.test.diverged | arm.dev.diverged)[arm.chosen].any():
+        said.append(f"the chosen policy of {name} diverged with some of its seeds")
+    untested = int((arm.dev.measured & ~arm.test.measured).sum())
+    if untested:
+        said.append(f"{untested} policies of {name} have no test rows: the curves and the effort lack them")
+    return said
+
+
+def _budgets(arm: Candidates) -> Any:
+    """Training tokens of each trial and seed: the most of its checkpoints."""
+    tokens = [arm.dev.tokens[points] for _, points in arm.trials]
+    return np.concatenate([np.where(np.isfinite(t), t, -np.inf).max(axis=0) for t in tokens])
