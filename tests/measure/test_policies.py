@@ -1,0 +1,38 @@
+"""Which policies an evaluation compares, and how many samples each of them draws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from toolkit.measure.policies import find_policies
+from toolkit.models.resolve import resolve
+from toolkit.recipe.schema import EvaluateSection
+
+
+def trained(folder: Path, **record: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "duel.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_several_samples_go_to_the_policies_that_are_compared(tmp_path: Path) -> None:
+    sft = resolve(str(trained(tmp_path / "sft" / "model")))
+    for stage in ("ppo", "dpo"):
+        trained(tmp_path / stage / "checkpoints" / "step-8", step=8)
+        trained(tmp_path / stage / "checkpoints" / "kl-1", step=3, kl_milestone=1.0)
+        trained(tmp_path / stage / "model", step=20)
+    section = EvaluateSection(samples_per_prompt=3, best_of_n=4)
+    base = SimpleNamespace(name="tiny", revision=None)
+    context: Any = SimpleNamespace(evaluate=section, sft=SimpleNamespace(enabled=True), model=base)
+    policies = find_policies(context, {"ppo": tmp_path / "ppo", "dpo": tmp_path / "dpo"}, sft)
+    assert {policy.name: policy.n_samples for policy in policies} == {
+        "base": 1, "sft": 3 + 4,
+        "rm_ppo@kl-1": 1, "rm_ppo@8": 1, "rm_ppo": 3,
+        "dpo@kl-1": 1, "dpo@8": 1, "dpo": 3,
+    }  # fmt: skip
+    assert [policy.name for policy in policies][2:5] == ["rm_ppo@kl-1", "rm_ppo@8", "rm_ppo"]

@@ -1,0 +1,148 @@
+"""The policies that an evaluation compares, and their samples on the held-out prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.engine.engine import Engine
+from toolkit.engine.sampling import SamplingParams, sample_responses
+from toolkit.errors import StoreError
+from toolkit.judging.options import JudgeOptions
+from toolkit.models.encoding import TextEncoder, Tree
+from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.load import load_policy
+from toolkit.models.resolve import ModelRef, resolve, training_record
+from toolkit.preferences.rows import PreferenceRow, readable
+from toolkit.preferences.samples import COLUMNS, Sample, read_samples, write_samples
+from toolkit.progress import Reporter
+from toolkit.recipe.schema import EvaluateSection, ModelSection
+from toolkit.stages.contexts import EvaluateContext
+
+# What is known of a sample as soon as its policy has written it; the other columns come with the scores.
+SAMPLED_COLUMNS = COLUMNS[: COLUMNS.index("policy_logp") + 1]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy to sample. ``kind`` is base, sft, checkpoint or final."""
+
+    name: str
+    arm: str
+    kind: str
+    step: int
+    ref: ModelRef
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """What scores the responses: the reference of both arms, PPO's reward model, DPO's policy."""
+
+    sft: ModelRef
+    reward_model: ModelRef
+    dpo: ModelRef
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What all policies share: the held-out rows, and how responses are sampled and scored."""
+
+    rows: list[PreferenceRow]
+    prompts: list[list[int]]  # the rows' prompts as token ids
+    encoder: TextEncoder
+    section: EvaluateSection
+    model: ModelSection
+    max_new_tokens: int
+    max_response_tokens: int
+    seed: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.model.dtype]
+
+    def engine(self, model: Any) -> Engine:
+        pad_id = int(self.encoder.tokenizer.pad_token_id)
+        return Engine(model.to(best_device()), pad_id, dtype=self.dtype, token_budget=self.section.token_budget)
+
+    @property
+    def judge_options(self) -> JudgeOptions:
+        return JudgeOptions(
+            self.model,
+            self.section.judge,
+            max_response_tokens=max(self.max_response_tokens, self.max_new_tokens),
+            token_budget=self.section.token_budget,
+        )
+
+
+def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
+    """base, sft, and both arms with their checkpoints in the order of training.
+
+    Several samples of a prompt go to the policies that the verdict compares.
+    """
+    section: EvaluateSection = context.evaluate
+    n = section.samples_per_prompt
+    policies = []
+    if context.sft.enabled:
+        base = resolve(context.model.name, context.model.revision)
+        policies.append(Policy("base", "base", "base", 0, base, 1))
+    policies.append(Policy("sft", "sft", "sft", 0, sft, n + section.best_of_n))
+    for arm, stage in (("rm_ppo", "ppo"), ("dpo", "dpo")):
+        folders = (inputs[stage] / "checkpoints").glob("*") if section.checkpoints else ()
+        checkpoints = [(training_record(ref), ref) for ref in (resolve(str(folder)) for folder in folders)]
+        for record, ref in sorted(checkpoints, key=lambda item: (item[0]["step"], item[0].get("kl_milestone", 0.0))):
+            at = f"kl-{record['kl_milestone']:g}" if "kl_milestone" in record else record["step"]
+            policies.append(Policy(f"{arm}@{at}", arm, "checkpoint", record["step"], ref, 1))
+        final = resolve(str(inputs[stage] / "model"))
+        policies.append(Policy(arm, arm, "final", training_record(final)["step"], final, n))
+    return policies
+
+
+def samples_of(policy: Policy, settings: EvaluationSettings, folder: Path, reporter: Reporter) -> list[Sample]:
+    """The policy's samples, from ``folder`` where an interrupted evaluation has drawn them already."""
+    path = folder / f"{policy.name}.parquet"
+    if not path.is_file():
+        folder.mkdir(exist_ok=True)
+        write_samples(sample_policy(policy, settings, reporter), path, SAMPLED_COLUMNS)
+    return read_samples(path, SAMPLED_COLUMNS, error=StoreError, fix="remove it and run again")
+
+
+def sample_policy(policy: Policy, settings: EvaluationSettings, reporter: Reporter) -> list[Sample]:
+    """Sample a policy on every held-out prompt, and score the samples under itself at the sampling temperature."""
+    section = settings.section
+    engine = settings.engine(load_policy(policy.ref, settings.model))
+    with reporter.task(f"sample {policy.name}", len(settings.rows) * policy.n_samples) as task:
+        responses = sample_responses(
+            engine.model,
+            settings.encoder.tokenizer,
+            settings.prompts,
+            lambda i, k: (settings.seed, "evaluate", policy.name, settings.rows[i].prompt_id, k),
+            SamplingParams(settings.max_new_tokens, section.temperature, policy.n_samples, section.batch_size),
+            dtype=settings.dtype,
+            advance=task.advance,
+        )
+    trees = [Tree(ids, [r.ids for r in group]) for ids, group in zip(settings.prompts, responses, strict=True)]
+    # Everything is scored under SFT, the reference, and under the DPO policy later: once is enough.
+    scored_later = policy.kind == "sft" or (policy.name == "dpo" and section.temperature == 1.0)
+    logps = None if scored_later else engine.logps(trees, temperature=section.temperature)
+    return [
+        Sample(
+            prompt_id=row.prompt_id,
+            policy=policy.name,
+            arm=policy.arm,
+            kind=policy.kind,
+            step=policy.step,
+            sample_index=k,
+            prompt=readable(row.prompt),
+            response=settings.encoder.decode(response.ids),
+            response_ids=response.ids,
+            n_tokens=len(response.ids),
+            truncated=response.truncated,
+            policy_logp=float(logps[p][k].double().sum()) if logps is not None else None,
+        )
+        for p, (row, group) in enumerate(zip(settings.rows, responses, strict=True))
+        for k, response in enumerate(group)
+    ]
