@@ -138,7 +138,7 @@ def one_study(design: Design, rng: np.random.Generator) -> dict[str, Any]:
         low, high = mean.interval(bounds=(0.0, 1.0))
         found[name] = {"covers": low <= truth <= high, "error": mean.value - truth, "width": high - low}
     decisions = {name: compared.decision(mean) for name, mean in means.items()}
-    found["winner"] = winner_of(means, decisions, {})[0]
+    found["winner"] = winner_of(means, decisions, {"score": means})[0]
     found["best_alone"] = decisions["best"].finding == "better"
     return found
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from toolkit.evals.study import comparing
 from toolkit.evals.study.comparing import mixed_wins, win_shares, wins_along
 from toolkit.evals.study.crossed import CrossedMean, crossed_means
 
@@ -54,18 +55,21 @@ def test_wins_are_counted_over_judges_and_ties_are_half() -> None:
         assert wins[p, q, k, j, n] == np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs])
 
 
-def test_mixtures_are_sums_over_their_policies() -> None:
+@pytest.mark.parametrize("block", [1, 200, 1 << 20])
+def test_mixtures_are_sums_over_their_policies(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "_BLOCK", block)  # in blocks of prompts or all at once
     rng = np.random.default_rng(1)
-    wins = rng.random((2, 3, 2, 4, 6))
+    scores = rng.normal(size=(1, 2, 2, 6)), rng.normal(size=(1, 3, 4, 6))
+    wins = win_shares(*scores)
     first, second = rng.dirichlet(np.ones(2), size=(5, 2)), rng.dirichlet(np.ones(3), size=(5, 4))
     grid = rng.dirichlet(np.ones(5))
     at = np.zeros((5, 2, 4, 6))
     for g, k, j, n in np.ndindex(at.shape):
         at[g, k, j, n] = sum(first[g, k, p] * second[g, j, q] * wins[p, q, k, j, n] for p in range(2) for q in range(3))
-    along = wins_along(wins, first, second)
+    along = wins_along(*scores, first, second)
     for mean, written in zip(along, at, strict=True):
         assert (mean.value, mean.variance, mean.df) == pytest.approx(written_out(written))
-    mean = mixed_wins(wins, first, second, grid)
+    mean = mixed_wins(*scores, first, second, grid)
     assert (mean.value, mean.variance, mean.df) == pytest.approx(written_out(np.tensordot(grid, at, 1)))
 
 

@@ -236,6 +236,19 @@ def test_several_judges_stand_side_by_side() -> None:
     assert same["verdict"]["best"]["win_rate"] == pytest.approx(alone["verdict"]["best"]["win_rate"])
 
 
+def test_judges_that_an_arm_was_trained_on_do_not_decide() -> None:
+    rows = list(study_rows(better(1.5)))
+    signal = [{**row, "judge": "rm", "score": -100 * row["score"]} for row in rows]
+    alone = study(study_data(columns([{**row, "judge": "gold"} for row in rows])))
+    beside = study(study_data(columns([{**row, "judge": "gold"} for row in rows] + signal)))
+    assert beside["verdict"]["winner"] == "rm_ppo" and beside["verdict"]["best"] == alone["verdict"]["best"]
+    assert [row["judge"] for row in beside["verdict"]["judges"]] == ["gold", "rm"]
+    only = study(study_data(columns([{**row, "judge": "rm"} for row in rows])))["verdict"]
+    assert only["best"]["finding"] == "better" and only["winner"] == "undecided"
+    for verdict in (beside["verdict"], only):
+        assert "Judge rm does not decide: it is the reward model that PPO was trained against." in verdict["sentence"]
+
+
 @pytest.mark.invariant
 def test_the_order_of_rows_and_names_of_prompts_change_nothing() -> None:
     rows = list(study_rows(better(0.3)))

@@ -7,12 +7,15 @@ would cancel in a comparison of equal seeds; the intervals here do not count on 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypedDict
 
 import numpy as np
 
 from toolkit.evals.intervals import Floats
 from toolkit.evals.study.crossed import CONFIDENCE, CrossedMean, crossed_means
+
+_BLOCK = 1 << 21  # comparisons held at once: 16 MiB
 
 
 class Row(TypedDict):
@@ -38,22 +41,41 @@ def win_shares(first_JPKN: Floats, second_JQLN: Floats) -> Floats:
     )
 
 
-def mixed_wins(wins_PQKLN: Floats, first_GKP: Floats, second_GLQ: Floats, grid_G: Floats) -> CrossedMean:
+def mixed_wins(
+    first_JPKN: Floats, second_JQLN: Floats, first_GKP: Floats, second_GLQ: Floats, grid_G: Floats
+) -> CrossedMean:
     """The mean over a grid of the win rate between mixtures of each arm's policies.
 
     ``first_GKP`` and ``second_GLQ`` are the policies' weights at each point of the grid, for each seed; ``grid_G`` are
     the weights of the points. A mixture draws a policy by its weight, so that its win rate is linear in the weights.
     """
     weights = np.einsum("g,gkp,glq->klpq", grid_G, first_GKP, second_GLQ, optimize=True)
-    wins_KLN = np.einsum("klpq,pqkln->kln", weights, wins_PQKLN, optimize=True)
+    blocks = [
+        np.einsum("klpq,pqkln->kln", weights, win_shares(first, second), optimize=True)
+        for first, second in _blocks(first_JPKN, second_JQLN, 1)
+    ]
+    wins_KLN = np.concatenate(blocks, axis=-1)
     return crossed_means(wins_KLN.mean(axis=1)[None], wins_KLN.mean(axis=0)[None])[0]
 
 
-def wins_along(wins_PQKLN: Floats, first_GKP: Floats, second_GLQ: Floats) -> list[CrossedMean]:
+def wins_along(first_JPKN: Floats, second_JQLN: Floats, first_GKP: Floats, second_GLQ: Floats) -> list[CrossedMean]:
     """As :func:`mixed_wins`, for each point of the grid by itself."""
-    against = np.einsum("glq,pqkln->gpkln", second_GLQ, wins_PQKLN, optimize=True)
-    wins_GKLN = np.einsum("gkp,gpkln->gkln", first_GKP, against, optimize=True)
-    return crossed_means(wins_GKLN.mean(axis=2), wins_GKLN.mean(axis=1))
+    by_first, by_second = [], []
+    for first, second in _blocks(first_JPKN, second_JQLN, len(first_GKP)):
+        against = np.einsum("glq,pqkln->gpkln", second_GLQ, win_shares(first, second), optimize=True)
+        wins_GKLN = np.einsum("gkp,gpkln->gkln", first_GKP, against, optimize=True)
+        by_first.append(wins_GKLN.mean(axis=2))
+        by_second.append(wins_GKLN.mean(axis=1))
+    return crossed_means(np.concatenate(by_first, axis=-1), np.concatenate(by_second, axis=-1))
+
+
+def _blocks(first_JPKN: Floats, second_JQLN: Floats, n_grid: int) -> Iterator[tuple[Floats, Floats]]:
+    """Both arms' scores on a few prompts at a time, so that all pairs of policies and seeds fit into memory."""
+    _, p, k, n = first_JPKN.shape
+    _, q, seeds, _ = second_JQLN.shape
+    size = max(1, _BLOCK // (p * k * seeds * max(q, n_grid)))
+    for start in range(0, n, size):
+        yield first_JPKN[..., start : start + size], second_JQLN[..., start : start + size]
 
 
 def win_row(mean: CrossedMean | None) -> Row:

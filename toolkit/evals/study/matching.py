@@ -54,39 +54,36 @@ class Matched:
 
 @dataclass(frozen=True)
 class Comparing:
-    """The two arms on the test prompts that both have, for one judge or for several together."""
+    """The two arms on the test prompts that both have, by one judge or by several together (``judges``, by number)."""
 
     arms: tuple[Candidates, Candidates]
     prompts: NDArray[np.bool_]
     n_prompts: int
-    judge: int | None = None
+    judges: tuple[int, ...] = (0,)
 
     def scores(self, side: int, points: NDArray[np.int64]) -> Floats:
         """(judges, points, seeds, prompts)."""
-        scores = self.arms[side].test.scores[:, points][..., self.prompts]
-        return scores if self.judge is None else scores[self.judge : self.judge + 1]
+        return self.arms[side].test.scores[list(self.judges)][:, points][..., self.prompts]
 
-    def wins(self, points: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Floats:
-        return win_shares(self.scores(0, points[0]), self.scores(1, points[1]))
+    def both_scores(self, points: tuple[NDArray[np.int64], NDArray[np.int64]]) -> tuple[Floats, Floats]:
+        return self.scores(0, points[0]), self.scores(1, points[1])
 
     def best(self) -> CrossedMean:
-        points = tuple(np.array([arm.chosen]) for arm in self.arms)
-        wins_KLN = self.wins((points[0], points[1]))[0, 0]
+        chosen = self.both_scores((np.array([self.arms[0].chosen]), np.array([self.arms[1].chosen])))
+        wins_KLN = win_shares(*chosen)[0, 0]
         return crossed_means(wins_KLN.mean(axis=1)[None], wins_KLN.mean(axis=0)[None])[0]
 
     def over(self, matched: Matched) -> CrossedMean | None:
         """The mean over the shared range."""
         if matched.grid is None:
             return None
-        return mixed_wins(self.wins(matched.points), *matched.weights, matched.grid.weight_G)
+        return mixed_wins(*self.both_scores(matched.points), *matched.weights, matched.grid.weight_G)
 
     def decision(self, mean: CrossedMean | None) -> Decision:
         if mean is None:
             return Decision("undecided", "the arms share no range")
         low, high = mean.interval(bounds=(0.0, 1.0))
-        if mean.variance is None:
-            return Decision("undecided", "an arm has one seed")
-        return decide(
+        decision = decide(
             win_rate=mean.value,
             ci_low=low,
             ci_high=high,
@@ -94,12 +91,15 @@ class Comparing:
             n_judged=int(self.prompts.sum()),
             n_prompts=self.n_prompts,
         )
+        if decision.reason == "there is no interval":
+            return Decision("undecided", "an arm has one seed")
+        return decision
 
     def curve(self, matched: Matched) -> list[dict[str, Any]]:
         """Win rate and mean scores at each point of the grid, with pointwise intervals."""
         if matched.grid is None:
             return []
-        along = wins_along(self.wins(matched.points), *matched.weights)
+        along = wins_along(*self.both_scores(matched.points), *matched.weights)
         rows: list[dict[str, Any]] = [{**win_row(mean), "scores": {}} for mean in along]
         for side, arm in enumerate(ARMS):
             scores = self.scores(side, matched.points[side])

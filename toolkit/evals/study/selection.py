@@ -55,15 +55,15 @@ def candidates(
 ) -> dict[str, Candidates]:
     """The points of the arms, ranked on the dev prompts that both arms have.
 
-    With one judge a point is ranked by its mean score; with several by the mean of their standardised scores, where
-    each judge's mean and spread are those of all points of these arms.
+    Judges that an arm was trained on have no say. With one judge a point is ranked by its mean score; with several by
+    the mean of their standardised scores, where each judge's mean and spread are those of all points of these arms.
 
     Raises:
         DataError: no point of an arm is within the KL limit, or the chosen one has no test rows.
     """
-    dev = {arm: means(data.arms[arm]["dev"], prompts["dev"]) for arm in arms}
+    dev = {arm: means(data.arms[arm]["dev"], prompts["dev"])[list(data.deciding)] for arm in arms}
     ranks = {arm: dev[arm][0] for arm in arms}
-    if len(data.judges) > 1:
+    if len(data.deciding) > 1:
         together = np.concatenate([dev[arm] for arm in arms], axis=1)
         centre, spread = np.nanmean(together, axis=1), np.nanstd(together, axis=1)
         ranks = {arm: np.mean((dev[arm].T - centre) / np.where(spread > 0, spread, 1.0), axis=1) for arm in arms}

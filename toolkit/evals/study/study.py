@@ -6,6 +6,7 @@ The functions take a :class:`StudyData`, whoever made it: a recorded table, or a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,8 @@ def study(data: StudyData, *, kl_limit: float | None = None, recipe: dict[str, A
     by_arm = candidates(data, ARMS, prompts, kl_limit)
     arms = (by_arm[ARMS[0]], by_arm[ARMS[1]])
     n_test = data.n_prompts["test"]
-    compared = Comparing(arms, prompts["test"], n_test)
-    by_judge = {}
-    if len(data.judges) > 1:
-        by_judge = {judge: Comparing(arms, prompts["test"], n_test, j) for j, judge in enumerate(data.judges)}
+    compared = Comparing(arms, prompts["test"], n_test, data.deciding)
+    by_judge = {judge: replace(compared, judges=(j,)) for j, judge in enumerate(data.judges)}
     effort = effort_rows(compared)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -138,7 +137,7 @@ def effort_rows(compared: Comparing) -> list[dict[str, Any]]:
     first, second = (
         np.repeat(w[:n_both, None], len(arm.test.seeds), axis=1) for w, arm in zip(weights, compared.arms, strict=True)
     )
-    rates = wins_along(compared.wins(best), first, second)
+    rates = wins_along(*compared.both_scores(best), first, second)
     rows: list[dict[str, Any]] = []
     for n in range(max(len(w) for w in weights)):
         rows.append({"n_trials": n + 1, **win_row(rates[n] if n < n_both else None), **dict.fromkeys(ARMS)})
@@ -160,7 +159,7 @@ def control_row(data: StudyData, control: str, kl_limit: float | None) -> dict[s
     for arm in ARMS:
         prompts = common_prompts(data, (arm, control))
         both = candidates(data, (arm, control), prompts, kl_limit)
-        compared = Comparing((both[arm], both[control]), prompts["test"], data.n_prompts["test"])
+        compared = Comparing((both[arm], both[control]), prompts["test"], data.n_prompts["test"], data.deciding)
         against[arm] = {**win_row(compared.best()), "n_prompts": int(prompts["test"].sum())}
     return {"arm": control, "chosen": _chosen(data, both[control], prompts), "win_rate_of": against}
 

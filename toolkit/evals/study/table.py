@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError, first_line, nearest
 from toolkit.evals.intervals import Floats
+from toolkit.evals.training_signals import is_neutral
 from toolkit.evals.verdict import ARMS
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ class StudyData:
     arms: Mapping[str, Mapping[str, ArmScores]]
     n_prompts: Mapping[str, int]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def deciding(self) -> tuple[int, ...]:
+        """The judges that rank and decide, by number: those that no arm was trained on, or all where there is none."""
+        neutral = tuple(j for j, judge in enumerate(self.judges) if is_neutral(judge))
+        return neutral or tuple(range(len(self.judges)))
 
 
 def read_study(path: Path) -> StudyData:

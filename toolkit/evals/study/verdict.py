@@ -15,6 +15,7 @@ from toolkit.evals.study.comparing import win_row
 from toolkit.evals.study.crossed import CrossedMean
 from toolkit.evals.study.matching import AXES, Axis, Comparing, Matched, amount, match
 from toolkit.evals.study.selection import Candidates, mean_or_none
+from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
 from toolkit.evals.verdict import ARMS, NAMES, Decision
 
 Means = dict[str, CrossedMean | None]
@@ -24,17 +25,22 @@ COMPARISONS = {"best": "best against best", "matched_kl": "at equal KL", "matche
 def verdict(
     compared: Comparing, by_judge: Mapping[str, Comparing], effort: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The ``verdict`` of ``study.json``. ``by_judge`` has each judge's own comparison, where there are several."""
+    """The ``verdict`` of ``study.json``. ``by_judge`` has each judge's own comparison.
+
+    Judges that an arm was trained on stand beside the others and do not decide.
+    """
     on = {axis: match(compared.arms, axis) for axis in AXES}
     means, of_judges = three_means(compared, on), {name: three_means(one, on) for name, one in by_judge.items()}
+    neutral = {name: of_judge for name, of_judge in of_judges.items() if is_neutral(name)}
     decisions = {name: compared.decision(mean) for name, mean in means.items()}
-    winner, finding = winner_of(means, decisions, of_judges)
+    winner, finding = winner_of(means, decisions, neutral)
     kl, tokens, wall = (on[axis] for axis in AXES)
     entries = {
         name: {**win_row(mean), "finding": decisions[name].finding, "finding_reason": decisions[name].reason}
         for name, mean in means.items()
     }
     said = _lead(winner, finding) + _basis(compared, means, decisions, on) + _of_judges(of_judges) + _turn(effort)
+    several = of_judges if len(of_judges) > 1 else {}
     return {
         "winner": winner,
         "finding": finding,
@@ -65,7 +71,7 @@ def verdict(
         },
         "judges": [
             {"judge": judge, **{name: win_row(mean) for name, mean in of_judge.items()}}
-            for judge, of_judge in of_judges.items()
+            for judge, of_judge in several.items()
         ],
     }
 
@@ -79,16 +85,18 @@ def three_means(compared: Comparing, on: Mapping[Axis, Matched]) -> Means:
     }
 
 
-def winner_of(means: Means, decisions: Mapping[str, Decision], of_judges: Mapping[str, Means]) -> tuple[str, str]:
-    """The winner and the finding: better, no practical difference, or undecided.
+def winner_of(means: Means, decisions: Mapping[str, Decision], neutral: Mapping[str, Means]) -> tuple[str, str]:
+    """The winner and the finding: better, no practical difference, or undecided. ``neutral`` are judges' means.
 
     All three comparisons must find the same arm better. With several judges each of them must see that arm ahead in all
     three.
     """
     findings = {decision.finding for decision in decisions.values()}
+    if not neutral:
+        return "undecided", "undecided"
     if findings == {"no practical difference"}:
         return "undecided", "no practical difference"
-    sides = {_side(mean) for one in (means, *of_judges.values()) for mean in one.values()}
+    sides = {_side(mean) for one in (means, *neutral.values()) for mean in one.values()}
     if findings != {"better"} or len(sides) != 1:
         return "undecided", "undecided"
     return sides.pop(), "better"
@@ -176,14 +184,17 @@ def _range(matched: Matched) -> str:
 
 
 def _of_judges(of_judges: Mapping[str, Means]) -> str:
-    """Each judge's three win rates, where there are several judges."""
+    """Each judge's three win rates, where there are several judges; and judges that an arm was trained on."""
     texts = []
     for judge, means in of_judges.items():
         shares = ", ".join("-" if mean is None else f"{mean.value:.1%}" for mean in means.values())
         texts.append(f"{judge} {shares}")
-    apart = {_side(mean) for means in of_judges.values() for mean in means.values() if mean is not None}
+    neutral = {judge: means for judge, means in of_judges.items() if is_neutral(judge)}
+    apart = {_side(mean) for means in neutral.values() for mean in means.values() if mean is not None}
     word = "The judges disagree on which arm is ahead" if len(apart) > 1 else "By judge, in this order"
-    return f" {word}: {'; '.join(texts)}." if texts else ""
+    said = f" {word}: {'; '.join(texts)}." if len(texts) > 1 else ""
+    signals = [judge for judge in of_judges if not is_neutral(judge)]
+    return said + "".join(f" Judge {judge} does not decide: it is {TRAINING_SIGNALS[judge]}." for judge in signals)
 
 
 def _turn(effort: Sequence[Mapping[str, Any]]) -> str:
