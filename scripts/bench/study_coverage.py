@@ -5,7 +5,7 @@ usage: OMP_NUM_THREADS=1 python scripts/bench/study_coverage.py [--studies 1000]
 A simulated score is ``f(KL) + setting + seed + run + prompt + noise``. The seed's part is shared by an arm's settings,
 the run's part belongs to one setting and seed. Both arms have 8 settings with 4 checkpoints, and pass through the same
 selection on dev prompts as a real study. The target of an interval is the true win rate of the
-policies that were chosen, or of the frontiers that were found, over new seeds and new prompts.
+policies that were chosen, or of the frontiers that were reached, over new seeds and new prompts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ import harness
 import numpy as np
 from scipy.stats import norm
 
-from toolkit.evals.study.frontier import weights_along
+from toolkit.evals.study.comparing import wins_along
+from toolkit.evals.study.crossed import CrossedMean
+from toolkit.evals.study.effort import best_of_n_weights
+from toolkit.evals.study.frontier import Grid, weights_along
 from toolkit.evals.study.matching import Comparing, Matched, match
 from toolkit.evals.study.selection import Candidates, candidates, common_prompts
 from toolkit.evals.study.study import study
@@ -91,6 +94,8 @@ def simulated(design: Design, rng: np.random.Generator) -> StudyData:
 
 
 N_NEW_SEEDS = 64
+# The three of the verdict, one point of the curve over KL, and the win rate at 4 trials each.
+INTERVALS = ("best", "matched_kl", "matched_compute", "curve", "effort")
 
 
 def target(design: Design, points: tuple[np.ndarray, np.ndarray], matched: Matched | None, new: np.ndarray) -> float:
@@ -117,6 +122,26 @@ def target(design: Design, points: tuple[np.ndarray, np.ndarray], matched: Match
     return float(np.einsum("g,gmp,gmq,pqm->", matched.grid.weight_G, *weights, wins_PQM, optimize=True) / N_NEW_SEEDS)
 
 
+def middle_of_curve(compared: Comparing, matched: Matched) -> tuple[CrossedMean, Matched]:
+    """The win rate at one KL, in the middle of the range."""
+    assert matched.grid is not None
+    at = slice(len(matched.grid.x_G) // 2, len(matched.grid.x_G) // 2 + 1)
+    weights = (matched.weights[0][at], matched.weights[1][at])
+    point = replace(matched, grid=Grid(matched.grid.x_G[at], np.ones(1)), weights=weights)
+    return wins_along(*compared.both_scores(point.points), *weights)[0], point
+
+
+def best_of_four(compared: Comparing) -> tuple[CrossedMean, Matched]:
+    """The win rate at 4 trials each, as a mixture of the trials."""
+    points = (compared.arms[0].best_of_trials, compared.arms[1].best_of_trials)
+    weights = [
+        np.repeat(best_of_n_weights(arm.select[best])[3:4, None], len(arm.test.seeds), axis=1)
+        for arm, best in zip(compared.arms, points, strict=True)
+    ]
+    mixed = Matched("train_tokens", Grid(np.ones(1), np.ones(1)), None, points, (weights[0], weights[1]))
+    return wins_along(*compared.both_scores(points), *mixed.weights)[0], mixed
+
+
 def one_study(design: Design, rng: np.random.Generator) -> dict[str, Any]:
     """What one study finds, and whether its intervals hold the truth."""
     data = simulated(design, rng)
@@ -132,23 +157,24 @@ def one_study(design: Design, rng: np.random.Generator) -> dict[str, Any]:
         "matched_kl": (on["kl_nats"].points, on["kl_nats"]),
         "matched_compute": (on["train_tokens"].points, on["train_tokens"]),
     }
-    found: dict[str, Any] = {}
-    for name, mean in means.items():
-        truth = target(design, *places[name], new)
-        low, high = mean.interval(bounds=(0.0, 1.0))
-        found[name] = {"covers": low <= truth <= high, "error": mean.value - truth, "width": high - low}
     decisions = {name: compared.decision(mean) for name, mean in means.items()}
-    found["winner"] = winner_of(means, decisions, {"score": means})[0]
-    found["best_alone"] = decisions["best"].finding == "better"
-    return found
+    result: dict[str, Any] = {"winner": winner_of(means, decisions, {"score": means})[0]}
+    result["best_alone"] = decisions["best"].finding == "better"
+    middle, four = middle_of_curve(compared, on["kl_nats"]), best_of_four(compared)
+    more = {"curve": (middle[1].points, middle[1]), "effort": (four[1].points, four[1])}
+    for name, mean in {**means, "curve": middle[0], "effort": four[0]}.items():
+        truth = target(design, *{**places, **more}[name], new)
+        low, high = mean.interval(bounds=(0.0, 1.0))
+        result[name] = {"covers": low <= truth <= high, "error": mean.value - truth, "width": high - low}
+    return result
 
 
 def summary(design: Design, n_studies: int, seed: int = 0) -> dict[str, Any]:
-    """Coverage, bias and width of the three intervals, and how often each arm wins."""
+    """Coverage, bias and width of the intervals, and how often each arm wins."""
     rng = np.random.default_rng([seed, *map(ord, json.dumps(asdict(design)))])
     rows = [one_study(design, rng) for _ in range(n_studies)]
     out: dict[str, Any] = asdict(design)
-    for name in ("best", "matched_kl", "matched_compute"):
+    for name in INTERVALS:
         parts = [row[name] for row in rows]
         out[name] = {
             "coverage": round(float(np.mean([part["covers"] for part in parts])), 4),
@@ -172,10 +198,10 @@ def main() -> None:
     designs = [Design(*size, seed_sd, curves) for size in sizes for seed_sd in (0.0, 0.1, 0.3) for curves in CURVES]
     designs += [Design(2, 300, seed_sd, "equal") for seed_sd in (0.0, 0.1, 0.3)]
     power = [Design(seeds, 300, 0.1, "equal", gap) for seeds in (3, 5) for gap in (0.1, 0.2, 0.3, 0.5)]
-    found = {}
+    results = {}
     for name, group in (("coverage", designs), ("power", power)):
-        found[name] = [summary(design, options.studies) for design in group]
-        for row in found[name]:
+        results[name] = [summary(design, options.studies) for design in group]
+        for row in results[name]:
             print(json.dumps(row), flush=True)
     first = one_study_seconds()
     measured = {
@@ -185,7 +211,7 @@ def main() -> None:
         "cpu_s": round(time.process_time() - started),
         "verdict_s": first,
         "load_average": round(os.getloadavg()[0], 1),
-        **found,
+        **results,
     }
     harness.write(options.out, measured)
 

@@ -38,11 +38,11 @@ def test_the_variance_is_that_of_the_mean_squares(first: int, second: int, seed_
     rng = np.random.default_rng(first)
     scores = [rng.normal(size=(k, 23)) + seed_sd * rng.normal(size=(k, 1)) for k in (first, second)]
     wins = win_shares(scores[0][None, None], scores[1][None, None])[0, 0]
-    found = crossed_means(wins.mean(axis=1)[None], wins.mean(axis=0)[None])[0]
-    assert (found.value, found.variance, found.df) == pytest.approx(written_out(wins), rel=1e-9)
-    assert found.interval() == pytest.approx(stats.t.interval(0.95, found.df, found.value, found.variance**0.5))
-    assert found.p_value(0.5) == pytest.approx(
-        2 * stats.t.sf(abs(found.value - 0.5) / found.variance**0.5, found.df), rel=1e-6
+    result = crossed_means(wins.mean(axis=1)[None], wins.mean(axis=0)[None])[0]
+    assert (result.value, result.variance, result.df) == pytest.approx(written_out(wins), rel=1e-9)
+    assert result.interval() == pytest.approx(stats.t.interval(0.95, result.df, result.value, result.variance**0.5))
+    assert result.p_value(0.5) == pytest.approx(
+        2 * stats.t.sf(abs(result.value - 0.5) / result.variance**0.5, result.df), rel=1e-6
     )
 
 

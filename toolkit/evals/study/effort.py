@@ -2,7 +2,7 @@
 
 Dodge et al. 2019 ("Show Your Work", 1909.03004) estimate it with replacement, which is biased downwards. The estimator
 here is without replacement, which is unbiased (Tang et al. 2020, "Showing Your Work Doesn't Always Work", 2004.13705).
-Trials are ranked on dev prompts and valued on test prompts, so that the value of the best is not its own selection's.
+Trials are ranked on dev prompts and valued on test prompts, so that a lucky selection does not raise the value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def best_of_n_weights(dev_T: Floats, n_max: int | None = None) -> Floats:
     """The probability (n, T) that each trial is the best on dev of n = 1..n_max trials drawn without replacement.
 
     The trial of rank r (1 is the worst) is the best of n with probability C(r - 1, n - 1) / C(T, n). Trials with equal
-    dev scores share theirs.
+    dev scores have equal probabilities.
 
     >>> best_of_n_weights(np.array([0.3, 0.1, 0.2])).round(3).tolist()
     [[0.333, 0.333, 0.333], [0.667, 0.0, 0.333], [1.0, 0.0, 0.0]]
