@@ -184,3 +184,27 @@ def test_the_sentence_has_both_kls(kl_nats: tuple[float, float], words: str) -> 
             in verdict([row("gold", rate)], kl_nats=dict(zip(("rm_ppo", "dpo"), kl_nats, strict=True)))["sentence"]
         )
     assert "KL" not in verdict([row("gold", 0.7)], kl_nats={"rm_ppo": None, "dpo": 1.0})["sentence"]
+
+
+def test_opposite_judges_are_no_practical_difference_to_nobody() -> None:
+    """Judges at 78% and 22% average to one half, with an interval as narrow as one likes."""
+    rows = [row("ann", 0.78), row("bob", 0.22)]
+    pooled = row("all judges", 0.5, ci_low=0.498, ci_high=0.502, p_value=1.0)
+    for judges in permutations(rows):
+        found = verdict(list(judges), Judging(pooled=pooled))
+        assert (found["winner"], found["finding"]) == ("undecided", "undecided")
+        assert "disagree" in found["sentence"] and "78.0%" in found["sentence"] and "22.0%" in found["sentence"]
+    close = verdict([row("ann", 0.505), row("bob", 0.495)], Judging(pooled=pooled))
+    assert close["finding"] == "no practical difference"
+    missing = verdict(rows, Judging(pooled=pooled, primary_judge="eve"))
+    assert missing["finding"] == "undecided" and "primary judge eve" in missing["sentence"]
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.02, 0.1, 0.11, 0.3, 0.49, 0.5])
+@pytest.mark.parametrize("n_ties", [0, 17, 20])
+def test_any_smallest_effect_and_share_of_ties_has_a_sentence(effect: float, n_ties: int) -> None:
+    values = np.array([0.5] * n_ties + [1.0, 0.0, 1.0, 0.0] * 5)
+    found = verdict(
+        [win_rate(values, policy="rm_ppo", baseline="dpo", judge="a").as_dict()], Judging(smallest_effect=effect)
+    )
+    assert found["winner"] == "undecided" and found["sentence"]

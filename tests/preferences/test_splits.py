@@ -61,6 +61,18 @@ def test_groups_are_held_out_whole_and_near_the_share(share: float) -> None:
     assert split_rows(list(reversed(rows)), share, 0)[1] == held_out[::-1]
 
 
+def test_a_group_that_is_too_large_does_not_end_the_choice() -> None:
+    rows = [replace(row, group="large" if k < 100 else f"group {k}") for k, row in enumerate(MANY[:200])]
+    for seed in range(12):
+        assert len(split_rows(rows, 0.2, seed)[1]) == 40
+
+
+def test_groups_of_other_held_out_data_leave_training_whole() -> None:
+    rows = [replace(row, group=f"group {k % 5}") for k, row in enumerate(MANY[:20])]
+    train, n = overlap(rows[:10], [rows[12]])
+    assert n == 2 and {row.group for row in train} == {f"group {k}" for k in (0, 1, 3, 4)}
+
+
 def test_overlap_leaves_training_and_is_counted() -> None:
     train, n = overlap(MANY[:10], MANY[7:20])
     assert (train, n) == (MANY[:7], 3)

@@ -154,7 +154,7 @@ def verdict(
         return _undecided(_facts(rows[0]), reason, sentence)
     row = _deciding(independent, judging)
     decision = decide(**{name: row[name] for name in _DECISIVE}, smallest_effect=judging.smallest_effect)
-    if decision.finding == "better" and (doubt := _doubt(row, independent, judging)) is not None:
+    if decision.finding != "undecided" and (doubt := _doubt(row, independent, judging, decision.finding)) is not None:
         decision = Decision("undecided", doubt)
     facts = {
         **_facts(row),
@@ -207,15 +207,15 @@ def _over_all_prompts(row: dict[str, Any], judging: Judging) -> dict[str, Any]:
     return row | {"n_prompts": max(row["n_prompts"], judging.n_prompts or 0)}
 
 
-def _doubt(row: Row, independent: Sequence[Row], judging: Judging) -> str | None:
-    """What speaks against a winner beside the numbers of the row that decided."""
+def _doubt(row: Row, independent: Sequence[Row], judging: Judging, finding: Finding) -> str | None:
+    """What speaks against a finding beside the numbers of the row that decided."""
     if judging.primary_judge is not None:
         if row["judge"] == judging.primary_judge:
             return None
         if (reason := judging.refused.get(judging.primary_judge)) is not None:
             return f"the primary judge {judging.primary_judge} is {reason}"
         return f"the primary judge {judging.primary_judge} did not compare the arms"
-    return _disagreement(independent)
+    return _disagreement(independent, judging.smallest_effect if finding == "no practical difference" else 0.0)
 
 
 def _on_tests(rows: Sequence[Row], judging: Judging) -> str:
@@ -246,16 +246,20 @@ def _reach(row: Row, smallest_effect: float) -> str:
     visible = row.get("detectable_effect")
     if visible is None or visible <= smallest_effect:
         return ""
-    ties = min(row.get("tie") or 0.0, 0.9)
-    needed = power_prompts(0.5 + smallest_effect, tie_share=ties) if smallest_effect > 0 else None
+    # Among more ties than this the smallest effect cannot occur.
+    ties = min(row.get("tie") or 0.0, 0.99 - 2.0 * smallest_effect)
+    needed = power_prompts(0.5 + smallest_effect, tie_share=ties) if smallest_effect > 0 and ties >= 0 else None
     more = f"; to see {smallest_effect * 100:g} points takes about {needed:,}" if needed else ""
     return f" {row['n_judged']} prompts see a difference of {visible * 100:.1f} points or more{more}."
 
 
-def _disagreement(independent: Sequence[Row]) -> str | None:
-    """How the judges differ on which arm is ahead; None where they do not."""
+def _disagreement(independent: Sequence[Row], least: float) -> str | None:
+    """How the judges differ on which arm is ahead, by more than ``least``; None where they do not.
+
+    Two opposite judges average to one half, which is no finding of equality.
+    """
     known = [row for row in independent if row["win_rate"] is not None and _has_seen_enough(row)]
-    sides = {row["win_rate"] > 0.5 for row in known if row["win_rate"] != 0.5}
+    sides = {row["win_rate"] > 0.5 for row in known if abs(row["win_rate"] - 0.5) > least}
     if len(sides) < 2:
         return None
     shares = ", ".join(f"{row['judge']} {_share(row)}" for row in known)

@@ -15,6 +15,9 @@ from typing import NamedTuple
 from toolkit.preferences.rows import Comparison, PreferenceRow
 
 
+NEAR_ENOUGH = 0.95  # of the share of rows to hold out: no further groups are looked for then
+
+
 class Pair(NamedTuple):
     """Responses i < j of a row with all their comparisons: ``p`` is the share of ``weight`` that prefers i."""
 
@@ -68,19 +71,23 @@ def _groups_held_out(rows: Sequence[PreferenceRow], eval_fraction: float, seed: 
     sizes = Counter(row.group or row.prompt_id for row in rows)
     target = eval_fraction * len(rows)
     held_out: set[str] = set()
-    n = 0
+    n, left_out = 0, False
     for group in sorted(sizes, key=lambda group: (_uniform("split", seed, group), group)):
-        if abs(n + sizes[group] - target) > abs(n - target):
+        nearer = abs(n + sizes[group] - target) <= abs(n - target)
+        if nearer and (n + sizes[group] <= target or not left_out):
+            held_out.add(group)
+            n += sizes[group]
+        else:  # too large: training keeps it, and smaller ones fill what is left
+            left_out = True
+        if left_out and n >= NEAR_ENOUGH * target:
             break
-        held_out.add(group)
-        n += sizes[group]
     return held_out
 
 
 def overlap(train: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow]) -> tuple[list[PreferenceRow], int]:
-    """``(train without the prompts of held_out, number of rows removed)``. For held-out data from another source."""
-    held_out_ids = {row.prompt_id for row in held_out}
-    remaining = [row for row in train if row.prompt_id not in held_out_ids]
+    """``(train without the prompts and groups of held_out, number of rows removed)``. For data from another source."""
+    prompt_ids, groups = {row.prompt_id for row in held_out}, {row.group for row in held_out if row.group}
+    remaining = [row for row in train if row.prompt_id not in prompt_ids and row.group not in groups]
     return remaining, len(train) - len(remaining)
 
 

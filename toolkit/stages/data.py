@@ -59,7 +59,7 @@ def read_sides(section: DataSection, seed: int) -> tuple[dict[str, list[Preferen
         report |= {"n_overlap": n_overlap, "eval_fingerprint": held_out.fingerprint}
         if not train:
             raise DataError(
-                "every training prompt is among the held-out prompts",
+                "every training prompt, or its group, is among the held-out ones",
                 where=section.source,
                 fix="name another data.eval_source or data.eval_split",
             )
@@ -67,11 +67,15 @@ def read_sides(section: DataSection, seed: int) -> tuple[dict[str, list[Preferen
     train, evaluation = splits.split_rows(data.rows, section.eval_fraction, seed)
     if not train or not evaluation:
         raise DataError(
-            f"holding out {section.eval_fraction:g} of {len(data.rows)} prompts leaves one side empty",
+            f"holding out {section.eval_fraction:g} of {len(data.rows)} prompts{_groups(data)} leaves one side empty",
             where=section.source,
             fix="change data.eval_fraction, or name data.eval_source",
         )
     return {"train": train, "eval": evaluation}, report
+
+
+def _groups(data: PreferenceData) -> str:
+    return f" in {data.report.n_groups} groups, whole ones," if data.report.n_groups else ""
 
 
 def _read(section: DataSection, source: str, split: str) -> PreferenceData:
