@@ -38,7 +38,7 @@ def test_no_hump_no_peak() -> None:
     assert fit["b"] == pytest.approx(-0.1) and fit["peak_kl_nats"] is None
 
 
-@pytest.mark.parametrize("kl", [[1.0, 2.0, 3.0], [0.0, 0.0, 1.0, 2.0], [3.0] * 4])
+@pytest.mark.parametrize("kl", [[1.0, 2.0, 3.0], [0.0, 0.0, 1.0, 2.0], [1e-6, 2e-6, 1e-4, 2.0], [3.0] * 4])
 def test_too_few_points_are_null(kl: list[float]) -> None:
     assert fit_overoptimization(kl, [1.0] * len(kl), kind="rl")["a"] is None
 
@@ -89,6 +89,7 @@ def test_a_peak_that_is_not_bounded_has_no_upper_bound() -> None:
     [
         (KL[:3], "3 of the policies"),
         (np.array([0.0, 0.0, 1.0, 2.0, 3.0]), "3 of the policies"),
+        (np.array([1e-6, 2e-6, 1e-4, 2.0]), "1 of the policies are more than 0.05 nats from SFT"),
         (KL * 0 + 2, "same KL"),
     ],
 )
@@ -96,6 +97,15 @@ def test_no_fit_says_why(kl: np.ndarray, reason: str) -> None:
     kl_PN = np.repeat(kl[:, None], 10, axis=1)
     fit, said = fit_with_intervals(kl_PN, kl_PN, kind="rl", n_resamples=50)
     assert fit is None and said is not None and reason in said
+
+
+def test_policies_that_stand_still_do_not_change_a_fit() -> None:
+    kl_PN, reward_PN = evaluated(1.0)
+    still = np.full((2, kl_PN.shape[1]), 0.01)
+    with_still = fit_with_intervals(
+        np.vstack([still, kl_PN]), np.vstack([still - 5.0, reward_PN]), kind="rl", n_resamples=50
+    )
+    assert with_still == fit_with_intervals(kl_PN, reward_PN, kind="rl", n_resamples=50)
 
 
 def test_bad_points_are_refused() -> None:

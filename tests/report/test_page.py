@@ -285,7 +285,9 @@ def test_nulls_of_a_single_prompt_run(tmp_path):
         )
     (one / "results.json").write_text(json.dumps(results))
     html = build(one)
-    assert "no fit (1 of the policies are away from SFT: a fit of two parameters takes at least 4)" in html
+    assert (
+        "no fit (1 of the policies are more than 0.05 nats from SFT: a fit of two parameters takes at least 4)" in html
+    )
     assert "–" in text_of(html, "win-rates") and "None" not in text_of(html, "win-rates")
 
 

@@ -11,6 +11,8 @@ from toolkit.evals.intervals import Floats, resample_counts
 
 MIN_POINTS = 4
 """Two parameters go through any two points, and leave one degree of freedom at three."""
+STILL_NATS = 0.05
+"""A policy nearer to SFT than this, in nats per response, writes almost what SFT writes."""
 Fit = dict[str, float | int | str | None]
 
 
@@ -31,7 +33,8 @@ def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) ->
     With ``kind`` "bon" the curve is R = d(a - b d), which peaks at d = a/(2b). With "rl" it is R = d(a - b ln d), which
     peaks at d = exp(a/b - 1). Returns kind, a, b, r2 (about the mean; None where the reward does not vary),
     ``peak_kl_nats`` and ``peak_reward`` (None where a <= 0 or b <= 0: the curve has no peak), and n. All but kind and n
-    are None for fewer than 4 points with KL > 0, or where they all have the same KL.
+    are None for fewer than 4 points that are away from the reference, or where they all have the same KL. Points within
+    ``STILL_NATS`` of the reference are left out.
 
     Raises:
         DataError: an unknown kind, arrays that do not match, a KL that is negative or not finite.
@@ -47,8 +50,9 @@ def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) ->
             where="over-optimisation",
             fix="use an estimate of the KL that is at least 0",
         )
-    # at KL = 0 both curves are 0 whatever a and b are, so such a point carries no information
-    kl, r = kl[kl > 0.0], r[kl > 0.0]
+    # near KL = 0 both curves are 0 whatever a and b are, so such a point says nothing about them
+    away = kl > STILL_NATS
+    kl, r = kl[away], r[away]
     empty: Fit = dict.fromkeys(("a", "b", "r2", "peak_kl_nats", "peak_reward"))
     if len(kl) < MIN_POINTS or np.ptp(kl) <= 1e-9 * kl.max():
         return {"kind": kind, **empty, "n": len(kl)}
@@ -90,11 +94,14 @@ def fit_with_intervals(
     """
     kl_P = np.maximum(kl_PN.mean(axis=1), 0.0)  # an estimate near 0 may fall below it
     fit = fit_overoptimization(kl_P, reward_PN.mean(axis=1), kind=kind)
+    away_P = kl_P > STILL_NATS
     if fit["a"] is None:
-        n = int(np.count_nonzero(kl_P > 0.0))
+        n = int(np.count_nonzero(away_P))
         if n < MIN_POINTS:
-            return None, f"{n} of the policies are away from SFT: a fit of two parameters takes at least {MIN_POINTS}"
+            far = f"{n} of the policies are more than {STILL_NATS} nats from SFT"
+            return None, f"{far}: a fit of two parameters takes at least {MIN_POINTS}"
         return None, "all policies are at the same KL"
+    kl_PN, reward_PN = kl_PN[away_P], reward_PN[away_P]
     n_prompts = kl_PN.shape[1]
     draws = [
         _solve(counts @ kl_PN.T / n_prompts, counts @ reward_PN.T / n_prompts, kind)

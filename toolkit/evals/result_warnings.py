@@ -11,6 +11,7 @@ from typing import Any
 from toolkit.evals.hacking import FEATURE_NAMES, DriftRow
 from toolkit.evals.intervals import BootstrapOptions, bootstrap_mean
 from toolkit.evals.judge_tests import JudgeTest
+from toolkit.evals.overoptimization import STILL_NATS
 from toolkit.evals.training_signals import is_neutral
 from toolkit.evals.winrate import average_within_prompt
 
@@ -18,7 +19,6 @@ Row = Mapping[str, Any]
 ARM_NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO"}
 MOST_FAILURES = 0.05
 LEAST_CONSISTENCY = 0.6  # GPT-4 answered 65% of pairs alike in both orders (Zheng et al. 2023, arXiv 2306.05685)
-STILL_NATS = 0.05  # a policy nearer to SFT than this writes almost what SFT writes
 
 
 def result_warnings(
