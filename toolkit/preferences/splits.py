@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from toolkit.preferences.rows import Comparison, PreferenceRow
 
-
 NEAR_ENOUGH = 0.95  # of the share of rows to hold out: no further groups are looked for then
 
 
