@@ -120,7 +120,10 @@ def test_data_model_and_seed_are_in_the_title_or_below_it(run, no_gold, copy):
 
 def test_the_verdict_names_the_cost_and_what_to_do_next(run, no_gold, copy):
     verdict = text_of(build(run), "verdict")
-    cost = "RM + PPO took 230 s and 230,000 tokens (its reward model included), DPO 40 s and 40,000 tokens."
+    cost = (
+        "RM + PPO took 230 s (its reward model included), DPO 40 s. "
+        "They trained on 33,000 and 24,000 response tokens (each pass counts)."
+    )
     results = json.loads((run / "results.json").read_text())
     assert cost == results["cost"]["sentence"] and cost in verdict
     assert f"Next: {results['verdict']['next_step']}" in verdict

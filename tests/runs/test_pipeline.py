@@ -217,17 +217,19 @@ def test_cost_by_arm() -> None:
 
     stages = {
         "sft": stage("shared", 1.0, 0.5),
-        "reward_model": stage("rm_ppo", 2.0, 0.7),
-        "ppo": stage("rm_ppo", 4.0, 0.6),
+        "reward_model": stage("rm_ppo", 2.0, 0.7) | {"response_tokens_trained": 300},
+        "ppo": stage("rm_ppo", 4.0, 0.6) | {"response_tokens_trained": 40},
         "report": stage("shared", 100.0, 9.0),  # no part of what an arm costs
     }
     found = cost(stages)
     assert [row["stage"] for row in found["stages"]] == ["sft", "reward_model", "ppo"]
     assert found["arms"] == {
-        "shared": {"wall_s": 1.0, "tokens": 10, "peak_gib": 0.5},
-        "rm_ppo": {"wall_s": 6.0, "tokens": 20, "peak_gib": 0.7},
-        "dpo": {"wall_s": 0, "tokens": 0, "peak_gib": 0.0},
+        "shared": {"wall_s": 1.0, "tokens": 10, "peak_gib": 0.5, "response_tokens_trained": None},
+        "rm_ppo": {"wall_s": 6.0, "tokens": 20, "peak_gib": 0.7, "response_tokens_trained": 340},
+        "dpo": {"wall_s": 0, "tokens": 0, "peak_gib": 0.0, "response_tokens_trained": None},
     }
+    del stages["reward_model"]["response_tokens_trained"]  # as a stage of an earlier duel
+    assert cost(stages)["arms"]["rm_ppo"]["response_tokens_trained"] is None
 
 
 def test_facts() -> None:

@@ -94,6 +94,8 @@ def _publish(folder: Path, loaded: LoadedRecipe, manifest: bool) -> None:
             *(("ppo", "rm_ppo", 200.0), ("dpo", "dpo", 40.0), ("evaluate", "shared", 60.0)),
         )
     }
+    for name, tokens in {"reward_model": 13_000, "ppo": 20_000, "dpo": 24_000}.items():
+        stages[name]["response_tokens_trained"] = tokens
     made = new_manifest(loaded, [], ["duel", "run", "smoke", "--out", "a folder"]) | {"stages": stages}
     publish(RunFolder(folder), loaded, made)
     results = read_json(folder / "results.json")

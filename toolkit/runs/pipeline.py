@@ -26,6 +26,7 @@ from toolkit.stages.contexts import Context, to_json
 
 # Less than this is left on a full disk. Then the first error is the one to tell, and nothing more is written.
 FULL_DISK_BYTES = 1 << 20
+TRAINED = "response_tokens_trained"
 # Runs a stage by its name, with its context and inputs, in its work folder, and returns its metrics.
 Runner = Callable[[str, Context, dict[str, Path], Path, Reporter], dict[str, Any]]
 
@@ -242,7 +243,10 @@ def finish_stage(stage: str, key: str, folder: RunFolder, loaded: LoadedRecipe, 
     """Enter a stage that is there into the manifest, and put what the user looks for at the top of the run folder."""
     record = folder.record(stage)
     if record is not None and record["key"] == key:
-        manifest["stages"][stage] = {name: value for name, value in record.items() if name != "metrics"}
+        entry = {name: value for name, value in record.items() if name != "metrics"}
+        if TRAINED in record["metrics"]:
+            entry[TRAINED] = record["metrics"][TRAINED]
+        manifest["stages"][stage] = entry
         if stage == "evaluate":
             publish(folder, loaded, manifest)
         if stage == "report":
@@ -268,7 +272,12 @@ def publish(folder: RunFolder, loaded: LoadedRecipe, manifest: dict[str, Any]) -
 
 
 def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Seconds, tokens and peak memory by stage, and by arm (an arm's own stages; shared ones apart)."""
+    """Seconds, tokens and peak memory by stage, and by arm (an arm's own stages; shared ones apart).
+
+    A stage counts in ``tokens`` what it works on, which differs from stage to stage. ``response_tokens_trained`` of an
+    arm is one measure for all: a response token counts once for each training pass over it. It is None where a stage
+    has no record of it.
+    """
     rows = [
         {"stage": name, "arm": s["arm"], "wall_s": s["wall_s"], "tokens": s["tokens"], "peak_gib": s["peak_gib"]}
         for name, s in stages.items()
@@ -281,16 +290,33 @@ def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             "wall_s": round(sum(row["wall_s"] for row in of_arm), 3),
             "tokens": sum(row["tokens"] for row in of_arm),
             "peak_gib": max((row["peak_gib"] for row in of_arm), default=0.0),
+            TRAINED: _response_tokens_trained([stages[row["stage"]] for row in of_arm]),
         }
     return {"stages": rows, "arms": arms, "sentence": cost_sentence(arms)}
 
 
-def cost_sentence(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the arms took, without what they share.
+def _response_tokens_trained(stages: Sequence[Mapping[str, Any]]) -> int | None:
+    if not stages or any(TRAINED not in stage for stage in stages):
+        return None
+    return sum(int(stage[TRAINED]) for stage in stages)
 
-    >>> arms = {"rm_ppo": {"wall_s": 230.0, "tokens": 51_000}, "dpo": {"wall_s": 40.0, "tokens": 40_000}}
-    >>> cost_sentence(arms)
-    'RM + PPO took 230 s and 51,000 tokens (its reward model included), DPO 40 s and 40,000 tokens.'
+
+def cost_sentence(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the arms took, without what they share. The tokens are left out where those of an arm are not known.
+
+    >>> ppo = {"wall_s": 230.0, "response_tokens_trained": 51_000}
+    >>> dpo = {"wall_s": 40.0, "response_tokens_trained": 900}
+    >>> seconds, tokens = cost_sentence({"rm_ppo": ppo, "dpo": dpo}).split(". ")
+    >>> seconds
+    'RM + PPO took 230 s (its reward model included), DPO 40 s'
+    >>> tokens
+    'They trained on 51,000 and 900 response tokens (each pass counts).'
+    >>> cost_sentence({"rm_ppo": ppo | {"response_tokens_trained": None}, "dpo": dpo})
+    'RM + PPO took 230 s (its reward model included), DPO 40 s.'
     """
-    ppo, dpo = (f"{arms[arm]['wall_s']:,.0f} s and {arms[arm]['tokens']:,} tokens" for arm in ("rm_ppo", "dpo"))
-    return f"RM + PPO took {ppo} (its reward model included), DPO {dpo}."
+    ppo, dpo = (arms[arm] for arm in ("rm_ppo", "dpo"))
+    sentence = f"RM + PPO took {ppo['wall_s']:,.0f} s (its reward model included), DPO {dpo['wall_s']:,.0f} s."
+    tokens = [arm[TRAINED] for arm in (ppo, dpo)]
+    if None in tokens:
+        return sentence
+    return f"{sentence} They trained on {tokens[0]:,} and {tokens[1]:,} response tokens (each pass counts)."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -30,7 +29,7 @@ from toolkit.progress import Reporter
 from toolkit.recipe.schema import DpoSection, ModelSection
 from toolkit.stages.contexts import DpoContext
 from toolkit.training import trl
-from toolkit.training.batch import Example, PairBatch, examples_of
+from toolkit.training.batch import PairBatch, examples_of
 from toolkit.training.callbacks import SaveAtKl, SaveAtSteps, StageProgress
 from toolkit.training.milestones import RESPONSES, KlMilestones, MilestonePolicy
 from toolkit.training.trainer import (
@@ -39,9 +38,9 @@ from toolkit.training.trainer import (
     milestone_steps,
     policy_folder,
     seed_everything,
-    step_size,
     total_steps,
     train_to_end,
+    trained_data,
     trained_tokens,
     training_arguments,
 )
@@ -258,27 +257,6 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         "history": progress.history,
         "steps": steps,
         "pairs": sum(len(e.pairs) for e in examples),
-    }
-
-
-def trained_data(section: DpoSection, steps: int, examples: Sequence[Example]) -> dict[str, int]:
-    """How many prompts and response tokens ``steps`` optimiser steps trained on, by the mean length of an item.
-
-    An item of the engine is a prompt with all its responses. An item of TRL's trainer is a pair with a winner, whose
-    responses are in other pairs too.
-    """
-    items, n_prompts = [], 0
-    for example in examples:
-        lengths = [len(ids) for ids in example.tree.response_ids]
-        pairs = [lengths[i] + lengths[j] for i, j, p, _ in example.pairs if p != 0.5]
-        items += pairs if section.trainer == "trl" else [sum(lengths)]
-        n_prompts += bool(pairs) or section.trainer == "engine"
-    size = step_size(section)
-    epochs, rest = divmod(steps, math.ceil(len(items) / size))  # the last batch of an epoch may be smaller
-    n_trained = epochs * len(items) + min(rest * size, len(items))
-    return {
-        "prompts_seen": min(n_prompts, n_trained),
-        "response_tokens_trained": round(n_trained * sum(items) / len(items)),
     }
 
 

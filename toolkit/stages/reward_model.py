@@ -32,6 +32,7 @@ from toolkit.training.trainer import (
     seed_everything,
     total_steps,
     train_to_end,
+    trained_data,
     trained_tokens,
     training_arguments,
 )
@@ -108,7 +109,8 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     if distributed.main_process():
         write_reward_mean(out / "model", mean, law)
     tokens = trained_tokens(section, steps, examples)
-    return {"tokens": tokens, "history": progress.history, "mean": mean, "steps": steps}
+    data = trained_data(section, steps, examples)
+    return {"tokens": tokens, **data, "history": progress.history, "mean": mean, "steps": steps}
 
 
 def mean_of_samples(

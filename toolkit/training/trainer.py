@@ -22,7 +22,7 @@ from transformers import (
 from toolkit.engine.distributed import all_sum, launched_processes, reduce_gradients
 from toolkit.engine.engine import Engine
 from toolkit.models.inspect import precision
-from toolkit.recipe.schema import Arm, Training
+from toolkit.recipe.schema import Arm, DpoSection, RewardModelSection, Training
 from toolkit.training.batch import Example, collate
 from toolkit.training.callbacks import StageProgress
 
@@ -48,6 +48,27 @@ def trained_tokens(section: Training, steps: int, examples: Sequence[Example]) -
     """About how many tokens ``steps`` optimiser steps saw, prompts included: by these examples' mean length."""
     mean = sum(len(example.tree) for example in examples) / len(examples)
     return round(steps * step_size(section) * mean)
+
+
+def trained_data(section: DpoSection | RewardModelSection, steps: int, examples: Sequence[Example]) -> dict[str, int]:
+    """How many prompts and response tokens ``steps`` optimiser steps trained on, by the mean length of an item.
+
+    A response token counts once for each pass over it. An item of the engine is a prompt with all its responses. An
+    item of TRL's trainer is a pair with a winner, whose responses are in other pairs too.
+    """
+    items, n_prompts = [], 0
+    for example in examples:
+        lengths = [len(ids) for ids in example.tree.response_ids]
+        pairs = [lengths[i] + lengths[j] for i, j, p, _ in example.pairs if p != 0.5]
+        items += pairs if section.trainer == "trl" else [sum(lengths)]
+        n_prompts += bool(pairs) or section.trainer == "engine"
+    size = step_size(section)
+    epochs, rest = divmod(steps, math.ceil(len(items) / size))  # the last batch of an epoch may be smaller
+    n_trained = epochs * len(items) + min(rest * size, len(items))
+    return {
+        "prompts_seen": min(n_prompts, n_trained),
+        "response_tokens_trained": round(n_trained * sum(items) / len(items)),
+    }
 
 
 def training_arguments(section: Training, out: Path, *, seed: int, dtype: str, steps: int) -> dict[str, Any]:
