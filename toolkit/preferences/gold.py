@@ -23,7 +23,8 @@ several domains dilute each other; a good sentence loses after a complaint.
 An ordinary fitting sentence has 0.6 to 1 with a word or two on the subject and 0.1 to 0.3 without, a neutral one 0 to
 0.4, one that contradicts the opening less, and degenerate text -0.8 or less. The gold reward is a proxy too. It
 knows nothing of truth or sense, and a search that may put any word anywhere still finds, for one prompt, strings of
-five or six words that no list of triples tells from English.
+five or six words that no list of triples tells from English. It asks for the subject of the domain, not for the thing
+or the aspect that the opening names: a policy that says one good sentence for each domain scores above the best of six.
 
 >>> gold_reward("The room at the Harbour Inn was", " clean and quiet, and I would love to stay there again.") > 0.5
 True
