@@ -32,6 +32,9 @@ ALL_SECTIONS = [
 ]
 
 
+GOLD_OVER_SFT = ("rm_ppo", "sft", "gold")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("full") / "run", checkpoints=3)
@@ -396,13 +399,47 @@ def test_what_judges_took(run):
 
 
 def test_only_sure_rates_are_bold(run):
-    rows = tables.win_rates(reading.read_run(run))
+    loaded = reading.read_run(run)
+    for row in loaded.results["win_rates"]:
+        if (row["policy"], row["baseline"]) == GOLD_OVER_SFT[:2]:  # by a judge that may decide, and by a signal
+            row |= {"ci_low": 0.6, "ci_high": 0.8, "holm_p": 0.01, "lc_ci_low": 0.55, "lc_ci_high": 0.8}
+    rows = tables.win_rates(loaded)
     assert {row.sure for row in rows} == {True, False}
     for row in rows:
         rate = row.rate
-        assert row.sure == (not rate["ci_low"] <= 0.5 <= rate["ci_high"])
+        planned = row.against == "DPO" and rate["judge"] == loaded.results["verdict"]["judge"]
+        tested = not row.signal and rate["p_value" if planned else "holm_p"] <= 0.05
+        assert row.sure == (tested and not rate["ci_low"] <= 0.5 <= rate["ci_high"])
         known = rate["lc_ci_low"] is not None
-        assert row.lc_sure == (known and not rate["lc_ci_low"] <= 0.5 <= rate["lc_ci_high"])
+        assert row.lc_sure == (row.sure and known and not rate["lc_ci_low"] <= 0.5 <= rate["lc_ci_high"])
+
+
+def test_neither_an_interval_alone_nor_a_judge_that_failed_its_test_makes_a_rate_bold(run):
+    loaded = reading.read_run(run)
+    (row,) = (r for r in loaded.results["win_rates"] if (r["policy"], r["baseline"], r["judge"]) == GOLD_OVER_SFT)
+    row |= {"win_rate": 0.625, "ci_low": 0.517, "ci_high": 0.746, "holm_p": 0.02}
+
+    def bold() -> bool:
+        return next(r.sure for r in tables.win_rates(loaded) if r.rate is row)
+
+    assert bold()
+    row["holm_p"] = 0.052
+    assert not bold()
+    row["holm_p"] = 0.02
+    loaded.results["judge_tests"] = [{"judge": "gold", "passed": False}]
+    assert not bold()
+    loaded.results["judge_tests"] = []
+    loaded.results["verdict"] |= {"judges": {}, "judge": "gold"}  # it compared the arms, and is not independent
+    assert not bold()
+
+
+def test_the_row_of_all_judges_stands_among_the_win_rates(copy):
+    results = json.loads((copy / "results.json").read_text())
+    results["verdict"] |= {"judge": "all judges", "win_rate": 0.618, "ci_low": 0.512, "ci_high": 0.701}
+    (copy / "results.json").write_text(json.dumps(results))
+    html = build(copy)
+    assert "all judges 61.8% 51.2 to 70.1" in re.sub(r" (loses|wins|½)", "", text_of(html, "win-rates"))
+    assert "61.8%" in text_of(html, "verdict") and "None" not in text_of(html, "win-rates")
 
 
 def test_margins_are_turned_and_capped(run, monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 
 from toolkit.evals.hacking import FEATURE_NAMES
 from toolkit.evals.training_signals import TRAINING_SIGNALS
+from toolkit.evals.verdict import ALPHA
 from toolkit.report.names import ARM_NAMES, REWARDS, arm_of, policy_name
 from toolkit.report.numbers import number
 from toolkit.report.reading import ResultRow, Run, outdated
@@ -26,8 +27,10 @@ SHARES = {"eos", "repetition", "distinct_1", "distinct_2", "distinct_3", "list_d
 
 @dataclass(frozen=True)
 class WinRateRow:
-    """A row of ``win_rates`` with the names that are shown. It is sure where its interval leaves out one half.
+    """A row of ``win_rates`` with the names that are shown.
 
+    It is sure where its judge may decide, its interval leaves out one half, and so does its permutation test, corrected
+    for the number of rows (Holm). The row that the verdict rests on is one planned comparison without a correction.
     ``signal`` says which training signal the judge is, and is empty for a neutral one. ``test`` is the judge's test on
     held-out labels, where there was one.
     """
@@ -63,8 +66,6 @@ class Verdict:
 
 def verdict(run: Run) -> Verdict:
     result = run.results["verdict"]
-    rows = [row for row in run.results["win_rates"] if (row["policy"], row["baseline"]) == ("rm_ppo", "dpo")]
-    tests = {test["judge"]: test for test in run.results.get("judge_tests", [])}
     headline, _, rest = str(result["sentence"]).partition(": ")
     return Verdict(
         headline=headline,
@@ -72,7 +73,7 @@ def verdict(run: Run) -> Verdict:
         winner=result["winner"],
         cost=(run.results.get("cost") or {}).get("sentence", ""),
         next_step=result.get("next_step", ""),
-        judges=[win_rate(row, tests.get(row["judge"])) for row in rows],
+        judges=[row for row in win_rates(run) if _between_arms(row.rate)],
         ended={row["judge"]: row for row in result.get("both_ended", [])},
         changed=outdated(run),
     )
@@ -84,26 +85,58 @@ def warnings(run: Run) -> list[str]:
     return [text for text in run.results["warnings"] if text not in of_arms]
 
 
-def win_rate(row: ResultRow, test: ResultRow | None = None) -> WinRateRow:
-    def sure(low: float | None, high: float | None) -> bool:
-        return low is not None and high is not None and not low <= 0.5 <= high
+def _between_arms(row: ResultRow) -> bool:
+    return (row["policy"], row["baseline"]) == ("rm_ppo", "dpo")
 
-    return WinRateRow(
-        rate=row,
-        name=policy_name(row["policy"]),
-        against=policy_name(row["baseline"]),
-        arm=arm_of(row["policy"]),
-        checkpoint="@" in row["policy"],
-        signal=TRAINING_SIGNALS.get(row["judge"], ""),
-        sure=sure(row["ci_low"], row["ci_high"]),
-        lc_sure=sure(row["lc_ci_low"], row["lc_ci_high"]),
-        test=test,
-    )
+
+def _pooled(result: Mapping[str, Any], rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """The row of all judges together, where the verdict rests on it: it is no row of ``win_rates``."""
+    if not rows or result["judge"] is None or any(row["judge"] == result["judge"] for row in rows):
+        return []
+    numbers = {name: value for name, value in result.items() if name in rows[0]}
+    arms = {"policy": "rm_ppo", "baseline": "dpo"}
+    return [dict.fromkeys(rows[0]) | {"n_failed": 0, "n_tied": 0} | numbers | arms]
+
+
+def _judges_that_may_not_decide(run: Run) -> set[str]:
+    """Judges that failed their test, were trained on, or compared the arms and are not independent."""
+    failed = {test["judge"] for test in run.results.get("judge_tests", []) if test["passed"] is False}
+    result = run.results["verdict"]
+    refused = failed | set(TRAINING_SIGNALS)
+    if "judges" not in result:  # a run of an earlier duel
+        return refused
+    compared = {row["judge"] for row in run.results["win_rates"] if _between_arms(row)}
+    return refused | (compared - set(result["judges"]))
 
 
 def win_rates(run: Run) -> list[WinRateRow]:
-    """Every row: the arms against each other first, then final policies, then checkpoints, by judge."""
-    rows = [win_rate(row) for row in run.results["win_rates"]]
+    """Every row: the arms against each other first, then final policies, then checkpoints, by judge.
+
+    The row of all judges together follows those of the judges, where the verdict rests on it.
+    """
+    result, recorded = run.results["verdict"], run.results["win_rates"]
+    tests = {test["judge"]: test for test in run.results.get("judge_tests", [])}
+    undecisive = _judges_that_may_not_decide(run)
+
+    def shown(rate: ResultRow) -> WinRateRow:
+        planned = _between_arms(rate) and rate["judge"] == result["judge"]
+        p_value = rate["p_value"] if planned or rate["holm_p"] is None else rate["holm_p"]
+        tested = rate["judge"] not in undecisive and p_value is not None and p_value <= ALPHA
+        sure = tested and _leaves_out_half(rate["ci_low"], rate["ci_high"])
+        return WinRateRow(
+            rate=rate,
+            name=policy_name(rate["policy"]),
+            against=policy_name(rate["baseline"]),
+            arm=arm_of(rate["policy"]),
+            checkpoint="@" in rate["policy"],
+            signal=TRAINING_SIGNALS.get(rate["judge"], ""),
+            sure=sure,
+            # no test goes with the rate at equal length: it is what remains of a rate that is sure
+            lc_sure=sure and _leaves_out_half(rate["lc_ci_low"], rate["lc_ci_high"]),
+            test=tests.get(rate["judge"]),
+        )
+
+    rows = [shown(row) for row in [*recorded, *_pooled(result, recorded)]]
     order = {"rm_ppo": 0, "dpo": 1}
     judges = list(dict.fromkeys(row.rate["judge"] for row in rows))
     return sorted(
@@ -115,6 +148,10 @@ def win_rates(run: Run) -> list[WinRateRow]:
             order.get(row.arm, 2),
         ),
     )
+
+
+def _leaves_out_half(low: float | None, high: float | None) -> bool:
+    return low is not None and high is not None and not low <= 0.5 <= high
 
 
 # ---------------------------------------------------------------- policies and rewards
