@@ -67,7 +67,10 @@ def test_what_a_judge_must_show() -> None:
     assert examined("a", 0.7).passed is True and examined("a", 0.7).reason == ""
     assert examined("a", 1.0).passed is True  # equal values have an exact interval
     chance = examined("a", 0.55)
-    assert chance.passed is False and "no better than a coin on 100 held-out pairs (accuracy 55.0%" in chance.reason
+    assert (
+        chance.passed is False
+        and "not shown to be better than a coin on 100 held-out pairs (accuracy 55.0%" in chance.reason
+    )
     reversed_ = examined("a", 0.2)
     assert reversed_.passed is False and "worse than a coin" in reversed_.reason
     ties = judge_test("a", pairs(30), [(0.5, 0.5)] * 30)
@@ -76,10 +79,27 @@ def test_what_a_judge_must_show() -> None:
     assert judge_test("a", pairs(9), [()] * 9).passed is None
 
 
+def test_a_judge_that_answers_too_few_pairs_does_not_pass() -> None:
+    silent = judge_test("j", pairs(40), [(1.0, None)] * 40)
+    assert (silent.passed, silent.n_pairs, silent.n_failed) == (False, 0, 40)
+    assert silent.accuracy["value"] is None and "it answered 0 of the 40 held-out pairs" in silent.reason
+    few = judge_test("j", pairs(100), [(1.0,)] * 79 + [(None,)] * 21)
+    assert few.passed is False and "79 of the 100 held-out pairs, less than 80%" in few.reason
+    assert judge_test("j", pairs(100), [(1.0,)] * 80 + [(None,)] * 20).passed is True
+    assert judge_test("j", pairs(140), [(1.0,)] * 80 + [(None,)] * 20 + [()] * 40).passed is True  # not asked
+    found = verdict([row("j", 0.6)], Judging(tests={"j": silent}))
+    assert found["winner"] == "undecided" and "is not shown to be better than a coin (it answered" in found["sentence"]
+
+
+def test_few_pairs_show_nothing_however_many_are_right() -> None:
+    found = judge_test("j", [LabelledPair(f"p{k}", 1.0, 1.0) for k in range(3)], [(1.0,)] * 3)
+    assert found.passed is False and found.reason.startswith("not shown to be better than a coin on 3 held-out pairs")
+
+
 def test_a_judge_at_chance_does_not_decide() -> None:
     found = verdict([row("llm:tiny", 0.6)], Judging(tests={"llm:tiny": examined("llm:tiny", 0.5)}))
     assert found["winner"] == "undecided"
-    assert "failed its test" in found["reason"] and "no better than a coin on 100" in found["sentence"]
+    assert "failed its test" in found["reason"] and "better than a coin on 100" in found["sentence"]
     assert verdict([row("llm:tiny", 0.6)], Judging(tests={"llm:tiny": examined("llm:tiny", 0.8)}))["winner"] == "rm_ppo"
 
 
@@ -87,9 +107,12 @@ def test_a_judge_at_chance_has_no_say_beside_one_that_passed() -> None:
     tests = {"a": examined("a", 0.8), "b": examined("b", 0.5)}
     found = verdict([row("a", 0.6), row("b", 0.3)], Judging(tests=tests))
     assert found["winner"] == "rm_ppo" and found["judge"] == "a"
-    assert "Judge b does not decide: it is no better than a coin" in found["sentence"]
+    assert "Judge b does not decide: it is not shown to be better than a coin" in found["sentence"]
     primary = verdict([row("a", 0.6), row("b", 0.3)], Judging(primary_judge="b", tests=tests))
-    assert primary["winner"] == "undecided" and "primary judge b is no better than a coin" in primary["reason"]
+    assert (
+        primary["winner"] == "undecided"
+        and "primary judge b is not shown to be better than a coin" in primary["reason"]
+    )
 
 
 def test_a_judge_that_was_not_tested_decides_and_the_verdict_says_so() -> None:

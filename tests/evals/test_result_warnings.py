@@ -84,7 +84,7 @@ def test_judges_that_fail_that_see_places_and_that_were_not_believed() -> None:
     assert places_instead_of_preferences([rate(position_consistency=0.65)], {}) == []
     chance = {"a": judge_test("a", labelled, [(1.0,), (0.0,)] * 20, **OPTIONS), "file": tests["file"]}
     does_not, untested = judges_that_failed_their_test(chance)
-    assert does_not.startswith("judge a does not decide: it is no better than a coin")
+    assert does_not.startswith("judge a does not decide: it is not shown to be better than a coin")
     assert untested == "judge file was not tested on held-out labels: it was not there"
 
 

@@ -7,7 +7,8 @@ from itertools import islice
 from typing import Any
 
 from toolkit.evals.hacking import FEATURE_NAMES
-from toolkit.evals.verdict import ARMS, MIN_COVERAGE, MIN_PROMPTS, NAMES, Judging
+from toolkit.evals.judge_tests import MIN_COVERAGE
+from toolkit.evals.verdict import ARMS, MIN_PROMPTS, NAMES, Judging
 from toolkit.evals.winrate import power_prompts
 
 Row = Mapping[str, Any]

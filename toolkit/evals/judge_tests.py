@@ -15,6 +15,9 @@ from toolkit.evals.agreement import EstimateDict, agreement_with_preference, est
 from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, Estimate, bootstrap_share
 from toolkit.evals.label_references import disagree, majority
 
+MIN_COVERAGE = 0.8
+"""The share of what a judge was asked that it must answer: what it failed on is not a random part of all."""
+
 
 @dataclass(frozen=True)
 class LabelledPair:
@@ -43,8 +46,8 @@ class JudgeTest:
     label. ``label_ceiling`` is what always saying the majority gets on the same pairs, null where no labels disagree.
     ``position_consistency`` is the share of pairs with the same answer in both orders; null for a judge that scores
     each response alone. A pair counts where no answer failed. ``passed``: the interval of the accuracy lies above one
-    half; None where there was no test. ``reason`` says why the judge did not pass, or was not tested; it is empty where
-    it passed.
+    half, and at least ``MIN_COVERAGE`` of the pairs that it was asked about count; None where there was no test.
+    ``reason`` says why the judge did not pass, or was not tested; it is empty where it passed.
     """
 
     judge: str
@@ -80,22 +83,23 @@ def judge_test(
     options: BootstrapOptions = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     asked = [(pair, values) for pair, values in zip(pairs, answers, strict=True) if values]
     judged = [(pair, [value for value in values if value is not None]) for pair, values in asked if None not in values]
-    if not judged:
+    if not asked:
         return not_tested(judge, "it judged no held-out pair")
-    if all(pair.p == 0.5 for pair, _ in judged):
+    if judged and all(pair.p == 0.5 for pair, _ in judged):
         return not_tested(judge, "the labels of the held-out pairs prefer neither response")
     prompts = [pair.prompt for pair, _ in judged]
-    p, weight = (np.array([getattr(pair, name) for pair, _ in judged]) for name in ("p", "weight"))
+    p, weight = (np.array([getattr(pair, name) for pair, _ in judged], dtype=float) for name in ("p", "weight"))
     # in floats a mean of 0, 1/2 and 1 that should be one half may miss it by a rounding
     side = np.sign(np.round([np.mean(values) - 0.5 for _, values in judged], 12))
     accuracy = bootstrap_share(prompts, weight * agreement_with_preference(side, p), weight, **options)
     ceiling = bootstrap_share(prompts, weight * majority(p), weight, **options) if disagree(p) else NO_ESTIMATE
     twice = [(pair.prompt, values) for pair, values in judged if len(values) > 1]
     same = np.array([float(len({np.sign(value - 0.5) for value in values}) == 1) for _, values in twice])
+    reason = _against(accuracy, len(judged), len(asked))
     return JudgeTest(
         judge=judge,
-        passed=accuracy.ci_low is not None and accuracy.ci_low > 0.5,
-        reason=_against(accuracy, len(judged)),
+        passed=not reason,
+        reason=reason,
         accuracy=estimate_dict(accuracy),
         label_ceiling=estimate_dict(ceiling),
         position_consistency=estimate_dict(
@@ -106,13 +110,16 @@ def judge_test(
     )
 
 
-def _against(accuracy: Estimate, n_pairs: int) -> str:
-    """What an accuracy says against its judge; empty where its interval lies above one half."""
+def _against(accuracy: Estimate, n_pairs: int, n_asked: int) -> str:
+    """What a test says against its judge; empty where it answered enough and its interval lies above one half."""
+    if n_pairs < MIN_COVERAGE * n_asked:
+        answered = f"it answered {n_pairs} of the {n_asked} held-out pairs, less than {MIN_COVERAGE:.0%}"
+        return f"not shown to be better than a coin ({answered})"
     if accuracy.ci_low is None or accuracy.ci_high is None:
         return f"not known to be better than a coin on {n_pairs} held-out pairs (its accuracy has no interval)"
     if accuracy.ci_low > 0.5:
         return ""
-    than = "worse than" if accuracy.ci_high < 0.5 else "no better than"
+    than = "worse than" if accuracy.ci_high < 0.5 else "not shown to be better than"
     bounds = f"{accuracy.ci_low:.1%} to {accuracy.ci_high:.1%}"
     return f"{than} a coin on {n_pairs} held-out pairs (accuracy {accuracy.value:.1%}, interval {bounds})"
 

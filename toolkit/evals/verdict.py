@@ -6,8 +6,8 @@ Each condition guards against a way in which a verdict has been wrong:
   and calls one of two equal arms better too often. The permutation test holds its level at any number of prompts.
 - At least ``MIN_PROMPTS`` prompts are judged, and at least ``MIN_COVERAGE`` of the prompts. Prompts whose judgement
   failed are not a random part of all.
-- The judge is tested on held-out comparisons with labels, where there are any. One that is no better than a coin there
-  does not decide.
+- The judge is tested on held-out comparisons with labels, where there are any. One that is not shown to be better than
+  a coin there does not decide.
 - Every independent judge sees the same arm ahead, or one judge was named as the primary one. With several judges and no
   primary one, the prompt's mean over the judges decides, and the order of the judges changes nothing.
 - The difference is one that counts: an interval within ``smallest_effect`` of one half means "no practical difference",
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from toolkit.evals.judge_tests import JudgeTest, failed_tests
+from toolkit.evals.judge_tests import MIN_COVERAGE, JudgeTest, failed_tests
 from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
 from toolkit.evals.winrate import power_prompts
 
@@ -28,7 +28,6 @@ Row = Mapping[str, Any]
 ARMS = ("rm_ppo", "dpo")
 NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO"}
 MIN_PROMPTS = 20
-MIN_COVERAGE = 0.8
 SMALLEST_EFFECT = 0.02
 ALPHA = 0.05
 Finding = Literal["better", "no practical difference", "undecided"]

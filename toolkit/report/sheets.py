@@ -188,7 +188,7 @@ def judge_sheet(tests: Sequence[Mapping[str, Any]], confidence: float) -> Sheet:
             *estimate_cells(test["accuracy"], percent),
             percent(test["label_ceiling"]["value"]),
             *estimate_cells(test["position_consistency"], percent),
-            count(test["n_pairs"]),
+            count(test["n_pairs"]) + (f", {count(test['n_failed'])} failed" if test["n_failed"] else ""),
             results[test["passed"]],
         )
     return sheet
