@@ -63,7 +63,7 @@ def test_judges_that_disagree() -> None:
 def test_unequal_kl() -> None:
     step = next_step(row("gold", 0.7), kl_nats={"rm_ppo": 17.37, "dpo": 2.97})
     assert step.startswith(
-        "Compare the arms at equal KL: keep policies with ppo.kl_milestones and dpo.kl_milestones at [3]"
+        "Compare the arms at equal KL: keep policies with ppo.kl_milestones and dpo.kl_milestones at [2.9]"
     )
     still = next_step(row("gold", 0.7), kl_nats={"rm_ppo": 17.37, "dpo": 0.02})
     assert still.startswith("Train DPO further: it is 0.02 nats from SFT")

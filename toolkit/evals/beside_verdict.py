@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -69,9 +70,10 @@ def _for_equal_kl(kl_nats: Mapping[str, float | None]) -> Iterator[str]:
     if kl < NEAR_SFT:
         yield f"Train {nearer} further: it is {kl:.2f} nats from SFT, so the arms cannot be compared at equal KL."
     else:
+        reached = math.floor(10.0 * kl) / 10.0  # not rounded up to a KL that this arm never had
         yield (
-            f"Compare the arms at equal KL: keep policies with ppo.kl_milestones and dpo.kl_milestones at [{kl:.2g}], "
-            "and read both there on the frontier."
+            "Compare the arms at equal KL: keep policies with ppo.kl_milestones and dpo.kl_milestones at "
+            f"[{reached:g}], and read both there on the frontier."
         )
 
 
