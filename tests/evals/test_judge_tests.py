@@ -115,6 +115,14 @@ def test_a_judge_at_chance_has_no_say_beside_one_that_passed() -> None:
     )
 
 
+def test_the_verdict_names_judgements_without_hashes() -> None:
+    found = verdict([row("file", 0.6)], Judging(unverified={"file": 1200, "other": 3}))
+    assert found["winner"] == "rm_ppo"
+    says = " Judge file's 1,200 judgements carry no hashes: that they are of these responses is not known."
+    assert found["sentence"].endswith(says)
+    assert "hashes" not in verdict([row("file", 0.6)], Judging(unverified={"file": 0}))["sentence"]
+
+
 def test_a_judge_that_was_not_tested_decides_and_the_verdict_says_so() -> None:
     tests = {"file": not_tested("file", "it judged no held-out pair")}
     found = verdict([row("file", 0.6)], Judging(tests=tests))

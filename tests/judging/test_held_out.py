@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.errors import RecipeError
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.files import write_table
 from toolkit.judging.held_out import examine_judges, held_out_pairs
+from toolkit.judging.judge import check_recorded_names
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, response_hash
 from toolkit.preferences.rows import Comparison, PreferenceRow
@@ -70,6 +72,39 @@ def test_a_file_is_tested_where_it_covers_held_out_pairs(tmp_path: Path) -> None
     tests, _ = examine_judges([spec], rows(), 10, OPTIONS, QUIET, known_scores={}, bootstrap=BOOTSTRAP)
     assert (tests["ann"].accuracy["value"], tests["ann"].n_pairs) == (1.0, 60)
     assert tests["bob"].passed is None and "no held-out pair" in tests["bob"].reason
+
+
+def test_one_judge_in_two_files_is_tested_on_both_in_any_order(tmp_path: Path) -> None:
+    specs = []
+    for name, preference in [("right", 1.0), ("wrong", 0.0)]:
+        recorded = [
+            Judgement(
+                row.prompt_id,
+                "x",
+                "y",
+                "ann",
+                preference,
+                policy_hash=response_hash(row.responses[2]),
+                baseline_hash=response_hash(row.responses[int(name == "wrong")]),
+            )
+            for row in rows()
+        ]
+        write_table([asdict(one) for one in recorded], tmp_path / f"{name}.parquet")
+        specs.append(f"file:{tmp_path / name}.parquet")
+    for order in (specs, specs[::-1]):
+        tests, _ = examine_judges(order, rows(), 10, OPTIONS, QUIET, known_scores={}, bootstrap=BOOTSTRAP)
+        assert (tests["ann"].accuracy["value"], tests["ann"].n_pairs) == (0.5, 60)
+
+
+@pytest.mark.parametrize("name", ["gold", "all judges"])
+def test_a_judge_in_a_file_has_a_name_of_its_own(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "votes.parquet"
+    write_table([asdict(Judgement("p0", "rm_ppo", "dpo", name, 1.0))], file)
+    for judges in (["gold", f"file:{file}"], [f"file:{file}", "gold"]):
+        with pytest.raises(RecipeError, match=f"{name}.*would be mixed") as raised:
+            check_recorded_names(judges)
+        assert "rename" in str(raised.value)
+    check_recorded_names(["gold"])
 
 
 def test_no_pairs_and_no_test() -> None:

@@ -81,11 +81,12 @@ def test_no_model_of_the_run_decides(model: Path, tmp_path: Path) -> None:
     judges = [
         f"{kind}:{root / place}" for kind in ("llm", "rm") for root in (run, tmp_path / "link") for place in places
     ]
-    judges += [f"implicit:{run / 'dpo/checkpoints/kl-1'},{run / 'sft/model'}"]
+    judges += [f"implicit:{run / 'dpo/checkpoints/kl-1'},{run / 'sft/model'}", f"implicit:tiny,{run / 'dpo/model'}"]
     reasons = dependence([*judges, f"llm:{copy}"], ["p"], own)
     assert list(reasons) == [*judges, f"llm:{copy}"]
     assert reasons[f"llm:{run / 'sft/model'}"] == "a model of this run, sft/model"
     assert reasons[f"llm:{copy}"] == "a model of this run, rm_ppo@4"
+    assert reasons[f"implicit:tiny,{run / 'dpo/model'}"] == "a model of this run, dpo/model"
 
     # Another run's policy may be compared with this run's SFT policy: both may have started there.
     others = [
@@ -106,5 +107,6 @@ def test_a_recorded_judge_is_looked_at_by_the_name_in_the_file(model: Path) -> N
     judging, warnings = judging_of(
         judgements, ["file:votes.jsonl"], {}, EvaluateSection(), [f"p{i}" for i in range(30)], own, BOOTSTRAP
     )
+    assert judging.unverified == {f"llm:{model}": 30}
     assert judging.pooled is None and f"llm:{model}" in judging.refused
     assert warnings[0] == f"judge llm:{model} is a model of this run, reward_model/model: it does not decide"

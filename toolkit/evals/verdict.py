@@ -107,6 +107,8 @@ class Judging:
     shows that everything runs, and its verdict says so. ``n_prompts`` are the prompts of the evaluation, of which a
     judge may have seen some alone; None takes those that the rows know of. ``tests`` are the judges' tests on held-out
     comparisons: a judge that did not pass does not decide, and the verdict says so of one that was not tested.
+    ``unverified`` counts each judge's judgements of the arms that do not record which responses they are of: they may
+    decide, and the verdict says so.
     """
 
     primary_judge: str | None = None
@@ -116,6 +118,7 @@ class Judging:
     demonstration: bool = False
     n_prompts: int | None = None
     tests: Mapping[str, JudgeTest] = field(default_factory=dict)
+    unverified: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def refused(self) -> dict[str, str]:
@@ -171,7 +174,7 @@ def verdict(
         sentence = f"Undecided: {basis}; {decision.reason}.{_reach(row, judging.smallest_effect)}"
     else:
         sentence = f"No practical difference: {basis}; {decision.reason}."
-    sentence += _on_tests(rows, judging)
+    sentence += _on_tests(rows, judging) + _on_unverified(independent, judging)
     if judging.demonstration:
         sentence += " This recipe shows that everything runs; its models are too small to say which arm is better."
     return {**facts, "sentence": sentence}
@@ -229,6 +232,16 @@ def _on_tests(rows: Sequence[Row], judging: Judging) -> str:
         else:
             said += f" Judge {judge} does not decide: it is {test.reason}."
     return said
+
+
+def _on_unverified(independent: Sequence[Row], judging: Judging) -> str:
+    """A sentence for each judge that may decide and has judgements which may be of other responses."""
+    counts = {row["judge"]: judging.unverified.get(row["judge"], 0) for row in independent}
+    return "".join(
+        f" Judge {judge}'s {n:,} judgements carry no hashes: that they are of these responses is not known."
+        for judge, n in counts.items()
+        if n
+    )
 
 
 def _at_kl(kl_nats: Mapping[str, float | None]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.judge_tests import JudgeTest
 from toolkit.evals.result_warnings import failing_judge
-from toolkit.evals.verdict import Judging
+from toolkit.evals.verdict import ARMS, Judging
 from toolkit.judging import win_rates
 from toolkit.judging.independence import RunModels, dependence
 from toolkit.judging.records import Judgement
@@ -41,6 +42,11 @@ def judging_of(
         demonstration=section.demonstration,
         n_prompts=len(prompt_ids),
         tests=tests,
+        unverified=Counter(
+            j.judge
+            for j in judgements
+            if {j.policy, j.baseline} == set(ARMS) and not (j.policy_hash and j.baseline_hash)
+        ),
     )
     deciding = [name for name in names if name not in judging.refused]
     pooled = win_rates.pooled_win_rate(judgements, deciding, **bootstrap)

@@ -79,19 +79,23 @@ def examine_judges(
     untested = "" if few else "the held-out data has no labelled pair" if most else "evaluate.judge_test_pairs is 0"
     tests: dict[str, JudgeTest] = {}
     usages = []
+    recorded: dict[str, list[Judgement]] = defaultdict(list)  # by judge: several files may have the same one
+    for spec in judges:
+        kind, _, file = spec.partition(":")
+        for judgement in read_judgements([file]) if kind == "file" else []:
+            recorded[judgement.judge].append(judgement)
 
     def add(judge: str, pairs: Sequence[HeldOutPair], answers: Sequence[Preferences]) -> None:
         tests[judge] = judge_test(judge, [pair.labelled for pair in pairs], answers, **bootstrap)
 
-    for spec in judges:
-        kind, _, rest = spec.partition(":")
-        recorded = read_judgements([rest]) if kind == "file" else []
-        names = list(dict.fromkeys(j.judge for j in recorded)) if kind == "file" else [spec]
+    for judge, judgements in recorded.items():
         if untested:
-            tests |= {name: not_tested(name, untested) for name in names}
-        elif kind == "file":
-            for name in names:
-                add(name, every, _recorded([j for j in recorded if j.judge == name], every))
+            tests[judge] = not_tested(judge, untested)
+        else:
+            add(judge, every, _recorded(judgements, every))
+    for spec in [judge for judge in judges if not judge.startswith("file:")]:
+        if untested:
+            tests[spec] = not_tested(spec, untested)
         elif spec in known_scores:
             scores = known_scores[spec]
             add(spec, every, [(_preference(scores[p.row_index][p.i], scores[p.row_index][p.j]),) for p in every])

@@ -33,6 +33,14 @@ class RunModels:
             return f"a model of this run, {self.fingerprints[ref.fingerprint]}"
         return None
 
+    def is_sft(self, ref: ModelRef) -> bool:
+        """Whether a model is this run's SFT policy, or a copy of it or an earlier one."""
+        path, folder = Path(ref.path).resolve(), self.folder.resolve()
+        if path.is_relative_to(folder):
+            places = path.relative_to(folder).parts
+            return places[0] == "sft" or (places[0] == ".shelf" and places[1].startswith("sft-"))
+        return self.fingerprints.get(ref.fingerprint) == "sft"
+
 
 def trained_prompts(ref: ModelRef) -> set[str]:
     """Ids of the prompts that a model was trained on, where it lies in a run folder of duel or is an adapter on a model
@@ -66,11 +74,12 @@ def judging_models(judge: str) -> list[ModelRef]:
 
 def dependence(judges: Sequence[str], prompt_ids: Sequence[str], run: RunModels) -> dict[str, str]:
     """Judge -> the reason why it cannot decide: a model of this run, or one that was trained on prompts of this
-    evaluation. An implicit reward's reference may be the run's: it is the policy that makes the reward."""
+    evaluation. An implicit reward's reference may be the run's SFT policy: other policies start there too."""
     reasons = {}
     for judge in judges:
         models = judging_models(judge)
-        name = run.name_of(models[0]) if models else None
+        judging = [model for k, model in enumerate(models) if k == 0 or not run.is_sft(model)]
+        name = next((name for name in map(run.name_of, judging) if name is not None), None)
         seen = len(set[str]().union(*map(trained_prompts, models)) & set(prompt_ids))
         if name is not None:
             reasons[judge] = name

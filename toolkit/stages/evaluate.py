@@ -23,7 +23,7 @@ from toolkit.judging.deciding import judging_of
 from toolkit.judging.ended import where_both_ended
 from toolkit.judging.held_out import examine_judges
 from toolkit.judging.independence import RunModels
-from toolkit.judging.judge import Judged, ask_judges, name_training_signals
+from toolkit.judging.judge import Judged, ask_judges, check_recorded_names, name_training_signals
 from toolkit.judging.records import write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.measure.policies import EvaluationSettings, Policy, TrainedModels, find_policies, samples_of
@@ -50,6 +50,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     settings = evaluation_settings(context, inputs, models.sft)
     has_gold, warnings = gold_is_known(settings.rows)
     judges, renamed = choose_judges(section.judges, has_gold, models)
+    check_recorded_names([*section.judges, *judges])
     policies = find_policies(context, inputs, models.sft)
     drawn = [sample for policy in policies for sample in samples_of(policy, settings, out / "policies", reporter)]
 
