@@ -220,3 +220,52 @@ def test_a_file_gives_the_bounds_that_were_computed_from_it(tmp_path: Path) -> N
     first.write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match="cannot be read"):
         win_rates.winrate_report([first])
+
+
+def test_votes_on_each_pair_in_one_order_all_count() -> None:
+    """Two samples a prompt, each pair shown once on a random side: a prompt has both orders, and no pair has."""
+    votes = [
+        Judgement(f"p{p}", "a", "b", "human:me", 1.0, (p * k) % 2, policy_hash=f"a{k}", baseline_hash=f"b{k}")
+        for p in range(30)
+        for k in range(2)
+    ]
+    [row] = win_rates.win_rates(votes)
+    assert (row.win_rate, row.n_judged, row.n_prompts, row.n_failed) == (1.0, 30, 30, 0)
+
+
+@pytest.mark.parametrize("failed_rows", [True, False])
+def test_half_judged_is_a_pair_of_responses(failed_rows: bool) -> None:
+    """Both orders of pair 0; of pair 1 the second order failed or is missing. The judge always says A."""
+    rows = [
+        Judgement(f"p{p}", "a", "b", "llm", value, order, policy_hash=f"a{k}", baseline_hash=f"b{k}")
+        for p in range(20)
+        for k, order, value in [(0, 0, 1.0), (0, 1, 0.0), (1, 0, 1.0), (1, 1, None)]
+        if failed_rows or value is not None
+    ]
+    [row] = win_rates.win_rates(rows)
+    assert (row.win_rate, row.n_judged, row.n_failed) == (0.5, 20, 20 * failed_rows)
+
+
+def test_a_report_names_judges_of_one_order(caplog: pytest.LogCaptureFixture) -> None:
+    one = [Judgement(f"p{p}", "a", "b", "me", 1.0, p % 2, policy_hash="a", baseline_hash="b") for p in range(4)]
+    both = [replace(j, judge="llm", order=order) for j in one for order in (0, 1)]
+    win_rates.report([*one, *both, *(replace(j, judge="gold", order=None) for j in one)])
+    assert [r.message for r in caplog.records] == [
+        "judge me saw each pair in one order: position bias is not controlled"
+    ]
+
+
+def test_the_order_of_judges_and_rows_does_not_move_the_pooled_interval() -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        Judgement(f"p{p}", "rm_ppo", "dpo", judge, float(rng.random()))
+        for judge, start in (("x", 0), ("y", 20), ("z", 10))
+        for p in range(start, start + 40)
+    ]
+    pooled = pooled_win_rate(rows, ["x", "y", "z"])
+    shuffled = [rows[k] for k in rng.permutation(len(rows))]
+    assert pooled == pooled_win_rate(rows[::-1], ["z", "y", "x"]) == pooled_win_rate(shuffled, ["y", "x", "z"])
+    whole, other = (
+        win_rates.report(part, pool_judges=True, ranking=False)["win_rates"][-1] for part in (rows, shuffled)
+    )
+    assert {**whole, "holm_p": None} == {**other, "holm_p": None}

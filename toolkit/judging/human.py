@@ -46,8 +46,10 @@ class Ballots:
         rng = random.Random(f"{self.seed}/{annotator}")
         judge = f"human:{annotator}"
         pairs = []
+        orders: dict[tuple[str, str, str], int] = {}
         for prompt_id, prompt, a, b in self.responses.paired(self.policy, self.baseline):
-            order = rng.randrange(2)
+            # Samples with equal texts are one pair, and are voted on once.
+            order = orders.setdefault((prompt_id, a, b), rng.randrange(2))
             blank = Judgement(prompt_id, self.policy, self.baseline, judge, None, order, **text_measures(a, b))
             pairs.append(Pair(blank, Question(judge, "vote", prompt, *((b, a) if order else (a, b)))))
         rng.shuffle(pairs)

@@ -128,9 +128,10 @@ def report(
         DataError: as :func:`win_rates`; an attribute with more than 50 values.
     """
     judges = {j.judge for j in judgements}
+    _note_single_orders(judgements)
     with_pool = [*judgements]
     if pool_judges and len(judges) > 1:
-        with_pool += [replace(j, judge=POOLED, source=j.judge) for j in judgements]
+        with_pool += _pooled(judgements)
     rows = win_rates(with_pool, controls, **intervals)
     if by is not None:
         rows += _sliced(with_pool, by, controls, **intervals)
@@ -179,8 +180,7 @@ def _ranking(judge: str, members: Sequence[Judgement], **intervals: Unpack[Inter
     comparisons = list(dict.fromkeys((m.prompt_id, m.policy, m.baseline) for m in members))
     number = {key: k for k, key in enumerate(comparisons)}
     ids = [number[m.prompt_id, m.policy, m.baseline] for m in members]
-    values = np.array([np.nan if m.preference is None else m.preference for m in members])
-    _, preferences = average_within_prompt(ids, _balance_orders(ids, [m.order for m in members], values))
+    _, preferences = average_within_prompt(ids, _balance_orders(members))
     fit = bradley_terry(
         [prompt for prompt, _, _ in comparisons],
         [policy for _, policy, _ in comparisons],
@@ -205,7 +205,7 @@ def _ranking(judge: str, members: Sequence[Judgement], **intervals: Unpack[Inter
         "policies": rows,
         "n_prompts": fit.n,
         "n_judged": int(np.sum(~np.isnan(preferences))),
-        "n_failed": int(np.isnan(values).sum()),
+        "n_failed": sum(m.preference is None for m in members),
         "n_tied": int(np.sum(preferences == 0.5)),
     }
 
@@ -259,12 +259,27 @@ def pooled_win_rate(
 
     A judgement of DPO against RM + PPO counts as one of RM + PPO against DPO.
     """
-    members = [
-        replace(seen_from_ppo(j), judge=POOLED, source=j.judge)
-        for j in judgements
-        if j.judge in judges and {j.policy, j.baseline} == set(ARMS)
-    ]
-    return win_rates(members, **intervals)[0] if members else None
+    members = [seen_from_ppo(j) for j in judgements if j.judge in judges and {j.policy, j.baseline} == set(ARMS)]
+    return win_rates(_pooled(members), **intervals)[0] if members else None
+
+
+def _pooled(judgements: Sequence[Judgement]) -> list[Judgement]:
+    """The judgements as those of all judges together.
+
+    Several judges' rows are sorted, since the bootstrap draws prompts by their place: which judge comes first must not
+    move the interval. One judge's rows stay in place, so that the interval is that of the judge's row.
+    """
+    pooled = [replace(j, judge=POOLED, source=j.judge) for j in judgements]
+    if len({j.source for j in pooled}) < 2:
+        return pooled
+    return sorted(
+        pooled,
+        key=lambda j: (
+            *(j.prompt_id, j.source, j.policy_hash, j.baseline_hash),
+            -1 if j.order is None else j.order,
+            -1.0 if j.preference is None else j.preference,
+        ),
+    )
 
 
 def seen_from_ppo(judgement: Judgement) -> Judgement:
@@ -305,37 +320,55 @@ def _preferences(members: Sequence[Judgement]) -> Floats:
     values = [np.full(len(prompts), np.nan)]
     for of_judge in by_judge.values():
         ids = [m.prompt_id for m in of_judge]
-        judged = np.array([np.nan if m.preference is None else m.preference for m in of_judge])
-        distinct, means = average_within_prompt(ids, _balance_orders(ids, [m.order for m in of_judge], judged))
+        distinct, means = average_within_prompt(ids, _balance_orders(of_judge))
         prompts.extend(distinct.tolist())
         values.append(means)
     return average_within_prompt(prompts, np.concatenate(values))[1]
 
 
-def _balance_orders(ids: Sequence[object], orders: Sequence[int | None], values: Floats) -> Floats:
-    """One value for each order of a prompt, the mean of that order's judgements; NaN in place of the others.
+def _pair_of(judgement: Judgement) -> tuple[object, ...]:
+    """The two responses that were judged, by their hashes; by their lengths where no texts were recorded."""
+    j = judgement
+    responses = (j.policy_hash, j.baseline_hash) if j.policy_hash else (j.policy_length, j.baseline_length)
+    return (j.policy, j.baseline, j.prompt_id, *responses)
 
-    A mean over the result weighs both orders alike, even where a prompt has more judgements in one of them. Where a
-    judge saw pairs in both orders, a prompt that has a value in one of them alone counts as not judged: the judge's
-    taste for a place would count as its preference.
+
+def _asked_in_both_orders(members: Sequence[Judgement]) -> set[tuple[str, str]]:
+    """(policy, baseline) of which a pair of responses was shown in both orders, whether or not that gave an answer."""
+    asked = {(_pair_of(m), m.order) for m in members}
+    return {(m.policy, m.baseline) for m in members if m.order == 0 and (_pair_of(m), 1) in asked}
+
+
+def _balance_orders(members: Sequence[Judgement]) -> Floats:
+    """One value for each pair of responses of one judge, the mean of its orders; NaN in place of its other judgements.
+
+    Repeated judgements in one order are averaged first, so that both orders weigh alike. Where the judge saw pairs in
+    both orders, a pair with a value in one of them alone counts as not judged: the judge's taste for a place would
+    count as its preference. A judge that saw each pair in one order, such as a person who votes, is complete.
     """
-    sums: dict[tuple[object, int | None], list[float]] = defaultdict(list)
-    for key, value in zip(zip(ids, orders, strict=True), values, strict=True):
-        if not np.isnan(value):
-            sums[key].append(float(value))
-    asked: dict[object, set[int | None]] = defaultdict(set)
-    for prompt, order in zip(ids, orders, strict=True):
-        asked[prompt].add(order)
-    if any({0, 1} <= of_prompt for of_prompt in asked.values()):
-        halves = {prompt for prompt, order in sums if order is not None and (prompt, 1 - order) not in sums}
-        sums = {key: values_of for key, values_of in sums.items() if key[0] not in halves}
-    seen: set[tuple[object, int | None]] = set()
-    balanced = np.full(len(values), np.nan)
-    for i, key in enumerate(zip(ids, orders, strict=True)):
-        if key in sums and key not in seen:
-            seen.add(key)
-            balanced[i] = np.mean(sums[key])
+    sums: dict[tuple[object, ...], dict[int | None, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for m in members:
+        if m.preference is not None:
+            sums[_pair_of(m)][m.order].append(m.preference)
+    both_orders = _asked_in_both_orders(members)
+    balanced = np.full(len(members), np.nan)
+    for i, m in enumerate(members):
+        by_order = sums.pop(_pair_of(m), {})
+        half = (m.policy, m.baseline) in both_orders and len(by_order.keys() & {0, 1}) == 1
+        if by_order and not half:
+            balanced[i] = np.mean([np.mean(by_order[order]) for order in sorted(by_order, key=str)])
     return balanced
+
+
+def _note_single_orders(members: Sequence[Judgement]) -> None:
+    """Say which judges saw every pair of responses in one order alone."""
+    by_judge: dict[str, list[Judgement]] = defaultdict(list)
+    for m in members:
+        if m.order is not None:
+            by_judge[m.judge].append(m)
+    for judge, of_judge in by_judge.items():
+        if not _asked_in_both_orders(of_judge):
+            _log.warning("judge %s saw each pair in one order: position bias is not controlled", judge)
 
 
 def _positions(members: Sequence[Judgement]) -> tuple[float | None, float | None]:
