@@ -6,7 +6,7 @@ import pytest
 
 from toolkit.evals.beside_verdict import on_ended_responses
 from toolkit.judging.ended import BOTH_ENDED, prompts_that_both_ended, where_both_ended
-from toolkit.judging.records import Judgement
+from toolkit.judging.records import Judgement, response_hash
 from toolkit.judging.win_rates import POOLED, win_rates
 from toolkit.preferences.samples import Sample
 
@@ -23,7 +23,7 @@ def samples(*cut: tuple[str, int]) -> list[Sample]:
 
 # DPO's responses to 40 prompts have no end, and each of them loses; of the others it wins 12 of 20.
 CUT = samples(*(("dpo", p) for p in range(40)), *(("sft", p) for p in range(60)))
-VERDICT = {"judge": "gold", "judges": {"gold": 0.8}, "n_judged": 60}
+VERDICT = {"judge": "gold", "judges": {"gold": 0.8}, "win_rate": 0.8, "n_judged": 60}
 WON = [1.0] * 40 + [0.0] * 12 + [1.0] * 8
 
 
@@ -61,3 +61,30 @@ def test_without_a_difference_or_without_such_prompts() -> None:
     assert none == []
     assert on_ended_responses(VERDICT, none) == (" On none of the 60 judged prompts did both arms end their responses.")
     assert on_ended_responses({**VERDICT, "judges": {}}, none) == ""  # no judge decided
+
+
+def test_a_prompt_counts_with_the_pairs_that_both_ended() -> None:
+    """Two samples a prompt; DPO's second has no end on every prompt and loses: its first wins throughout."""
+    drawn = [
+        Sample(f"p{p}", policy, sample_index=k, response=f"{policy} {k}", truncated=(policy, k) == ("dpo", 1))
+        for p in range(60)
+        for policy in ("rm_ppo", "dpo")
+        for k in range(2)
+    ]
+    judgements = [
+        Judgement(
+            f"p{p}",
+            "rm_ppo",
+            "dpo",
+            "gold",
+            float(k),
+            policy_hash=response_hash(f"rm_ppo {k}"),
+            baseline_hash=response_hash(f"dpo {k}"),
+        )
+        for p in range(60)
+        for k in range(2)
+    ]
+    [row] = where_both_ended(judgements, drawn, ["gold"])
+    assert (row["win_rate"], row["n_judged"]) == (0.0, 60)
+    sentence = on_ended_responses({**VERDICT, "win_rate": 0.5}, [row])
+    assert sentence.startswith(" On the pairs in which both arms ended their responses, RM + PPO wins 0.0%")

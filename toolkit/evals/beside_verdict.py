@@ -78,17 +78,19 @@ def _for_equal_kl(kl_nats: Mapping[str, float | None]) -> Iterator[str]:
 
 
 def on_ended_responses(verdict: Row, rows: Sequence[Row]) -> str:
-    """The win rate on the prompts where both arms ended their responses, by the judge that decided.
+    """The win rate on the pairs in which both arms ended their responses, by the judge that decided.
 
-    ``rows`` are the win rates on these prompts. Empty where they are all prompts, or where no judge decided.
+    ``rows`` are the win rates on these pairs. Empty where they change nothing, or where no judge decided.
     """
     if not verdict["judges"] or not verdict["n_judged"]:
         return ""
     row = next((row for row in rows if row["judge"] == verdict["judge"]), None)
     if row is None or not row["n_judged"]:
         return f" On none of the {verdict['n_judged']} judged prompts did both arms end their responses."
-    if row["n_judged"] >= verdict["n_judged"]:
+    of_all_prompts = row["n_judged"] >= verdict["n_judged"]
+    if of_all_prompts and row["win_rate"] == verdict["win_rate"]:
         return ""
     interval = "no interval" if row["ci_low"] is None else f"{row['ci_low']:.1%} to {row['ci_high']:.1%}"
-    share = f"the {row['n_judged']} of {verdict['n_judged']} prompts where both arms ended their responses"
+    share = "the pairs in which" if of_all_prompts else f"the {row['n_judged']} of {verdict['n_judged']} prompts where"
+    share += " both arms ended their responses"
     return f" On {share}, RM + PPO wins {row['win_rate']:.1%} ({interval})."
