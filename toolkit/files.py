@@ -18,7 +18,7 @@ from toolkit.errors import DuelError, StoreError, first_line
 
 PACKAGE = Path(__file__).parent
 # In these folders a result depends on the modules that it reaches. In the others it depends on every file.
-FOLDERS_OF_SEPARATE_MODULES = ("stages", "runs")
+FOLDERS_OF_SEPARATE_MODULES = ("stages", "runs", "measure")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 

@@ -91,7 +91,7 @@ def _between_arms(row: ResultRow) -> bool:
 
 def _pooled(result: Mapping[str, Any], rows: Sequence[ResultRow]) -> list[ResultRow]:
     """The row of all judges together, where the verdict rests on it: it is no row of ``win_rates``."""
-    if not rows or result["judge"] is None or any(row["judge"] == result["judge"] for row in rows):
+    if not rows or result.get("judge") is None or any(row["judge"] == result["judge"] for row in rows):
         return []
     numbers = {name: value for name, value in result.items() if name in rows[0]}
     arms = {"policy": "rm_ppo", "baseline": "dpo"}
@@ -101,7 +101,7 @@ def _pooled(result: Mapping[str, Any], rows: Sequence[ResultRow]) -> list[Result
 def _judges_that_may_not_decide(run: Run) -> set[str]:
     """Judges that failed their test, were trained on, or compared the arms and are not independent."""
     failed = {test["judge"] for test in run.results.get("judge_tests", []) if test["passed"] is False}
-    result = run.results["verdict"]
+    result = run.results.get("verdict", {})
     refused = failed | set(TRAINING_SIGNALS)
     if "judges" not in result:  # a run of an earlier duel
         return refused
@@ -114,12 +114,13 @@ def win_rates(run: Run) -> list[WinRateRow]:
 
     The row of all judges together follows those of the judges, where the verdict rests on it.
     """
-    result, recorded = run.results["verdict"], run.results["win_rates"]
+    # a run that is still going has neither
+    result, recorded = run.results.get("verdict", {}), run.results["win_rates"]
     tests = {test["judge"]: test for test in run.results.get("judge_tests", [])}
     undecisive = _judges_that_may_not_decide(run)
 
     def shown(rate: ResultRow) -> WinRateRow:
-        planned = _between_arms(rate) and rate["judge"] == result["judge"]
+        planned = _between_arms(rate) and rate["judge"] == result.get("judge")
         p_value = rate["p_value"] if planned or rate["holm_p"] is None else rate["holm_p"]
         tested = rate["judge"] not in undecisive and p_value is not None and p_value <= ALPHA
         sure = tested and _leaves_out_half(rate["ci_low"], rate["ci_high"])
