@@ -13,10 +13,10 @@ from toolkit.evals.intervals import BootstrapOptions, bootstrap_mean
 from toolkit.evals.judge_tests import JudgeTest
 from toolkit.evals.overoptimization import STILL_NATS
 from toolkit.evals.training_signals import is_neutral
+from toolkit.evals.verdict import NAMES
 from toolkit.evals.winrate import average_within_prompt
 
 Row = Mapping[str, Any]
-ARM_NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO"}
 MOST_FAILURES = 0.05
 LEAST_CONSISTENCY = 0.6  # GPT-4 answered 65% of pairs alike in both orders (Zheng et al. 2023, arXiv 2306.05685)
 
@@ -65,14 +65,14 @@ def arms_that_did_not_move(
     """
     out = []
     for row in policies:
-        if row["policy"] not in ARM_NAMES or row["kl_nats"] is None:
+        if row["policy"] not in NAMES or row["kl_nats"] is None:
             continue
         far = row["kl_nats"] > STILL_NATS and (row["kl_ci_low"] is None or row["kl_ci_low"] > 0.0)
         rewards = [name for name in ("gold_reward", "explicit_reward") if row[name]["value"] is not None]
         if far or any(_differs(samples[row["policy"]], samples["sft"], name, options) for name in rewards):
             continue
         out.append(
-            f"{ARM_NAMES[row['policy']]} did not move: its KL from SFT is {row['kl_nats']:.3f} nats per response, and "
+            f"{NAMES[row['policy']]} did not move: its KL from SFT is {row['kl_nats']:.3f} nats per response, and "
             "its rewards are within their errors of SFT's"
         )
     return out
@@ -120,7 +120,7 @@ def places_instead_of_preferences(win_rates: Sequence[Row], tests: Mapping[str, 
         if test.position_consistency["value"] is not None:
             shares.setdefault(judge, {})["held-out pairs"] = float(test.position_consistency["value"])
     for row in win_rates:
-        if {row["policy"], row["baseline"]} == set(ARM_NAMES) and row["position_consistency"] is not None:
+        if {row["policy"], row["baseline"]} == set(NAMES) and row["position_consistency"] is not None:
             shares.setdefault(row["judge"], {})["comparisons of the arms"] = float(row["position_consistency"])
     out = []
     for judge, of_judge in shares.items():
@@ -135,11 +135,11 @@ def length_turns_the_result(win_rates: Sequence[Row]) -> list[str]:
     out = []
     for row in win_rates:
         raw, controlled = row["win_rate"], row["lc_win_rate"]
-        if row["policy"] not in ARM_NAMES or raw is None or controlled is None:
+        if row["policy"] not in NAMES or raw is None or controlled is None:
             continue
         if (raw - 0.5) * (controlled - 0.5) < 0.0:
             out.append(
-                f"{ARM_NAMES[row['policy']]} wins {raw:.1%} against {ARM_NAMES.get(row['baseline'], row['baseline'])} "
+                f"{NAMES[row['policy']]} wins {raw:.1%} against {NAMES.get(row['baseline'], row['baseline'])} "
                 f"by judge {row['judge']}, and {controlled:.1%} at equal length: the two disagree on who is ahead"
             )
     return out

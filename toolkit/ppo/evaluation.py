@@ -13,7 +13,7 @@ from toolkit.models.encoding import Tree
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.models import PPOModels
 from toolkit.ppo.prompts import PromptIds
-from toolkit.ppo.sampling import SamplingSettings, Scorer, sample
+from toolkit.ppo.sampling import SamplingSettings, Scorer, sample, sample_share
 from toolkit.ppo.schedule import Schedule
 from toolkit.training.milestones import RESPONSES
 
@@ -60,18 +60,7 @@ def milestone_log_ratios(
     models: PPOModels, schedule: Schedule, config: PPOConfig, sampling: SamplingSettings
 ) -> torch.Tensor:
     """[R] log pi / pi_ref of the samples that a KL milestone is measured on, of all processes."""
-    rank, size = world()
-    positions = range(rank, RESPONSES, size)
-    prompts = [schedule.prompt_at(position) for position in positions]
-    responses = sample(
-        models,
-        prompts,
-        lambda i, _: (sampling.seed, "milestone", positions[i], prompts[i].prompt_id),
-        config,
-        sampling,
-        n=1,
-        batch_size=config.per_device_train_batch_size,
-    )
+    positions, responses = sample_share(models, schedule, config, sampling, RESPONSES, "milestone")
     ratios = log_ratios(models, responses.trees, config.temperature)
     gathered = all_items(list(zip(positions, ratios, strict=True)))
     return torch.tensor([ratio for _, ratio in sorted(gathered)], dtype=torch.float64)

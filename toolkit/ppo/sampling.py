@@ -69,6 +69,28 @@ def sample(
     )
 
 
+def sample_share(
+    models: PPOModels, schedule: Schedule, config: PPOConfig, sampling: SamplingSettings, n: int, purpose: str
+) -> tuple[range, Responses]:
+    """This process's share of ``n`` responses to the schedule's first prompts, and their positions in the schedule.
+
+    ``purpose`` is a part of their seeds, so that what is sampled for different purposes differs.
+    """
+    rank, size = world()
+    positions = range(rank, n, size)
+    prompts = [schedule.prompt_at(position) for position in positions]
+    responses = sample(
+        models,
+        prompts,
+        lambda i, _: (sampling.seed, purpose, positions[i], prompts[i].prompt_id),
+        config,
+        sampling,
+        n=1,
+        batch_size=config.per_device_train_batch_size,
+    )
+    return positions, responses
+
+
 class Scorer:
     """Scores responses: the weighted sum of the rewards, minus a mean that centres them.
 
@@ -96,17 +118,6 @@ class Scorer:
         """Measure the mean score of ``center_samples`` responses of the policy, unless it is known already."""
         if self.mean is not None:
             return
-        rank, size = world()
-        positions = range(rank, config.center_samples, size)
-        prompts = [schedule.prompt_at(position) for position in positions]
-        responses = sample(
-            models,
-            prompts,
-            lambda i, _: (sampling.seed, "centre", positions[i], prompts[i].prompt_id),
-            config,
-            sampling,
-            n=1,
-            batch_size=config.per_device_train_batch_size,
-        )
+        _, responses = sample_share(models, schedule, config, sampling, config.center_samples, "centre")
         scores = self(responses, models.engine.device, sampling.dtype)
         self.mean = math.fsum(all_items(scores.values)) / config.center_samples
