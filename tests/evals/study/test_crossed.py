@@ -75,7 +75,7 @@ def test_mixtures_are_sums_over_their_policies(block: int, monkeypatch: pytest.M
 
 def test_one_seed_has_no_interval() -> None:
     mean = crossed_means(np.zeros((1, 1, 9)), np.zeros((1, 3, 9)))[0]
-    assert mean == CrossedMean(0.0, None, None, 9)
+    assert mean == CrossedMean(0.0, None, None, 9, None)
     assert mean.interval(bounds=(0.0, 1.0)) == (None, None)
     assert mean.probability_above(0.5) is None and mean.p_value(0.5) is None
 

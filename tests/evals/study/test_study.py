@@ -33,7 +33,7 @@ def better(by: float) -> Mean:
 def test_the_keys_are_those_that_readers_know() -> None:
     document = studied()
     assert list(document) == (
-        ["schema_version", "recipe", "splits", "trials", "chosen", "verdict", "effort", "controls", "warnings"]
+        ["schema_version", "recipe", "splits", "trials", "chosen", "verdict", "effort", "controls", "gap", "warnings"]
     )
     verdict = document["verdict"]
     assert {"winner", "sentence", "probability", "n_seeds", "n_prompts"} <= verdict.keys()

@@ -11,9 +11,11 @@ for three to five seeds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import nct as noncentral
 from scipy.stats import t as student
 
 from toolkit.evals.intervals import Floats, interval_without_spread
@@ -24,13 +26,60 @@ _LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True)
+class VarianceParts:
+    """What the variance of a crossed mean is made of, in squared units of one observation.
+
+    ``seeds`` has for each arm the variance between its seeds, and ``interaction`` that between its seeds inside a
+    prompt. ``by_prompt`` is the variance between prompts of their mean over the present seeds: the prompts' own part,
+    and each arm's interaction by its number of seeds, ``n_seeds``. An unbiased estimate can be below 0; it is 0 here.
+    """
+
+    seeds: tuple[float, ...]
+    interaction: tuple[float, ...]
+    by_prompt: float
+    n_seeds: tuple[int, ...]
+
+    def variance(self, n_seeds: Sequence[int], n_prompts: int) -> tuple[float, float]:
+        """Variance and degrees of freedom of the mean if there were this many seeds in each arm, and prompts."""
+        spent = sum(part / k for part, k in zip(self.interaction, self.n_seeds, strict=True))
+        by_prompt = max(self.by_prompt - spent, 0.0)
+        by_prompt += sum(part / k for part, k in zip(self.interaction, n_seeds, strict=True))
+        variance = by_prompt / n_prompts
+        spread = variance**2 / (n_prompts - 1)
+        for seeds, interaction, k in zip(self.seeds, self.interaction, n_seeds, strict=True):
+            variance += seeds / k
+            spread += ((seeds + interaction / n_prompts) / k) ** 2 / (k - 1)
+        least_df = min(n_seeds) - 1.0
+        return variance, max(variance**2 / spread, least_df) if spread > 0.0 else least_df
+
+
+@dataclass(frozen=True)
 class CrossedMean:
-    """A mean over crossed seeds and prompts. ``variance`` and ``df`` are None where an arm has one seed."""
+    """A mean over crossed seeds and prompts. ``variance``, ``df`` and ``parts`` are None where an arm has one seed.
+
+    Equal values have the variance 0 and no parts.
+    """
 
     value: float
     variance: float | None
     df: float | None
     n_prompts: int
+    parts: VarianceParts | None = None
+
+    def power(self, threshold: float, n_seeds: Sequence[int], n_prompts: int) -> float:
+        """The probability that a study of this size finds the mean to differ from ``threshold``.
+
+        The true mean is taken to be ``value``, and the variances to be ``parts``. A study finds a difference where its
+        95% interval leaves out the threshold on the side of the true mean: the upper tail of the noncentral t.
+
+        Raises:
+            ValueError: there are no parts.
+        """
+        if self.parts is None:
+            raise ValueError("without variance parts there is no power")
+        variance, df = self.parts.variance(n_seeds, n_prompts)
+        shift = abs(self.value - threshold) / variance**0.5
+        return float(noncentral.sf(student.ppf((1.0 + CONFIDENCE) / 2.0, df), df, shift))
 
     def interval(
         self, confidence: float = CONFIDENCE, bounds: tuple[float, float] | None = None
@@ -82,20 +131,29 @@ def crossed_means(*projections_GKN: Floats) -> list[CrossedMean]:
         return [CrossedMean(float(value), None, None, n) for value in value_G]
     prompts_G = by_prompt_GN.var(axis=1, ddof=1) / n
     variance_G, spread_G = prompts_G.copy(), prompts_G**2 / (n - 1)
+    between_AG, inside_AG = [], []
     for projection_GKN in projections_GKN:
         k = projection_GKN.shape[1]
         by_seed_GK = projection_GKN.mean(axis=2)
         seeds_G = by_seed_GK.var(axis=1, ddof=1) / k
         residual = projection_GKN - by_seed_GK[:, :, None] - by_prompt_GN[:, None] + value_G[:, None, None]
-        variance_G += seeds_G - (residual**2).sum(axis=(1, 2)) / ((k - 1) * (n - 1) * k * n)
+        inside_G = (residual**2).sum(axis=(1, 2)) / ((k - 1) * (n - 1))
+        variance_G += seeds_G - inside_G / (k * n)
         spread_G += seeds_G**2 / (k - 1)
+        between_AG.append(np.maximum(k * seeds_G - inside_G / n, 0.0))
+        inside_AG.append(inside_G)
     variance_G = np.maximum(variance_G, _LEAST_SHARE * prompts_G)
     variance_G[variance_G < 1e-24] = 0.0  # rounding of equal values
-    least_df = min(p.shape[1] for p in projections_GKN) - 1.0
+    n_seeds = tuple(p.shape[1] for p in projections_GKN)
+    least_df = min(n_seeds) - 1.0
     df_G = np.full_like(value_G, least_df)
     np.divide(variance_G**2, spread_G, out=df_G, where=spread_G > 0.0)
     df_G = np.maximum(df_G, least_df)
+    parts = [
+        VarianceParts(tuple(map(float, between)), tuple(map(float, inside)), float(prompts) * n, n_seeds)
+        for between, inside, prompts in zip(np.transpose(between_AG), np.transpose(inside_AG), prompts_G, strict=True)
+    ]
     return [
-        CrossedMean(float(value), float(variance), float(df), n)
-        for value, variance, df in zip(value_G, variance_G, df_G, strict=True)
+        CrossedMean(float(value), float(variance), float(df), n, of_mean if variance > 0.0 else None)
+        for value, variance, df, of_mean in zip(value_G, variance_G, df_G, parts, strict=True)
     ]

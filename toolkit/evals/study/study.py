@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.evals.study.comparing import score_row, win_row, wins_along
+from toolkit.evals.study.controls import gap_rows
 from toolkit.evals.study.crossed import crossed_means
 from toolkit.evals.study.effort import best_of_n_weights
 from toolkit.evals.study.matching import Comparing, amount
@@ -40,6 +41,7 @@ def study(data: StudyData, *, kl_limit: float | None = None, recipe: dict[str, A
     compared = Comparing(arms, prompts["test"], n_test, data.deciding)
     by_judge = {judge: replace(compared, judges=(j,)) for j, judge in enumerate(data.judges)}
     effort = effort_rows(compared)
+    controls = {arm: paired(data, arm, kl_limit) for arm in sorted(data.arms) if arm not in ARMS}
     return {
         "schema_version": SCHEMA_VERSION,
         "recipe": recipe,
@@ -50,7 +52,8 @@ def study(data: StudyData, *, kl_limit: float | None = None, recipe: dict[str, A
         "chosen": {arm: _chosen(data, by_arm[arm], prompts) for arm in ARMS},
         "verdict": verdict(compared, by_judge, effort),
         "effort": effort,
-        "controls": [control_row(data, arm, kl_limit) for arm in sorted(data.arms) if arm not in ARMS],
+        "controls": [_control_row(data, pairs) for pairs in controls.values()],
+        "gap": gap_rows(data, by_arm | {arm: pairs[-1].arms[1] for arm, pairs in controls.items()}),
         "warnings": [*data.warnings, *_warnings(data, compared, prompts)],
     }
 
@@ -153,15 +156,22 @@ def effort_rows(compared: Comparing) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- controls and warnings
 
 
-def control_row(data: StudyData, control: str, kl_limit: float | None) -> dict[str, Any]:
-    """A control's chosen policy, and the win rate of each arm's chosen policy over it; no part of the verdict."""
-    against = {}
+def paired(data: StudyData, control: str, kl_limit: float | None) -> list[Comparing]:
+    """Each arm beside the control, both with what is chosen for them on the prompts that they share."""
+    pairs = []
     for arm in ARMS:
         prompts = common_prompts(data, (arm, control))
         both = candidates(data, (arm, control), prompts, kl_limit)
-        compared = Comparing((both[arm], both[control]), prompts["test"], data.n_prompts["test"], data.deciding)
-        against[arm] = {**win_row(compared.best()), "n_prompts": int(prompts["test"].sum())}
-    return {"arm": control, "chosen": _chosen(data, both[control], prompts), "win_rate_of": against}
+        pairs.append(Comparing((both[arm], both[control]), prompts["test"], data.n_prompts["test"], data.deciding))
+    return pairs
+
+
+def _control_row(data: StudyData, pairs: Sequence[Comparing]) -> dict[str, Any]:
+    """A control's chosen policy, and the win rate of each arm's chosen policy over it; no part of the verdict."""
+    against = {pair.arms[0].dev.arm: {**win_row(pair.best()), "n_prompts": int(pair.prompts.sum())} for pair in pairs}
+    control = pairs[-1].arms[1].dev.arm
+    prompts = common_prompts(data, (pairs[-1].arms[0].dev.arm, control))
+    return {"arm": control, "chosen": _chosen(data, pairs[-1].arms[1], prompts), "win_rate_of": against}
 
 
 def _warnings(data: StudyData, compared: Comparing, prompts: Any) -> list[str]:

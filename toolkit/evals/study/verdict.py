@@ -14,6 +14,7 @@ from typing import Any
 from toolkit.evals.study.comparing import win_row
 from toolkit.evals.study.crossed import CrossedMean
 from toolkit.evals.study.matching import AXES, Axis, Comparing, Matched, amount, match
+from toolkit.evals.study.needed import POWER, needed
 from toolkit.evals.study.selection import Candidates, mean_or_none
 from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
 from toolkit.evals.verdict import ARMS, NAMES, Decision
@@ -73,6 +74,12 @@ def verdict(
             {"judge": judge, **{name: win_row(mean) for name, mean in of_judge.items()}}
             for judge, of_judge in several.items()
         ],
+        "needed": {
+            "power": POWER,
+            "best": needed(means["best"], decisions["best"]),
+            "matched_kl": needed(means["matched_kl"], decisions["matched_kl"], kl.reason),
+            "matched_compute": needed(means["matched_compute"], decisions["matched_compute"], tokens.reason),
+        },
     }
 
 
