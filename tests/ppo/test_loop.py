@@ -206,6 +206,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folders: Folders, tmp_path: P
     assert checkpoint is not None and checkpoint.endswith(f"-{stop_at // UPDATES * UPDATES}")
     trainer.train(resume_from_checkpoint=checkpoint)
     assert trainer.state.global_step == 3 * UPDATES
+    sampled = [log["tokens"] for log in uninterrupted.logs if "tokens" in log]
+    assert trainer.spending.tokens == 2 * sum(sampled)  # two epochs
     state, expected = resumed.trained_state(), whole.trained_state()
     assert state.keys() == expected.keys()
     for name, weight in state.items():

@@ -22,7 +22,7 @@ from toolkit.stages import dpo
 from toolkit.stages.contexts import DpoContext, ResponseLimit
 from toolkit.stages.dpo import KL_PROMPTS, KlProbe
 from toolkit.training.batch import Example
-from toolkit.training.trainer import trained_data
+from toolkit.training.trainer import prompts_seen
 
 pytestmark = pytest.mark.invariant
 
@@ -172,29 +172,23 @@ def test_the_probe_samples_with_its_cache_under_gradient_checkpointing(tiny_ref:
     torch.testing.assert_close(probe_of(policy, None, tokenizer)(2), expected)
 
 
-def test_the_reward_model_counts_what_it_trained_on_as_the_arms_do() -> None:
+def test_the_reward_model_counts_its_prompts_as_the_arms_do() -> None:
     items = [Example(Tree([1], [[3] * n, [3, 3]]), [(0, 1, 1.0, 1.0)]) for n in (1, 2, 3, 4)]
     for trainer in ("engine", "trl"):
         dpo_section = DpoSection(per_device_train_batch_size=2, trainer=trainer)
         section = RewardModelSection(per_device_train_batch_size=2, trainer=trainer)
-        assert trained_data(section, 4, items) == trained_data(dpo_section, 4, items)
-        assert trained_data(section, 4, items) == {"prompts_seen": 4, "response_tokens_trained": 36}  # two epochs
+        assert prompts_seen(section, 4, items) == prompts_seen(dpo_section, 4, items) == 4  # two epochs
+        assert prompts_seen(section, 1, items) == prompts_seen(dpo_section, 1, items) == 2
 
 
-def test_how_many_prompts_and_response_tokens_were_trained_on() -> None:
+def test_how_many_prompts_were_trained_on() -> None:
     pairs = [(0, 1, 1.0, 1.0), (1, 2, 0.0, 1.0), (0, 2, 0.5, 1.0)]
     items = [Example(Tree([1, 2], [[3] * n, [3] * 2 * n, [3]]), pairs[: 1 + 2 * (n > 1)]) for n in range(1, 6)]
     tied = Example(Tree([1], [[3], [3]]), [(0, 1, 0.5, 1.0)])
     section = DpoSection(per_device_train_batch_size=2)
-    tokens = sum(3 * n + 1 for n in range(1, 6)) + 2
     # six prompts in three steps: an epoch and a third of another
-    assert trained_data(section, 4, [*items, tied]) == {
-        "prompts_seen": 6,
-        "response_tokens_trained": round(tokens * 8 / 6),
-    }
-    assert trained_data(section, 2, [*items, tied])["prompts_seen"] == 4
-    assert trained_data(section, 6, items)["response_tokens_trained"] == 2 * (tokens - 2)  # the last batch has one
-    # TRL's items are pairs with a winner: 3n tokens of the first, 2n + 1 of the second
-    of_pairs = 3 * (1 + 2 + 3 + 4 + 5) + sum(2 * n + 1 for n in range(2, 6))
-    by_pair = trained_data(section.model_copy(update={"trainer": "trl"}), 5, [*items, tied])
-    assert by_pair == {"prompts_seen": 5, "response_tokens_trained": of_pairs}
+    assert prompts_seen(section, 4, [*items, tied]) == 6
+    assert prompts_seen(section, 2, [*items, tied]) == 4
+    assert prompts_seen(section, 3, items) == 5  # the last batch has one
+    # TRL's items are pairs with a winner
+    assert prompts_seen(section.model_copy(update={"trainer": "trl"}), 5, [*items, tied]) == 5

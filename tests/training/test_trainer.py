@@ -119,6 +119,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, tiny_ref: Any
     assert resumed.state.global_step == 6
     assert_equal(trained(model), expected)
     assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
+    # Six steps of two prompts, of eight: an epoch, and half of another.
+    per_prompt = [sum(map(len, example.tree.response_ids)) for example in whole.examples]
+    sampler, order = whole._get_train_sampler(), []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        order += list(sampler)
+    assert resumed.spending.tokens == whole.spending.tokens == sum(per_prompt[i] for i in order[:12])
+    assert whole.spending.seconds <= whole.spending.cost().wall_s
 
 
 def test_two_runs_with_one_seed_are_identical(tmp_path: Path, tiny_ref: Any, make_trees: Any) -> None:

@@ -43,8 +43,9 @@ def test_dpo_trains_on_our_ids_and_reference(new_tiny: Callable[[], Any], tokeni
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(trl.n_pairs(EXAMPLES))])
     assert rows(batch) == [[5, 6, 7, 8, 9, 2], [5, 6, 7, 11, 12, 2], [5, 6, 7, 10, 2], [5, 6, 7, 10, 2]]
     assert batch["completion_mask"].sum(1).tolist() == [3, 3, 2, 2]
+    assert batch["response_tokens"].tolist() == [3 + 2, 3 + 2]
     assert batch["ref_chosen_logps"].tolist() == [-1.0, -3.0] and batch["ref_rejected_logps"].tolist() == [-2.0, -2.0]
-    assert trainer.train().global_step == 1
+    assert trainer.train().global_step == 1 and inputs.spending.tokens == 10
 
 
 def test_a_reward_model_trains_on_our_ids_and_margins(tiny_ref: ModelRef, tokenizer: Any, tmp_path: Path) -> None:
@@ -54,4 +55,4 @@ def test_a_reward_model_trains_on_our_ids_and_margins(tiny_ref: ModelRef, tokeni
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(trl.n_pairs(EXAMPLES))])
     assert rows(batch) == [[5, 6, 7, 8, 9, 2], [5, 6, 7, 11, 12, 2], [5, 6, 7, 10, 2], [5, 6, 7, 10, 2]]
     assert batch["margin"].tolist() == [0.5, 0.25]
-    assert trainer.train().global_step == 1
+    assert trainer.train().global_step == 1 and inputs.spending.tokens == 10

@@ -61,6 +61,7 @@ from toolkit.ppo.rollout_metrics import MetricMeans
 from toolkit.ppo.sampling import SamplingSettings, Scorer
 from toolkit.ppo.schedule import Schedule
 from toolkit.ppo.update import Update, token_count
+from toolkit.training.budget import Spending
 from toolkit.training.milestones import KlMilestones, MilestonePolicy
 
 
@@ -68,6 +69,7 @@ class PPOLoop(Trainer):
     """PPO over ``models``. One step of the Trainer is one optimiser step on one minibatch of the current rollout.
 
     ``keep_milestone`` is called for each milestone of the KL that training passes, with the policy for it in place.
+    ``spending`` counts the response tokens that updates train on.
     :class:`toolkit.ppo.PPOTrainer` builds models, rewards and data from what a user has.
     """
 
@@ -92,6 +94,7 @@ class PPOLoop(Trainer):
         sampling: SamplingSettings,
         *,
         keep_milestone: Callable[[MilestonePolicy], None] | None = None,
+        spending: Spending | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = copy.copy(args)  # the caller's object stays as it is
@@ -105,13 +108,14 @@ class PPOLoop(Trainer):
         self.rollout: Rollout | None = None
         self.skips_updates = False  # the current rollout's remaining ones, since approx_kl exceeded target_kl
         self.unlogged = MetricMeans()
+        self.spending = spending or Spending()
         super().__init__(
             model=models,
             args=args,
             train_dataset=self.schedule,
             eval_dataset=list(data.eval_prompts) or None,
             processing_class=sampling.tokenizer,
-            callbacks=callbacks,
+            callbacks=[self.spending, *(callbacks or [])],
         )
         self.average: WeightAverage | None = None
         if args.ema_decay is not None:
@@ -214,6 +218,7 @@ class PPOLoop(Trainer):
         started = time.perf_counter()
         minibatch = self.rollout.minibatches[inputs["minibatch"]]
         n_local = token_count(minibatch)
+        self.spending.add(n_local)
         n_tokens = int(all_sum(torch.tensor(n_local, device=self.args.device)))
         critic_only = inputs["rollout"] < self.args.critic_warmup_rollouts
         update = Update(self.models, self.args, self.sampling.dtype, self.accelerator.backward, critic_only)

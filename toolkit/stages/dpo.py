@@ -30,6 +30,7 @@ from toolkit.recipe.schema import DpoSection, ModelSection
 from toolkit.stages.contexts import DpoContext
 from toolkit.training import trl
 from toolkit.training.batch import PairBatch, examples_of
+from toolkit.training.budget import Spending
 from toolkit.training.callbacks import SaveAtKl, SaveAtSteps, StageProgress
 from toolkit.training.milestones import RESPONSES, KlMilestones, MilestonePolicy
 from toolkit.training.trainer import (
@@ -37,10 +38,10 @@ from toolkit.training.trainer import (
     checkpoint,
     milestone_steps,
     policy_folder,
+    prompts_seen,
     seed_everything,
     total_steps,
     train_to_end,
-    trained_data,
     trained_tokens,
     training_arguments,
 )
@@ -189,7 +190,7 @@ class KlProbe:
 
 def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``, the arm's policy, and ``checkpoints/step-N/`` along training."""
-    section, dtype, lora = context.dpo, DTYPES[context.model.dtype], context.model.lora
+    section, dtype, lora, spending = context.dpo, DTYPES[context.model.dtype], context.model.lora, Spending()
     sft = resolve(str(inputs["sft"] / "model"))
     tokenizer = load_tokenizer(sft)
     seed_everything(context.seed)
@@ -207,6 +208,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         write_training_record(
             folder,
             **facts,
+            **spending.cost().facts(),
             arm="dpo",
             beta=section.beta,
             loss_type=section.loss_type,
@@ -228,14 +230,14 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     probe: KlProbe | None = None
     trainer: Trainer
     if section.trainer == "trl":
-        trl_inputs = trl.TrainerInputs(policy, lora, tokenizer, arguments, callbacks)
+        trl_inputs = trl.TrainerInputs(policy, lora, tokenizer, arguments, callbacks, spending)
         trainer = trl.dpo(trl_inputs, section, examples, reference, reporter)
         policy = trainer.model
     else:
         policy = trainable(policy, lora, task="CAUSAL_LM")
         engine = Engine(policy, pad_id, dtype=dtype)
         loss = partial(dpo_loss, engine, section, reference)
-        trainer = EngineTrainer(engine, arguments, examples, loss, callbacks)
+        trainer = EngineTrainer(engine, arguments, examples, loss, callbacks, spending)
         if section.kl_milestones:
             # In fp32 as the policy is, so that the KL of two equal models is 0.
             start = None if lora else load_policy(sft, context.model, dtype=torch.float32).to(engine.device)
@@ -253,7 +255,8 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         tokens += int(distributed.all_sum(torch.tensor(probe.tokens, device=best_device())))
     return {
         "tokens": tokens,
-        **trained_data(section, steps, examples),
+        "prompts_seen": prompts_seen(section, steps, examples),
+        "response_tokens_trained": spending.tokens,
         "history": progress.history,
         "steps": steps,
         "pairs": sum(len(e.pairs) for e in examples),

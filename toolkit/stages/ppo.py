@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.engine import distributed
+from toolkit.files import read_json
 from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES, inner
 from toolkit.models.resolve import resolve
@@ -24,6 +25,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import PpoSection
 from toolkit.stages.contexts import PpoContext
+from toolkit.training.budget import NOTHING, Cost, Spending
 from toolkit.training.callbacks import SaveAtSteps, StageProgress
 from toolkit.training.milestones import MilestonePolicy
 from toolkit.training.trainer import (
@@ -38,7 +40,7 @@ from toolkit.training.trainer import (
 
 def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``, which is the arm's policy, ``checkpoints/step-N/`` along training, and ``critic/``."""
-    section = context.ppo
+    section, spending = context.ppo, Spending(cost_of_reward_model(inputs["reward_model"]))
     sft = resolve(str(inputs["sft"] / "model"))
     reward = resolve(str(inputs["reward_model"] / "model"))
     tokenizer = load_tokenizer(sft)
@@ -59,6 +61,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         write_training_record(
             folder,
             **facts,
+            **spending.cost().facts(),
             arm="rm_ppo",
             beta=section.kl_coef,
             reference_fingerprint=sft.fingerprint,
@@ -92,6 +95,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         TrainingData(prompts),
         SamplingSettings(tokenizer, eos_ids(inner(models.policy), tokenizer), dtype, context.seed),
         keep_milestone=keep_milestone,
+        spending=spending,
         callbacks=[progress, SaveAtSteps(kept_steps, keep)],
     )
     train_to_end(trainer, progress, out)
@@ -110,10 +114,19 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     return {
         "tokens": round(sum(response_tokens) + prompt_tokens),
         "prompts_seen": min(len(prompts), len(of_policy) * schedule.prompts_per_rollout),
-        "response_tokens_trained": round(sum(of_policy) * section.num_ppo_epochs),
+        "response_tokens_trained": spending.tokens,
         "history": progress.history,
         "steps": last_step,
     }
+
+
+def cost_of_reward_model(stage: Path) -> Cost:
+    """What the stage of the reward model cost, by its record; nothing where the folder has none."""
+    file = stage / "stage.json"
+    if not file.is_file():
+        return NOTHING
+    record = read_json(file)
+    return Cost(record["metrics"]["response_tokens_trained"], record["wall_s"])
 
 
 def read_prompts(data: Path, tokenizer: PreTrainedTokenizerBase, spec: str) -> list[PromptIds]:

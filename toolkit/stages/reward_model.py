@@ -26,13 +26,14 @@ from toolkit.progress import Reporter
 from toolkit.stages.contexts import RewardModelContext
 from toolkit.training import trl
 from toolkit.training.batch import PairBatch, examples_of
+from toolkit.training.budget import Spending
 from toolkit.training.callbacks import StageProgress
 from toolkit.training.trainer import (
     EngineTrainer,
+    prompts_seen,
     seed_everything,
     total_steps,
     train_to_end,
-    trained_data,
     trained_tokens,
     training_arguments,
 )
@@ -72,7 +73,7 @@ def bradley_terry(
 
 def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``: a sequence classifier (an adapter on the SFT model, or all weights), and its mean score."""
-    section = context.reward_model
+    section, spending = context.reward_model, Spending()
     sft_folder = inputs["sft"] / "model"
     sft = resolve(str(sft_folder))
     tokenizer = load_tokenizer(sft)
@@ -90,14 +91,14 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     lora = context.model.lora
     trainer: Trainer
     if section.trainer == "trl":
-        trl_inputs = trl.TrainerInputs(model, lora, tokenizer, arguments, [progress])
+        trl_inputs = trl.TrainerInputs(model, lora, tokenizer, arguments, [progress], spending)
         trainer = trl.reward_model(trl_inputs, section, examples, reporter)
         model = trainer.model
     else:
         model = trainable(model, lora, task="SEQ_CLS", modules_to_save=["score"])
         engine = Engine(model, pad_id, dtype=dtype)
         loss = partial(bradley_terry, engine, section.center_rewards_coefficient)
-        trainer = EngineTrainer(engine, arguments, examples, loss, [progress])
+        trainer = EngineTrainer(engine, arguments, examples, loss, [progress], spending)
     train_to_end(trainer, progress, out)
     model.eval()
     engine = Engine(model, pad_id, dtype=dtype)
@@ -108,9 +109,14 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     mean = mean_of_samples(engine, sft, encoder, rows[:CENTRING_PROMPTS], context, law) if law is not None else 0.0
     if distributed.main_process():
         write_reward_mean(out / "model", mean, law)
-    tokens = trained_tokens(section, steps, examples)
-    data = trained_data(section, steps, examples)
-    return {"tokens": tokens, **data, "history": progress.history, "mean": mean, "steps": steps}
+    return {
+        "tokens": trained_tokens(section, steps, examples),
+        "prompts_seen": prompts_seen(section, steps, examples),
+        "response_tokens_trained": spending.tokens,
+        "history": progress.history,
+        "mean": mean,
+        "steps": steps,
+    }
 
 
 def mean_of_samples(

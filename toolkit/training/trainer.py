@@ -24,6 +24,7 @@ from toolkit.engine.engine import Engine
 from toolkit.models.inspect import precision
 from toolkit.recipe.schema import Arm, DpoSection, RewardModelSection, Training
 from toolkit.training.batch import Example, collate
+from toolkit.training.budget import Spending
 from toolkit.training.callbacks import StageProgress
 
 LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -50,25 +51,19 @@ def trained_tokens(section: Training, steps: int, examples: Sequence[Example]) -
     return round(steps * step_size(section) * mean)
 
 
-def trained_data(section: DpoSection | RewardModelSection, steps: int, examples: Sequence[Example]) -> dict[str, int]:
-    """How many prompts and response tokens ``steps`` optimiser steps trained on, by the mean length of an item.
+def prompts_seen(section: DpoSection | RewardModelSection, steps: int, examples: Sequence[Example]) -> int:
+    """How many different prompts ``steps`` optimiser steps trained on.
 
-    A response token counts once for each pass over it. An item of the engine is a prompt with all its responses. An
-    item of TRL's trainer is a pair with a winner, whose responses are in other pairs too.
+    An item of the engine is a prompt with all its responses. An item of TRL's trainer is a pair with a winner.
     """
-    items, n_prompts = [], 0
+    n_items, n_prompts = 0, 0
     for example in examples:
-        lengths = [len(ids) for ids in example.tree.response_ids]
-        pairs = [lengths[i] + lengths[j] for i, j, p, _ in example.pairs if p != 0.5]
-        items += pairs if section.trainer == "trl" else [sum(lengths)]
-        n_prompts += bool(pairs) or section.trainer == "engine"
+        n_pairs = sum(p != 0.5 for *_, p, _ in example.pairs)
+        n_items += n_pairs if section.trainer == "trl" else 1
+        n_prompts += bool(n_pairs) or section.trainer == "engine"
     size = step_size(section)
-    epochs, rest = divmod(steps, math.ceil(len(items) / size))  # the last batch of an epoch may be smaller
-    n_trained = epochs * len(items) + min(rest * size, len(items))
-    return {
-        "prompts_seen": min(n_prompts, n_trained),
-        "response_tokens_trained": round(n_trained * sum(items) / len(items)),
-    }
+    epochs, rest = divmod(steps, math.ceil(n_items / size))  # the last batch of an epoch may be smaller
+    return min(n_prompts, epochs * n_items + min(rest * size, n_items))
 
 
 def training_arguments(section: Training, out: Path, *, seed: int, dtype: str, steps: int) -> dict[str, Any]:
@@ -161,6 +156,7 @@ class EngineTrainer(Trainer):
     ``engine`` has the model, which is trainable already. ``loss_fn(microbatch)`` gives (loss, metrics). The losses of
     a batch's microbatches add up to a mean over its prompts. A metric is a tensor of values, one for each comparison or
     response. The log has their mean since its last entry, and under ``tokens`` how many went through the model.
+    ``spending`` counts the response tokens that were trained on.
     """
 
     def __init__(
@@ -170,13 +166,15 @@ class EngineTrainer(Trainer):
         examples: Sequence[Example],
         loss_fn: LossFunction,
         callbacks: list[TrainerCallback] | None = None,
+        spending: Spending | None = None,
     ) -> None:
+        self.spending = spending or Spending()
         super().__init__(
             model=engine.model,
             args=TrainingArguments(**arguments),
             train_dataset=list(enumerate(examples)),
             data_collator=partial(collate, engine),
-            callbacks=callbacks,
+            callbacks=[self.spending, *(callbacks or [])],
         )
         self.examples, self.loss_fn = examples, loss_fn
         self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -202,7 +200,9 @@ class EngineTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         microbatches = inputs["batch"]
         losses = [super(EngineTrainer, self).training_step(model, {"batch": each}) for each in microbatches]
-        self.tokens += sum(len(tree) for microbatch in microbatches for tree in microbatch.trees.trees)
+        trees = [tree for microbatch in microbatches for tree in microbatch.trees.trees]
+        self.tokens += sum(map(len, trees))
+        self.spending.add(sum(len(ids) for tree in trees for ids in tree.response_ids))
         if self.accelerator.sync_gradients:
             reduce_gradients(self.accelerator.unwrap_model(self.model))
         return torch.stack(losses).sum()

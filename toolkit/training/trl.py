@@ -8,7 +8,7 @@ on text, which our rows replace.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from toolkit.models.load import lora_config
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import DpoSection, Lora, RewardModelSection
 from toolkit.training.batch import Example
+from toolkit.training.budget import Spending
+
+TOKEN_COLUMN = "response_tokens"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,40 @@ class TrainerInputs:
     tokenizer: PreTrainedTokenizerBase
     arguments: dict[str, Any]  # of ``TrainingArguments``
     callbacks: list[TrainerCallback]
+    spending: Spending = field(default_factory=Spending)
+
+
+# Columns of our rows that the trainers do not know must stay.
+DEFAULTS = {"gradient_checkpointing": False, "max_length": None, "remove_unused_columns": False}
+
+
+class CountsTokens:
+    """Before a TRL trainer in the order of classes: tells ``spending`` how many response tokens a batch has."""
+
+    spending: Spending
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **more: Any) -> torch.Tensor:
+        self.spending.add(int(inputs.pop(TOKEN_COLUMN).sum()))
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **more)  # type: ignore[misc]
+        return loss
+
+
+class CountingDPOTrainer(CountsTokens, DPOTrainer):
+    pass
+
+
+class CountingRewardTrainer(CountsTokens, RewardTrainer):
+    pass
+
+
+def give(trainer: Any, rows: list[dict[str, Any]], spending: Spending) -> None:
+    """Let a counting trainer train on these rows, with their column of token counts in each batch."""
+    collator = trainer.data_collator
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**collator(batch), TOKEN_COLUMN: torch.tensor([row[TOKEN_COLUMN] for row in batch])}
+
+    trainer.data_collator, trainer.train_dataset, trainer.spending = collate, Dataset.from_list(rows), spending
 
 
 def n_pairs(examples: Sequence[Example]) -> int:
@@ -71,26 +108,27 @@ def dpo(
                 "prompt_ids": examples[index].tree.prompt_ids,
                 "chosen_ids": ids[chosen],
                 "rejected_ids": ids[rejected],
+                TOKEN_COLUMN: len(ids[chosen]) + len(ids[rejected]),
                 "ref_chosen_logps": float(reference[index][chosen]),
                 "ref_rejected_logps": float(reference[index][rejected]),
             }
         )
     config = DPOConfig(
-        **{"gradient_checkpointing": False, "max_length": None, "beta": section.beta, **inputs.arguments},
+        **{**DEFAULTS, "beta": section.beta, **inputs.arguments},
         label_smoothing=section.label_smoothing,
         loss_type=[section.loss_type],
         precompute_ref_log_probs=True,
     )
-    trainer = DPOTrainer(
+    trainer = CountingDPOTrainer(
         model=inputs.model,
         args=config,
         # Text to tokenise, which the trainer insists on. Our ids and the reference replace it as soon as it is made.
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
         processing_class=inputs.tokenizer,
         peft_config=lora_config(inputs.lora, task="CAUSAL_LM") if inputs.lora is not None else None,
-        callbacks=inputs.callbacks,
+        callbacks=[inputs.spending, *inputs.callbacks],
     )
-    trainer.train_dataset = Dataset.from_list(rows)
+    give(trainer, rows, inputs.spending)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -102,19 +140,22 @@ def reward_model(
     rows = []
     for index, chosen, rejected, margin in _pairs(examples, reporter):
         prompt, ids = examples[index].tree.prompt_ids, examples[index].tree.response_ids
-        rows.append({"chosen_ids": prompt + ids[chosen], "rejected_ids": prompt + ids[rejected], "margin": margin})
+        n_tokens = len(ids[chosen]) + len(ids[rejected])
+        pair = {"chosen_ids": prompt + ids[chosen], "rejected_ids": prompt + ids[rejected], "margin": margin}
+        rows.append({**pair, TOKEN_COLUMN: n_tokens})
     config = RewardConfig(
-        **{"gradient_checkpointing": False, "max_length": None, **inputs.arguments},
+        **{**DEFAULTS, **inputs.arguments},
         center_rewards_coefficient=section.center_rewards_coefficient or None,
     )
     lora = inputs.lora
-    trainer = RewardTrainer(
+    trainer = CountingRewardTrainer(
         model=inputs.model,
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=inputs.tokenizer,
         peft_config=lora_config(lora, task="SEQ_CLS", modules_to_save=["score"]) if lora is not None else None,
-        callbacks=inputs.callbacks,
+        callbacks=[inputs.spending, *inputs.callbacks],
     )
+    give(trainer, rows, inputs.spending)
     trainer.remove_callback(PrinterCallback)
     return trainer
