@@ -18,6 +18,7 @@ from toolkit.cli.tables import result_tables
 from toolkit.errors import StoreError
 from toolkit.evals.judge_tests import LabelledPair, judge_test
 from toolkit.evals.label_references import label_references
+from toolkit.evals.temperatures import side_by_side
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ReportSection
 from toolkit.report import page as page_module
@@ -280,6 +281,35 @@ def test_an_empty_part_of_results_is_left_out(copy, key, empty, gone):
     results[key] = empty
     (copy / "results.json").write_text(json.dumps(results))
     assert gone not in sections(build(copy)) and "verdict" in sections(build(copy))
+
+
+def test_win_rates_by_sampling_temperature(copy):
+    """A run with one temperature has no such section; with several, the terminal and the page show them alike."""
+    assert "temperatures" not in sections(build(copy))
+    path = copy / "results.json"
+    results = json.loads(path.read_text())
+    rates = [row for row in results["win_rates"] if row["policy"] in ("rm_ppo", "dpo") and row["judge"] == "gold"]
+    entry = {"n_prompts": 24, "policies": results["policies"], "win_rates": rates}
+    colder = [
+        row | ({"win_rate": 0.31, "ci_low": 0.2, "ci_high": 0.42} if row["baseline"] == "dpo" else {}) for row in rates
+    ]
+    entries = [entry | {"temperature": 1.0}, entry | {"temperature": 0.7, "win_rates": colder}]
+    results["temperatures"], _ = side_by_side(entries, 1.0, "gold")
+    path.write_text(json.dumps(results))
+    page, terminal = text_of(build(copy), "temperatures"), result_tables(results)
+    assert (
+        "0.7 gold DPO ½ RM + PPO" not in page
+        and "0.7 gold 31.0% 20.0 to 42.0" in page
+        and "1.0 the verdict's gold" in page
+    )
+    assert "At temperature 0.7 DPO is ahead (RM + PPO wins 31.0%, 20.0% to 42.0%), at 1.0 RM + PPO is (" in page
+    row = next(line for line in terminal.splitlines() if line.startswith("0.7 "))
+    assert row.split()[1:6] == ["gold", "31.0%", "20.0%", "to", "42.0%"]
+    assert any(line.startswith("1.0* ") for line in terminal.splitlines())
+    for part in results["temperatures"]:
+        part["win_rates"] = []
+    path.write_text(json.dumps(results))
+    assert "None" not in text_of(build(copy), "temperatures") and "0.7  " in result_tables(results)
 
 
 def test_nulls_of_a_single_prompt_run(tmp_path):

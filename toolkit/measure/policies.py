@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,11 @@ class TrainedModels:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What all policies share: the held-out rows, and how responses are sampled and scored."""
+    """What all policies share: the held-out rows, and how responses are sampled and scored.
+
+    ``further``: the temperature is one of ``evaluate.temperatures``. Its samples have seeds that the temperature is
+    part of, and the reference alone scores them.
+    """
 
     rows: list[PreferenceRow]
     prompts: list[list[int]]  # the rows' prompts as token ids
@@ -59,6 +63,11 @@ class EvaluationSettings:
     max_new_tokens: int
     max_response_tokens: int
     seed: int
+    further: bool = False
+
+    def at_further(self, temperature: float) -> EvaluationSettings:
+        """The same at one of ``evaluate.temperatures``."""
+        return replace(self, section=self.section.model_copy(update={"temperature": temperature}), further=True)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,7 +114,7 @@ def samples_of(policy: Policy, settings: EvaluationSettings, folder: Path, repor
     """The policy's samples, from ``folder`` where an interrupted evaluation has drawn them already."""
     path = folder / f"{policy.name}.parquet"
     if not path.is_file():
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_samples(sample_policy(policy, settings, reporter), path, SAMPLED_COLUMNS)
     return read_samples(path, SAMPLED_COLUMNS, error=StoreError, fix="remove it and run again")
 
@@ -114,19 +123,22 @@ def sample_policy(policy: Policy, settings: EvaluationSettings, reporter: Report
     """Sample a policy on every held-out prompt, and score the samples under itself at the sampling temperature."""
     section = settings.section
     engine = settings.engine(load_policy(policy.ref, settings.model))
-    with reporter.task(f"sample {policy.name}", len(settings.rows) * policy.n_samples) as task:
+    label = f"sample {policy.name}" + (f" at temperature {section.temperature}" if settings.further else "")
+    purpose = ("evaluate", section.temperature) if settings.further else ("evaluate",)
+    with reporter.task(label, len(settings.rows) * policy.n_samples) as task:
         responses = sample_responses(
             engine.model,
             settings.encoder.tokenizer,
             settings.prompts,
-            lambda i, k: (settings.seed, "evaluate", policy.name, settings.rows[i].prompt_id, k),
+            lambda i, k: (settings.seed, *purpose, policy.name, settings.rows[i].prompt_id, k),
             SamplingParams(settings.max_new_tokens, section.temperature, policy.n_samples, section.batch_size),
             dtype=settings.dtype,
             advance=task.advance,
         )
     trees = [Tree(ids, [r.ids for r in group]) for ids, group in zip(settings.prompts, responses, strict=True)]
-    # Everything is scored under SFT, the reference, and under the DPO policy later: once is enough.
-    scored_later = policy.kind == "sft" or (policy.name == "dpo" and section.temperature == 1.0)
+    # What the reference, SFT, and DPO's policy score later is not scored twice.
+    dpo_scores_later = section.temperature == 1.0 and not settings.further
+    scored_later = policy.kind == "sft" or (policy.name == "dpo" and dpo_scores_later)
     logps = None if scored_later else engine.logps(trees, temperature=section.temperature)
     return [
         Sample(

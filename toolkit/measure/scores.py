@@ -180,6 +180,31 @@ def with_scores(
     return out
 
 
+def with_kl(
+    samples: Sequence[Sample], settings: EvaluationSettings, sft: ModelRef, has_gold: bool, reporter: Reporter
+) -> list[Sample]:
+    """Samples of a further temperature with their KL from the reference at that temperature, and their gold rewards.
+
+    Their explicit and implicit rewards stay unknown: no judge that decides needs them.
+    """
+    of_prompt = by_prompt(samples)
+    trees = [
+        Tree(ids, [sample.response_ids for sample in of_prompt[row.prompt_id]])
+        for ids, row in zip(settings.prompts, settings.rows, strict=True)
+    ]
+    temperature = settings.section.temperature
+    label = f"score under the reference, at temperature {temperature}"
+    [reference] = _sequence_logps(sft, {label: temperature}, trees, settings, reporter)
+    out = []
+    for row, logps in zip(settings.rows, reference, strict=True):
+        for sample, reference_logp in zip(of_prompt[row.prompt_id], logps, strict=True):
+            policy_logp = reference_logp if sample.policy_logp is None else sample.policy_logp
+            gold = gold_rewards([row.prompt], [sample.response])[0] if has_gold else None
+            kl = policy_logp - reference_logp
+            out.append(replace(sample, policy_logp=policy_logp, kl_nats=kl, gold_reward=gold))
+    return out
+
+
 def best_of_n(samples: Sequence[Sample], section: EvaluateSection) -> list[Sample]:
     """The best of n further SFT samples by the explicit and by the implicit reward, as policies of their own.
 

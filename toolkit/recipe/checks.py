@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -123,9 +124,16 @@ def model_conflicts(model: ModelSection) -> Iterator[Conflict]:
 
 
 def evaluate_conflicts(evaluate: EvaluateSection) -> Iterator[Conflict]:
-    """Judges that are not written as a judge is, or twice; and a best of one."""
+    """Judges that are not written as a judge is, or twice; temperatures that are there twice; and a best of one."""
     if evaluate.best_of_n == 1:
         yield Conflict("best of 1 is the policy itself", "2 or more; 0 leaves it out", ("best_of_n",))
+    if evaluate.temperature in evaluate.temperatures:
+        what = f"the judged samples have the temperature {evaluate.temperature} already"
+        yield Conflict(what, "leave it out of evaluate.temperatures", ("temperature", "temperatures"))
+    repeated = [value for value, times in Counter(evaluate.temperatures).items() if times > 1]
+    if repeated:
+        what = f"evaluate.temperatures: {', '.join(map(str, repeated))} is there twice"
+        yield Conflict(what, "keep one of them", ("temperatures",))
     for index, spec in enumerate(evaluate.judges):
         problem = judge_problem(spec)
         if problem:

@@ -321,6 +321,12 @@ class EvaluateSection(Section):
         False, description="The recipe only shows that everything runs, and the verdict says so."
     )
     temperature: PositiveFloat = Field(1.0, description="Temperature of the samples that are judged.")
+    temperatures: list[PositiveFloat] = Field(
+        default_factory=list,
+        description="Further temperatures at which SFT and both arms are sampled and compared by the judges that "
+        "decide. The verdict stays with temperature. Each costs samples_per_prompt samples of the three policies, and "
+        "their judgements.",
+    )
     samples_per_prompt: PositiveInt = Field(
         1,
         description="Responses that SFT and the trained policies sample for a held-out prompt; the base policy and "

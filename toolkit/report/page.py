@@ -18,6 +18,7 @@ from toolkit.report.names import PALETTE
 from toolkit.report.numbers import count, length_control_name, number, p_value, percent
 from toolkit.report.reading import ResultRow, Run, read_live, read_runs
 from toolkit.report.sheets import missing_estimates
+from toolkit.report.temperatures import TemperatureTable, temperature_table
 
 HERE = Path(__file__).parent
 
@@ -60,6 +61,7 @@ class View:
     differences: list[ResultRow]
     policies: tables.PolicyTable
     win_rates: list[tables.WinRateRow]
+    temperatures: TemperatureTable | None
     missing_estimates: list[str]
     judges: list[ResultRow]
     frontier: list[Figure]
@@ -100,6 +102,7 @@ def view_of(run: Run, prefix: str) -> View:
         differences=run.results.get("arm_differences", []),
         policies=tables.policies(run),
         win_rates=tables.win_rates(run),
+        temperatures=temperature_table(run.results),
         missing_estimates=missing_estimates(run.results["win_rates"]),
         judges=run.results.get("judge_tests", []),
         frontier=identified(plots.frontier(run)),
@@ -166,6 +169,7 @@ SECTIONS = (
     ("progress", "Progress", ("progress",)),
     ("verdict", "Verdict", ("verdict",)),
     ("win-rates", "Win rates", ("win_rates",)),
+    ("temperatures", "Sampling temperature", ("temperatures",)),
     ("frontier", "Reward and KL", ("frontier",)),
     ("overoptimization", "Over-optimisation", ("overoptimization",)),
     ("agreement", "Implicit and explicit reward", ("agreement",)),

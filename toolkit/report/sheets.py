@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from toolkit.report.numbers import count, interval, length_control_name, number, p_value, percent
+from toolkit.report.temperatures import TemperatureTable, temperature_table
 
 
 @dataclass
@@ -132,6 +133,8 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
             row["stage"], row["arm"], number(row["wall_s"], 1), count(row["tokens"]), number(row["peak_gib"], 2)
         )
     tests = judge_sheet(results.get("judge_tests", []), confidence)
+    temperatures = temperature_table(results)
+    shown += [temperature_sheet(temperatures, confidence)] if temperatures is not None else []
     return [
         policies,
         win_rate_sheet(final, confidence),
@@ -140,6 +143,27 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
         held_out_sheet(results, confidence),
         cost,
     ]
+
+
+def temperature_sheet(table: TemperatureTable, confidence: float) -> Sheet:
+    """The three comparisons at each sampling temperature. The verdict's temperature has a star."""
+    bounds = interval_heading(confidence)
+    against_dpo = ["RM + PPO against DPO", bounds]
+    kl = ["KL RM + PPO", "KL DPO"]
+    columns = ["temperature", "judge", *against_dpo, "RM + PPO against SFT", "DPO against SFT", *kl]
+    sheet = Sheet("Win rates by sampling temperature (*: the verdict's)", columns)
+    for row in table.rows:
+        rates = [None if rate is None else rate["win_rate"] for rate in (row.arms, row.ppo_over_sft, row.dpo_over_sft)]
+        within = (None, None) if row.arms is None else (row.arms["ci_low"], row.arms["ci_high"])
+        sheet.add_row(
+            f"{row.temperature}{'*' if row.decides else ''}",
+            row.judge or "-",
+            percent(rates[0]),
+            interval(*within),
+            *map(percent, rates[1:]),
+            *(number(row.kl[name]["kl_nats"], 2) for name in ("rm_ppo", "dpo")),
+        )
+    return sheet
 
 
 def held_out_sheet(results: Mapping[str, Any], confidence: float) -> Sheet:

@@ -23,11 +23,12 @@ from toolkit.judging.deciding import judging_of
 from toolkit.judging.ended import where_both_ended
 from toolkit.judging.held_out import examine_judges
 from toolkit.judging.independence import RunModels
-from toolkit.judging.judge import Judged, ask_judges, check_recorded_names, name_training_signals
+from toolkit.judging.judge import check_recorded_names, name_training_signals
 from toolkit.judging.records import write_judgements
-from toolkit.judging.responses import PolicyResponses
+from toolkit.measure.judged_policies import judge_all
 from toolkit.measure.policies import EvaluationSettings, Policy, TrainedModels, find_policies, samples_of
 from toolkit.measure.scores import best_of_n, held_out_rewards, held_out_scores, score_everything, with_scores
+from toolkit.measure.temperatures import ComparedTemperatures, JudgedSamples, compare_temperatures, further_samples
 from toolkit.models.encoding import text_encoder
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
@@ -35,7 +36,7 @@ from toolkit.preferences import splits
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.preferences.samples import Sample, by_policy, by_prompt, write_samples
+from toolkit.preferences.samples import write_samples
 from toolkit.progress import Reporter
 from toolkit.recipe.arms import trained_differences
 from toolkit.recipe.schema import EvaluateSection
@@ -53,6 +54,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     check_recorded_names([*section.judges, *judges])
     policies = find_policies(context, inputs, models.sft)
     drawn = [sample for policy in policies for sample in samples_of(policy, settings, out / "policies", reporter)]
+    further = further_samples(policies, settings, models.sft, out, has_gold, reporter)
 
     implicit = defined_by(training_record(models.dpo))
     scored = score_everything(drawn, settings, models, reporter)
@@ -104,10 +106,24 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     result["arm_differences"] = [difference.as_dict() for difference in differences]
     # The pipeline adds it to the cost.
     result["judge_usage"] = [asdict(usage) for usage in [*asked.usages, *test_usages]]
+    if further:
+        main = JudgedSamples(samples, one_way)
+        add_temperatures(
+            result, compare_temperatures(main, further, judges, judging, settings, out, bootstrap, reporter)
+        )
     write_json(out / "evaluation.json", result)
     reporter.line(result["verdict"]["sentence"])
     n_tokens = sum(sample.n_tokens for sample in samples)
-    return {"tokens": 5 * n_tokens, "n_samples": len(samples)}  # each token was sampled once, and scored four times
+    n_further = [sample.n_tokens for drawn in further.values() for sample in drawn]
+    # Each token was sampled once and scored four times; at further temperatures it was scored twice.
+    return {"tokens": 5 * n_tokens + 3 * sum(n_further), "n_samples": len(samples) + len(n_further)}
+
+
+def add_temperatures(result: dict[str, Any], compared: ComparedTemperatures) -> None:
+    """Add ``temperatures`` to ``evaluation.json``, with the warnings about them and what their judges took."""
+    result["temperatures"] = compared.entries
+    result["warnings"] += compared.warnings
+    result["judge_usage"] += [asdict(usage) for usage in compared.usages]
 
 
 def evaluation_settings(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> EvaluationSettings:
@@ -154,30 +170,3 @@ def run_models(inputs: Mapping[str, Path], models: TrainedModels, policies: Sequ
     kinds = {"checkpoint", "final"} | ({"sft"} if any(policy.kind == "base" for policy in policies) else set())
     trained = {policy.ref.fingerprint: policy.name for policy in policies if policy.kind in kinds}
     return RunModels(inputs["sft"].parent, trained | {models.reward_model.fingerprint: "its reward model"})
-
-
-def judge_all(
-    judges: Sequence[str],
-    samples: Sequence[Sample],
-    policies: Sequence[str],
-    settings: EvaluationSettings,
-    reporter: Reporter,
-) -> Judged:
-    """Every policy against SFT, and the arms against each other, by every judge; and what language models took."""
-    names = [*policies, *sorted({sample.policy for sample in samples} - set(policies))]
-    pairs = [(name, "sft") for name in names if name != "sft"] + [("rm_ppo", "dpo")]
-    prompt_ids = [row.prompt_id for row in settings.rows]
-    of_policy = {name: by_prompt(of_name) for name, of_name in by_policy(samples).items()}
-
-    def column(field: str) -> dict[str, list[list[Any]]]:
-        return {name: [[getattr(s, field) for s in of_policy[name][key]] for key in prompt_ids] for name in names}
-
-    responses = PolicyResponses(
-        prompt_ids,
-        [row.prompt for row in settings.rows],
-        column("response"),
-        ids=column("response_ids"),
-        truncated=column("truncated"),
-    )
-    known = {"gold": column("gold_reward"), "rm": column("explicit_reward"), "implicit": column("implicit_reward")}
-    return ask_judges(judges, pairs, responses, settings.judge_options, reporter, known_scores=known)
