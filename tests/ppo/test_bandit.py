@@ -73,9 +73,9 @@ def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [REWARD[ids[0]] for ids in completion_ids]
 
 
-@pytest.mark.parametrize("share_trunk", [False, True])
+@pytest.mark.parametrize("critic", [{}, {"share_trunk": True}, {"advantage": "rloo"}], ids=["own", "trunk", "none"])
 @pytest.mark.parametrize("beta", [0.5, 1.0])
-def test_ppo_finds_the_optimum(beta: float, share_trunk: bool, tmp_path: Path) -> None:
+def test_ppo_finds_the_optimum(beta: float, critic: dict[str, Any], tmp_path: Path) -> None:
     model = policy()
     assert distance(model, beta) > 5 * LIMIT_NATS
     args = PPOConfig(
@@ -90,7 +90,7 @@ def test_ppo_finds_the_optimum(beta: float, share_trunk: bool, tmp_path: Path) -
         stop_token_ids=list(range(WORDS)),
         missing_eos_penalty=None,
         kl_coef=beta,
-        share_trunk=share_trunk,
+        **critic,
         save_strategy="no",
         use_cpu=True,
         report_to="none",
@@ -113,7 +113,8 @@ def sequences(model: Any) -> dict[tuple[int, ...], float]:
     return log_probs
 
 
-def test_ppo_finds_the_optimum_over_sequences(tmp_path: Path) -> None:
+@pytest.mark.parametrize("advantage", ["gae", "rloo"])
+def test_ppo_finds_the_optimum_over_sequences(advantage: str, tmp_path: Path) -> None:
     """The penalty counts on every token, values and advantages on the way to a score that stands at the end."""
     beta = 1.0
 
@@ -142,6 +143,7 @@ def test_ppo_finds_the_optimum_over_sequences(tmp_path: Path) -> None:
         stop_token_ids=[1],
         missing_eos_penalty=None,
         kl_coef=beta,
+        advantage=advantage,
         lam=1.0,
         save_strategy="no",
         use_cpu=True,

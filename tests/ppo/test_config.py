@@ -20,7 +20,7 @@ SIZES = {"per_device_train_batch_size": 8, "samples_per_prompt": 2, "num_mini_ba
 
 def test_settings_that_recipes_have_too_are_explained_by_one_text() -> None:
     by_name = {f.name: f for f in fields(PPOConfig)}
-    assert len(SHARED_SETTINGS) == 32
+    assert len(SHARED_SETTINGS) == 33
     for name in SHARED_SETTINGS:
         text = PpoSection.model_fields[name].description
         assert text and by_name[name].metadata["help"] == text.replace("null", "None"), name
@@ -45,6 +45,10 @@ def test_every_setting_of_ppo_is_explained() -> None:
         ),
         ({"push_to_hub": True}, "only the weights that training changes"),
         ({"share_trunk": True, "value_learning_rate": 0.5}, "learns at the policy's rate"),
+        ({"advantage": "rloo", "samples_per_prompt": 1}, "needs other samples of the same prompt"),
+        ({"advantage": "rloo", "share_trunk": True}, "no critic to share a trunk with"),
+        ({"advantage": "rloo", "critic_warmup_rollouts": 1}, "no critic to warm up"),
+        ({"advantage": "grpo"}, "advantage must be one of gae, rloo, not 'grpo'"),
         ({"temperature": 0.0}, "temperature must be a number > 0, not 0.0"),
         ({"gamma": 1.1}, "gamma must be a number >= 0 and <= 1, not 1.1"),
         ({"lam": -0.1}, "lam must be a number >= 0 and <= 1, not -0.1"),

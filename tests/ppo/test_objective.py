@@ -179,6 +179,31 @@ def test_gae_at_its_two_ends(seed: int) -> None:
     torch.testing.assert_close(one_step, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_rloo_is_its_definition_one_response_at_a_time(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    n_prompts, k, width = 4, 2 + seed, 6
+    lengths = torch.randint(1, width + 1, (n_prompts * k, 1), generator=generator)
+    mask = torch.arange(width) < lengths
+    rewards = torch.randn(n_prompts * k, width, generator=generator, dtype=torch.float64)
+    rewards = torch.where(mask, rewards, math.nan)  # behind the last token nothing counts
+    advantages = objective.rloo(rewards, mask, k)
+    totals = [
+        sum(r for r, m in zip(*row, strict=True) if m) for row in zip(rewards.tolist(), mask.tolist(), strict=True)
+    ]
+    for i, total in enumerate(totals):
+        first = i - i % k
+        others = [totals[j] for j in range(first, first + k) if j != i]
+        expected = total - sum(others) / (k - 1)
+        assert advantages[i].tolist() == pytest.approx([expected if m else 0.0 for m in mask[i].tolist()])
+    # A prompt's advantages add up to 0, and a reward that all its samples get changes nothing.
+    per_response = advantages[:, 0].view(n_prompts, k)
+    torch.testing.assert_close(per_response.sum(1), torch.zeros(n_prompts, dtype=torch.float64))
+    shifted = rewards.clone()
+    shifted[:, 0] += torch.arange(n_prompts).repeat_interleave(k)
+    torch.testing.assert_close(objective.rloo(shifted, mask, k), advantages)
+
+
 def test_gae_does_not_see_padding() -> None:
     mask, [rewards, values] = batch(7, "rewards", "values", garbage=1e6)
     wide = torch.nn.functional.pad(mask, (0, 3))

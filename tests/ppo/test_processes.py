@@ -21,6 +21,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"bf16": True},
     "critic's warm-up": {"critic_warmup_rollouts": 1, "weight_decay": 0.1},
     "trunk": {"share_trunk": True, "adaptive_kl": True, "adaptive_kl_target": 0.01, "adaptive_kl_horizon": 50},
+    "no critic": {"advantage": "rloo", "weight_decay": 0.1},
     "all weights": {"full": True, "center_samples": 5, "ema_decay": 0.9, "ptx_coef": 0.5, "ptx_batch_size": 3},
 }
 
@@ -84,7 +85,7 @@ def test_two_processes_equal_one_behind_a_critics_warm_up(of_one: Path, of_two: 
         assert float((weight - two[name]).abs().max()) < 1e-4 * moved, name
 
 
-@pytest.mark.parametrize("case", ["trunk", "all weights"])
+@pytest.mark.parametrize("case", ["trunk", "no critic", "all weights"])
 def test_two_processes_equal_one_with_options(of_one: Path, of_two: Path, case: str) -> None:
     (one, ones, _), (two, twos, _) = results(of_one / case), results(of_two / case)
     for log, same in zip(ones, twos, strict=True):

@@ -127,6 +127,40 @@ def test_a_rollout_is_what_a_loop_over_responses_gives(folders: Folders, options
         assert of_table == pytest.approx(sorted(map(float, of_loop[name])), abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["full", "lora", "mixed"])
+@pytest.mark.parametrize("budget", [1, 30, 4096])
+def test_a_rollout_of_rloo_is_what_a_loop_over_responses_gives(folders: Folders, kind: str, budget: int) -> None:
+    """The score minus the KL penalty of a response, against the prompt's other samples; in any packing."""
+    models = folders.models(kind, with_critic=False)
+    shake(models.policy, "lora_B.default." if kind != "full" else "layers.1", seed=4, scale=0.02)
+    section = changed(SECTION, advantage="rloo", per_device_train_batch_size=12, samples_per_prompt=3)
+    section = changed(section, whiten_advantages=False, token_budget=budget)
+    config, kl_coef = PPOConfig(**section), 0.3
+    sampling, score = SamplingSettings(folders.tokenizer, ENDS, torch.float32, 0), Scorer([whole, stepwise], [2.0, 4.0])
+    rollout = collect(models, PROMPTS[:4], config, score, sampling, index=0, kl_coef=kl_coef)
+    reference = load_policy(resolve(str(folders.sft)), ModelSection(dtype="float32"))
+    models.use_policy()
+    for microbatch in (item for minibatch in rollout.minibatches for item in minibatch):
+        assert microbatch.old_values_ST is None and microbatch.returns_ST is None
+        row = 0
+        for tree in microbatch.batch.trees:
+            rewards = []
+            for ids in tree.response_ids:
+                with torch.no_grad():
+                    logps = one_response(models.policy, tree.prompt_ids, ids, 1.0)[0]
+                    kl = float((logps - one_response(reference, tree.prompt_ids, ids, 1.0)[0]).sum())
+                truncated = ids[-1] not in ENDS
+                shaped = -1.0 if truncated else max(-10.0, min(10.0, 2.0 * (0.3 * len(ids) - 1 + (ids[0] % 5) / 10)))
+                rewards.append(shaped + 1.0 - kl_coef * kl)
+            for i, ids in enumerate(tree.response_ids):
+                others = [reward for j, reward in enumerate(rewards) if j != i]
+                advantage = rewards[i] - sum(others) / 2
+                expected = [advantage] * len(ids) + [0.0] * (microbatch.mask_ST.shape[1] - len(ids))
+                assert microbatch.advantages_ST[row].tolist() == pytest.approx(expected, abs=1e-4)
+                row += 1
+    assert rollout.metrics["objective/kl"] != 0 and not any(name.startswith("value/") for name in rollout.metrics)
+
+
 @pytest.mark.parametrize("share_trunk", [False, True])
 def test_an_update_takes_its_clips_and_weights_from_the_settings(tmp_path: Path, share_trunk: bool) -> None:
     """The second update's losses, whose ratios and values have moved, are those of the equations."""

@@ -263,6 +263,28 @@ def test_an_adapter_goes_on_training_against_a_copy_of_itself(
         assert not torch.allclose(trainer.models.policy_logps(batch, 1.0)[0], started, atol=1e-4)
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_rloo_has_no_critic_and_ignores_its_settings(tmp_path: Path, reward_folder: Path, lora: bool) -> None:
+    """Nothing of a critic is made, trained, logged or saved, and its settings change no number."""
+    logs = {}
+    ignored = {"gamma": 0.5, "lam": 0.1, "vf_coef": 3.0, "cliprange_value": 0.01, "value_learning_rate": 0.5}
+    for name, values in {"defaults": {}, "ignored": ignored | {"value_head_init": "reward_model"}}.items():
+        args = config(tmp_path / name, advantage="rloo", **values)
+        trainer = PPOTrainer("tiny", args, str(reward_folder), PROMPTS, peft_config=LORA if lora else None)
+        logs[name] = [timeless(log) for log in train(trainer)]
+        models = trainer.models
+        assert not models.has_critic and models.critic_parameters() == [] and not hasattr(models, "value_head")
+        assert {id(weight) for weight in models.policy_parameters()} == {
+            id(weight) for weight in models.parameters() if weight.requires_grad
+        }
+        assert not any("critic" in part for part, _ in models.named_modules())
+        trainer.save_model()
+        assert trainer.optimizer is not None and len(trainer.optimizer.param_groups) == 1
+        assert list((tmp_path / name).glob("*.safetensors")) and not (tmp_path / name / "critic").exists()
+        assert not any(key.startswith("value/") for log in logs[name] for key in log)
+    assert logs["defaults"] == logs["ignored"]
+
+
 @pytest.mark.parametrize("share_trunk", [False, True])
 def test_a_warming_critic_leaves_the_policy(tmp_path: Path, share_trunk: bool) -> None:
     args = config(tmp_path, critic_warmup_rollouts=1, share_trunk=share_trunk, ptx_coef=1.0, ptx_batch_size=1)
@@ -318,7 +340,8 @@ def test_centring_makes_the_start_zero(tmp_path: Path, reward_folder: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "options", [{"logging_steps": 3}, {"share_trunk": True}, {"ema_decay": 0.9, "center_samples": 4}]
+    "options",
+    [{"logging_steps": 3}, {"share_trunk": True}, {"advantage": "rloo"}, {"ema_decay": 0.9, "center_samples": 4}],
 )
 def test_a_resumed_trainer_equals_an_uninterrupted_one(tmp_path: Path, options: dict[str, Any]) -> None:
     def make(name: str, **more: Any) -> PPOTrainer:
@@ -432,6 +455,8 @@ def test_what_the_trainer_refuses(
         make(peft_config=LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"))
     with pytest.raises(RecipeError, match="cannot be another model"):
         make(value_model=str(reward_folder), values={"share_trunk": True})
+    with pytest.raises(RecipeError, match="trains without a critic"):
+        make(value_model=str(reward_folder), values={"advantage": "rloo"})
     with pytest.raises(ModelError, match="not a reward model"):
         make(reward="tiny")
     with pytest.raises(ModelError, match="there is no model"):

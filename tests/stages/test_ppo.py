@@ -1,4 +1,4 @@
-"""The stage of PPO: what its scores are centred on."""
+"""The stage of PPO: what its scores are centred on, and what it does without a critic."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.running import SMALL
 
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
@@ -24,6 +25,8 @@ from toolkit.stages import ppo
 from toolkit.stages.contexts import PpoContext, context_of
 
 pytestmark = pytest.mark.invariant
+# Those of the fixture ``small_run``.
+SMALL_SETTINGS = [setting.removeprefix("--set=") for setting in SMALL]
 
 
 def context_with(*sets: str) -> PpoContext:
@@ -76,3 +79,20 @@ def test_the_mean_score_of_samples_like_the_rollouts_is_zero(small_run: Path, tm
     engine = Engine(load_reward_model(resolve(str(reward)), section), 0, dtype=torch.float32)
     scores = [score - reward_mean(reward) for [score] in engine.scores(trees)]
     assert centre == pytest.approx(sum(scores) / 128, abs=1e-3) and abs(centre) > 0.01
+
+
+@pytest.mark.e2e
+def test_rloo_trains_the_arm_without_a_critic(small_run: Path, tmp_path: Path) -> None:
+    """From the same first rollout: the samples and scores are those of the run's PPO."""
+    context = context_with(*SMALL_SETTINGS, "ppo.advantage=rloo")
+    inputs = {name: small_run / name for name in ("data", "sft", "reward_model")}
+    record = ppo.run(context, inputs, tmp_path, Reporter(quiet=True))
+    with_critic = json.loads((small_run / "ppo" / "stage.json").read_text(encoding="utf-8"))["metrics"]["history"]
+    first, same = record["history"][0], with_critic[0]
+    for name in ("objective/score", "objective/rlhf_reward", "length/mean", "tokens"):
+        assert first[name] == pytest.approx(same[name], abs=1e-5), name
+    assert record["history"][-1]["objective/kl"] != 0
+    assert not any(name.startswith("value/") for entry in record["history"] for name in entry)
+    assert any(name.startswith("value/") for name in same)
+    assert (small_run / "ppo" / "critic").is_dir() and not (tmp_path / "critic").exists()
+    assert (tmp_path / "model" / "model.safetensors").is_file()

@@ -52,8 +52,9 @@ def models_of_run(
     *,
     value_head_init: str,
     share_trunk: bool = False,
+    with_critic: bool = True,
 ) -> tuple[PPOModels, RewardFunction]:
-    """The models of a run and its reward function. The policy starts from ``sft``, the critic from ``reward``.
+    """The models of a run and its reward function. The policy starts from ``sft``, the critic, if any, from ``reward``.
 
     The models share one base where all are adapters on it, and are separate models otherwise.
     """
@@ -71,6 +72,7 @@ def models_of_run(
             reward_mean=mean,
             value_head_init=value_head_init,
             share_trunk=share_trunk,
+            with_critic=with_critic,
         )
         return models, adapter_reward(models)
     reference: Any = load_policy(sft, section, dtype=weights_dtype)
@@ -81,11 +83,12 @@ def models_of_run(
     separate = SeparateModels(
         policy,
         reference.to(device),
-        None if share_trunk else copy.deepcopy(reward_model),
+        copy.deepcopy(reward_model) if with_critic and not share_trunk else None,
         pad_id=pad_id,
         dtype=dtype,
         value_head_init=value_head_init,
         value_shift=mean,
+        with_critic=with_critic,
     )
     scores = model_reward(reward_model.requires_grad_(False), tokenizer, tokenizer, dtype=dtype, mean=mean)
     return separate, scores
@@ -232,9 +235,10 @@ def _ppo_models(
             reward_mean=reward_mean(reward_adapter.path) if reward_adapter else 0.0,
             value_head_init=args.value_head_init,
             share_trunk=args.share_trunk,
+            with_critic=args.advantage == "gae",
         )
     reference = _frozen_reference(inputs.reference, policy).to(args.device)
-    if args.share_trunk:
+    if args.share_trunk or args.advantage == "rloo":
         critic = Critic(None)
     else:
         critic = named_critic or _critic_from_reward(inputs, args, policy, tokenizer) or Critic(new_critic(policy))
@@ -246,6 +250,7 @@ def _ppo_models(
         dtype=dtype,
         value_head_init=critic.value_head_init,
         value_shift=critic.value_shift,
+        with_critic=args.advantage == "gae",
     )
 
 
@@ -293,6 +298,8 @@ def _named_critic(inputs: TrainerModels, args: PPOConfig) -> Critic | None:
     value_model, shift = inputs.value_model, 0.0
     if value_model is None:
         return None
+    if args.advantage == "rloo":
+        raise RecipeError("rloo trains without a critic", where="advantage, value_model", fix="leave out one")
     if args.share_trunk:
         raise RecipeError(
             "a critic that is a head on the policy's trunk cannot be another model",

@@ -76,6 +76,7 @@ class PPOConfig(TrainingArguments):
     max_kl: float | None = _shared("max_kl", None)
     kl_milestones: list[float] | None = _shared("kl_milestones", None)
 
+    advantage: str = _shared("advantage", "gae")
     gamma: float = _shared("gamma", 1.0)
     lam: float = _shared("lam", 0.95)
     whiten_advantages: bool = _shared("whiten_advantages", True)
@@ -118,6 +119,7 @@ _IN_RANGE = (
     "dual_clip",
     "missing_eos_penalty",
     "kl_estimator",
+    "advantage",
     "value_head_init",
 )
 

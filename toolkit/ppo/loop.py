@@ -31,6 +31,8 @@ The details that decide whether PPO works, each with its source (N+ is Huang et 
 18. Off by default: a critic warm-up and an average of the policy's weights (Zheng et al. 2023, "PPO-max",
     arXiv 2307.04964), the likelihood of other text mixed in (Ouyang et al. 2022, equation 2), the dual clip (Ye et al.
     2020), a critic that is a head on the policy's trunk (``share_trunk``).
+19. ``advantage=rloo`` replaces 2, 10 and 15: no critic, and leave-one-out advantages (Ahmadian et al. 2024, arXiv
+    2402.14740). The KL penalty stays in the reward, the whitening and the clipped ratio of each token stay, too.
 """
 
 from __future__ import annotations
@@ -143,15 +145,14 @@ class PPOLoop(Trainer):
         return DataLoader(self.schedule, batch_size=1, shuffle=False, collate_fn=lambda items: items[0])
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimiser that ``optim`` names, with one group of weights for the policy and one for the critic."""
+        """The optimiser that ``optim`` names, with one group of weights for the policy, and one for a critic."""
         if self.optimizer is None:
             args = self.args
             value_rate = args.learning_rate if args.value_learning_rate is None else args.value_learning_rate
             decay = {"weight_decay": args.weight_decay}
-            groups = [
-                {"params": self.models.policy_parameters(), "lr": args.learning_rate, **decay},
-                {"params": self.models.critic_parameters(), "lr": value_rate, **decay},
-            ]
+            groups = [{"params": self.models.policy_parameters(), "lr": args.learning_rate, **decay}]
+            if self.models.has_critic:
+                groups.append({"params": self.models.critic_parameters(), "lr": value_rate, **decay})
             model_for_choice: Any = self.models
             optimizer, settings = self.get_optimizer_cls_and_kwargs(args, model_for_choice)
             takes_groups = isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)
@@ -229,7 +230,7 @@ class PPOLoop(Trainer):
         # The losses are divided by the tokens of all processes, so gradients add up.
         reduce_gradients(self.models, mean=False)
         sums = sums.over_processes(self.args.device)
-        metrics = sums.metrics(n_tokens)
+        metrics = sums.metrics(n_tokens, has_critic=self.models.has_critic)
         metrics["speed/update_tokens_per_s"] = n_local / max(time.perf_counter() - started, 1e-9)
         if self.args.ptx_coef:
             metrics["loss/ptx"] = sums.ptx_loss
@@ -267,7 +268,7 @@ class PPOLoop(Trainer):
     # -- checkpoints and export
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what :meth:`export` does, and the critic in ``critic/``.
+        """Write what :meth:`export` does, and the critic, if any, in ``critic/``.
 
         Into a checkpoint, for which the Trainer calls this itself, goes what training changes, in full precision.
         """

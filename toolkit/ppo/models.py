@@ -2,7 +2,8 @@
 
 With LoRA they are one set of weights in memory: policy and critic (and a reward model that was trained so) are
 adapters on one base, and the base itself is the reference. With full fine-tuning each is a model. With ``share_trunk``
-the critic is a head on the policy's hidden states. ``assembly.py`` builds them.
+the critic is a head on the policy's hidden states. Leave-one-out advantages need no critic, and none is made.
+``assembly.py`` builds them.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class PPOModels(nn.Module, ABC):
 
     policy: Any
     engine: Engine
+    has_critic: bool
     shares_trunk: bool
-    value_head: nn.Linear
+    value_head: nn.Linear  # only with a critic
     value_shift: float = 0.0  # what is subtracted from the head's product with a state
 
     @abstractmethod
@@ -52,7 +54,7 @@ class PPOModels(nn.Module, ABC):
 
     @abstractmethod
     def values(self, batch: TreeBatch) -> torch.Tensor:
-        """[N] the critic's value of the state before each response token, with gradients."""
+        """[N] the critic's value of the state before each response token, with gradients. Only with a critic."""
 
     @abstractmethod
     def use_policy(self) -> None:
@@ -62,7 +64,8 @@ class PPOModels(nn.Module, ABC):
     def policy_parameters(self) -> list[nn.Parameter]: ...
 
     @abstractmethod
-    def critic_parameters(self) -> list[nn.Parameter]: ...
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Empty without a critic."""
 
     @abstractmethod
     def save_policy(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -70,12 +73,14 @@ class PPOModels(nn.Module, ABC):
 
     @abstractmethod
     def save_critic(self, folder: Path) -> None:
-        """Write the critic's weights."""
+        """Write the critic's weights, where there is a critic."""
 
     def logps_and_values(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """[N] log-probabilities, [N] entropies and [N] values, from one forward pass where the trunk is shared."""
+        """[N] log-probabilities, [N] entropies and [N] values, from one forward pass where the trunk is shared.
+
+        Only with a critic."""
         if not self.shares_trunk:
             logps_N, entropy_N = self.policy_logps(batch, temperature, with_entropy=with_entropy)
             return logps_N, entropy_N, self.values(batch)
@@ -146,6 +151,7 @@ class AdapterModels(PPOModels):
     ``reward`` is a reward model's adapter on that base, and ``reward_mean`` centres its scores. The critic's adapter
     starts as a copy of it, or as a copy of the policy's where there is none. A policy that comes with a trained adapter
     keeps a frozen copy of it as the reference: the base alone is not the policy that training started from.
+    Without ``with_critic`` there is no critic.
     """
 
     def __init__(
@@ -157,14 +163,17 @@ class AdapterModels(PPOModels):
         reward_mean: float = 0.0,
         value_head_init: str = "zero",
         share_trunk: bool = False,
+        with_critic: bool = True,
     ) -> None:
         super().__init__()
-        self.policy, self.engine, self.shares_trunk = policy, engine, share_trunk
+        self.policy, self.engine, self.has_critic, self.shares_trunk = policy, engine, with_critic, share_trunk
+        has_adapter = with_critic and not share_trunk  # the critic
         initial = get_peft_model_state_dict(policy, adapter_name=POLICY)
         self.reference_adapter = REFERENCE if adapters.is_trained(initial) else None
         if self.reference_adapter is not None:
             self._add_adapter(REFERENCE, policy.peft_config[POLICY], initial)
-        self.value_head = zero_head(policy)
+        if with_critic:
+            self.value_head = zero_head(policy)
         self.reward_head: nn.Linear | None = None
         self.reward_mean = reward_mean
         critic_config: PeftConfig = policy.peft_config[POLICY]
@@ -176,9 +185,9 @@ class AdapterModels(PPOModels):
             critic_config = LoraConfig.from_pretrained(reward.path)
             self._add_adapter(REWARD, critic_config, critic_weights)
             self.reward_head = linear_head(head).requires_grad_(False).to(engine.device)
-            if value_head_init == "reward_model" and not share_trunk:
+            if value_head_init == "reward_model" and has_adapter:
                 self.value_head, self.value_shift = linear_head(head).to(engine.device), reward_mean
-        if not share_trunk:
+        if has_adapter:
             self._add_adapter(CRITIC, critic_config, critic_weights)
         speedups.install(policy)
         self.lora_layers = adapters.lora_layers(policy)
@@ -246,13 +255,15 @@ class AdapterModels(PPOModels):
         return list(self.adapter_weights[POLICY])
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        return [*self.adapter_weights[CRITIC], *self.value_head.parameters()]
+        return [*self.adapter_weights[CRITIC], *self.value_head.parameters()] if self.has_critic else []
 
     def save_policy(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         self.policy.save_pretrained(folder, selected_adapters=[POLICY])
         tokenizer.save_pretrained(folder)
 
     def save_critic(self, folder: Path) -> None:
+        if not self.has_critic:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         if not self.shares_trunk:
             self.policy.save_pretrained(folder, selected_adapters=[CRITIC])  # peft makes a folder of this name in it
@@ -265,8 +276,9 @@ class AdapterModels(PPOModels):
 class SeparateModels(PPOModels):
     """Policy, reference and critic with weights of their own, for full fine-tuning and where adapters do not suffice.
 
-    ``critic`` is a sequence classifier with one output, of any precision; None shares the policy's trunk. With
-    ``value_head_init="reward_model"`` it keeps its head, and ``value_shift`` is subtracted from its values.
+    ``critic`` is a sequence classifier with one output, of any precision; None shares the policy's trunk, or is no
+    critic at all without ``with_critic``. With ``value_head_init="reward_model"`` it keeps its head, and
+    ``value_shift`` is subtracted from its values.
     """
 
     def __init__(
@@ -279,17 +291,20 @@ class SeparateModels(PPOModels):
         dtype: torch.dtype,
         value_head_init: str = "zero",
         value_shift: float = 0.0,
+        with_critic: bool = True,
     ) -> None:
         super().__init__()
         self.policy = policy
+        self.has_critic = with_critic
         self.reference = reference.requires_grad_(False)
-        self.shares_trunk = critic is None
+        self.shares_trunk = with_critic and critic is None
         self.critic = None if critic is None else critic.float().requires_grad_(True)
-        self.value_head = zero_head(policy) if critic is None else critic.score
-        if value_head_init == "zero":
-            nn.init.zeros_(self.value_head.weight)
-        elif critic is not None:
-            self.value_shift = value_shift
+        if with_critic:
+            self.value_head = zero_head(policy) if critic is None else critic.score
+            if value_head_init == "zero":
+                nn.init.zeros_(self.value_head.weight)
+            elif critic is not None:
+                self.value_shift = value_shift
         self.engine = Engine(policy, pad_id, dtype=dtype)
         self.reference_engine = Engine(reference, pad_id, dtype=dtype)
         self.critic_engine = self.engine if critic is None else Engine(self.critic, pad_id, dtype=dtype)
@@ -315,6 +330,8 @@ class SeparateModels(PPOModels):
         return [weight for weight in self.policy.parameters() if weight.requires_grad]
 
     def critic_parameters(self) -> list[nn.Parameter]:
+        if not self.has_critic:
+            return []
         return list((self.value_head if self.critic is None else self.critic).parameters())
 
     def trained_models(self) -> list[Any]:
@@ -325,6 +342,8 @@ class SeparateModels(PPOModels):
         tokenizer.save_pretrained(folder)
 
     def save_critic(self, folder: Path) -> None:
+        if not self.has_critic:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         if self.critic is None:
             self._save_value_head(folder)

@@ -129,6 +129,28 @@ def gae(
     return torch.where(mask_ST, advantages_ST, 0.0), torch.where(mask_ST, advantages_ST + values_ST, 0.0)
 
 
+def rloo(rewards_ST: torch.Tensor, mask_ST: torch.Tensor, samples_per_prompt: int) -> torch.Tensor:
+    """[S, T] leave-one-out advantages (REINFORCE leave-one-out, RLOO: Ahmadian et al. 2024, arXiv 2402.14740, section
+    3.3; Kool et al. 2019). They need no critic.
+
+    A response is one action, whose reward R is the sum over its tokens: the score minus the KL penalty. Its advantage
+    is R minus the mean R of the prompt's other responses, the same for each of its tokens. The rows of a prompt's
+    ``samples_per_prompt`` responses stand next to each other.
+
+    Three responses with the rewards 1, 2 and 6 have the advantages 1 - (2 + 6) / 2, 2 - (1 + 6) / 2, 6 - (1 + 2) / 2:
+
+    >>> rewards_ST = torch.tensor([[0.5, 0.5], [2.0, 0.0], [6.0, 0.0]])
+    >>> mask_ST = torch.tensor([[True, True], [True, False], [True, False]])
+    >>> rloo(rewards_ST, mask_ST, samples_per_prompt=3)
+    tensor([[-3.0000, -3.0000],
+            [-1.5000,  0.0000],
+            [ 4.5000,  0.0000]])
+    """
+    totals_PK = torch.where(mask_ST, rewards_ST, 0.0).sum(1).view(-1, samples_per_prompt)
+    others_PK = (totals_PK.sum(1, keepdim=True) - totals_PK) / (samples_per_prompt - 1)
+    return torch.where(mask_ST, (totals_PK - others_PK).view(-1, 1), 0.0)
+
+
 @dataclass(frozen=True)
 class PolicyLoss:
     """A loss to differentiate (summed over tokens, divided by ``n_tokens``) and sums for the log."""

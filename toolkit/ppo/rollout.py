@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.models import PPOModels
 from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.rewards import Responses, Scores, StepRewards
-from toolkit.ppo.rollout_metrics import CompletionRow, ResponseSums, summarise
+from toolkit.ppo.rollout_metrics import CompletionRow, CriticSums, ResponseSums, summarise
 from toolkit.ppo.sampling import SamplingSettings, Scorer, sample
 
 # The default of token_budget. A pass is longer than in scoring, since its fixed costs count twice: there and back.
@@ -31,14 +32,17 @@ PASS_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 @dataclass(frozen=True)
 class Microbatch:
-    """The part of a minibatch that is computed at once: a packed batch, and its rows of the targets [S, T]."""
+    """The part of a minibatch that is computed at once: a packed batch, and its rows of the targets [S, T].
+
+    Without a critic there are no values and no returns.
+    """
 
     batch: TreeBatch
     mask_ST: torch.Tensor
     old_logps_ST: torch.Tensor
-    old_values_ST: torch.Tensor
+    old_values_ST: torch.Tensor | None
     advantages_ST: torch.Tensor
-    returns_ST: torch.Tensor
+    returns_ST: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -205,36 +209,47 @@ def pack_minibatches(
 
 @dataclass(frozen=True)
 class ForwardPasses:
-    """What the models compute for every sampled token, each [S, T]; the mask is true where a token was sampled."""
+    """What the models compute for every sampled token, each [S, T]; the mask is true where a token was sampled.
+
+    Without a critic there are no values.
+    """
 
     mask_ST: torch.Tensor
     logps_ST: torch.Tensor
     entropy_ST: torch.Tensor
     reference_logps_ST: torch.Tensor
-    values_ST: torch.Tensor
+    values_ST: torch.Tensor | None
 
 
 def forward_passes(models: PPOModels, packs: Sequence[Pack], temperature: float, dtype: torch.dtype) -> ForwardPasses:
-    """Policy, critic and reference on every pack."""
+    """Policy, critic (if any) and reference on every pack."""
     lengths = [len(ids) for pack in packs for tree in pack.batch.trees for ids in tree.response_ids]
     width, device = max(lengths, default=1), models.engine.device
     none = torch.zeros(0, width, device=device)
-    passes = [ForwardPasses(none.bool(), none, none, none, none)]  # a process may have no prompt
+    no_values = none if models.has_critic else None
+    passes = [ForwardPasses(none.bool(), none, none, none, no_values)]  # a process may have no prompt
     with precision(device, dtype):
         passes += [_forward_pass(models, pack.batch, temperature, width) for pack in packs]
-    names = [f.name for f in fields(ForwardPasses)]
-    return ForwardPasses(**{name: torch.cat([getattr(one, name) for one in passes]) for name in names})
+    parts = {f.name: [getattr(one, f.name) for one in passes] for f in fields(ForwardPasses)}
+    joined: dict[str, Any] = {
+        name: None if tensors[0] is None else torch.cat(tensors) for name, tensors in parts.items()
+    }
+    return ForwardPasses(**joined)
 
 
 def _forward_pass(models: PPOModels, batch: TreeBatch, temperature: float, width: int) -> ForwardPasses:
-    logps_N, entropy_N, values_N = models.logps_and_values(batch, temperature, with_entropy=True)
+    values_N = None
+    if models.has_critic:
+        logps_N, entropy_N, values_N = models.logps_and_values(batch, temperature, with_entropy=True)
+    else:
+        logps_N, entropy_N = models.policy_logps(batch, temperature, with_entropy=True)
     assert entropy_N is not None
     return ForwardPasses(
         mask_ST=scatter_to_responses(torch.ones_like(logps_N), batch, width) > 0,
         logps_ST=scatter_to_responses(logps_N, batch, width),
         entropy_ST=scatter_to_responses(entropy_N, batch, width),
         reference_logps_ST=scatter_to_responses(models.reference_logps(batch, temperature), batch, width),
-        values_ST=scatter_to_responses(values_N, batch, width),
+        values_ST=None if values_N is None else scatter_to_responses(values_N, batch, width),
     )
 
 
@@ -281,11 +296,18 @@ def shape_rewards(
 
 def advantages_and_returns(
     forward: ForwardPasses, rewards: ShapedRewards, config: PPOConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[S, T] advantages, whitened over all processes if the settings say so, and [S, T] returns, never whitened."""
-    advantages_ST, returns_ST = objective.gae(
-        rewards.rewards_ST, forward.values_ST, forward.mask_ST, gamma=config.gamma, lam=config.lam
-    )
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """[S, T] advantages, whitened over all processes if the settings say so, and [S, T] returns, never whitened.
+
+    Without a critic there are no returns, and the advantages are leave-one-out.
+    """
+    returns_ST = None
+    if forward.values_ST is None:
+        advantages_ST = objective.rloo(rewards.rewards_ST, forward.mask_ST, config.samples_per_prompt)
+    else:
+        advantages_ST, returns_ST = objective.gae(
+            rewards.rewards_ST, forward.values_ST, forward.mask_ST, gamma=config.gamma, lam=config.lam
+        )
     if config.whiten_advantages:
         advantages_ST = objective.masked_whiten(advantages_ST, forward.mask_ST, over=all_sum)
     return advantages_ST, returns_ST
@@ -295,7 +317,7 @@ def minibatches_of(
     packs: Sequence[Pack],
     forward: ForwardPasses,
     advantages_ST: torch.Tensor,
-    returns_ST: torch.Tensor,
+    returns_ST: torch.Tensor | None,
     n_minibatches: int,
 ) -> list[list[Microbatch]]:
     """The microbatches of each minibatch: packs with their targets."""
@@ -308,9 +330,9 @@ def minibatches_of(
                 batch=pack.batch,
                 mask_ST=forward.mask_ST[rows],
                 old_logps_ST=forward.logps_ST[rows],
-                old_values_ST=forward.values_ST[rows],
+                old_values_ST=None if forward.values_ST is None else forward.values_ST[rows],
                 advantages_ST=advantages_ST[rows],
-                returns_ST=returns_ST[rows],
+                returns_ST=None if returns_ST is None else returns_ST[rows],
             )
         )
         start = rows.stop
@@ -321,23 +343,23 @@ def minibatches_of(
 
 
 def response_sums(
-    responses: Sequence[ScoredResponse], forward: ForwardPasses, rewards: ShapedRewards, returns_ST: torch.Tensor
+    responses: Sequence[ScoredResponse],
+    forward: ForwardPasses,
+    rewards: ShapedRewards,
+    returns_ST: torch.Tensor | None,
 ) -> list[ResponseSums]:
     """What each response adds to the metrics."""
 
     def sums(values_ST: torch.Tensor) -> list[float]:
-        totals: list[float] = torch.where(forward.mask_ST, values_ST, 0.0).double().sum(1).tolist()
-        return totals
+        return sums_of_tokens(values_ST, forward.mask_ST)
 
     scores, scores_shaped = rewards.raw_scores_S.tolist(), rewards.scores_S.tolist()
     step_totals = [sum(value for _, value in response.steps) for response in responses]
     kl = sums(objective.kl_tokens(forward.logps_ST, forward.reference_logps_ST, "k1"))
     kl_k3 = sums(objective.kl_tokens(forward.logps_ST, forward.reference_logps_ST, "k3"))
     entropy, rlhf_reward = sums(forward.entropy_ST), sums(rewards.rewards_ST)
-    error_ST = returns_ST - forward.values_ST
     logps = sums(forward.logps_ST)
-    returns, returns_squared = sums(returns_ST), sums(returns_ST.square())
-    error, error_squared = sums(error_ST), sums(error_ST.square())
+    critic = critic_sums(forward, returns_ST)
     return [
         ResponseSums(
             place=response.place,
@@ -350,13 +372,26 @@ def response_sums(
             entropy=entropy[i],
             sampler_difference=abs(response.sampler_logp - logps[i]),
             rlhf_reward=rlhf_reward[i],
-            returns=returns[i],
-            returns_squared=returns_squared[i],
-            error=error[i],
-            error_squared=error_squared[i],
+            critic=critic[i] if critic else None,
         )
         for i, response in enumerate(responses)
     ]
+
+
+def critic_sums(forward: ForwardPasses, returns_ST: torch.Tensor | None) -> list[CriticSums]:
+    """What each response adds to the critic's metrics; empty without a critic."""
+    if forward.values_ST is None or returns_ST is None:
+        return []
+    error_ST = returns_ST - forward.values_ST
+    of_responses = (returns_ST, returns_ST.square(), error_ST, error_ST.square())
+    columns = (sums_of_tokens(values_ST, forward.mask_ST) for values_ST in of_responses)
+    return [CriticSums(*row) for row in zip(*columns, strict=True)]
+
+
+def sums_of_tokens(values_ST: torch.Tensor, mask_ST: torch.Tensor) -> list[float]:
+    """[S] sums over the sampled tokens, in fp64."""
+    sums: list[float] = torch.where(mask_ST, values_ST, 0.0).double().sum(1).tolist()
+    return sums
 
 
 def completion_rows(

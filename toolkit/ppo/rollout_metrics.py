@@ -26,12 +26,23 @@ class CompletionRow:
 
 
 @dataclass(frozen=True)
+class CriticSums:
+    """One response's share of the critic's metrics: sums over its tokens, in fp64. ``error`` is the return minus the
+    critic's value."""
+
+    returns: float
+    returns_squared: float
+    error: float
+    error_squared: float
+
+
+@dataclass(frozen=True)
 class ResponseSums:
     """One response's share of the metrics: sums over its tokens, in fp64.
 
-    ``place``: its prompt's place in the rollout, and its number among the prompt's samples. ``error`` is the
-    return minus the critic's value. ``sampler_difference`` is that between the log-probabilities under what sampled
-    and under the training pass, without its sign.
+    ``place``: its prompt's place in the rollout, and its number among the prompt's samples. ``sampler_difference`` is
+    that between the log-probabilities under what sampled and under the training pass, without its sign. ``critic`` is
+    None where there is no critic.
     """
 
     place: tuple[int, int]
@@ -44,10 +55,7 @@ class ResponseSums:
     entropy: float
     sampler_difference: float
     rlhf_reward: float
-    returns: float
-    returns_squared: float
-    error: float
-    error_squared: float
+    critic: CriticSums | None
 
 
 def summarise(responses: Sequence[ResponseSums]) -> dict[str, float]:
@@ -61,13 +69,6 @@ def summarise(responses: Sequence[ResponseSums]) -> dict[str, float]:
     def mean(values: list[float]) -> float:
         return float(sum(values) / len(values))
 
-    def variance(sums: list[float], squares: list[float]) -> float:
-        """Over the tokens of all responses, with Bessel's correction."""
-        total = sum(sums)
-        return float(sum(squares) - total * total / n_tokens) / max(n_tokens - 1, 1)
-
-    returns = variance([r.returns for r in ordered], [r.returns_squared for r in ordered])
-    errors = variance([r.error for r in ordered], [r.error_squared for r in ordered])
     scores = torch.tensor([r.score for r in ordered], dtype=torch.float64)
     quantiles = torch.quantile(scores, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
     return {
@@ -80,11 +81,26 @@ def summarise(responses: Sequence[ResponseSums]) -> dict[str, float]:
         **{f"objective/score_q{q}": value for q, value in zip((10, 50, 90), quantiles, strict=True)},
         "sampling/logp_difference": mean([r.sampler_difference for r in ordered]),
         "sampling/logp_difference_max": max(r.sampler_difference for r in ordered),
-        "value/explained_variance": 1 - errors / max(returns, 1e-8),
+        **_critic_metrics([r.critic for r in ordered if r.critic is not None], n_tokens),
         "length/mean": mean([r.n_tokens for r in ordered]),
         "eos_rate": mean([r.ended for r in ordered]),
         "tokens": float(n_tokens),
     }
+
+
+def _critic_metrics(responses: Sequence[CriticSums], n_tokens: int) -> dict[str, float]:
+    """The share of the returns' variance that the critic explains; nothing without a critic."""
+    if not responses:
+        return {}
+
+    def variance(sums: list[float], squares: list[float]) -> float:
+        """Over the tokens of all responses, with Bessel's correction."""
+        total = sum(sums)
+        return float(sum(squares) - total * total / n_tokens) / max(n_tokens - 1, 1)
+
+    returns = variance([r.returns for r in responses], [r.returns_squared for r in responses])
+    errors = variance([r.error for r in responses], [r.error_squared for r in responses])
+    return {"value/explained_variance": 1 - errors / max(returns, 1e-8)}
 
 
 class MetricMeans:

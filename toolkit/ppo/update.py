@@ -35,16 +35,19 @@ class UpdateSums:
         """The sums of all processes."""
         return UpdateSums(*all_sum(torch.tensor(astuple(self), dtype=torch.float64, device=device)).tolist())
 
-    def metrics(self, n_tokens: int) -> dict[str, float]:
+    def metrics(self, n_tokens: int, *, has_critic: bool) -> dict[str, float]:
         """Entries of the log; ``n_tokens``: tokens of the whole minibatch."""
-        return {
+        of_policy = {
             "policy/ratio": self.ratio / n_tokens,
             "policy/clip_fraction": self.clipped / n_tokens,
             "policy/approx_kl": self.approx_kl / n_tokens,
             "loss/policy": self.policy_loss,
+        }
+        of_critic = {
             "value/loss": self.value_loss,
             "value/clip_fraction": self.value_clipped / n_tokens,
         }
+        return of_policy | of_critic if has_critic else of_policy
 
 
 def token_count(minibatch: Sequence[Microbatch]) -> int:
@@ -66,7 +69,10 @@ class Update:
     critic_only: bool
 
     def minibatch_gradients(self, minibatch: Sequence[Microbatch], n_tokens: int) -> UpdateSums:
-        """Gradients of policy and value loss, both divided by ``n_tokens``, the minibatch's tokens of all processes."""
+        """Gradients of the policy's loss and, with a critic, of the value loss.
+
+        Both are divided by ``n_tokens``, the minibatch's tokens of all processes.
+        """
         self.models.train()
         return sum((self._microbatch_gradients(item, n_tokens) for item in minibatch), UpdateSums())
 
@@ -86,6 +92,8 @@ class Update:
         else:
             if not self.critic_only:
                 self.backward(policy.loss)
+            if not models.has_critic:
+                return self._sums(policy)
             with precision(models.engine.device, self.dtype):
                 values_N = models.values(microbatch.batch)
             value_loss, value_clipped = self._value_loss(values_N, microbatch, n_tokens)
@@ -93,13 +101,16 @@ class Update:
         if shared and self.critic_only:  # only the head is the critic's; the trunk stays as it is
             for weight in models.policy_parameters():
                 weight.grad = None
+        of_critic = UpdateSums(value_loss=value_loss.item(), value_clipped=value_clipped.item())
+        return self._sums(policy) + of_critic
+
+    @staticmethod
+    def _sums(policy: objective.PolicyLoss) -> UpdateSums:
         return UpdateSums(
             policy_loss=policy.loss.item(),
-            value_loss=value_loss.item(),
             ratio=policy.ratio_sum.item(),
             clipped=policy.clipped.item(),
             approx_kl=policy.approx_kl_sum.item(),
-            value_clipped=value_clipped.item(),
         )
 
     def _policy_loss(self, logps_N: torch.Tensor, microbatch: Microbatch, n_tokens: int) -> objective.PolicyLoss:
@@ -116,6 +127,7 @@ class Update:
     def _value_loss(
         self, values_N: torch.Tensor, microbatch: Microbatch, n_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert microbatch.old_values_ST is not None and microbatch.returns_ST is not None
         return objective.value_loss(
             scatter_to_responses(values_N, microbatch.batch, microbatch.mask_ST.shape[1]),
             microbatch.old_values_ST,

@@ -39,9 +39,29 @@ def ppo_conflicts(ppo: PpoSection) -> Iterator[Conflict]:
             "start above 0 (Ziegler et al. 2019: 0.2)",
             ("adaptive_kl", "kl_coef"),
         )
+    if ppo.advantage == "rloo":
+        yield from _rloo_conflicts(ppo)
     if ppo.share_trunk and ppo.value_learning_rate not in (None, ppo.learning_rate):
         yield Conflict(
             "a critic on the policy's trunk learns at the policy's rate",
             "leave out one of them",
             ("share_trunk", "value_learning_rate"),
+        )
+
+
+def _rloo_conflicts(ppo: PpoSection) -> Iterator[Conflict]:
+    """What leave-one-out advantages need, and what asks for the critic that they do without."""
+    if ppo.samples_per_prompt < 2:
+        yield Conflict(
+            "a leave-one-out baseline needs other samples of the same prompt",
+            "at least 2 samples for each prompt",
+            ("advantage", "samples_per_prompt"),
+        )
+    if ppo.share_trunk:
+        yield Conflict("rloo has no critic to share a trunk with", "leave out one", ("advantage", "share_trunk"))
+    if ppo.critic_warmup_rollouts:
+        yield Conflict(
+            "rloo has no critic to warm up: these rollouts would train nothing",
+            "critic_warmup_rollouts: 0, or advantage: gae",
+            ("advantage", "critic_warmup_rollouts"),
         )

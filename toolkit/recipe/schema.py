@@ -199,6 +199,12 @@ class PpoSection(Arm):
     adaptive_kl_horizon: PositiveInt = Field(
         10_000, description="Horizon of adaptive_kl, in responses; a longer one changes kl_coef more slowly."
     )
+    advantage: Literal["gae", "rloo"] = Field(
+        "gae",
+        description="gae estimates advantages with a critic. rloo trains no critic: a response's reward is compared "
+        "with the mean of the prompt's other samples (Ahmadian et al. 2024). It ignores gamma, lam, vf_coef, "
+        "cliprange_value, value_learning_rate and value_head_init.",
+    )
     gamma: Fraction = Field(1.0, description="Discount of later rewards.")
     lam: Fraction = Field(0.95, description="lambda of generalised advantage estimation.")
     cliprange: PositiveFloat = Field(0.2, description="The policy's ratio is clipped to 1 +- this.")

@@ -138,9 +138,10 @@ def memory_estimate(recipe: Recipe, config: Any, prompt_tokens: float) -> dict[s
         weights = parameters * (2 if bf16 else 4)
         adapters = layers * lora.r * (hidden * 4 + hidden * 2 * kv_share + 3 * (hidden + inner))
         trained = adapters * OPTIMISER_BYTES
-    else:  # PPO holds policy, critic, reference and reward model, and trains the first two
-        weights = parameters * 4 * 4
-        trained = parameters * OPTIMISER_BYTES * 2
+    else:  # PPO holds policy, critic (unless rloo), reference and reward model, and trains the first two
+        has_critic = recipe.ppo.advantage == "gae"
+        weights = parameters * 4 * (3 + has_critic)
+        trained = parameters * OPTIMISER_BYTES * (1 + has_critic)
     batch_tokens = prompt_tokens * recipe.dpo.per_device_train_batch_size
     sizes = {
         "weights": weights,

@@ -39,7 +39,7 @@ from toolkit.training.trainer import (
 
 
 def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes ``model/``, which is the arm's policy, ``checkpoints/step-N/`` along training, and ``critic/``."""
+    """Writes ``model/``, the arm's policy, ``checkpoints/step-N/`` along training, and ``critic/`` if there is one."""
     section, spending = context.ppo, Spending(cost_of_reward_model(inputs["reward_model"]))
     sft = resolve(str(inputs["sft"] / "model"))
     reward = resolve(str(inputs["reward_model"] / "model"))
@@ -52,6 +52,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         tokenizer,
         value_head_init=section.value_head_init,
         share_trunk=section.share_trunk,
+        with_critic=section.advantage == "gae",
     )
     prompts = read_prompts(inputs["data"], tokenizer, sft.spec)
     schedule = Schedule(prompts, section, context.seed, distributed.launched_processes())
