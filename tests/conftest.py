@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ LONG = (
     "runs/test_push.py",
     "training/test_processes.py",
 )
+
+# A shell's background jobs ignore Ctrl-C, and so would the commands that a test starts from one and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FP32 = ModelSection(name="tiny", dtype="float32", lora=None)
 # The shipped tokenizer's special ids; random trees hold none of them.
