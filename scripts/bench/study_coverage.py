@@ -28,7 +28,7 @@ from toolkit.evals.study.crossed import CrossedMean
 from toolkit.evals.study.effort import best_of_n_weights
 from toolkit.evals.study.frontier import Grid, weights_along
 from toolkit.evals.study.matching import Comparing, Matched, match
-from toolkit.evals.study.selection import Candidates, candidates, common_prompts
+from toolkit.evals.study.selection import Candidates, Rule, candidates, common_prompts
 from toolkit.evals.study.study import study
 from toolkit.evals.study.table import ArmScores, StudyData
 from toolkit.evals.study.verdict import three_means, winner_of
@@ -146,7 +146,7 @@ def one_study(design: Design, rng: np.random.Generator) -> dict[str, Any]:
     """What one study finds, and whether its intervals hold the truth."""
     data = simulated(design, rng)
     prompts = common_prompts(data, ARMS)
-    by_arm = candidates(data, ARMS, prompts, None)
+    by_arm = candidates(data, ARMS, prompts, Rule(data.deciding))
     arms: tuple[Candidates, Candidates] = (by_arm[ARMS[0]], by_arm[ARMS[1]])
     compared = Comparing(arms, prompts["test"], design.prompts)
     on = {axis: match(arms, axis) for axis in ("kl_nats", "train_tokens")}

@@ -11,6 +11,7 @@ import pytest
 from support.study_tables import Mean, columns, equal_arms, study_rows
 
 from toolkit.errors import DataError
+from toolkit.evals.study.selection import Rule, needed_on_test
 from toolkit.evals.study.study import study
 from toolkit.evals.study.table import study_data
 
@@ -33,7 +34,19 @@ def better(by: float) -> Mean:
 def test_the_keys_are_those_that_readers_know() -> None:
     document = studied()
     assert list(document) == (
-        ["schema_version", "recipe", "splits", "trials", "chosen", "verdict", "effort", "controls", "gap", "warnings"]
+        [
+            "schema_version",
+            "recipe",
+            "splits",
+            "trials",
+            "chosen",
+            "verdict",
+            "effort",
+            "controls",
+            "gap",
+            "warnings",
+            "selection",
+        ]
     )
     verdict = document["verdict"]
     assert {"winner", "sentence", "probability", "n_seeds", "n_prompts"} <= verdict.keys()
@@ -267,3 +280,41 @@ def test_changing_sides_mirrors_the_verdict() -> None:
         assert mirrored[name]["win_rate"] == pytest.approx(1 - verdict[name]["win_rate"])
         assert mirrored[name]["ci_low"] == pytest.approx(1 - verdict[name]["ci_high"])
         assert mirrored[name]["probability"] == pytest.approx(1 - verdict[name]["probability"])
+
+
+def test_the_judge_that_selects_is_the_users_and_the_verdict_is_of_all() -> None:
+    rows = [row | {"judge": judge} for judge in ("a", "b") for row in study_rows(noise=0.1)]
+    for row in rows:  # judge b likes the third setting best, judge a the first
+        if row["judge"] == "b":
+            row["score"] += 2.0 * int(row["setting"][-1])
+    for judge, setting in (("a", "setting 0"), ("b", "setting 2")):
+        document = study(study_data(columns(rows)), select_by=judge)
+        assert document["selection"] == {"judges": [judge], "kl_limit": None}
+        assert {chosen["setting"] for chosen in document["chosen"].values()} == {setting}
+        assert len(document["verdict"]["judges"]) == 2
+    with pytest.raises(DataError, match="no judge 'c' to select by"):
+        study(study_data(columns(rows)), select_by="c")
+
+
+def test_the_curve_at_the_users_kls() -> None:
+    data = study_data(columns(list(study_rows())))
+    curve = study(data, kl_grid=[0.5, 2.0, 3.0, 9.0])["verdict"]["matched_kl"]["curve"]
+    assert [row["kl_nats"] for row in curve] == [2.0, 3.0]
+    fine = study(data)["verdict"]["matched_kl"]
+    near = min(fine["curve"], key=lambda row: abs(row["kl_nats"] - 2.0))
+    assert abs(curve[0]["win_rate"] - near["win_rate"]) < 0.02
+    assert study(data, kl_grid=[9.0])["verdict"]["matched_kl"] == fine | {"curve": []}
+
+
+def test_points_for_the_test_prompts_are_those_that_the_verdict_reads() -> None:
+    """Without test rows of all other points the verdict is the same, and there is no warning."""
+    rows = list(study_rows(settings=5, checkpoints=4))
+    whole = study_data(columns(rows))
+    dev = study_data(columns([row for row in rows if row["split"] == "dev"]), splits=("dev",))
+    needed = needed_on_test(dev, ("rm_ppo", "dpo"), Rule(dev.deciding))
+    assert 0 < len(needed["rm_ppo"]) < 20
+    few = [r for r in rows if r["split"] == "dev" or (r["setting"], r["checkpoint"]) in needed[r["arm"]]]
+    document, complete = study(study_data(columns(few))), study(whole)
+    for comparison in ("best", "matched_kl", "matched_compute"):
+        assert document["verdict"][comparison] == complete["verdict"][comparison]
+    assert document["effort"] == complete["effort"] and document["warnings"] == []

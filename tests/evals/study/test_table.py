@@ -157,3 +157,24 @@ def test_single_scores_that_are_missing_count_as_lost() -> None:
     arm = data.arms["rm_ppo"]["dev"]
     assert not arm.diverged.any() and arm.scores[0, 0, 0, 0] == np.nanmin(arm.scores)
     assert "1 rows have no score" in data.warnings[0]
+
+
+def test_judges_that_score_and_judges_that_prefer_stand_in_one_table() -> None:
+    rows = []
+    for row in study_rows():
+        rows.append(row | {"judge": "gold", "baseline": None, "preference": None})
+        preference = 1.0 / (1.0 + np.exp(-row["score"]))
+        rows.append(row | {"judge": "llm:x", "baseline": "sft", "preference": preference, "score": None})
+    both = study_data(columns(rows))
+    alone = study_data(columns(list(study_rows())))
+    assert both.judges == ("gold", "llm:x") and both.warnings == ()
+    for arm in ("rm_ppo", "dpo"):
+        scores = both.arms[arm]["test"].scores
+        assert np.array_equal(scores[0], alone.arms[arm]["test"].scores[0])
+        assert np.allclose(scores[1], 1 / (1 + np.exp(-scores[0])))
+    twice = [row | {"judge": "gold"} for row in rows]
+    with pytest.raises(DataError, match="judge gold has scores and preferences"):
+        study_data(columns(twice))
+    two_baselines = [row | ({"baseline": "base"} if row["baseline"] and row["seed"] else {}) for row in rows]
+    with pytest.raises(DataError, match="several baselines"):
+        study_data(columns(two_baselines))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +47,13 @@ class Matched:
     reason: str | None
     points: tuple[NDArray[np.int64], NDArray[np.int64]] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
     weights: tuple[Floats, Floats] = (np.zeros(0), np.zeros(0))
+    positions: tuple[Floats, Floats] = (np.zeros((0, 0)), np.zeros((0, 0)))  # of these points, (seeds, points)
+
+    def at(self, x_G: Floats) -> Matched:
+        """The same frontiers at other points of the axis."""
+        first, second = self.positions
+        grid = Grid(x_G, np.ones(len(x_G)) / max(1, len(x_G)))
+        return replace(self, grid=grid, weights=(weights_along(first, x_G), weights_along(second, x_G)))
 
     @property
     def ends(self) -> tuple[float | None, float | None]:
@@ -95,9 +103,18 @@ class Comparing:
             return Decision("undecided", "an arm has one seed")
         return decision
 
-    def curve(self, matched: Matched) -> list[dict[str, Any]]:
-        """Win rate and mean scores at each point of the grid, with pointwise intervals."""
+    def curve(self, matched: Matched, at: Sequence[float] | None = None) -> list[dict[str, Any]]:
+        """Win rate and mean scores at each point of the grid, with pointwise intervals.
+
+        ``at`` names other points; those outside of the shared range are left out.
+        """
         if matched.grid is None:
+            return []
+        x_G = matched.grid.x_G
+        if at is not None:
+            x_G = np.array([x for x in at if x_G[0] <= x <= x_G[-1]])
+            matched = matched.at(x_G)
+        if not len(x_G):
             return []
         along = wins_along(*self.both_scores(matched.points), *matched.weights)
         rows: list[dict[str, Any]] = [{**win_row(mean), "scores": {}} for mean in along]
@@ -108,7 +125,7 @@ class Comparing:
             scores_GKN = np.einsum("gkp,pkn->gkn", matched.weights[side], scores[0], optimize=True)
             for row, mean in zip(rows, crossed_means(scores_GKN), strict=True):
                 row["scores"][arm] = score_row(mean)
-        return [{matched.axis: float(x), **row} for x, row in zip(matched.grid.x_G, rows, strict=True)]
+        return [{matched.axis: float(x), **row} for x, row in zip(x_G, rows, strict=True)]
 
 
 def match(arms: tuple[Candidates, Candidates], axis: Axis) -> Matched:
@@ -136,5 +153,6 @@ def match(arms: tuple[Candidates, Candidates], axis: Axis) -> Matched:
             for name, x in zip(ARMS, ranges, strict=True)
         )
         return Matched(axis, None, f"the arms share no range of {AXES[axis]} ({spans})")
-    weights = (weights_along(positions[0], grid.x_G), weights_along(positions[1], grid.x_G))
-    return Matched(axis, grid, None, (points[0], points[1]), weights)
+    first, second = positions
+    weights = (weights_along(first, grid.x_G), weights_along(second, grid.x_G))
+    return Matched(axis, grid, None, (points[0], points[1]), weights, (first, second))

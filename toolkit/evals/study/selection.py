@@ -9,9 +9,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, nearest
 from toolkit.evals.intervals import Floats
-from toolkit.evals.study.table import ArmScores, StudyData
+from toolkit.evals.study.frontier import upper_hull
+from toolkit.evals.study.table import SPLITS, ArmScores, StudyData
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How both arms choose: the judges (by number) whose scores on dev prompts rank, and the highest KL on them."""
+
+    judges: tuple[int, ...]
+    kl_limit: float | None = None
+
+
+def rule_of(data: StudyData, select_by: str | None, kl_limit: float | None) -> Rule:
+    """The rule: one judge, or all that no arm was trained on. Raises DataError for a judge that the table lacks."""
+    if select_by is None:
+        return Rule(data.deciding, kl_limit)
+    if select_by not in data.judges:
+        fix = nearest(select_by, data.judges)
+        raise DataError(f"the table has no judge {select_by!r} to select by", where="selection on dev", fix=fix)
+    return Rule((data.judges.index(select_by),), kl_limit)
 
 
 @dataclass(frozen=True)
@@ -36,13 +55,48 @@ class Candidates:
     @property
     def trials(self) -> list[tuple[str, NDArray[np.int64]]]:
         """The settings with the indices of their points."""
-        names = np.array([setting for setting, _ in self.dev.points])
-        return [(str(name), np.flatnonzero(names == name)) for name in dict.fromkeys(names)]
+        return trials_of(self.dev)
 
     @property
     def best_of_trials(self) -> NDArray[np.int64]:
         """The point of each trial that is best on dev."""
-        return np.array([points[np.argmax(self.select[points])] for _, points in self.trials])
+        return best_of_trials(self.dev, self.select)
+
+
+def trials_of(arm: ArmScores) -> list[tuple[str, NDArray[np.int64]]]:
+    """The settings of an arm with the indices of their points."""
+    names = np.array([setting for setting, _ in arm.points])
+    return [(str(name), np.flatnonzero(names == name)) for name in dict.fromkeys(names)]
+
+
+def best_of_trials(dev: ArmScores, select: Floats) -> NDArray[np.int64]:
+    """The point of each trial that is best on dev."""
+    return np.array([points[np.argmax(select[points])] for _, points in trials_of(dev)])
+
+
+def needed_points(dev: ArmScores, rank: Floats, select: Floats) -> NDArray[np.int64]:
+    """The points that the verdict needs on test prompts: the best of each trial, and those on an arm's frontiers.
+
+    The frontiers are those over KL, training tokens and seconds, by dev scores, with both of their ends.
+    """
+    needed = {int(point) for point in best_of_trials(dev, select)}
+    usable = np.flatnonzero(np.isfinite(rank) & ~dev.diverged.any(axis=1))
+    for x_PK in (dev.kl, dev.tokens, dev.seconds):
+        on_axis = usable[np.isfinite(x_PK[usable]).all(axis=1)]
+        needed |= {int(point) for point in on_axis[upper_hull(np.sqrt(x_PK[on_axis].mean(axis=1)), rank[on_axis])]}
+    return np.array(sorted(needed), dtype=np.int64)
+
+
+def needed_on_test(data: StudyData, arms: Sequence[str], rule: Rule) -> dict[str, list[tuple[str, int]]]:
+    """For each arm the (setting, checkpoint) pairs to evaluate on test prompts, from its dev rows alone."""
+    prompts = common_prompts(data, arms, ("dev",))
+    ranked = ranks(data, arms, prompts["dev"], rule.judges)
+    needed = {}
+    for arm in arms:
+        dev = data.arms[arm]["dev"]
+        points = needed_points(dev, ranked[arm], within_limit(dev, ranked[arm], rule.kl_limit))
+        needed[arm] = [dev.points[point] for point in points]
+    return needed
 
 
 def means(scores: ArmScores, prompts: NDArray[np.bool_]) -> Floats:
@@ -50,38 +104,51 @@ def means(scores: ArmScores, prompts: NDArray[np.bool_]) -> Floats:
     return np.asarray(scores.on(prompts).mean(axis=(2, 3)))
 
 
+def ranks(
+    data: StudyData, arms: Sequence[str], dev_prompts: NDArray[np.bool_], judges: tuple[int, ...]
+) -> dict[str, Floats]:
+    """What ranks each arm's points (P,) on dev prompts; NaN for those without dev rows.
+
+    With one judge it is the mean score; with several the mean of their standardised scores, where each judge's mean and
+    spread are those of all points of these arms.
+    """
+    dev = {arm: means(data.arms[arm]["dev"], dev_prompts)[list(judges)] for arm in arms}
+    if len(judges) == 1:
+        return {arm: dev[arm][0] for arm in arms}
+    together = np.concatenate([dev[arm] for arm in arms], axis=1)
+    centre, spread = np.nanmean(together, axis=1), np.nanstd(together, axis=1)
+    return {arm: np.mean((dev[arm].T - centre) / np.where(spread > 0, spread, 1.0), axis=1) for arm in arms}
+
+
+def within_limit(dev: ArmScores, rank: Floats, kl_limit: float | None) -> Floats:
+    """The ranks, with -inf for points that cannot be chosen. Raises DataError where none can be."""
+    select = np.where(np.isnan(rank), -np.inf, rank)
+    if kl_limit is not None:
+        select = np.where(dev.kl.mean(axis=1) <= kl_limit, select, -np.inf)
+    if not np.isfinite(select).any():
+        at = "" if kl_limit is None else f" at a KL up to {kl_limit:g}"
+        what = f"no setting of arm {dev.arm} has dev rows{at}"
+        raise DataError(what, where="selection on dev", fix="add dev rows, or raise the KL limit")
+    return np.asarray(select)
+
+
 def candidates(
-    data: StudyData, arms: Sequence[str], prompts: Mapping[str, NDArray[np.bool_]], kl_limit: float | None
+    data: StudyData, arms: Sequence[str], prompts: Mapping[str, NDArray[np.bool_]], rule: Rule
 ) -> dict[str, Candidates]:
     """The points of the arms, ranked on the dev prompts that both arms have.
-
-    Judges that an arm was trained on have no say. With one judge a point is ranked by its mean score; with several by
-    the mean of their standardised scores, where each judge's mean and spread are those of all points of these arms.
 
     Raises:
         DataError: no point of an arm is within the KL limit, or the chosen one has no test rows.
     """
-    dev = {arm: means(data.arms[arm]["dev"], prompts["dev"])[list(data.deciding)] for arm in arms}
-    ranks = {arm: dev[arm][0] for arm in arms}
-    if len(data.deciding) > 1:
-        together = np.concatenate([dev[arm] for arm in arms], axis=1)
-        centre, spread = np.nanmean(together, axis=1), np.nanstd(together, axis=1)
-        ranks = {arm: np.mean((dev[arm].T - centre) / np.where(spread > 0, spread, 1.0), axis=1) for arm in arms}
+    ranked = ranks(data, arms, prompts["dev"], rule.judges)
     out = {}
     for arm in arms:
         of_dev, of_test = data.arms[arm]["dev"], data.arms[arm]["test"]
-        select = np.where(np.isnan(ranks[arm]), -np.inf, ranks[arm])
-        if kl_limit is not None:
-            kl_P = of_dev.kl.mean(axis=1)
-            select = np.where(kl_P <= kl_limit, select, -np.inf)
-        if not np.isfinite(select).any():
-            at = "" if kl_limit is None else f" at a KL up to {kl_limit:g}"
-            what = f"no setting of arm {arm} has dev rows{at}"
-            raise DataError(what, where="selection on dev", fix="add dev rows, or raise the KL limit")
+        select = within_limit(of_dev, ranked[arm], rule.kl_limit)
         tested = np.asarray(np.isfinite(means(of_test, prompts["test"])).all(axis=0))
         diverged_P = (of_dev.diverged | of_test.diverged).any(axis=1)
-        on_frontier = np.isfinite(ranks[arm]) & tested & ~diverged_P
-        out[arm] = Candidates(of_dev, of_test, ranks[arm], select, on_frontier)
+        on_frontier = np.isfinite(ranked[arm]) & tested & ~diverged_P
+        out[arm] = Candidates(of_dev, of_test, ranked[arm], select, on_frontier)
         setting, checkpoint = of_dev.points[out[arm].chosen]
         if not bool(tested[out[arm].chosen]):
             what = f"setting {setting} at checkpoint {checkpoint} is chosen for arm {arm}, and has no test rows"
@@ -89,15 +156,17 @@ def candidates(
     return out
 
 
-def common_prompts(data: StudyData, arms: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+def common_prompts(
+    data: StudyData, arms: Sequence[str], splits: Sequence[str] = SPLITS
+) -> dict[str, NDArray[np.bool_]]:
     """The prompts of each split that all measured points of the arms have rows of.
 
     Raises:
         DataError: there are none.
     """
     common = {}
-    for split, n in data.n_prompts.items():
-        there = np.ones(n, dtype=bool)
+    for split in splits:
+        there = np.ones(data.n_prompts[split], dtype=bool)
         for arm in arms:
             scores = data.arms[arm][split]
             there &= np.isfinite(scores.scores[:, scores.measured]).all(axis=(0, 1, 2))

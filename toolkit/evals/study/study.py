@@ -16,7 +16,17 @@ from toolkit.evals.study.controls import gap_rows
 from toolkit.evals.study.crossed import crossed_means
 from toolkit.evals.study.effort import best_of_n_weights
 from toolkit.evals.study.matching import Comparing, amount
-from toolkit.evals.study.selection import Candidates, candidates, common_prompts, mean_or_none, means, point_facts
+from toolkit.evals.study.selection import (
+    Candidates,
+    Rule,
+    candidates,
+    common_prompts,
+    mean_or_none,
+    means,
+    needed_points,
+    point_facts,
+    rule_of,
+)
 from toolkit.evals.study.table import ArmScores, StudyData
 from toolkit.evals.study.verdict import verdict
 from toolkit.evals.verdict import ARMS, NAMES
@@ -26,22 +36,32 @@ EQUAL_BUDGETS = 0.05
 FEW_SEEDS = 3
 
 
-def study(data: StudyData, *, kl_limit: float | None = None, recipe: dict[str, Any] | None = None) -> dict[str, Any]:
+def study(
+    data: StudyData,
+    *,
+    kl_limit: float | None = None,
+    select_by: str | None = None,
+    kl_grid: Sequence[float] | None = None,
+    recipe: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The document ``study.json``.
 
-    ``kl_limit`` bars policies from selection whose KL on dev prompts is above it, in both arms alike.
+    ``kl_limit`` bars policies from selection whose KL on dev prompts is above it, in both arms alike. ``select_by``
+    names the judge that ranks; None takes all that no arm was trained on. ``kl_grid`` are the KLs of the curve at equal
+    KL; None takes points evenly over the shared range.
 
     Raises:
         DataError: the arms share no prompts, or no policy can be chosen or compared.
     """
+    rule = rule_of(data, select_by, kl_limit)
     prompts = common_prompts(data, ARMS)
-    by_arm = candidates(data, ARMS, prompts, kl_limit)
+    by_arm = candidates(data, ARMS, prompts, rule)
     arms = (by_arm[ARMS[0]], by_arm[ARMS[1]])
     n_test = data.n_prompts["test"]
     compared = Comparing(arms, prompts["test"], n_test, data.deciding)
     by_judge = {judge: replace(compared, judges=(j,)) for j, judge in enumerate(data.judges)}
     effort = effort_rows(compared)
-    controls = {arm: paired(data, arm, kl_limit) for arm in sorted(data.arms) if arm not in ARMS}
+    controls = {arm: paired(data, arm, rule) for arm in sorted(data.arms) if arm not in ARMS}
     return {
         "schema_version": SCHEMA_VERSION,
         "recipe": recipe,
@@ -50,11 +70,12 @@ def study(data: StudyData, *, kl_limit: float | None = None, recipe: dict[str, A
         },
         "trials": [row for arm in ARMS for row in trial_rows(data, by_arm[arm], prompts)],
         "chosen": {arm: _chosen(data, by_arm[arm], prompts) for arm in ARMS},
-        "verdict": verdict(compared, by_judge, effort),
+        "verdict": verdict(compared, by_judge, effort, kl_grid),
         "effort": effort,
         "controls": [_control_row(data, pairs) for pairs in controls.values()],
         "gap": gap_rows(data, by_arm | {arm: pairs[-1].arms[1] for arm, pairs in controls.items()}),
         "warnings": [*data.warnings, *_warnings(data, compared, prompts)],
+        "selection": {"judges": [data.judges[j] for j in rule.judges], "kl_limit": kl_limit},
     }
 
 
@@ -156,12 +177,12 @@ def effort_rows(compared: Comparing) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- controls and warnings
 
 
-def paired(data: StudyData, control: str, kl_limit: float | None) -> list[Comparing]:
+def paired(data: StudyData, control: str, rule: Rule) -> list[Comparing]:
     """Each arm beside the control, both with what is chosen for them on the prompts that they share."""
     pairs = []
     for arm in ARMS:
         prompts = common_prompts(data, (arm, control))
-        both = candidates(data, (arm, control), prompts, kl_limit)
+        both = candidates(data, (arm, control), prompts, rule)
         pairs.append(Comparing((both[arm], both[control]), prompts["test"], data.n_prompts["test"], data.deciding))
     return pairs
 
@@ -202,9 +223,9 @@ def _arm_warnings(arm: Candidates) -> list[str]:
         said.append(f"{name} has {n_seeds} seeds: the intervals are rough and very wide; take 3 to 5")
     if (arm.test.diverged | arm.dev.diverged)[arm.chosen].any():
         said.append(f"the chosen policy of {name} diverged with some of its seeds")
-    untested = int((arm.dev.measured & ~arm.test.measured).sum())
+    untested = int((~arm.test.measured[needed_points(arm.dev, arm.rank, arm.select)]).sum())
     if untested:
-        said.append(f"{untested} policies of {name} have no test rows: the curves and the effort lack them")
+        said.append(f"{untested} policies of {name} have no test rows: the curves or the effort lack them")
     return said
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ Integers = NDArray[np.int64]
 SPLITS = ("dev", "test")
 KEYS = ("arm", "setting", "seed", "checkpoint", "split", "prompt_id")
 COSTS = ("kl_nats", "train_tokens", "wall_s")
-BY_SCORE, BY_PREFERENCE = ("score",), ("baseline", "preference")
+BY_PREFERENCE = ("baseline", "preference")
+VALUE = "value of a row"
 WRITE = "docs/study.md describes the columns"
 
 
@@ -90,8 +91,10 @@ def read_study(path: Path) -> StudyData:
     return study_data(table, where=str(path))
 
 
-def study_data(table: pa.Table | Mapping[str, Any], *, where: str = "the study's table") -> StudyData:
-    """Check a table and put it into arrays.
+def study_data(
+    table: pa.Table | Mapping[str, Any], *, where: str = "the study's table", splits: Sequence[str] = SPLITS
+) -> StudyData:
+    """Check a table and put it into arrays. ``splits`` are those that it must have.
 
     Raises:
         DataError: missing columns, empty or unknown keys, a prompt in both splits, rows that contradict each other, an
@@ -102,14 +105,16 @@ def study_data(table: pa.Table | Mapping[str, Any], *, where: str = "the study's
     columns = table if isinstance(table, pa.Table) else pa.table(dict(table))
     value_name = _check_columns(columns, where)
     codes = {name: _codes(columns, name, where) for name in KEYS}
-    for name in ("judge", "baseline"):
-        codes[name] = _codes(columns, name, where) if name in columns.column_names else _constant(len(columns))
-    _check_keys(codes, where)
-    numbers = {name: _numbers(columns, name, where) for name in (*COSTS, value_name)}
-    values, diverged = _values(numbers, value_name, where)
+    codes["judge"] = _codes(columns, "judge", where) if "judge" in columns.column_names else _constant(len(columns))
+    columns, is_preference = _one_value(columns, value_name, codes["judge"], where)
+    codes["baseline"] = _codes(columns, "baseline", where) if is_preference.any() else _constant(len(columns))
+    _check_keys(codes, where, splits)
+    numbers = {name: _numbers(columns, name, where) for name in COSTS}
+    numbers[VALUE] = _numbers(columns, VALUE, where, called=value_name)
+    values, diverged = _values(numbers, value_name, is_preference, where)
     _check_repeats(codes, where)
     warnings: list[str] = []
-    missing = int(np.isnan(numbers[value_name]).sum())
+    missing = int(np.isnan(numbers[VALUE]).sum())
     if missing:
         warnings.append(
             f"{missing} rows have no {value_name}: each counts as a response that is worse than any other, and is not "
@@ -145,12 +150,44 @@ def _check_columns(columns: pa.Table, where: str) -> str:
         hints = [nearest(name, names) for name in absent if nearest(name, names).startswith("did you")]
         fix = "; ".join([*hints, WRITE])
         raise DataError(f"the table lacks columns: {', '.join(absent)}", where=where, fix=fix)
-    if "score" in names and by_preference:
-        fix = "put the judges' scores and the pairwise preferences into two tables"
+    if "score" in names and by_preference and "judge" not in names:
+        fix = "name the judge of each row in a column judge; a judge gives scores or preferences"
         raise DataError("the table has both score and preference", where=where, fix=fix)
     if len(columns) == 0:
         raise DataError("the table has no rows", where=where, fix=WRITE)
-    return "score" if "score" in names else "preference"
+    return " or ".join(name for name in ("score", "preference") if name in names)
+
+
+def _one_value(columns: pa.Table, value_name: str, judge: _Codes, where: str) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """The table with one column of values, and which rows are preferences over a baseline.
+
+    Where it has scores and preferences, each judge gives one of them. A judge that scores gets the table's baseline.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if value_name != "score or preference":
+        is_preference = np.full(len(columns), value_name == "preference")
+        return columns.append_column(VALUE, columns[value_name]), is_preference
+    given = {name: np.isfinite(_numbers(columns, name, where)) for name in ("score", "preference")}
+    prefers = np.zeros(len(judge.names), dtype=bool)
+    for code, name in enumerate(judge.names):
+        kinds = [kind for kind, there in given.items() if there[judge.code == code].any()]
+        if len(kinds) == 2:
+            raise DataError(f"judge {name} has scores and preferences", where=where, fix="give it two names")
+        prefers[code] = kinds == ["preference"]
+    is_preference = prefers[judge.code]
+    mask = pa.array(is_preference)
+    values = pc.if_else(mask, *(pc.cast(columns[name], pa.float64()) for name in ("preference", "score")))
+    columns = columns.append_column(VALUE, values)
+    baselines = pc.unique(pc.filter(columns["baseline"].combine_chunks(), mask)).drop_null().to_pylist()
+    if len(baselines) > 1:
+        fix = "put the judges' scores and the pairwise preferences into two tables"
+        raise DataError("the table has scores, and preferences over several baselines", where=where, fix=fix)
+    if baselines:
+        filled = pc.if_else(mask, columns["baseline"].combine_chunks(), pa.scalar(baselines[0]))
+        columns = columns.set_column(columns.column_names.index("baseline"), "baseline", filled)
+    return columns, is_preference
 
 
 def _codes(columns: pa.Table, name: str, where: str) -> _Codes:
@@ -180,19 +217,21 @@ def _constant(n: int) -> _Codes:
     return _Codes(["score"], np.zeros(n, dtype=np.int64))
 
 
-def _numbers(columns: pa.Table, name: str, where: str) -> Floats:
-    """A column as fp64; what is empty is NaN."""
+def _numbers(columns: pa.Table, name: str, where: str, *, called: str | None = None) -> Floats:
+    """A column as fp64; what is empty is NaN. An error calls it ``called``."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     try:
         column = pc.cast(columns[name].combine_chunks(), pa.float64())
     except pa.ArrowException as error:
-        raise DataError(f"column {name} has values that are no numbers: {first_line(error)}", where=where) from error
+        raise DataError(
+            f"column {called or name} has values that are no numbers: {first_line(error)}", where=where
+        ) from error
     return np.asarray(pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _check_keys(codes: Mapping[str, _Codes], where: str) -> None:
+def _check_keys(codes: Mapping[str, _Codes], where: str, needed: Sequence[str]) -> None:
     arms, splits = codes["arm"].names, codes["split"].names
     for split in splits:
         if split not in SPLITS:
@@ -206,11 +245,12 @@ def _check_keys(codes: Mapping[str, _Codes], where: str) -> None:
     if "dev" not in splits:
         fix = "add rows of dev prompts for every setting and checkpoint; a choice on test prompts would flatter itself"
         raise DataError("the table has no dev rows, and settings are chosen on dev prompts", where=where, fix=fix)
-    if "test" not in splits:
+    if "test" in needed and "test" not in splits:
         raise DataError("the table has no test rows", where=where, fix="add test rows, on other prompts")
     n_prompts = len(codes["prompt_id"].names)
-    on = [np.bincount(codes["prompt_id"].code[codes["split"].code == s], minlength=n_prompts) > 0 for s in range(2)]
-    both = np.flatnonzero(on[0] & on[1])
+    prompt, split = codes["prompt_id"].code, codes["split"].code
+    on = [np.bincount(prompt[split == s], minlength=n_prompts) > 0 for s in range(len(splits))]
+    both = np.flatnonzero(np.all(on, axis=0)) if len(splits) > 1 else np.zeros(0, np.int64)
     if len(both):
         what = f"{len(both)} prompts are in dev and in test, prompt {codes['prompt_id'].names[both[0]]!r} among them"
         raise DataError(what, where=where, fix="a prompt belongs to one split")
@@ -229,9 +269,11 @@ def _check_repeats(codes: Mapping[str, _Codes], where: str) -> None:
     raise DataError(f"the table has several rows of {names}", where=f"{where}, row {int(row)}", fix=fix)
 
 
-def _values(numbers: Mapping[str, Floats], value_name: str, where: str) -> tuple[Floats, NDArray[np.bool_]]:
+def _values(
+    numbers: Mapping[str, Floats], value_name: str, is_preference: NDArray[np.bool_], where: str
+) -> tuple[Floats, NDArray[np.bool_]]:
     """The scores with -inf where there is none, and which rows are of a policy with an infinite KL."""
-    value, kl = numbers[value_name], numbers["kl_nats"]
+    value, kl = numbers[VALUE], numbers["kl_nats"]
     infinite = np.isinf(kl)
 
     def refuse(bad: NDArray[np.bool_], what: str, fix: str) -> None:
@@ -239,8 +281,8 @@ def _values(numbers: Mapping[str, Floats], value_name: str, where: str) -> tuple
             raise DataError(what, where=f"{where}, row {int(np.flatnonzero(bad)[0])}", fix=fix)
 
     refuse(value == np.inf, f"a {value_name} is infinite", "a diverged policy has the score NaN")
-    if value_name == "preference":
-        refuse((value < 0) | (value > 1), "a preference is outside [0, 1]", "1 means that the policy is preferred")
+    outside = is_preference & ((value < 0) | (value > 1))
+    refuse(outside, "a preference is outside [0, 1]", "1 means that the policy is preferred")
     refuse(np.isnan(kl) & ~np.isnan(value), "a row has a score and no kl_nats", "give the policy's KL in nats")
     for name in ("train_tokens", "wall_s"):
         lost = ~np.isfinite(numbers[name]) & ~np.isnan(value) & ~infinite

@@ -24,9 +24,12 @@ COMPARISONS = {"best": "best against best", "matched_kl": "at equal KL", "matche
 
 
 def verdict(
-    compared: Comparing, by_judge: Mapping[str, Comparing], effort: Sequence[Mapping[str, Any]]
+    compared: Comparing,
+    by_judge: Mapping[str, Comparing],
+    effort: Sequence[Mapping[str, Any]],
+    kl_grid: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """The ``verdict`` of ``study.json``. ``by_judge`` has each judge's own comparison.
+    """The ``verdict`` of ``study.json``. ``by_judge`` has each judge's own comparison, ``kl_grid`` the curve's KLs.
 
     Judges that an arm was trained on stand beside the others and do not decide.
     """
@@ -55,7 +58,7 @@ def verdict(
             "kl_low": kl.ends[0],
             "kl_high": kl.ends[1],
             "reason": kl.reason,
-            "curve": compared.curve(kl),
+            "curve": compared.curve(kl, kl_grid),
         },
         "matched_compute": {
             **entries["matched_compute"],
