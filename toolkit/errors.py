@@ -41,6 +41,10 @@ class ModelError(DuelError):
     """A model, adapter or tokenizer that is missing or does not fit its use."""
 
 
+class NotFiniteError(ModelError):
+    """A training that diverged: its loss, weights or rewards are NaN or infinite."""
+
+
 class StoreError(DuelError):
     """A run folder that cannot be written, read or continued."""
 

@@ -11,17 +11,17 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from toolkit.errors import ModelError
+from toolkit.errors import NotFiniteError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def check_finite(model: nn.Module, spec: str) -> None:
-    """Raises ModelError naming the first weight that is NaN or infinite."""
+    """Raises NotFiniteError naming the first weight that is NaN or infinite."""
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
-            raise ModelError(
+            raise NotFiniteError(
                 "this model has weights that are not finite", where=f"{spec}: {name}", fix="use an earlier checkpoint"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback  # type: ignore[attr-defined]
 
 from toolkit.engine.distributed import all_sum
+from toolkit.errors import NotFiniteError
 from toolkit.progress import Reporter, Trackers
 from toolkit.training.milestones import KlMilestones
 
@@ -61,6 +63,8 @@ class StageProgress(TrainerCallback):
     ) -> None:
         if not logs or "train_runtime" in logs:
             return
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise diverged(f"the loss is {logs['loss']} at step {state.global_step}", self.stage)
         entry = {"step": state.global_step, **{k: v for k, v in logs.items() if isinstance(v, int | float)}}
         self.history.append(entry)
         self.reporter.log(self.stage, entry)
@@ -77,6 +81,11 @@ class StageProgress(TrainerCallback):
             import wandb
 
             wandb.finish()  # its callback leaves the run open, and the next stage would write into it
+
+
+def diverged(what: str, stage: str) -> NotFiniteError:
+    """The error of a training whose loss or weights are NaN or infinite."""
+    return NotFiniteError(f"training diverged: {what}", where=f"stage {stage}", fix=f"lower {stage}.learning_rate")
 
 
 def tracker_callbacks(trackers: Trackers, stage: str, args: TrainingArguments) -> list[TrainerCallback]:

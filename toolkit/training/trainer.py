@@ -25,7 +25,7 @@ from toolkit.models.inspect import precision
 from toolkit.recipe.schema import Arm, DpoSection, RewardModelSection, Training
 from toolkit.training.batch import Example, collate
 from toolkit.training.budget import Spending
-from toolkit.training.callbacks import StageProgress
+from toolkit.training.callbacks import StageProgress, diverged
 
 LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 # An interrupted stage loses at most this share of its steps.
@@ -221,9 +221,15 @@ class EngineTrainer(Trainer):
 
 
 def train_to_end(trainer: Trainer, progress: StageProgress, out: Path) -> None:
-    """Train with progress shown, from the newest checkpoint in the stage's folder where there is one."""
+    """Train with progress shown, from the newest checkpoint in the stage's folder where there is one.
+
+    Raises NotFiniteError where training diverged.
+    """
     with progress.shown():
         trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    assert trainer.model is not None
+    if not all(torch.isfinite(weight).all() for weight in trainer.model.parameters() if weight.requires_grad):
+        raise diverged(f"weights are not finite after step {trainer.state.global_step}", progress.stage)
 
 
 def seed_everything(seed: int) -> None:
