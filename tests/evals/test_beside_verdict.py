@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from toolkit.evals.beside_verdict import complete_verdict
+from toolkit.evals.overoptimization import STILL_NATS
 from toolkit.evals.verdict import Judging, verdict
 
 EQUAL = {"rm_ppo": 3.0, "dpo": 3.1}
@@ -67,7 +68,23 @@ def test_unequal_kl() -> None:
     )
     still = next_step(row("gold", 0.7), kl_nats={"rm_ppo": 17.37, "dpo": 0.02})
     assert still.startswith("Train DPO further: it is 0.02 nats from SFT")
+    near = next_step(row("gold", 0.7), kl_nats={"rm_ppo": 17.37, "dpo": 0.078})  # at [0] there would be no policy
+    assert near.startswith("Compare the arms at equal KL") and "at [0.07]" in near
+    assert next_step(row("gold", 0.7), kl_nats={"rm_ppo": 17.37, "dpo": STILL_NATS - 0.01}).startswith(
+        "Train DPO further"
+    )
     assert "equal KL" not in next_step(row("gold", 0.7))
+
+
+def test_the_step_goes_by_the_doubt_and_not_by_its_words() -> None:
+    pooled = row("all judges", 0.56)
+    judging, rows = Judging(pooled=pooled), (row("a", 0.7), row("b", 0.4))
+    assert verdict(rows, judging)["doubt"] == "judges disagree"
+    assert verdict(rows[:1], Judging(primary_judge="c"))["doubt"] == "primary judge"
+    assert verdict([row("gold", 0.7)])["doubt"] is verdict([row("gold", 0.52)])["doubt"] is verdict([])["doubt"] is None
+    result = {"verdict": verdict(rows, judging, kl_nats=EQUAL) | {"reason": "in other words"}, "hacking": {}}
+    complete_verdict(result, [], judging)
+    assert result["verdict"]["next_step"].startswith("Read the prompts on which the judges disagree")
 
 
 @pytest.mark.parametrize(("rate", "arm"), [(0.7, "RM + PPO"), (0.3, "DPO")])

@@ -120,6 +120,8 @@ def test_the_verdict_names_judgements_without_hashes() -> None:
     assert found["winner"] == "rm_ppo"
     says = " Judge file's 1,200 judgements carry no hashes: that they are of these responses is not known."
     assert found["sentence"].endswith(says)
+    one = " Judge file's 1 judgement carries no hashes: that it is of these responses is not known."
+    assert verdict([row("file", 0.6)], Judging(unverified={"file": 1}))["sentence"].endswith(one)
     assert "hashes" not in verdict([row("file", 0.6)], Judging(unverified={"file": 0}))["sentence"]
 
 

@@ -16,6 +16,7 @@ from toolkit.evals.result_warnings import (
     failing_judge,
     judges_that_failed_their_test,
     length_turns_the_result,
+    milestones_not_reached,
     places_instead_of_preferences,
     rewards_at_chance,
 )
@@ -76,6 +77,7 @@ def test_raw_and_length_controlled_results_that_disagree_in_sign() -> None:
 def test_judges_that_fail_that_see_places_and_that_were_not_believed() -> None:
     assert failing_judge("a", 5, 100) == []
     assert failing_judge("a", 6, 100) == ["judge a failed in 6 of 100 judgements (6.0%)"]
+    assert failing_judge("a", 1, 1) == ["judge a failed in 1 of 1 judgement (100.0%)"]
     labelled = [LabelledPair(f"p{k}", 1.0, 1.0) for k in range(40)]
     by_place: list[Preferences] = [(1.0, 0.0)] * 30 + [(1.0, 1.0)] * 10
     tests = {"a": judge_test("a", labelled, by_place, **OPTIONS), "file": not_tested("file", "it was not there")}
@@ -88,9 +90,19 @@ def test_judges_that_fail_that_see_places_and_that_were_not_believed() -> None:
     assert untested == "judge file was not tested on held-out labels: it was not there"
 
 
+def test_kl_milestones_that_training_did_not_reach() -> None:
+    assert milestones_not_reached({"rm_ppo": [4.0, 8.5], "dpo": []}, {"rm_ppo": 3.214, "dpo": 9.0}) == [
+        "no policy of RM + PPO is kept for KL 4, 8.5, which its training did not reach: its last policy is 3.21 nats "
+        "from SFT"
+    ]
+    assert milestones_not_reached({"dpo": [1.0]}, {}) == [
+        "no policy of DPO is kept for KL 1, which its training did not reach"
+    ]
+
+
 def test_a_policy_whose_texts_changed_is_named_with_what_changed() -> None:
     longer, same = [10.0 + k for k in range(8)], [5.0] * 8
     rows = drift({"n_words": longer, "eos": same}, {"n_words": [1.0] * 8, "eos": same}, list(range(8)))
     assert changed_texts({"dpo": rows, "rm_ppo": rows[1:]}) == [
-        "the responses of dpo differ from those of sft: length in words"
+        "the responses of DPO differ from those of SFT: length in words"
     ]

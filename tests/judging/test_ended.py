@@ -6,8 +6,8 @@ import pytest
 
 from toolkit.evals.beside_verdict import on_ended_responses
 from toolkit.judging.ended import BOTH_ENDED, prompts_that_both_ended, where_both_ended
-from toolkit.judging.records import Judgement, response_hash
-from toolkit.judging.win_rates import POOLED, win_rates
+from toolkit.judging.records import POOLED, Judgement, response_hash
+from toolkit.judging.win_rates import win_rates
 from toolkit.preferences.samples import Sample
 
 

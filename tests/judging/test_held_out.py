@@ -11,9 +11,8 @@ from toolkit.errors import RecipeError
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.files import write_table
 from toolkit.judging.held_out import examine_judges, held_out_pairs
-from toolkit.judging.judge import check_recorded_names
 from toolkit.judging.options import JudgeOptions
-from toolkit.judging.records import Judgement, response_hash
+from toolkit.judging.records import Judgement, check_recorded_names, response_hash
 from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ModelSection

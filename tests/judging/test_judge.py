@@ -36,7 +36,7 @@ def test_of_a_file_the_judgements_of_these_responses_count(tmp_path: Path, capsy
     assert [j.preference for j in judgements] == [1.0, 0.0, 0.5] and usage is None
     said = capsys.readouterr().err
     assert "of 6 judgements 2 are of other prompts or policies" in said
-    assert "1 are of other responses to these prompts" in said and "1 do not record" in said
+    assert "1 is of other responses to these prompts" in said and "1 does not record" in said
     # The same goes into the results, since a line on the terminal is gone with it.
     judged = ask_judges([spec], [("a", "b")], RESPONSES, OPTIONS, QUIET)
     assert [j.preference for j in judged.judgements] == [1.0, 0.0, 0.5] and judged.usages == []

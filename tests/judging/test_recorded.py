@@ -12,7 +12,7 @@ from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.judging import scorers
 from toolkit.judging.judge import ask_judges
 from toolkit.judging.options import JudgeOptions
-from toolkit.judging.recorded import MIN_SAME_ANSWERS, matched, signals_by_answers
+from toolkit.judging.recorded import MIN_SAME_ANSWERS, MatchedJudgements, matched, signals_by_answers
 from toolkit.judging.records import Judgement, write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.win_rates import seen_from_ppo
@@ -89,3 +89,13 @@ def test_mirrored_judgements_match_too() -> None:
     result = matched(turned, RESPONSES)
     assert len(result.matching) == N and result.notes("votes") == []
     assert all(seen_from_ppo(j).policy == "rm_ppo" for j in result.matching)
+
+
+def test_one_judgement_and_several_are_said_alike() -> None:
+    assert MatchedJudgements([], 1, 1, 0, 0).notes("votes") == [
+        "votes: of 1 judgement 1 is of other prompts or policies and was left out"
+    ]
+    assert MatchedJudgements([], 1200, 0, 1100, 1).notes("votes") == [
+        "votes: of 1,200 judgements 1,100 are of other responses to these prompts and were left out",
+        "votes: of 1,200 judgements 1 does not record which responses it is of, and was taken by prompt and policy",
+    ]

@@ -15,7 +15,7 @@ from scipy.special import logit
 from toolkit.errors import DataError
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.judging import alpaca_eval, win_rates
-from toolkit.judging.records import Judgement, read_judgements, text_measures, write_judgements
+from toolkit.judging.records import POOLED, Judgement, read_judgements, text_measures, write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.win_rates import RECORDED_CONTROLS, Controls, pooled_win_rate
 from toolkit.preferences.rows import prompt_id
@@ -88,7 +88,7 @@ def test_judges_together_are_averaged_inside_prompts() -> None:
     x = judgements(1, "x")
     y = [Judgement(f"p{k}", "a", "b", "y", 1.0, None, seed=s) for k in range(20) for s in range(7)]
     rates = win_rates.report([*x, *y], pool_judges=True, n_resamples=50)["win_rates"]
-    assert [row["judge"] for row in rates] == ["x", "y", win_rates.POOLED]
+    assert [row["judge"] for row in rates] == ["x", "y", POOLED]
     of_x = {f"p{k}": np.mean([j.preference for j in x if j.prompt_id == f"p{k}"]) for k in range(N)}  # type: ignore[misc]
     expected = np.mean([(v + 1.0) / 2 if int(key[1:]) < 20 else v for key, v in of_x.items()])
     assert rates[2]["win_rate"] == pytest.approx(expected) and rates[2]["n_judged"] == N

@@ -13,10 +13,12 @@ import pytest
 
 from toolkit.errors import DataError, RecipeError, StoreError
 from toolkit.files import read_json, write_json, write_table
+from toolkit.judging.records import Judgement, write_judgements
 from toolkit.progress import METRICS_FILE, Reporter
 from toolkit.recipe.arms import ArmDifference
 from toolkit.recipe.files import load_recipe
 from toolkit.runs import pipeline
+from toolkit.runs.dry_run import describe
 from toolkit.runs.facts import PACKAGES, machine, peak_memory, versions
 from toolkit.runs.pipeline import RunOptions, cost, run
 from toolkit.stages.contexts import CONTEXTS, from_json
@@ -239,3 +241,18 @@ def test_facts() -> None:
     with peak_memory() as peak:
         block = bytearray(b"x" * (64 << 20))
     assert peak.gib > 0.0625 and len(block) == 64 << 20
+
+
+@pytest.mark.parametrize("name", ["gold", "all judges"])
+def test_a_clash_of_judges_names_is_found_before_anything_runs(ran: dict[str, Any], tmp_path: Path, name: str) -> None:
+    votes = tmp_path / "votes.parquet"
+    judges = f"evaluate.judges=[gold, file:{votes}]"
+    for expected in (DataError, RecipeError):  # no such file, and then one with that name
+        with pytest.raises(expected) as raised:
+            go(tmp_path / "run", judges)
+        with pytest.raises(expected):
+            describe(load_recipe("smoke", [judges]), tmp_path / "run")
+        write_judgements([Judgement("p0", "rm_ppo", "dpo", name, 1.0)], votes)
+    assert "would be mixed" in str(raised.value) and ran == {}
+    go(tmp_path / "run", judges, until="dpo")  # what does not judge asks for no votes
+    assert list(ran) == ["data", "sft", "reward_model", "ppo", "dpo"]

@@ -91,6 +91,16 @@ def test_a_milestone_that_an_estimate_missed_keeps_the_nearest_policy() -> None:
     assert policy.kl_nats == pytest.approx(weight**2) == pytest.approx(1.2, abs=0.1)
 
 
+def test_milestones_that_were_not_reached_are_said_and_recorded() -> None:
+    toy, said = Toy(1.0, 2.0, 30.0), []
+    toy.milestones.start()
+    toy.step(1, 1.2)
+    assert toy.milestones.missed("ppo", said.append) == {"kl_milestones_missed": [2.0, 30.0]}
+    assert said == ["ppo: no policy is kept for KL 2, 30: training did not get that far from the reference"]
+    toy.step(2, 40.0)
+    assert toy.milestones.missed("ppo", said.append) == {"kl_milestones_missed": []} and len(said) == 1
+
+
 def test_a_resumed_training_goes_on_between_the_same_policies(tmp_path: Path) -> None:
     whole, part, resumed = Toy(1.0, 2.0, 3.0), Toy(1.0, 2.0, 3.0), Toy(1.0, 2.0, 3.0)
     for toy in (whole, part):

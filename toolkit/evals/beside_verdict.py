@@ -9,13 +9,13 @@ from typing import Any
 
 from toolkit.evals.hacking import FEATURE_NAMES
 from toolkit.evals.judge_tests import MIN_COVERAGE
+from toolkit.evals.overoptimization import STILL_NATS
 from toolkit.evals.verdict import ARMS, MIN_PROMPTS, NAMES, Judging
 from toolkit.evals.winrate import power_prompts
+from toolkit.evals.words import counted
 
 Row = Mapping[str, Any]
 MOST_STEPS = 2
-# A policy that is nearer to SFT than this, in nats per response, has hardly moved: there is nothing to match.
-NEAR_SFT = 0.1
 
 
 def complete_verdict(result: dict[str, Any], ended: Sequence[Row], judging: Judging) -> None:
@@ -53,9 +53,9 @@ def _steps(verdict: Row, judging: Judging, hacking: Mapping[str, Sequence[Row]])
 
 def _for_a_decision(verdict: Row) -> str:
     n, visible = verdict["n_judged"], verdict.get("detectable_effect")
-    if verdict["reason"].startswith("the judges disagree"):
+    if verdict["doubt"] == "judges disagree":
         return "Read the prompts on which the judges disagree, and name the one to trust as evaluate.primary_judge."
-    if verdict["reason"].startswith("the primary judge"):
+    if verdict["doubt"] == "primary judge":
         return "Name another evaluate.primary_judge, or none: the judges then decide together."
     if n < MIN_PROMPTS or visible is None:
         return f"Raise data.eval_prompts: {power_prompts(0.6)} prompts see a win rate of 60%."
@@ -67,10 +67,11 @@ def _for_equal_kl(kl_nats: Mapping[str, float | None]) -> Iterator[str]:
     if ppo is None or dpo is None or abs(ppo - dpo) <= 0.1 * max(abs(ppo), abs(dpo)):
         return
     nearer, kl = min(((NAMES[arm], kl) for arm, kl in zip(ARMS, (ppo, dpo), strict=True)), key=lambda pair: pair[1])
-    if kl < NEAR_SFT:
+    if kl < STILL_NATS:  # it has hardly moved: there is nothing to match
         yield f"Train {nearer} further: it is {kl:.2f} nats from SFT, so the arms cannot be compared at equal KL."
     else:
-        reached = math.floor(10.0 * kl) / 10.0  # not rounded up to a KL that this arm never had
+        steps = 10.0 if kl >= 0.1 else 100.0
+        reached = math.floor(steps * kl) / steps  # not rounded up to a KL that this arm never had
         yield (
             "Compare the arms at equal KL: keep policies with ppo.kl_milestones and dpo.kl_milestones at "
             f"[{reached:g}], and read both there on the frontier."
@@ -86,7 +87,7 @@ def on_ended_responses(verdict: Row, rows: Sequence[Row]) -> str:
         return ""
     row = next((row for row in rows if row["judge"] == verdict["judge"]), None)
     if row is None or not row["n_judged"]:
-        return f" On none of the {verdict['n_judged']} judged prompts did both arms end their responses."
+        return f" On none of the {counted(verdict['n_judged'], 'judged prompt')} did both arms end their responses."
     of_all_prompts = row["n_judged"] >= verdict["n_judged"]
     if of_all_prompts and row["win_rate"] == verdict["win_rate"]:
         return ""

@@ -15,6 +15,7 @@ from toolkit.evals.overoptimization import STILL_NATS
 from toolkit.evals.training_signals import is_neutral
 from toolkit.evals.verdict import NAMES
 from toolkit.evals.winrate import average_within_prompt
+from toolkit.evals.words import counted, policy_name
 
 Row = Mapping[str, Any]
 MOST_FAILURES = 0.05
@@ -110,7 +111,7 @@ def failing_judge(judge: str, n_failed: int, n_judgements: int) -> list[str]:
     share = n_failed / n_judgements
     if share <= MOST_FAILURES:
         return []
-    return [f"judge {judge} failed in {n_failed:,} of {n_judgements:,} judgements ({share:.1%})"]
+    return [f"judge {judge} failed in {n_failed:,} of {counted(n_judgements, 'judgement')} ({share:.1%})"]
 
 
 def places_instead_of_preferences(win_rates: Sequence[Row], tests: Mapping[str, JudgeTest]) -> list[str]:
@@ -139,9 +140,21 @@ def length_turns_the_result(win_rates: Sequence[Row]) -> list[str]:
             continue
         if (raw - 0.5) * (controlled - 0.5) < 0.0:
             out.append(
-                f"{NAMES[row['policy']]} wins {raw:.1%} against {NAMES.get(row['baseline'], row['baseline'])} "
+                f"{NAMES[row['policy']]} wins {raw:.1%} against {policy_name(row['baseline'])} "
                 f"by judge {row['judge']}, and {controlled:.1%} at equal length: the two disagree on who is ahead"
             )
+    return out
+
+
+def milestones_not_reached(missed: Mapping[str, Sequence[float]], kl_nats: Mapping[str, float | None]) -> list[str]:
+    """The KL milestones that an arm's training never reached. ``kl_nats`` are the KLs of the policies at the end."""
+    out = []
+    for arm, milestones in missed.items():
+        if milestones:
+            kl = kl_nats.get(arm)
+            end = "" if kl is None else f": its last policy is {kl:.2f} nats from SFT"
+            values = ", ".join(f"{milestone:g}" for milestone in milestones)
+            out.append(f"no policy of {NAMES[arm]} is kept for KL {values}, which its training did not reach{end}")
     return out
 
 
@@ -149,7 +162,8 @@ def changed_texts(hacking: Mapping[str, Sequence[DriftRow]]) -> list[str]:
     """One sentence for each policy whose texts changed."""
     flagged = {policy: [row["feature"] for row in rows if row["flagged"]] for policy, rows in hacking.items()}
     return [
-        f"the responses of {policy} differ from those of sft: {', '.join(FEATURE_NAMES.get(f, f) for f in features)}"
+        f"the responses of {policy_name(policy)} differ from those of SFT: "
+        + ", ".join(FEATURE_NAMES.get(feature, feature) for feature in features)
         for policy, features in flagged.items()
         if features
     ]

@@ -23,22 +23,28 @@ from typing import Any, Literal
 from toolkit.evals.judge_tests import MIN_COVERAGE, JudgeTest, failed_tests
 from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
 from toolkit.evals.winrate import power_prompts
+from toolkit.evals.words import ARM_NAMES, counted
 
 Row = Mapping[str, Any]
 ARMS = ("rm_ppo", "dpo")
-NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO"}
+NAMES = {arm: ARM_NAMES[arm] for arm in ARMS}
 MIN_PROMPTS = 20
 SMALLEST_EFFECT = 0.02
 ALPHA = 0.05
 Finding = Literal["better", "no practical difference", "undecided"]
+Doubt = Literal["judges disagree", "primary judge"]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a row of win rates says: ``better`` (the side is that of ``win_rate``), or why it does not."""
+    """What a row of win rates says: ``better`` (the side is that of ``win_rate``), or why it does not.
+
+    ``doubt`` is what speaks against a finding beside the row's numbers.
+    """
 
     finding: Finding
     reason: str
+    doubt: Doubt | None = None
 
 
 def decide(
@@ -61,7 +67,8 @@ def decide(
     if win_rate is None or n_judged == 0:
         return Decision("undecided", "no prompt was judged")
     if n_judged < MIN_PROMPTS:
-        return Decision("undecided", f"{n_judged} judged prompts decide nothing: it takes at least {MIN_PROMPTS}")
+        few = f"{counted(n_judged, 'judged prompt')} {'decides' if n_judged == 1 else 'decide'} nothing"
+        return Decision("undecided", f"{few}: it takes at least {MIN_PROMPTS}")
     if n_judged < MIN_COVERAGE * n_prompts:
         share = f"{n_judged} of {n_prompts} prompts"
         return Decision("undecided", f"only {share} were judged, less than {MIN_COVERAGE:.0%}")
@@ -156,13 +163,14 @@ def verdict(
         return _undecided(_facts(rows[0]), reason, sentence)
     row = _deciding(independent, judging)
     decision = decide(**{name: row[name] for name in _DECISIVE}, smallest_effect=judging.smallest_effect)
-    if decision.finding != "undecided" and (doubt := _doubt(row, independent, judging, decision.finding)) is not None:
-        decision = Decision("undecided", doubt)
+    if decision.finding != "undecided":
+        decision = _doubted(row, independent, judging, decision.finding) or decision
     facts = {
         **_facts(row),
         "judges": {str(r["judge"]): r["win_rate"] for r in independent},
         "finding": decision.finding,
         "reason": decision.reason,
+        "doubt": decision.doubt,
         "winner": "undecided",
         "kl_nats": {arm: (kl_nats or {}).get(arm) for arm in ARMS},
     }
@@ -188,7 +196,13 @@ def _facts(row: Row) -> dict[str, Any]:
 
 
 def _undecided(facts: dict[str, Any], reason: str, sentence: str) -> dict[str, Any]:
-    more = {"winner": "undecided", "finding": "undecided", "reason": reason, "judges": {}}
+    more: dict[str, Any] = {
+        "winner": "undecided",
+        "finding": "undecided",
+        "reason": reason,
+        "doubt": None,
+        "judges": {},
+    }
     return {**facts, **more, "sentence": sentence}
 
 
@@ -209,15 +223,18 @@ def _over_all_prompts(row: dict[str, Any], judging: Judging) -> dict[str, Any]:
     return row | {"n_prompts": max(row["n_prompts"], judging.n_prompts or 0)}
 
 
-def _doubt(row: Row, independent: Sequence[Row], judging: Judging, finding: Finding) -> str | None:
-    """What speaks against a finding beside the numbers of the row that decided."""
+def _doubted(row: Row, independent: Sequence[Row], judging: Judging, finding: Finding) -> Decision | None:
+    """The decision where something speaks against a finding beside the row's numbers; None where nothing does."""
     if judging.primary_judge is not None:
         if row["judge"] == judging.primary_judge:
             return None
         if (reason := judging.refused.get(judging.primary_judge)) is not None:
-            return f"the primary judge {judging.primary_judge} is {reason}"
-        return f"the primary judge {judging.primary_judge} did not compare the arms"
-    return _disagreement(independent, judging.smallest_effect if finding == "no practical difference" else 0.0)
+            return Decision("undecided", f"the primary judge {judging.primary_judge} is {reason}", "primary judge")
+        reason = f"the primary judge {judging.primary_judge} did not compare the arms"
+        return Decision("undecided", reason, "primary judge")
+    least = judging.smallest_effect if finding == "no practical difference" else 0.0
+    disagreement = _disagreement(independent, least)
+    return None if disagreement is None else Decision("undecided", disagreement, "judges disagree")
 
 
 def _on_tests(rows: Sequence[Row], judging: Judging) -> str:
@@ -238,7 +255,8 @@ def _on_unverified(independent: Sequence[Row], judging: Judging) -> str:
     """A sentence for each judge that may decide and has judgements which may be of other responses."""
     counts = {row["judge"]: judging.unverified.get(row["judge"], 0) for row in independent}
     return "".join(
-        f" Judge {judge}'s {n:,} judgements carry no hashes: that they are of these responses is not known."
+        f" Judge {judge}'s {counted(n, 'judgement')} {'carries' if n == 1 else 'carry'} no hashes: "
+        f"that {'it is' if n == 1 else 'they are'} of these responses is not known."
         for judge, n in counts.items()
         if n
     )

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from toolkit.errors import RecipeError
 from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.judging import llm, scorers
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.recorded import MatchedJudgements, PolicyScores, matched, signals_by_answers
 from toolkit.judging.records import Judgement, read_judgements
 from toolkit.judging.responses import PolicyResponses
-from toolkit.judging.win_rates import POOLED
 from toolkit.models.resolve import resolve
 from toolkit.progress import Reporter
 
@@ -95,23 +93,6 @@ def of_file(file: str, responses: PolicyResponses, reporter: Reporter) -> Matche
     for note in recorded.notes(file):
         reporter.line(note)
     return recorded
-
-
-def check_recorded_names(specs: Sequence[str]) -> None:
-    """Raise RecipeError where a judge in a file has the name of another judge of this run, or of all together."""
-    live = [spec for spec in specs if not spec.startswith("file:")]
-    for spec in specs:
-        if spec in live:
-            continue
-        file = spec.partition(":")[2]
-        for name in dict.fromkeys(j.judge for j in read_judgements([file])):
-            if name in live or name == POOLED:
-                what = "all judges together go by" if name == POOLED else "a judge of this run has"
-                raise RecipeError(
-                    f"the file {file} has a judge {name!r}, a name that {what}: their judgements would be mixed",
-                    where="evaluate.judges",
-                    fix="rename the judge in the file",
-                )
 
 
 def name_training_signals(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.evals.training_signals import TRAINING_SIGNALS
+from toolkit.evals.words import counted
 from toolkit.judging import scorers
 from toolkit.judging.records import Judgement, response_hash
 from toolkit.judging.responses import PolicyResponses
@@ -33,12 +34,22 @@ class MatchedJudgements:
 
     def notes(self, file: str) -> list[str]:
         """A sentence for each kind of judgement that was left out, or cannot be verified."""
-        counts = {
-            "are of other prompts or policies and were left out": self.n_elsewhere,
-            "are of other responses to these prompts and were left out": self.n_other_responses,
-            "do not record which responses they are of, and were taken by prompt and policy": self.n_unverified,
-        }
-        return [f"{file}: of {self.n_recorded} judgements {n} {note}" for note, n in counts.items() if n]
+        unverified = (
+            "does not record which responses it is of, and was taken by prompt and policy",
+            "do not record which responses they are of, and were taken by prompt and policy",
+        )
+        counts = (
+            (self.n_elsewhere, *_left_out("of other prompts or policies")),
+            (self.n_other_responses, *_left_out("of other responses to these prompts")),
+            (self.n_unverified, *unverified),
+        )
+        of_all = f"{file}: of {counted(self.n_recorded, 'judgement')}"
+        return [f"{of_all} {n:,} {one if n == 1 else several}" for n, one, several in counts if n]
+
+
+def _left_out(why: str) -> tuple[str, str]:
+    """The words for one judgement, and for several."""
+    return f"is {why} and was left out", f"are {why} and were left out"
 
 
 def matched(judgements: Sequence[Judgement], responses: PolicyResponses) -> MatchedJudgements:

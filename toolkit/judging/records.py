@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypedDict, cast
 
-from toolkit.errors import DataError, nearest
+from toolkit.errors import DataError, RecipeError, nearest
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.style import FEATURES, style_of
 from toolkit.files import read_table, table_metadata, write_table
@@ -24,6 +24,8 @@ from toolkit.preferences.rows import prompt_id
 _COUNTS = [f"{side}_{name}" for side in ("policy", "baseline") for name in FEATURES]
 # Of a Parquet file of judgements: how the intervals of its win rates were computed.
 _INTERVALS = "duel.intervals"
+# The name of all judges together.
+POOLED = "all judges"
 _REQUIRED = ("prompt_id", "policy", "baseline", "judge", "preference")
 
 
@@ -158,6 +160,27 @@ def read_judgements(files: Sequence[str | Path], *, by: str | None = None) -> li
                 judgement = replace(judgement, group=str(row[by]))
             judgements.append(judgement)
     return judgements
+
+
+def check_recorded_names(specs: Sequence[str]) -> None:
+    """Read the files among the judges before anything is computed.
+
+    Raises RecipeError where a judge in a file has the name of another judge of this run, or of all together, and
+    DataError as :func:`read_judgements`.
+    """
+    live = [spec for spec in specs if not spec.startswith("file:")]
+    for spec in specs:
+        if spec in live:
+            continue
+        file = spec.partition(":")[2]
+        for name in dict.fromkeys(j.judge for j in read_judgements([file])):
+            if name in live or name == POOLED:
+                what = "all judges together go by" if name == POOLED else "a judge of this run has"
+                raise RecipeError(
+                    f"the file {file} has a judge {name!r}, a name that {what}: their judgements would be mixed",
+                    where="evaluate.judges",
+                    fix="rename the judge in the file",
+                )
 
 
 def read_attributes(file: str | Path, by: str) -> dict[str, str]:

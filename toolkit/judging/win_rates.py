@@ -21,12 +21,11 @@ from toolkit.evals.length_control import LengthTable, length_controlled_win_rate
 from toolkit.evals.style import FEATURES, style_controlled_win_rate
 from toolkit.evals.verdict import ARMS
 from toolkit.evals.winrate import WinRate, average_within_prompt, bradley_terry, holm, win_rate
-from toolkit.judging.records import Judgement, read_attributes, read_judgements, recorded_intervals
+from toolkit.judging.records import POOLED, Judgement, read_attributes, read_judgements, recorded_intervals
 
 _log = logging.getLogger(__name__)
 
 Alignment = Literal["alpaca_eval", "instruction"]
-POOLED = "all judges"
 _MOST_GROUPS = 50  # an attribute with more values is an identifier, and its values are no slices
 
 

@@ -12,7 +12,7 @@ from toolkit.evals.temperatures import COMPARED, side_by_side, temperature_entry
 from toolkit.evals.verdict import Judging
 from toolkit.judging import win_rates
 from toolkit.judging.llm import Usage
-from toolkit.judging.records import Judgement, write_judgements
+from toolkit.judging.records import POOLED, Judgement, write_judgements
 from toolkit.measure.judged_policies import judge_all
 from toolkit.measure.policies import EvaluationSettings, Policy, samples_of
 from toolkit.measure.scores import with_kl
@@ -104,7 +104,7 @@ def compare_temperatures(
         write_judgements(asked.judgements, temperature_folder(out, temperature) / "judgements.parquet", bootstrap)
         usages += asked.usages
         entries.append(_entry(temperature, JudgedSamples(drawn, asked.judgements), deciding, bootstrap))
-    judge = deciding[0] if len(deciding) == 1 else win_rates.POOLED
+    judge = deciding[0] if len(deciding) == 1 else POOLED
     compared, changes = side_by_side(entries, settings.section.temperature, judge)
     return ComparedTemperatures(compared, usages, [*warnings, *changes])
 

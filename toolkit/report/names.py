@@ -6,6 +6,10 @@ figure serves light and dark.
 
 from __future__ import annotations
 
+from toolkit.evals.words import ARM_NAMES, policy_name
+
+__all__ = ["ARM_NAMES", "PALETTE", "REWARDS", "REWARD_COLOR", "arm_of", "color", "policy_name"]
+
 # rm_ppo and dpo are an orange and a blue that every common colour blindness can tell apart. All else is neutral.
 PALETTE = {
     "light": {
@@ -39,25 +43,9 @@ PALETTE = {
         "mark": "#6b5510",
     },
 }
-ARM_NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO", "sft": "SFT", "base": "base"}
 REWARDS = {"gold_reward": "gold reward", "explicit_reward": "explicit reward", "implicit_reward": "implicit reward"}
 # PPO is trained on the explicit reward and DPO on the implicit one, so these have the colour of that arm.
 REWARD_COLOR = {"gold_reward": "@ink", "explicit_reward": "@rm_ppo", "implicit_reward": "@dpo"}
-
-
-def policy_name(policy: str) -> str:
-    """The name of a policy for readers.
-
-    >>> policy_name("rm_ppo"), policy_name("dpo@6"), policy_name("dpo@kl-2"), policy_name("best_of_4_rm")
-    ('RM + PPO', 'DPO, step 6', 'DPO, milestone of 2 nats', 'best of 4 by RM')
-    """
-    head, _, step = policy.partition("@")
-    if head.startswith("best_of_"):
-        n, _, by = head.removeprefix("best_of_").partition("_")
-        return f"best of {n} by {'RM' if by == 'rm' else by}"
-    if step.startswith("kl-"):
-        return f"{ARM_NAMES.get(head, head)}, milestone of {step.removeprefix('kl-')} nats"
-    return ARM_NAMES.get(head, head) + (f", step {step}" if step else "")
 
 
 def arm_of(policy: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.judging.records import check_recorded_names
 from toolkit.models.encoding import text_encoder
 from toolkit.models.resolve import ModelRef, resolve, resolve_base
 from toolkit.models.tokenizer import load_tokenizer
@@ -48,11 +49,12 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
     ``launch`` are arguments of ``accelerate launch``: its processes count in the steps and in the keys.
 
     Raises what planning the stages and reading the data raise, and StoreError where a run in this folder would refuse
-    its layout.
+    its layout, and what :func:`toolkit.judging.records.check_recorded_names` raises.
     """
     recipe, section = loaded.recipe, loaded.recipe.data
     earlier_layout = RunFolder(out).earlier_version()
     processes = number_of_processes(launch)
+    check_recorded_names(recipe.evaluate.judges)
     stages = plan_stages(loaded, RunFolder(out), processes)
     sides, report = read_sides(section, recipe.seed)
     ref = resolve(recipe.model.name, recipe.model.revision)

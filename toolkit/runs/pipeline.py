@@ -15,6 +15,7 @@ from typing import Any
 from toolkit.errors import RecipeError, StoreError
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.files import copy_whole, read_json, write_json, write_text
+from toolkit.judging.records import check_recorded_names
 from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.arms import planned_differences
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
@@ -61,6 +62,8 @@ def run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions
         write_text(out / RECIPE_FILE, resolved_yaml(loaded))
         stages = plan_stages(loaded, folder, processes)
         names = stages_to_run(stages, options.only, options.until)
+        if "evaluate" in names:  # before hours of training
+            check_recorded_names(recipe.evaluate.judges)
         with recorded(out, new_manifest(loaded, stages, options.command, processes)) as manifest:
             for number, planned in enumerate(stages, start=1):
                 name, position = planned.spec.name, f"{number}/{len(stages)}"

@@ -228,6 +228,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     callbacks = [progress, SaveAtSteps(milestone_steps(section, steps), save)]
     arguments = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=steps)
     probe: KlProbe | None = None
+    milestones: KlMilestones | None = None
     trainer: Trainer
     if section.trainer == "trl":
         trl_inputs = trl.TrainerInputs(policy, lora, tokenizer, arguments, callbacks, spending)
@@ -250,6 +251,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     if distributed.main_process() and trainer.state.global_step != steps:
         save(steps)
     note_displacement(progress.history, section.logging_steps, reporter)
+    missed = milestones.missed("dpo", reporter.line) if milestones is not None else {}
     tokens = trained_tokens(section, steps, examples) + sum(len(example.tree) for example in examples)
     if probe is not None:
         tokens += int(distributed.all_sum(torch.tensor(probe.tokens, device=best_device())))
@@ -260,6 +262,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         "history": progress.history,
         "steps": steps,
         "pairs": sum(len(e.pairs) for e in examples),
+        **missed,
     }
 
 

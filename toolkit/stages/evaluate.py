@@ -16,15 +16,17 @@ from toolkit.evals import summary
 from toolkit.evals.beside_verdict import complete_verdict
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.evals.intervals import BootstrapOptions
+from toolkit.evals.result_warnings import milestones_not_reached
 from toolkit.evals.training_signals import TRAINING_SIGNALS
+from toolkit.evals.verdict import ARMS
 from toolkit.files import read_json, write_json, write_table
 from toolkit.judging import win_rates
 from toolkit.judging.deciding import judging_of
 from toolkit.judging.ended import where_both_ended
 from toolkit.judging.held_out import examine_judges
 from toolkit.judging.independence import RunModels
-from toolkit.judging.judge import check_recorded_names, name_training_signals
-from toolkit.judging.records import write_judgements
+from toolkit.judging.judge import name_training_signals
+from toolkit.judging.records import check_recorded_names, write_judgements
 from toolkit.measure.judged_policies import judge_all
 from toolkit.measure.policies import EvaluationSettings, Policy, TrainedModels, find_policies, samples_of
 from toolkit.measure.scores import best_of_n, held_out_rewards, held_out_scores, score_everything, with_scores
@@ -51,7 +53,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     settings = evaluation_settings(context, inputs, models.sft)
     has_gold, warnings = gold_is_known(settings.rows)
     judges, renamed = choose_judges(section.judges, has_gold, models)
-    check_recorded_names([*section.judges, *judges])
+    check_recorded_names([*section.judges, *judges])  # a signal has its short name only now
     policies = find_policies(context, inputs, models.sft)
     drawn = [sample for policy in policies for sample in samples_of(policy, settings, out / "policies", reporter)]
     further = further_samples(policies, settings, models.sft, out, has_gold, reporter)
@@ -103,6 +105,11 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     records = {stage: read_json(inputs[stage] / STAGE_FILE) for stage in ("ppo", "dpo")}
     kl_nats = {row["policy"]: row["kl_nats"] for row in result["policies"]}
     differences = trained_differences(records, kl_nats, context.data.max_response_tokens)
+    missed = {
+        arm: records[stage]["metrics"].get("kl_milestones_missed", [])
+        for arm, stage in zip(ARMS, ("ppo", "dpo"), strict=True)
+    }
+    result["warnings"] += milestones_not_reached(missed, kl_nats)
     result["arm_differences"] = [difference.as_dict() for difference in differences]
     # The pipeline adds it to the cost.
     result["judge_usage"] = [asdict(usage) for usage in [*asked.usages, *test_usages]]

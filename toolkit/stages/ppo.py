@@ -108,6 +108,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             stopped_at = last_step
             keep(stopped_at)
         models.save_critic(out / "critic")
+    missed = trainer.milestones.missed("ppo", reporter.line) if section.kl_milestones else {}
     response_tokens = [entry["tokens"] for entry in progress.history if "tokens" in entry]
     prompt_tokens = sum(len(p.ids) for p in prompts) / len(prompts) * schedule.rollouts * schedule.prompts_per_rollout
     # The first rollouts may train the critic alone.
@@ -118,6 +119,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         "response_tokens_trained": spending.tokens,
         "history": progress.history,
         "steps": last_step,
+        **missed,
     }
 
 

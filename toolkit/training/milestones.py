@@ -124,6 +124,13 @@ class KlMilestones:
         error = float(kl_R.double().std()) / len(kl_R) ** 0.5
         return MilestonePolicy(milestone, float(kl_R.mean()), error, step)
 
+    def missed(self, stage: str, say: Callable[[str], None]) -> dict[str, list[float]]:
+        """For a stage's record, at its end: the milestones that training did not reach, which are said, too."""
+        if self.ahead:
+            values = ", ".join(f"{milestone:g}" for milestone in self.ahead)
+            say(f"{stage}: no policy is kept for KL {values}: training did not get that far from the reference")
+        return {"kl_milestones_missed": self.ahead}
+
     def save(self, folder: Path) -> None:
         """Write what a resumed training needs into a checkpoint."""
         folder.mkdir(parents=True, exist_ok=True)

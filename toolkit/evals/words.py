@@ -1,0 +1,29 @@
+"""Counts and the names of policies, as sentences have them."""
+
+from __future__ import annotations
+
+ARM_NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO", "sft": "SFT", "base": "base"}
+
+
+def policy_name(policy: str) -> str:
+    """The name of a policy for readers.
+
+    >>> policy_name("rm_ppo"), policy_name("dpo@6"), policy_name("dpo@kl-2"), policy_name("best_of_4_rm")
+    ('RM + PPO', 'DPO, step 6', 'DPO, milestone of 2 nats', 'best of 4 by RM')
+    """
+    head, _, step = policy.partition("@")
+    if head.startswith("best_of_"):
+        n, _, by = head.removeprefix("best_of_").partition("_")
+        return f"best of {n} by {'RM' if by == 'rm' else by}"
+    if step.startswith("kl-"):
+        return f"{ARM_NAMES.get(head, head)}, milestone of {step.removeprefix('kl-')} nats"
+    return ARM_NAMES.get(head, head) + (f", step {step}" if step else "")
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "judgement"), counted(1200, "judgement")
+    ('1 judgement', '1,200 judgements')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
