@@ -22,7 +22,7 @@ from toolkit.evals.temperatures import side_by_side
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ReportSection
 from toolkit.report import page as page_module
-from toolkit.report import plots, provenance, reading, sample_browser, tables
+from toolkit.report import plots, provenance, reading, render, sample_browser, tables
 from toolkit.report.names import policy_name
 from toolkit.stages import report as report_stage
 from toolkit.stages.contexts import ReportContext
@@ -520,8 +520,8 @@ def test_runs_side_by_side_share_their_axes(run, no_gold):
     [(-1.234, 2, False, "−1.23"), (-0.001, 2, False, "0.00"), (0.001, 2, True, "0.00"), (1234.5, 1, True, "+1,234.5")],
 )
 def test_numbers(value, digits, sign, text):
-    assert page_module.typeset(value, digits, sign) == text
-    assert page_module.typeset(None) == ""
+    assert render.typeset(value, digits, sign) == text
+    assert render.typeset(None) == ""
 
 
 @pytest.mark.parametrize(

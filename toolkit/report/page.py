@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-
-import jinja2
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from toolkit.report import curves, plots, provenance, sample_browser, tables
 from toolkit.report.figures import Figure, share_axes
-from toolkit.report.names import PALETTE
-from toolkit.report.numbers import count, length_control_name, number, p_value, percent
 from toolkit.report.reading import ResultRow, Run, read_live, read_runs
+from toolkit.report.render import render
 from toolkit.report.sheets import missing_estimates
 from toolkit.report.temperatures import TemperatureTable, temperature_table
-
-HERE = Path(__file__).parent
 
 
 def build(run_folders: Sequence[Path], *, title: str | None, max_samples: int) -> str:
@@ -43,11 +34,6 @@ def build_live(run_folder: Path, *, version: str, max_samples: int) -> str:
         StoreError: a folder without a run.
     """
     return page_of([read_live(run_folder)], None, max_samples, version)
-
-
-def plotly_script() -> str:
-    """plotly.js as its package ships it."""
-    return str(get_plotlyjs())
 
 
 @dataclass(frozen=True)
@@ -128,40 +114,22 @@ def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str 
     views = [view_of(run, f"run{number}") for number, run in enumerate(runs)]
     if len(runs) > 1:
         share_axes(figure for view in views for figure in view.figures)
-    figures = {
-        figure.id: {"traces": figure.traces, "layout": figure.layout} for view in views for figure in view.figures
-    }
     browser = sample_browser.browser(runs, max_samples)
     between = provenance.between_runs(runs)
     subjects = [provenance.subject(run) for run in runs]
     if title is None and len(runs) == 1 and subjects[0]:
         title, subjects = f"DPO and RM + PPO on {subjects[0]}", []
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {
-        "percent": partial(percent, absent=""),
-        "number": typeset,
-        "count": partial(count, absent=""),
-        "p": partial(p_value, absent=""),
-        "length_control_name": length_control_name,
-    }
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         title=title or " and ".join(run.name for run in runs) + ": RM + PPO against DPO",
+        sections=_sections(views, bool(between), browser is not None),
+        figures=[figure for view in views for figure in view.figures],
+        live=live,
+        samples=browser,
         subjects=list(dict.fromkeys(filter(None, subjects))),
         views=views,
-        sections=_sections(views, bool(between), browser is not None),
         between=between,
         browser=browser,
-        palette=PALETTE,
-        live=live,
-        # These are our own files. What a model or a data set wrote goes through autoescape or _embed.
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
-        live_script=Markup((HERE / "live.js").read_text(encoding="utf-8")) if live is not None else "",
-        plotly=Markup(plotly_script()) if figures and live is None else "",
-        figures=_embed({"figures": figures, "palette": PALETTE}),
-        samples=_embed(browser) if browser else "",
     )
 
 
@@ -194,16 +162,3 @@ def _sections(views: Sequence[View], runs_differ: bool, has_samples: bool) -> li
     if runs_differ:
         shown.insert(1, ("between", "What differs between the runs"))
     return shown + ([("samples", "Samples")] if has_samples else [])
-
-
-def _embed(value: object) -> Markup:
-    """JSON that can neither end the script element around it nor open a comment in it."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
-def typeset(value: float | None, digits: int = 2, sign: bool = False) -> str:
-    """A number with a true minus sign. Empty for None."""
-    return number(value, digits, sign=sign, absent="").replace("-", "\N{MINUS SIGN}")

@@ -11,7 +11,8 @@ from pathlib import Path
 from toolkit.errors import StoreError
 from toolkit.files import fingerprint
 from toolkit.progress import METRICS_FILE, PROGRESS_FILE, Reporter
-from toolkit.report.page import build_live, plotly_script
+from toolkit.report.page import build_live
+from toolkit.report.render import plotly_script
 from toolkit.report.server import LocalHandler, listening
 from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, RunFolder
 

@@ -1,0 +1,78 @@
+"""A page from a template: its frame, filters, styles, scripts and figures. Nothing of it is asked from a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from toolkit.report.figures import Figure
+from toolkit.report.names import PALETTE
+from toolkit.report.numbers import count, length_control_name, number, p_value, percent
+
+HERE = Path(__file__).parent
+
+
+def plotly_script() -> str:
+    """plotly.js as its package ships it."""
+    return str(get_plotlyjs())
+
+
+def typeset(value: float | None, digits: int = 2, sign: bool = False) -> str:
+    """A number with a true minus sign. Empty for None."""
+    return number(value, digits, sign=sign, absent="").replace("-", "\N{MINUS SIGN}")
+
+
+def render(
+    template: str,
+    *,
+    title: str,
+    sections: Sequence[tuple[str, str]],
+    figures: Iterable[Figure],
+    live: str | None = None,
+    samples: object = None,
+    **values: Any,
+) -> str:
+    """A page of the frame ``frame.html.j2``. ``sections`` are (id, title), and ``values`` are for the template alone.
+
+    With ``live``, a version, the page takes plotly.js from the server of ``duel watch``.
+    """
+    drawn = {figure.id: {"traces": figure.traces, "layout": figure.layout} for figure in figures}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {
+        "percent": partial(percent, absent=""),
+        "number": typeset,
+        "count": partial(count, absent=""),
+        "p": partial(p_value, absent=""),
+        "length_control_name": length_control_name,
+    }
+    return environment.get_template(template).render(
+        title=title,
+        sections=sections,
+        palette=PALETTE,
+        live=live,
+        # These are our own files. What a model or a data set wrote goes through autoescape or _embed.
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        live_script=Markup((HERE / "live.js").read_text(encoding="utf-8")) if live is not None else "",
+        plotly=Markup(plotly_script()) if drawn and live is None else "",
+        figures=_embed({"figures": drawn, "palette": PALETTE}),
+        samples=_embed(samples) if samples else "",
+        **values,
+    )
+
+
+def _embed(value: object) -> Markup:
+    """JSON that can neither end the script element around it nor open a comment in it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
