@@ -56,3 +56,17 @@ def test_bad_input_ends_with_two(tmp_path: Path) -> None:
         done = duel("study", "--table", str(path), check=2)
         assert said in done.stderr and "fix:" in done.stderr and "Traceback" not in done.stderr
     assert "Missing option '--table'" in duel("study", check=2).stderr
+
+
+def test_report_writes_the_page_of_a_study(table: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pilot"
+    duel("study", "--table", str(table), "--out", str(folder))
+    done = duel("report", str(folder))
+    assert Path(done.stdout.strip()) == folder / "report.html"
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<title>Study pilot: RM + PPO against DPO</title>" in html and 'id="needed"' in html
+    duel("report", str(folder), "--out", str(tmp_path / "other.html"), "--title", "Mine")
+    assert "<title>Mine</title>" in (tmp_path / "other.html").read_text(encoding="utf-8")
+    for second in (folder, tmp_path):
+        refused = duel("report", str(folder), str(second), check=2)
+        assert "is a study, and a study has a page of its own: give it alone" in " ".join(refused.stderr.split())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from toolkit.evals.words import ARM_NAMES, policy_name
 
-__all__ = ["ARM_NAMES", "PALETTE", "REWARDS", "REWARD_COLOR", "arm_of", "color", "policy_name"]
+__all__ = ["ARM_NAMES", "PALETTE", "REWARDS", "REWARD_COLOR", "arm_name", "arm_of", "color", "policy_name"]
 
 # rm_ppo and dpo are an orange and a blue that every common colour blindness can tell apart. All else is neutral.
 PALETTE = {
@@ -43,9 +43,25 @@ PALETTE = {
         "mark": "#6b5510",
     },
 }
+CONTROL_NAMES = {
+    "online_dpo": "online DPO",
+    "online_dpo_gold": "online DPO, judge's labels",
+    "rloo": "RLOO",
+    "more_prompts": "RM + PPO, more prompts",
+    "length_only": "PPO on length alone",
+}
 REWARDS = {"gold_reward": "gold reward", "explicit_reward": "explicit reward", "implicit_reward": "implicit reward"}
 # PPO is trained on the explicit reward and DPO on the implicit one, so these have the colour of that arm.
 REWARD_COLOR = {"gold_reward": "@ink", "explicit_reward": "@rm_ppo", "implicit_reward": "@dpo"}
+
+
+def arm_name(arm: str) -> str:
+    """The name of a study's arm or control for readers.
+
+    >>> arm_name("dpo"), arm_name("rloo"), arm_name("my_control")
+    ('DPO', 'RLOO', 'my_control')
+    """
+    return (ARM_NAMES | CONTROL_NAMES).get(arm, arm)
 
 
 def arm_of(policy: str) -> str:

@@ -38,6 +38,17 @@ def count(value: float | None, *, absent: str = ABSENT) -> str:
     return absent if value is None else f"{value:,.0f}"
 
 
+def probability(value: float | None, *, absent: str = ABSENT) -> str:
+    """Two digits of a probability, which is never 0 or 1.
+
+    >>> probability(0.974), probability(0.9991), probability(1e-4)
+    ('0.97', '>0.99', '<0.01')
+    """
+    if value is None:
+        return absent
+    return ">0.99" if value > 0.995 else "<0.01" if value < 0.005 else f"{value:.2f}"
+
+
 def p_value(value: float | None, *, absent: str = ABSENT) -> str:
     """Three digits of a p-value, which is never 0.
 

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from toolkit.report.figures import Figure
 from toolkit.report.names import PALETTE
-from toolkit.report.numbers import count, length_control_name, number, p_value, percent
+from toolkit.report.numbers import count, length_control_name, number, p_value, percent, probability
 
 HERE = Path(__file__).parent
 
@@ -52,6 +52,7 @@ def render(
         "number": typeset,
         "count": partial(count, absent=""),
         "p": partial(p_value, absent=""),
+        "probability": partial(probability, absent=""),
         "length_control_name": length_control_name,
     }
     return environment.get_template(template).render(
