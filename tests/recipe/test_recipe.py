@@ -306,6 +306,11 @@ def test_copy_recipe(tmp_path):
         (["ppo.advantage=rloo", "ppo.samples_per_prompt=1"], "needs other samples of the same prompt"),
         (["ppo.advantage=rloo", "ppo.share_trunk=true"], "no critic to share a trunk with"),
         (["ppo.advantage=rloo", "ppo.critic_warmup_rollouts=2"], "no critic to warm up"),
+        (["ppo.train_tokens=9", "ppo.train_seconds=9"], "an arm has one budget: tokens or seconds"),
+        (["dpo.train_tokens=9", "dpo.train_seconds=9"], "an arm has one budget: tokens or seconds"),
+        (["dpo.train_tokens=9", "dpo.max_steps=9"], "both say how long DPO trains"),
+        (["dpo.train_seconds=9", "dpo.trainer=trl"], "TRL's trainer knows no budget"),
+        (["ppo.train_seconds=9", "ppo.max_steps=9"], "PPO is as long as ppo.total_episodes says"),
         (["dpo.label_smoothing=0.1", "dpo.loss_type=hinge"], "belongs to the losses sigmoid and robust"),
         (["dpo.loss_type=apo_zero"], "the engine has no loss apo_zero"),
         (["dpo.loss_type=exo_pair", "dpo.trainer=trl"], "exo_pair needs label smoothing"),
@@ -345,6 +350,7 @@ def test_conflicts_name_every_key_with_its_line(recipe_file):
         ["data=a/b", "data.eval_source=a/b", "data.eval_split=test"],
         ["dpo.label_smoothing=0.1"],
         ["ppo.total_episodes=64"],
+        ["ppo.train_tokens=9", "ppo.total_episodes=63", "dpo.train_seconds=9", "dpo.num_train_epochs=3"],
     ],
 )
 def test_settings_that_agree(sets):

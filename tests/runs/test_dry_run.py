@@ -74,6 +74,18 @@ def test_processes_count_in_the_steps(tmp_path: Path, described: dict[str, Any])
     assert "2 processes train" in render(doubled) and "processes train" not in render(described)
 
 
+def test_a_budget_takes_the_place_of_the_steps(tmp_path: Path) -> None:
+    sets = [*FEW, "ppo.train_tokens=20000", "dpo.train_seconds=90"]
+    described = describe(load_recipe("smoke", sets), tmp_path / "new")
+    stages = {stage["stage"]: (stage["steps"], stage["until"]) for stage in described["stages"]}
+    assert stages["ppo"] == (None, "20,000 response tokens") and stages["dpo"] == (None, "90.0 s")
+    assert described["ppo_rollouts"] is None and stages["sft"][0] > 0 and stages["sft"][1] is None
+    rows = {row["name"]: row for row in described["arm_differences"]}
+    assert "prompts_seen" not in rows and (rows["train_tokens"]["ppo"], rows["train_tokens"]["dpo"]) == (20_000, None)
+    text = render(described)
+    assert "until 20,000 response tokens" in text and "until 90.0 s" in text
+
+
 def test_the_example_marks_the_response(described: dict[str, Any]) -> None:
     tokens = described["example"]
     borders = [a["response"] != b["response"] for a, b in zip(tokens, tokens[1:], strict=False)]

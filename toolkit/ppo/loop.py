@@ -63,7 +63,7 @@ from toolkit.ppo.rollout_metrics import MetricMeans
 from toolkit.ppo.sampling import SamplingSettings, Scorer
 from toolkit.ppo.schedule import Schedule
 from toolkit.ppo.update import Update, token_count
-from toolkit.training.budget import Spending
+from toolkit.training.budget import VIRTUAL_STEPS, Budget, Spending
 from toolkit.training.milestones import KlMilestones, MilestonePolicy
 
 
@@ -71,7 +71,7 @@ class PPOLoop(Trainer):
     """PPO over ``models``. One step of the Trainer is one optimiser step on one minibatch of the current rollout.
 
     ``keep_milestone`` is called for each milestone of the KL that training passes, with the policy for it in place.
-    ``spending`` counts the response tokens that updates train on.
+    ``spending`` counts the response tokens that updates train on, and ``budget`` ends training.
     :class:`toolkit.ppo.PPOTrainer` builds models, rewards and data from what a user has.
     """
 
@@ -97,6 +97,7 @@ class PPOLoop(Trainer):
         *,
         keep_milestone: Callable[[MilestonePolicy], None] | None = None,
         spending: Spending | None = None,
+        budget: Budget | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = copy.copy(args)  # the caller's object stays as it is
@@ -110,14 +111,15 @@ class PPOLoop(Trainer):
         self.rollout: Rollout | None = None
         self.skips_updates = False  # the current rollout's remaining ones, since approx_kl exceeded target_kl
         self.unlogged = MetricMeans()
-        self.spending = spending or Spending()
+        self.spending, self.budget = spending or Spending(), budget
+        counters = [self.spending, *([budget] if budget else [])]
         super().__init__(
             model=models,
             args=args,
             train_dataset=self.schedule,
             eval_dataset=list(data.eval_prompts) or None,
             processing_class=sampling.tokenizer,
-            callbacks=[self.spending, *(callbacks or [])],
+            callbacks=[*counters, *(callbacks or [])],
         )
         self.average: WeightAverage | None = None
         if args.ema_decay is not None:
@@ -167,6 +169,13 @@ class PPOLoop(Trainer):
                 )
             self.optimizer = optimizer(groups, **settings)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The schedule of the learning rates: by steps, or under a budget by what is spent of it."""
+        if self.budget is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.budget.follow(super().create_scheduler(VIRTUAL_STEPS, optimizer))
+        return self.lr_scheduler
 
     # -- rollouts
 
@@ -305,7 +314,8 @@ class PPOLoop(Trainer):
         """The same of the weights that are in place: a milestone's policy."""
         folder.mkdir(parents=True, exist_ok=True)
         self.models.save_policy(folder, self.sampling.tokenizer)
-        export.write_card(folder, self.args, self.state.log_history, self.schedule.rollouts)
+        rollouts = -(-self.state.global_step // self.schedule.updates_per_rollout)
+        export.write_card(folder, self.args, self.state.log_history, rollouts)
 
 
 def _check_rewards_and_text(args: PPOConfig, rewards: Sequence[RewardFunction], data: TrainingData) -> None:

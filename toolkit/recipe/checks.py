@@ -12,6 +12,7 @@ from toolkit.recipe.judge_specs import judge_problem
 from toolkit.recipe.ppo_conflicts import Conflict, ppo_conflicts
 from toolkit.recipe.problems import Problem, combined
 from toolkit.recipe.schema import (
+    Arm,
     DataSection,
     DpoSection,
     EvaluateSection,
@@ -36,8 +37,8 @@ def on_the_hub(source: str) -> bool:
 def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
     """Check the settings against each other. Raises one RecipeError that names every conflict and its lines."""
     conflicts = {
-        "ppo": [*ppo_conflicts(recipe.ppo), *rollout_conflicts(recipe.ppo)],
-        "dpo": dpo_conflicts(recipe.dpo),
+        "ppo": [*ppo_conflicts(recipe.ppo), *rollout_conflicts(recipe.ppo), *budget_conflicts(recipe.ppo)],
+        "dpo": [*dpo_conflicts(recipe.dpo), *budget_conflicts(recipe.dpo)],
         "data": data_conflicts(recipe.data),
         "model": model_conflicts(recipe.model),
         "evaluate": evaluate_conflicts(recipe.evaluate),
@@ -69,7 +70,7 @@ def rollout_conflicts(ppo: PpoSection) -> Iterator[Conflict]:
     for name in ("max_steps", "num_train_epochs"):
         if getattr(ppo, name) != Training.model_fields[name].default:
             yield Conflict("PPO is as long as ppo.total_episodes says", "leave it out", (name,))
-    if ppo.total_episodes < batch:
+    if ppo.total_episodes < batch and not budget_keys(ppo):
         yield Conflict(
             f"{ppo.total_episodes} episodes do not fill one rollout of {batch} responses",
             f"at least {batch} episodes",
@@ -77,11 +78,27 @@ def rollout_conflicts(ppo: PpoSection) -> Iterator[Conflict]:
         )
 
 
+def budget_keys(arm: Arm) -> list[str]:
+    """The settings that give the arm a budget."""
+    return [name for name in ("train_tokens", "train_seconds") if getattr(arm, name) is not None]
+
+
+def budget_conflicts(arm: Arm) -> Iterator[Conflict]:
+    """A budget in two units."""
+    if len(budget_keys(arm)) > 1:
+        yield Conflict("an arm has one budget: tokens or seconds", "leave out one of them", tuple(budget_keys(arm)))
+
+
 def dpo_conflicts(dpo: DpoSection) -> Iterator[Conflict]:
     """What the loss and the trainer of DPO do not take."""
     if dpo.trainer == "trl" and dpo.kl_milestones:
         fix = "trainer: engine, or num_checkpoints alone"
         yield Conflict("TRL's trainer does not measure the KL", fix, ("trainer", "kl_milestones"))
+    for key in budget_keys(dpo):
+        if dpo.max_steps > 0:
+            yield Conflict("both say how long DPO trains", "leave out one of them", (key, "max_steps"))
+        if dpo.trainer == "trl":
+            yield Conflict("TRL's trainer knows no budget", "trainer: engine, or num_train_epochs", (key, "trainer"))
     if dpo.trainer == "engine" and dpo.loss_type not in ENGINE_LOSSES:
         fix = f"trainer: trl, or one of {', '.join(ENGINE_LOSSES)}"
         yield Conflict(f"the engine has no loss {dpo.loss_type}", fix, ("loss_type", "trainer"))

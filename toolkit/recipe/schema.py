@@ -159,6 +159,14 @@ class Arm(Training):
     num_checkpoints: PositiveInt = Field(
         3, description="Number of policies along training that are evaluated, the last one included."
     )
+    train_tokens: PositiveInt | None = Field(
+        None,
+        description="Train until this many response tokens were trained on, each pass counting; takes the place of "
+        "total_episodes (PPO) or num_train_epochs (DPO). The reward model's training counts to PPO.",
+    )
+    train_seconds: PositiveFloat | None = Field(
+        None, description="The same in seconds of wall time, from the beginning of the arm's stage."
+    )
     kl_milestones: list[PositiveFloat] | None = Field(
         None,
         description="Keep a policy at each of these KLs to the reference (nats per response): between the last two "

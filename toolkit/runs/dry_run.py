@@ -22,6 +22,7 @@ from toolkit.runs.launch import number_of_processes
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import RunFolder
 from toolkit.stages.data import SIDES, limit_notes, limited, read_sides
+from toolkit.training.budget import limit_of
 from toolkit.training.trainer import step_size, total_steps
 
 GIB = 2**30
@@ -62,7 +63,9 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
     within = {name: limited(name, sides[name], encoder, section, recipe.seed) for name in SIDES}
     rows, counts = within["train"]
     schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed, processes)
-    steps = {**training_steps(recipe, rows, processes), "ppo": len(schedule)}
+    budgets = {"ppo": limit_of(recipe.ppo), "dpo": limit_of(recipe.dpo)}
+    steps: dict[str, int | None] = {**training_steps(recipe, rows, processes), "ppo": len(schedule)}
+    steps |= {stage: None for stage, limit in budgets.items() if limit is not None}
     example = encoder.encode(rows[0].prompt, rows[0].responses[:1], section.max_response_tokens)
     return {
         "name": recipe.name,
@@ -75,6 +78,7 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
                 "state": planned.state.status,
                 "changed": [name for name in planned.state.changed if not name.startswith("input ")],
                 "steps": steps.get(planned.spec.name),
+                "until": limit.words(limit.amount) if (limit := budgets.get(planned.spec.name)) is not None else None,
             }
             for planned in stages
         ],
@@ -83,7 +87,7 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
             "source": data_warnings(report),
         },
         "data": {"format": report["format"], **{name: counts for name, (_, counts) in within.items()}},
-        "ppo_rollouts": schedule.rollouts,
+        "ppo_rollouts": schedule.rollouts if budgets["ppo"] is None else None,
         "arm_differences": [
             difference.as_dict() for difference in differences_of_plan(recipe, schedule, rows, processes)
         ],
@@ -109,7 +113,12 @@ def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow], processes: int
 def differences_of_plan(
     recipe: Recipe, schedule: Schedule, rows: Sequence[PreferenceRow], processes: int
 ) -> list[ArmDifference]:
-    """What the arms will differ in: their settings, and how many of the training prompts each policy sees."""
+    """What the arms will differ in: their settings, and how many of the training prompts each policy sees.
+
+    Under a budget that is not known before training.
+    """
+    if limit_of(recipe.ppo) is not None or limit_of(recipe.dpo) is not None:
+        return planned_differences(recipe)
     warmup = recipe.ppo.critic_warmup_rollouts
     of_ppo = min(len(rows), (schedule.rollouts - warmup) * schedule.prompts_per_rollout)
     compared = [pairs for row in rows if (pairs := splits.pairs(row))]
@@ -168,6 +177,7 @@ def render(described: dict[str, Any]) -> str:
     for stage in described["stages"]:
         why = f"  changed: {', '.join(stage['changed'])}" if stage["changed"] else ""
         steps = f"  {stage['steps']} steps" if stage["steps"] is not None else ""
+        steps = f"  until {stage['until']}" if stage["until"] is not None else steps
         lines.append(f"  {stage['stage']:13} {STATES[stage['state']]:24}{steps}{why}")
     for side in SIDES:
         counts = described["data"][side]

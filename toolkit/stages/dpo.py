@@ -31,12 +31,12 @@ from toolkit.stages.contexts import DpoContext
 from toolkit.training import trl
 from toolkit.training.batch import PairBatch, examples_of
 from toolkit.training.budget import Spending
-from toolkit.training.callbacks import SaveAtKl, SaveAtSteps, StageProgress
+from toolkit.training.callbacks import SaveAtKl, StageProgress
 from toolkit.training.milestones import RESPONSES, KlMilestones, MilestonePolicy
 from toolkit.training.trainer import (
     EngineTrainer,
     checkpoint,
-    milestone_steps,
+    keep_along,
     policy_folder,
     prompts_seen,
     seed_everything,
@@ -208,7 +208,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         write_training_record(
             folder,
             **facts,
-            **spending.cost().facts(),
+            **(budget or spending).facts(),
             arm="dpo",
             beta=section.beta,
             loss_type=section.loss_type,
@@ -224,8 +224,9 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         if distributed.main_process():
             save_in(checkpoint(out, kept.name), kept.facts())
 
-    progress = StageProgress(reporter, "dpo", steps)
-    callbacks = [progress, SaveAtSteps(milestone_steps(section, steps), save)]
+    budget, keeping = keep_along(section, spending, steps, save)
+    progress = StageProgress(reporter, "dpo", steps, budget)
+    callbacks = [progress, *keeping]
     arguments = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=steps)
     probe: KlProbe | None = None
     milestones: KlMilestones | None = None
@@ -238,7 +239,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         policy = trainable(policy, lora, task="CAUSAL_LM")
         engine = Engine(policy, pad_id, dtype=dtype)
         loss = partial(dpo_loss, engine, section, reference)
-        trainer = EngineTrainer(engine, arguments, examples, loss, callbacks, spending)
+        trainer = EngineTrainer(engine, arguments, examples, loss, callbacks, spending, budget)
         if section.kl_milestones:
             # In fp32 as the policy is, so that the KL of two equal models is 0.
             start = None if lora else load_policy(sft, context.model, dtype=torch.float32).to(engine.device)
@@ -247,8 +248,9 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             milestones = KlMilestones(section.kl_milestones, weights, probe.at_milestone, keep_milestone)
             trainer.add_callback(SaveAtKl(milestones, probe, trainer.values))
     train_to_end(trainer, progress, out)
-    # A run that is resumed with more processes may be past its last step already, and saves no policy on the way.
-    if distributed.main_process() and trainer.state.global_step != steps:
+    # A budget ends earlier. A run that is resumed with more processes may be past its last step already.
+    saved, steps = trainer.state.global_step == steps, trainer.state.global_step
+    if distributed.main_process() and not saved:
         save(steps)
     note_displacement(progress.history, section.logging_steps, reporter)
     missed = milestones.missed("dpo", reporter.line) if milestones is not None else {}
@@ -258,7 +260,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     return {
         "tokens": tokens,
         "prompts_seen": prompts_seen(section, steps, examples),
-        "response_tokens_trained": spending.tokens,
+        **(budget or spending).metrics(),
         "history": progress.history,
         "steps": steps,
         "pairs": sum(len(e.pairs) for e in examples),

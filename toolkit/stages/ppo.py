@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.engine import distributed
+from toolkit.errors import RecipeError
 from toolkit.files import read_json
 from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES, inner
@@ -25,22 +26,26 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import PpoSection
 from toolkit.stages.contexts import PpoContext
-from toolkit.training.budget import NOTHING, Cost, Spending
-from toolkit.training.callbacks import SaveAtSteps, StageProgress
+from toolkit.training.budget import NOTHING, Budget, Cost, Spending, limit_of
+from toolkit.training.callbacks import StageProgress
 from toolkit.training.milestones import MilestonePolicy
 from toolkit.training.trainer import (
     checkpoint,
-    milestone_steps,
+    keep_along,
     policy_folder,
     seed_everything,
     train_to_end,
     training_arguments,
 )
 
+# Under a budget, PPO takes at most this many times the rollouts that it would take at the size of the first one.
+MOST_ROLLOUTS = 4
+
 
 def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``, the arm's policy, ``checkpoints/step-N/`` along training, and ``critic/`` if there is one."""
-    section, spending = context.ppo, Spending(cost_of_reward_model(inputs["reward_model"]))
+    spending = Spending(cost_of_reward_model(inputs["reward_model"]))
+    section = with_episodes(context.ppo, spending.before)
     sft = resolve(str(inputs["sft"] / "model"))
     reward = resolve(str(inputs["reward_model"] / "model"))
     tokenizer = load_tokenizer(sft)
@@ -62,7 +67,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         write_training_record(
             folder,
             **facts,
-            **spending.cost().facts(),
+            **(budget or spending).facts(),
             arm="rm_ppo",
             beta=section.kl_coef,
             reference_fingerprint=sft.fingerprint,
@@ -80,8 +85,9 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             trainer.export_as_it_is(checkpoint(out, kept.name))
             record(checkpoint(out, kept.name), kept.facts())
 
-    progress = StageProgress(reporter, "ppo", steps)
-    kept_steps = [n * schedule.updates_per_rollout for n in milestone_steps(section, schedule.rollouts)]
+    updates = schedule.updates_per_rollout
+    budget, keeping = keep_along(section, spending, steps, keep, unit_steps=updates, cap=MOST_ROLLOUTS)
+    progress = StageProgress(reporter, "ppo", steps, budget)
     dtype = DTYPES[context.model.dtype]
     arguments = configuration(section, out, context, schedule, centring_law(reward.path))
     if arguments.center_samples:
@@ -97,12 +103,13 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         SamplingSettings(tokenizer, eos_ids(inner(models.policy), tokenizer), dtype, context.seed),
         keep_milestone=keep_milestone,
         spending=spending,
-        callbacks=[progress, SaveAtSteps(kept_steps, keep)],
+        budget=budget,
+        callbacks=[progress, *keeping],
     )
     train_to_end(trainer, progress, out)
     last_step = trainer.state.global_step
     if last_step < steps:
-        reporter.line(f"ppo: stopped at step {last_step} of {steps}, KL passed {section.max_kl} nats")
+        reporter.line(f"ppo: stopped at step {last_step}{why_it_stopped(budget, steps, section)}")
     if distributed.main_process():
         if last_step != steps:  # it stopped early, or resumed with more processes beyond the last step
             stopped_at = last_step
@@ -110,17 +117,50 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         models.save_critic(out / "critic")
     missed = trainer.milestones.missed("ppo", reporter.line) if section.kl_milestones else {}
     response_tokens = [entry["tokens"] for entry in progress.history if "tokens" in entry]
-    prompt_tokens = sum(len(p.ids) for p in prompts) / len(prompts) * schedule.rollouts * schedule.prompts_per_rollout
+    n_prompts = -(-last_step // updates) * schedule.prompts_per_rollout  # of all rollouts
+    prompt_tokens = sum(len(p.ids) for p in prompts) / len(prompts) * n_prompts
     # The first rollouts may train the critic alone.
     of_policy = response_tokens[section.critic_warmup_rollouts :]
     return {
         "tokens": round(sum(response_tokens) + prompt_tokens),
         "prompts_seen": min(len(prompts), len(of_policy) * schedule.prompts_per_rollout),
-        "response_tokens_trained": spending.tokens,
+        **(budget or spending).metrics(),
         "history": progress.history,
         "steps": last_step,
         **missed,
     }
+
+
+def why_it_stopped(budget: Budget | None, steps: int, section: PpoSection) -> str:
+    """For a line of progress, after the step's number."""
+    if budget is None:
+        return f" of {steps}, KL passed {section.max_kl} nats"
+    if budget.ended == "capped":
+        return (
+            f": it took {MOST_ROLLOUTS} times the rollouts that the budget would take at the size of the first one; "
+            "rollouts have shrunk (length/mean in the log)"
+        )
+    return ", the budget's end" if budget.ended else f", KL passed {section.max_kl} nats"
+
+
+def with_episodes(section: PpoSection, reward_model: Cost) -> PpoSection:
+    """Under a budget, the section with more episodes than it pays for.
+
+    Raises RecipeError where the training of the reward model took it all.
+    """
+    limit = limit_of(section)
+    if limit is None:
+        return section
+    took = limit.of(reward_model)
+    if took >= limit.amount:
+        raise RecipeError(
+            f"the reward model's training took {limit.words(took)}, and the arm's budget is "
+            f"{limit.words(limit.amount)}",
+            where=f"ppo.{limit.key}",
+            fix="a larger budget, or fewer reward_model.num_train_epochs",
+        )
+    batch = section.per_device_train_batch_size * distributed.launched_processes()
+    return section.model_copy(update={"total_episodes": limit.most_units * batch})
 
 
 def cost_of_reward_model(stage: Path) -> Cost:

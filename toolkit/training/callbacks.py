@@ -21,6 +21,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from toolkit.engine.distributed import all_sum
 from toolkit.errors import NotFiniteError
 from toolkit.progress import Reporter, Trackers
+from toolkit.training.budget import Budget
 from toolkit.training.milestones import KlMilestones
 
 # Where a stage's numbers can go beside metrics.jsonl, by its name in a recipe's ``report_to``.
@@ -30,18 +31,21 @@ TRACKERS = {"wandb": WandbCallback, "trackio": TrackioCallback, "tensorboard": T
 class StageProgress(TrainerCallback):
     """Shows a stage's progress, and hands its numbers to ``metrics.jsonl`` and the trackers.
 
+    Progress is counted in steps, or in what ``budget`` counts.
+
     ``history`` has the log's entries, those from before a resume among them. A stage trains inside of :meth:`shown`
     (:func:`toolkit.training.trainer.train_to_end`).
     """
 
-    def __init__(self, reporter: Reporter, stage: str, steps: int) -> None:
-        self.reporter, self.stage, self.steps = reporter, stage, steps
+    def __init__(self, reporter: Reporter, stage: str, steps: int, budget: Budget | None = None) -> None:
+        self.reporter, self.stage, self.steps, self.budget = reporter, stage, steps, budget
         self.history: list[dict[str, float]] = []
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """A progress bar, or lines, until training ends or fails."""
-        with self.reporter.task(self.stage, self.steps) as self.task:
+        total = self.steps if self.budget is None else self.budget.progress()[1]
+        with self.reporter.task(self.stage, total) as self.task:
             yield
 
     def on_train_begin(
@@ -51,12 +55,18 @@ class StageProgress(TrainerCallback):
         for tracker in self.trackers:
             tracker.on_train_begin(args, state, control, **more)
         self.history = [entry for entry in state.log_history if "loss" in entry]
+        if state.global_step or self.budget is not None:
+            self.task.resume_at(self.done(state))
         if state.global_step:
-            self.task.resume_at(state.global_step)
-            self.reporter.line(f"{self.stage}: resumed at step {state.global_step} of {self.steps}")
+            of_steps = f" of {self.steps}" if self.budget is None else ""
+            self.reporter.line(f"{self.stage}: resumed at step {state.global_step}{of_steps}")
+
+    def done(self, state: TrainerState) -> int:
+        """Of the total that is shown."""
+        return state.global_step if self.budget is None else self.budget.progress()[0]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.task.advance(state.global_step - self.task.done)
+        self.task.advance(self.done(state) - self.task.done)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -133,7 +143,7 @@ class SaveAtKl(TrainerCallback):
             self.milestones.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step % int(args.logging_steps) == 0 or state.global_step >= state.max_steps:
+        if state.global_step % int(args.logging_steps) == 0 or control.should_training_stop:
             ratio_R = self.measure(state.global_step)
             self.values["objective/kl"].append(ratio_R)
             total, n = all_sum(torch.tensor([ratio_R.double().sum(), ratio_R.numel()], device=args.device)).tolist()

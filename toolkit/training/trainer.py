@@ -24,12 +24,10 @@ from toolkit.engine.engine import Engine
 from toolkit.models.inspect import precision
 from toolkit.recipe.schema import Arm, DpoSection, RewardModelSection, Training
 from toolkit.training.batch import Example, collate
-from toolkit.training.budget import Spending
-from toolkit.training.callbacks import StageProgress, diverged
+from toolkit.training.budget import RESUME_POINTS, VIRTUAL_STEPS, Budget, Spending, limit_of
+from toolkit.training.callbacks import SaveAtSteps, StageProgress, diverged
 
 LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-# An interrupted stage loses at most this share of its steps.
-RESUME_POINTS = 6
 
 
 def step_size(section: Training, processes: int | None = None) -> int:
@@ -39,7 +37,12 @@ def step_size(section: Training, processes: int | None = None) -> int:
 
 
 def total_steps(section: Training, n_items: int, processes: int | None = None) -> int:
-    """Optimiser steps of a stage whose epoch has ``n_items`` prompts. None takes the number that was launched."""
+    """Optimiser steps of a stage whose epoch has ``n_items`` prompts; under a budget, more than it pays for.
+
+    None takes the number of processes that was launched.
+    """
+    if (limit := limit_of(section)) is not None:
+        return limit.most_units
     if section.max_steps > 0:
         return section.max_steps
     return max(1, math.ceil(math.ceil(n_items / step_size(section, processes)) * section.num_train_epochs))
@@ -67,8 +70,12 @@ def prompts_seen(section: DpoSection | RewardModelSection, steps: int, examples:
 
 
 def training_arguments(section: Training, out: Path, *, seed: int, dtype: str, steps: int) -> dict[str, Any]:
-    """Keyword arguments of ``TrainingArguments`` for every stage: precision, schedule, logging and checkpoints."""
-    warmup = math.ceil(section.warmup_ratio * steps)
+    """Keyword arguments of ``TrainingArguments`` for every stage: precision, schedule, logging and checkpoints.
+
+    Under a budget the schedule has ``VIRTUAL_STEPS``, and :class:`Budget` says when to save.
+    """
+    budgeted = limit_of(section) is not None
+    warmup = math.ceil(section.warmup_ratio * (VIRTUAL_STEPS if budgeted else steps))
     # Set only where it is on: newer versions of transformers warn of the argument, which they have renamed.
     checkpointing = {"gradient_checkpointing": True} if section.gradient_checkpointing else {}
     return {
@@ -87,7 +94,7 @@ def training_arguments(section: Training, out: Path, *, seed: int, dtype: str, s
         "use_cpu": not torch.cuda.is_available(),
         "logging_steps": section.logging_steps,
         "logging_nan_inf_filter": False,
-        "save_strategy": "steps",
+        "save_strategy": "no" if budgeted else "steps",
         "save_steps": max(1, math.ceil(steps / RESUME_POINTS)),
         "save_total_limit": 1,
         "report_to": "none",
@@ -109,6 +116,25 @@ def milestone_steps(section: Arm, steps: int) -> list[int]:
     """Steps at which an arm's policy is saved for evaluation: evenly spaced, the last among them."""
     n = min(section.num_checkpoints, steps)
     return sorted({round(steps * (i + 1) / n) for i in range(n)})
+
+
+def keep_along(
+    section: Arm,
+    spending: Spending,
+    steps: int,
+    save: Callable[[int], None],
+    *,
+    unit_steps: int = 1,
+    cap: float | None = None,
+) -> tuple[Budget | None, list[TrainerCallback]]:
+    """The arm's budget, if it has one, and callbacks: together they call ``save`` for the policies along training.
+
+    Policies fall on the ends of units of ``unit_steps`` steps. ``cap``: as :class:`Budget` has it.
+    """
+    if (limit := limit_of(section)) is not None:
+        return Budget(limit, spending, section.num_checkpoints, save, unit_steps=unit_steps, cap=cap), []
+    units = milestone_steps(section, steps // unit_steps)
+    return None, [SaveAtSteps([n * unit_steps for n in units], save)]
 
 
 def policy_folder(out: Path, step: int, *, final: bool) -> Path:
@@ -156,7 +182,7 @@ class EngineTrainer(Trainer):
     ``engine`` has the model, which is trainable already. ``loss_fn(microbatch)`` gives (loss, metrics). The losses of
     a batch's microbatches add up to a mean over its prompts. A metric is a tensor of values, one for each comparison or
     response. The log has their mean since its last entry, and under ``tokens`` how many went through the model.
-    ``spending`` counts the response tokens that were trained on.
+    ``spending`` counts the response tokens that were trained on, and ``budget`` ends training.
     """
 
     def __init__(
@@ -167,14 +193,16 @@ class EngineTrainer(Trainer):
         loss_fn: LossFunction,
         callbacks: list[TrainerCallback] | None = None,
         spending: Spending | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        self.spending = spending or Spending()
+        self.spending, self.budget = spending or Spending(), budget
+        counters = [self.spending, *([budget] if budget else [])]
         super().__init__(
             model=engine.model,
             args=TrainingArguments(**arguments),
             train_dataset=list(enumerate(examples)),
             data_collator=partial(collate, engine),
-            callbacks=[self.spending, *(callbacks or [])],
+            callbacks=[*counters, *(callbacks or [])],
         )
         self.examples, self.loss_fn = examples, loss_fn
         self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -186,6 +214,12 @@ class EngineTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SimilarLengths:
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return SimilarLengths([len(example.tree) for example in self.examples], size, int(self.args.data_seed or 0))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.budget is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.budget.follow(super().create_scheduler(VIRTUAL_STEPS, optimizer))
+        return self.lr_scheduler
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -223,13 +257,15 @@ class EngineTrainer(Trainer):
 def train_to_end(trainer: Trainer, progress: StageProgress, out: Path) -> None:
     """Train with progress shown, from the newest checkpoint in the stage's folder where there is one.
 
-    Raises NotFiniteError where training diverged.
+    A line tells how much of a budget was spent. Raises NotFiniteError where training diverged.
     """
     with progress.shown():
         trainer.train(resume_from_checkpoint=last_checkpoint(out))
     assert trainer.model is not None
     if not all(torch.isfinite(weight).all() for weight in trainer.model.parameters() if weight.requires_grad):
         raise diverged(f"weights are not finite after step {trainer.state.global_step}", progress.stage)
+    if progress.budget is not None:
+        progress.reporter.line(f"{progress.stage}: {progress.budget}")
 
 
 def seed_everything(seed: int) -> None:
