@@ -306,6 +306,10 @@ def test_win_rates_by_sampling_temperature(copy):
     row = next(line for line in terminal.splitlines() if line.startswith("0.7 "))
     assert row.split()[1:6] == ["gold", "31.0%", "20.0%", "to", "42.0%"]
     assert any(line.startswith("1.0* ") for line in terminal.splitlines())
+    change = results["temperatures"][0]["order_change"]  # the interval at 1.0 contains one half
+    assert not change["sure"] and f"note: {change['sentence']}\n" in terminal
+    change["sure"] = True  # then it is one of the warnings, and is not said twice
+    assert "note: at temperature" not in result_tables(results)
     for part in results["temperatures"]:
         part["win_rates"] = []
     path.write_text(json.dumps(results))

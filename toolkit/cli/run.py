@@ -75,7 +75,16 @@ def run(
     results = read_document(out / RESULTS_FILE) if manifest["status"] == "done" else {}
     if as_json:
         facts = {"out": str(out), "status": manifest["status"], "stages": manifest["stages"]}
-        emit({**facts, **{key: results[key] for key in ("verdict", "win_rates", "cost", "warnings") if key in results}})
+        emit(
+            {
+                **facts,
+                **{
+                    key: results[key]
+                    for key in ("verdict", "win_rates", "temperatures", "cost", "warnings")
+                    if key in results
+                },
+            }
+        )
     elif results:
         print(result_tables(results))
         print(f"\nreport: {out / 'report.html'}")

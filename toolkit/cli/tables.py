@@ -24,7 +24,9 @@ from toolkit.report.sheets import (
 
 def result_tables(results: Mapping[str, Any]) -> str:
     """The end of ``duel run``: tables, warnings, and the verdict last, where the reader's eye is."""
-    warnings = "\n".join(f"warning: {text}" for text in results["warnings"])
+    changes = [entry["order_change"] for entry in results.get("temperatures", []) if entry["order_change"]]
+    notes = [f"note: {change['sentence']}" for change in changes if not change["sure"]]  # a sure one is a warning
+    warnings = "\n".join([*notes, *(f"warning: {text}" for text in results["warnings"])])
     verdict = results["verdict"]
     beside = [results["cost"].get("sentence", ""), f"Next: {verdict['next_step']}" if "next_step" in verdict else ""]
     end = "\n".join(filter(None, [verdict["sentence"], *beside]))
