@@ -135,6 +135,8 @@ def test_what_lacks_is_said_in_words() -> None:
     one_trial = page("one trial")
     assert "there is no curve over the number of trials" in section(one_trial, "effort")
     assert "At this one point RM + PPO wins" in section(one_trial, "kl")
+    few = study_page(document(list(study_rows()), kl_grid=[2.0]), "A")
+    assert "fewer than two points of this range, so there is no curve" in section(few, "kl")
     untested = page("untested")
     assert "the best checkpoint of some trial has no test rows" in section(untested, "effort")
     assert "8 of 12 policies have no test rows" in section(untested, "frontier")
@@ -166,6 +168,13 @@ def test_judges_stand_side_by_side_and_signals_are_marked() -> None:
     assert {"study-frontier-test-0", "study-frontier-test-1"} <= set(figures_of(html))
     assert "mean score on dev prompts" in section(html, "selection")  # one judge decides
     assert "with a KL of at most 2.5 nats" in section(page("equal"), "selection")
+
+
+def test_many_warnings_are_folded() -> None:
+    made = CASES["equal"]()
+    made["warnings"] = [f"warning {k}" for k in range(9)]
+    html = study_page(made, "A")
+    assert "5 more warnings" in section(html, "verdict") and html.count("<li>warning ") == 9
 
 
 def test_names_from_the_table_stay_texts() -> None:

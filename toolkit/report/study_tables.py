@@ -36,6 +36,11 @@ class Comparison:
     says: str
     lacking: str
 
+    @property
+    def is_point(self) -> bool:
+        """Whether the range is a single KL or budget."""
+        return bool(self.rate[f"{_ENDS[self.key]}_low"] == self.rate[f"{_ENDS[self.key]}_high"])
+
 
 def comparisons(document: Row) -> dict[str, Comparison]:
     """The three comparisons that decide."""

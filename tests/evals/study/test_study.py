@@ -132,7 +132,7 @@ def test_a_trial_that_diverged_is_a_result_of_its_setting() -> None:
     trial = next(row for row in document["trials"] if (row["arm"], row["setting"]) == ("dpo", "setting 0"))
     assert trial["n_diverged"] == 1 and trial["checkpoints"][0]["seeds"][0]["score"] == {"score": None}
     assert document["effort"][0]["dpo"]["score"] < studied()["effort"][0]["dpo"]["score"] - 0.1
-    assert any("dpo, setting setting 0, checkpoint 100, seed 0 diverged" in text for text in document["warnings"])
+    assert any("dpo, setting setting 0, checkpoints 100, 200, seed 0 diverged" in text for text in document["warnings"])
 
 
 def test_one_seed_decides_nothing() -> None:

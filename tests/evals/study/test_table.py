@@ -143,7 +143,9 @@ def test_a_trial_that_diverged_is_worse_than_any_other(change: Callable[[Rows], 
     others = [a.scores[:, ~a.diverged] for splits in data.arms.values() for a in splits.values()]
     assert arm.scores[:, lost, 1].max() < min(scores.min() for scores in others)
     assert np.isfinite(arm.scores).all() and np.isnan(arm.kl[lost, 1]).all()
-    assert sum("diverged" in text for text in data.warnings) == 2 * len(lost)
+    checkpoints = ", ".join(str(arm.points[p][1]) for p in lost)
+    trial = f"rm_ppo, setting setting 0, checkpoints {checkpoints}, seed 1 diverged or has no"
+    assert [text[: len(trial)] for text in data.warnings if "diverged" in text] == [trial] * 2  # of dev and of test
 
 
 def test_a_checkpoint_that_a_seed_did_not_reach_is_its_worst() -> None:

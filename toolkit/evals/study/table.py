@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -293,6 +293,18 @@ def _values(
 # ---------------------------------------------------------------- arrays
 
 
+def _divergences(arm: ArmScores, split: str) -> Iterator[str]:
+    """A sentence for each setting and seed that diverged, with all of its checkpoints."""
+    trials: dict[tuple[str, Any], list[int]] = {}
+    for p, k in zip(*np.nonzero(arm.diverged), strict=True):
+        setting, checkpoint = arm.points[p]
+        trials.setdefault((setting, arm.seeds[k]), []).append(checkpoint)
+    for (setting, seed), checkpoints in trials.items():
+        noun = "checkpoint" if len(checkpoints) == 1 else "checkpoints"
+        trial = f"{arm.arm}, setting {setting}, {noun} {', '.join(map(str, checkpoints))}, seed {seed}"
+        yield f"{trial} diverged or has no {split} rows: it counts as the worst policy there"
+
+
 @dataclass(frozen=True)
 class _Rows:
     """The rows of one arm, by number of row."""
@@ -326,10 +338,7 @@ class _Rows:
             here = self.codes["split"].code[self.chosen] == split_code
             scores, diverged, kl = self._arrays(here, point[here], seed[here], shape, split_code)
             out[split] = ArmScores(arm, labels, names, scores, diverged, kl, tokens, wall)
-        for split, of_split in out.items():
-            for p, k in zip(*np.nonzero(of_split.diverged), strict=True):
-                trial = f"{arm}, setting {labels[p][0]}, checkpoint {labels[p][1]}, seed {names[k]}"
-                warnings.append(f"{trial} diverged or has no {split} rows: it counts as the worst policy there")
+        warnings += [text for split, of_split in out.items() for text in _divergences(of_split, split)]
         return out
 
     def _largest(self, name: str, point: Integers, seed: Integers, shape: tuple[int, int]) -> Floats:
