@@ -187,3 +187,20 @@ def test_a_work_folder_means_that_a_stage_goes_on(tmp_path: Path) -> None:
     work.mkdir(parents=True)
     assert plan(tmp_path)[0].state.status == "partial"
     assert not (work / STAGE_FILE).exists()
+
+
+def test_further_prompts_are_a_part_of_ppos_key_and_must_be_there(tmp_path: Path) -> None:
+    def keys(*sets: str) -> dict[str, str]:
+        planned = plan_stages(load_recipe("smoke", sets), RunFolder(tmp_path / "run"))
+        return {stage.spec.name: stage.key for stage in planned}
+
+    file = tmp_path / "more.txt"
+    with pytest.raises(RecipeError, match="there is no file") as refused:
+        keys(f"ppo.prompts={file}")
+    assert refused.value.where == "ppo.prompts"
+    file.write_text("one\n", encoding="utf-8")
+    one, without = keys(f"ppo.prompts={file}"), keys()
+    file.write_text("one\ntwo\n", encoding="utf-8")
+    two = keys(f"ppo.prompts={file}")
+    assert {name for name in one if one[name] != two[name]} == {"ppo", "evaluate", "report"}
+    assert {name for name in one if one[name] != without[name]} == {"ppo", "evaluate", "report"}

@@ -8,16 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from support.running import SMALL
+from transformers import PreTrainedTokenizerBase
 
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
-from toolkit.models.encoding import Tree
+from toolkit.errors import DataError
+from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.save import SampleLaw, centring_law, reward_mean
 from toolkit.models.tokenizer import load_tokenizer
+from toolkit.ppo.further_prompts import further_prompts
 from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.schedule import Schedule
+from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
 from toolkit.recipe.schema import ModelSection
@@ -65,7 +70,8 @@ def test_the_mean_score_of_samples_like_the_rollouts_is_zero(small_run: Path, tm
 
     sft, section = resolve(str(small_run / "sft" / "model")), ModelSection(name="tiny", dtype="float32", lora=None)
     tokenizer = load_tokenizer(sft)
-    schedule = Schedule(ppo.read_prompts(inputs["data"], tokenizer, "sft"), context.ppo, context.seed)
+    read, _ = ppo.read_prompts(context, inputs["data"], tokenizer, Reporter(quiet=True))
+    schedule = Schedule(read, context.ppo, context.seed)
     prompts = [schedule.prompt_at(position) for position in range(128)]
     samples = sample_responses(
         load_policy(sft, section),
@@ -96,3 +102,84 @@ def test_rloo_trains_the_arm_without_a_critic(small_run: Path, tmp_path: Path) -
     assert any(name.startswith("value/") for name in same)
     assert (small_run / "ppo" / "critic").is_dir() and not (tmp_path / "critic").exists()
     assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def words(n: int) -> str:
+    return " ".join(["good"] * n)
+
+
+@pytest.mark.e2e
+def test_the_length_alone_as_the_reward(small_run: Path, tmp_path: Path) -> None:
+    """Its target is the mean length of the preferred responses, or the recipe's; the reward model is not asked."""
+    inputs = {name: small_run / name for name in ("data", "sft", "reward_model")}
+    tokenizer = load_tokenizer(resolve(str(small_run / "sft" / "model")))
+    context = context_with(*SMALL_SETTINGS, "ppo.reward=length", "ppo.missing_eos_penalty=null", "ppo.reward_clip=null")
+    rows = from_parquet(inputs["data"] / "train.parquet")
+    encoder = text_encoder(tokenizer, rows[0].prompt)
+    means = []
+    for row in rows:
+        lengths = [len(ids) for ids in encoder.encode(row.prompt, row.responses, 12).tree.response_ids]
+        weight = sum(c.weight for c in row.comparisons)
+        means.append(sum(c.weight * lengths[c.winner] for c in row.comparisons) / weight)
+    target = ppo.preferred_length(context, inputs["data"], tokenizer)
+    assert target == pytest.approx(sum(means) / len(means)) and 1 < target <= 12
+
+    ppo.run(context, inputs, tmp_path / "mean", Reporter(quiet=True))
+    short = context_with(*SMALL_SETTINGS, "ppo.reward=length", "ppo.target_length=2", "ppo.total_episodes=16")
+    record = ppo.run(short, inputs, tmp_path / "short", Reporter(quiet=True))
+    # Of the first rollout, which SFT samples: every response of n tokens has 1 - |n / 2 - 1|, at most 12 tokens.
+    first = record["history"][0]
+    assert first["objective/score"] == pytest.approx(2 - first["length/mean"] / 2, abs=0.2)
+    written = json.loads((tmp_path / "mean" / "model" / "duel.json").read_text(encoding="utf-8"))
+    assert written["reward"] == "length"
+    # Nothing centres a length, whatever the rollouts' law is.
+    law = SampleLaw(0.5, 12)
+    assert (
+        ppo.configuration(
+            context.ppo, tmp_path, context, Schedule([PromptIds("a", [1])], context.ppo, 0), law
+        ).center_samples
+        == 0
+    )
+
+
+@pytest.mark.e2e
+def test_further_prompts_are_those_that_training_may_use(small_run: Path, tmp_path: Path) -> None:
+    inputs = {name: small_run / name for name in ("data", "sft", "reward_model")}
+    train, held_out = (from_parquet(inputs["data"] / f"{side}.parquet") for side in ("train", "eval"))
+    file = tmp_path / "more.txt"
+    lines = [
+        "A new film was",
+        "",
+        "A new film was",
+        train[0].prompt,
+        held_out[0].prompt,
+        words(200),
+        "The new hotel was",
+    ]
+    file.write_text("\n".join(map(str, lines)), encoding="utf-8")
+    context = context_with(*SMALL_SETTINGS, f"ppo.prompts={file}", "ppo.total_episodes=16")
+    said: list[str] = []
+    reporter = Reporter(quiet=True)
+    reporter.line = said.append  # type: ignore[method-assign]
+    tokenizer = load_tokenizer(resolve(str(small_run / "sft" / "model")))
+    prompts, n_further = ppo.read_prompts(context, inputs["data"], tokenizer, reporter)
+    assert [prompt.prompt for prompt in prompts[len(train) :]] == ["A new film was", "The new hotel was"]
+    assert n_further == 2 and len(prompts) == len(train) + 2
+    counts = "1 in the training data, 1 held out, 1 with more than 64 tokens"
+    assert said == [f"ppo: 2 further prompts of {file}; left out: {counts}"]
+    record = ppo.run(context, inputs, tmp_path / "out", reporter)
+    assert record["further_prompts"] == 2
+    file.write_text(str(held_out[0].prompt), encoding="utf-8")
+    with pytest.raises(DataError, match="no further prompt is left"):
+        ppo.read_prompts(context, inputs["data"], tokenizer, reporter)
+
+
+def test_further_prompts_of_held_out_groups_are_left_out(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    file = tmp_path / "more.jsonl"
+    file.write_text('{"prompt": "a", "group": "x"}\n{"prompt": "b", "group": "y"}\n{"prompt": "c"}\n', encoding="utf-8")
+    held_out = [
+        PreferenceRow("id", "held out", ["1", "2"], [], group="x"),
+        PreferenceRow("id2", "other", ["1", "2"], []),
+    ]
+    prompts, line = further_prompts(str(file), [], held_out, text_encoder(tokenizer, "a"), 10)
+    assert [prompt.prompt for prompt in prompts] == ["b", "c"] and line.endswith("left out: 1 held out")

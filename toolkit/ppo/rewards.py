@@ -136,6 +136,22 @@ def adapter_reward(models: AdapterModels) -> RewardFunction:
     return score
 
 
+def length_reward(target: float) -> RewardFunction:
+    """1 - \|n / target - 1\| for a response of n tokens, its EOS among them: only the length counts.
+
+    Singhal et al. 2023 (arXiv 2310.03716), length-only PPO, whose target length is a setting of each data set.
+
+    >>> tree = Tree([5], [[7] * 10, [7] * 20, [7] * 30, [7] * 50])
+    >>> length_reward(20)(Responses([""] * 4, [""] * 4, [False] * 4, [tree]))
+    [0.5, 1.0, 0.5, -0.5]
+    """
+
+    def score(responses: Responses) -> list[float]:
+        return [1 - abs(len(ids) / target - 1) for ids in responses.completion_ids]
+
+    return score
+
+
 def reads_the_same(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers turn a conversation into the same ids."""
     return tokenizer.get_vocab() == other.get_vocab() and tokenizer.chat_template == other.chat_template

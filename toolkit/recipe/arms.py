@@ -162,8 +162,15 @@ def _effort(measured: Measured) -> Iterator[ArmDifference]:
 
 
 def _help(ppo: PpoSection, max_response_tokens: int) -> Iterator[ArmDifference]:
-    """What keeps PPO from unfinished and long text; the data and the loss of DPO have nothing like it."""
+    """What PPO learns from beside the comparisons, and what keeps it from unfinished and long text; the data and the
+    loss of DPO have nothing like it."""
     note = "DPO has no counterpart"
+    if ppo.reward != "reward_model":
+        label = "what they learn from (ppo.reward)"
+        yield ArmDifference("reward", label, ppo.reward, "the comparisons", True, "a control: PPO reads no comparison")
+    if ppo.prompts is not None:
+        label = "further prompts without labels (ppo.prompts)"
+        yield ArmDifference("prompts", label, ppo.prompts, None, True, note)
     if ppo.missing_eos_penalty is not None:
         label = "the score of an unfinished response (ppo.missing_eos_penalty)"
         yield ArmDifference("missing_eos_penalty", label, ppo.missing_eos_penalty, None, True, note)

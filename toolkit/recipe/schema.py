@@ -207,6 +207,21 @@ class PpoSection(Arm):
     adaptive_kl_horizon: PositiveInt = Field(
         10_000, description="Horizon of adaptive_kl, in responses; a longer one changes kl_coef more slowly."
     )
+    reward: Literal["reward_model", "length"] = Field(
+        "reward_model",
+        description="What PPO optimises: the reward model's score, or, as a control, the response's length alone: "
+        "1 - |tokens / target_length - 1| (Singhal et al. 2023).",
+    )
+    target_length: PositiveInt | None = Field(
+        None,
+        description="Tokens of a response that `reward: length` aims at; null takes the mean length of the preferred "
+        "responses of the training data.",
+    )
+    prompts: str | None = Field(
+        None,
+        description="Further prompts without labels to sample from, beside those of the training data: preference "
+        "data, rows with a `prompt` (JSON lines, CSV, Parquet), or a .txt file with a prompt in each line.",
+    )
     advantage: Literal["gae", "rloo"] = Field(
         "gae",
         description="gae estimates advantages with a critic. rloo trains no critic: a response's reward is compared "

@@ -12,7 +12,7 @@ from toolkit.report.reading import Run
 # Stage -> its figures: the keys of the log with their names, and a title. Several keys share one figure.
 CURVES: dict[str, list[tuple[dict[str, str], str]]] = {
     "ppo": [
-        ({"objective/score": "score"}, "reward model's score"),
+        ({"objective/score": "score"}, "PPO's reward: the score"),
         ({"objective/kl": "KL"}, "KL to SFT, nats per response"),
         ({"length/mean": "length"}, "response length, tokens"),
         ({"eos_rate": "share"}, "share that ends by itself"),

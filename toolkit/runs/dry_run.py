@@ -120,7 +120,9 @@ def differences_of_plan(
     if limit_of(recipe.ppo) is not None or limit_of(recipe.dpo) is not None:
         return planned_differences(recipe)
     warmup = recipe.ppo.critic_warmup_rollouts
-    of_ppo = min(len(rows), (schedule.rollouts - warmup) * schedule.prompts_per_rollout)
+    of_ppo = (schedule.rollouts - warmup) * schedule.prompts_per_rollout
+    if recipe.ppo.prompts is None:  # the stage counts those of a further file, and leaves out held-out ones
+        of_ppo = min(len(rows), of_ppo)
     compared = [pairs for row in rows if (pairs := splits.pairs(row))]
     n_items = training_steps(recipe, rows, processes)["dpo"] * step_size(recipe.dpo, processes)
     return planned_differences(recipe, Measured(prompts_seen=(max(0, of_ppo), min(len(compared), n_items))))

@@ -47,6 +47,7 @@ STAGES = (
         (RESULTS_FILE, MANIFEST_FILE, RECIPE_FILE),
     ),
 )
+MISSING = "missing"  # instead of a hash
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -62,7 +63,7 @@ class PlannedStage:
 
 
 def plan_stages(loaded: LoadedRecipe, folder: RunFolder, processes: int = 1) -> list[PlannedStage]:
-    """Every stage with its key and state. Raises ModelError for a model that is not there.
+    """Every stage with its key and state. Raises ModelError or RecipeError for a model or prompts that are not there.
 
     A key changes with the stage's context, its code, its inputs, what it reads from outside the run, and, where it
     trains, with the number of processes that share it.
@@ -95,6 +96,13 @@ def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
         }
     if stage == "sft":
         return {"model (weights)": resolve(recipe.model.name, recipe.model.revision).fingerprint}
+    if stage == "ppo" and recipe.ppo.prompts is not None:
+        content = source_fingerprint(recipe.ppo.prompts, None)
+        if content == MISSING:  # before the stages ahead of it train
+            path = Path(recipe.ppo.prompts).expanduser()
+            fix = nearest(path.name, (item.name for item in path.parent.iterdir())) if path.parent.is_dir() else ""
+            raise RecipeError(f"there is no file {recipe.ppo.prompts}", where="ppo.prompts", fix=fix)
+        return {"ppo.prompts (content)": content}
     if stage == "evaluate":
         return {name: value for judge in recipe.evaluate.judges for name, value in _of_judge(judge).items()}
     return {}
@@ -120,7 +128,7 @@ def source_fingerprint(source: str, revision: str | None) -> str:
     if path.is_dir():
         return folder_fingerprint(path, ["**/*"])
     if not on_the_hub(source):
-        return "missing"
+        return MISSING
     from huggingface_hub import HfApi
 
     try:

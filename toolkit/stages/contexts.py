@@ -45,6 +45,13 @@ class ResponseLimit:
 
 
 @dataclass(frozen=True)
+class TextLimits(ResponseLimit):
+    """Of ``data``, how long prompts and responses may be."""
+
+    max_prompt_tokens: int
+
+
+@dataclass(frozen=True)
 class SftSwitch:
     """Of ``sft``, whether the arms start from a policy that was fine-tuned here."""
 
@@ -79,6 +86,7 @@ class RewardModelContext(ModelContext):
 
 @dataclass(frozen=True)
 class PpoContext(ModelContext):
+    data: TextLimits  # further prompts have the same limit as those of the data
     ppo: PpoSection
 
 

@@ -18,14 +18,17 @@ from toolkit.models.save import CENTRING_PROMPTS, SampleLaw, centring_law, write
 from toolkit.models.tokenizer import eos_ids, load_tokenizer
 from toolkit.ppo.assembly import models_of_run
 from toolkit.ppo.config import SHARED_SETTINGS, PPOConfig
+from toolkit.ppo.further_prompts import further_prompts
 from toolkit.ppo.loop import PPOLoop
 from toolkit.ppo.prompts import PromptIds, TrainingData
+from toolkit.ppo.rewards import length_reward
 from toolkit.ppo.sampling import SamplingSettings
 from toolkit.ppo.schedule import Schedule
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import PpoSection
 from toolkit.stages.contexts import PpoContext
+from toolkit.training.batch import examples_of
 from toolkit.training.budget import NOTHING, Budget, Cost, Spending, limit_of
 from toolkit.training.callbacks import StageProgress
 from toolkit.training.milestones import MilestonePolicy
@@ -59,7 +62,11 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         share_trunk=section.share_trunk,
         with_critic=section.advantage == "gae",
     )
-    prompts = read_prompts(inputs["data"], tokenizer, sft.spec)
+    prompts, n_further = read_prompts(context, inputs["data"], tokenizer, reporter)
+    if section.reward == "length":
+        target = section.target_length or preferred_length(context, inputs["data"], tokenizer)
+        reporter.line(f"ppo: the reward is a response's length, with a target of {target:.4g} tokens")
+        reward_function = length_reward(target)
     schedule = Schedule(prompts, section, context.seed, distributed.launched_processes())
     steps, stopped_at = len(schedule), -1
 
@@ -71,6 +78,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             arm="rm_ppo",
             beta=section.kl_coef,
             reference_fingerprint=sft.fingerprint,
+            reward=section.reward,
             reward_model_fingerprint=reward.fingerprint,
         )
 
@@ -125,6 +133,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         "tokens": round(sum(response_tokens) + prompt_tokens),
         "prompts_seen": min(len(prompts), len(of_policy) * schedule.prompts_per_rollout),
         **(budget or spending).metrics(),
+        "further_prompts": n_further,
         "history": progress.history,
         "steps": last_step,
         **missed,
@@ -172,11 +181,34 @@ def cost_of_reward_model(stage: Path) -> Cost:
     return Cost(record["metrics"]["response_tokens_trained"], record["wall_s"])
 
 
-def read_prompts(data: Path, tokenizer: PreTrainedTokenizerBase, spec: str) -> list[PromptIds]:
-    """The training prompts as token ids; ``spec`` is what an error calls the model."""
+def read_prompts(
+    context: PpoContext, data: Path, tokenizer: PreTrainedTokenizerBase, reporter: Reporter
+) -> tuple[list[PromptIds], int]:
+    """The training prompts as token ids, then those of ``ppo.prompts``; and how many of the latter there are."""
     rows = from_parquet(data / "train.parquet")
-    encoder = text_encoder(tokenizer, rows[0].prompt, spec)
-    return [PromptIds(row.prompt_id, encoder.prompt(row.prompt), row.prompt) for row in rows]
+    encoder = text_encoder(tokenizer, rows[0].prompt)
+    prompts = [PromptIds(row.prompt_id, encoder.prompt(row.prompt), row.prompt) for row in rows]
+    source = context.ppo.prompts
+    if source is None:
+        return prompts, 0
+    held_out = from_parquet(data / "eval.parquet")
+    further, line = further_prompts(source, rows, held_out, encoder, context.data.max_prompt_tokens)
+    reporter.line(f"ppo: {line}")
+    return prompts + further, len(further)
+
+
+def preferred_length(context: PpoContext, data: Path, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The mean number of tokens of a preferred response: over prompts, of the mean over their comparisons.
+
+    A tie counts both responses by half.
+    """
+    rows = from_parquet(data / "train.parquet")
+    encoder, means = text_encoder(tokenizer, rows[0].prompt), []
+    for example in examples_of(rows, encoder, context.data.max_response_tokens):
+        lengths = [len(ids) for ids in example.tree.response_ids]
+        total = sum(weight for *_, weight in example.pairs)
+        means.append(sum(w * (p * lengths[i] + (1 - p) * lengths[j]) for i, j, p, w in example.pairs) / total)
+    return sum(means) / len(means)
 
 
 def configuration(
@@ -185,12 +217,13 @@ def configuration(
     """The recipe's section as the trainer's settings, with one entry of the log for each rollout.
 
     ``centred_on`` is the law of the samples whose mean score is 0 (None: the reward model is not centred). Where
-    rollouts have another, the scores are centred on samples like theirs.
+    rollouts have another, the scores are centred on samples like theirs. Those of `reward: length` are as they are.
     """
     values = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=len(schedule))
     values |= section.model_dump(include=set(SHARED_SETTINGS))
     values["response_length"] = section.response_length or context.data.max_response_tokens
     values["logging_steps"] = schedule.updates_per_rollout
     law = SampleLaw(section.temperature, values["response_length"])
-    values["center_samples"] = CENTRING_PROMPTS if centred_on not in (None, law) else 0
+    centres = section.reward == "reward_model" and centred_on not in (None, law)
+    values["center_samples"] = CENTRING_PROMPTS if centres else 0
     return PPOConfig(**values)
