@@ -19,11 +19,14 @@ from toolkit.models.resolve import resolve
 from toolkit.recipe.schema import DpoSection, Lora, ModelSection, Training
 from toolkit.stages import dpo, reward_model
 from toolkit.training.batch import Example
-from toolkit.training.trainer import EngineTrainer, seed_everything, total_steps, training_arguments
+from toolkit.training.budget import Spending
+from toolkit.training.trainer import EngineTrainer, keep_along, seed_everything, total_steps, training_arguments
+
+BUDGET = 450  # response tokens: about two epochs
 
 
 def train(kind: str, batch: int, out: Path) -> None:
-    """``kind`` is dpo or rm. Writes the trained weights and the logs into ``out``.
+    """``kind`` is dpo, rm, or budget, which is DPO under one. Writes the trained weights and the logs into ``out``.
 
     As in PPO's: with a large epsilon an Adam step is proportional to the gradient, and the weights can be compared.
     """
@@ -36,29 +39,35 @@ def train(kind: str, batch: int, out: Path) -> None:
     items = [Example(tree, [(0, 1, 1.0, 1.0), (1, 2, 0.3, 2.0)]) for tree in trees]
     seed_everything(0)
     ref, section = resolve("tiny"), ModelSection(name="tiny", dtype="float32", lora=Lora(r=4, alpha=8))
-    if kind == "dpo":
+    if kind != "rm":
         model = trainable(load_policy(ref, section), section.lora, task="CAUSAL_LM")
     else:
         model = new_reward_model(ref, section, 0, seed=1)
         model = trainable(model, section.lora, task="SEQ_CLS", modules_to_save=["score"])
     engine = Engine(model, 0, dtype=torch.float32)
-    if kind == "dpo":
+    if kind != "rm":
         reference = [torch.stack([t.sum() for t in row]) for row in engine.logps(trees)]
         loss = partial(dpo.dpo_loss, engine, DpoSection(), reference)
     else:
         loss = partial(reward_model.bradley_terry, engine, 0.01)
-    settings = Training(
+    settings: Training = Training(
         learning_rate=1.0, adam_epsilon=1.0, per_device_train_batch_size=batch, num_train_epochs=2, logging_steps=1,
         gradient_accumulation_steps=2,
     )  # fmt: skip
+    if kind == "budget":
+        settings = DpoSection(**settings.model_dump(), train_tokens=BUDGET, num_checkpoints=2)
     steps = total_steps(settings, len(items))
     arguments = training_arguments(settings, out, seed=0, dtype="float32", steps=steps)
-    trainer = EngineTrainer(engine, arguments, items, loss)
+    spending, budget, kept = Spending(), None, list[int]()
+    if isinstance(settings, DpoSection):
+        budget, _ = keep_along(settings, spending, steps, kept.append)
+    trainer = EngineTrainer(engine, arguments, items, loss, spending=spending, budget=budget)
     trainer.train()
     if distributed.main_process():
         weights = {n: w.detach().contiguous() for n, w in model.named_parameters() if w.requires_grad}
         save_file(weights, out / "state.safetensors")
         (out / "logs.json").write_text(json.dumps([log for log in trainer.state.log_history if "loss" in log]))
+        (out / "spent.json").write_text(json.dumps({"tokens": spending.tokens, "kept": kept}))
 
 
 if __name__ == "__main__":

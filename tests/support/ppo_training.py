@@ -65,7 +65,7 @@ def train(
 
     trainer.training_step = dying  # type: ignore[method-assign]
     trainer.train(resume_from_checkpoint=resume)
-    evaluation = trainer.evaluate()
+    evaluation = {**trainer.evaluate(), "trained": trainer.spending.tokens}
     if trainer.is_world_process_zero():
         weights = {name: weight.contiguous() for name, weight in trainer.models.trained_state().items()}
         save_file(weights, Path(output_dir) / "state.safetensors")

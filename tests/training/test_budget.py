@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +104,24 @@ def test_policies_and_checkpoints_fall_on_even_shares_of_what_is_left() -> None:
     rollouts = Simulated(600, n_policies=2, unit_steps=4)
     assert rollouts.train([25] * 100) == 24
     assert rollouts.kept == [12] and rollouts.saved == [4, 8, 12, 16, 20]
+
+
+def test_a_resumed_training_counts_what_it_repeats_once() -> None:
+    costs = [50, 50, *[1] * 1000]
+    whole, part, resumed = (Simulated(1000, before=10, unit_steps=2, cap=4) for _ in range(3))
+    n = whole.train(costs)
+    part.train(costs[:6])
+    part.spending.started -= 100
+    part.state.stateful_callbacks = {
+        "Spending": json.loads(json.dumps(part.spending.state())),
+        "Budget": json.loads(json.dumps(part.budget.state())),
+    }
+    part.train(costs[6:8])  # these are lost
+    resumed.state = SimpleNamespace(**{**vars(part.state), "global_step": 6})
+    assert resumed.train(costs[6:]) == n
+    assert resumed.budget.ended == whole.budget.ended == "capped"
+    assert resumed.spending.cost().train_tokens == whole.spending.cost().train_tokens == 10 + 100 + n - 2
+    assert 100 < resumed.spending.cost().wall_s < 110
 
 
 def test_units_that_shrink_do_not_train_for_ever() -> None:
@@ -250,3 +269,4 @@ def test_progress_counts_what_the_budget_counts(tmp_path: Path, tiny_ref: Any) -
     with progress.shown():
         trainer.train()
         assert (progress.task.done, progress.task.total) == (96, 100)  # four steps of 24
+        assert progress.task.label == "dpo (response tokens)"

@@ -13,7 +13,7 @@ from support.running import in_two_processes
 
 pytestmark = [pytest.mark.invariant, pytest.mark.e2e]
 
-KINDS = ("dpo", "rm")
+KINDS = ("dpo", "rm", "budget")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,8 @@ def test_two_processes_equal_one_with_twice_the_batch(kind: str, of_two: Path, t
     names = ["rewards/chosen", "rewards/rejected", "rewards/margins", "grad_norm", "tokens"]
     for log, same in zip(ones, twos, strict=True):
         assert {n: log[n] for n in names} == pytest.approx({n: same[n] for n in names}, rel=1e-4, abs=1e-5)
+    spent, spent_by_two = (json.loads((root / "spent.json").read_text()) for root in (tmp_path, of_two / kind))
+    assert spent == spent_by_two and spent["tokens"] > 0 and len(spent["kept"]) == (kind == "budget")
     moved = max(float(weight.abs().max()) for name, weight in one.items() if "lora_B" in name)
     assert moved > 1e-4 and one.keys() == two.keys()
     for name, weight in one.items():

@@ -125,7 +125,11 @@ class Limit:
         >>> Limit("train_tokens", 5000).words(1200), Limit("train_seconds", 90.0).words(61.25)
         ('1,200 response tokens', '61.2 s')
         """
-        return f"{self.number(amount)} {'response tokens' if self.key == 'train_tokens' else 's'}"
+        return f"{self.number(amount)} {self.unit}"
+
+    @property
+    def unit(self) -> str:
+        return "response tokens" if self.key == "train_tokens" else "s"
 
     def number(self, amount: float) -> str:
         """An amount without its unit."""

@@ -44,8 +44,10 @@ class StageProgress(TrainerCallback):
     @contextmanager
     def shown(self) -> Iterator[None]:
         """A progress bar, or lines, until training ends or fails."""
-        total = self.steps if self.budget is None else self.budget.progress()[1]
-        with self.reporter.task(self.stage, total) as self.task:
+        label, total = self.stage, self.steps
+        if self.budget is not None:
+            label, total = f"{self.stage} ({self.budget.limit.unit})", self.budget.progress()[1]
+        with self.reporter.task(label, total) as self.task:
             yield
 
     def on_train_begin(
