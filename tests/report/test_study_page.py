@@ -149,7 +149,9 @@ def test_needed_says_how_many_prompts_and_seeds() -> None:
     made["verdict"]["needed"]["best"] |= {"n_seeds_reason": "not even 100 seeds would do with 60 prompts"}
     text = section(study_page(made, "A"), "needed")
     assert "about 1,234 test prompts in place of 60, with the same seeds. Not even 100 seeds would do" in text
-    assert "The end of its interval that is nearest to one half is" in section(page("better"), "needed")
+    decided = section(page("better"), "needed")
+    assert "The end of its interval that is nearest to one half is" in decided
+    assert "With the said number, 80% of studies" in text and "With the said number" not in decided
 
 
 def test_trials_are_listed_with_the_chosen_one_first_in_its_arm() -> None:

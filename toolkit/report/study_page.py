@@ -87,6 +87,7 @@ def study_page(document: Mapping[str, Any], title: str) -> str:
         wall_range=study_tables.range_of("wall_s", document["verdict"]["matched_compute"]["wall_s"]),
         judges=study_tables.judges(document),
         needed=study_tables.needed(document),
+        planned=study_tables.is_planned(document),
         trials=study_tables.trials(document),
         chosen=study_tables.chosen(document),
         splits=study_tables.splits_sentence(document),

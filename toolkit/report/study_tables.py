@@ -110,6 +110,12 @@ def needed(document: Row) -> list[tuple[str, str]]:
     ]
 
 
+def is_planned(document: Row) -> bool:
+    """Whether some comparison has a number of prompts or seeds that would decide it."""
+    rows = [document["verdict"]["needed"][key] for key in COMPARISONS]
+    return any(row[name] is not None for row in rows for name in ("n_prompts", "n_seeds"))
+
+
 def _needed_words(row: Row, compared: Row, n_prompts: int, n_seeds: int) -> str:
     bound = row["nearest_bound"]
     if row["finding"] == "better":
