@@ -15,11 +15,14 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from toolkit.engine.engine import Engine
-from toolkit.models.encoding import Tree
+from toolkit.engine.sampling import SamplingParams
+from toolkit.models.encoding import TextEncoder, Tree
 from toolkit.ppo import PPOConfig, PPOTrainer
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.recipe.schema import DpoSection
 from toolkit.stages.dpo import dpo_loss
 from toolkit.training.batch import Example
+from toolkit.training.online import OnlineData, OnlineTrainer, SampledPrompts
 from toolkit.training.trainer import EngineTrainer
 
 pytestmark = pytest.mark.invariant
@@ -152,6 +155,49 @@ def test_ppo_finds_the_optimum_over_sequences(advantage: str, tmp_path: Path) ->
     )
     PPOTrainer(model, args, total, [{"prompt": "w2 w3"}] * 16, processing_class=words()).train()
     assert off(model) < LIMIT_NATS
+
+
+def test_online_dpo_finds_the_optimum(tmp_path: Path) -> None:
+    """Its comparisons are drawn from Bradley-Terry, on pairs that the current policy samples; IPO's would not do."""
+    beta, model, start = 1.0, policy(), policy()
+    tokenizer = words()
+    engine = Engine(model, 0, dtype=torch.float32)
+    reference_engine = Engine(start, 0, dtype=torch.float32)
+    noise = torch.Generator().manual_seed(0)
+
+    def labels(sampled: SampledPrompts) -> list[list[float]]:
+        """The better of two by reward + Gumbel noise is that of Bradley-Terry."""
+        gumbel = -torch.empty(len(sampled.trees), 2).exponential_(generator=noise).log()
+        return [
+            [REWARD[ids[0]] + float(g) for ids, g in zip(tree.response_ids, row, strict=True)]
+            for tree, row in zip(sampled.trees, gumbel, strict=True)
+        ]
+
+    data = OnlineData(
+        [PreferenceRow(str(i), "w2 w3", ["a", "b"], []) for i in range(512)],
+        TextEncoder(tokenizer, False),
+        SamplingParams(1, n=2, batch_size=1024, stop_token_ids=list(range(WORDS))),
+        labels,
+        lambda trees: [torch.cat(logps) for logps in reference_engine.logps(trees)],
+        seed=0,
+        dtype=torch.float32,
+    )
+    arguments = {
+        "output_dir": str(tmp_path),
+        "learning_rate": 5e-3,
+        "lr_scheduler_type": "cosine",
+        "per_device_train_batch_size": 512,
+        "max_steps": 300,
+        "data_seed": 0,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+    assert distance(model, beta) > 5 * LIMIT_NATS
+    OnlineTrainer(engine, arguments, data, partial(dpo_loss, engine, DpoSection(beta=beta))).train()
+    assert distance(model, beta) < LIMIT_NATS
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0])

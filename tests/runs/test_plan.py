@@ -204,3 +204,16 @@ def test_further_prompts_are_a_part_of_ppos_key_and_must_be_there(tmp_path: Path
     two = keys(f"ppo.prompts={file}")
     assert {name for name in one if one[name] != two[name]} == {"ppo", "evaluate", "report"}
     assert {name for name in one if one[name] != without[name]} == {"ppo", "evaluate", "report"}
+
+
+def test_dpo_reads_the_reward_model_where_that_labels_its_samples(tmp_path: Path) -> None:
+    def of_dpo(*sets: str) -> PlannedStage:
+        return next(stage for stage in plan(tmp_path, *sets) if stage.spec.name == "dpo")
+
+    assert of_dpo().inputs == ("data", "sft")
+    online = of_dpo("dpo.online={labels: rm}")
+    assert online.inputs == ("data", "sft", "reward_model") and "input reward_model" in online.fields
+    assert of_dpo("dpo.online={labels: gold}").inputs == ("data", "sft")
+    other = of_dpo("dpo.online={labels: rm}", "reward_model.learning_rate=0.5")
+    assert other.key != online.key
+    assert of_dpo("reward_model.learning_rate=0.5").key == of_dpo().key

@@ -94,7 +94,8 @@ def arm_differences(
     in the list even if they are equal. Then come PPO's help against unfinished text, and the shared settings that
     differ.
     """
-    return [*_measured(measured), _kl_weight(ppo, dpo), *_effort(measured), *_help(ppo, max_response_tokens)] + [
+    first = [*_measured(measured), _kl_weight(ppo, dpo), *_online(dpo)]
+    return [*first, *_effort(measured), *_help(ppo, max_response_tokens)] + [
         ArmDifference(name, name, getattr(ppo, name), getattr(dpo, name), True)
         for name in Arm.model_fields
         if name not in OWN_UNITS and getattr(ppo, name) != getattr(dpo, name)
@@ -115,8 +116,15 @@ def trained_differences(
     """
 
     def settings(stage: str) -> dict[str, Any]:
-        fields = records[stage]["fields"].items()
-        return {name.partition(".")[2]: value for name, value in fields if name.startswith(f"{stage}.")}
+        nested: dict[str, Any] = {}
+        for name, value in records[stage]["fields"].items():
+            if name.startswith(f"{stage}."):
+                _, *above, last = name.split(".")
+                target = nested
+                for key in above:
+                    target = target.setdefault(key, {})
+                target[last] = value
+        return nested
 
     def metric(name: str) -> Pair:
         return records["ppo"]["metrics"][name], records["dpo"]["metrics"][name]
@@ -146,6 +154,14 @@ def _kl_weight(ppo: PpoSection, dpo: DpoSection) -> ArmDifference:
     comparable = dpo.loss_type in BRADLEY_TERRY_LOSSES and not ppo.whiten_rewards and not ppo.adaptive_kl
     label = "the weight of the KL (ppo.kl_coef, dpo.beta)"
     return ArmDifference("kl_coef, beta", label, ppo.kl_coef, dpo.beta, not comparable or ppo.kl_coef != dpo.beta, note)
+
+
+def _online(dpo: DpoSection) -> Iterator[ArmDifference]:
+    if dpo.online is not None:
+        label = "what they learn from samples of the policy (dpo.online)"
+        of_dpo = f"comparisons of their scores by {dpo.online.labels}"
+        note = "DPO trains on the policy's samples, not on the responses of the data"
+        yield ArmDifference("online", label, "the reward of each", of_dpo, True, note)
 
 
 def _effort(measured: Measured) -> Iterator[ArmDifference]:

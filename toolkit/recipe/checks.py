@@ -91,6 +91,7 @@ def budget_conflicts(arm: Arm) -> Iterator[Conflict]:
 
 def dpo_conflicts(dpo: DpoSection) -> Iterator[Conflict]:
     """What the loss and the trainer of DPO do not take."""
+    yield from online_conflicts(dpo)
     if dpo.trainer == "trl" and dpo.kl_milestones:
         fix = "trainer: engine, or num_checkpoints alone"
         yield Conflict("TRL's trainer does not measure the KL", fix, ("trainer", "kl_milestones"))
@@ -113,6 +114,25 @@ def dpo_conflicts(dpo: DpoSection) -> Iterator[Conflict]:
     if dpo.loss_type == "exo_pair" and not dpo.label_smoothing:
         fix = "1e-3 (arXiv 2402.00856)"
         yield Conflict("exo_pair needs label smoothing", fix, ("label_smoothing", "loss_type"))
+
+
+def online_conflicts(dpo: DpoSection) -> Iterator[Conflict]:
+    """What DPO on the policy's samples does not take."""
+    if dpo.online is None:
+        return
+    if dpo.trainer == "trl":
+        what, fix = "TRL's trainer does not sample from the policy here", "trainer: engine"
+        yield Conflict(what, fix, ("trainer", "online.labels"))
+    labels = dpo.online.labels
+    kind = labels.partition(":")[0]
+    if kind in ("llm", "openai"):
+        what = "a language model would be asked in every step"
+        yield Conflict(f"dpo.online.labels: {what}", "rm, rm:MODEL, gold or python:M:F", ("online.labels",))
+    elif kind not in ("rm", "gold", "python"):
+        what = f"dpo.online.labels: {labels!r} gives no scores to samples"
+        yield Conflict(what, "rm, rm:MODEL, gold or python:M:F", ("online.labels",))
+    elif (problem := judge_problem(labels)) is not None:
+        yield Conflict(f"dpo.online.labels: {labels!r} {problem[0]}", problem[1], ("online.labels",))
 
 
 def data_conflicts(data: DataSection) -> Iterator[Conflict]:

@@ -279,6 +279,19 @@ class PpoSection(Arm):
     )
 
 
+class OnlineSection(Section):
+    """Comparisons of the policy's own samples in the place of the data's (Guo et al. 2024)."""
+
+    labels: str = Field(
+        "rm",
+        description="What scores the samples: rm (the run's reward model), rm:MODEL, gold, or python:module:function. "
+        "`dpo.online: null`, the default, trains on the comparisons of the data.",
+    )
+    samples_per_prompt: Annotated[int, Field(ge=2)] = Field(
+        2, description="Responses sampled for each prompt of a batch; every two with unequal scores are compared."
+    )
+
+
 class DpoSection(Arm):
     learning_rate: PositiveFloat = Field(1e-4, description="Learning rate of AdamW at its peak.")
     trainer: Literal["engine", "trl"] = Field(
@@ -305,6 +318,11 @@ class DpoSection(Arm):
     ] = Field("sigmoid", description="Loss of a pair, by TRL's names; those after robust need `trainer: trl`.")
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
         0.0, description="Assumed share of wrong labels, for sigmoid (conservative DPO), robust and exo_pair."
+    )
+    online: OnlineSection | None = Field(
+        None,
+        description="Train on comparisons of responses that the current policy samples (online DPO, Guo et al. 2024); "
+        "null trains on those of the data. `{}` takes the defaults.",
     )
 
 

@@ -102,11 +102,16 @@ def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow], processes: int
     An item of a step is a prompt with all its comparisons; for TRL's trainers it is a pair with a winner.
     """
     compared = [pairs for row in rows if (pairs := splits.pairs(row))]
-    items = {"engine": len(compared), "trl": sum(pair.p != 0.5 for pairs in compared for pair in pairs)}
+    items_of_dpo = recipe.dpo.trainer if recipe.dpo.online is None else "online"
+    items = {
+        "online": len(rows),
+        "engine": len(compared),
+        "trl": sum(pair.p != 0.5 for pairs in compared for pair in pairs),
+    }
     return {
         "sft": total_steps(recipe.sft, len(rows), processes) if recipe.sft.enabled else 0,
         "reward_model": total_steps(recipe.reward_model, items[recipe.reward_model.trainer], processes),
-        "dpo": total_steps(recipe.dpo, items[recipe.dpo.trainer], processes),
+        "dpo": total_steps(recipe.dpo, items[items_of_dpo], processes),
     }
 
 

@@ -168,7 +168,7 @@ def run_and_measure(
     name = planned.spec.name
     launches = options.launch and planned.spec.trains
     runner = launched(options.launch) if launches else in_this_process(options.before_stage)
-    inputs = {stage: folder.stage_dir(stage) for stage in planned.spec.inputs}
+    inputs = {stage: folder.stage_dir(stage) for stage in planned.inputs}
     inputs |= {document: folder.root / document for document in planned.spec.documents}
     attempts = work / "attempts.json"
     earlier_s = read_json(attempts)["wall_s"] if attempts.is_file() else 0.0

@@ -53,9 +53,10 @@ STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with its context, its key, the fields that the key is made of, and what is on disk."""
+    """A stage with its inputs (other stages), its context, its key, the key's fields, and what is on disk."""
 
     spec: StageSpec
+    inputs: tuple[str, ...]
     context: Context
     key: str
     fields: dict[str, Any]
@@ -74,15 +75,23 @@ def plan_stages(loaded: LoadedRecipe, folder: RunFolder, processes: int = 1) -> 
         context = context_of(spec.name, loaded.recipe)
         fields: dict[str, Any] = settings_of(context)
         fields["code"] = code_fingerprint(f"toolkit.stages.{spec.name}")
-        fields |= {f"input {name}": keys[name] for name in spec.inputs}
+        inputs = inputs_of(spec, loaded.recipe)
+        fields |= {f"input {name}": keys[name] for name in inputs}
         if RECIPE_FILE in spec.documents:  # the other documents say what the recipe and the stages make of them
             fields[f"input {RECIPE_FILE}"] = fingerprint(resolved_yaml(loaded))
         fields |= outside_fingerprints(spec.name, loaded.recipe)
         if spec.trains and processes > 1:  # the keys of a single process do not have it
             fields["processes"] = processes
         key = keys[spec.name] = fingerprint(fields)
-        stages.append(PlannedStage(spec, context, key, fields, folder.state(spec.name, key, fields)))
+        stages.append(PlannedStage(spec, inputs, context, key, fields, folder.state(spec.name, key, fields)))
     return stages
+
+
+def inputs_of(spec: StageSpec, recipe: Recipe) -> tuple[str, ...]:
+    """The stages that a stage reads: DPO reads the reward model where that labels the policy's samples."""
+    if spec.name == "dpo" and recipe.dpo.online is not None and recipe.dpo.online.labels == "rm":
+        return (*spec.inputs, "reward_model")
+    return spec.inputs
 
 
 def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
@@ -103,6 +112,8 @@ def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
             fix = nearest(path.name, (item.name for item in path.parent.iterdir())) if path.parent.is_dir() else ""
             raise RecipeError(f"there is no file {recipe.ppo.prompts}", where="ppo.prompts", fix=fix)
         return {"ppo.prompts (content)": content}
+    if stage == "dpo" and recipe.dpo.online is not None:
+        return _of_judge(recipe.dpo.online.labels)
     if stage == "evaluate":
         return {name: value for judge in recipe.evaluate.judges for name, value in _of_judge(judge).items()}
     return {}
@@ -149,7 +160,7 @@ def stages_to_run(stages: Sequence[PlannedStage], only: str | None, until: str |
     if only is None:
         return list(STAGE_NAMES if until is None else STAGE_NAMES[: STAGE_NAMES.index(until) + 1])
     states = {stage.spec.name: stage.state.status for stage in stages}
-    inputs = next(stage.spec.inputs for stage in stages if stage.spec.name == only)
+    inputs = next(stage.inputs for stage in stages if stage.spec.name == only)
     missing = [name for name in inputs if states[name] not in ("cached", "shelved")]
     if missing:
         raise StoreError(

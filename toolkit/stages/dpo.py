@@ -16,6 +16,7 @@ from toolkit.engine import cache, distributed
 from toolkit.engine.engine import Engine
 from toolkit.engine.logps import by_response
 from toolkit.engine.sampling import SamplingParams, sample_responses
+from toolkit.errors import RecipeError
 from toolkit.evals.implicit_reward import LENGTH_NORMALISED, defined_by
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
@@ -23,22 +24,25 @@ from toolkit.models.load import attention, load_policy, trainable
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.save import save_policy, write_training_record
 from toolkit.models.tokenizer import load_tokenizer
+from toolkit.ppo.labels import labels_by
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import DpoSection, ModelSection
+from toolkit.recipe.schema import DpoSection, ModelSection, OnlineSection
 from toolkit.stages.contexts import DpoContext
 from toolkit.training import trl
-from toolkit.training.batch import PairBatch, examples_of
+from toolkit.training.batch import Example, PairBatch, examples_of
 from toolkit.training.budget import Spending
 from toolkit.training.callbacks import SaveAtKl, StageProgress
 from toolkit.training.milestones import RESPONSES, KlMilestones, MilestonePolicy
+from toolkit.training.online import OnlineData, OnlineTrainer, prompts_alone
 from toolkit.training.trainer import (
     EngineTrainer,
     checkpoint,
     keep_along,
     policy_folder,
     prompts_seen,
+    prompts_trained,
     seed_everything,
     total_steps,
     train_to_end,
@@ -197,9 +201,8 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     policy = load_policy(sft, context.model, dtype=dtype if lora else torch.float32).to(best_device())
     rows = from_parquet(inputs["data"] / "train.parquet")
     encoder = text_encoder(tokenizer, rows[0].prompt, sft.spec)
-    examples = examples_of(rows, encoder, context.data.max_response_tokens)
-    pad_id = int(tokenizer.pad_token_id)
-    reference = reference_logps(sft, context.model, policy, pad_id, [e.tree for e in examples], reporter)
+    online, pad_id = section.online, int(tokenizer.pad_token_id)
+    examples, reference = training_data(context, rows, encoder, policy, sft, reporter)
     n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
     steps = total_steps(section, n_items)
 
@@ -214,6 +217,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             loss_type=section.loss_type,
             implicit_reward=defined_by({"loss_type": section.loss_type}, section.beta).words,
             reference_fingerprint=sft.fingerprint,
+            online=online.labels if online is not None else None,
         )
 
     def save(step: int) -> None:
@@ -238,11 +242,17 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     else:
         policy = trainable(policy, lora, task="CAUSAL_LM")
         engine = Engine(policy, pad_id, dtype=dtype)
-        loss = partial(dpo_loss, engine, section, reference)
-        trainer = EngineTrainer(engine, arguments, examples, loss, callbacks, spending, budget)
+        # In fp32 as the policy is, so that the KL of two equal models is 0.
+        needs_start = lora is None and bool(section.kl_milestones or online)
+        start = load_policy(sft, context.model, dtype=torch.float32).to(engine.device) if needs_start else None
+        if online is None:
+            loss = partial(dpo_loss, engine, section, reference)
+            trainer = EngineTrainer(engine, arguments, examples, loss, callbacks, spending, budget)
+        else:
+            data = online_data(context, online, rows, encoder, engine, start, inputs)
+            loss_of = partial(dpo_loss, engine, section)
+            trainer = OnlineTrainer(engine, arguments, data, loss_of, callbacks, spending, budget)
         if section.kl_milestones:
-            # In fp32 as the policy is, so that the KL of two equal models is 0.
-            start = None if lora else load_policy(sft, context.model, dtype=torch.float32).to(engine.device)
             probe = KlProbe(policy, start, encoder, rows, context)
             weights = [weight for weight in policy.parameters() if weight.requires_grad]
             milestones = KlMilestones(section.kl_milestones, weights, probe.at_milestone, keep_milestone)
@@ -254,18 +264,83 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         save(steps)
     note_displacement(progress.history, section.logging_steps, reporter)
     missed = milestones.missed("dpo", reporter.line) if milestones is not None else {}
-    tokens = trained_tokens(section, steps, examples) + sum(len(example.tree) for example in examples)
+    of_data = computed_data(section, steps, examples, spending)
     if probe is not None:
-        tokens += int(distributed.all_sum(torch.tensor(probe.tokens, device=best_device())))
+        of_data["tokens"] += int(distributed.all_sum(torch.tensor(probe.tokens, device=best_device())))
     return {
-        "tokens": tokens,
         "prompts_seen": prompts_seen(section, steps, examples),
         **(budget or spending).metrics(),
         "history": progress.history,
         "steps": steps,
-        "pairs": sum(len(e.pairs) for e in examples),
+        **of_data,
         **missed,
     }
+
+
+def training_data(
+    context: DpoContext,
+    rows: list[PreferenceRow],
+    encoder: TextEncoder,
+    policy: Any,
+    sft: ModelRef,
+    reporter: Reporter,
+) -> tuple[list[Example], list[torch.Tensor]]:
+    """What training goes over, and the reference's log-probabilities of each example's responses.
+
+    With ``dpo.online`` these are prompts alone: samples and their log-probabilities come on the way.
+    """
+    if context.dpo.online is not None:
+        return prompts_alone(rows, encoder), []
+    examples = examples_of(rows, encoder, context.data.max_response_tokens)
+    trees, pad_id = [example.tree for example in examples], int(encoder.tokenizer.pad_token_id)
+    return examples, reference_logps(sft, context.model, policy, pad_id, trees, reporter)
+
+
+def computed_data(section: DpoSection, steps: int, examples: Sequence[Example], spending: Spending) -> dict[str, int]:
+    """``tokens`` that went through the models; and the ``pairs`` of the data, or with ``dpo.online`` its label budget:
+    how many sampled responses were scored (``labels``)."""
+    tokens = trained_tokens(section, steps, examples)
+    if section.online is not None:
+        n_labels = section.online.samples_per_prompt * prompts_trained(section, steps, len(examples))
+        return {"tokens": tokens + spending.tokens, "labels": n_labels}
+    pairs = sum(len(example.pairs) for example in examples)
+    return {"tokens": tokens + sum(len(example.tree) for example in examples), "pairs": pairs}
+
+
+def online_data(
+    context: DpoContext,
+    online: OnlineSection,
+    rows: list[PreferenceRow],
+    encoder: TextEncoder,
+    engine: Engine,
+    start: Any,
+    inputs: Mapping[str, Path],
+) -> OnlineData:
+    """What online DPO samples and how it is labelled. ``start`` is the reference, None where the policy without its
+    adapter is.
+
+    Raises RecipeError where the gold reward has to label data that has none.
+    """
+    if online.labels == "gold" and rows[0].gold is None:
+        raise RecipeError("the data has no gold reward", where="dpo.online.labels", fix="rm, or another reward model")
+    reward_model = inputs["reward_model"] / "model" if online.labels == "rm" else None
+    policy = engine.model
+    reference_engine = engine if start is None else Engine(start, engine.pad_id, dtype=engine.dtype)
+
+    def reference(trees: list[Tree]) -> list[torch.Tensor]:
+        with policy.disable_adapter() if start is None else nullcontext():
+            return [torch.stack([logps.sum() for logps in row]) for row in reference_engine.logps(trees)]
+
+    return OnlineData(
+        rows,
+        encoder,
+        SamplingParams(context.data.max_response_tokens, n=online.samples_per_prompt),
+        labels_by(online.labels, reward_model, encoder.tokenizer, context.model),
+        reference,
+        context.seed,
+        DTYPES[context.model.dtype],
+        log_kl=not context.dpo.kl_milestones,  # their probe logs it
+    )
 
 
 def note_displacement(history: Sequence[Mapping[str, float]], logging_steps: int, reporter: Reporter) -> None:

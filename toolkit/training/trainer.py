@@ -64,9 +64,14 @@ def prompts_seen(section: DpoSection | RewardModelSection, steps: int, examples:
         n_pairs = sum(p != 0.5 for *_, p, _ in example.pairs)
         n_items += n_pairs if section.trainer == "trl" else 1
         n_prompts += bool(n_pairs) or section.trainer == "engine"
+    return min(n_prompts, prompts_trained(section, steps, n_items))
+
+
+def prompts_trained(section: Training, steps: int, n_items: int) -> int:
+    """How many items ``steps`` optimiser steps trained on, each once for every pass over it."""
     size = step_size(section)
     epochs, rest = divmod(steps, math.ceil(n_items / size))  # the last batch of an epoch may be smaller
-    return min(n_prompts, epochs * n_items + min(rest * size, n_items))
+    return epochs * n_items + min(rest * size, n_items)
 
 
 def training_arguments(section: Training, out: Path, *, seed: int, dtype: str, steps: int) -> dict[str, Any]:
