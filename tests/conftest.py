@@ -22,7 +22,7 @@ from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.recipe.schema import ModelSection
 
-pytest_plugins = ["support.ppo_fixtures", "support.finished_run", "support.browser"]
+pytest_plugins = ["support.ppo_fixtures", "support.finished_run", "support.finished_study", "support.browser"]
 
 # The files that take longest, longest first: a worker that began one of them last would end alone with it.
 LONG = (

@@ -8,7 +8,8 @@ from toolkit.recipe.schema import Recipe, flat
 
 def test_every_setting_stands_in_it_with_a_meaning() -> None:
     found = {setting.name: setting for setting in reference()}
-    assert set(flat(Recipe.model_validate({"name": "x", "dpo": {"online": {}}}))) == set(found)
+    everything = {"name": "x", "dpo": {"online": {}}, "study": {}}
+    assert set(flat(Recipe.model_validate(everything))) == set(found)
     assert [name for name, setting in found.items() if not setting.meaning] == []
     assert len(found) == len(reference())
 

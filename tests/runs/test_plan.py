@@ -47,7 +47,7 @@ def test_the_fields_of_a_key_are_the_stages_settings_and_what_it_reads(tmp_path:
         assert {name: fields.pop(name) for name in list(fields) if name in settings}.items() <= settings.items()
         assert fields.pop("code") and all(fields.pop(f"input {name}") for name in planned.spec.inputs)
         others = {
-            "data": ["data.source (content)"],
+            "data": ["data_seed", "data.source (content)"],
             "sft": ["model (weights)"],
             "report": ["input recipe.resolved.yaml"],
         }

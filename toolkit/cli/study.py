@@ -2,30 +2,112 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-from toolkit.cli.options import FORCE, JSON, PATH, emit
+from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, SET, complete_recipes, emit, quiet_libraries, reporter_of
 
 
 @click.command()
-@click.option("--table", type=PATH, required=True, help="Parquet file with a row for each policy and prompt.")
+@click.argument("recipe", required=False, shell_complete=complete_recipes)
+@click.option("--out", type=PATH, help="Study folder; the default is runs/NAME. With --table: folder for study.json.")
+@click.option("--seeds", type=POSITIVE, metavar="N", help="Seeds of each trial, in place of study.seeds.")
+@click.option("--trials", type=POSITIVE, metavar="N", help="Settings that each arm tries, in place of study.trials.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="local: one task after the other; ray: all at once on Ray.",
+)
+@SET
+@click.option("--dry-run", is_flag=True, help="Show trials, shared stages and an estimate of the time, and stop.")
+@click.option("--table", type=PATH, help="Run nothing: read this Parquet file with a row for each policy and prompt.")
 @click.option(
     "--kl-limit",
     type=click.FloatRange(0, min_open=True),
     metavar="NATS",
     help="Choose only among policies whose KL on dev prompts is at most this.",
 )
-@click.option("--out", type=PATH, help="Folder for study.json.")
 @FORCE
 @JSON
-def study(table: Path, kl_limit: float | None, out: Path | None, force: bool, as_json: bool) -> None:
-    """Compare RM + PPO with DPO over seeds and settings, from a table of recorded policies.
+@click.pass_context
+def study(
+    ctx: click.Context,
+    /,
+    recipe: str | None,
+    out: Path | None,
+    seeds: int | None,
+    trials: int | None,
+    engine: str,
+    sets: tuple[str, ...],
+    dry_run: bool,
+    table: Path | None,
+    kl_limit: float | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compare RM + PPO with DPO over seeds and settings, with equal tuning for both.
 
-    Settings and checkpoints are chosen on dev prompts. The verdict is on test prompts: best against best, at equal
-    KL, at equal compute, and by the number of trials. Nothing is run. docs/study.md describes the table.
+    RECIPE has a section `study`. Both arms try the same number of settings with every seed. Settings and checkpoints
+    are chosen on dev prompts. The verdict is on test prompts: best against best, at equal KL, at equal compute, and by
+    the number of trials. A second call continues.
+
+    With --table nothing is run: the table has the policies that anybody trained. docs/study.md describes it.
     """
+    if (recipe is None) == (table is None):
+        raise click.UsageError("name a RECIPE with a section `study`, or a --table of recorded policies")
+    if table is not None:
+        given = {"--seeds": seeds, "--trials": trials, "--set": sets or None, "--dry-run": dry_run or None}
+        wrong = [option for option, value in given.items() if value is not None]
+        if wrong or engine != "local":
+            raise click.UsageError(f"{', '.join(wrong or ['--engine'])} is for a RECIPE: a --table was run already")
+        _of_table(table, kl_limit, out, force, as_json)
+        return
+    assert recipe is not None
+    options = {"study.seeds": seeds, "study.trials": trials, "study.kl_limit": kl_limit}
+    changes = [f"{name}={value}" for name, value in options.items() if value is not None]
+    _of_recipe(ctx, recipe, (*sets, *changes), out, engine, dry_run=dry_run, as_json=as_json)
+
+
+def _of_recipe(
+    ctx: click.Context,
+    recipe: str,
+    sets: tuple[str, ...],
+    out: Path | None,
+    engine: str,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from toolkit.recipe.files import load_recipe
+    from toolkit.runs.study.trials import StudyPlan
+
+    if load_recipe(recipe).recipe.study is None:  # not made by --seeds alone
+        sets = tuple(text for text in sets if not text.startswith(("study.seeds=", "study.trials=", "study.kl_limit=")))
+    plan = StudyPlan(recipe, sets, out or Path("runs") / load_recipe(recipe, sets).recipe.name)
+    reporter = reporter_of(ctx)
+    if dry_run:
+        from toolkit.runs.study.dry_run import describe, render
+
+        quiet_libraries()
+        described = describe(plan)
+        emit(described) if as_json else print(render(described))
+        return
+    from toolkit.cli.tables import study_tables
+    from toolkit.runs.study.run import run_study
+
+    document = run_study(plan, reporter, engine=engine, command=["duel", *sys.argv[1:]], before_task=quiet_libraries)
+    if as_json:
+        emit(document)
+        return
+    print(study_tables(document))
+    print(f"\nreport: {plan.out / 'report.html'}")
+
+
+def _of_table(table: Path, kl_limit: float | None, out: Path | None, force: bool, as_json: bool) -> None:
     from toolkit.cli.tables import study_tables
     from toolkit.evals.study.study import study as study_document
     from toolkit.evals.study.table import read_study

@@ -12,10 +12,11 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import StoreError
 from toolkit.judging.options import JudgeOptions
-from toolkit.models.encoding import TextEncoder, Tree
+from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef, resolve, training_record
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.rows import PreferenceRow, readable
 from toolkit.preferences.samples import COLUMNS, Sample, read_samples, write_samples
 from toolkit.progress import Reporter
@@ -68,6 +69,21 @@ class EvaluationSettings:
     def at_further(self, temperature: float) -> EvaluationSettings:
         """The same at one of ``evaluate.temperatures``."""
         return replace(self, section=self.section.model_copy(update={"temperature": temperature}), further=True)
+
+    @classmethod
+    def of(cls, context: EvaluateContext, rows: list[PreferenceRow], sft: ModelRef) -> EvaluationSettings:
+        """The settings of a recipe for these held-out rows; prompts are read as the SFT policy reads them."""
+        encoder = text_encoder(load_tokenizer(sft), rows[0].prompt, sft.spec)
+        return cls(
+            rows=rows,
+            prompts=[encoder.prompt(row.prompt) for row in rows],
+            encoder=encoder,
+            section=context.evaluate,
+            model=context.model,
+            max_new_tokens=context.evaluate.max_new_tokens or context.data.max_response_tokens,
+            max_response_tokens=context.data.max_response_tokens,
+            seed=context.seed,
+        )
 
     @property
     def dtype(self) -> torch.dtype:

@@ -47,31 +47,32 @@ def _uniform(*parts: object) -> float:
 
 
 def split_rows(
-    rows: Sequence[PreferenceRow], eval_fraction: float, seed: int
+    rows: Sequence[PreferenceRow], eval_fraction: float, seed: int, *, purpose: str = "split"
 ) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
     """``(train, eval)``: about ``eval_fraction`` of the prompts are held out, by the hash of (seed, prompt).
 
     A prompt is never on both sides, and adding or removing rows moves no other row. Where rows name groups, whole
     groups are held out, in the order of the hash of (seed, group), as long as that brings the share of held-out rows
     nearer to ``eval_fraction``. A row without a group is a group by itself. A group is never on both sides either.
+    Splits with another ``purpose`` do not depend on each other.
     """
     if not 0.0 <= eval_fraction <= 1.0:
         raise ValueError(f"eval_fraction must be in [0, 1], not {eval_fraction}")
     if any(row.group for row in rows):
-        groups_held_out = _groups_held_out(rows, eval_fraction, seed)
+        groups_held_out = _groups_held_out(rows, eval_fraction, seed, purpose)
         sides = [(row.group or row.prompt_id) in groups_held_out for row in rows]
     else:
-        sides = [_uniform("split", seed, row.prompt_id) < eval_fraction for row in rows]
+        sides = [_uniform(purpose, seed, row.prompt_id) < eval_fraction for row in rows]
     train, held_out = ([row for row, is_out in zip(rows, sides, strict=True) if is_out == side] for side in (0, 1))
     return train, held_out
 
 
-def _groups_held_out(rows: Sequence[PreferenceRow], eval_fraction: float, seed: int) -> set[str]:
+def _groups_held_out(rows: Sequence[PreferenceRow], eval_fraction: float, seed: int, purpose: str) -> set[str]:
     sizes = Counter(row.group or row.prompt_id for row in rows)
     target = eval_fraction * len(rows)
     held_out: set[str] = set()
     n, left_out = 0, False
-    for group in sorted(sizes, key=lambda group: (_uniform("split", seed, group), group)):
+    for group in sorted(sizes, key=lambda group: (_uniform(purpose, seed, group), group)):
         nearer = abs(n + sizes[group] - target) <= abs(n - target)
         if nearer and (n + sizes[group] <= target or not left_out):
             held_out.add(group)

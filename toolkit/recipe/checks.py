@@ -22,6 +22,7 @@ from toolkit.recipe.schema import (
     Training,
     flat,
 )
+from toolkit.recipe.study_conflicts import study_conflicts
 from toolkit.recipe.yaml_values import one_line
 
 # Losses of a pair that the tree batch computes; the others are TRL's own.
@@ -42,6 +43,7 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
         "data": data_conflicts(recipe.data),
         "model": model_conflicts(recipe.model),
         "evaluate": evaluate_conflicts(recipe.evaluate),
+        "study": study_conflicts(recipe) if recipe.study is not None else (),
     }
     values = flat(recipe)
     problems = []

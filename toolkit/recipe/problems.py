@@ -167,13 +167,15 @@ def allowed(schema: Mapping[str, Any]) -> str:
     kind = schema["type"]
     if kind == "array":
         return f"a list of {allowed(schema['items'])}"
+    if kind == "object":
+        keys = allowed({"type": "string", **schema.get("propertyNames", {})})
+        return f"a mapping of {keys} to {allowed(schema['additionalProperties'])}"
     names = {
         "null": "null",
         "boolean": "true or false",
         "string": "text",
         "integer": "a whole number",
         "number": "a number",
-        "object": "a mapping of text to text",
     }
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]

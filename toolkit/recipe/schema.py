@@ -83,6 +83,10 @@ class DataSection(Section):
     eval_fraction: Fraction = Field(
         0.1, description="Share of the prompts to hold out, chosen by a hash of the prompt."
     )
+    split_seed: NonNegativeInt | None = Field(
+        None,
+        description="Seed of the split and of the limits; null takes seed. All seeds of a study share it.",
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="Name of a known column -> name of that column in the data."
     )
@@ -394,6 +398,60 @@ class EvaluateSection(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(0.95, description="Coverage of each interval.")
 
 
+# Values of a setting to try: a list of them, or a range that is drawn from.
+Scalar = bool | int | float | str | None
+Range = dict[Literal["uniform", "log_uniform"], Annotated[list[float], Field(min_length=2, max_length=2)]]
+SearchSpace = dict[str, list[Scalar] | Range]
+
+
+class Budget(Section):
+    """What each trial may spend on training. The reward model's training counts to RM + PPO."""
+
+    tokens: PositiveInt | None = Field(
+        None, description="Response tokens that a trial trains on; each pass over a token counts."
+    )
+    seconds: PositiveFloat | None = Field(None, description="Seconds of wall time that a trial trains for.")
+
+
+class StudySection(Section):
+    """What `duel study` does with the recipe: seeds, trials of each arm, selection, verdict."""
+
+    seeds: PositiveInt = Field(3, description="Number of seeds of each trial: seed, seed + 1, ...")
+    trials: PositiveInt = Field(4, description="Settings that each arm tries.")
+    ppo: SearchSpace = Field(
+        default_factory=dict,
+        description="Search space of RM + PPO: setting of `ppo` (or `reward_model.NAME`) -> a list of values, "
+        "{uniform: [LOW, HIGH]} or {log_uniform: [LOW, HIGH]}.",
+    )
+    dpo: SearchSpace = Field(default_factory=dict, description="Search space of DPO: setting of `dpo` -> values.")
+    budget: Budget = Field(
+        default_factory=Budget,
+        description="The same for both arms. Without either, each trial is as long as its arm's section says.",
+    )
+    dev_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.5, description="Share of the held-out prompts that are dev prompts, which select; the others test."
+    )
+    select_by: str | None = Field(
+        None,
+        description="Judge of `evaluate.judges` that ranks settings and checkpoints on dev prompts; rm ranks by the "
+        "reward model. null takes all judges that no arm was trained on.",
+    )
+    kl_limit: PositiveFloat | None = Field(
+        None, description="Only policies whose KL on dev prompts is at most this (nats per response) can be chosen."
+    )
+    kl_grid: list[PositiveFloat] | None = Field(
+        None, description="KLs of the curve at equal KL; null takes 25 points of the range that both arms cover."
+    )
+    controls: list[Literal["rloo", "online_dpo", "online_dpo_gold", "length_only", "more_prompts"]] = Field(
+        default_factory=list,
+        description="Further arms, with the chosen settings, that say where a difference comes from: rloo (PPO without "
+        "a critic), online_dpo (DPO on its own samples, labelled by the reward model), online_dpo_gold (labelled by "
+        "the selecting judge), length_only (PPO for length), more_prompts (PPO on further prompts).",
+    )
+    more_prompts: str | None = Field(None, description="File of the further prompts of the control more_prompts.")
+    retries: NonNegativeInt = Field(1, description="How often a trial that died is tried again.")
+
+
 class ReportSection(Section):
     title: str | None = Field(
         None, description="Title of the page; null names data, model and seed, which stand below any other title."
@@ -417,6 +475,12 @@ class Recipe(Section):
     dpo: DpoSection = Field(default_factory=DpoSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     report: ReportSection = Field(default_factory=ReportSection)
+    study: StudySection | None = Field(None, description="For `duel study`; `duel run` leaves it out.")
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the split into training and held-out prompts."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
 
 
 def flat(recipe: Recipe) -> dict[str, object]:

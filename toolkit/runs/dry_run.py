@@ -57,10 +57,10 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
     processes = number_of_processes(launch)
     check_recorded_names(recipe.evaluate.judges)
     stages = plan_stages(loaded, RunFolder(out), processes)
-    sides, report = read_sides(section, recipe.seed)
+    sides, report = read_sides(section, recipe.data_seed)
     ref = resolve(recipe.model.name, recipe.model.revision)
     encoder = text_encoder(load_tokenizer(ref, recipe.model.chat_template), sides["train"][0].prompt, recipe.model.name)
-    within = {name: limited(name, sides[name], encoder, section, recipe.seed) for name in SIDES}
+    within = {name: limited(name, sides[name], encoder, section, recipe.data_seed) for name in SIDES}
     rows, counts = within["train"]
     schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed, processes)
     budgets = {"ppo": limit_of(recipe.ppo), "dpo": limit_of(recipe.dpo)}

@@ -36,7 +36,8 @@ Runner = Callable[[str, Context, dict[str, Path], Path, Reporter], dict[str, Any
 class RunOptions:
     """What a command asks of a run, beside the recipe.
 
-    ``only`` and ``until`` name stages. ``force`` runs stages again that are done. ``reuse`` are other run folders whose
+    ``only`` and ``until`` name stages; ``target`` names one that runs with what it reads, and without the other arm.
+    ``force`` runs stages again that are done. ``reuse`` are other run folders whose
     equal stages are taken over. ``launch`` are arguments of ``accelerate launch`` for the stages that train.
     ``command`` is recorded in the manifest. ``before_stage`` is called before a stage's code is imported, so that a run
     whose stages are all there imports none of it.
@@ -44,6 +45,7 @@ class RunOptions:
 
     only: str | None = None
     until: str | None = None
+    target: str | None = None
     force: bool = False
     reuse: Sequence[Path] = ()
     launch: Sequence[str] = ()
@@ -61,14 +63,14 @@ def run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions
         note_earlier_layout(folder, reporter)
         write_text(out / RECIPE_FILE, resolved_yaml(loaded))
         stages = plan_stages(loaded, folder, processes)
-        names = stages_to_run(stages, options.only, options.until)
+        names = stages_to_run(stages, options.only, options.until, options.target)
         if "evaluate" in names:  # before hours of training
             check_recorded_names(recipe.evaluate.judges)
         with recorded(out, new_manifest(loaded, stages, options.command, processes)) as manifest:
             for number, planned in enumerate(stages, start=1):
                 name, position = planned.spec.name, f"{number}/{len(stages)}"
                 if name not in names and options.only is None:
-                    break
+                    continue
                 with reporter.in_stage(name, position=position, log=log, trackers=trackers) as stage_reporter:
                     if name in names:
                         complete(planned, folder, stage_reporter, options)

@@ -113,13 +113,14 @@ def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
             raise RecipeError(f"there is no file {recipe.ppo.prompts}", where="ppo.prompts", fix=fix)
         return {"ppo.prompts (content)": content}
     if stage == "dpo" and recipe.dpo.online is not None:
-        return _of_judge(recipe.dpo.online.labels)
+        return judge_fingerprints(recipe.dpo.online.labels)
     if stage == "evaluate":
-        return {name: value for judge in recipe.evaluate.judges for name, value in _of_judge(judge).items()}
+        return {name: value for judge in recipe.evaluate.judges for name, value in judge_fingerprints(judge).items()}
     return {}
 
 
-def _of_judge(judge: str) -> dict[str, str]:
+def judge_fingerprints(judge: str) -> dict[str, str]:
+    """Fingerprints of what a judge reads from outside: a file of judgements, or its models."""
     kind, _, rest = judge.partition(":")
     if kind == "file":
         return {f"{judge} (content)": source_fingerprint(rest, None)}
@@ -148,12 +149,27 @@ def source_fingerprint(source: str, revision: str | None) -> str:
         return revision or "unpinned"
 
 
-def stages_to_run(stages: Sequence[PlannedStage], only: str | None, until: str | None) -> list[str]:
+def with_inputs(stages: Sequence[PlannedStage], target: str) -> list[str]:
+    """Names of a stage and of all that it reads, in the order of a run."""
+    inputs = {stage.spec.name: stage.inputs for stage in stages}
+    needed, waiting = set[str](), [target]
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        waiting += inputs[name]
+    return [name for name in inputs if name in needed]
+
+
+def stages_to_run(
+    stages: Sequence[PlannedStage], only: str | None, until: str | None, target: str | None = None
+) -> list[str]:
     """Names of the stages that ``--only`` and ``--until`` ask for; all without them.
 
-    With ``only``, its inputs that lie on the shelf come with it. Raises RecipeError for a name that is no stage's,
-    StoreError where an input of ``only`` has not run.
+    With ``only``, its inputs that lie on the shelf come with it. ``target`` asks for a stage and what it reads. Raises
+    RecipeError for a name that is no stage's, StoreError where an input of ``only`` has not run.
     """
+    if target is not None:
+        return with_inputs(stages, target)
     for option, name in (("--only", only), ("--until", until)):
         if name is not None and name not in STAGE_NAMES:
             raise RecipeError(f"there is no stage {name!r}", where=option, fix=nearest(name, STAGE_NAMES))

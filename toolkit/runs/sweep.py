@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DuelError, RecipeError
+from toolkit.errors import RecipeError
 from toolkit.files import fingerprint, write_json
 from toolkit.progress import Reporter
 from toolkit.recipe.files import LoadedRecipe, load_recipe
 from toolkit.runs import pipeline
+from toolkit.runs.engines import Engine, Task, engine_of
 from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.plan import STAGE_NAMES, plan_stages
 from toolkit.runs.store import RESULTS_FILE, RunFolder, read_document
 
-# What a Ray task asks for where there is no GPU, and where a node has that many.
-CPUS_PER_TASK = 2
 LONGEST_FOLDER_NAME = 100
 
 
@@ -84,7 +82,8 @@ def run_sweep(
     """
     jobs = sweep.jobs()
     if engine == "ray":
-        compute_on_ray(jobs, reporter)
+        with engine_of(engine) as on_ray:
+            compute_on_ray(jobs, on_ray, reporter)
     rows = []
     for number, job in enumerate(jobs, start=1):
         reporter.line(f"run {number} of {len(jobs)}: {job.label}")
@@ -113,51 +112,24 @@ def others_of(job: Job, jobs: Sequence[Job]) -> list[Path]:
 # ---------------------------------------------------------------- on Ray
 
 
-def compute_on_ray(jobs: Sequence[Job], reporter: Reporter) -> None:
-    """Compute the stages of all jobs as Ray tasks. A stage that several jobs share is computed once.
+def compute_on_ray(jobs: Sequence[Job], engine: Engine, reporter: Reporter) -> None:
+    """Compute the stages of all jobs as tasks. A stage that several jobs share is computed once.
 
-    Each task takes a GPU where the cluster has some, and ``CPUS_PER_TASK`` cores where not. ``RAY_ADDRESS`` names a
-    cluster, whose nodes must see the folders under the same paths; without it Ray starts on this machine.
-
-    Raises RecipeError where Ray is not installed, and what a stage raises.
+    Raises what a stage raises, and RuntimeError for a stage that died.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise RecipeError("Ray is not installed", where="--engine ray", fix="pip install 'rlhf-duel[ray]'") from None
-    ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
-    try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = any(node.get("GPU", 0) for node in nodes)
-        cpus = 1 if gpus else min(CPUS_PER_TASK, max(int(node.get("CPU", 0)) for node in nodes))
-        task = ray.remote(_run_until).options(num_gpus=int(gpus), num_cpus=cpus)
-        stages = [plan_stages(job.loaded, RunFolder(job.folder)) for job in jobs]
-        for number, name in enumerate(STAGE_NAMES):
-            first = {planned[number].key: job for planned, job in reversed(list(zip(stages, jobs, strict=True)))}
-            reporter.line(f"{name}: {len(first)} of {len(jobs)} runs compute it, the others take it over")
-            running = {
-                task.remote(job.loaded, job.folder.resolve(), others_of(job, jobs), name, Path.cwd()): job
-                for job in first.values()
-            }
-            with reporter.task(name, len(running)) as progress:
-                while running:
-                    [done], _ = ray.wait(list(running))
-                    problem = ray.get(done)
-                    job = running.pop(done)
-                    if problem is not None:
-                        raise type(problem)(problem.what, where=f"{job.label}: {problem.where}", fix=problem.fix)
-                    progress.advance(note=job.label)
-    finally:
-        ray.shutdown()
+    stages = [plan_stages(job.loaded, RunFolder(job.folder)) for job in jobs]
+    for number, name in enumerate(STAGE_NAMES):
+        first = {planned[number].key: job for planned, job in reversed(list(zip(stages, jobs, strict=True)))}
+        reporter.line(f"{name}: {len(first)} of {len(jobs)} runs compute it, the others take it over")
+        tasks = [
+            Task(job.label, _run_until, (job.loaded, job.folder.resolve(), others_of(job, jobs), name))
+            for job in first.values()
+        ]
+        for task, outcome in zip(tasks, engine.run(name, tasks, reporter), strict=True):
+            if outcome.died is not None:
+                raise RuntimeError(f"{task.label}: {outcome.died}")
 
 
-def _run_until(loaded: LoadedRecipe, folder: Path, others: list[Path], stage: str, cwd: Path) -> DuelError | None:
-    """A task: one run up to a stage. An error that the user can mend is returned, any other is raised."""
-    os.chdir(cwd)
+def _run_until(loaded: LoadedRecipe, folder: Path, others: list[Path], stage: str, reporter: Reporter) -> None:
     options = RunOptions(until=stage, reuse=others, command=["duel", "sweep", folder.name])
-    try:
-        pipeline.run(loaded, folder, Reporter(quiet=True), options)
-    except DuelError as error:
-        return error
-    return None
+    pipeline.run(loaded, folder, reporter, options)

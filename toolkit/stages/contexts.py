@@ -60,7 +60,7 @@ class SftSwitch:
 
 @dataclass(frozen=True)
 class DataContext:
-    seed: int
+    data_seed: int
     data: DataSection
     model: TokenizerSettings
 

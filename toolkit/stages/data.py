@@ -26,11 +26,11 @@ SIDES = ("train", "eval")
 def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``train.parquet``, ``eval.parquet``, ``report.json``. Raises DataError where either side is empty."""
     section = context.data
-    sides, report = read_sides(section, context.seed)
+    sides, report = read_sides(section, context.data_seed)
     tokenizer = load_tokenizer(resolve(context.model.name, context.model.revision), context.model.chat_template)
     encoder = text_encoder(tokenizer, sides["train"][0].prompt, context.model.name)
     for name in SIDES:
-        rows, counts = limited(name, sides[name], encoder, section, context.seed)
+        rows, counts = limited(name, sides[name], encoder, section, context.data_seed)
         to_parquet(rows, out / f"{name}.parquet")
         report[name] = counts
         reporter.line(

@@ -31,9 +31,7 @@ from toolkit.measure.judged_policies import judge_all
 from toolkit.measure.policies import EvaluationSettings, Policy, TrainedModels, find_policies, samples_of
 from toolkit.measure.scores import best_of_n, held_out_rewards, held_out_scores, score_everything, with_scores
 from toolkit.measure.temperatures import ComparedTemperatures, JudgedSamples, compare_temperatures, further_samples
-from toolkit.models.encoding import text_encoder
-from toolkit.models.resolve import ModelRef, resolve, training_record
-from toolkit.models.tokenizer import load_tokenizer
+from toolkit.models.resolve import resolve, training_record
 from toolkit.preferences import splits
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.reading import from_parquet
@@ -50,7 +48,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     """Writes the three tables and ``evaluation.json``: the run's ``results.json`` without recipe and cost."""
     section: EvaluateSection = context.evaluate
     models = TrainedModels(*(resolve(str(inputs[name] / "model")) for name in ("sft", "reward_model", "dpo")))
-    settings = evaluation_settings(context, inputs, models.sft)
+    settings = EvaluationSettings.of(context, from_parquet(inputs["data"] / "eval.parquet"), models.sft)
     has_gold, warnings = gold_is_known(settings.rows)
     judges, renamed = choose_judges(section.judges, has_gold, models)
     check_recorded_names([*section.judges, *judges])  # a signal has its short name only now
@@ -131,21 +129,6 @@ def add_temperatures(result: dict[str, Any], compared: ComparedTemperatures) -> 
     result["temperatures"] = compared.entries
     result["warnings"] += compared.warnings
     result["judge_usage"] += [asdict(usage) for usage in compared.usages]
-
-
-def evaluation_settings(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> EvaluationSettings:
-    rows = from_parquet(inputs["data"] / "eval.parquet")
-    encoder = text_encoder(load_tokenizer(sft), rows[0].prompt, sft.spec)
-    return EvaluationSettings(
-        rows=rows,
-        prompts=[encoder.prompt(row.prompt) for row in rows],
-        encoder=encoder,
-        section=context.evaluate,
-        model=context.model,
-        max_new_tokens=context.evaluate.max_new_tokens or context.data.max_response_tokens,
-        max_response_tokens=context.data.max_response_tokens,
-        seed=context.seed,
-    )
 
 
 def gold_is_known(rows: Sequence[PreferenceRow]) -> tuple[bool, list[str]]:

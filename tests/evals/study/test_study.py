@@ -11,7 +11,7 @@ import pytest
 from support.study_tables import Mean, columns, equal_arms, study_rows
 
 from toolkit.errors import DataError
-from toolkit.evals.study.selection import Rule, needed_on_test
+from toolkit.evals.study.selection import Rule, on_dev
 from toolkit.evals.study.study import study
 from toolkit.evals.study.table import study_data
 
@@ -311,10 +311,12 @@ def test_points_for_the_test_prompts_are_those_that_the_verdict_reads() -> None:
     rows = list(study_rows(settings=5, checkpoints=4))
     whole = study_data(columns(rows))
     dev = study_data(columns([row for row in rows if row["split"] == "dev"]), splits=("dev",))
-    needed = needed_on_test(dev, ("rm_ppo", "dpo"), Rule(dev.deciding))
-    assert 0 < len(needed["rm_ppo"]) < 20
-    few = [r for r in rows if r["split"] == "dev" or (r["setting"], r["checkpoint"]) in needed[r["arm"]]]
+    results = on_dev(dev, ("rm_ppo", "dpo"), Rule(dev.deciding))
+    assert 0 < len(results["rm_ppo"].needed) < 20
+    few = [r for r in rows if r["split"] == "dev" or (r["setting"], r["checkpoint"]) in results[r["arm"]].needed]
     document, complete = study(study_data(columns(few))), study(whole)
+    for arm, chosen in complete["chosen"].items():
+        assert (chosen["setting"], chosen["checkpoint"]) == results[arm].chosen
     for comparison in ("best", "matched_kl", "matched_compute"):
         assert document["verdict"][comparison] == complete["verdict"][comparison]
     assert document["effort"] == complete["effort"] and document["warnings"] == []

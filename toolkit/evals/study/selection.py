@@ -87,16 +87,25 @@ def needed_points(dev: ArmScores, rank: Floats, select: Floats) -> NDArray[np.in
     return np.array(sorted(needed), dtype=np.int64)
 
 
-def needed_on_test(data: StudyData, arms: Sequence[str], rule: Rule) -> dict[str, list[tuple[str, int]]]:
-    """For each arm the (setting, checkpoint) pairs to evaluate on test prompts, from its dev rows alone."""
+@dataclass(frozen=True)
+class DevResult:
+    """What dev prompts say of an arm: the chosen (setting, checkpoint), and those to evaluate on test prompts."""
+
+    chosen: tuple[str, int]
+    needed: list[tuple[str, int]]
+
+
+def on_dev(data: StudyData, arms: Sequence[str], rule: Rule) -> dict[str, DevResult]:
+    """For each arm what is chosen and what the verdict needs on test prompts, from its dev rows alone."""
     prompts = common_prompts(data, arms, ("dev",))
     ranked = ranks(data, arms, prompts["dev"], rule.judges)
-    needed = {}
+    results = {}
     for arm in arms:
         dev = data.arms[arm]["dev"]
-        points = needed_points(dev, ranked[arm], within_limit(dev, ranked[arm], rule.kl_limit))
-        needed[arm] = [dev.points[point] for point in points]
-    return needed
+        select = within_limit(dev, ranked[arm], rule.kl_limit)
+        needed = [dev.points[point] for point in needed_points(dev, ranked[arm], select)]
+        results[arm] = DevResult(dev.points[int(np.argmax(select))], needed)
+    return results
 
 
 def means(scores: ArmScores, prompts: NDArray[np.bool_]) -> Floats:

@@ -1,0 +1,31 @@
+"""A finished study that tests of a worker share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.running import duel
+
+# Two seeds and two settings of either arm, each part in its smallest useful size.
+SMALL_STUDY = [
+    "--seeds=2",
+    "--trials=2",
+    "--set=data.train_prompts=24",
+    "--set=data.eval_prompts=48",
+    "--set=data.max_responses=3",
+    "--set=data.max_response_tokens=12",
+    "--set=ppo.per_device_train_batch_size=16",
+    "--set=ppo.num_checkpoints=2",
+    "--set=dpo.num_checkpoints=2",
+    "--set=study.budget.tokens=3000",
+]
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of study-tiny in the smallest useful size. Copy it before you change it."""
+    out = tmp_path_factory.mktemp("finished") / "study"
+    duel("study", "study-tiny", "--out", str(out), *SMALL_STUDY)
+    return out

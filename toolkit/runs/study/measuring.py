@@ -1,0 +1,218 @@
+"""Measuring a study's policies: rows of its table for the policies of a trial on dev or test prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import DataError, RecipeError
+from toolkit.files import code_fingerprint, fingerprint
+from toolkit.measure.policies import EvaluationSettings, Policy
+from toolkit.measure.policy_scores import PromptScore, ScoreFiles, judge_policy, samples_with_kl
+from toolkit.models.resolve import ModelRef, resolve, training_record
+from toolkit.preferences import splits
+from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.samples import Sample
+from toolkit.progress import Reporter
+from toolkit.runs.engines import Task
+from toolkit.runs.plan import judge_fingerprints
+from toolkit.runs.store import RunFolder
+from toolkit.runs.study.training import Failure
+from toolkit.runs.study.trials import OWN_REWARD_MODEL, SFT, StudyPlan, Trial
+from toolkit.stages.contexts import EvaluateContext, context_of, settings_of
+
+SCORES_FOLDER = "scores"
+# Of `evaluate`, what a policy's samples depend on. The other settings are of judges and of a run's own tables.
+SAMPLING = ("temperature", "samples_per_prompt", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Held:
+    """The held-out prompts of a study: a prompt is a dev prompt, which selects, or a test prompt."""
+
+    dev: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def of(self, split: str) -> tuple[str, ...]:
+        return self.dev if split == "dev" else self.test
+
+
+def held_out(data: Path, plan: StudyPlan) -> tuple[Held, list[PreferenceRow]]:
+    """The dev and test prompts, and all held-out rows. Raises DataError where either has none."""
+    rows = from_parquet(data / "eval.parquet")
+    fraction = plan.section.dev_fraction
+    test, dev = splits.split_rows(rows, fraction, plan.base.recipe.data_seed, purpose="dev")
+    if not dev or not test:
+        empty = "dev" if not dev else "test"
+        raise DataError(
+            f"{len(rows)} held-out prompts leave no {empty} prompt with study.dev_fraction = {fraction:g}",
+            where="study.dev_fraction",
+            fix="hold out more prompts (data.eval_fraction, data.eval_prompts), or change the share",
+        )
+    return Held(tuple(row.prompt_id for row in dev), tuple(row.prompt_id for row in test)), rows
+
+
+def judges_of(plan: StudyPlan, rows: Sequence[PreferenceRow]) -> list[str]:
+    """The judges of the study: those of the recipe, or gold where the data has it.
+
+    Raises RecipeError where there is none that decides, or ``select_by`` is none of them.
+    """
+    has_gold = all(row.gold is not None for row in rows)
+    judges = list(plan.base.recipe.evaluate.judges) or (["gold"] if has_gold else [])
+    if not judges:
+        raise RecipeError(
+            "a study needs a judge that no arm was trained on, and the data has no gold reward",
+            where="evaluate.judges",
+            fix="name one: rm:MODEL of other data, python:MODULE:FUNCTION, llm:MODEL or openai:MODEL@BASE_URL",
+        )
+    if "gold" in judges and not has_gold:
+        raise RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
+    select_by = plan.section.select_by
+    if select_by is not None and select_by not in judges:
+        fix = f"one of {', '.join(judges)}"
+        raise RecipeError(f"{select_by!r} is no judge of this study", where="study.select_by", fix=fix)
+    return judges
+
+
+@dataclass(frozen=True)
+class KeptPolicy:
+    """A policy along a trial's training. ``checkpoint`` counts from 1; ``cost`` is what training had taken until it."""
+
+    checkpoint: int
+    ref: ModelRef
+    cost: Mapping[str, Any]
+
+
+def kept_policies(trial: Trial) -> list[KeptPolicy]:
+    """The policies of a trial in the order of training, one for each checkpoint of its recipe.
+
+    Training that ended early, at ``max_kl`` for instance, has fewer: its last policy stands for the rest.
+    """
+    if trial.arm == SFT:
+        return [KeptPolicy(1, resolve(str(trial.folder / "sft" / "model")), {"train_tokens": 0, "wall_s": 0.0})]
+    stage = trial.folder / trial.stage
+    refs = [resolve(str(folder)) for folder in [*(stage / "checkpoints").glob("step-*"), stage / "model"]]
+    records = sorted(((training_record(ref), ref) for ref in refs), key=lambda item: int(item[0]["step"]))
+    records += [records[-1]] * (trial.n_checkpoints - len(records))
+    costs = [{name: record[name] for name in ("train_tokens", "wall_s")} for record, _ in records]
+    return [KeptPolicy(n, ref, cost) for n, ((_, ref), cost) in enumerate(zip(records, costs, strict=True), start=1)]
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def tasks(
+    wanted: Sequence[tuple[Trial, Sequence[int] | None]],
+    split: str,
+    held: Held,
+    judges: Sequence[str],
+    sft_trials: Sequence[Trial],
+) -> list[Task]:
+    """A task for each trial: its policies at these checkpoints (None: all) on a split, by every judge."""
+    sft = {trial.seed: trial for trial in sft_trials}
+    return [
+        Task(trial.label, measure, (trial, sft[trial.seed], split, held.of(split), tuple(judges), checkpoints))
+        for trial, checkpoints in wanted
+    ]
+
+
+def measure(
+    trial: Trial,
+    sft_trial: Trial,
+    split: str,
+    prompt_ids: Sequence[str],
+    judges: Sequence[str],
+    checkpoints: Sequence[int] | None,
+    reporter: Reporter,
+) -> list[dict[str, Any]]:
+    """A task: the rows of the trial's policies at these checkpoints. What is in their files is not computed again."""
+    context = context_of("evaluate", trial.loaded.recipe)
+    assert isinstance(context, EvaluateContext)
+    wanted = set(prompt_ids)
+    rows = [row for row in from_parquet(trial.folder / "data" / "eval.parquet") if row.prompt_id in wanted]
+    sft = resolve(str(sft_trial.folder / "sft" / "model"))
+    settings = EvaluationSettings.of(context, rows, sft)
+    kept = [policy for policy in kept_policies(trial) if checkpoints is None or policy.checkpoint in checkpoints]
+    baseline = _samples(sft_trial, kept_policies(sft_trial)[0], split, sft, settings, reporter)[1]
+    table = []
+    for policy in kept:
+        files, samples = _samples(trial, policy, split, sft, settings, reporter)
+        for judge in judges:
+            spec = judge
+            if judge == OWN_REWARD_MODEL:
+                spec = f"rm:{sft_trial.folder / 'reward_model' / 'model'}"
+            key = fingerprint([judge_fingerprints(spec), settings.section.judge.model_dump(mode="json")])
+            scores = judge_policy(judge, spec, key, samples, baseline or [], settings, files, reporter)
+            table += list(_rows(trial, policy, split, scores))
+    return table
+
+
+def _samples(
+    trial: Trial,
+    policy: KeptPolicy,
+    split: str,
+    sft: ModelRef,
+    settings: EvaluationSettings,
+    reporter: Reporter,
+) -> tuple[ScoreFiles, list[Sample] | None]:
+    name = SFT if trial.arm == SFT else f"{trial.arm}@{policy.checkpoint}"
+    kind = SFT if trial.arm == SFT else "checkpoint"
+    sampled = Policy(name, trial.arm, kind, policy.checkpoint, policy.ref, settings.section.samples_per_prompt)
+    files = ScoreFiles(trial.folder / SCORES_FOLDER, f"{split}-{policy.checkpoint}", _key(trial, policy, settings, sft))
+    return files, samples_with_kl(sampled, sft, settings, files, reporter)
+
+
+def _key(trial: Trial, policy: KeptPolicy, settings: EvaluationSettings, sft: ModelRef) -> str:
+    """What a policy's samples depend on."""
+    section = {name: getattr(settings.section, name) for name in SAMPLING}
+    record = RunFolder(trial.folder).record(trial.stage)
+    assert record is not None
+    model = {name: value for name, value in settings_of(context_of("sft", trial.loaded.recipe)).items()}
+    return fingerprint(
+        {
+            "policy": [policy.ref.fingerprint, sft.fingerprint, policy.checkpoint, trial.arm],
+            "model": {name: value for name, value in model.items() if name.startswith("model.")},
+            "evaluate": section,
+            "max_new_tokens": settings.max_new_tokens,
+            "seed": settings.seed,
+            "prompts": [row.prompt_id for row in settings.rows],
+            "code": code_fingerprint("toolkit.measure.policy_scores"),
+        }
+    )
+
+
+def _rows(trial: Trial, policy: KeptPolicy, split: str, scores: Iterable[PromptScore]) -> Iterator[dict[str, Any]]:
+    for score in scores:
+        yield _row(trial, policy.checkpoint, split, policy.cost, score)
+
+
+def failed_rows(
+    trial: Trial, failure: Failure, split: str, held: Held, judges: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """The rows of a trial without a policy: no score anywhere, which counts as the worst."""
+    cost = {"train_tokens": None, "wall_s": None}
+    for checkpoint in range(1, trial.n_checkpoints + 1):
+        for judge in judges:
+            for prompt_id in held.of(split):
+                yield _row(trial, checkpoint, split, cost, PromptScore(prompt_id, judge, None, None, None))
+
+
+def _row(trial: Trial, checkpoint: int, split: str, cost: Mapping[str, Any], score: PromptScore) -> dict[str, Any]:
+    return {
+        "arm": trial.arm,
+        "setting": trial.setting,
+        "seed": trial.seed,
+        "checkpoint": checkpoint,
+        "split": split,
+        "prompt_id": score.prompt_id,
+        "kl_nats": score.kl_nats,
+        "train_tokens": cost["train_tokens"],
+        "wall_s": cost["wall_s"],
+        "judge": score.judge,
+        "score": score.score,
+        "baseline": SFT if score.preference is not None else None,
+        "preference": score.preference,
+    }

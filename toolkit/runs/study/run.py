@@ -1,0 +1,156 @@
+"""``duel study RECIPE``: train both arms' trials, choose on dev prompts, compare on test prompts.
+
+The folder of a study has ``trials/``, a run folder for each trial with its policies' scores; ``table.parquet`` with all
+scores; ``study.json`` and ``report.html`` with what they say. A second call goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from toolkit.errors import RecipeError
+from toolkit.evals.study.selection import DevResult, on_dev, rule_of
+from toolkit.evals.study.study import study
+from toolkit.evals.study.table import read_study, study_data
+from toolkit.evals.verdict import ARMS, NAMES
+from toolkit.files import write_json, write_table, write_text
+from toolkit.preferences.reading import from_parquet
+from toolkit.progress import Reporter, RunLog
+from toolkit.recipe.files import resolved_yaml
+from toolkit.report.study_page import STUDY_FILE, study_page
+from toolkit.runs import pipeline
+from toolkit.runs.engines import Engine, engine_of
+from toolkit.runs.facts import machine, versions
+from toolkit.runs.pipeline import RunOptions
+from toolkit.runs.store import RECIPE_FILE, RunFolder
+from toolkit.runs.study.measuring import Held, failed_rows, held_out, judges_of, tasks
+from toolkit.runs.study.training import Failure, train
+from toolkit.runs.study.trials import StudyPlan, Trial
+
+TABLE_FILE = "table.parquet"
+Row = dict[str, Any]
+
+
+def run_study(
+    plan: StudyPlan,
+    reporter: Reporter,
+    *,
+    engine: str = "local",
+    command: Sequence[str] = (),
+    before_task: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Run what is not there yet, and return ``study.json``.
+
+    ``before_task`` is called before a stage's code is imported. Raises what a run raises; RecipeError where every trial
+    of an arm failed; DataError where the held-out prompts do not make two splits.
+    """
+    started = time.time()
+    trials, sft_trials = plan.trials(), plan.sft_trials()
+    plan.control_trials({arm: next(trial for trial in trials if trial.arm == arm) for arm in ARMS})  # are they valid?
+    with RunFolder(plan.out).lock(), engine_of(engine, before_task) as running:
+        write_text(plan.out / RECIPE_FILE, resolved_yaml(plan.base))
+        reporter = Reporter(stage="study", log=RunLog(plan.out), display=reporter.display)
+        first = sft_trials[0]
+        before_task()
+        pipeline.run(first.loaded, first.folder, reporter, RunOptions(target="data", command=command))
+        held, rows = held_out(first.folder / "data", plan)
+        measuring = Measuring(running, reporter, held, judges_of(plan, rows), sft_trials)
+        failures = train([*sft_trials, *trials], running, reporter, retries=plan.section.retries)
+        _refuse_without_policies(trials, failures)
+        table = measuring.rows([(trial, None) for trial in [*sft_trials, *trials]], "dev", failures)
+        on_both = study_data(_columns([row for row in table if row["arm"] in ARMS]), splits=("dev",))
+        results = on_dev(on_both, ARMS, rule_of(on_both, plan.section.select_by, plan.section.kl_limit))
+        chosen = {arm: _trial_of(trials, arm, results[arm].chosen[0]) for arm in ARMS}
+        controls = plan.control_trials(chosen)
+        failures |= train(controls, running, reporter, retries=plan.section.retries, others=[*trials, *sft_trials])
+        table += measuring.rows([(trial, None) for trial in controls], "dev", failures)
+        whole: list[tuple[Trial, list[int] | None]] = [(trial, None) for trial in [*sft_trials, *controls]]
+        table += measuring.rows(whole + _needed(trials, results), "test", failures)
+    write_table(table, plan.out / TABLE_FILE)
+    document = study(
+        read_study(plan.out / TABLE_FILE),
+        kl_limit=plan.section.kl_limit,
+        select_by=plan.section.select_by,
+        kl_grid=plan.section.kl_grid,
+        recipe=plan.base.recipe.model_dump(mode="json"),
+    )
+    n_train = len(from_parquet(first.folder / "data" / "train.parquet"))
+    document["splits"] = {"train": {"n_prompts": n_train}} | document["splits"]
+    failed = {trial.label: str(failures[trial.name]) for trial in [*trials, *controls] if trial.name in failures}
+    document["warnings"] = [f"{label}: {why}; it counts as the worst policy" for label, why in failed.items()] + [
+        *document["warnings"]
+    ]
+    document["provenance"] = {
+        "command": list(command),
+        "engine": engine,
+        "started": started,
+        "finished": time.time(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_json(plan.out / STUDY_FILE, document)
+    title = plan.base.recipe.report.title
+    write_text(plan.out / "report.html", study_page(document, title or f"Study {plan.base.recipe.name}"))
+    return document
+
+
+class Measuring:
+    """Rows of the table, measured by an engine's tasks."""
+
+    def __init__(
+        self, engine: Engine, reporter: Reporter, held: Held, judges: Sequence[str], sft_trials: Sequence[Trial]
+    ) -> None:
+        self.engine, self.reporter, self.held, self.judges, self.sft_trials = engine, reporter, held, judges, sft_trials
+
+    def rows(
+        self, wanted: Sequence[tuple[Trial, Sequence[int] | None]], split: str, failures: Mapping[str, Failure]
+    ) -> list[Row]:
+        """The rows of these trials' policies at these checkpoints (None: all) on a split, those of failures too.
+
+        The SFT policies come first: the others are compared with their samples.
+        """
+        table: list[Row] = []
+        alive = [(trial, checkpoints) for trial, checkpoints in wanted if trial.name not in failures]
+        of_sft = [item for item in alive if item[0] in self.sft_trials]
+        others = [item for item in alive if item[0] not in self.sft_trials]
+        for label, items in ((f"sft on {split} prompts", of_sft), (f"policies on {split} prompts", others)):
+            work = tasks(items, split, self.held, self.judges, self.sft_trials)
+            for task, outcome in zip(work, self.engine.run(label, work, self.reporter), strict=True):
+                if outcome.died is not None:
+                    raise RuntimeError(f"{task.label}, on {split} prompts: {outcome.died}")
+                table += outcome.value
+        for trial, _ in wanted:
+            if trial.name in failures:
+                table += failed_rows(trial, failures[trial.name], split, self.held, self.judges)
+        return table
+
+
+def _refuse_without_policies(trials: Sequence[Trial], failures: Mapping[str, Failure]) -> None:
+    for arm in ARMS:
+        of_arm = [trial for trial in trials if trial.arm == arm]
+        if all(trial.name in failures for trial in of_arm):
+            raise RecipeError(
+                f"every trial of {NAMES[arm]} failed, so that there is nothing to compare: {failures[of_arm[0].name]}",
+                where=f"{len(of_arm)} trials",
+                fix="change the search space, lower learning rates for instance",
+            )
+
+
+def _trial_of(trials: Sequence[Trial], arm: str, setting: str) -> Trial:
+    return next(trial for trial in trials if (trial.arm, trial.setting) == (arm, setting))
+
+
+def _needed(trials: Sequence[Trial], results: Mapping[str, DevResult]) -> list[tuple[Trial, list[int] | None]]:
+    """The trials with those checkpoints that the verdict needs on test prompts."""
+    wanted = []
+    for trial in trials:
+        checkpoints = [checkpoint for setting, checkpoint in results[trial.arm].needed if setting == trial.setting]
+        if checkpoints:
+            wanted.append((trial, checkpoints))
+    return list(wanted)
+
+
+def _columns(table: Sequence[Row]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in table] for name in table[0]}

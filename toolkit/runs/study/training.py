@@ -1,0 +1,132 @@
+"""Training a study's trials: stage after stage, each stage that several trials share once.
+
+A trial whose training diverges is a result of its setting. One that dies is tried again, and then counts as diverged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import NotFiniteError
+from toolkit.files import read_json, write_json
+from toolkit.progress import Reporter
+from toolkit.runs import pipeline
+from toolkit.runs.engines import Engine, Outcome, Task
+from toolkit.runs.pipeline import RunOptions
+from toolkit.runs.plan import STAGE_NAMES, PlannedStage, plan_stages, with_inputs
+from toolkit.runs.store import RunFolder
+from toolkit.runs.study.trials import Trial, folders_of
+
+FAILURE_FILE = "failed.json"
+# Both arms start from these stages: without them there is no study.
+SHARED_STAGES = ("data", "sft")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a trial has no policy. ``kind`` is ``diverged`` or ``died``; ``key`` is that of the stage that failed."""
+
+    kind: str
+    reason: str
+    key: str
+
+    def __str__(self) -> str:
+        return self.reason if self.kind == "diverged" else f"it died: {self.reason}"
+
+
+@dataclass(frozen=True)
+class StageTasks:
+    """A stage of the trials that have it: those that run it (one for each key), and those that take it over."""
+
+    stage: str
+    leaders: list[tuple[Trial, PlannedStage]]
+    followers: list[tuple[Trial, PlannedStage]]
+
+    @property
+    def waiting(self) -> list[tuple[Trial, PlannedStage]]:
+        """Leaders whose stage is not there yet."""
+        return [(trial, planned) for trial, planned in self.leaders if planned.state.status != "cached"]
+
+
+def stage_tasks(trials: Sequence[Trial], stage: str) -> StageTasks:
+    """The stage in those trials that need it."""
+    leaders: dict[str, tuple[Trial, PlannedStage]] = {}
+    followers = []
+    for trial in trials:
+        stages = plan_stages(trial.loaded, RunFolder(trial.folder))
+        if stage not in {name for target in trial.targets for name in with_inputs(stages, target)}:
+            continue
+        [planned] = (planned for planned in stages if planned.spec.name == stage)
+        first = leaders.setdefault(planned.key, (trial, planned))
+        if first[0] is not trial:
+            followers.append((trial, planned))
+    return StageTasks(stage, list(leaders.values()), followers)
+
+
+def train(
+    trials: Sequence[Trial], engine: Engine, reporter: Reporter, *, retries: int, others: Sequence[Trial] = ()
+) -> dict[str, Failure]:
+    """Train every trial. Returns the failures by the trial's name.
+
+    Equal stages of ``others`` are taken over. Raises what a shared stage raises, and DuelError for what the user can
+    mend.
+    """
+    failures: dict[str, Failure] = {}
+    for stage in STAGE_NAMES:
+        tasks = stage_tasks([trial for trial in trials if trial.name not in failures], stage)
+        failed_before = {p.key: f for t, p in tasks.leaders if (f := _recorded(t, p.key)) and f.kind == "diverged"}
+        waiting = [(trial, planned) for trial, planned in tasks.waiting if planned.key not in failed_before]
+        if waiting:
+            n_all = len(tasks.leaders) + len(tasks.followers)
+            reporter.line(f"{stage}: {len(waiting)} to run, for {n_all} trials")
+        outcomes = engine.run(stage, _as_tasks(waiting, stage, [*trials, *others]), reporter, retries=retries)
+        failed = failed_before | dict(_failed(waiting, outcomes))
+        for trial, planned in [*tasks.leaders, *tasks.followers]:
+            if planned.key in failed:
+                failures[trial.name] = failed[planned.key]
+                write_json(trial.folder / FAILURE_FILE, vars(failed[planned.key]))
+        taking_over = [
+            (trial, planned)
+            for trial, planned in tasks.followers
+            if stage in trial.targets and planned.state.status != "cached" and planned.key not in failed
+        ]
+        engine.run(f"{stage}, taken over", _as_tasks(taking_over, stage, [*trials, *others]), reporter)
+    return failures
+
+
+def _as_tasks(planned: Iterable[tuple[Trial, PlannedStage]], stage: str, trials: Sequence[Trial]) -> list[Task]:
+    return [Task(trial.label, train_until, (trial, stage, folders_of(trials, trial))) for trial, _ in planned]
+
+
+def train_until(trial: Trial, stage: str, others: list[Path], reporter: Reporter) -> str | None:
+    """A task: the trial up to a stage. Returns None, or why training diverged."""
+    options = RunOptions(target=stage, reuse=others, command=["duel", "study", trial.name])
+    try:
+        pipeline.run(trial.loaded, trial.folder, reporter, options)
+    except NotFiniteError as error:
+        if stage in SHARED_STAGES:
+            raise
+        reporter.line(f"{trial.label}: {error.what}")
+        return error.what
+    return None
+
+
+def _failed(
+    waiting: Sequence[tuple[Trial, PlannedStage]], outcomes: Sequence[Outcome]
+) -> Iterable[tuple[str, Failure]]:
+    for (trial, planned), outcome in zip(waiting, outcomes, strict=True):
+        if outcome.died is not None and planned.spec.name in SHARED_STAGES:
+            raise RuntimeError(f"{trial.label}: stage {planned.spec.name} died: {outcome.died}")
+        if outcome.died is not None:
+            yield planned.key, Failure("died", outcome.died, planned.key)
+        elif outcome.value is not None:
+            yield planned.key, Failure("diverged", outcome.value, planned.key)
+
+
+def _recorded(trial: Trial, key: str) -> Failure | None:
+    """The failure of an earlier call with the same settings and code."""
+    path = trial.folder / FAILURE_FILE
+    failure = Failure(**read_json(path)) if path.is_file() else None
+    return failure if failure is not None and failure.key == key else None
