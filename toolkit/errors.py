@@ -49,6 +49,10 @@ class StoreError(DuelError):
     """A run folder that cannot be written, read or continued."""
 
 
+class BusyError(StoreError):
+    """A run folder that another process holds."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The nearest known word, or the list of them.
 

@@ -20,6 +20,7 @@ SMALL_STUDY = [
     "--set=ppo.num_checkpoints=2",
     "--set=dpo.num_checkpoints=2",
     "--set=study.budget.tokens=3000",
+    "--set=study.controls=[online_dpo]",
 ]
 
 

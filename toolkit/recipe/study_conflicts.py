@@ -38,9 +38,9 @@ def study_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     if study.budget.tokens is not None and study.budget.seconds is not None:
         yield Conflict("a budget has one unit", "leave out one", ("budget.tokens", "budget.seconds"))
     yield from _judge_conflicts(recipe, study)
-    if ("more_prompts" in study.controls) != (study.more_prompts is not None):
-        fix = "name a file of prompts in study.more_prompts, and more_prompts among study.controls"
-        yield Conflict("the control more_prompts needs a file, and the file the control", fix, ("more_prompts",))
+    if "more_prompts" in study.controls and study.more_prompts is None:
+        fix = "name a file of prompts in study.more_prompts"
+        yield Conflict("the control more_prompts needs a file", fix, ("controls", "more_prompts"))
     if len(set(study.controls)) < len(study.controls):
         yield Conflict("a control is there twice", "keep one of them", ("controls",))
     for arm in SPACES:

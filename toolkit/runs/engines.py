@@ -7,17 +7,19 @@ task that died is run again, and so is one whose node was lost.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolkit.errors import DuelError, RecipeError, first_line
+from toolkit.errors import BusyError, DuelError, RecipeError, first_line
 from toolkit.progress import Reporter
 
 # What a Ray task asks for where there is no GPU, and where a node has that many.
 CPUS_PER_TASK = 2
+LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,25 @@ class RayEngine:
         return [outcomes[number] for number in range(len(tasks))]
 
     def _start(self, task: Task) -> Any:
-        return self.remote(task.function, task.arguments, Path.cwd())
+        return self.remote.remote(task.function, task.arguments, Path.cwd())
 
 
 def _in_worker(function: Callable[..., Any], arguments: tuple[Any, ...], cwd: Path) -> tuple[DuelError | None, Any]:
-    """A task on Ray. An error that the user can mend is returned, any other is raised."""
+    """A task on Ray. An error that the user can mend is returned, any other is raised.
+
+    The worker of a node that was lost may hold its folder for a moment longer.
+    """
     os.chdir(cwd)
-    try:
-        return None, function(*arguments, Reporter(quiet=True))
-    except DuelError as error:
-        return error, None
+    deadline = time.monotonic() + LONGEST_WAIT_S
+    while True:
+        try:
+            return None, function(*arguments, Reporter(quiet=True))
+        except BusyError as error:
+            if time.monotonic() > deadline:
+                return error, None
+            time.sleep(1.0)
+        except DuelError as error:
+            return error, None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import StoreError
+from toolkit.errors import BusyError, StoreError
 from toolkit.files import flat, read_json, write_json
 
 # 2: the evaluate stage writes evaluation.json, which was called results.json as the run's own file is.
@@ -75,13 +75,13 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run folder: two processes never write the same one. Raises StoreError where another holds it."""
+        """Hold the run folder: two processes never write the same one. Raises BusyError where another holds it."""
         self.create()
         with (self.root / ".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise StoreError(
+                raise BusyError(
                     "another process is working on this run",
                     where=str(self.root),
                     fix="wait for it, or choose another folder with --out",

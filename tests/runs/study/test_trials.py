@@ -64,7 +64,7 @@ def test_controls_take_the_chosen_setting_and_change_one_thing() -> None:
         (["study.select_by=golf", "evaluate.judges=[gold]"], "which is not in evaluate.judges"),
         (["evaluate.judges=[rm]"], "none can decide"),
         (["evaluate.judges=[gold, implicit]"], "no single implicit reward"),
-        (["study.controls=[more_prompts]"], "needs a file"),
+        (["study.more_prompts=null"], "needs a file"),
         (["study.controls=[rloo, rloo]"], "a control is there twice"),
         (["study.controls=[sft]"], "study.controls must be"),
         (["dpo.kl_milestones=[1]"], "not reached by every trial"),

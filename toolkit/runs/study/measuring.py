@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from toolkit.errors import DataError, RecipeError
@@ -140,13 +141,14 @@ def measure(
     table = []
     for policy in kept:
         files, samples = _samples(trial, policy, split, sft, settings, reporter)
+        length = fmean(sample.n_tokens for sample in samples) if samples else None
         for judge in judges:
             spec = judge
             if judge == OWN_REWARD_MODEL:
                 spec = f"rm:{sft_trial.folder / 'reward_model' / 'model'}"
             key = fingerprint([judge_fingerprints(spec), settings.section.judge.model_dump(mode="json")])
             scores = judge_policy(judge, spec, key, samples, baseline or [], settings, files, reporter)
-            table += list(_rows(trial, policy, split, scores))
+            table += [_row(trial, policy.checkpoint, split, {**policy.cost, "n_tokens": length}, s) for s in scores]
     return table
 
 
@@ -184,23 +186,19 @@ def _key(trial: Trial, policy: KeptPolicy, settings: EvaluationSettings, sft: Mo
     )
 
 
-def _rows(trial: Trial, policy: KeptPolicy, split: str, scores: Iterable[PromptScore]) -> Iterator[dict[str, Any]]:
-    for score in scores:
-        yield _row(trial, policy.checkpoint, split, policy.cost, score)
-
-
 def failed_rows(
     trial: Trial, failure: Failure, split: str, held: Held, judges: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """The rows of a trial without a policy: no score anywhere, which counts as the worst."""
-    cost = {"train_tokens": None, "wall_s": None}
+    cost = {"train_tokens": None, "wall_s": None, "n_tokens": None}
     for checkpoint in range(1, trial.n_checkpoints + 1):
         for judge in judges:
             for prompt_id in held.of(split):
                 yield _row(trial, checkpoint, split, cost, PromptScore(prompt_id, judge, None, None, None))
 
 
-def _row(trial: Trial, checkpoint: int, split: str, cost: Mapping[str, Any], score: PromptScore) -> dict[str, Any]:
+def _row(trial: Trial, checkpoint: int, split: str, facts: Mapping[str, Any], score: PromptScore) -> dict[str, Any]:
+    """A row of the table. ``facts`` are of the policy: its cost, and the mean length of its samples on the split."""
     return {
         "arm": trial.arm,
         "setting": trial.setting,
@@ -209,8 +207,9 @@ def _row(trial: Trial, checkpoint: int, split: str, cost: Mapping[str, Any], sco
         "split": split,
         "prompt_id": score.prompt_id,
         "kl_nats": score.kl_nats,
-        "train_tokens": cost["train_tokens"],
-        "wall_s": cost["wall_s"],
+        "train_tokens": facts["train_tokens"],
+        "wall_s": facts["wall_s"],
+        "n_tokens": facts["n_tokens"],
         "judge": score.judge,
         "score": score.score,
         "baseline": SFT if score.preference is not None else None,

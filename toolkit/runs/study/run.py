@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from toolkit.errors import RecipeError
@@ -63,7 +64,7 @@ def run_study(
         on_both = study_data(_columns([row for row in table if row["arm"] in ARMS]), splits=("dev",))
         results = on_dev(on_both, ARMS, rule_of(on_both, plan.section.select_by, plan.section.kl_limit))
         chosen = {arm: _trial_of(trials, arm, results[arm].chosen[0]) for arm in ARMS}
-        controls = plan.control_trials(chosen)
+        controls = plan.control_trials(chosen, _length(table, chosen["rm_ppo"], results["rm_ppo"].chosen[1]))
         failures |= train(controls, running, reporter, retries=plan.section.retries, others=[*trials, *sft_trials])
         table += measuring.rows([(trial, None) for trial in controls], "dev", failures)
         whole: list[tuple[Trial, list[int] | None]] = [(trial, None) for trial in [*sft_trials, *controls]]
@@ -140,6 +141,12 @@ def _refuse_without_policies(trials: Sequence[Trial], failures: Mapping[str, Fai
 
 def _trial_of(trials: Sequence[Trial], arm: str, setting: str) -> Trial:
     return next(trial for trial in trials if (trial.arm, trial.setting) == (arm, setting))
+
+
+def _length(table: Sequence[Row], trial: Trial, checkpoint: int) -> float:
+    """The mean number of tokens that a setting's policies of a checkpoint write on dev prompts."""
+    of_policy = [row for row in table if (row["arm"], row["setting"]) == (trial.arm, trial.setting)]
+    return fmean(row["n_tokens"] for row in of_policy if row["checkpoint"] == checkpoint and row["n_tokens"])
 
 
 def _needed(trials: Sequence[Trial], results: Mapping[str, DevResult]) -> list[tuple[Trial, list[int] | None]]:

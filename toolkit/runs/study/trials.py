@@ -121,24 +121,27 @@ class StudyPlan:
         """The SFT policy of every seed, from which both arms start. A control of the setting of the recipe."""
         return list(self._with_seeds(SFT, 1, SFT, {}))
 
-    def control_trials(self, chosen: Mapping[str, Trial]) -> list[Trial]:
-        """The controls of the recipe with every seed. ``chosen`` has a trial of each arm's chosen setting."""
+    def control_trials(self, chosen: Mapping[str, Trial], length: float | None = None) -> list[Trial]:
+        """The controls of the recipe with every seed. ``chosen`` has a trial of each arm's chosen setting.
+
+        ``length`` is the mean number of tokens that RM + PPO's chosen policy writes, which length_only aims at.
+        """
         trials: list[Trial] = []
         for control in self.section.controls:
             parent = chosen[PARENTS[control]]
             stage = STAGE_OF_ARM[PARENTS[control]]
             values = {name if "." in name else f"{stage}.{name}": value for name, value in parent.values.items()}
-            values |= self._changes(control, parent)
+            values |= self._changes(control, parent, length)
             trials += self._with_seeds(control, 1, parent.setting, values)
         return trials
 
-    def _changes(self, control: str, parent: Trial) -> dict[str, Any]:
+    def _changes(self, control: str, parent: Trial, length: float | None) -> dict[str, Any]:
         """What a control changes in its parent's recipe."""
         if control == "rloo":
             n = max(LEAST_SAMPLES, parent.loaded.recipe.ppo.samples_per_prompt)
             return {"ppo.advantage": "rloo", "ppo.samples_per_prompt": n}
         if control == "length_only":
-            return {"ppo.reward": "length"}
+            return {"ppo.reward": "length", "ppo.target_length": None if length is None else max(1, round(length))}
         if control == "more_prompts":
             return {"ppo.prompts": self.section.more_prompts}
         labels = "rm" if control == "online_dpo" else self.section.select_by or "gold"
