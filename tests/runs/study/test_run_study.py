@@ -46,6 +46,7 @@ def test_the_document_is_what_its_table_says(small_study: Path) -> None:
     keys = ["schema_version", "recipe", "splits", "trials", "chosen", "verdict", "effort", "controls"]
     assert [key for key in written if key in keys] == keys
     again = study(read_study(small_study / "table.parquet"))
+    assert [row["arm"] for row in written["controls"]] == ["online_dpo", "sft"] and written["gap"] == again["gap"]
     for key in ("trials", "chosen", "effort", "controls"):
         assert written[key] == again[key]
     assert {k: v for k, v in written["verdict"].items()} == again["verdict"]
@@ -87,7 +88,7 @@ def test_stages_are_shared_and_seeds_are_not(small_study: Path) -> None:
         "sft": 2,
         "reward_model": 2,
         "ppo": 4,
-        "dpo": 4,
+        "dpo": 6,  # two settings and the control, with each seed
     }
 
 
