@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.finished_study import SMALL_STUDY
-from support.running import ROOT, command, duel, environment
+from support.running import ROOT, command, duel, duel_process, environment
 
 from toolkit.evals.study.study import study
 from toolkit.evals.study.table import read_study
@@ -153,3 +154,28 @@ def test_bad_input_is_told_in_words(tmp_path: Path) -> None:
     done = duel("study", "study-tiny", "--table", "x.parquet", check=2)
     done = duel("study", "--table", "x.parquet", "--seeds", "3", check=2)
     assert "--seeds is for a RECIPE" in done.stderr
+
+
+@pytest.mark.fault
+def test_a_judge_that_fails_is_said_and_asked_again(small_study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(small_study, out)
+    (tmp_path / "moody.py").write_text(
+        "import os\n"
+        "def length(prompts, completions, **_):\n"
+        "    mood = os.environ['MOOD']\n"
+        "    return [None if mood == 'none' or (mood == 'some' and len(p) % 5 == 0) else float(len(c))\n"
+        "            for p, c in zip(prompts, completions)]\n"
+    )
+    judge = ["--set=evaluate.judges=[gold, python:moody:length]", "--json"]
+    words = ("study", "study-tiny", "--out", str(out), *SMALL_STUDY, *judge)
+    path = os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "tests")])
+    none = duel_process(*words, env={"PYTHONPATH": path, "MOOD": "none"}, check=2)
+    assert "the judge python:moody:length gave no answer on any of" in none.stderr
+    some = json.loads(duel_process(*words, env={"PYTHONPATH": path, "MOOD": "some"}).stdout)
+    [said] = [text for text in some["warnings"] if "python:moody:length failed on" in text]
+    assert "asked again" in said and 0 < some["verdict"]["n_prompts"] < some["splits"]["test"]["n_prompts"]
+    every = json.loads(duel_process(*words, env={"PYTHONPATH": path, "MOOD": "fine"}).stdout)
+    assert every["verdict"]["n_prompts"] == every["splits"]["test"]["n_prompts"]
+    assert not [text for text in every["warnings"] if "failed on" in text]
+    assert [row["judge"] for row in every["verdict"]["judges"]] == ["gold", "python:moody:length"]

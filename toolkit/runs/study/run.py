@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from toolkit.errors import RecipeError
+from toolkit.errors import ModelError, RecipeError
 from toolkit.evals.study.selection import DevResult, on_dev, rule_of
 from toolkit.evals.study.study import study
 from toolkit.evals.study.table import read_study, study_data
@@ -80,8 +80,10 @@ def run_study(
     n_train = len(from_parquet(first.folder / "data" / "train.parquet"))
     document["splits"] = {"train": {"n_prompts": n_train}} | document["splits"]
     failed = {trial.label: str(failures[trial.name]) for trial in [*trials, *controls] if trial.name in failures}
-    document["warnings"] = [f"{label}: {why}; it counts as the worst policy" for label, why in failed.items()] + [
-        *document["warnings"]
+    document["warnings"] = [
+        *(f"{label}: {why}; it counts as the worst policy" for label, why in failed.items()),
+        *measuring.warnings(),
+        *document["warnings"],
     ]
     document["provenance"] = {
         "command": list(command),
@@ -104,6 +106,8 @@ class Measuring:
         self, engine: Engine, reporter: Reporter, held: Held, judges: Sequence[str], sft_trials: Sequence[Trial]
     ) -> None:
         self.engine, self.reporter, self.held, self.judges, self.sft_trials = engine, reporter, held, judges, sft_trials
+        self.n_asked = 0  # of each judge: a policy's responses to a prompt
+        self.n_answered = dict.fromkeys(judges, 0)
 
     def rows(
         self, wanted: Sequence[tuple[Trial, Sequence[int] | None]], split: str, failures: Mapping[str, Failure]
@@ -122,10 +126,34 @@ class Measuring:
                 if outcome.died is not None:
                     raise RuntimeError(f"{task.label}, on {split} prompts: {outcome.died}")
                 table += outcome.value
+        self._count(alive, split, table)
         for trial, _ in wanted:
             if trial.name in failures:
                 table += failed_rows(trial, failures[trial.name], split, self.held, self.judges)
         return table
+
+    def _count(self, measured: Sequence[tuple[Trial, Sequence[int] | None]], split: str, table: Sequence[Row]) -> None:
+        """Count what each judge was asked and answered. Raises ModelError for a judge that answered nothing."""
+        n_policies = sum(t.n_checkpoints if checkpoints is None else len(checkpoints) for t, checkpoints in measured)
+        self.n_asked += n_policies * len(self.held.of(split))
+        for row in table:
+            self.n_answered[row["judge"]] += 1
+        for judge, n in self.n_answered.items():
+            if n == 0 and self.n_asked:
+                raise ModelError(
+                    f"the judge {judge} gave no answer on any of {self.n_asked} responses",
+                    where="evaluate.judges",
+                    fix="mend it, or name another; everything that was trained and sampled is kept",
+                )
+
+    def warnings(self) -> list[str]:
+        """What judges did not answer."""
+        return [
+            f"the judge {judge} failed on {self.n_asked - n:,} of {self.n_asked:,} responses: those prompts are left "
+            "out for all policies, and asked again when you run the command again"
+            for judge, n in self.n_answered.items()
+            if n < self.n_asked
+        ]
 
 
 def _refuse_without_policies(trials: Sequence[Trial], failures: Mapping[str, Failure]) -> None:
