@@ -17,7 +17,7 @@ from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.recipe.schema import DpoSection, Lora, ModelSection, RewardModelSection, Training
 from toolkit.stages import dpo, reward_model
-from toolkit.training.batch import Example, PairBatch
+from toolkit.training.batch import Example, PairBatch, collate
 from toolkit.training.callbacks import SaveAtKl
 from toolkit.training.milestones import TOLERANCE, KlMilestones, MilestonePolicy
 from toolkit.training.trainer import (
@@ -102,8 +102,12 @@ def assert_equal(weights: dict[str, torch.Tensor], expected: dict[str, torch.Ten
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["dpo", "dpo-lora", "rm", "rm-lora"])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, tiny_ref: Any, make_trees: Any, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "stop_at"), [("dpo", 3), ("dpo-lora", 3), ("rm", 3), ("rm-lora", 3), ("dpo-lora", 4), ("dpo-lora", 5)]
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, tiny_ref: Any, make_trees: Any, kind: str, stop_at: int
+) -> None:
     section = settings_of()
     whole, model = build(kind, tmp_path / "whole", tiny_ref, make_trees, section)
     start = trained(model)
@@ -111,9 +115,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, tiny_ref: Any
     expected = trained(model)
     assert all(not torch.equal(w, expected[name]) for name, w in start.items() if "lora_A" not in name)
 
-    stopped, _ = build(kind, tmp_path / "part", tiny_ref, make_trees, section, stop_at=3)
+    stopped, _ = build(kind, tmp_path / "part", tiny_ref, make_trees, section, stop_at=stop_at)
     stopped.train()
-    assert last_checkpoint(tmp_path / "part") == str(tmp_path / "part" / "trainer" / "checkpoint-3")
+    assert last_checkpoint(tmp_path / "part") == str(tmp_path / "part" / "trainer" / f"checkpoint-{stop_at}")
     resumed, model = build(kind, tmp_path / "part", tiny_ref, make_trees, section)
     resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "part"))
     assert resumed.state.global_step == 6
@@ -121,10 +125,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, tiny_ref: Any
     assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
     # Six steps of two prompts, of eight: an epoch, and half of another.
     per_prompt = [sum(map(len, example.tree.response_ids)) for example in whole.examples]
-    sampler, order = whole._get_train_sampler(), []
+    loader, order = whole.get_train_dataloader(), []
     for epoch in (0, 1):
-        sampler.set_epoch(epoch)
-        order += list(sampler)
+        loader.set_epoch(epoch)
+        order += [number for batch in loader for number, _ in batch["batch"]]
     assert resumed.spending.tokens == whole.spending.tokens == sum(per_prompt[i] for i in order[:12])
     assert whole.spending.seconds <= whole.spending.cost().wall_s
 
@@ -167,7 +171,7 @@ def test_a_batch_in_parts_is_the_same_batch(tmp_path: Path, tiny_ref: Any, make_
         section = settings_of(per_device_train_batch_size=4, max_steps=2, adam_epsilon=1e-3)
         folder = tmp_path / str(budget)
         trainer, model = build(kind, folder, tiny_ref, make_trees, section, items=items, token_budget=budget)
-        n_parts = len(trainer.data_collator(list(enumerate(items))[:4])["batch"])
+        n_parts = len(collate(trainer.engine, list(enumerate(items))[:4])["batch"])
         trainer.train()
         logged = [
             {k: v for k, v in e.items() if "rewards" in k or k in ("loss", "grad_norm")}

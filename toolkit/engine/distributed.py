@@ -68,13 +68,12 @@ def all_items(items: list[Any]) -> list[Any]:
     return [item for of_rank in gathered for item in of_rank]
 
 
-def reduce_gradients(model: nn.Module, *, mean: bool = True) -> None:
-    """Average (or add up) gradients over the processes.
+def reduce_gradients(model: nn.Module) -> None:
+    """Add up gradients over the processes: losses are divided by the totals of all.
 
     DDP would do so in its wrapper, and our forward passes go through the engine instead.
     """
-    size = world()[1]
-    if size == 1:
+    if world()[1] == 1:
         return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     # A weight without a gradient in any process keeps none: to an optimiser with momentum or decay, zero is a gradient.
@@ -83,4 +82,4 @@ def reduce_gradients(model: nn.Module, *, mean: bool = True) -> None:
         if n:
             gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
             dist.all_reduce(gradient)
-            weight.grad = gradient / size if mean else gradient
+            weight.grad = gradient

@@ -237,7 +237,7 @@ class PPOLoop(Trainer):
             step = inputs["rollout"] * self.schedule.updates_per_rollout + inputs["update"]
             sums += update.ptx_gradients(self.data.ptx, step)
         # The losses are divided by the tokens of all processes, so gradients add up.
-        reduce_gradients(self.models, mean=False)
+        reduce_gradients(self.models)
         sums = sums.over_processes(self.args.device)
         metrics = sums.metrics(n_tokens, has_critic=self.models.has_critic)
         metrics["speed/update_tokens_per_s"] = n_local / max(time.perf_counter() - started, 1e-9)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 
+from toolkit.engine.distributed import all_sum
 from toolkit.engine.engine import Engine
 from toolkit.engine.tree import TreeBatch
 from toolkit.models.encoding import TextEncoder, Tree
@@ -31,8 +32,8 @@ class Example:
 class PairBatch:
     """A microbatch: packed prompts with all their comparisons, P in all, that are computed at once.
 
-    Each prompt's weights add up to 1 / prompts of the whole batch. So weighted sums, added over the microbatches, are
-    the mean over prompts of the mean over comparisons (Ouyang et al. 2022, equation 1).
+    Each prompt's weights add up to 1 / prompts of the whole optimiser step. So weighted sums, added over the step's
+    microbatches, are the mean over prompts of the mean over comparisons (Ouyang et al. 2022, equation 1).
     """
 
     trees: TreeBatch
@@ -42,7 +43,7 @@ class PairBatch:
     weight: torch.Tensor  # [P]
     margin: torch.Tensor  # [P] by how much the preferred reward should be higher
     example: torch.Tensor  # [n_prompts] which of the stage's examples each prompt is
-    token_share: torch.Tensor  # [] this microbatch's share of the whole batch's response tokens
+    token_share: torch.Tensor  # [] this microbatch's share of the optimiser step's response tokens
 
     def decided(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the D comparisons with a winner: [D] chosen and [D] rejected responses."""
@@ -68,22 +69,43 @@ def examples_of(rows: Sequence[PreferenceRow], encoder: TextEncoder, max_respons
     return examples
 
 
-def collate(engine: Engine, examples: Sequence[tuple[int, Example]]) -> dict[str, list[PairBatch]]:
+@dataclass(frozen=True)
+class StepTotals:
+    """Prompts and response tokens of an optimiser step, by which its losses are divided."""
+
+    n_prompts: int
+    n_tokens: int
+
+    @staticmethod
+    def of(examples: Iterable[tuple[int, Example]]) -> StepTotals:
+        """Those of numbered examples."""
+        n_tokens = [sum(map(len, example.tree.response_ids)) for _, example in examples]
+        return StepTotals(len(n_tokens), sum(n_tokens))
+
+    def over_processes(self, device: torch.device) -> StepTotals:
+        """The sums of all processes."""
+        return StepTotals(*map(int, all_sum(torch.tensor([self.n_prompts, self.n_tokens], device=device)).tolist()))
+
+
+def collate(
+    engine: Engine, examples: Sequence[tuple[int, Example]], totals: StepTotals | None = None
+) -> dict[str, list[PairBatch]]:
     """Pack numbered examples into the microbatches of one batch, on the engine's device, under the key ``batch``.
 
     Each fits the engine's token budget. How many prompts make a step is statistics, how many are computed at once is
-    hardware: the gradients are the same, and the memory is that of a microbatch.
+    hardware: the gradients are the same, and the memory is that of a microbatch. ``totals`` are those of the optimiser
+    step that the batch is a part of; None means that it is the whole step.
     """
-    n_tokens = sum(len(ids) for _, example in examples for ids in example.tree.response_ids)
+    totals = totals or StepTotals.of(examples)
     microbatches = []
     for indices in engine.batches([example.tree for _, example in examples]):
         members = [examples[i] for i in sorted(indices)]
-        microbatches.append(_pair_batch(engine, members, len(examples), n_tokens).to(engine.device))
+        microbatches.append(_pair_batch(engine, members, totals).to(engine.device))
     return {"batch": microbatches}
 
 
-def _pair_batch(engine: Engine, examples: Sequence[tuple[int, Example]], n_prompts: int, n_tokens: int) -> PairBatch:
-    """A microbatch of a batch that has ``n_prompts`` prompts and ``n_tokens`` response tokens."""
+def _pair_batch(engine: Engine, examples: Sequence[tuple[int, Example]], totals: StepTotals) -> PairBatch:
+    """A microbatch of an optimiser step that has these totals."""
     first: list[int] = []
     second: list[int] = []
     prefer_first: list[float] = []
@@ -96,7 +118,7 @@ def _pair_batch(engine: Engine, examples: Sequence[tuple[int, Example]], n_promp
             first.append(offset + i)
             second.append(offset + j)
             prefer_first.append(p)
-            weight.append(w / total / n_prompts)
+            weight.append(w / total / totals.n_prompts)
         margin += example.margins or (0.0,) * len(example.pairs)
         offset += len(example.tree.response_ids)
     trees = engine.pack([example.tree for _, example in examples])
@@ -108,5 +130,5 @@ def _pair_batch(engine: Engine, examples: Sequence[tuple[int, Example]], n_promp
         weight=torch.tensor(weight),
         margin=torch.tensor(margin),
         example=torch.tensor([index for index, _ in examples]),
-        token_share=torch.tensor(trees.target.numel() / n_tokens),
+        token_share=torch.tensor(trees.target.numel() / totals.n_tokens),
     )

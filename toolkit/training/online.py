@@ -19,7 +19,7 @@ from toolkit.engine.sampling import SampledResponse, SamplingParams, sample_resp
 from toolkit.errors import NotFiniteError
 from toolkit.models.encoding import TextEncoder, Tree
 from toolkit.preferences.rows import PreferenceRow, Prompt
-from toolkit.training.batch import Example, PairBatch, collate
+from toolkit.training.batch import Example, PairBatch
 from toolkit.training.budget import Budget, Spending
 from toolkit.training.trainer import EngineTrainer
 
@@ -85,17 +85,21 @@ class OnlineTrainer(EngineTrainer):
         spending: Spending | None = None,
         budget: Budget | None = None,
     ) -> None:
-        self.engine, self.data = engine, data
-        self.reference: list[torch.Tensor] = []  # of the current batch
+        self.data = data
+        self.reference: list[torch.Tensor] = []  # of the prompts of the current step, counted through its batches
         examples = prompts_alone(data.rows, data.encoder)
         super().__init__(
             engine, arguments, examples, lambda batch: loss(self.reference, batch), callbacks, spending, budget
         )
-        self.data_collator = lambda numbered: {"batch": [number for number, _ in numbered]}
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        examples = self.sampled_examples(inputs["batch"])
-        return super().training_step(model, collate(self.engine, list(enumerate(examples))), num_items_in_batch)
+    def step_examples(self, batches: list[list[tuple[int, Example]]]) -> list[list[tuple[int, Example]]]:
+        self.reference, first = [], 0
+        sampled = []
+        for batch in batches:
+            numbers = [number for number, _ in batch]
+            sampled.append(list(enumerate(self.sampled_examples(numbers) if numbers else [], first)))
+            first += len(numbers)
+        return sampled
 
     @torch.no_grad()
     def sampled_examples(self, numbers: Sequence[int]) -> list[Example]:
@@ -116,11 +120,12 @@ class OnlineTrainer(EngineTrainer):
         scores_R = torch.tensor([score for of_prompt in scores for score in of_prompt], dtype=torch.float64)
         if not scores_R.isfinite().all():
             raise NotFiniteError("a label of a sampled response is not finite", where=f"step {step + 1}")
-        self.reference = data.reference(sampled.trees)
+        reference = data.reference(sampled.trees)
+        self.reference += reference
         self.values["objective/score"].append(scores_R)
         if data.log_kl:
             logps_R = torch.tensor([response.logp for group in groups for response in group], dtype=torch.float64)
-            self.values["objective/kl"].append(logps_R - torch.cat(self.reference).double().cpu())
+            self.values["objective/kl"].append(logps_R - torch.cat(reference).double().cpu())
         return [Example(tree, comparisons(of)) for tree, of in zip(sampled.trees, scores, strict=True)]
 
     def _sampled_prompts(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -19,11 +19,11 @@ from transformers import (
     set_seed,
 )
 
-from toolkit.engine.distributed import all_sum, launched_processes, reduce_gradients
+from toolkit.engine.distributed import all_items, all_sum, launched_processes, reduce_gradients
 from toolkit.engine.engine import Engine
 from toolkit.models.inspect import precision
 from toolkit.recipe.schema import Arm, DpoSection, RewardModelSection, Training
-from toolkit.training.batch import Example, collate
+from toolkit.training.batch import Example, PairBatch, StepTotals, collate
 from toolkit.training.budget import RESUME_POINTS, VIRTUAL_STEPS, Budget, Spending, limit_of
 from toolkit.training.callbacks import SaveAtSteps, StageProgress, diverged
 
@@ -181,13 +181,47 @@ class SimilarLengths(Sampler[int]):
         return (i for group in groups for i in group)
 
 
+class ProcessBatches(Sampler[list[int]]):
+    """This process's batches of an order that all processes share. They take turns, a batch each.
+
+    Each process gets the same number of batches, and no item comes twice: at the end of an epoch a batch may be
+    smaller, or empty.
+    """
+
+    def __init__(self, order: SimilarLengths, batch_size: int, rank: int, n_processes: int) -> None:
+        self.order, self.batch_size, self.rank, self.n_processes = order, batch_size, rank, n_processes
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / (self.batch_size * self.n_processes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, size = list(self.order), self.batch_size
+        starts = range(self.rank * size, len(self) * self.n_processes * size, self.n_processes * size)
+        return (order[start : start + size] for start in starts)
+
+
+class EpochLoader(DataLoader[Any]):
+    """A DataLoader that hands the number of the epoch to its :class:`ProcessBatches`, when the Trainer names it."""
+
+    batch_sampler: ProcessBatches
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
 class EngineTrainer(Trainer):
     """A transformers Trainer whose loss is a function of one collated batch, with averaged metrics in its log.
 
     ``engine`` has the model, which is trainable already. ``loss_fn(microbatch)`` gives (loss, metrics). The losses of
-    a batch's microbatches add up to a mean over its prompts. A metric is a tensor of values, one for each comparison or
-    response. The log has their mean since its last entry, and under ``tokens`` how many went through the model.
-    ``spending`` counts the response tokens that were trained on, and ``budget`` ends training.
+    a step's microbatches, over all accumulated batches and processes, add up to its loss: their weights are made for
+    the whole step (:class:`toolkit.training.batch.PairBatch`), so that no split of it changes the gradient.
+
+    A metric is a tensor of values, one for each comparison or response. The log has their mean since its last entry,
+    and under ``tokens`` how many went through the model. ``spending`` counts the response tokens that were trained on,
+    and ``budget`` ends training.
     """
 
     def __init__(
@@ -202,23 +236,41 @@ class EngineTrainer(Trainer):
     ) -> None:
         self.spending, self.budget = spending or Spending(), budget
         counters = [self.spending, *([budget] if budget else [])]
+        self.numbered = list(enumerate(examples))
         super().__init__(
             model=engine.model,
             args=TrainingArguments(**arguments),
-            train_dataset=list(enumerate(examples)),
-            data_collator=partial(collate, engine),
+            train_dataset=self.numbered,
+            data_collator=lambda numbered: {"batch": numbered},
             callbacks=[*counters, *(callbacks or [])],
         )
-        self.examples, self.loss_fn = examples, loss_fn
+        self.engine, self.examples, self.loss_fn = engine, examples, loss_fn
         self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.tokens = 0
-        # Our loss is already a mean, so the trainer must divide it by the accumulation steps.
-        self.model_accepts_loss_kwargs = False
+        # Our losses are divided by the totals of the step, so the Trainer must not divide them by its batches.
+        self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SimilarLengths:
-        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return SimilarLengths([len(example.tree) for example in self.examples], size, int(self.args.data_seed or 0))
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Numbered examples, in batches of similar lengths: this process's share of them."""
+        args = self.args
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        order = SimilarLengths([len(example.tree) for example in self.examples], step, int(args.data_seed or 0))
+        batches = ProcessBatches(order, args.per_device_train_batch_size, args.process_index, args.world_size)
+        return EpochLoader(self.numbered, batch_sampler=batches, collate_fn=self.data_collator)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, list[PairBatch]]], int]:
+        """The batches of an optimiser step, packed for a loss over all of it, and its prompts over all processes."""
+        inputs, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self.step_examples([each["batch"] for each in inputs])
+        totals = StepTotals.of(item for batch in batches for item in batch).over_processes(self.args.device)
+        return [collate(self.engine, batch, totals) for batch in batches], totals.n_prompts
+
+    def step_examples(self, batches: list[list[tuple[int, Example]]]) -> list[list[tuple[int, Example]]]:
+        """What an optimiser step trains on, made of the data set's items in its batches."""
+        return batches
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.budget is None:
@@ -238,21 +290,25 @@ class EngineTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         microbatches = inputs["batch"]
-        losses = [super(EngineTrainer, self).training_step(model, {"batch": each}) for each in microbatches]
+        step: Any = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        losses = [step({"batch": each}) for each in microbatches]
         trees = [tree for microbatch in microbatches for tree in microbatch.trees.trees]
         self.tokens += sum(map(len, trees))
         self.spending.add(sum(len(ids) for tree in trees for ids in tree.response_ids))
         if self.accelerator.sync_gradients:
             reduce_gradients(self.accelerator.unwrap_model(self.model))
-        return torch.stack(losses).sum()
+        if not losses:
+            return torch.zeros((), device=self.args.device)
+        return torch.stack(losses).sum() * float(self.args.world_size)  # the log averages over the processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.values:
+        # A process whose batches were empty at the end of an epoch has no values of its own.
+        if names := list(dict.fromkeys(all_items(list(self.values)))):
             # Sums and counts over all processes: means of the whole batches, not of this process's share.
-            metrics = [torch.cat(values).double() for values in self.values.values()]
+            metrics = [torch.cat(self.values[name] or [torch.empty(0)]).double() for name in names]
             totals = [self.tokens, *(x for values in metrics for x in (values.sum().item(), values.numel()))]
             tokens, *sums = all_sum(torch.tensor(totals, dtype=torch.float64, device=self.args.device)).tolist()
-            means = zip(self.values, sums[::2], sums[1::2], strict=True)
+            means = zip(names, sums[::2], sums[1::2], strict=True)
             logs |= {name: total / n for name, total, n in means if n} | {"tokens": int(tokens)}
             self.values.clear()
             self.tokens = 0

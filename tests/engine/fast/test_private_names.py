@@ -47,7 +47,6 @@ PUBLIC_MODULES = {
 PUBLIC_NAMES = {"_replace"}  # of a named tuple
 # What stays outside the room, with its reason.
 ALLOWED = {
-    "training/trainer.py overrides Trainer._get_train_sampler": "the Trainer has no other hook for a sampler",
     "ppo/loop.py overrides Trainer._load_from_checkpoint": "the Trainer has no other hook for several models",
 }
 

@@ -77,9 +77,9 @@ PRIVATE = (
     ),
     PrivateNames(
         "transformers.Trainer",
-        ("_get_train_sampler", "model_accepts_loss_kwargs"),
+        ("model_accepts_loss_kwargs",),
         "training/trainer.py",
-        "batches of like lengths; the loss is divided by the accumulation steps",
+        "the Trainer does not divide the loss by the accumulation steps",
     ),
     PrivateNames(
         "transformers.Trainer",
