@@ -236,7 +236,7 @@ class EngineTrainer(Trainer):
     ) -> None:
         self.spending, self.budget = spending or Spending(), budget
         counters = [self.spending, *([budget] if budget else [])]
-        self.numbered = list(enumerate(examples))
+        self.numbered: Any = list(enumerate(examples))  # a list is a data set, by protocol
         super().__init__(
             model=engine.model,
             args=TrainingArguments(**arguments),
