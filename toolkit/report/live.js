@@ -12,10 +12,11 @@
         const page = new DOMParser().parseFromString(await (await fetch("/")).text(), "text/html");
         const next = JSON.parse(page.getElementById("figure-data").textContent);
         // New numbers go into the existing figures. A new section, figure or line needs a new page.
-        if (headings(page) !== headings(document) || shape(next.figures) !== shape(figures)) { location.reload(); return; }
+        const progress = page.getElementById("progress");
+        if (!progress || headings(page) !== headings(document) || shape(next.figures) !== shape(figures)) { location.reload(); return; }
         Object.assign(figures, next.figures);
         redraw();
-        document.getElementById("progress").replaceWith(page.getElementById("progress"));
+        document.getElementById("progress").replaceWith(progress);
         document.body.dataset.live = page.body.dataset.live;
       }
       note.className = "";

@@ -153,7 +153,7 @@ def read_live(folder: Path) -> Run:
         run.progress.extend(progress)
         return run
     histories = {stage: _record(folder / stage).get("history", []) for stage in TRAINED_STAGES if stage in finished}
-    histories |= {stage: _logged(folder, stage) for stage in TRAINED_STAGES if stage in working}
+    histories |= {stage: logged(folder, stage) for stage in TRAINED_STAGES if stage in working}
     recipe_path = folder / RECIPE_FILE
     return Run(
         folder_name=folder.resolve().name,
@@ -189,7 +189,7 @@ def _progress(folder: Path, manifest: Mapping[str, Any], current: str | None, bu
     return out
 
 
-def _logged(folder: Path, stage: str) -> list[ResultRow]:
+def logged(folder: Path, stage: str) -> list[ResultRow]:
     """What an unfinished stage has logged. A resumed stage repeats steps; the later entry of a step counts."""
     path = folder / METRICS_FILE
     rows: list[ResultRow] = []

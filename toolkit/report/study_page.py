@@ -55,16 +55,19 @@ def read_study_document(folder: Path) -> dict[str, Any]:
     return document
 
 
-def build_study(folder: Path, *, title: str | None = None) -> str:
+def build_study(folder: Path, *, title: str | None = None, live: str | None = None) -> str:
     """The page of the study in ``folder``. It makes no request: scripts, styles and data are inside.
+
+    With ``live``, a version, it is a page of ``duel watch``.
 
     Raises:
         StoreError: the folder's ``study.json`` cannot be read.
     """
-    return study_page(read_study_document(folder), title or f"Study {folder.resolve().name}: RM + PPO against DPO")
+    title = title or f"Study {folder.resolve().name}: RM + PPO against DPO"
+    return study_page(read_study_document(folder), title, live)
 
 
-def study_page(document: Mapping[str, Any], title: str) -> str:
+def study_page(document: Mapping[str, Any], title: str, live: str | None = None) -> str:
     """The page of a study's document."""
     headline, _, rest = str(document["verdict"]["sentence"]).partition(": ")
     by_section: dict[str, Sequence[Figure]] = {
@@ -79,6 +82,7 @@ def study_page(document: Mapping[str, Any], title: str) -> str:
         title=title,
         sections=[section for section in SECTIONS if section[0] != "controls" or document["controls"]],
         figures=[figure for figures in by_section.values() for figure in figures],
+        live=live,
         document=document,
         headline=headline,
         rest=rest[:1].upper() + rest[1:],

@@ -1,4 +1,4 @@
-"""``duel watch``: the growing report of a run, served to the browser of this machine while the run goes on."""
+"""``duel watch``: the growing report of a run or a study, served to the browser of this machine."""
 
 from __future__ import annotations
 
@@ -14,21 +14,44 @@ from toolkit.progress import METRICS_FILE, PROGRESS_FILE, Reporter
 from toolkit.report.page import build_live
 from toolkit.report.render import plotly_script
 from toolkit.report.server import LocalHandler, listening
-from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, RunFolder
+from toolkit.report.study_page import STUDY_FILE, is_study
+from toolkit.report.study_progress import TRIALS_FOLDER, is_begun
+from toolkit.report.study_watch import build_live_study
+from toolkit.runs.store import (
+    FAILURE_FILE,
+    MANIFEST_FILE,
+    RESULTS_FILE,
+    SCORES_FOLDER,
+    TRIALS_FILE,
+    RunFolder,
+)
 
 WATCHED = (MANIFEST_FILE, METRICS_FILE, RESULTS_FILE, PROGRESS_FILE)
+WATCHED_OF_STUDY = (STUDY_FILE, TRIALS_FILE, PROGRESS_FILE)
+WATCHED_OF_TRIAL = (MANIFEST_FILE, METRICS_FILE, PROGRESS_FILE, FAILURE_FILE, SCORES_FOLDER)
 
 
 def version(folder: Path) -> str:
     """Changes whenever the page does: with its files, and when a process starts or ends work on the run."""
-    stats = [(folder / name).stat() if (folder / name).is_file() else None for name in WATCHED]
-    return fingerprint([RunFolder(folder).busy(), *([s.st_mtime_ns, s.st_size] if s else None for s in stats)])
+    paths = [folder / name for name in (*WATCHED, *WATCHED_OF_STUDY)]
+    trials = sorted((folder / TRIALS_FOLDER).glob("*"))
+    paths += [trial / name for trial in trials for name in WATCHED_OF_TRIAL]
+    stats = [path.stat() if path.exists() else None for path in paths]
+    busy = [RunFolder(each).busy() for each in (folder, *trials)]
+    return fingerprint([busy, *([s.st_mtime_ns, s.st_size] if s else None for s in stats)])
+
+
+def build_page(folder: Path, *, version: str, max_samples: int) -> str:
+    """The page of a run or a study. Raises StoreError where the folder has neither."""
+    if is_begun(folder) or is_study(folder):
+        return build_live_study(folder, version=version)
+    return build_live(folder, version=version, max_samples=max_samples)
 
 
 @contextmanager
 def serving(folder: Path, *, port: int, max_samples: int) -> Iterator[HTTPServer]:
     """A server of the page of ``folder`` on 127.0.0.1. Raises StoreError where there is no run or the port is taken."""
-    build_live(folder, version="", max_samples=1)
+    build_page(folder, version="", max_samples=1)
 
     class Handler(LocalHandler):
         def do_GET(self) -> None:
@@ -41,7 +64,7 @@ def serving(folder: Path, *, port: int, max_samples: int) -> Iterator[HTTPServer
             elif self.path == "/":
                 now = version(folder)
                 try:
-                    page = build_live(folder, version=now, max_samples=max_samples)
+                    page = build_page(folder, version=now, max_samples=max_samples)
                 except StoreError as error:  # the folder was removed or damaged while it was watched
                     self.answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", error.render().encode())
                 else:

@@ -22,6 +22,10 @@ STAGE_FILE = "stage.json"
 MANIFEST_FILE = "manifest.json"
 RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.resolved.yaml"
+# Of a study: its trials as they are planned, and in a trial's folder why it has no policy.
+TRIALS_FILE = "trials.json"
+FAILURE_FILE = "failed.json"
+SCORES_FOLDER = "scores"
 
 
 def read_document(path: Path) -> dict[str, Any]:

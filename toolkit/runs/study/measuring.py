@@ -20,12 +20,11 @@ from toolkit.preferences.samples import Sample
 from toolkit.progress import Reporter
 from toolkit.runs.engines import Task
 from toolkit.runs.plan import judge_fingerprints
-from toolkit.runs.store import RunFolder
+from toolkit.runs.store import SCORES_FOLDER, RunFolder
 from toolkit.runs.study.training import Failure
 from toolkit.runs.study.trials import OWN_REWARD_MODEL, SFT, StudyPlan, Trial
 from toolkit.stages.contexts import EvaluateContext, context_of, settings_of
 
-SCORES_FOLDER = "scores"
 # Of `evaluate`, what a policy's samples depend on. The other settings are of judges and of a run's own tables.
 SAMPLING = ("temperature", "samples_per_prompt", "max_new_tokens")
 
@@ -44,6 +43,11 @@ class Held:
 def held_out(data: Path, plan: StudyPlan) -> tuple[Held, list[PreferenceRow]]:
     """The dev and test prompts, and all held-out rows. Raises DataError where either has none."""
     rows = from_parquet(data / "eval.parquet")
+    return held_of(rows, plan), rows
+
+
+def held_of(rows: Sequence[PreferenceRow], plan: StudyPlan) -> Held:
+    """The held-out rows as dev and test prompts. Raises DataError where either has none."""
     fraction = plan.section.dev_fraction
     test, dev = splits.split_rows(rows, fraction, plan.base.recipe.data_seed, purpose="dev")
     if not dev or not test:
@@ -53,7 +57,7 @@ def held_out(data: Path, plan: StudyPlan) -> tuple[Held, list[PreferenceRow]]:
             where="study.dev_fraction",
             fix="hold out more prompts (data.eval_fraction, data.eval_prompts), or change the share",
         )
-    return Held(tuple(row.prompt_id for row in dev), tuple(row.prompt_id for row in test)), rows
+    return Held(tuple(row.prompt_id for row in dev), tuple(row.prompt_id for row in test))
 
 
 def judges_of(plan: StudyPlan, rows: Sequence[PreferenceRow]) -> list[str]:
@@ -130,12 +134,7 @@ def measure(
     reporter: Reporter,
 ) -> list[dict[str, Any]]:
     """A task: the rows of the trial's policies at these checkpoints. What is in their files is not computed again."""
-    context = context_of("evaluate", trial.loaded.recipe)
-    assert isinstance(context, EvaluateContext)
-    wanted = set(prompt_ids)
-    rows = [row for row in from_parquet(trial.folder / "data" / "eval.parquet") if row.prompt_id in wanted]
-    sft = resolve(str(sft_trial.folder / "sft" / "model"))
-    settings = EvaluationSettings.of(context, rows, sft)
+    sft, settings = _settings(trial, sft_trial, prompt_ids)
     kept = [policy for policy in kept_policies(trial) if checkpoints is None or policy.checkpoint in checkpoints]
     baseline = _samples(sft_trial, kept_policies(sft_trial)[0], split, sft, settings, reporter)[1]
     table = []
@@ -152,6 +151,23 @@ def measure(
     return table
 
 
+def sampled(trial: Trial, sft_trial: Trial, split: str, prompt_ids: Sequence[str]) -> int:
+    """How many of the policies of a trained trial have their samples on a split."""
+    sft, settings = _settings(trial, sft_trial, prompt_ids)
+    files = [_files(trial, policy, split, sft, settings) for policy in kept_policies(trial)]
+    return sum(of_policy.samples.is_file() for of_policy in files)
+
+
+def _settings(trial: Trial, sft_trial: Trial, prompt_ids: Sequence[str]) -> tuple[ModelRef, EvaluationSettings]:
+    """The SFT policy of the trial's seed, and how the trial's policies are measured on these prompts."""
+    context = context_of("evaluate", trial.loaded.recipe)
+    assert isinstance(context, EvaluateContext)
+    wanted = set(prompt_ids)
+    rows = [row for row in from_parquet(trial.folder / "data" / "eval.parquet") if row.prompt_id in wanted]
+    sft = resolve(str(sft_trial.folder / "sft" / "model"))
+    return sft, EvaluationSettings.of(context, rows, sft)
+
+
 def _samples(
     trial: Trial,
     policy: KeptPolicy,
@@ -162,9 +178,13 @@ def _samples(
 ) -> tuple[ScoreFiles, list[Sample] | None]:
     name = SFT if trial.arm == SFT else f"{trial.arm}@{policy.checkpoint}"
     kind = SFT if trial.arm == SFT else "checkpoint"
-    sampled = Policy(name, trial.arm, kind, policy.checkpoint, policy.ref, settings.section.samples_per_prompt)
-    files = ScoreFiles(trial.folder / SCORES_FOLDER, f"{split}-{policy.checkpoint}", _key(trial, policy, settings, sft))
-    return files, samples_with_kl(sampled, sft, settings, files, reporter)
+    to_sample = Policy(name, trial.arm, kind, policy.checkpoint, policy.ref, settings.section.samples_per_prompt)
+    files = _files(trial, policy, split, sft, settings)
+    return files, samples_with_kl(to_sample, sft, settings, files, reporter)
+
+
+def _files(trial: Trial, policy: KeptPolicy, split: str, sft: ModelRef, settings: EvaluationSettings) -> ScoreFiles:
+    return ScoreFiles(trial.folder / SCORES_FOLDER, f"{split}-{policy.checkpoint}", _key(trial, policy, settings, sft))
 
 
 def _key(trial: Trial, policy: KeptPolicy, settings: EvaluationSettings, sft: ModelRef) -> str:

@@ -25,7 +25,7 @@ from toolkit.runs import pipeline
 from toolkit.runs.engines import Engine, engine_of
 from toolkit.runs.facts import machine, versions
 from toolkit.runs.pipeline import RunOptions
-from toolkit.runs.store import RECIPE_FILE, RunFolder
+from toolkit.runs.store import RECIPE_FILE, TRIALS_FILE, RunFolder
 from toolkit.runs.study.measuring import Held, failed_rows, held_out, judges_of, tasks
 from toolkit.runs.study.training import Failure, train
 from toolkit.runs.study.trials import StudyPlan, Trial
@@ -52,6 +52,7 @@ def run_study(
     plan.control_trials({arm: next(trial for trial in trials if trial.arm == arm) for arm in ARMS})  # are they valid?
     with RunFolder(plan.out).lock(), engine_of(engine, before_task) as running:
         write_text(plan.out / RECIPE_FILE, resolved_yaml(plan.base))
+        _write_trials(plan, [*sft_trials, *trials], started)
         reporter = Reporter(stage="study", log=RunLog(plan.out), display=reporter.display)
         first = sft_trials[0]
         before_task()
@@ -64,7 +65,10 @@ def run_study(
         on_both = study_data(_columns([row for row in table if row["arm"] in ARMS]), splits=("dev",))
         results = on_dev(on_both, ARMS, rule_of(on_both, plan.section.select_by, plan.section.kl_limit))
         chosen = {arm: _trial_of(trials, arm, results[arm].chosen[0]) for arm in ARMS}
-        controls = plan.control_trials(chosen, _length(table, chosen["rm_ppo"], results["rm_ppo"].chosen[1]))
+        length = _length(table, chosen["rm_ppo"], results["rm_ppo"].chosen[1])
+        controls = plan.control_trials(chosen, length)
+        settings = {arm: trial.setting for arm, trial in chosen.items()}
+        _write_trials(plan, [*sft_trials, *trials, *controls], started, chosen=settings, length=length)
         failures |= train(controls, running, reporter, retries=plan.section.retries, others=[*trials, *sft_trials])
         table += measuring.rows([(trial, None) for trial in controls], "dev", failures)
         whole: list[tuple[Trial, list[int] | None]] = [(trial, None) for trial in [*sft_trials, *controls]]
@@ -97,6 +101,13 @@ def run_study(
     title = plan.base.recipe.report.title
     write_text(plan.out / "report.html", study_page(document, title or f"Study {plan.base.recipe.name}"))
     return document
+
+
+def _write_trials(plan: StudyPlan, trials: Sequence[Trial], started: float, **chosen: Any) -> None:
+    """For those who watch: what the study trains. Controls are known once the arms have their ``chosen`` settings."""
+    facts = ("name", "arm", "setting", "seed", "stage", "n_checkpoints")
+    rows = [{fact: getattr(trial, fact) for fact in facts} for trial in trials]
+    write_json(plan.out / TRIALS_FILE, {"recipe": plan.base.recipe.name, "started": started, "trials": rows, **chosen})
 
 
 class Measuring:

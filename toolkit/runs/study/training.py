@@ -16,10 +16,9 @@ from toolkit.runs import pipeline
 from toolkit.runs.engines import Engine, Outcome, Task
 from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.plan import STAGE_NAMES, PlannedStage, plan_stages, with_inputs
-from toolkit.runs.store import RunFolder
+from toolkit.runs.store import FAILURE_FILE, RunFolder
 from toolkit.runs.study.trials import Trial, folders_of
 
-FAILURE_FILE = "failed.json"
 # Both arms start from these stages: without them there is no study.
 SHARED_STAGES = ("data", "sft")
 
@@ -76,7 +75,9 @@ def train(
     failures: dict[str, Failure] = {}
     for stage in STAGE_NAMES:
         tasks = stage_tasks([trial for trial in trials if trial.name not in failures], stage)
-        failed_before = {p.key: f for t, p in tasks.leaders if (f := _recorded(t, p.key)) and f.kind == "diverged"}
+        failed_before = {
+            p.key: f for t, p in tasks.leaders if (f := recorded_failure(t, p.key)) and f.kind == "diverged"
+        }
         waiting = [(trial, planned) for trial, planned in tasks.waiting if planned.key not in failed_before]
         if waiting:
             n_all = len(tasks.leaders) + len(tasks.followers)
@@ -125,7 +126,7 @@ def _failed(
             yield planned.key, Failure("diverged", outcome.value, planned.key)
 
 
-def _recorded(trial: Trial, key: str) -> Failure | None:
+def recorded_failure(trial: Trial, key: str) -> Failure | None:
     """The failure of an earlier call with the same settings and code."""
     path = trial.folder / FAILURE_FILE
     failure = Failure(**read_json(path)) if path.is_file() else None
