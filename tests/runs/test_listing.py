@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.begun_study import write_begun_study
 from support.run_folder import write_run
+from support.running import duel
+from support.study_documents import CASES
 
 from toolkit.cli.tables import diff_tables, runs_table
 from toolkit.errors import StoreError
@@ -116,3 +119,51 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_listed(
     assert [row["run"] for row in list_runs(tmp_path / "runs")] == ["sweep/second", "first"]
     for name in ("torn", "bytes", "newer", "folder", "results"):
         assert f"{tmp_path / 'runs' / name}: " in caplog.text, name
+
+
+def test_a_study_is_listed_as_one_and_its_trials_inside_it_alone(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    folder = write_begun_study(root / "study")
+    write_run(root / "run")
+    for trial in ("rm_ppo-1-seed0", "dpo-1-seed0"):
+        shutil.copytree(root / "run", folder / "trials" / trial, dirs_exist_ok=True)
+    rows = {row["run"]: row for row in list_runs(root)}
+    assert rows.keys() == {"study", "run"} and (rows["run"]["kind"], rows["study"]["kind"]) == ("run", "study")
+    row = rows["study"]
+    assert (row["status"], row["stages_done"], row["stages"], row["winner"]) == ("interrupted", 3, 10, None)
+    assert "3/10 trials" in runs_table(list_runs(root))
+    assert {row["run"] for row in list_runs(folder)} == {str(folder), "trials/rm_ppo-1-seed0", "trials/dpo-1-seed0"}
+    assert len(list_runs(folder / "trials")) == 2
+    with RunFolder(folder).lock():
+        assert {row["run"]: row["status"] for row in list_runs(root)}["study"] == "running"
+
+    document = CASES["better"]()
+    started = json.loads((folder / "trials.json").read_text())["started"]
+    write_json(folder / "study.json", document | {"provenance": {"started": started, "finished": started + 60}})
+    [row] = (row for row in list_runs(root) if row["kind"] == "study")
+    best = document["verdict"]["best"]
+    assert (row["status"], row["winner"], row["wall_s"]) == ("done", document["verdict"]["winner"], 60)
+    assert (row["win_rate"], row["ci_low"], row["ci_high"]) == (best["win_rate"], best["ci_low"], best["ci_high"])
+    assert f"{best['win_rate']:.1%} (" in runs_table([row])
+    # another call began, and was interrupted: what is written is of the earlier one
+    trials = json.loads((folder / "trials.json").read_text())
+    write_json(folder / "trials.json", trials | {"started": started + 100})
+    [row] = (row for row in list_runs(root) if row["kind"] == "study")
+    assert (row["status"], row["winner"], row["win_rate"]) == ("interrupted", None, None)
+
+
+def test_a_recorded_study_is_done(tmp_path: Path) -> None:
+    write_json(tmp_path / "recorded" / "study.json", CASES["one seed"]())
+    [row] = list_runs(tmp_path)
+    assert (row["kind"], row["status"], row["stages_done"], row["recipe"]) == ("study", "done", row["stages"], None)
+    assert row["stages"] > 0 and row["win_rate"] is not None and row["ci_low"] is None
+    assert "recorded" in runs_table([row])
+
+
+def test_commands_on_a_run_refuse_a_study_in_words(tmp_path: Path) -> None:
+    folder = write_begun_study(tmp_path / "study")
+    for words in (["diff", str(folder), str(folder)], ["push", str(folder), "--to", str(tmp_path / "out")]):
+        done = duel(*words, check=2)
+        assert "this is a study, and not one run" in done.stderr and "trials" in done.stderr
+    done = duel("report", str(folder), check=2)
+    assert "the study has no verdict yet" in done.stderr and "duel watch" in done.stderr

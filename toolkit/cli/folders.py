@@ -48,7 +48,7 @@ def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_sa
 )
 @click.pass_context
 def watch(ctx: click.Context, /, folder: Path, port: int, max_samples: int) -> None:
-    """Serve the report of FOLDER while its run goes on.
+    """Serve the report of FOLDER, a run or a study, while it goes on.
 
     The page is for this machine alone. Ctrl-C ends it, and not the run.
     """
@@ -61,9 +61,9 @@ def watch(ctx: click.Context, /, folder: Path, port: int, max_samples: int) -> N
 @click.argument("folder", type=PATH, default=Path("runs"))
 @JSON
 def runs(folder: Path, as_json: bool) -> None:
-    """List the runs below FOLDER (default: runs).
+    """List the runs and studies below FOLDER (default: runs).
 
-    Each has its status and, where it is done, its verdict.
+    Each has its status and, where it is done, its verdict. The trials of a study are listed where FOLDER is its folder.
     """
     from toolkit.cli.tables import runs_table
     from toolkit.runs.listing import list_runs

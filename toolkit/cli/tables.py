@@ -55,10 +55,12 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
         status = row["status"] if row["status"] == "done" or not row["stage"] else f"{row['status']}, {row['stage']}"
         rate = "-"
         if row["win_rate"] is not None:
-            rate = f"{percent(row['win_rate'])} ({interval(row['ci_low'], row['ci_high'])}, {row['judge']})"
+            beside = [interval(row["ci_low"], row["ci_high"]) if row["ci_low"] is not None else "", row["judge"] or ""]
+            rate = percent(row["win_rate"]) + (f" ({', '.join(filter(None, beside))})" if any(beside) else "")
         started = f"{datetime.fromtimestamp(row['started']):%Y-%m-%d %H:%M}"
-        stages = f"{row['stages_done']}/{row['stages']}"
-        cells = (row["run"], row["recipe"], str(row["seed"]), status, stages, duration(row["wall_s"]), started)
+        stages = f"{row['stages_done']}/{row['stages']}" + (" trials" if row["kind"] == "study" else "")
+        seed = "-" if row["seed"] is None else str(row["seed"])
+        cells = (row["run"], row["recipe"] or "-", seed, status, stages, duration(row["wall_s"]), started)
         sheet.add_row(*cells, winners[row["winner"]], rate)
     return text_of(sheet)
 

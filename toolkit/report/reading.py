@@ -13,7 +13,15 @@ from toolkit.errors import StoreError
 from toolkit.files import read_json, read_table
 from toolkit.preferences.samples import SAMPLES_FILE, Sample, read_samples
 from toolkit.progress import METRICS_FILE, PROGRESS_FILE
-from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, STAGE_FILE, RunFolder, read_document
+from toolkit.runs.store import (
+    MANIFEST_FILE,
+    RECIPE_FILE,
+    RESULTS_FILE,
+    STAGE_FILE,
+    TRIALS_FILE,
+    RunFolder,
+    read_document,
+)
 
 ResultRow = dict[str, Any]
 """A row of a table in ``results.json``, of one of the run's Parquet tables, or of a log."""
@@ -91,6 +99,12 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read a run folder. Raises StoreError where it holds no finished evaluation, or a damaged one."""
     if not (folder / RESULTS_FILE).is_file():
+        if (folder / TRIALS_FILE).is_file():
+            raise StoreError(
+                "the study has no verdict yet",
+                where=str(folder),
+                fix="go on with it: duel study RECIPE --out DIR; `duel watch` shows how far it is",
+            )
         raise StoreError(
             "there is no finished evaluation to report on",
             where=str(folder),

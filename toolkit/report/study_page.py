@@ -15,8 +15,8 @@ from toolkit.files import read_json
 from toolkit.report import study_plots, study_tables
 from toolkit.report.figures import Figure
 from toolkit.report.render import render
+from toolkit.runs.store import STUDY_FILE
 
-STUDY_FILE = "study.json"
 SECTIONS = (
     ("verdict", "Verdict"),
     ("frontier", "Frontiers"),

@@ -11,9 +11,9 @@ from toolkit.report.figures import Figure, Trace, axis, rounded
 from toolkit.report.names import ARM_NAMES, arm_name
 from toolkit.report.reading import ResultRow
 from toolkit.report.render import render
-from toolkit.report.study_page import STUDY_FILE, build_study
+from toolkit.report.study_page import build_study
 from toolkit.report.study_progress import CURVES, StudyProgress, TrialProgress, history, study_progress
-from toolkit.runs.store import RunFolder
+from toolkit.runs.store import STUDY_FILE, RunFolder
 
 MOST_POINTS = 200  # of a line
 STATE_WORDS = {

@@ -14,7 +14,7 @@ from toolkit.progress import METRICS_FILE, PROGRESS_FILE, Reporter
 from toolkit.report.page import build_live
 from toolkit.report.render import plotly_script
 from toolkit.report.server import LocalHandler, listening
-from toolkit.report.study_page import STUDY_FILE, is_study
+from toolkit.report.study_page import is_study
 from toolkit.report.study_progress import TRIALS_FOLDER, is_begun
 from toolkit.report.study_watch import build_live_study
 from toolkit.runs.store import (
@@ -22,6 +22,7 @@ from toolkit.runs.store import (
     MANIFEST_FILE,
     RESULTS_FILE,
     SCORES_FOLDER,
+    STUDY_FILE,
     TRIALS_FILE,
     RunFolder,
 )

@@ -1,15 +1,25 @@
-"""``duel runs`` and ``duel diff``: what the manifests and results of runs say."""
+"""``duel runs`` and ``duel diff``: what the manifests and results of runs, and the documents of studies, say."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import StoreError, nearest
 from toolkit.files import flat, read_json
-from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, RunFolder, read_document
+from toolkit.report.study_page import is_study, read_study_document
+from toolkit.report.study_progress import TRIALS_FOLDER, is_begun, study_progress
+from toolkit.runs.store import (
+    MANIFEST_FILE,
+    RESULTS_FILE,
+    STUDY_FILE,
+    TRIALS_FILE,
+    RunFolder,
+    read_document,
+    refuse_study,
+)
 
 # How deep runs are looked for: a sweep has its runs in a folder of its own.
 DEPTH = 3
@@ -19,7 +29,9 @@ _log = logging.getLogger(__name__)
 
 
 def list_runs(root: Path) -> list[dict[str, Any]]:
-    """A row for each run below ``root``, the latest first. Raises StoreError where the folder is not there.
+    """A row for each run and each study below ``root``, the latest first. Raises StoreError where there is no folder.
+
+    A study counts its trials as ``stages``; they have rows of their own where ``root`` is the study's folder.
 
     ``status`` is running, done, partial, failed or interrupted; a run that was killed counts as interrupted. A run in a
     layout that is not known, or with files that cannot be read, has no row, and a warning in the log names it.
@@ -27,16 +39,40 @@ def list_runs(root: Path) -> list[dict[str, Any]]:
     if not root.is_dir():
         raise StoreError("there is no such folder", where=str(root), fix="name the folder that holds your runs")
     rows = []
-    for path in sorted({path for depth in range(DEPTH) for path in root.glob("*/" * depth + MANIFEST_FILE)}):
+    studies = _folders(root, TRIALS_FILE, STUDY_FILE)
+    runs = [folder for folder in _folders(root, MANIFEST_FILE) if not _is_trial_of(studies - {root}, folder)]
+    for folder in sorted({*runs, *studies}):
         try:
-            manifest = read_json(path)
-            if isinstance(manifest, dict) and {"keys", "stages", "started"} <= manifest.keys():
-                rows.append(_row(path.parent, root, read_document(path)))  # otherwise it is another program's
+            row = _study_row(folder, root) if folder in studies else _run_row(folder, root)
         except StoreError as error:
-            _log.warning("%s: %s", path.parent, error.what)
+            _log.warning("%s: %s", folder, error.what)
         except OSError as error:
-            _log.warning("%s: it cannot be read: %s", path.parent, error.strerror)
+            _log.warning("%s: it cannot be read: %s", folder, error.strerror)
+        else:
+            rows += [row] if row is not None else []
     return sorted(rows, key=lambda row: -row["started"])
+
+
+def _folders(root: Path, *files: str) -> set[Path]:
+    """The folders below ``root`` that have one of these files."""
+    return {path.parent for depth in range(DEPTH) for name in files for path in root.glob("*/" * depth + name)}
+
+
+def _is_trial_of(studies: Collection[Path], folder: Path) -> bool:
+    return folder.parent.name == TRIALS_FOLDER and folder.parent.parent in studies
+
+
+def _run_row(folder: Path, root: Path) -> dict[str, Any] | None:
+    """The row of a run; None where the manifest is another program's."""
+    path = folder / MANIFEST_FILE
+    manifest = read_json(path)
+    if not (isinstance(manifest, dict) and {"keys", "stages", "started"} <= manifest.keys()):
+        return None
+    return _row(folder, root, read_document(path))
+
+
+def _name(folder: Path, root: Path) -> str:
+    return str(folder.relative_to(root)) if folder != root else str(folder)
 
 
 def _row(folder: Path, root: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +81,8 @@ def _row(folder: Path, root: Path, manifest: Mapping[str, Any]) -> dict[str, Any
         verdict = read_document(folder / RESULTS_FILE)["verdict"]
     waiting = [stage for stage in manifest["keys"] if stage not in manifest["stages"]]
     return {
-        "run": str(folder.relative_to(root)) if folder != root else str(folder),
+        "run": _name(folder, root),
+        "kind": "run",
         "recipe": manifest["name"],
         "seed": manifest["seed"],
         "status": status(folder, manifest),
@@ -59,6 +96,34 @@ def _row(folder: Path, root: Path, manifest: Mapping[str, Any]) -> dict[str, Any
         "win_rate": verdict.get("win_rate"),
         "ci_low": verdict.get("ci_low"),
         "ci_high": verdict.get("ci_high"),
+    }
+
+
+def _study_row(folder: Path, root: Path) -> dict[str, Any]:
+    """The row of a study, with the columns of a run's. ``win_rate`` is that of best against best on test prompts."""
+    document = read_study_document(folder) if is_study(folder) else {}
+    progress = study_progress(folder) if is_begun(folder) else None
+    verdict, written = document.get("verdict", {}), document.get("provenance", {})
+    started = progress.started if progress is not None else (folder / STUDY_FILE).stat().st_mtime
+    finished = written.get("finished", started)
+    done = bool(document) and finished >= started and not (progress is not None and progress.busy)
+    n_recorded = sum(len(trial["checkpoints"][0]["seeds"]) for trial in document.get("trials", []))
+    state = "done" if done else "running" if progress is not None and progress.busy else "interrupted"
+    best = verdict.get("best", {})
+    return {
+        "run": _name(folder, root),
+        "kind": "study",
+        "recipe": progress.name if progress is not None else None,
+        "seed": None,
+        "status": state,
+        "stage": None,
+        "stages_done": progress.n_trained if progress is not None else n_recorded,
+        "stages": len(progress.trials) if progress is not None else n_recorded,
+        "started": started,
+        "wall_s": round(finished - written.get("started", finished), 3),
+        "winner": verdict.get("winner") if done else None,
+        "judge": None,
+        **{name: best.get(name) if done else None for name in ("win_rate", "ci_low", "ci_high")},
     }
 
 
@@ -91,6 +156,7 @@ def diff_runs(first: Path, second: Path) -> dict[str, Any]:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_FILE
+    refuse_study(folder, f"compare two of its trials: they are below {folder / TRIALS_FOLDER}")
     if not path.is_file():
         runs = [manifest.parent.name for manifest in folder.parent.glob(f"*/{MANIFEST_FILE}")]
         raise StoreError("there is no run", where=str(folder), fix=nearest(folder.name, runs))

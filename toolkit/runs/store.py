@@ -22,7 +22,8 @@ STAGE_FILE = "stage.json"
 MANIFEST_FILE = "manifest.json"
 RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.resolved.yaml"
-# Of a study: its trials as they are planned, and in a trial's folder why it has no policy.
+# Of a study: what its table says, its trials as they are planned, and in a trial's folder why it has no policy.
+STUDY_FILE = "study.json"
 TRIALS_FILE = "trials.json"
 FAILURE_FILE = "failed.json"
 SCORES_FOLDER = "scores"
@@ -44,6 +45,12 @@ def read_document(path: Path) -> dict[str, Any]:
             fix="read it with the duel that wrote it, or run its recipe again in another folder",
         )
     return document
+
+
+def refuse_study(folder: Path, fix: str) -> None:
+    """Raises StoreError for the folder of a study, where a command takes that of a run."""
+    if any((folder / name).is_file() for name in (STUDY_FILE, TRIALS_FILE)):
+        raise StoreError("this is a study, and not one run", where=str(folder), fix=fix)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import duration
 from toolkit.recipe.files import LoadedRecipe
 from toolkit.report.names import arm_name
-from toolkit.report.study_page import STUDY_FILE
 from toolkit.runs.plan import STAGE_NAMES, PlannedStage, plan_stages, with_inputs
-from toolkit.runs.store import TRIALS_FILE, RunFolder
+from toolkit.runs.store import STUDY_FILE, TRIALS_FILE, RunFolder
 from toolkit.runs.study.estimate import Work, estimate
 from toolkit.runs.study.measuring import Held, held_of, judges_of, sampled
 from toolkit.runs.study.training import Failure, recorded_failure

@@ -20,12 +20,12 @@ from toolkit.files import write_json, write_table, write_text
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter, RunLog
 from toolkit.recipe.files import resolved_yaml
-from toolkit.report.study_page import STUDY_FILE, study_page
+from toolkit.report.study_page import study_page
 from toolkit.runs import pipeline
 from toolkit.runs.engines import Engine, engine_of
 from toolkit.runs.facts import machine, versions
 from toolkit.runs.pipeline import RunOptions
-from toolkit.runs.store import RECIPE_FILE, TRIALS_FILE, RunFolder
+from toolkit.runs.store import RECIPE_FILE, STUDY_FILE, TRIALS_FILE, RunFolder
 from toolkit.runs.study.measuring import Held, failed_rows, held_out, judges_of, tasks
 from toolkit.runs.study.training import Failure, train
 from toolkit.runs.study.trials import StudyPlan, Trial
