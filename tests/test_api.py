@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.finished_study import SMALL_STUDY
 from support.running import ROOT, SMALL, duel
 
 import toolkit
@@ -87,3 +88,21 @@ def test_texts_stay_texts() -> None:
 
     shown = Result({}, [Sheet("<i>", ["<b>"], [("<script>alert(1)</script>",)])], "a & b")._repr_html_()
     assert "<script>" not in shown and "&lt;script&gt;" in shown and "a &amp; b" in shown and "<i>" not in shown
+
+
+def test_study_goes_on_with_one_of_the_command_line(small_study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = dict(text.removeprefix("--set=").split("=") for text in SMALL_STUDY if text.startswith("--set="))
+    numbers = {name: int(value) for name, value in settings.items() if value.isdigit()}
+    result = toolkit.study(
+        "study-tiny",
+        out=small_study,
+        settings={**numbers, "study.controls": ["online_dpo"], "study.seeds": 2, "study.trials": 2},
+    )
+    written = json.loads((small_study / "study.json").read_text())
+    assert {key: result[key] for key in written} == written and result["out"] == str(small_study)
+    assert str(result).endswith(written["verdict"]["sentence"]) and "Chosen on dev prompts" in str(result)
+    html = result._repr_html_()
+    best = written["verdict"]["best"]
+    assert f"{best['win_rate']:.1%}" in html and "<caption>Where the gap comes from" in html
+    lines = capsys.readouterr().err
+    assert "cached" not in lines and "taken from" not in lines  # all is there, and nobody needs to be told 40 times

@@ -1,4 +1,4 @@
-"""duel from Python: ``from toolkit import run, implicit_rewards, compare``. Results are shown as tables."""
+"""duel from Python: ``from toolkit import run, study, implicit_rewards, compare``. Results are shown as tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from toolkit.progress import Reporter
 from toolkit.report.sheets import Sheet, html_of, result_sheets, rewards_sheets, text_of, win_rate_sheet
+from toolkit.report.study_sheets import study_sheets
 
 Data = str | Path | Iterable[Mapping[str, Any]]
 """A data source as on the command line, or records (dicts, a ``datasets.Dataset``) in any format that it reads."""
@@ -50,13 +51,9 @@ def run(
     """
     from toolkit.files import read_json
     from toolkit.recipe.files import load_recipe
-    from toolkit.recipe.yaml_values import one_line
     from toolkit.runs import pipeline
 
-    sets = [f"{name}={one_line(value)}" for name, value in (settings or {}).items()]
-    folder = Path(out) if out is not None else Path("runs") / load_recipe(str(recipe), sets).recipe.name
-    if data is not None:
-        sets.append(f"data.source={one_line(_data_source(data, folder / 'records.jsonl'))}")
+    sets, folder = _sets_and_folder(recipe, settings, data, out)
     loaded = load_recipe(str(recipe), sets)
     command = ["python", "-c", f"from toolkit import run; run({str(recipe)!r}, settings={dict(settings or {})!r})"]
     options = pipeline.RunOptions(until=until, force=force, command=command)
@@ -66,6 +63,47 @@ def run(
         return Result(facts, [])
     results = read_json(folder / "results.json")
     return Result({**results, **facts}, result_sheets(results), results["verdict"]["sentence"])
+
+
+def study(
+    recipe: str | Path,
+    *,
+    data: Data | None = None,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    engine: str = "local",
+    reporter: Reporter | None = None,
+) -> Result:
+    """``duel study``: both arms with equal tuning and an equal budget over seeds, or the rest of a study that began.
+
+    ``settings``, ``data`` and ``out`` are as in :func:`run`; ``{"study.seeds": 5}`` sets the number of seeds.
+    ``engine`` is local, or ray. Returns ``study.json`` with ``out`` (the study's folder) added.
+
+    Raises:
+        DuelError: an input that the user can correct.
+    """
+    from toolkit.runs.study.run import run_study
+    from toolkit.runs.study.trials import StudyPlan
+
+    sets, folder = _sets_and_folder(recipe, settings, data, out)
+    command = ["python", "-c", f"from toolkit import study; study({str(recipe)!r}, settings={dict(settings or {})!r})"]
+    plan = StudyPlan(str(recipe), tuple(sets), folder)
+    document = run_study(plan, reporter or Reporter(), engine=engine, command=command)
+    return Result({**document, "out": str(folder)}, study_sheets(document), document["verdict"]["sentence"])
+
+
+def _sets_and_folder(
+    recipe: str | Path, settings: Mapping[str, Any] | None, data: Data | None, out: str | Path | None
+) -> tuple[list[str], Path]:
+    """The settings as the command line has them, and the folder of a run or study. Records are written to it."""
+    from toolkit.recipe.files import load_recipe
+    from toolkit.recipe.yaml_values import one_line
+
+    sets = [f"{name}={one_line(value)}" for name, value in (settings or {}).items()]
+    folder = Path(out) if out is not None else Path("runs") / load_recipe(str(recipe), sets).recipe.name
+    if data is not None:
+        sets.append(f"data.source={one_line(_data_source(data, folder / 'records.jsonl'))}")
+    return sets, folder
 
 
 def implicit_rewards(

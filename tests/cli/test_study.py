@@ -29,6 +29,7 @@ def test_it_prints_tables_for_a_terminal(table: Path) -> None:
     assert max(map(len, lines)) < 80
     for title in ("RM + PPO against DPO", "Chosen on dev prompts", "by judge", "best of n trials", "Against controls"):
         assert title in done.stdout
+    assert "beside: PPO on length alone to RM + PPO" in done.stdout
 
 
 def test_the_json_is_the_file(table: Path, tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_bad_input_ends_with_two(tmp_path: Path) -> None:
     ):
         done = duel("study", "--table", str(path), check=2)
         assert said in done.stderr and "fix:" in done.stderr and "Traceback" not in done.stderr
-    assert "Missing option '--table'" in duel("study", check=2).stderr
+    assert "name a RECIPE with a section `study`, or a --table" in duel("study", check=2).stderr
 
 
 def test_report_writes_the_page_of_a_study(table: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from toolkit.evals.study.matching import amount
 from toolkit.progress import duration
 from toolkit.report.numbers import interval, number, percent
 from toolkit.report.sheets import (
@@ -20,6 +19,7 @@ from toolkit.report.sheets import (
     text_of,
     win_rate_sheet,
 )
+from toolkit.report.study_sheets import study_sheets
 
 
 def result_tables(results: Mapping[str, Any]) -> str:
@@ -263,73 +263,10 @@ def _implicit_against_explicit(check: Mapping[str, Any]) -> list[Sheet]:
 # ---------------------------------------------------------------- studies
 
 WIDTH = 79
-_ARMS = {"rm_ppo": "RM + PPO", "dpo": "DPO"}
 
 
 def study_tables(document: Mapping[str, Any]) -> str:
     """``duel study``: the sentence, what it rests on, and the warnings, for a terminal of 80 columns."""
-    verdict = document["verdict"]
-    sheets = [_comparisons_sheet(verdict), _chosen_sheet(document)]
-    if verdict["judges"]:
-        sheets.append(_study_judges_sheet(verdict["judges"]))
-    sheets += [_effort_sheet(document["effort"])] if document["effort"] else []
-    sheets += [_controls_sheet(document["controls"])] if document["controls"] else []
     warnings = [textwrap.fill(f"warning: {text}", WIDTH, subsequent_indent="  ") for text in document["warnings"]]
-    return "\n\n".join([textwrap.fill(verdict["sentence"], WIDTH), text_of(*sheets), *warnings])
-
-
-def _rate_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return percent(row["win_rate"]), interval(row["ci_low"], row["ci_high"]), number(row["probability"], 2)
-
-
-def _comparisons_sheet(verdict: Mapping[str, Any]) -> Sheet:
-    sheet = Sheet(
-        f"RM + PPO against DPO: {verdict['n_prompts']} test prompts, {verdict['n_seeds']} seeds",
-        ["", "RM + PPO wins", "95% interval", "P(better)"],
-    )
-    compute = verdict["matched_compute"]
-    rows = {"best against best": verdict["best"], "equal KL": verdict["matched_kl"]}
-    for label, row in {**rows, "equal training tokens": compute, "equal wall time": compute["wall_s"]}.items():
-        sheet.add_row(label, *_rate_cells(row))
-    return sheet
-
-
-def _chosen_sheet(document: Mapping[str, Any]) -> Sheet:
-    sheet = Sheet("Chosen on dev prompts", ["", "setting", "at", "KL", "tokens", "dev", "test"])
-    rows = [(_ARMS[arm], chosen) for arm, chosen in document["chosen"].items()]
-    for name, row in [*rows, *((row["arm"], row["chosen"]) for row in document["controls"])]:
-        tokens = amount("train_tokens", row["train_tokens"])
-        place = (_short(row["setting"], 20), str(row["checkpoint"]), number(row["kl_nats"], 2), tokens)
-        for judge, score in row["dev_score"].items():
-            label = name if len(row["dev_score"]) == 1 else f"{name}, {judge}"
-            sheet.add_row(_short(label, 20), *place, number(score, 2), number(row["test_score"][judge], 2))
-    return sheet
-
-
-def _study_judges_sheet(judges: Sequence[Mapping[str, Any]]) -> Sheet:
-    sheet = Sheet("RM + PPO wins, by judge", ["judge", "best against best", "equal KL", "equal training tokens"])
-    for row in judges:
-        shares = [percent(row[name]["win_rate"]) for name in ("best", "matched_kl", "matched_compute")]
-        sheet.add_row(_short(row["judge"], 20), *shares)
-    return sheet
-
-
-def _effort_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
-    sheet = Sheet("Expected best of n trials", ["trials", "RM + PPO", "DPO", "RM + PPO wins", "95% interval"])
-    shown = {1, 2, 3, 4, 6, 8, len(rows)} | {2**power for power in range(4, 12)}
-    for row in (row for row in rows if row["n_trials"] in shown):
-        scores = [number(row[arm]["score"] if row[arm] else None) for arm in _ARMS]
-        sheet.add_row(str(row["n_trials"]), *scores, *_rate_cells(row)[:2])
-    return sheet
-
-
-def _controls_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
-    sheet = Sheet("Against controls, best against best", ["control", "arm", "wins", "95% interval"])
-    for row in rows:
-        for arm, name in _ARMS.items():
-            sheet.add_row(_short(row["arm"], 20), name, *_rate_cells(row["win_rate_of"][arm])[:2])
-    return sheet
-
-
-def _short(name: str, width: int) -> str:
-    return name if len(name) <= width else f"{name[: width - 2]}.."
+    sentence = textwrap.fill(document["verdict"]["sentence"], WIDTH)
+    return "\n\n".join([sentence, text_of(*study_sheets(document)), *warnings])

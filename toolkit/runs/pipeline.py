@@ -37,10 +37,10 @@ class RunOptions:
     """What a command asks of a run, beside the recipe.
 
     ``only`` and ``until`` name stages; ``target`` names one that runs with what it reads, and without the other arm.
-    ``force`` runs stages again that are done. ``reuse`` are other run folders whose
-    equal stages are taken over. ``launch`` are arguments of ``accelerate launch`` for the stages that train.
-    ``command`` is recorded in the manifest. ``before_stage`` is called before a stage's code is imported, so that a run
-    whose stages are all there imports none of it.
+    ``force`` runs stages again that are done. ``reuse`` are other run folders whose equal stages are taken over.
+    ``say_reused=False`` leaves out the lines about stages that are there. ``launch`` are arguments of
+    ``accelerate launch`` for the stages that train. ``command`` is recorded in the manifest. ``before_stage`` is called
+    before a stage's code is imported, so that a run whose stages are all there imports none of it.
     """
 
     only: str | None = None
@@ -48,6 +48,7 @@ class RunOptions:
     target: str | None = None
     force: bool = False
     reuse: Sequence[Path] = ()
+    say_reused: bool = True
     launch: Sequence[str] = ()
     command: Sequence[str] = ()
     before_stage: Callable[[], None] = lambda: None
@@ -140,17 +141,10 @@ def complete(planned: PlannedStage, folder: RunFolder, reporter: Reporter, optio
     """Leave the stage finished in the run folder: as it is, from the shelf, from another run, or by running it."""
     name, key = planned.spec.name, planned.key
     state = folder.state(name, key, planned.fields)
-    if not options.force:
-        if state.status == "cached":
-            reporter.line("cached")
-            return
-        if state.status == "shelved":
-            folder.unshelve(name, key)
-            reporter.line("cached (an earlier result with these settings)")
-            return
-        if folder.adopt(name, key, list(options.reuse)):
-            reporter.line("taken from another run with the same settings")
-            return
+    if not options.force and (where := reused(planned, folder, state.status, options)):
+        if options.say_reused:
+            reporter.line(where)
+        return
     if state.changed:
         settings = [field for field in state.changed if not field.startswith("input ")]
         reporter.line("runs again, changed: " + ", ".join(settings or state.changed))
@@ -161,6 +155,17 @@ def complete(planned: PlannedStage, folder: RunFolder, reporter: Reporter, optio
     record = run_and_measure(planned, folder, work, reporter, options)
     folder.finish(name, key, record)
     reporter.line(f"done in {duration(record['wall_s'])}, peak {record['peak_gib']:.2f} GiB")
+
+
+def reused(planned: PlannedStage, folder: RunFolder, status: str, options: RunOptions) -> str:
+    """Put the stage into the run folder from wherever it is. Returns where it was; empty if it must run."""
+    name, key = planned.spec.name, planned.key
+    if status == "cached":
+        return "cached"
+    if status == "shelved":
+        folder.unshelve(name, key)
+        return "cached (an earlier result with these settings)"
+    return "taken from another run with the same settings" if folder.adopt(name, key, list(options.reuse)) else ""
 
 
 def run_and_measure(

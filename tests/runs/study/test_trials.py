@@ -8,6 +8,7 @@ import pytest
 
 from toolkit.errors import RecipeError
 from toolkit.recipe.files import load_recipe
+from toolkit.runs.study.training import heading
 from toolkit.runs.study.trials import StudyPlan, Trial
 
 OUT = Path("out")
@@ -33,6 +34,16 @@ def test_both_arms_try_as_many_settings_with_the_same_seeds_prompts_and_budget()
             assert getattr(getattr(recipe, section), key) == value
     settings = {(trial.arm, trial.setting) for trial in trials}
     assert len(settings) == 8 and {arm for arm, _ in settings} == {"rm_ppo", "dpo"}
+
+
+def test_the_line_above_a_trial_says_which_it_is() -> None:
+    study = plan("study.seeds=2", "study.controls=[rloo]")
+    trials = study.trials()
+    second = next(trial for trial in trials if (trial.arm, trial.number, trial.seed) == ("rm_ppo", 2, 1))
+    assert heading(second, 4) == f"[rm_ppo 2/4, seed 1] {second.setting}"
+    [control, _] = study.control_trials(chosen(trials))
+    assert heading(control, 1) == f"[rloo, seed 0] {control.setting}"
+    assert heading(study.sft_trials()[1], 1) == "[sft, seed 1]"
 
 
 def test_controls_take_the_chosen_setting_and_change_one_thing() -> None:

@@ -56,7 +56,7 @@ def run_study(
         reporter = Reporter(stage="study", log=RunLog(plan.out), display=reporter.display)
         first = sft_trials[0]
         before_task()
-        pipeline.run(first.loaded, first.folder, reporter, RunOptions(target="data", command=command))
+        pipeline.run(first.loaded, first.folder, reporter, RunOptions(target="data", say_reused=False, command=command))
         held, rows = held_out(first.folder / "data", plan)
         measuring = Measuring(running, reporter, held, judges_of(plan, rows), sft_trials)
         failures = train([*sft_trials, *trials], running, reporter, retries=plan.section.retries)

@@ -98,12 +98,17 @@ def train(
 
 
 def _as_tasks(planned: Iterable[tuple[Trial, PlannedStage]], stage: str, trials: Sequence[Trial]) -> list[Task]:
-    return [Task(trial.label, train_until, (trial, stage, folders_of(trials, trial))) for trial, _ in planned]
+    tasks = []
+    for trial, _ in planned:
+        n = max(other.number for other in trials if other.arm == trial.arm)
+        tasks.append(Task(trial.label, train_until, (trial, n, stage, folders_of(trials, trial))))
+    return tasks
 
 
-def train_until(trial: Trial, stage: str, others: list[Path], reporter: Reporter) -> str | None:
-    """A task: the trial up to a stage. Returns None, or why training diverged."""
-    options = RunOptions(target=stage, reuse=others, command=["duel", "study", trial.name])
+def train_until(trial: Trial, n_settings: int, stage: str, others: list[Path], reporter: Reporter) -> str | None:
+    """A task: the trial, one of ``n_settings`` of its arm, up to a stage. Returns None, or why training diverged."""
+    reporter.line(heading(trial, n_settings))
+    options = RunOptions(target=stage, reuse=others, say_reused=False, command=["duel", "study", trial.name])
     try:
         pipeline.run(trial.loaded, trial.folder, reporter, options)
     except NotFiniteError as error:
@@ -112,6 +117,13 @@ def train_until(trial: Trial, stage: str, others: list[Path], reporter: Reporter
         reporter.line(f"{trial.label}: {error.what}")
         return error.what
     return None
+
+
+def heading(trial: Trial, n_settings: int) -> str:
+    """The line above what a trial does, as in ``[rm_ppo 2/4, seed 1] kl_coef=0.05``."""
+    number = f" {trial.number}/{n_settings}" if n_settings > 1 else ""
+    setting = f" {trial.setting}" if trial.setting != trial.arm else ""
+    return f"[{trial.arm}{number}, seed {trial.seed}]{setting}"
 
 
 def _failed(
