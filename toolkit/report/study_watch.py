@@ -87,7 +87,11 @@ def status_sentence(study: StudyProgress) -> str:
         f"{measured} of them measured on all dev prompts" if (measured := study.count("measured")) else "",
         f"{failed} failed" if (failed := study.count("failed")) else "",
     ]
-    state = "The study runs" if study.busy else "No process works on this study (duel study with its recipe goes on with it)"
+    state = (
+        "The study runs"
+        if study.busy
+        else "No process works on this study (duel study with its recipe goes on with it)"
+    )
     return f"{state}: {', '.join(filter(None, counts))}."
 
 

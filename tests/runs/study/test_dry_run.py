@@ -113,7 +113,7 @@ def test_a_trial_that_diverged_is_not_run_again_and_one_that_died_is(small_study
     of_arm = {
         t["seed"]: (t["state"], t["reason"])
         for t in described["trials"]
-        if t["setting"] == trials["dpo-1-seed0"].setting
+        if (t["arm"], t["setting"]) == ("dpo", trials["dpo-1-seed0"].setting)
     }
     assert of_arm == {0: ("failed", "the loss is not finite"), 1: ("partial", None)}
     [row] = (row for row in described["stages"] if row["stage"] == "dpo")
