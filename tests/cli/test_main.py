@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
+from toolkit.recipe.files import load_recipe
 from toolkit.recipe.schema import ModelSection
 
 pytestmark = pytest.mark.e2e
@@ -193,6 +195,21 @@ def test_interrupt_exits_130_and_says_how_to_continue(tmp_path: Path) -> None:
 def test_json_of_a_whole_run_is_one_document_and_nothing_else(another_seed: tuple[Path, str]) -> None:
     document = json.loads(another_seed[1])
     assert document["status"] == "done" and document["verdict"]["sentence"]
+    assert document["next"].endswith(": duel study study")
+
+
+def test_a_run_ends_with_the_way_to_a_study(run_folder: Path, tmp_path: Path) -> None:
+    """The command of the last line names a recipe that there is: the shipped study, or one's own with its section."""
+    run, mine = shutil.copytree(run_folder, tmp_path / "run"), tmp_path / "my recipe.yaml"
+    mine.write_text((ROOT / "recipes" / "smoke.yaml").read_text() + "study: {seeds: 2}\n")
+    for recipe, named in (("smoke", "study"), (str(mine), str(mine))):
+        lines = duel("run", recipe, "--out", str(run), *SMALL).stdout.splitlines()
+        *_, words = shlex.split(lines[-1].partition(": ")[2].removeprefix("duel study "))
+        assert words == named and "One run is one seed of one setting" in lines[-1]
+        assert load_recipe(named).recipe.study is not None
+        assert not any("duel sweep" in line for line in lines)  # nothing else is the next thing to do
+    stopped = duel("run", "smoke", "--out", str(tmp_path / "part"), *SMALL, "--until", "data")
+    assert "duel study" not in stopped.stdout
 
 
 def test_another_seed_gives_another_result(run_folder: Path, another_seed: tuple[Path, str]) -> None:

@@ -97,7 +97,7 @@ def test_a_winner_whose_texts_changed(rate: float, arm: str) -> None:
 
 
 def test_where_nothing_else_is_left_other_seeds_are() -> None:
-    assert next_step(row("gold", 0.7)) == "Repeat it with other seeds (duel sweep --seeds 3): this is one run."
+    assert next_step(row("gold", 0.7)) == "Repeat it over seeds and settings (duel study): this is one run."
 
 
 def test_a_recipe_that_shows_that_everything_runs() -> None:

@@ -54,7 +54,7 @@ def run(
 
     Arguments after -- go to `accelerate launch`, which runs the stages sft, reward_model, ppo and dpo.
     """
-    from toolkit.cli.tables import result_tables
+    from toolkit.cli.tables import next_study, result_tables
     from toolkit.recipe.files import load_recipe
     from toolkit.runs.pipeline import RunOptions
     from toolkit.runs.pipeline import run as run_recipe
@@ -73,21 +73,15 @@ def run(
     command = ["duel", *sys.argv[1:]]
     manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command, before_stage=quiet_libraries))
     results = read_document(out / RESULTS_FILE) if manifest["status"] == "done" else {}
+    study = next_study(recipe, loaded.recipe.study is not None)
     if as_json:
         facts = {"out": str(out), "status": manifest["status"], "stages": manifest["stages"]}
-        emit(
-            {
-                **facts,
-                **{
-                    key: results[key]
-                    for key in ("verdict", "win_rates", "temperatures", "cost", "warnings")
-                    if key in results
-                },
-            }
-        )
+        results |= {"next": study} if results else {}
+        shown = ("verdict", "next", "win_rates", "temperatures", "cost", "warnings")
+        emit({**facts, **{key: results[key] for key in shown if key in results}})
     elif results:
         print(result_tables(results))
-        print(f"\nreport: {out / 'report.html'}")
+        print(f"\nreport: {out / 'report.html'}\n\n{study}")
 
 
 @click.command()

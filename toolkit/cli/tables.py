@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -31,6 +32,18 @@ def result_tables(results: Mapping[str, Any]) -> str:
     beside = [results["cost"].get("sentence", ""), f"Next: {verdict['next_step']}" if "next_step" in verdict else ""]
     end = "\n".join(filter(None, [verdict["sentence"], *beside]))
     return "\n\n".join(filter(None, [text_of(*result_sheets(results)), warnings, end]))
+
+
+def next_study(recipe: str, has_study: bool) -> str:
+    """The last line of ``duel run``: how to go from one run to a study. ``recipe`` is what the user typed.
+
+    A recipe without a section ``study`` has no study of its own: the shipped one is named.
+
+    >>> next_study("mine.yaml", has_study=True).partition(": ")[2]
+    'duel study mine.yaml'
+    """
+    command = f"duel study {shlex.quote(recipe) if has_study else 'study'}"
+    return f"One run is one seed of one setting. For a verdict over seeds, settings and equal KL: {command}"
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:

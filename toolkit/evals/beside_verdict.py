@@ -48,7 +48,8 @@ def _steps(verdict: Row, judging: Judging, hacking: Mapping[str, Sequence[Row]])
             names = ", ".join(FEATURE_NAMES.get(name, name) for name in changed[:MOST_STEPS])
             check = f"Check that {NAMES[verdict['winner']]} did not win by form ({names} changed)"
             yield f"{check}: read its samples, and its win rate at equal length."
-    yield "Repeat it with other seeds (duel sweep --seeds 3): this is one run."
+    # On a terminal the line with the study's command follows (`next_study`): both say the same.
+    yield "Repeat it over seeds and settings (duel study): this is one run."
 
 
 def _for_a_decision(verdict: Row) -> str:
