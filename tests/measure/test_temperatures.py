@@ -15,17 +15,17 @@ from support.running import SMALL, duel
 from toolkit.errors import DuelError
 from toolkit.evals.verdict import Judging
 from toolkit.files import read_json, read_table
-from toolkit.measure.policies import Policy, sample_policy
+from toolkit.measure.policies import EvaluationSettings, Policy, sample_policy
 from toolkit.measure.temperatures import NO_JUDGE, deciding_judges
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import resolve
 from toolkit.preferences.gold import gold_rewards
+from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.samples import Sample, by_policy, read_samples
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
 from toolkit.recipe.schema import ModelSection
 from toolkit.stages.contexts import EvaluateContext, context_of
-from toolkit.stages.evaluate import evaluation_settings
 
 pytestmark = pytest.mark.e2e
 
@@ -157,7 +157,8 @@ def test_a_temperature_is_part_of_the_seeds(run: Path) -> None:
     context = context_of("evaluate", load_recipe("smoke", [text.removeprefix("--set=") for text in SMALL]).recipe)
     assert isinstance(context, EvaluateContext)
     sft = resolve(str(run / "sft" / "model"))
-    settings, policy = evaluation_settings(context, {"data": run / "data"}, sft), Policy("sft", "sft", "sft", 0, sft, 1)
+    settings = EvaluationSettings.of(context, from_parquet(run / "data" / "eval.parquet"), sft)
+    policy = Policy("sft", "sft", "sft", 0, sft, 1)
     drawn = [
         sample_policy(policy, of, Reporter()) for of in (settings, settings.at_further(1.0), settings.at_further(1.0))
     ]
