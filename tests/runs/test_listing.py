@@ -158,6 +158,11 @@ def test_a_recorded_study_is_done(tmp_path: Path) -> None:
     assert (row["kind"], row["status"], row["stages_done"], row["recipe"]) == ("study", "done", row["stages"], None)
     assert row["stages"] > 0 and row["win_rate"] is not None and row["ci_low"] is None
     assert "recorded" in runs_table([row])
+    # the document of a study that was run, without its folder's other files
+    written = {"recipe": {"name": "mine"}, "provenance": {"started": 1000.0, "finished": 1060.0}}
+    write_json(tmp_path / "recorded" / "study.json", CASES["one seed"]() | written)
+    [row] = list_runs(tmp_path)
+    assert (row["status"], row["recipe"], row["started"], row["wall_s"]) == ("done", "mine", 1000.0, 60.0)
 
 
 def test_commands_on_a_run_refuse_a_study_in_words(tmp_path: Path) -> None:

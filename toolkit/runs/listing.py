@@ -104,7 +104,10 @@ def _study_row(folder: Path, root: Path) -> dict[str, Any]:
     document = read_study_document(folder) if is_study(folder) else {}
     progress = study_progress(folder) if is_begun(folder) else None
     verdict, written = document.get("verdict", {}), document.get("provenance", {})
-    started = progress.started if progress is not None else (folder / STUDY_FILE).stat().st_mtime
+    if progress is not None:
+        started = progress.started
+    else:  # its table was recorded, or the document alone is here
+        started = written.get("started", (folder / STUDY_FILE).stat().st_mtime)
     finished = written.get("finished", started)
     done = bool(document) and finished >= started and not (progress is not None and progress.busy)
     n_recorded = sum(len(trial["checkpoints"][0]["seeds"]) for trial in document.get("trials", []))
@@ -113,7 +116,7 @@ def _study_row(folder: Path, root: Path) -> dict[str, Any]:
     return {
         "run": _name(folder, root),
         "kind": "study",
-        "recipe": progress.name if progress is not None else None,
+        "recipe": progress.name if progress is not None else (document["recipe"] or {}).get("name"),
         "seed": None,
         "status": state,
         "stage": None,
