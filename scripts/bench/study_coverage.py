@@ -1,11 +1,11 @@
-"""Simulates studies whose arms are known: coverage of the intervals, false winners, power.
+"""Simulates studies whose arms are known: coverage of the intervals, false winners, power, and the numbers planned.
 
-usage: OMP_NUM_THREADS=1 python scripts/bench/study_coverage.py [--studies 1000] [--out FILE]
+usage: OMP_NUM_THREADS=1 python scripts/bench/study_coverage.py [--studies 1000] [--workers 1] [--out FILE]
+       python scripts/bench/study_coverage.py --draw docs/images/study-power.svg
 
-A simulated score is ``f(KL) + setting + seed + run + prompt + noise``. The seed's part is shared by an arm's settings,
-the run's part belongs to one setting and seed. Both arms have 8 settings with 4 checkpoints, and pass through the same
-selection on dev prompts as a real study. The target of an interval is the true win rate of the
-policies that were chosen, or of the frontiers that were reached, over new seeds and new prompts.
+Studies come from study_simulation.py and pass through the same selection on dev prompts as a real one. The target
+of an interval is the true win rate of the policies that were chosen, or of the frontiers that were reached, over new
+seeds and new prompts. ``--draw`` makes the picture of the power curves from recorded results.
 """
 
 from __future__ import annotations
@@ -14,112 +14,65 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
-from scipy.stats import norm
+import power_chart
+from study_simulation import CURVES, Design, Truth, simulated, truth_of, two_policies
 
-from toolkit.evals.study.comparing import wins_along
-from toolkit.evals.study.crossed import CrossedMean
+from toolkit.evals.study.comparing import win_shares, wins_along
+from toolkit.evals.study.controls import gap_rows
+from toolkit.evals.study.crossed import CrossedMean, VarianceParts, crossed_means
 from toolkit.evals.study.effort import best_of_n_weights
-from toolkit.evals.study.frontier import Grid, weights_along
+from toolkit.evals.study.frontier import Grid
 from toolkit.evals.study.matching import Comparing, Matched, match
+from toolkit.evals.study.needed import MOST_PROMPTS, MOST_SEEDS, needed, smallest
 from toolkit.evals.study.selection import Candidates, Rule, candidates, common_prompts
 from toolkit.evals.study.study import study
-from toolkit.evals.study.table import ArmScores, StudyData
-from toolkit.evals.study.verdict import three_means, winner_of
-from toolkit.evals.verdict import ARMS
+from toolkit.evals.study.table import StudyData
+from toolkit.evals.study.verdict import Means, three_means, winner_of
+from toolkit.evals.verdict import ARMS, Decision, decide
 
-N_SETTINGS, N_CHECKPOINTS = 8, 4
-NOISE, PROMPT_BY_ARM = 1.0, 0.5
-KL_SPREAD = 0.05
-# Reward over sqrt(KL): slope and curvature of both arms.
-CURVES = {
-    "equal": ((0.6, -0.1), (0.6, -0.1)),
-    "crossing": ((0.9, -0.2), (0.5, -0.05)),
-    "apart": ((0.7, -0.1), (0.5, -0.1)),
-}
-# How far an arm's settings lie apart: DPO is easier to tune. Equal arms are equal in this too.
-SPREADS = {"equal": (0.8, 0.8), "crossing": (0.8, 0.3), "apart": (0.8, 0.3)}
+# The three of the verdict, one point of the curve over KL, and the win rate at 4 trials each.
+INTERVALS = ("best", "matched_kl", "matched_compute", "curve", "effort")
+Interval = tuple[CrossedMean, float]  # a mean beside the truth
+
+
+# ---------------------------------------------------------------- one study
 
 
 @dataclass(frozen=True)
-class Design:
-    seeds: int
-    prompts: int
-    seed_sd: float  # of the noise of one response
-    curves: str = "equal"
-    gap: float = 0.0  # added to every score of RM + PPO
+class Verdict:
+    """One simulated study, as far as its verdict."""
+
+    data: StudyData
+    by_arm: dict[str, Candidates]
+    compared: Comparing
+    kl: Matched
+    compute: Matched
+    means: Means
+    decisions: dict[str, Decision]
+
+    @property
+    def winner(self) -> str:
+        return winner_of(self.means, self.decisions, {"score": self.means})[0]
 
 
-def reward(design: Design, side: int, kl_PK: np.ndarray) -> np.ndarray:
-    """The expected score (points, seeds) of policies at a KL."""
-    slope, curvature = CURVES[design.curves][side]
-    d = np.sqrt(kl_PK)
-    setting = np.repeat(np.linspace(-SPREADS[design.curves][side], 0.0, N_SETTINGS), N_CHECKPOINTS)
-    return setting[:, None] + slope * d + curvature * d**2 + design.gap * (side == 0)
-
-
-def true_kl(side: int) -> np.ndarray:
-    """The KL (points,) that each setting reaches at each checkpoint: 0.5 to 9 nats, DPO up to 12."""
-    last = np.linspace(5.0, 9.0 + 3.0 * side, N_SETTINGS)
-    return (last[:, None] * (np.arange(1, N_CHECKPOINTS + 1) / N_CHECKPOINTS) ** 1.5).ravel()
-
-
-def simulated(design: Design, rng: np.random.Generator) -> StudyData:
-    """One study."""
-    n_points, k, n = N_SETTINGS * N_CHECKPOINTS, design.seeds, design.prompts
-    prompt_N = rng.normal(size=2 * n)
-    arms = {}
-    for side, arm in enumerate(ARMS):
-        kl_PK = true_kl(side)[:, None] * np.exp(KL_SPREAD * rng.normal(size=(n_points, k)))
-        each = design.seed_sd / np.sqrt(2)
-        run = np.repeat(each * rng.normal(size=(N_SETTINGS, k)), N_CHECKPOINTS, axis=0)
-        mean_PK = reward(design, side, kl_PK) + each * rng.normal(size=k) + run
-        on_prompt_N = prompt_N + PROMPT_BY_ARM * rng.normal(size=2 * n)
-        scores = mean_PK[:, :, None] + on_prompt_N + NOISE * rng.normal(size=(n_points, k, 2 * n))
-        points = tuple((f"s{t}", c) for t in range(N_SETTINGS) for c in range(N_CHECKPOINTS))
-        tokens = np.tile(np.arange(1.0, N_CHECKPOINTS + 1), N_SETTINGS)[:, None] * np.full(k, 2.5e5)
-        whole = np.zeros((n_points, k), dtype=bool)
-        halves = {"dev": scores[None, ..., :n], "test": scores[None, ..., n:]}
-        arms[arm] = {
-            split: ArmScores(arm, points, tuple(range(k)), half, whole, kl_PK, tokens, tokens / 1e4)
-            for split, half in halves.items()
-        }
-    return StudyData(("score",), arms, {"dev": n, "test": n})
-
-
-N_NEW_SEEDS = 64
-# The three of the verdict, one point of the curve over KL, and the win rate at 4 trials each.
-INTERVALS = ("best", "matched_kl", "matched_compute", "curve", "effort")
-
-
-def target(design: Design, points: tuple[np.ndarray, np.ndarray], matched: Matched | None, new: np.ndarray) -> float:
-    """The true win rate of what was chosen, over new seeds and prompts. ``new`` (2, points, seeds) are standard normal.
-
-    The score of a policy is normal given its KL, so that a win has a probability in closed form; the mean over what KL
-    new seeds reach is over ``N_NEW_SEEDS`` of them.
-    """
-    spread = np.sqrt(2 * (NOISE**2 + PROMPT_BY_ARM**2 + design.seed_sd**2))
-    kl = [true_kl(side)[points[side], None] * np.exp(KL_SPREAD * new[side][points[side]]) for side in range(2)]
-    rewards = []
-    for side in range(2):
-        every = np.repeat(true_kl(side)[:, None], N_NEW_SEEDS, axis=1)
-        every[points[side]] = kl[side]
-        rewards.append(reward(design, side, every)[points[side]])
-    wins_PQM = norm.cdf((rewards[0][:, None] - rewards[1][None]) / spread)
-    if matched is None:
-        return float(wins_PQM.mean())
-    assert matched.grid is not None
-    if matched.axis == "kl_nats":
-        weights = [weights_along(kl[side].T, matched.grid.x_G) for side in range(2)]
-    else:
-        weights = [np.repeat(matched.weights[side][:, :1], N_NEW_SEEDS, axis=1) for side in range(2)]
-    return float(np.einsum("g,gmp,gmq,pqm->", matched.grid.weight_G, *weights, wins_PQM, optimize=True) / N_NEW_SEEDS)
+def verdict_of(design: Design, rng: np.random.Generator) -> Verdict:
+    data = simulated(design, rng)
+    prompts = common_prompts(data, list(data.arms))
+    by_arm = candidates(data, list(data.arms), prompts, Rule(data.deciding))
+    compared = Comparing((by_arm[ARMS[0]], by_arm[ARMS[1]]), prompts["test"], design.prompts)
+    kl, compute = (match(compared.arms, axis) for axis in ("kl_nats", "train_tokens"))
+    means = three_means(compared, {"kl_nats": kl, "train_tokens": compute})
+    decisions = {name: compared.decision(mean) for name, mean in means.items()}
+    return Verdict(data, by_arm, compared, kl, compute, means, decisions)
 
 
 def middle_of_curve(compared: Comparing, matched: Matched) -> tuple[CrossedMean, Matched]:
@@ -142,81 +95,247 @@ def best_of_four(compared: Comparing) -> tuple[CrossedMean, Matched]:
     return wins_along(*compared.both_scores(points), *mixed.weights)[0], mixed
 
 
-def one_study(design: Design, rng: np.random.Generator) -> dict[str, Any]:
-    """What one study finds, and whether its intervals hold the truth."""
-    data = simulated(design, rng)
-    prompts = common_prompts(data, ARMS)
-    by_arm = candidates(data, ARMS, prompts, Rule(data.deciding))
-    arms: tuple[Candidates, Candidates] = (by_arm[ARMS[0]], by_arm[ARMS[1]])
-    compared = Comparing(arms, prompts["test"], design.prompts)
-    on = {axis: match(arms, axis) for axis in ("kl_nats", "train_tokens")}
-    means = three_means(compared, on)
-    new = rng.normal(size=(2, N_SETTINGS * N_CHECKPOINTS, N_NEW_SEEDS))
-    places = {
-        "best": ((np.array([arms[0].chosen]), np.array([arms[1].chosen])), None),
-        "matched_kl": (on["kl_nats"].points, on["kl_nats"]),
-        "matched_compute": (on["train_tokens"].points, on["train_tokens"]),
+def true_best(of: Verdict, truth: Truth) -> float:
+    return truth.between(ARMS[0], of.by_arm[ARMS[0]].chosen, ARMS[1], of.by_arm[ARMS[1]].chosen)
+
+
+def intervals(of: Verdict, truth: Truth) -> dict[str, Interval]:
+    middle, four = middle_of_curve(of.compared, of.kl), best_of_four(of.compared)
+    best, at_kl, at_compute = of.means.values()
+    assert best is not None and at_kl is not None and at_compute is not None
+    return {
+        "best": (best, true_best(of, truth)),
+        "matched_kl": (at_kl, truth.along(of.kl)),
+        "matched_compute": (at_compute, truth.along(of.compute)),
+        "curve": (middle[0], truth.along(middle[1])),
+        "effort": (four[0], truth.along(four[1])),
     }
-    decisions = {name: compared.decision(mean) for name, mean in means.items()}
-    result: dict[str, Any] = {"winner": winner_of(means, decisions, {"score": means})[0]}
-    result["best_alone"] = decisions["best"].finding == "better"
-    middle, four = middle_of_curve(compared, on["kl_nats"]), best_of_four(compared)
-    more = {"curve": (middle[1].points, middle[1]), "effort": (four[1].points, four[1])}
-    for name, mean in {**means, "curve": middle[0], "effort": four[0]}.items():
-        truth = target(design, *{**places, **more}[name], new)
-        low, high = mean.interval(bounds=(0.0, 1.0))
-        result[name] = {"covers": low <= truth <= high, "error": mean.value - truth, "width": high - low}
-    return result
+
+
+def gap_of(of: Verdict, truth: Truth) -> dict[str, tuple[dict[str, Any], float]]:
+    """Each step's row of the gap, beside the true difference."""
+    out = {}
+    chosen = {arm: candidate.chosen for arm, candidate in of.by_arm.items()}
+    over_dpo = {
+        arm: 0.5 if arm == ARMS[1] else truth.between(arm, point, ARMS[1], chosen[ARMS[1]])
+        for arm, point in chosen.items()
+    }
+    score = {arm: float(truth.reward[arm][point].mean()) for arm, point in chosen.items()}
+    for row in gap_rows(of.data, of.by_arm):
+        measure = over_dpo if row["measure"] == "win_rate" else score
+        out[f"{row['from']} to {row['to']}, {row['measure']}"] = (row, measure[row["to"]] - measure[row["from"]])
+    return out
+
+
+# ---------------------------------------------------------------- many studies
+
+
+def generator(design: Design, seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng([seed, *map(ord, json.dumps(asdict(design)))])
+
+
+def share(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 4)
+
+
+def described(design: Design) -> dict[str, Any]:
+    """The design, without the fields that are as usual."""
+    usual = asdict(Design(0, 0, 0.0))
+    always = ("seeds", "prompts", "seed_sd", "curves", "gap")
+    return {name: value for name, value in asdict(design).items() if name in always or value != usual[name]}
 
 
 def summary(design: Design, n_studies: int, seed: int = 0) -> dict[str, Any]:
     """Coverage, bias and width of the intervals, and how often each arm wins."""
-    rng = np.random.default_rng([seed, *map(ord, json.dumps(asdict(design)))])
-    rows = [one_study(design, rng) for _ in range(n_studies)]
-    out: dict[str, Any] = asdict(design)
-    for name in INTERVALS:
-        parts = [row[name] for row in rows]
-        out[name] = {
-            "coverage": round(float(np.mean([part["covers"] for part in parts])), 4),
-            "bias": round(float(np.mean([part["error"] for part in parts])), 4),
-            "width": round(float(np.mean([part["width"] for part in parts])), 4),
+    rng = generator(design, seed)
+    rows: dict[str, list[tuple[float, float, float]]] = {}
+    outcomes = []
+    for _ in range(n_studies):
+        one, truth = verdict_of(design, rng), truth_of(design, rng)
+        outcomes.append(outcome(one))
+        bounded = [
+            (name, mean.value, *mean.interval(bounds=(0.0, 1.0)), true)
+            for name, (mean, true) in intervals(one, truth).items()
+        ]
+        steps = gap_of(one, truth).items() if design.controls else ()
+        bounded += [(name, row["difference"], row["ci_low"], row["ci_high"], true) for name, (row, true) in steps]
+        for name, value, low, high, true in bounded:
+            assert low is not None and high is not None
+            rows.setdefault(name, []).append((low <= true <= high, value - true, high - low))
+    out = described(design)
+    for name, of_interval in rows.items():
+        measures = zip(("coverage", "bias", "width"), zip(*of_interval, strict=True), strict=True)
+        out[name] = {measure: share(values) for measure, values in measures}
+    return out | shares(outcomes)
+
+
+def power(design: Design, n_studies: int) -> dict[str, Any]:
+    """How often each arm wins, and the true win rate of best against best."""
+    rng, truth = generator(design), truth_of(design, np.random.default_rng(0))
+    studies = (verdict_of(design, rng) for _ in range(n_studies))
+    outcomes, true = zip(*((outcome(one), true_best(one, truth)) for one in studies), strict=True)
+    return described(design) | {"true_win_rate": share(true)} | shares(outcomes)
+
+
+def outcome(of: Verdict) -> tuple[str, bool]:
+    """The winner, and whether best against best alone finds an arm better."""
+    return of.winner, of.decisions["best"].finding == "better"
+
+
+def shares(outcomes: Sequence[tuple[str, bool]]) -> dict[str, float]:
+    by_winner = {name: share([winner == name for winner, _ in outcomes]) for name in (*ARMS, "undecided")}
+    return by_winner | {"best_alone": share([alone for _, alone in outcomes])}
+
+
+# ---------------------------------------------------------------- the numbers that a study plans
+
+
+def compared_alone(design: Design, n_seeds: int, n_prompts: int, rng: np.random.Generator) -> CrossedMean:
+    """Best against best of two policies that are known."""
+    first, second = two_policies(design, n_seeds, n_prompts, rng)
+    wins_KLN = win_shares(first[None, None], second[None, None])[0, 0]
+    return crossed_means(wins_KLN.mean(axis=1)[None], wins_KLN.mean(axis=0)[None])[0]
+
+
+def decision_of(mean: CrossedMean) -> Decision:
+    low, high = mean.interval(bounds=(0.0, 1.0))
+    n, p = mean.n_prompts, mean.p_value(0.5)
+    return decide(win_rate=mean.value, ci_low=low, ci_high=high, p_value=p, n_judged=n, n_prompts=n)
+
+
+def true_parts(design: Design, rng: np.random.Generator) -> CrossedMean:
+    """The true win rate and the true variance parts: the means of many large studies."""
+    large = [compared_alone(design, 40, 4000, rng) for _ in range(20)]
+    parts = [mean.parts for mean in large if mean.parts is not None]
+    mean_parts = VarianceParts(
+        tuple(np.mean([p.seeds for p in parts], axis=0)),
+        tuple(np.mean([p.interaction for p in parts], axis=0)),
+        float(np.mean([p.by_prompt for p in parts])),
+        parts[0].n_seeds,
+    )
+    return replace(large[0], value=float(np.mean([mean.value for mean in large])), parts=mean_parts)
+
+
+MOST_SIMULATED = 50_000  # responses of one policy; plans beyond are counted as such
+
+
+def planned(design: Design, n_studies: int) -> dict[str, Any]:
+    """Whether 80% of studies are decided at the numbers that ``verdict.needed`` names.
+
+    ``from_truth``: planned from the true win rate and variances. ``from_studies``: planned by each undecided study from
+    its own numbers, and one new study of that size.
+    """
+    rng = generator(design)
+    true = true_parts(design, rng)
+    k, n = design.seeds, design.prompts
+
+    def decided(n_seeds: int, n_prompts: int) -> bool:
+        mean = compared_alone(design, n_seeds, n_prompts, rng)
+        return decision_of(mean).finding == "better" and mean.value > 0.5
+
+    sizes: dict[str, Callable[[int], tuple[int, int]]] = {"prompts": lambda m: (k, m), "seeds": lambda m: (m, n)}
+    out = described(design) | {"true_win_rate": round(true.value, 4)}
+    pilots = [compared_alone(design, k, n, rng) for _ in range(n_studies)]
+    rows = [needed(pilot, decision_of(pilot)) for pilot in pilots]
+    undecided = [row for row in rows if row["finding"] == "undecided"]
+    out["undecided"] = share([row["finding"] == "undecided" for row in rows])
+    for name, size in sizes.items():
+        most = MOST_PROMPTS if name == "prompts" else MOST_SEEDS
+
+        def power_at(m: int, size: Callable[[int], tuple[int, int]] = size) -> float:
+            seeds, prompts = size(m)
+            return true.power(0.5, (seeds, seeds), prompts)
+
+        planned_once = smallest(power_at, 2, most)
+        numbers = [row[f"n_{name}"] for row in undecided if row[f"n_{name}"] is not None]
+        tried = [m for m in numbers if np.prod(size(m)) <= MOST_SIMULATED]
+        out[f"more_{name}"] = {
+            "from_truth": planned_once,
+            "decided_from_truth": None
+            if planned_once is None or np.prod(size(planned_once)) > MOST_SIMULATED
+            else share([decided(*size(planned_once)) for _ in range(n_studies)]),
+            "studies_with_a_number": round(len(numbers) / max(1, len(undecided)), 4),
+            "median": float(np.median(numbers)) if numbers else None,
+            "tried": len(tried),
+            "decided_from_studies": share([decided(*size(m)) for m in tried]) if tried else None,
         }
-    for winner in (*ARMS, "undecided"):
-        out[winner] = round(float(np.mean([row["winner"] == winner for row in rows])), 4)
-    out["best_alone"] = round(float(np.mean([row["best_alone"] for row in rows])), 4)
     return out
+
+
+# ---------------------------------------------------------------- all designs
+
+
+SIZES = [(seeds, prompts) for seeds in (3, 5) for prompts in (100, 300)]
+MIDDLE = [Design(3, 300, 0.1, "crossing"), Design(5, 100, 0.1, "apart")]
+GAPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
+PLANNED = [Design(3, 100, 0.05, gap=0.2), Design(3, 100, 0.1, gap=0.3), Design(5, 100, 0.1, gap=0.3)]
+PLANNED += [Design(3, 300, 0.3, gap=0.5), Design(5, 300, 0.3, gap=0.5)]
+# Name -> what is measured, and the designs. Within "coverage", 3 or 5 normal seeds of both arms, and scores.
+GROUPS: dict[str, tuple[Callable[[Design, int], dict[str, Any]], list[Design]]] = {
+    "coverage": (
+        summary,
+        [Design(*size, seed_sd, curves) for size in SIZES for seed_sd in (0.0, 0.1, 0.3) for curves in CURVES],
+    ),
+    "two_seeds": (summary, [Design(2, 300, seed_sd) for seed_sd in (0.0, 0.1, 0.3)]),
+    "unequal_seeds": (
+        summary,
+        [Design(3, 300, seed_sd, curves, dpo_seeds=5) for seed_sd in (0.1, 0.3) for curves in CURVES],
+    ),
+    "preferences": (summary, [replace(design, values="preference") for design in (Design(3, 100, 0.1), *MIDDLE)]),
+    "controls": (summary, [replace(design, controls=True) for design in (*MIDDLE, Design(3, 300, 0.3, "apart"))]),
+    "shared_seeds": (
+        summary,
+        [Design(seeds, 300, seed_sd, "crossing", shared_seeds=True) for seeds in (3, 5) for seed_sd in (0.1, 0.3)],
+    ),
+    "heavy_tails": (
+        summary,
+        [Design(seeds, 300, sd, curves, tails="t3") for seeds in (3, 5) for sd in (0.1, 0.3) for curves in CURVES],
+    ),
+    "power": (power, [Design(*size, sd, gap=gap) for sd in (0.1, 0.3) for size in SIZES for gap in GAPS]),
+    "needed": (planned, PLANNED),
+}
+
+
+def measured(task: tuple[str, Design, int]) -> tuple[dict[str, Any], float]:
+    """One design's row, and the CPU seconds that it took."""
+    group, design, n_studies = task
+    started = time.process_time()
+    return GROUPS[group][0](design, n_studies), time.process_time() - started
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=harness.RESULTS / "study_coverage.json")
     parser.add_argument("--day", default=date.today().isoformat())
+    parser.add_argument("--only", nargs="*", choices=GROUPS, default=list(GROUPS), help="measure these groups only")
+    parser.add_argument("--draw", type=Path, help="draw the recorded power curves into this SVG file")
     options = parser.parse_args()
-    started = time.process_time()
-    sizes = [(seeds, prompts) for seeds in (3, 5) for prompts in (100, 300)]
-    designs = [Design(*size, seed_sd, curves) for size in sizes for seed_sd in (0.0, 0.1, 0.3) for curves in CURVES]
-    designs += [Design(2, 300, seed_sd, "equal") for seed_sd in (0.0, 0.1, 0.3)]
-    power = [Design(seeds, 300, 0.1, "equal", gap) for seeds in (3, 5) for gap in (0.1, 0.2, 0.3, 0.5)]
-    results = {}
-    for name, group in (("coverage", designs), ("power", power)):
-        results[name] = [summary(design, options.studies) for design in group]
-        for row in results[name]:
-            print(json.dumps(row), flush=True)
-    first = one_study_seconds()
-    measured = {
+    if options.draw:
+        options.draw.write_text(power_chart.svg(json.loads(options.out.read_text())["power"]), encoding="utf-8")
+        return
+    tasks = [(name, design, options.studies) for name in options.only for design in GROUPS[name][1]]
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only}
+    spent = 0.0
+    with Pool(options.workers) as pool:
+        for (name, _, _), (row, seconds) in zip(tasks, pool.imap(measured, tasks), strict=True):
+            print(json.dumps({"group": name, **row}), flush=True)
+            results[name].append(row)
+            spent += seconds
+    record = {
         "command": f"OMP_NUM_THREADS=1 python scripts/bench/study_coverage.py --studies {options.studies}",
         "date": options.day,
         "studies": options.studies,
-        "cpu_s": round(time.process_time() - started),
-        "verdict_s": first,
+        "cpu_s": round(spent),
+        "verdict_s": document_seconds(),
         "load_average": round(os.getloadavg()[0], 1),
         **results,
     }
-    harness.write(options.out, measured)
+    harness.write(options.out, record)
 
 
-def one_study_seconds() -> float:
+def document_seconds() -> float:
     """CPU time of the whole document of a study with 3 seeds, 8 settings, 4 checkpoints and 300 prompts."""
     data = simulated(Design(3, 300, 0.1, "apart"), np.random.default_rng(0))
     study(data)
