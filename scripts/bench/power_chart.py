@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 WIDTH, HEIGHT = 860, 400
 PANEL, TOP, TALL, LEFT, APART = 340, 62, 250, 70, 74  # of a panel: width, upper edge, height, left edge, distance
 X_LOW, X_HIGH = 0.5, 0.8
@@ -14,12 +16,12 @@ text { font: 14px system-ui, sans-serif; fill: #24292f; }
 .axis { stroke: #57606a; fill: none; }
 .grid { stroke: #d0d7de; }
 .line { fill: none; stroke-width: 2.2; }
-.three { stroke: #b35900; fill: #b35900; } .five { stroke: #0969da; fill: #0969da; }
+.three { stroke: #b35900; } .five { stroke: #0969da; }
 .few { stroke-dasharray: 6 4; }
 .page { fill: #ffffff; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3; } .axis { stroke: #9198a1; } .grid { stroke: #30363d; } .page { fill: #0d1117; }
-  .three { stroke: #f0883e; fill: #f0883e; } .five { stroke: #58a6ff; fill: #58a6ff; }
+  .three { stroke: #f0883e; } .five { stroke: #58a6ff; }
 }
 """
 
@@ -64,8 +66,9 @@ def _panel(rows: Sequence[Mapping[str, Any]], effect: float, left: float) -> lis
     out.append(f'<text x="{middle}" y="{TOP + TALL + 42}" text-anchor="middle">true win rate of the better arm</text>')
     for seeds, prompts in sorted({(row["seeds"], row["prompts"]) for row in rows}):
         line = [row for row in rows if (row["seeds"], row["prompts"], row["seed_sd"]) == (seeds, prompts, effect)]
-        points = [(row["true_win_rate"], row["rm_ppo"]) for row in line if row["true_win_rate"] <= X_HIGH]
-        shown = " ".join(at(max(x, X_LOW), y) for x, y in sorted(points))
+        rates, found = np.transpose(sorted((row["true_win_rate"], row["rm_ppo"]) for row in line))
+        within = [*rates[(rates > X_LOW) & (rates < X_HIGH)].tolist(), X_HIGH]
+        shown = " ".join(at(x, float(np.interp(x, rates, found))) for x in (X_LOW, *within))
         out.append(f'<polyline class="{_kind(seeds, prompts)}" points="{shown}"/>')
     return out
 
@@ -73,7 +76,7 @@ def _panel(rows: Sequence[Mapping[str, Any]], effect: float, left: float) -> lis
 def _legend() -> list[str]:
     out = []
     for i, (seeds, prompts) in enumerate(((3, 100), (3, 300), (5, 100), (5, 300))):
-        x, y = LEFT + 195 * i, HEIGHT - 20
+        x, y = 24 + 212 * i, HEIGHT - 20
         out.append(f'<line class="{_kind(seeds, prompts)}" x1="{x}" y1="{y}" x2="{x + 32}" y2="{y}"/>')
         out.append(f'<text x="{x + 40}" y="{y + 5}">{seeds} seeds, {prompts} prompts</text>')
     return out

@@ -1,6 +1,6 @@
 """Simulates studies whose arms are known: coverage of the intervals, false winners, power, and the numbers planned.
 
-usage: OMP_NUM_THREADS=1 python scripts/bench/study_coverage.py [--studies 1000] [--workers 1] [--out FILE]
+usage: OMP_NUM_THREADS=1 python scripts/bench/study_coverage.py [--studies 2500] [--workers 1] [--out FILE]
        python scripts/bench/study_coverage.py --draw docs/images/study-power.svg
 
 Studies come from study_simulation.py and pass through the same selection on dev prompts as a real one. The target
@@ -270,13 +270,17 @@ MIDDLE = [Design(3, 300, 0.1, "crossing"), Design(5, 100, 0.1, "apart")]
 GAPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
 PLANNED = [Design(3, 100, 0.05, gap=0.2), Design(3, 100, 0.1, gap=0.3), Design(5, 100, 0.1, gap=0.3)]
 PLANNED += [Design(3, 300, 0.3, gap=0.5), Design(5, 300, 0.3, gap=0.5)]
-# Name -> what is measured, and the designs. Within "coverage", 3 or 5 normal seeds of both arms, and scores.
+SHARE = 0.4  # of the studies in each design of the other groups; those of "coverage" are the promise
+# Name -> what is measured, and the designs. In "coverage", 3 or 5 seeds of both arms, normal effects, and scores.
 GROUPS: dict[str, tuple[Callable[[Design, int], dict[str, Any]], list[Design]]] = {
     "coverage": (
         summary,
         [Design(*size, seed_sd, curves) for size in SIZES for seed_sd in (0.0, 0.1, 0.3) for curves in CURVES],
     ),
-    "two_seeds": (summary, [Design(2, 300, seed_sd) for seed_sd in (0.0, 0.1, 0.3)]),
+    "two_seeds": (
+        summary,
+        [Design(2, 300, seed_sd, curves) for seed_sd in (0.0, 0.1, 0.3) for curves in ("equal", "crossing")],
+    ),
     "unequal_seeds": (
         summary,
         [Design(3, 300, seed_sd, curves, dpo_seeds=5) for seed_sd in (0.1, 0.3) for curves in CURVES],
@@ -289,7 +293,12 @@ GROUPS: dict[str, tuple[Callable[[Design, int], dict[str, Any]], list[Design]]] 
     ),
     "heavy_tails": (
         summary,
-        [Design(seeds, 300, sd, curves, tails="t3") for seeds in (3, 5) for sd in (0.1, 0.3) for curves in CURVES],
+        [
+            Design(seeds, 300, sd, curves, tails="t3")
+            for seeds in (3, 5)
+            for sd in (0.1, 0.3)
+            for curves in ("equal", "crossing")
+        ],
     ),
     "power": (power, [Design(*size, sd, gap=gap) for sd in (0.1, 0.3) for size in SIZES for gap in GAPS]),
     "needed": (planned, PLANNED),
@@ -305,7 +314,7 @@ def measured(task: tuple[str, Design, int]) -> tuple[dict[str, Any], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=1000)
+    parser.add_argument("--studies", type=int, default=2500)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=harness.RESULTS / "study_coverage.json")
     parser.add_argument("--day", default=date.today().isoformat())
@@ -315,7 +324,8 @@ def main() -> None:
     if options.draw:
         options.draw.write_text(power_chart.svg(json.loads(options.out.read_text())["power"]), encoding="utf-8")
         return
-    tasks = [(name, design, options.studies) for name in options.only for design in GROUPS[name][1]]
+    studies = {name: options.studies if name == "coverage" else round(SHARE * options.studies) for name in options.only}
+    tasks = [(name, design, studies[name]) for name in options.only for design in GROUPS[name][1]]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only}
     spent = 0.0
     with Pool(options.workers) as pool:
@@ -326,7 +336,7 @@ def main() -> None:
     record = {
         "command": f"OMP_NUM_THREADS=1 python scripts/bench/study_coverage.py --studies {options.studies}",
         "date": options.day,
-        "studies": options.studies,
+        "studies": studies,
         "cpu_s": round(spent),
         "verdict_s": document_seconds(),
         "load_average": round(os.getloadavg()[0], 1),

@@ -21,7 +21,7 @@ from toolkit.evals.verdict import ARMS
 N_SETTINGS, N_CHECKPOINTS = 8, 4
 NOISE, PROMPT_BY_ARM = 1.0, 0.5
 KL_SPREAD = 0.05
-N_NEW_SEEDS = 64
+N_NEW_SEEDS = 24
 TIE = 0.3  # a judge that compares with the baseline calls scores that are nearer than this a tie
 Wins = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

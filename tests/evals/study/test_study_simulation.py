@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from itertools import product
 from types import ModuleType
+from typing import Any
 
 import pytest
 from support.running import ROOT
 
 pytestmark = pytest.mark.parity
-VERDICT = ("best", "matched_kl", "matched_compute")
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,29 @@ def test_intervals_cover_and_equal_arms_are_undecided(coverage: ModuleType, seed
         assert result["rm_ppo"] >= 0.9 and result["dpo"] == 0.0
 
 
-def test_the_committed_simulation_keeps_the_promise() -> None:
-    results = json.loads((ROOT / "scripts/bench/results/study_coverage.json").read_text())
-    designs = [row for row in results["coverage"] if row["seeds"] >= 3]
-    assert {(row["seeds"], row["prompts"]) for row in designs} == {(3, 100), (3, 300), (5, 100), (5, 300)}
-    assert results["studies"] >= 500
-    for row in designs:
-        assert all(0.93 <= row[name]["coverage"] <= 0.97 for name in VERDICT), row
+@pytest.mark.parametrize("of_another_kind", [{"values": "preference"}, {"dpo_seeds": 5}, {"controls": True}])
+def test_intervals_of_other_studies_cover(coverage: ModuleType, of_another_kind: dict[str, Any]) -> None:
+    result = coverage.summary(coverage.Design(3, 100, 0.1, "crossing", **of_another_kind), 300)
+    steps = [name for name in result if name.startswith(("dpo to", "online_dpo to", "rloo to"))]
+    assert len(steps) == (8 if "controls" in of_another_kind else 0)  # three steps and their sum, in two measures
+    for name in (*coverage.INTERVALS, *steps):
+        assert 0.915 <= result[name]["coverage"] <= 0.985, name
+
+
+def recorded() -> dict[str, Any]:
+    return dict(json.loads((ROOT / "scripts/bench/results/study_coverage.json").read_text()))
+
+
+def test_the_committed_simulation_keeps_the_promise(coverage: ModuleType) -> None:
+    results = recorded()
+    assert min(results["studies"].values()) >= 500
+    designs = {(row["seeds"], row["prompts"], row["seed_sd"], row["curves"]) for row in results["coverage"]}
+    assert designs == set(product((3, 5), (100, 300), (0.0, 0.1, 0.3), ("equal", "crossing", "apart")))
+    for row in results["coverage"]:
+        assert all(0.93 <= row[name]["coverage"] <= 0.97 for name in coverage.INTERVALS), row
         assert row["curves"] != "equal" or row["undecided"] >= 0.95
+
+
+def test_the_picture_shows_the_committed_power_curves(coverage: ModuleType) -> None:
+    picture = (ROOT / "docs/images/study-power.svg").read_text(encoding="utf-8")
+    assert picture == coverage.power_chart.svg(recorded()["power"])
