@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.evals.study.matching import Axis, amount
-from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.progress import duration
 from toolkit.report.names import ARM_NAMES, arm_name, arm_of
 from toolkit.report.numbers import count, percent
@@ -84,7 +83,7 @@ def judges(document: Row) -> list[JudgeRow]:
     return [
         JudgeRow(
             row["judge"],
-            TRAINING_SIGNALS.get(row["judge"], ""),
+            (row.get("not_deciding") or "").removeprefix("it is "),
             [Comparison(key, label, "", _ahead(row[key]), row[key], "", "") for key, label in COMPARISONS.items()],
         )
         for row in rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -320,3 +321,26 @@ def test_points_for_the_test_prompts_are_those_that_the_verdict_reads() -> None:
     for comparison in ("best", "matched_kl", "matched_compute"):
         assert document["verdict"][comparison] == complete["verdict"][comparison]
     assert document["effort"] == complete["effort"] and document["warnings"] == []
+
+
+def test_a_judge_that_failed_its_test_stands_beside_and_does_not_decide() -> None:
+    rows = [row | {"judge": judge} for judge in ("good", "coin") for row in study_rows(better(1.5))]
+    for row in rows:
+        if row["judge"] == "coin" and row["arm"] == "dpo":
+            row["score"] += 5.0
+    data = study_data(columns(rows))
+    assert study(data)["verdict"]["winner"] == "undecided"
+    refused = replace(data, refused={"coin": "it is not shown to be better than a coin"})
+    verdict = study(refused)["verdict"]
+    assert verdict["winner"] == "rm_ppo" and "Judge coin does not decide: it is not shown" in verdict["sentence"]
+    assert [row["not_deciding"] for row in verdict["judges"]] == ["it is not shown to be better than a coin", None]
+    none = replace(data, refused=dict.fromkeys(("good", "coin"), "it failed its test"))
+    assert study(none)["verdict"]["winner"] == "undecided"
+
+
+def test_seconds_do_not_choose_what_is_evaluated_on_test_prompts() -> None:
+    rows = [row for row in study_rows(settings=5, checkpoints=4) if row["split"] == "dev"]
+    slower = [row | {"wall_s": row["wall_s"] * (1.0 + int(row["setting"][-1]))} for row in rows]
+    first, second = (study_data(columns(each), splits=("dev",)) for each in (rows, slower))
+    arms = ("rm_ppo", "dpo")
+    assert on_dev(first, arms, Rule(first.deciding)) == on_dev(second, arms, Rule(second.deciding))

@@ -77,11 +77,12 @@ def best_of_trials(dev: ArmScores, select: Floats) -> NDArray[np.int64]:
 def needed_points(dev: ArmScores, rank: Floats, select: Floats) -> NDArray[np.int64]:
     """The points that the verdict needs on test prompts: the best of each trial, and those on an arm's frontiers.
 
-    The frontiers are those over KL, training tokens and seconds, by dev scores, with both of their ends.
+    The frontiers are those over KL and training tokens, by dev scores, with both of their ends. Seconds differ from
+    call to call, and must not choose what is evaluated: the comparison at equal wall time takes what is there.
     """
     needed = {int(point) for point in best_of_trials(dev, select)}
     usable = np.flatnonzero(np.isfinite(rank) & ~dev.diverged.any(axis=1))
-    for x_PK in (dev.kl, dev.tokens, dev.seconds):
+    for x_PK in (dev.kl, dev.tokens):
         on_axis = usable[np.isfinite(x_PK[usable]).all(axis=1)]
         needed |= {int(point) for point in on_axis[upper_hull(np.sqrt(x_PK[on_axis].mean(axis=1)), rank[on_axis])]}
     return np.array(sorted(needed), dtype=np.int64)

@@ -70,7 +70,7 @@ def study(
         },
         "trials": [row for arm in ARMS for row in trial_rows(data, by_arm[arm], prompts)],
         "chosen": {arm: _chosen(data, by_arm[arm], prompts) for arm in ARMS},
-        "verdict": verdict(compared, by_judge, effort, kl_grid),
+        "verdict": verdict(compared, by_judge, effort, kl_grid, data.not_deciding),
         "effort": effort,
         "controls": [_control_row(data, pairs) for pairs in controls.values()],
         "gap": gap_rows(data, by_arm | {arm: pairs[-1].arms[1] for arm, pairs in controls.items()}),

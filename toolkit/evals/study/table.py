@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError, first_line, nearest
 from toolkit.evals.intervals import Floats
-from toolkit.evals.training_signals import is_neutral
+from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
 from toolkit.evals.verdict import ARMS
 
 if TYPE_CHECKING:
@@ -59,18 +59,28 @@ class ArmScores:
 
 @dataclass(frozen=True)
 class StudyData:
-    """A study's arms by split: ``arms[arm][split]``. All arms of a split have the same prompts, in the same order."""
+    """A study's arms by split: ``arms[arm][split]``. All arms of a split have the same prompts, in the same order.
+
+    ``refused`` says of judges that failed a test why they may not decide.
+    """
 
     judges: tuple[str, ...]
     arms: Mapping[str, Mapping[str, ArmScores]]
     n_prompts: Mapping[str, int]
     warnings: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def not_deciding(self) -> dict[str, str]:
+        """Judges that do not decide, with the reason: an arm was trained on them, or they failed a test."""
+        signals = {judge: f"it is {TRAINING_SIGNALS[judge]}" for judge in self.judges if not is_neutral(judge)}
+        return signals | {judge: self.refused[judge] for judge in self.judges if judge in self.refused}
 
     @property
     def deciding(self) -> tuple[int, ...]:
-        """The judges that rank and decide, by number: those that no arm was trained on, or all where there is none."""
-        neutral = tuple(j for j, judge in enumerate(self.judges) if is_neutral(judge))
-        return neutral or tuple(range(len(self.judges)))
+        """The judges that rank and decide, by number; all where none may, and then nothing is decided."""
+        able = tuple(j for j, judge in enumerate(self.judges) if judge not in self.not_deciding)
+        return able or tuple(range(len(self.judges)))
 
 
 def read_study(path: Path) -> StudyData:

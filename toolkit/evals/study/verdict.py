@@ -9,6 +9,7 @@ three of each arm, no permutation of seeds has a p-value below 0.1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from toolkit.evals.study.comparing import win_row
@@ -16,7 +17,6 @@ from toolkit.evals.study.crossed import CrossedMean
 from toolkit.evals.study.matching import AXES, Axis, Comparing, Matched, amount, match
 from toolkit.evals.study.needed import POWER, needed
 from toolkit.evals.study.selection import Candidates, mean_or_none
-from toolkit.evals.training_signals import TRAINING_SIGNALS, is_neutral
 from toolkit.evals.verdict import ARMS, NAMES, Decision
 
 Means = dict[str, CrossedMean | None]
@@ -28,14 +28,15 @@ def verdict(
     by_judge: Mapping[str, Comparing],
     effort: Sequence[Mapping[str, Any]],
     kl_grid: Sequence[float] | None = None,
+    not_deciding: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The ``verdict`` of ``study.json``. ``by_judge`` has each judge's own comparison, ``kl_grid`` the curve's KLs.
 
-    Judges that an arm was trained on stand beside the others and do not decide.
+    Judges in ``not_deciding`` (with the reason) stand beside the others.
     """
     on = {axis: match(compared.arms, axis) for axis in AXES}
     means, of_judges = three_means(compared, on), {name: three_means(one, on) for name, one in by_judge.items()}
-    neutral = {name: of_judge for name, of_judge in of_judges.items() if is_neutral(name)}
+    neutral = {name: of_judge for name, of_judge in of_judges.items() if name not in not_deciding}
     decisions = {name: compared.decision(mean) for name, mean in means.items()}
     winner, finding = winner_of(means, decisions, neutral)
     kl, tokens, wall = (on[axis] for axis in AXES)
@@ -43,7 +44,12 @@ def verdict(
         name: {**win_row(mean), "finding": decisions[name].finding, "finding_reason": decisions[name].reason}
         for name, mean in means.items()
     }
-    said = _lead(winner, finding) + _basis(compared, means, decisions, on) + _of_judges(of_judges) + _turn(effort)
+    said = (
+        _lead(winner, finding)
+        + _basis(compared, means, decisions, on)
+        + _of_judges(of_judges, not_deciding)
+        + _turn(effort)
+    )
     several = of_judges if len(of_judges) > 1 else {}
     return {
         "winner": winner,
@@ -74,7 +80,11 @@ def verdict(
             },
         },
         "judges": [
-            {"judge": judge, **{name: win_row(mean) for name, mean in of_judge.items()}}
+            {
+                "judge": judge,
+                "not_deciding": not_deciding.get(judge),
+                **{name: win_row(mean) for name, mean in of_judge.items()},
+            }
             for judge, of_judge in several.items()
         ],
         "needed": {
@@ -193,18 +203,17 @@ def _range(matched: Matched) -> str:
     return f" of {amount(matched.axis, low).removesuffix(' nats')} to {amount(matched.axis, high)}"
 
 
-def _of_judges(of_judges: Mapping[str, Means]) -> str:
-    """Each judge's three win rates, where there are several judges; and judges that an arm was trained on."""
+def _of_judges(of_judges: Mapping[str, Means], not_deciding: Mapping[str, str]) -> str:
+    """Each judge's three win rates, where there are several judges; and the judges that do not decide."""
     texts = []
     for judge, means in of_judges.items():
         shares = ", ".join("-" if mean is None else f"{mean.value:.1%}" for mean in means.values())
         texts.append(f"{judge} {shares}")
-    neutral = {judge: means for judge, means in of_judges.items() if is_neutral(judge)}
+    neutral = {judge: means for judge, means in of_judges.items() if judge not in not_deciding}
     apart = {_side(mean) for means in neutral.values() for mean in means.values() if mean is not None}
     word = "The judges disagree on which arm is ahead" if len(apart) > 1 else "By judge, in this order"
     said = f" {word}: {'; '.join(texts)}." if len(texts) > 1 else ""
-    signals = [judge for judge in of_judges if not is_neutral(judge)]
-    return said + "".join(f" Judge {judge} does not decide: it is {TRAINING_SIGNALS[judge]}." for judge in signals)
+    return said + "".join(f" Judge {judge} does not decide: {why}." for judge, why in not_deciding.items())
 
 
 def _turn(effort: Sequence[Mapping[str, Any]]) -> str:

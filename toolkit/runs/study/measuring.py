@@ -9,7 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from toolkit.errors import DataError, RecipeError
+from toolkit.evals.judge_tests import JudgeTest
 from toolkit.files import code_fingerprint, fingerprint
+from toolkit.judging.held_out import examine_judges
+from toolkit.judging.options import JudgeOptions
 from toolkit.measure.policies import EvaluationSettings, Policy
 from toolkit.measure.policy_scores import PromptScore, ScoreFiles, judge_policy, samples_with_kl
 from toolkit.models.resolve import ModelRef, resolve, training_record
@@ -80,6 +83,24 @@ def judges_of(plan: StudyPlan, rows: Sequence[PreferenceRow]) -> list[str]:
         fix = f"one of {', '.join(judges)}"
         raise RecipeError(f"{select_by!r} is no judge of this study", where="study.select_by", fix=fix)
     return judges
+
+
+def judge_tests(
+    trial: Trial, judges: Sequence[str], rows: Sequence[PreferenceRow], reporter: Reporter
+) -> dict[str, JudgeTest]:
+    """Each judge against the labels of dev prompts, as in a run. The reward model of the study is none of them."""
+    section, model = trial.loaded.recipe.evaluate, trial.loaded.recipe.model
+    gold = [row.gold for row in rows if row.gold is not None]
+    tests, _ = examine_judges(
+        [judge for judge in judges if judge != OWN_REWARD_MODEL],
+        rows,
+        section.judge_test_pairs,
+        JudgeOptions(model, section.judge, token_budget=section.token_budget),
+        reporter,
+        known_scores={"gold": gold} if len(gold) == len(rows) else {},
+        bootstrap={"n_resamples": section.bootstrap, "confidence": section.confidence, "seed": trial.seed},
+    )
+    return tests
 
 
 @dataclass(frozen=True)

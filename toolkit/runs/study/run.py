@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
 from toolkit.errors import ModelError, RecipeError
+from toolkit.evals.judge_tests import failed_tests
 from toolkit.evals.study.selection import DevResult, on_dev, rule_of
 from toolkit.evals.study.study import study
 from toolkit.evals.study.table import read_study, study_data
@@ -26,7 +28,7 @@ from toolkit.runs.engines import Engine, engine_of
 from toolkit.runs.facts import machine, versions
 from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.store import RECIPE_FILE, STUDY_FILE, TRIALS_FILE, RunFolder
-from toolkit.runs.study.measuring import Held, failed_rows, held_out, judges_of, tasks
+from toolkit.runs.study.measuring import Held, failed_rows, held_out, judge_tests, judges_of, tasks
 from toolkit.runs.study.training import Failure, train
 from toolkit.runs.study.trials import StudyPlan, Trial
 
@@ -58,11 +60,15 @@ def run_study(
         before_task()
         pipeline.run(first.loaded, first.folder, reporter, RunOptions(target="data", say_reused=False, command=command))
         held, rows = held_out(first.folder / "data", plan)
-        measuring = Measuring(running, reporter, held, judges_of(plan, rows), sft_trials)
+        judges = judges_of(plan, rows)
+        measuring = Measuring(running, reporter, held, judges, sft_trials)
         failures = train([*sft_trials, *trials], running, reporter, retries=plan.section.retries)
         _refuse_without_policies(trials, failures)
+        tests = judge_tests(first, judges, [row for row in rows if row.prompt_id in set(held.dev)], reporter)
+        refused = failed_tests(tests)
         table = measuring.rows([(trial, None) for trial in [*sft_trials, *trials]], "dev", failures)
         on_both = study_data(_columns([row for row in table if row["arm"] in ARMS]), splits=("dev",))
+        on_both = replace(on_both, refused=refused)
         results = on_dev(on_both, ARMS, rule_of(on_both, plan.section.select_by, plan.section.kl_limit))
         chosen = {arm: _trial_of(trials, arm, results[arm].chosen[0]) for arm in ARMS}
         length = _length(table, chosen["rm_ppo"], results["rm_ppo"].chosen[1])
@@ -75,12 +81,13 @@ def run_study(
         table += measuring.rows(whole + _needed(trials, results), "test", failures)
     write_table(table, plan.out / TABLE_FILE)
     document = study(
-        read_study(plan.out / TABLE_FILE),
+        replace(read_study(plan.out / TABLE_FILE), refused=refused),
         kl_limit=plan.section.kl_limit,
         select_by=plan.section.select_by,
         kl_grid=plan.section.kl_grid,
         recipe=plan.base.recipe.model_dump(mode="json"),
     )
+    document["judge_tests"] = [asdict(test) for test in tests.values()]
     n_train = len(from_parquet(first.folder / "data" / "train.parquet"))
     document["splits"] = {"train": {"n_prompts": n_train}} | document["splits"]
     failed = {trial.label: str(failures[trial.name]) for trial in [*trials, *controls] if trial.name in failures}
