@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from toolkit.engine.engine import Engine
-from toolkit.errors import ModelError, RecipeError
+from toolkit.errors import ModelError, RecipeError, first_line
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, preference_by_score, text_measures
@@ -131,7 +131,13 @@ def _function_scores(spec: str, prompts: Sequence[Prompt], responses: Sequence[S
         )
     flat_prompts = [prompt for prompt, texts in zip(prompts, responses, strict=True) for _ in texts]
     flat_texts = [text for texts in responses for text in texts]
-    values = list(function(prompts=flat_prompts, completions=flat_texts))
+    try:
+        values = list(function(prompts=flat_prompts, completions=flat_texts))
+    except Exception as error:  # whatever the user's code raises
+        what = f"the judge's function raised {type(error).__name__}: {first_line(error)}"
+        raise ModelError(
+            what, where=f"python:{spec}", fix="mend the function, or return None for what it cannot score"
+        ) from error
     if len(values) != len(flat_texts):
         raise ModelError(
             f"the judge returned {len(values)} scores for {len(flat_texts)} responses", where=f"python:{spec}"

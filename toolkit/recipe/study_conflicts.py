@@ -17,6 +17,8 @@ from toolkit.recipe.yaml_values import one_line
 SPACES = {"ppo": ("ppo", "reward_model"), "dpo": ("dpo",)}
 # A study compares the policies of equal checkpoints over its seeds, and says itself how long a trial is.
 FIXED = ("num_checkpoints", "kl_milestones", "train_tokens", "train_seconds")
+# What controls change.
+CONTROLLED = ("advantage", "reward", "prompts", "target_length", "online")
 LANGUAGE_MODELS = ("llm", "openai")
 
 
@@ -62,6 +64,8 @@ def _space_conflicts(recipe: Recipe, arm: str, space: SearchSpace) -> Iterator[C
             yield Conflict(f"{section} has no setting {name!r} to search over", nearest(name, known), where)
         elif name in FIXED:
             yield Conflict(f"a study does not search over {name}", "leave it out", where)
+        elif name in CONTROLLED:
+            yield Conflict(f"{name} makes another method of {arm}: it is for controls", "see study.controls", where)
         else:
             yield from _value_conflicts(getattr(recipe, section), section, name, values, where)
 
@@ -110,6 +114,14 @@ def _judge_conflicts(recipe: Recipe, study: StudySection) -> Iterator[Conflict]:
     if judges and all(judge == "rm" for judge in judges):
         fix = "add gold, rm:MODEL of other data, python:, llm: or openai:"
         yield Conflict("PPO was trained on every judge of evaluate.judges, so none can decide", fix, ())
-    if "online_dpo_gold" in study.controls and (study.select_by or "gold").startswith(LANGUAGE_MODELS):
+    labeller = labels_of(recipe)
+    if "online_dpo_gold" in study.controls and (labeller.startswith(LANGUAGE_MODELS) or labeller == "rm"):
         fix = "select by a judge that scores responses: gold, rm:MODEL, python:"
-        yield Conflict("online_dpo_gold needs labels by a judge that scores", fix, ("controls", "select_by"))
+        what = f"online_dpo_gold needs labels by a judge that scores and that no arm was trained on, not {labeller}"
+        yield Conflict(what, fix, ("controls", "select_by"))
+
+
+def labels_of(recipe: Recipe) -> str:
+    """The judge that labels for the control online_dpo_gold: the one that selects, or else the first one."""
+    judges = recipe.evaluate.judges
+    return (recipe.study.select_by if recipe.study is not None else None) or (judges[0] if judges else "gold")

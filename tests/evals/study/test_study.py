@@ -203,7 +203,7 @@ def test_unequal_budgets_and_trials_are_warned_of() -> None:
 def test_a_kl_limit_holds_for_both_arms() -> None:
     document = studied(kl_limit=1.5)
     assert all(chosen["kl_nats"] <= 1.5 for chosen in document["chosen"].values())
-    with pytest.raises(DataError, match="KL up to 0.1"):
+    with pytest.raises(DataError, match="at most 0.1 nats on dev prompts: the lowest is 1"):
         studied(kl_limit=0.1)
 
 
@@ -344,3 +344,32 @@ def test_seconds_do_not_choose_what_is_evaluated_on_test_prompts() -> None:
     first, second = (study_data(columns(each), splits=("dev",)) for each in (rows, slower))
     arms = ("rm_ppo", "dpo")
     assert on_dev(first, arms, Rule(first.deciding)) == on_dev(second, arms, Rule(second.deciding))
+
+
+def test_neither_controls_nor_test_prompts_move_what_is_chosen_on_dev() -> None:
+    """A seed that diverged counts as just below the worst score of both arms on dev prompts, and of nothing else."""
+    rows = [row for row in study_rows(settings=2, noise=0.3) if row["checkpoint"] == 100]
+    for row in rows:
+        if row["arm"] == "rm_ppo" and row["setting"] == "setting 0":
+            row["score"] = None if row["seed"] == 0 else row["score"] + 1.5
+    far = [row | {"score": -90.0} if row["split"] == "test" and row["arm"] == "dpo" else row for row in rows]
+    control = [row | {"arm": "length_only", "score": -90.0} for row in rows if row["arm"] == "dpo"]
+    chosen = [study(study_data(columns(each)))["chosen"] for each in (rows, far, [*rows, *control])]
+    assert chosen[0]["rm_ppo"]["setting"] == chosen[1]["rm_ppo"]["setting"] == chosen[2]["rm_ppo"]["setting"]
+    assert chosen[0]["rm_ppo"]["dev_score"] == chosen[1]["rm_ppo"]["dev_score"] == chosen[2]["rm_ppo"]["dev_score"]
+
+
+def test_a_control_stands_beside_the_chosen_policies_whatever_prompts_it_lacks() -> None:
+    rows = list(study_rows(better(0.05), settings=4, noise=1.0))
+    control = [
+        row | {"arm": "sft", "setting": "sft"} for row in rows if row["arm"] == "dpo" and row["setting"] == "setting 3"
+    ]
+    few = [row for row in control if not row["prompt_id"].endswith(("1", "2", "3", "4"))]
+    needed = on_dev(
+        study_data(columns([r for r in rows if r["split"] == "dev"]), splits=("dev",)), ("rm_ppo", "dpo"), Rule((0,))
+    )
+    measured = [r for r in rows if r["split"] == "dev" or (r["setting"], r["checkpoint"]) in needed[r["arm"]].needed]
+    document = study(study_data(columns([*measured, *few])))
+    [row] = document["controls"]
+    assert row["arm"] == "sft" and row["win_rate_of"]["rm_ppo"]["n_prompts"] == 24
+    assert document["chosen"] == study(study_data(columns(measured)))["chosen"]

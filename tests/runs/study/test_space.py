@@ -39,6 +39,19 @@ def test_more_trials_extend_a_study_and_a_seed_fixes_it(space: SearchSpace) -> N
     assert draw_settings(space, 4, 0, where="") == four != draw_settings(space, 4, 1, where="")
 
 
+def test_a_range_that_rounding_makes_narrow_gives_no_setting_twice() -> None:
+    space: SearchSpace = {"beta": {"uniform": [0.1, 0.104]}}
+    assert sorted(values["beta"] for values in draw_settings(space, 5, 0, where="")) == [
+        0.1,
+        0.101,
+        0.102,
+        0.103,
+        0.104,
+    ]
+    with pytest.raises(RecipeError, match="different settings, 9 are asked for"):
+        draw_settings(space, 9, 0, where="study.dpo")
+
+
 def test_ranges_are_covered_evenly_in_their_own_scale() -> None:
     drawn = draw_settings(MIXED, 300, 0, where="")
     rates = [math.log(values["learning_rate"]) for values in drawn]

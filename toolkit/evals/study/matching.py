@@ -101,7 +101,7 @@ class Comparing:
         )
         if decision.reason == "there is no interval":
             return Decision("undecided", "an arm has one seed")
-        return decision
+        return Decision(decision.finding, decision.reason.replace("permutation test", "t test"))
 
     def curve(self, matched: Matched, at: Sequence[float] | None = None) -> list[dict[str, Any]]:
         """Win rate and mean scores at each point of the grid, with pointwise intervals.

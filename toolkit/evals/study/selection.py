@@ -136,9 +136,13 @@ def within_limit(dev: ArmScores, rank: Floats, kl_limit: float | None) -> Floats
     if kl_limit is not None:
         select = np.where(dev.kl.mean(axis=1) <= kl_limit, select, -np.inf)
     if not np.isfinite(select).any():
-        at = "" if kl_limit is None else f" at a KL up to {kl_limit:g}"
-        what = f"no setting of arm {dev.arm} has dev rows{at}"
-        raise DataError(what, where="selection on dev", fix="add dev rows, or raise the KL limit")
+        if kl_limit is None or not np.isfinite(dev.kl).any():
+            what = f"no setting of arm {dev.arm} has dev rows"
+            raise DataError(what, where="selection on dev", fix="add dev rows")
+        lowest = float(np.nanmin(dev.kl.mean(axis=1)))
+        within = f"a KL of at most {kl_limit:g} nats on dev prompts: the lowest is {lowest:.3g}"
+        what = f"no policy of arm {dev.arm} has {within}"
+        raise DataError(what, where="the KL limit", fix="raise it, or train for smaller KLs")
     return np.asarray(select)
 
 

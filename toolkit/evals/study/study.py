@@ -61,7 +61,7 @@ def study(
     compared = Comparing(arms, prompts["test"], n_test, data.deciding)
     by_judge = {judge: replace(compared, judges=(j,)) for j, judge in enumerate(data.judges)}
     effort = effort_rows(compared)
-    controls = {arm: paired(data, arm, rule) for arm in sorted(data.arms) if arm not in ARMS}
+    controls = {arm: paired(data, arm, rule, arms) for arm in sorted(data.arms) if arm not in ARMS}
     return {
         "schema_version": SCHEMA_VERSION,
         "recipe": recipe,
@@ -177,13 +177,13 @@ def effort_rows(compared: Comparing) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- controls and warnings
 
 
-def paired(data: StudyData, control: str, rule: Rule) -> list[Comparing]:
-    """Each arm beside the control, both with what is chosen for them on the prompts that they share."""
+def paired(data: StudyData, control: str, rule: Rule, arms: Sequence[Candidates]) -> list[Comparing]:
+    """Each arm's chosen policy beside the control's, which is chosen among the control's own, on shared prompts."""
+    own = candidates(data, (control,), common_prompts(data, (control,)), rule)[control]
     pairs = []
-    for arm in ARMS:
-        prompts = common_prompts(data, (arm, control))
-        both = candidates(data, (arm, control), prompts, rule)
-        pairs.append(Comparing((both[arm], both[control]), prompts["test"], data.n_prompts["test"], data.deciding))
+    for arm in arms:
+        shared = common_prompts(data, (arm.dev.arm, control), ("test",))["test"]
+        pairs.append(Comparing((arm, own), shared, data.n_prompts["test"], data.deciding))
     return pairs
 
 
@@ -191,7 +191,7 @@ def _control_row(data: StudyData, pairs: Sequence[Comparing]) -> dict[str, Any]:
     """A control's chosen policy, and the win rate of each arm's chosen policy over it; no part of the verdict."""
     against = {pair.arms[0].dev.arm: {**win_row(pair.best()), "n_prompts": int(pair.prompts.sum())} for pair in pairs}
     control = pairs[-1].arms[1].dev.arm
-    prompts = common_prompts(data, (pairs[-1].arms[0].dev.arm, control))
+    prompts = common_prompts(data, (control,))
     return {"arm": control, "chosen": _chosen(data, pairs[-1].arms[1], prompts), "win_rate_of": against}
 
 

@@ -32,10 +32,10 @@ class ArmScores:
     """One arm on one split. A point is a setting at a checkpoint; its policies are one for each seed.
 
     ``scores`` (judges, points, seeds, prompts) is NaN where the table has no row. Where it has a row without a score,
-    the score is below every score of that judge: a response that could not be judged lost. ``diverged`` (points,
-    seeds): no score at all, an infinite KL, or no row though other seeds have some. ``kl`` (points, seeds) is the mean
-    over the split's prompts, NaN where the policy diverged. ``tokens`` and ``seconds`` (points, seeds) are of both
-    splits.
+    the score is below every score of that judge for both arms on the split: a response that could not be judged lost.
+    ``diverged`` (points, seeds): no score at all, an infinite KL, or no row though other seeds have some. ``kl``
+    (points, seeds) is the mean over the split's prompts, NaN where the policy diverged. ``tokens`` and ``seconds``
+    (points, seeds) are of both splits.
     """
 
     arm: str
@@ -379,8 +379,11 @@ class _Rows:
         scoreless = ~np.isfinite(scores).any(axis=(0, 1, 4))
         diverged = there.any(axis=1)[:, None] & (scoreless | (infinite > 0))
         scores = np.where(diverged[:, :, None], -np.inf, scores)
-        for j in range(n_judges):  # all of the table's scores, of every arm and split
-            finite = self.values[(judge == j) & np.isfinite(self.values)]
+        # Below all scores of both arms on this split: neither controls nor test prompts may move a choice on dev.
+        of_arms = np.isin(self.codes["arm"].code, [self.codes["arm"].names.index(arm) for arm in ARMS])
+        known = np.isfinite(self.values) & in_split & (of_arms | self.chosen)
+        for j in range(n_judges):
+            finite = self.values[(judge == j) & known]
             floor = np.nextafter(finite.min(), -np.inf) if len(finite) else -1.0
             scores[j][scores[j] == -np.inf] = floor
         mean_kl = np.divide(kl_sum, kl_count, out=np.full(shape, np.nan), where=(kl_count > 0) & ~diverged)

@@ -1,7 +1,7 @@
 """The verdict of a study: best against best, at equal KL, at equal compute, and the sentence on top.
 
 An arm wins where all three comparisons find it better: each by its interval and its t test over seeds and prompts, with
-at least ``MIN_PROMPTS`` test prompts and two seeds in each arm, and by more than the smallest effect that counts. The
+at least ``MIN_PROMPTS`` test prompts and two seeds in each arm. The
 t test stands where a single run's verdict has a permutation test over prompts. Seeds cannot be permuted instead: with
 three of each arm, no permutation of seeds has a p-value below 0.1.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -21,10 +21,10 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample
 from toolkit.progress import Reporter
+from toolkit.recipe.study_conflicts import labels_of
 from toolkit.runs.engines import Task
 from toolkit.runs.plan import judge_fingerprints
 from toolkit.runs.store import SCORES_FOLDER, RunFolder
-from toolkit.runs.study.training import Failure
 from toolkit.runs.study.trials import OWN_REWARD_MODEL, SFT, StudyPlan, Trial
 from toolkit.stages.contexts import EvaluateContext, context_of, settings_of
 
@@ -76,7 +76,8 @@ def judges_of(plan: StudyPlan, rows: Sequence[PreferenceRow]) -> list[str]:
             where="evaluate.judges",
             fix="name one: rm:MODEL of other data, python:MODULE:FUNCTION, llm:MODEL or openai:MODEL@BASE_URL",
         )
-    if "gold" in judges and not has_gold:
+    labels_gold = "online_dpo_gold" in plan.section.controls and labels_of(plan.base.recipe) == "gold"
+    if ("gold" in judges or labels_gold) and not has_gold:
         raise RecipeError("the data has no gold reward", where="evaluate.judges", fix="name another judge")
     select_by = plan.section.select_by
     if select_by is not None and select_by not in judges:
@@ -228,14 +229,14 @@ def _key(trial: Trial, policy: KeptPolicy, settings: EvaluationSettings, sft: Mo
 
 
 def failed_rows(
-    trial: Trial, failure: Failure, split: str, held: Held, judges: Sequence[str]
+    trial: Trial, split: str, held: Held, judges: Sequence[str], checkpoints: Iterable[int]
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a trial without a policy: no score anywhere, which counts as the worst."""
-    cost = {"train_tokens": None, "wall_s": None, "n_tokens": None}
-    for checkpoint in range(1, trial.n_checkpoints + 1):
+    """The rows of policies that there are not, or that a judge said nothing of: no score, which counts as the worst."""
+    facts = {"train_tokens": None, "wall_s": None, "n_tokens": None}
+    for checkpoint in checkpoints:
         for judge in judges:
             for prompt_id in held.of(split):
-                yield _row(trial, checkpoint, split, cost, PromptScore(prompt_id, judge, None, None, None))
+                yield _row(trial, checkpoint, split, facts, PromptScore(prompt_id, judge, None, None, None))
 
 
 def _row(trial: Trial, checkpoint: int, split: str, facts: Mapping[str, Any], score: PromptScore) -> dict[str, Any]:

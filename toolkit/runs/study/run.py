@@ -91,7 +91,9 @@ def run_study(
     n_train = len(from_parquet(first.folder / "data" / "train.parquet"))
     document["splits"] = {"train": {"n_prompts": n_train}} | document["splits"]
     failed = {trial.label: str(failures[trial.name]) for trial in [*trials, *controls] if trial.name in failures}
+    shows = ["the recipe only shows that everything runs: its verdict means nothing"]
     document["warnings"] = [
+        *(shows if plan.base.recipe.evaluate.demonstration else []),
         *(f"{label}: {why}; it counts as the worst policy" for label, why in failed.items()),
         *measuring.warnings(),
         *document["warnings"],
@@ -126,6 +128,7 @@ class Measuring:
         self.engine, self.reporter, self.held, self.judges, self.sft_trials = engine, reporter, held, judges, sft_trials
         self.n_asked = 0  # of each judge: a policy's responses to a prompt
         self.n_answered = dict.fromkeys(judges, 0)
+        self.said: list[str] = []
 
     def rows(
         self, wanted: Sequence[tuple[Trial, Sequence[int] | None]], split: str, failures: Mapping[str, Failure]
@@ -145,9 +148,11 @@ class Measuring:
                     raise RuntimeError(f"{task.label}, on {split} prompts: {outcome.died}")
                 table += outcome.value
         self._count(alive, split, table)
+        table += self._silent(alive, split, table)
         for trial, _ in wanted:
             if trial.name in failures:
-                table += failed_rows(trial, failures[trial.name], split, self.held, self.judges)
+                every = range(1, trial.n_checkpoints + 1)
+                table += failed_rows(trial, split, self.held, self.judges, every)
         return table
 
     def _count(self, measured: Sequence[tuple[Trial, Sequence[int] | None]], split: str, table: Sequence[Row]) -> None:
@@ -164,9 +169,24 @@ class Measuring:
                     fix="mend it, or name another; everything that was trained and sampled is kept",
                 )
 
+    def _silent(
+        self, measured: Sequence[tuple[Trial, Sequence[int] | None]], split: str, table: Sequence[Row]
+    ) -> list[Row]:
+        """Rows without scores of policies that a judge said nothing of, while it answered others: the worst, too."""
+        answered = {(row["arm"], row["setting"], row["seed"], row["checkpoint"], row["judge"]) for row in table}
+        rows: list[Row] = []
+        for trial, checkpoints in measured:
+            for checkpoint in checkpoints or range(1, trial.n_checkpoints + 1):
+                for judge in self.judges:
+                    if (trial.arm, trial.setting, trial.seed, checkpoint, judge) not in answered:
+                        policy = f"{trial.label}, checkpoint {checkpoint}"
+                        self.said.append(f"{policy}: the judge {judge} gave no answer on {split} prompts")
+                        rows += failed_rows(trial, split, self.held, [judge], [checkpoint])
+        return rows
+
     def warnings(self) -> list[str]:
         """What judges did not answer."""
-        return [
+        return [f"{text}; it counts as the worst policy" for text in self.said] + [
             f"the judge {judge} failed on {self.n_asked - n:,} of {self.n_asked:,} responses: those prompts are left "
             "out for all policies, and asked again when you run the command again"
             for judge, n in self.n_answered.items()

@@ -13,6 +13,7 @@ from toolkit.errors import RecipeError
 from toolkit.recipe.schema import SearchSpace
 
 SIGNIFICANT_DIGITS = 3
+MOST_POINTS = 20  # of the sequence for each setting that is asked for: rounding makes some equal
 
 
 def draw_settings(space: SearchSpace, n: int, seed: int, *, where: str) -> list[dict[str, Any]]:
@@ -40,8 +41,15 @@ def draw_settings(space: SearchSpace, n: int, seed: int, *, where: str) -> list[
             raise RecipeError(f"the search space {have}, and study.trials asks for {n}", where=where, fix=fix)
         order = np.random.default_rng(seed).permutation(len(grid))[:n]
         return [dict(zip(names, grid[i], strict=True)) for i in order]
-    points = qmc.Halton(len(names), seed=seed).random(n)
-    return [{name: _value(space[name], u) for name, u in zip(names, point, strict=True)} for point in points]
+    points = qmc.Halton(len(names), seed=seed).random(MOST_POINTS * n)
+    distinct: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for point in points:
+        values = {name: _value(space[name], u) for name, u in zip(names, point, strict=True)}
+        distinct.setdefault(tuple(values.values()), values)
+        if len(distinct) == n:
+            return list(distinct.values())
+    what = f"{len(points)} points of the search space have {len(distinct)} different settings, {n} are asked for"
+    raise RecipeError(what, where=where, fix="widen its ranges (numbers are rounded to three digits), or list values")
 
 
 def _value(values: Any, u: float) -> Any:

@@ -12,7 +12,7 @@ from toolkit.errors import RecipeError
 from toolkit.evals.verdict import ARMS
 from toolkit.recipe.files import LoadedRecipe, load_recipe
 from toolkit.recipe.schema import StudySection
-from toolkit.recipe.study_conflicts import full_name
+from toolkit.recipe.study_conflicts import full_name, labels_of
 from toolkit.recipe.yaml_values import one_line
 from toolkit.runs.study.space import draw_settings
 
@@ -144,7 +144,7 @@ class StudyPlan:
             return {"ppo.reward": "length", "ppo.target_length": None if length is None else max(1, round(length))}
         if control == "more_prompts":
             return {"ppo.prompts": self.section.more_prompts}
-        labels = "rm" if control == "online_dpo" else self.section.select_by or "gold"
+        labels = "rm" if control == "online_dpo" else labels_of(self.base.recipe)
         return {"dpo.online": {"labels": labels}}
 
     def _with_seeds(self, arm: str, number: int, setting: str, values: Mapping[str, Any]) -> Iterator[Trial]:
