@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,51 @@ def code_fingerprint(module: str, package: Path = PACKAGE) -> str:
         files |= {path} if separate else set(folder.rglob("*"))
     code = sorted(path for path in files if path.is_file() and path.suffix != ".pyc")
     return fingerprint({path.relative_to(package).as_posix(): file_fingerprint(path) for path in code})
+
+
+def module_fingerprint(name: str) -> str | None:
+    """16 hex digits over the source of a user's module. None where there is no such module.
+
+    Of a package it is all of its modules; of a module alone, those beside it that it imports count as well. Nothing is
+    imported to find out.
+    """
+    source = _source_of(name)
+    if source is None:
+        return None
+    if (top := _source_of(name.partition(".")[0])) is not None and top.name == "__init__.py":
+        return folder_fingerprint(top.parent, ["**/*.py"])
+    files, waiting = set[Path](), [source]
+    while waiting:
+        file = waiting.pop()
+        if file not in files and file.suffix == ".py":
+            files.add(file)
+            beside = (_source_of(imported, file.parent) for imported in _imports(file))
+            waiting += [source for source in beside if source is not None]
+    return fingerprint({path.name: file_fingerprint(path) for path in sorted(files | {source})})
+
+
+def _source_of(name: str, folder: Path | None = None) -> Path | None:
+    """The file of a module, in ``folder`` or on the path of imports; its parents are not imported."""
+    path: Sequence[str] | None = None if folder is None else [str(folder)]
+    spec = None
+    for part in name.split("."):
+        spec = PathFinder.find_spec(part, path)
+        if spec is None:
+            return None
+        path = list(spec.submodule_search_locations or [])
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _imports(file: Path) -> set[str]:
+    """The modules that a file imports by their names; none where it is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return set()
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return names | {
+        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    }
 
 
 @cache

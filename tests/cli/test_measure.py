@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from support.running import duel, duel_process
 
+from toolkit.models.resolve import resolve
+
 pytestmark = pytest.mark.e2e
 
 
@@ -127,6 +129,16 @@ def test_winrate_gives_the_bounds_of_duel_judge(small_run: Path, tmp_path: Path)
     )
     again = json.loads(duel("winrate", str(out), "--length-control", "--style-control", "--json").stdout)
     assert again["win_rates"] == judged["win_rates"] and again["intervals"]["seed"] == 5
+
+
+def test_models_with_equal_weights_and_other_templates_are_sampled_apart(tmp_path: Path) -> None:
+    names = [str(tmp_path / name) for name in ("one", "copy", "other")]
+    for name in names:
+        shutil.copytree(resolve("tiny").path, name)
+    (tmp_path / "other" / "chat_template.jinja").write_text("{{ messages[0].content }}No: ")
+    shared = ["--data", "reviews", "--limit", "2", "--max-new-tokens", "2", "--judge", "gold"]
+    duel("compare", *names, *shared, "--out", str(tmp_path / "c"))
+    assert len([*(tmp_path / "c").glob("samples-*.parquet")]) == 2
 
 
 def test_compare_simulate_and_winrate(small_run: Path, tmp_path: Path) -> None:

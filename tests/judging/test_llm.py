@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from toolkit.errors import DataError, RecipeError
 from toolkit.files import write_table
@@ -20,6 +22,7 @@ from toolkit.judging.templates import load_template
 from toolkit.judging.win_rates import winrate_report
 from toolkit.measure.judge import SampledPair, judge_samples
 from toolkit.models.resolve import resolve
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings, ModelSection
 
@@ -36,10 +39,10 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUEL_CACHE", str(tmp_path / "cache"))
 
 
-def judge(template: str | None = None) -> list[Any]:
+def judge(template: str | None = None, model: str = "tiny") -> list[Any]:
     options = JudgeOptions(ModelSection(dtype="float32"), JudgeSettings(template=template))
     responses = PolicyResponses(["p0", "p1"], PROMPTS, TEXTS)
-    return judge_pairs("llm:tiny", [("a", "b")], responses, options, QUIET)[0]
+    return judge_pairs(f"llm:{model}", [("a", "b")], responses, options, QUIET)[0]
 
 
 def test_log_probabilities_of_a_local_model(tiny: Any, tokenizer: Any) -> None:
@@ -70,6 +73,38 @@ def test_a_small_model_that_gives_no_verdict_fails_with_its_text() -> None:
     with remembering(llm.memory_file()) as memory:
         answers = memory.connection.execute("SELECT raw, error FROM answers").fetchall()
     assert len(answers) == 4 and all(raw and error for raw, error in answers)
+
+
+def n_answers() -> int:
+    with remembering(llm.memory_file()) as memory:
+        return int(memory.connection.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+
+def test_another_model_under_the_same_name_is_asked_again(tmp_path: Path) -> None:
+    folder = tmp_path / "judge"
+    shutil.copytree(resolve("tiny").path, folder)
+    first = judge(model=str(folder))
+    assert judge(model=str(folder)) == first and n_answers() == 4  # remembered
+    weights = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    moved = {name: w + 0.05 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+    save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
+    retrained = judge(model=str(folder))
+    assert n_answers() == 8
+    for judgement, before in zip(retrained, first, strict=True):
+        assert judgement.preference != before.preference
+    tokenizer = load_tokenizer(resolve(str(folder)))
+    (folder / "chat_template.jinja").write_text(str(tokenizer.chat_template) + "Verdict: ", encoding="utf-8")
+    judge(model=str(folder))
+    assert n_answers() == 12
+
+
+def test_an_edited_template_is_another_question(tmp_path: Path) -> None:
+    template = tmp_path / "t.yaml"
+    for n, word in ((4, "better"), (8, "worse")):
+        template.write_text(f"kind: logprob\nuser: '{{{{ prompt }}}} {{{{ response_a }}}} {{{{ response_b }}}} {word}'")
+        judge(str(template))
+        assert n_answers() == n
 
 
 def test_a_failure_never_replaces_an_answer(tmp_path: Path) -> None:

@@ -72,6 +72,18 @@ def test_a_folder_and_its_fingerprint(tmp_path: Path) -> None:
     assert resolve(str(one)).fingerprint != ref.fingerprint
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "generation_config.json", "duel.json"])
+def test_what_a_model_makes_of_text_is_in_its_identity(tmp_path: Path, name: str) -> None:
+    base = folder(tmp_path / "base")
+    models = [str(base), str(adapter(tmp_path / "lora", str(base)))]
+    before = [resolve(model) for model in models]
+    (base / name).write_text("{}")
+    for was, now in zip(before, map(resolve, models), strict=True):
+        assert was.fingerprint == now.fingerprint and was.identity != now.identity
+    (base / "README.md").write_text("does not count")
+    assert resolve(models[0]).identity != before[0].identity == resolve(str(folder(tmp_path / "same"))).identity
+
+
 def test_an_adapters_fingerprint_holds_its_base(tmp_path: Path) -> None:
     base = folder(tmp_path / "base")
     ref = resolve(str(adapter(tmp_path / "lora", str(base))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 
 from toolkit.errors import RecipeError, StoreError
 from toolkit.files import write_json
+from toolkit.models.resolve import resolve
 from toolkit.recipe.files import load_recipe
 from toolkit.recipe.schema import flat
 from toolkit.runs.plan import (
     STAGE_NAMES,
     PlannedStage,
+    judge_fingerprints,
     outside_fingerprints,
     plan_stages,
     source_fingerprint,
@@ -47,8 +50,8 @@ def test_the_fields_of_a_key_are_the_stages_settings_and_what_it_reads(tmp_path:
         assert {name: fields.pop(name) for name in list(fields) if name in settings}.items() <= settings.items()
         assert fields.pop("code") and all(fields.pop(f"input {name}") for name in planned.spec.inputs)
         others = {
-            "data": ["data_seed", "data.source (content)"],
-            "sft": ["model (weights)"],
+            "data": ["data_seed", "data.source (content)", "model (tokenizer, templates, generation)"],
+            "sft": ["model (weights)", "model (tokenizer, templates, generation)"],
             "report": ["input recipe.resolved.yaml"],
         }
         assert list(fields) == others.get(planned.spec.name, [])
@@ -116,16 +119,75 @@ def test_what_lies_outside_the_run_is_part_of_the_key(tmp_path: Path) -> None:
     sets = [f"data.source={data}", f"evaluate.judges=['file:{votes}', 'rm:tiny', 'implicit:tiny,tiny', gold, rm]"]
     recipe = load_recipe("smoke", sets).recipe
     first = {stage: outside_fingerprints(stage, recipe) for stage in STAGE_NAMES}
-    assert set(first["data"]) == {"data.source (content)"} and set(first["sft"]) == {"model (weights)"}
+    of_text = "model (tokenizer, templates, generation)"
+    assert set(first["data"]) == {"data.source (content)", of_text}
+    assert set(first["sft"]) == {"model (weights)", of_text}
     assert set(first["evaluate"]) == {
         f"file:{votes} (content)",
-        "rm:tiny (weights)",
-        "implicit:tiny,tiny (weights)",
+        "rm:tiny (model)",
+        "implicit:tiny,tiny (model)",
     }
     votes.write_text("2")
     data.write_text("2")
     second = {stage: outside_fingerprints(stage, recipe) for stage in STAGE_NAMES}
     assert [stage for stage in STAGE_NAMES if first[stage] != second[stage]] == ["data", "evaluate"]
+
+
+OF_TEXT = "model (tokenizer, templates, generation)"
+EDITS = {  # what is edited -> which stages run again by themselves, and what each says has changed
+    "template.jinja": {"data": "model.chat_template (content)", "sft": "model.chat_template (content)"},
+    "model/tokenizer.json": {"data": OF_TEXT, "sft": OF_TEXT},
+    "model/chat_template.jinja": {"data": OF_TEXT, "sft": OF_TEXT},
+    "model/generation_config.json": {"data": OF_TEXT, "sft": OF_TEXT},
+    "model/model.safetensors": {"sft": "model (weights)"},
+    "judge/model.safetensors": {"evaluate": "llm:judge (model)"},
+    "judge/chat_template.jinja": {"evaluate": "llm:judge (model)"},
+    "question.yaml": {"evaluate": "evaluate.judge.template (content)"},
+    "scoring.py": {"evaluate": "python:scoring:score (source)"},
+    "helpers.py": {"evaluate": "python:scoring:score (source)"},
+}
+
+
+@pytest.mark.parametrize("edited", EDITS)
+def test_what_a_result_depends_on_is_noticed_when_it_is_edited(
+    edited: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("model", "judge"):
+        shutil.copytree(resolve("tiny").path, tmp_path / name)
+        (tmp_path / name / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (tmp_path / "template.jinja").write_text("{{ messages[0].content }}")
+    (tmp_path / "question.yaml").write_text("kind: choice")
+    (tmp_path / "scoring.py").write_text("import json\nimport helpers\n")
+    (tmp_path / "helpers.py").write_text("WEIGHT = 1\n")
+    (tmp_path / "other.py").write_text("")  # nothing imports it
+    judges = "evaluate.judges=['llm:judge', 'python:scoring:score', 'openai:m@http://localhost:1/v1']"
+    sets = ["model.name=model", "model.chat_template=template.jinja", judges, "evaluate.judge.template=question.yaml"]
+    for planned in plan(tmp_path / "run", *sets):
+        finish(tmp_path / "run", planned)
+    (tmp_path / "other.py").write_text("1")
+    assert {planned.state.status for planned in plan(tmp_path / "run", *sets)} == {"cached"}
+    with (tmp_path / edited).open("ab") as file:
+        file.write(b" ")
+    stale = {p.spec.name: p.state.changed for p in plan(tmp_path / "run", *sets) if p.state.status != "cached"}
+    assert set(stale) >= {*EDITS[edited], "evaluate", "report"}
+    assert {stage: [name for name in stale[stage] if not name.startswith("input")] for stage in stale} == {
+        stage: [EDITS[edited][stage]] if stage in EDITS[edited] else [] for stage in stale
+    }
+
+
+def test_a_function_of_a_package_depends_on_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "judges").mkdir()
+    (tmp_path / "judges" / "__init__.py").write_text("raise RuntimeError('nothing is imported to plan')")
+    (tmp_path / "judges" / "length.py").write_text("from .words import count")
+    (tmp_path / "judges" / "words.py").write_text("1")
+    before = judge_fingerprints("python:judges.length:score")
+    (tmp_path / "judges" / "words.py").write_text("2")
+    assert judge_fingerprints("python:judges.length:score") != before
+    assert judge_fingerprints("python:judges.no_such:score") == {"python:judges.no_such:score (source)": "missing"}
+    assert judge_fingerprints("python:no_such:score") == {"python:no_such:score (source)": "missing"}
 
 
 def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,13 @@ class Question:
     first: str
     second: str = ""
     principle: str = ""  # what the judge shall go by, where its template shows a principle
+    model: str = ""  # the identity of the judge's model, where that lies on this machine
 
     @property
     def key(self) -> str:
-        parts = [self.judge, self.template, self.prompt, self.first, self.second]
+        parts: list[object] = [self.judge, self.template, self.prompt, self.first, self.second]
+        if self.model:
+            parts.append({"model": self.model})
         return fingerprint([*parts, self.principle] if self.principle else parts)
 
 

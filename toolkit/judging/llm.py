@@ -19,7 +19,7 @@ from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, preference_by_score, text_measures
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.templates import Template, load_template
-from toolkit.models.resolve import cache_folder
+from toolkit.models.resolve import cache_folder, resolve
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings
 
@@ -49,6 +49,15 @@ class Usage:
 def is_language_model(spec: str) -> bool:
     """Whether a judge is a language model, which compares two responses, and not a function that scores one."""
     return spec.partition(":")[0] in ("llm", "openai")
+
+
+def model_identity(spec: str) -> str:
+    """The identity of the model behind ``llm:MODEL``: another model under the same name is asked again.
+
+    "" for ``openai:``, whose endpoint does not tell.
+    """
+    kind, _, name = spec.partition(":")
+    return resolve(name).identity if kind == "llm" else ""
 
 
 def memory_file() -> Path:
@@ -110,13 +119,15 @@ class _Comparison:
 def _comparisons(
     spec: str, template: Template, pairs: Sequence[tuple[str, str]], responses: PolicyResponses
 ) -> Iterator[_Comparison]:
-    scored_alone = template.kind == "score"
+    scored_alone, model = template.kind == "score", model_identity(spec)
     for policy, baseline in pairs:
         for prompt_id, prompt, a, b in responses.paired(policy, baseline):
             for order in (None,) if scored_alone else (0, 1):
                 blank = Judgement(prompt_id, policy, baseline, spec, None, order, **text_measures(a, b))
-                shown = [(a,), (b,)] if scored_alone else [(b, a) if order == 1 else (a, b)]
-                questions = [Question(spec, template.fingerprint, prompt, *texts) for texts in shown]
+                shown = [(a, ""), (b, "")] if scored_alone else [(b, a) if order == 1 else (a, b)]
+                questions = [
+                    Question(spec, template.fingerprint, prompt, first, second, model=model) for first, second in shown
+                ]
                 yield _Comparison(blank, questions if a != b else [])
 
 

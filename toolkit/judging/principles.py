@@ -18,7 +18,7 @@ import yaml
 
 from toolkit.errors import DataError, RecipeError
 from toolkit.judging.answers import Answer, Question
-from toolkit.judging.llm import Usage, ask_all
+from toolkit.judging.llm import Usage, ask_all, model_identity
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.templates import Template, load_template
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
@@ -133,7 +133,8 @@ def label_rows(responses: Sequence[tuple[Prompt, Sequence[str]]], labelling: Lab
         for row, (prompt, texts) in enumerate(distinct)
         for i, j in combinations(range(len(texts)), 2)
     ]
-    questions = {pair: list(_both_orders(pair, *distinct[pair.row], judge, template)) for pair in pairs}
+    asking = Asking(judge, template.fingerprint, model_identity(judge))
+    questions = {pair: list(_both_orders(pair, *distinct[pair.row], asking)) for pair in pairs}
     asked = [question for both in questions.values() for orders in both for question in orders]
     answers, usage = ask_all(judge, template, asked, labelling.options, reporter)
 
@@ -157,6 +158,15 @@ def label_rows(responses: Sequence[tuple[Prompt, Sequence[str]]], labelling: Lab
 
 
 @dataclass(frozen=True)
+class Asking:
+    """Who is asked, by which template (its fingerprint), and the identity of the judge's model."""
+
+    judge: str
+    template: str
+    model: str
+
+
+@dataclass(frozen=True)
 class _Pair:
     """Responses i < j of a row, and the principles that they are compared by."""
 
@@ -167,14 +177,14 @@ class _Pair:
 
 
 def _both_orders(
-    pair: _Pair, prompt: Prompt, texts: Sequence[str], judge: str, template: Template
+    pair: _Pair, prompt: Prompt, texts: Sequence[str], asking: Asking
 ) -> Iterator[tuple[Question, Question]]:
     """For each principle: the question that shows response i first, and the one that shows response j first."""
     a, b = texts[pair.i], texts[pair.j]
     for principle in pair.principles:
         yield (
-            Question(judge, template.fingerprint, prompt, a, b, principle),
-            Question(judge, template.fingerprint, prompt, b, a, principle),
+            Question(asking.judge, asking.template, prompt, a, b, principle, asking.model),
+            Question(asking.judge, asking.template, prompt, b, a, principle, asking.model),
         )
 
 

@@ -78,7 +78,7 @@ def compare_policies(
 
 def _file_name(sampler: PolicySampler, prompts: Sequence[tuple[str, Prompt]], seed: int) -> str:
     """A name from all that the policy's samples depend on."""
-    policy, params = sampler.ref.fingerprint, sampler.params
+    policy, params = sampler.ref.identity, sampler.params
     settings = [policy, params.n, params.temperature, params.max_new_tokens, seed, sampler.model.dtype, SAMPLE_COLUMNS]
     return f"samples-{fingerprint([*settings, [key for key, _ in prompts]])}.parquet"
 

@@ -22,18 +22,36 @@ SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WEIGHTS = ["*.safetensors", "*.bin", "config.json", "adapter_config.json", "reward_head.json"]
 REWARD_HEAD_FILE = "reward_head.json"
 TRAINING_RECORD_FILE = "duel.json"
+# What a model makes of text, and how it generates; and what its implicit reward is.
+TEXT_FILES = [
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    *("chat_template.*", "additional_chat_templates/*", "generation_config.json", TRAINING_RECORD_FILE),
+]
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """Where a model's weights are, and what they are: ``fingerprint`` changes when a weight does."""
+    """Where a model's weights are, and what they are: ``fingerprint`` changes when a weight does.
+
+    ``text_fingerprint`` changes with tokenizer, chat template, generation settings and the record of its training; that
+    of a hub's model is "", since the commit in ``fingerprint`` pins them.
+    """
 
     spec: str
     path: str  # a folder, or a hub id
     kind: str  # "folder" | "adapter" | "hub"
     fingerprint: str
     revision: str | None = None
+    text_fingerprint: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Changes with everything that this model's samples and judgements of a text depend on.
+
+        ``fingerprint`` alone says whether two models are the same policy, whatever lies beside their weights.
+        """
+        return fingerprint([self.fingerprint, self.text_fingerprint])
 
 
 def cache_folder() -> Path:
@@ -73,14 +91,22 @@ def resolve(spec: str, revision: str | None = None) -> ModelRef:
 def _folder(spec: str, path: Path) -> ModelRef:
     if (path / "adapter_config.json").is_file():
         base = resolve_base(path)
-        return ModelRef(spec, str(path), "adapter", fingerprint([base.fingerprint, folder_fingerprint(path, WEIGHTS)]))
+        weights, text = (folder_fingerprint(path, names) for names in (WEIGHTS, TEXT_FILES))
+        return ModelRef(
+            spec,
+            str(path),
+            "adapter",
+            fingerprint([base.fingerprint, weights]),
+            text_fingerprint=fingerprint([base.text_fingerprint, text]),
+        )
     if not (path / "config.json").is_file():
         raise ModelError(
             "this folder holds neither a model nor an adapter",
             where=str(path),
             fix="name the folder that holds config.json or adapter_config.json",
         )
-    return ModelRef(spec, str(path), "folder", folder_fingerprint(path, WEIGHTS))
+    weights, text = (folder_fingerprint(path, names) for names in (WEIGHTS, TEXT_FILES))
+    return ModelRef(spec, str(path), "folder", weights, text_fingerprint=text)
 
 
 def resolve_base(adapter: Path) -> ModelRef:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RecipeError, StoreError, nearest
-from toolkit.files import code_fingerprint, file_fingerprint, fingerprint, folder_fingerprint
+from toolkit.files import code_fingerprint, file_fingerprint, fingerprint, folder_fingerprint, module_fingerprint
+from toolkit.judging.templates import SHIPPED
 from toolkit.models.resolve import resolve
 from toolkit.preferences.loading import shipped_path
 from toolkit.recipe.checks import on_the_hub
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import JudgeSettings, Recipe
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, RunFolder, StageState
 from toolkit.stages.contexts import Context, context_of, settings_of
 
@@ -98,13 +99,15 @@ def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
     """Fingerprints of what a stage reads from outside the run: data, models, files of judgements."""
     if stage == "data":
         sources = {"data.source": recipe.data.source, "data.eval_source": recipe.data.eval_source}
-        return {
+        contents = {
             f"{name} (content)": source_fingerprint(source, recipe.data.revision)
             for name, source in sources.items()
             if source
         }
+        return contents | text_fingerprints(recipe)
     if stage == "sft":
-        return {"model (weights)": resolve(recipe.model.name, recipe.model.revision).fingerprint}
+        weights = resolve(recipe.model.name, recipe.model.revision).fingerprint
+        return {"model (weights)": weights} | text_fingerprints(recipe)
     if stage == "ppo" and recipe.ppo.prompts is not None:
         content = source_fingerprint(recipe.ppo.prompts, None)
         if content == MISSING:  # before the stages ahead of it train
@@ -115,18 +118,43 @@ def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
     if stage == "dpo" and recipe.dpo.online is not None:
         return judge_fingerprints(recipe.dpo.online.labels)
     if stage == "evaluate":
-        return {name: value for judge in recipe.evaluate.judges for name, value in judge_fingerprints(judge).items()}
+        section = recipe.evaluate
+        by_judge = [judge_fingerprints(judge, section.judge) for judge in section.judges]
+        return {name: value for fingerprints in by_judge for name, value in fingerprints.items()}
     return {}
 
 
-def judge_fingerprints(judge: str) -> dict[str, str]:
-    """Fingerprints of what a judge reads from outside: a file of judgements, or its models."""
+def text_fingerprints(recipe: Recipe) -> dict[str, str]:
+    """Fingerprints of what turns text into ids: files beside the model's weights, and ``model.chat_template``."""
+    model = recipe.model
+    text = {"model (tokenizer, templates, generation)": resolve(model.name, model.revision).text_fingerprint}
+    if model.chat_template is not None:
+        text["model.chat_template (content)"] = _file_or_missing(model.chat_template)
+    return text
+
+
+def judge_fingerprints(judge: str, settings: JudgeSettings | None = None) -> dict[str, str]:
+    """Fingerprints of what a judge reads from outside: a file of judgements, its models, the source of its function,
+    and of a language model the file of its template, where ``settings`` name one.
+    """
     kind, _, rest = judge.partition(":")
+    fingerprints = {}
     if kind == "file":
-        return {f"{judge} (content)": source_fingerprint(rest, None)}
-    if kind in ("rm", "implicit") and rest:
-        return {f"{judge} (weights)": fingerprint([resolve(name.strip()).fingerprint for name in rest.split(",")])}
-    return {}
+        fingerprints[f"{judge} (content)"] = source_fingerprint(rest, None)
+    elif kind in ("rm", "implicit", "llm") and rest:
+        models = [rest] if kind == "llm" else rest.split(",")
+        fingerprints[f"{judge} (model)"] = fingerprint([resolve(name.strip()).identity for name in models])
+    elif kind == "python":
+        fingerprints[f"{judge} (source)"] = module_fingerprint(rest.partition(":")[0]) or MISSING
+    template = settings.template if settings is not None else None
+    if kind in ("llm", "openai") and template is not None and template not in SHIPPED:
+        fingerprints["evaluate.judge.template (content)"] = _file_or_missing(template)
+    return fingerprints
+
+
+def _file_or_missing(name: str) -> str:
+    path = Path(name).expanduser()
+    return file_fingerprint(path) if path.is_file() else MISSING
 
 
 def source_fingerprint(source: str, revision: str | None) -> str:

@@ -167,7 +167,9 @@ def measure(
             spec = judge
             if judge == OWN_REWARD_MODEL:
                 spec = f"rm:{sft_trial.folder / 'reward_model' / 'model'}"
-            key = fingerprint([judge_fingerprints(spec), settings.section.judge.model_dump(mode="json")])
+            key = fingerprint(
+                [judge_fingerprints(spec, settings.section.judge), settings.section.judge.model_dump(mode="json")]
+            )
             scores = judge_policy(judge, spec, key, samples, baseline or [], settings, files, reporter)
             table += [_row(trial, policy.checkpoint, split, {**policy.cost, "n_tokens": length}, s) for s in scores]
     return table
