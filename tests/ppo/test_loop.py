@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from toolkit.engine.sampling import sample_responses
 from toolkit.models.encoding import Tree
 from toolkit.ppo import sampling as ppo_sampling
-from toolkit.training.trainer import last_checkpoint
+from toolkit.training.checkpoints import last_checkpoint
 
 pytestmark = pytest.mark.invariant
 

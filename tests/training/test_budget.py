@@ -24,10 +24,10 @@ from toolkit.stages import dpo
 from toolkit.training.batch import Example
 from toolkit.training.budget import Budget, Cost, Limit, Spending, limit_of
 from toolkit.training.callbacks import StageProgress
+from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.trainer import (
     EngineTrainer,
     keep_along,
-    last_checkpoint,
     seed_everything,
     total_steps,
     training_arguments,

@@ -64,6 +64,7 @@ from toolkit.ppo.sampling import SamplingSettings, Scorer
 from toolkit.ppo.schedule import Schedule
 from toolkit.ppo.update import Update, token_count
 from toolkit.training.budget import VIRTUAL_STEPS, Budget, Spending
+from toolkit.training.checkpoints import CheckpointFiles
 from toolkit.training.milestones import KlMilestones, MilestonePolicy
 
 
@@ -119,7 +120,7 @@ class PPOLoop(Trainer):
             train_dataset=self.schedule,
             eval_dataset=list(data.eval_prompts) or None,
             processing_class=sampling.tokenizer,
-            callbacks=[*counters, *(callbacks or [])],
+            callbacks=[*counters, *(callbacks or []), CheckpointFiles()],
         )
         self.average: WeightAverage | None = None
         if args.ema_decay is not None:

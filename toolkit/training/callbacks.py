@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from toolkit.engine.distributed import all_sum
 from toolkit.errors import NotFiniteError
 from toolkit.progress import Reporter, Trackers
 from toolkit.training.budget import Budget
+from toolkit.training.checkpoints import checkpoint_folder
 from toolkit.training.milestones import KlMilestones
 
 # Where a stage's numbers can go beside metrics.jsonl, by its name in a recipe's ``report_to``.
@@ -152,8 +152,3 @@ class SaveAtKl(TrainerCallback):
             self.milestones.reach(state.global_step, total / n)
         if control.should_save and state.is_world_process_zero:  # before the trainer's own files make it whole
             self.milestones.save(checkpoint_folder(args, state))
-
-
-def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where the trainer's checkpoint of this step lies."""
-    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

@@ -26,6 +26,7 @@ from toolkit.recipe.schema import Arm, DpoSection, RewardModelSection, Training
 from toolkit.training.batch import Example, PairBatch, StepTotals, collate
 from toolkit.training.budget import RESUME_POINTS, VIRTUAL_STEPS, Budget, Spending, limit_of
 from toolkit.training.callbacks import SaveAtSteps, StageProgress, diverged
+from toolkit.training.checkpoints import CHECKPOINTS_KEPT, CheckpointFiles, last_checkpoint
 
 LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
@@ -101,7 +102,7 @@ def training_arguments(section: Training, out: Path, *, seed: int, dtype: str, s
         "logging_nan_inf_filter": False,
         "save_strategy": "no" if budgeted else "steps",
         "save_steps": max(1, math.ceil(steps / RESUME_POINTS)),
-        "save_total_limit": 1,
+        "save_total_limit": CHECKPOINTS_KEPT,
         "report_to": "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
@@ -109,12 +110,6 @@ def training_arguments(section: Training, out: Path, *, seed: int, dtype: str, s
         "seed": seed,
         "data_seed": seed,
     }
-
-
-def last_checkpoint(out: Path) -> str | None:
-    """The newest whole checkpoint of an interrupted stage. The trainer's state is the last file that it writes."""
-    whole = [path for path in (out / "trainer").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def milestone_steps(section: Arm, steps: int) -> list[int]:
@@ -242,7 +237,7 @@ class EngineTrainer(Trainer):
             args=TrainingArguments(**arguments),
             train_dataset=self.numbered,
             data_collator=lambda numbered: {"batch": numbered},
-            callbacks=[*counters, *(callbacks or [])],
+            callbacks=[*counters, *(callbacks or []), CheckpointFiles()],
         )
         self.engine, self.examples, self.loss_fn = engine, examples, loss_fn
         self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -316,12 +311,13 @@ class EngineTrainer(Trainer):
 
 
 def train_to_end(trainer: Trainer, progress: StageProgress, out: Path) -> None:
-    """Train with progress shown, from the newest checkpoint in the stage's folder where there is one.
+    """Train with progress shown, from the newest whole checkpoint in the stage's folder where there is one.
 
     A line tells how much of a budget was spent. Raises NotFiniteError where training diverged.
     """
     with progress.shown():
-        trainer.train(resume_from_checkpoint=last_checkpoint(out))
+        newest = last_checkpoint(out, lambda text: progress.reporter.line(f"{progress.stage}: {text}"))
+        trainer.train(resume_from_checkpoint=newest)
     assert trainer.model is not None
     if not all(torch.isfinite(weight).all() for weight in trainer.model.parameters() if weight.requires_grad):
         raise diverged(f"weights are not finite after step {trainer.state.global_step}", progress.stage)

@@ -21,6 +21,7 @@ from toolkit.progress import Reporter
 from toolkit.recipe.schema import DpoSection, Lora, RewardModelSection
 from toolkit.training.batch import Example
 from toolkit.training.budget import Spending
+from toolkit.training.checkpoints import CheckpointFiles
 
 TOKEN_COLUMN = "response_tokens"
 
@@ -126,7 +127,7 @@ def dpo(
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
         processing_class=inputs.tokenizer,
         peft_config=lora_config(inputs.lora, task="CAUSAL_LM") if inputs.lora is not None else None,
-        callbacks=[inputs.spending, *inputs.callbacks],
+        callbacks=[inputs.spending, *inputs.callbacks, CheckpointFiles()],
     )
     give(trainer, rows, inputs.spending)
     trainer.remove_callback(PrinterCallback)
@@ -154,7 +155,7 @@ def reward_model(
         train_dataset=Dataset.from_list(rows),
         processing_class=inputs.tokenizer,
         peft_config=lora_config(lora, task="SEQ_CLS", modules_to_save=["score"]) if lora is not None else None,
-        callbacks=[inputs.spending, *inputs.callbacks],
+        callbacks=[inputs.spending, *inputs.callbacks, CheckpointFiles()],
     )
     give(trainer, rows, inputs.spending)
     trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,79 @@
+"""The Trainer's checkpoints: which of them are whole, and which one an interrupted stage resumes from.
+
+A list of all files with their hashes is written last. A checkpoint without it was not written to its end, and one whose
+files differ from it was damaged later: the Trainer would fail on some of these, and resume others to other weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from toolkit.engine.distributed import barrier, main_process
+from toolkit.errors import StoreError
+from toolkit.files import file_fingerprint, read_json, write_json
+
+FILES_FILE = "files.json"
+# The one before the newest is there to fall back to.
+CHECKPOINTS_KEPT = 2
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the trainer's checkpoint of this step lies."""
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+class CheckpointFiles(TrainerCallback):
+    """Writes the list of a checkpoint's files as soon as all processes have written theirs."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        barrier()
+        if state.is_world_process_zero:
+            folder = checkpoint_folder(args, state)
+            write_json(folder / FILES_FILE, _fingerprints(folder))
+        barrier()
+
+
+def _fingerprints(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FILES_FILE)
+    return {path.relative_to(folder).as_posix(): file_fingerprint(path) for path in files}
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint, in words; "" where it is whole."""
+    if not (folder / FILES_FILE).is_file():
+        return "it was not written to its end"
+    try:
+        written = read_json(folder / FILES_FILE)
+    except StoreError:
+        return f"{FILES_FILE} is damaged"
+    if not isinstance(written, dict):
+        return f"{FILES_FILE} is damaged"
+    present = _fingerprints(folder)
+    if missing := sorted(written.keys() - present.keys()):
+        return f"{', '.join(missing)} is missing"
+    changed = [name for name, fingerprint in written.items() if present[name] != fingerprint]
+    return f"{', '.join(changed)} is damaged" if changed else ""
+
+
+def last_checkpoint(out: Path, say: Callable[[str], None] = lambda _: None) -> str | None:
+    """The newest whole checkpoint of an interrupted stage; None where it has to start again.
+
+    Those that are not whole are removed, and ``say`` gets a line about each, so that the Trainer never counts them
+    among the checkpoints that it keeps. All processes call this.
+    """
+    folders = sorted((out / "trainer").glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
+    problems = {folder: damage(folder) for folder in folders}
+    barrier()  # before the main process removes what another one still looks at
+    whole = [folder for folder in folders if not problems[folder]]
+    for folder in folders:
+        if problems[folder] and main_process():
+            instead = f"training goes on from {whole[0].name}" if whole else "training starts again"
+            say(f"{folder.name} cannot be used, {problems[folder]}: {instead}")
+            shutil.rmtree(folder)
+    barrier()
+    return str(whole[0]) if whole else None
