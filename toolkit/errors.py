@@ -11,6 +11,12 @@ from collections.abc import Iterable
 
 # Environment variable with the file to which a launched process writes its exit code. The launcher's is always 1.
 EXIT_CODE_FILE = "DUEL_EXIT_CODE_FILE"
+# Environment variable with a file that the launcher of several processes holds locked for as long as it lives.
+LAUNCHER_FILE = "DUEL_LAUNCHER_FILE"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM asks a command to end. It ends as with Ctrl-C, with another exit code."""
 
 
 class DuelError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import json
 import os
@@ -132,6 +133,32 @@ def imported_modules(module: str, package: Path = PACKAGE) -> tuple[str, ...]:
 
 def _module_file(module: str, package: Path) -> Path:
     return package.parent / f"{module.replace('.', '/')}.py"
+
+
+# ---------------------------------------------------------------- locks
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock file, alone or with others who share it. Raises BlockingIOError where another process holds it.
+
+    The system lets go of it when the process ends, however it ends.
+    """
+    with path.open("a") as handle:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock file alone. It is tried for an instant, shared with others who ask."""
+    try:
+        with path.open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 # ---------------------------------------------------------------- whole or absent

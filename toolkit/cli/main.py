@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -16,9 +17,9 @@ import click
 
 from toolkit.cli import folders, measure, run, study
 from toolkit.cli.options import Group
-from toolkit.errors import EXIT_CODE_FILE, DuelError
+from toolkit.errors import EXIT_CODE_FILE, DuelError, Terminated
 
-USER_ERROR, DEFECT, INTERRUPTED = 2, 1, 130
+USER_ERROR, DEFECT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,7 +37,9 @@ for command in (*run.COMMANDS, *measure.COMMANDS, *study.COMMANDS, *folders.COMM
 
 
 def main() -> NoReturn:
-    """The console script: errors become one message and an exit code (0 done, 2 input, 1 defect, 130 interrupted)."""
+    """The console script: errors become one message and an exit code (0 done, 2 input, 1 defect, 130 Ctrl-C, 143
+    SIGTERM)."""
+    signal.signal(signal.SIGTERM, _terminate)
     code = exit_code()
     if code == USER_ERROR and (file := os.environ.get(EXIT_CODE_FILE)):
         from toolkit.files import write_text
@@ -53,8 +56,8 @@ def exit_code() -> int:
         return 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        return _interruption()
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        return _interruption(error)
     except click.ClickException as error:
         error.show(sys.stderr)
         return USER_ERROR
@@ -63,8 +66,8 @@ def exit_code() -> int:
         print(f"error: {error.render()}", file=sys.stderr)
         return USER_ERROR
     except Exception as error:
-        if _was_interrupted(error):
-            return _interruption()
+        if _stems_from(error, KeyboardInterrupt):
+            return _interruption(error)
         _show_traceback(debug)
         if (message := _system_message(error)) is not None:
             print(message, file=sys.stderr)
@@ -77,15 +80,23 @@ def exit_code() -> int:
         return DEFECT
 
 
-def _interruption() -> int:
-    print("\ninterrupted; run the same command again to continue", file=sys.stderr)
-    return INTERRUPTED
+def _terminate(signal_number: int, frame: object) -> NoReturn:
+    """The handler of SIGTERM. A second one ends the process at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated
 
 
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: in the middle of an import it becomes another error."""
+def _interruption(error: BaseException) -> int:
+    terminated = _stems_from(error, Terminated)
+    word = "terminated" if terminated else "interrupted"
+    print(f"\n{word}; run the same command again to continue", file=sys.stderr)
+    return TERMINATED if terminated else INTERRUPTED
+
+
+def _stems_from(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether such an exception is behind an error: Ctrl-C in the middle of an import becomes another error."""
     while error is not None:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, kind):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -6,12 +6,22 @@ In a process that was started alone, every function here returns at once.
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import nn
+
+from toolkit.errors import LAUNCHER_FILE
+from toolkit.files import is_locked
+
+LAUNCHER_CHECK_S = 0.5
 
 
 def launched_processes() -> int:
@@ -27,8 +37,27 @@ def main_process() -> bool:
 
 def join_group() -> None:
     """Join the other processes, where there are some and this one has not. A Trainer does so itself."""
+    end_with_launcher()
     if launched_processes() > 1:
         PartialState(cpu=not torch.cuda.is_available())
+
+
+@cache  # one thread is enough
+def end_with_launcher() -> None:
+    """End this process soon after the command that launched it has ended, if only by SIGKILL.
+
+    Without it the processes of a killed run would train on, and write beside the run that follows.
+    """
+    file = os.environ.get(LAUNCHER_FILE)
+    if file is None:
+        return
+
+    def watch(path: Path) -> None:
+        while is_locked(path):
+            time.sleep(LAUNCHER_CHECK_S)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, args=(Path(file),), daemon=True).start()
 
 
 def barrier() -> None:

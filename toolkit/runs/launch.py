@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
-from toolkit.errors import EXIT_CODE_FILE, RecipeError
+from toolkit.errors import EXIT_CODE_FILE, LAUNCHER_FILE, RecipeError
+from toolkit.files import locked
 
 
 def number_of_processes(arguments: Sequence[str]) -> int:
@@ -57,7 +58,9 @@ def accelerate_launch(arguments: Sequence[str], module: str, module_arguments: S
     """Run a module under `accelerate launch`. Returns the module's exit code, which the launcher's hides."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *for_this_machine(arguments)]
     with TemporaryDirectory() as folder:
-        file = Path(folder) / "code"
-        environment = {**os.environ, EXIT_CODE_FILE: str(file)}
-        code = subprocess.run([*launcher, "-m", module, *module_arguments], check=False, env=environment).returncode
-        return int(file.read_text(encoding="ascii")) if code and file.is_file() else code
+        code_file, launcher_file = Path(folder) / "code", Path(folder) / "launcher"
+        environment = {**os.environ, EXIT_CODE_FILE: str(code_file), LAUNCHER_FILE: str(launcher_file)}
+        with locked(launcher_file):  # a killed run lets go of it, and its processes end
+            command = [*launcher, "-m", module, *module_arguments]
+            code = subprocess.run(command, check=False, env=environment).returncode
+        return int(code_file.read_text(encoding="ascii")) if code and code_file.is_file() else code

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import BusyError, StoreError
-from toolkit.files import flat, read_json, write_json
+from toolkit.files import flat, is_locked, locked, read_json, write_json
 
 # 2: the evaluate stage writes evaluation.json, which was called results.json as the run's own file is.
 SCHEMA_VERSION = 2
 # Files outside the stages' folders are the same in these versions, and so are the stages' tables and models.
 READABLE_VERSIONS = (1, SCHEMA_VERSION)
+WORKERS_LOCK = ".workers"  # shared by the processes of a stage
 STAGE_FILE = "stage.json"
 MANIFEST_FILE = "manifest.json"
 RESULTS_FILE = "results.json"
@@ -86,17 +86,27 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run folder: two processes never write the same one. Raises BusyError where another holds it."""
+        """Hold the run folder: two processes never write the same one. Raises BusyError where another holds it, or
+        where processes live on that a run had launched which was killed.
+        """
         self.create()
-        with (self.root / ".lock").open("w") as handle:
+        with ExitStack() as held:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                held.enter_context(locked(self.root / ".lock"))
+                with locked(self.root / WORKERS_LOCK):
+                    pass
+            except BlockingIOError as error:
                 raise BusyError(
                     "another process is working on this run",
                     where=str(self.root),
                     fix="wait for it, or choose another folder with --out",
                 ) from error
+            yield
+
+    @contextmanager
+    def as_worker(self) -> Iterator[None]:
+        """Of a launched process: while it works here, no other run may begin."""
+        with locked(self.root / WORKERS_LOCK, shared=True):
             yield
 
     def earlier_version(self) -> int | None:
@@ -109,15 +119,8 @@ class RunFolder:
         return None if version == SCHEMA_VERSION else int(version)
 
     def busy(self) -> bool:
-        """Whether a process holds the run folder now. The lock is tried for an instant, shared with others who ask."""
-        try:
-            with (self.root / ".lock").open() as handle:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return False
+        """Whether a process holds the run folder now."""
+        return is_locked(self.root / ".lock")
 
     def stage_dir(self, stage: str) -> Path:
         return self.root / stage

@@ -9,6 +9,7 @@ from pathlib import Path
 from toolkit.errors import DuelError, RecipeError
 from toolkit.files import read_json, write_json
 from toolkit.progress import Reporter, RunLog, Trackers, show_notes
+from toolkit.runs.store import RunFolder
 from toolkit.stages.contexts import from_json
 
 
@@ -16,14 +17,22 @@ def main(file: Path) -> int:
     """Run the stage of a request, and leave its metrics beside it. Returns the exit code."""
     import transformers
 
-    from toolkit.engine.distributed import launched_processes, leave_group, main_process, world
+    from toolkit.engine.distributed import end_with_launcher
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    end_with_launcher()
+    run_folder = file.parents[2]  # the file lies in RUN/.work/STAGE-KEY
+    with RunFolder(run_folder).as_worker():
+        return run_stage(file, run_folder)
+
+
+def run_stage(file: Path, run_folder: Path) -> int:
+    """What :func:`main` does in the run folder."""
+    from toolkit.engine.distributed import launched_processes, leave_group, main_process, world
+
     request = read_json(file)
     writes = main_process()
-    # The file lies in RUN/.work/STAGE-KEY.
-    run_folder = file.parents[2]
     trackers = Trackers(tuple(request["trackers"]["names"]), request["trackers"]["run_name"], run_folder)
     inputs = {name: Path(path) for name, path in request["inputs"].items()}
     stage = importlib.import_module(f"toolkit.stages.{request['stage']}")

@@ -1,0 +1,77 @@
+"""Runs that are told to end, and processes whose run was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from support.running import ROOT, SMALL, command, duel, duel_process, environment
+
+from toolkit.runs.store import WORKERS_LOCK, RunFolder
+
+pytestmark = [pytest.mark.fault, pytest.mark.e2e]
+
+
+def wait_for(out: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None and not list(out.glob(pattern)):
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+@pytest.mark.parametrize("moment", [".work/sft-*", ".work/dpo-*/trainer/*"])
+def test_a_signal_ends_a_run_in_words(number: int, code: int, word: str, moment: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = command("run", "smoke", "--out", str(out), "--until", "dpo", *SMALL, "--set=dpo.num_train_epochs=40")
+    with subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        wait_for(out, moment, process)
+        process.send_signal(number)
+        told = time.monotonic()
+        _, stderr = process.communicate(timeout=30)
+    assert time.monotonic() - told < 5
+    assert process.returncode == code
+    assert stderr.splitlines()[-1] == f"{word}; run the same command again to continue" and "Traceback" not in stderr
+    assert json.loads((out / "manifest.json").read_text(encoding="utf-8"))["status"] == "interrupted"
+
+
+def processes_with(word: str) -> list[int]:
+    """Ids of the processes whose command line has this word."""
+    ids = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                line = (folder / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:  # it has ended
+                continue
+            if word in line and int(folder.name) != os.getpid():
+                ids.append(int(folder.name))
+    return ids
+
+
+def test_launched_processes_die_with_a_killed_run_and_hold_its_folder_until_then(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    more = ["--set=dpo.num_train_epochs=40", "--set=dpo.per_device_train_batch_size=4"]
+    words = ["run", "smoke", "--out", str(out), "--until", "dpo", *SMALL, *more, "--", "--num_processes", "2"]
+    with subprocess.Popen(command(*words), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) as process:
+        wait_for(out, ".work/dpo-*/trainer/*", process)
+        process.kill()
+    killed = time.monotonic()
+    while processes_with(str(out / ".work")) and time.monotonic() - killed < 20:
+        time.sleep(0.1)
+    assert not processes_with(str(out / ".work")) and time.monotonic() - killed < 10
+    done = duel_process(*words)
+    assert "resumed at step" in done.stderr and (out / "dpo" / "stage.json").is_file()
+
+
+def test_a_run_is_refused_while_processes_of_another_live(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    RunFolder(out).create()
+    with RunFolder(out).as_worker(), RunFolder(out).as_worker():
+        done = duel("run", "smoke", "--out", str(out), *SMALL, check=2)
+    assert "another process is working on this run" in done.stderr and (out / WORKERS_LOCK).is_file()
