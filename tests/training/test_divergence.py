@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,14 @@ def test_it_names_stage_step_and_setting(stage: str, small_run: Path, tmp_path: 
     assert "training diverged: " in done.stderr and " step " in done.stderr
     assert f"lower {stage}.learning_rate" in done.stderr and "Traceback" not in done.stderr
     assert not (out / stage).exists()
+
+
+def test_a_policy_that_has_lost_the_end_of_text_decides_nothing(tmp_path: Path) -> None:
+    """Its weights and losses are finite, so training ends as always."""
+    out = tmp_path / "run"
+    duel("run", "smoke", "--out", str(out), *SMALL, "--set=ppo.learning_rate=1e3", "--set=data.eval_prompts=24")
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    verdict = results["verdict"]
+    assert (verdict["winner"], verdict["finding"], verdict["doubt"]) == ("undecided", "undecided", "broken arm")
+    assert list(verdict["broken_arms"]) == ["rm_ppo"] and verdict["broken_arms"]["rm_ppo"] in verdict["sentence"]
+    assert results["warnings"][0].startswith("RM + PPO ") and verdict["next_step"].startswith("Train RM + PPO again")

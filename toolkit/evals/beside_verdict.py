@@ -34,6 +34,10 @@ def _steps(verdict: Row, judging: Judging, hacking: Mapping[str, Sequence[Row]])
     if not verdict["judges"]:
         yield "Name an independent judge in evaluate.judges: gold, llm:MODEL, or votes (duel judge) as file:PATH."
         return
+    if verdict["doubt"] == "broken arm":
+        arms = " and ".join(NAMES[arm] for arm in verdict["broken_arms"])
+        yield f"Train {arms} again, with another learning rate or a larger weight of the KL, and read its samples."
+        return
     if judging.demonstration:
         yield "Take a recipe that is made to compare, such as quickstart, and your own data."
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from toolkit.evals.agreement import (
     estimate_dict,
     pairwise_accuracy,
 )
+from toolkit.evals.broken import broken_arm_warnings, broken_arms
 from toolkit.evals.hacking import DriftRow, corpus_drift, drift, text_features
 from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, bootstrap_mean
 from toolkit.evals.overoptimization import best_of_n_kl, fit_with_intervals
@@ -67,6 +68,7 @@ def summarise(
         for part, values in ((quality["explicit"], explicit), (quality["implicit"], implicit)):
             part["accuracy_against_gold"] = estimate_dict(pairwise_accuracy(by_gold, values, **options))
         quality["gold"] = {"accuracy": estimate_dict(pairwise_accuracy(comparisons, gold, **options))}
+    judging = replace(judging, broken_arms={**broken_arms(policies, by_policy), **judging.broken_arms})
     further_warnings = result_warnings(
         policies=policies,
         samples=by_policy,
@@ -90,7 +92,7 @@ def summarise(
         "hacking": hacking,
         "rm_quality": quality,
         "judge_tests": [asdict(test) for test in judging.tests.values()],
-        "warnings": [*warnings, *further_warnings],
+        "warnings": [*broken_arm_warnings(judging.broken_arms), *warnings, *further_warnings],
     }
 
 

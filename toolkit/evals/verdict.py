@@ -10,6 +10,7 @@ Each condition guards against a way in which a verdict has been wrong:
   a coin there does not decide.
 - Every independent judge sees the same arm ahead, or one judge was named as the primary one. With several judges and no
   primary one, the prompt's mean over the judges decides, and the order of the judges changes nothing.
+- Neither arm is broken (``broken.py``): one that has lost the end of its texts, or never moved, loses or wins by that.
 - The difference is one that counts: an interval within ``smallest_effect`` of one half means "no practical difference",
   however small its p value is.
 """
@@ -32,7 +33,7 @@ MIN_PROMPTS = 20
 SMALLEST_EFFECT = 0.02
 ALPHA = 0.05
 Finding = Literal["better", "no practical difference", "undecided"]
-Doubt = Literal["judges disagree", "primary judge"]
+Doubt = Literal["judges disagree", "primary judge", "broken arm"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class Judging:
     judge may have seen some alone; None takes those that the rows know of. ``tests`` are the judges' tests on held-out
     comparisons: a judge that did not pass does not decide, and the verdict says so of one that was not tested.
     ``unverified`` counts each judge's judgements of the arms that do not record which responses they are of: they may
-    decide, and the verdict says so.
+    decide, and the verdict says so. ``broken_judges`` and ``broken_arms`` give reasons against judges and arms whose
+    numbers say nothing.
     """
 
     primary_judge: str | None = None
@@ -126,11 +128,13 @@ class Judging:
     n_prompts: int | None = None
     tests: Mapping[str, JudgeTest] = field(default_factory=dict)
     unverified: Mapping[str, int] = field(default_factory=dict)
+    broken_judges: Mapping[str, str] = field(default_factory=dict)
+    broken_arms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def refused(self) -> dict[str, str]:
-        """Judge -> the reason why it does not decide: what it was trained on, or what its test says."""
-        return {**failed_tests(self.tests), **self.not_independent, **TRAINING_SIGNALS}
+        """Judge -> the reason why it does not decide: its answers, its test, or what it was trained on."""
+        return {**self.broken_judges, **failed_tests(self.tests), **self.not_independent, **TRAINING_SIGNALS}
 
 
 BY_DEFAULT = Judging()
@@ -145,7 +149,7 @@ def verdict(
     they differ, since an arm that moved further paid more for its win rate.
 
     Returns ``winner`` (rm_ppo, dpo or undecided), ``finding``, ``sentence``, ``reason``, the numbers of the row that
-    decided, and ``judges``: the win rate of RM + PPO by every independent judge.
+    decided, ``judges`` (the win rate of RM + PPO by every independent judge), and ``broken_arms`` (the reason of each).
     """
     rows = [_over_all_prompts(row, judging) for row in head_to_head(win_rates)]
     if not rows:
@@ -154,23 +158,19 @@ def verdict(
     refused = judging.refused
     independent = [row for row in rows if row["judge"] not in refused]
     if not independent:
-        reason = "no independent judge compared the two arms"
-        tested = failed_tests(judging.tests).keys() - judging.not_independent.keys()
-        if any(row["judge"] in tested and is_neutral(row["judge"]) for row in rows):
-            reason = "every independent judge failed its test on held-out labels"
+        reason = _nobody_decides(rows, judging)
         signals = "; ".join(f"judge {r['judge']} is {refused[r['judge']]} and says {_share(r)}" for r in rows)
         sentence = f"Undecided: {reason} ({signals}). Name one in evaluate.judges."
         return _undecided(_facts(rows[0]), reason, sentence)
     row = _deciding(independent, judging)
-    decision = decide(**{name: row[name] for name in _DECISIVE}, smallest_effect=judging.smallest_effect)
-    if decision.finding != "undecided":
-        decision = _doubted(row, independent, judging, decision.finding) or decision
+    decision = _decision(row, independent, judging)
     facts = {
         **_facts(row),
         "judges": {str(r["judge"]): r["win_rate"] for r in independent},
         "finding": decision.finding,
         "reason": decision.reason,
         "doubt": decision.doubt,
+        "broken_arms": dict(judging.broken_arms),
         "winner": "undecided",
         "kl_nats": {arm: (kl_nats or {}).get(arm) for arm in ARMS},
     }
@@ -179,13 +179,36 @@ def verdict(
         facts["winner"] = ARMS[0] if row["win_rate"] > 0.5 else ARMS[1]
         sentence = f"{NAMES[facts['winner']]} is better in this run: {basis}."
     elif decision.finding == "undecided":
-        sentence = f"Undecided: {basis}; {decision.reason}.{_reach(row, judging.smallest_effect)}"
+        sentence = f"Undecided: {basis}; {decision.reason}."
+        if decision.doubt != "broken arm":
+            sentence += _reach(row, judging.smallest_effect)
     else:
         sentence = f"No practical difference: {basis}; {decision.reason}."
     sentence += _on_tests(rows, judging) + _on_unverified(independent, judging)
     if judging.demonstration:
         sentence += " This recipe shows that everything runs; its models are too small to say which arm is better."
     return {**facts, "sentence": sentence}
+
+
+def _decision(row: Row, independent: Sequence[Row], judging: Judging) -> Decision:
+    """What the deciding row says, unless something speaks against it."""
+    if judging.broken_arms:
+        broken = "; ".join(f"{NAMES[arm]} {reason}" for arm, reason in judging.broken_arms.items())
+        return Decision("undecided", broken, "broken arm")
+    decision = decide(**{name: row[name] for name in _DECISIVE}, smallest_effect=judging.smallest_effect)
+    if decision.finding == "undecided":
+        return decision
+    return _doubted(row, independent, judging, decision.finding) or decision
+
+
+def _nobody_decides(rows: Sequence[Row], judging: Judging) -> str:
+    """Why none of the judges that compared the arms decides."""
+    judges = {str(row["judge"]) for row in rows if is_neutral(row["judge"])}
+    if judges & judging.broken_judges.keys():
+        return "no judge that can decide compared the two arms"
+    if judges & failed_tests(judging.tests).keys() - judging.not_independent.keys():
+        return "every independent judge failed its test on held-out labels"
+    return "no independent judge compared the two arms"
 
 
 _DECISIVE = ("win_rate", "ci_low", "ci_high", "p_value", "n_judged", "n_prompts")

@@ -7,13 +7,14 @@ Writes ``samples.parquet``, ``rewards.parquet`` and ``judgements.parquet``. ``ev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RecipeError
 from toolkit.evals import summary
 from toolkit.evals.beside_verdict import complete_verdict
+from toolkit.evals.broken import constant_reward
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.result_warnings import milestones_not_reached
@@ -29,7 +30,14 @@ from toolkit.judging.judge import name_training_signals
 from toolkit.judging.records import check_recorded_names, write_judgements
 from toolkit.measure.judged_policies import judge_all
 from toolkit.measure.policies import EvaluationSettings, Policy, TrainedModels, find_policies, samples_of
-from toolkit.measure.scores import best_of_n, held_out_rewards, held_out_scores, score_everything, with_scores
+from toolkit.measure.scores import (
+    HeldOutReward,
+    best_of_n,
+    held_out_rewards,
+    held_out_scores,
+    score_everything,
+    with_scores,
+)
 from toolkit.measure.temperatures import ComparedTemperatures, JudgedSamples, compare_temperatures, further_samples
 from toolkit.models.resolve import resolve, training_record
 from toolkit.preferences import splits
@@ -88,6 +96,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
     prompt_ids, own = [row.prompt_id for row in settings.rows], run_models(inputs, models, policies)
     judging, doubts = judging_of(one_way, judges, tests, section, prompt_ids, own, bootstrap, asked.dependent)
+    judging = replace(judging, broken_arms=trained_on_a_constant(rewards, inputs))
     result = summary.summarise(
         [vars(sample) for sample in samples],
         [vars(reward) for reward in rewards],
@@ -122,6 +131,13 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     n_further = [sample.n_tokens for drawn in further.values() for sample in drawn]
     # Each token was sampled once and scored four times; at further temperatures it was scored twice.
     return {"tokens": 5 * n_tokens + 3 * sum(n_further), "n_samples": len(samples) + len(n_further)}
+
+
+def trained_on_a_constant(rewards: Sequence[HeldOutReward], inputs: Mapping[str, Path]) -> dict[str, str]:
+    """RM + PPO with a reason against it, where its reward model gives every response the same score."""
+    record = training_record(resolve(str(inputs["ppo"] / "model")))
+    reason = constant_reward([reward.explicit_reward for reward in rewards])
+    return {"rm_ppo": reason} if reason and record.get("reward") == "reward_model" else {}
 
 
 def add_temperatures(result: dict[str, Any], compared: ComparedTemperatures) -> None:
