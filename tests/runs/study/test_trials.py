@@ -28,7 +28,7 @@ def test_both_arms_try_as_many_settings_with_the_same_seeds_prompts_and_budget()
     for trial in trials:
         recipe = trial.loaded.recipe
         assert recipe.seed in (7, 8) and recipe.data_seed == 7 and recipe.study is None
-        assert getattr(recipe, trial.stage).train_tokens == 120_000
+        assert getattr(recipe, trial.stage).train_tokens == 80_000
         for name, value in trial.values.items():
             section, _, key = name.partition(".")
             assert getattr(getattr(recipe, section), key) == value
