@@ -27,6 +27,7 @@ pytest_plugins = ["support.ppo_fixtures", "support.finished_run", "support.finis
 # The files that take longest, longest first: a worker that began one of them last would end alone with it.
 LONG = (
     "test_docs.py",
+    "runs/study/test_run_study.py",
     "runs/test_launch.py",
     "cli/test_main.py",
     "ppo/test_processes.py",
