@@ -244,8 +244,8 @@ LATER = {"sft", "reward_model", "ppo", "dpo", "evaluate"}
         ("models/tokenizer.py", {"data", *LATER}),
         ("engine/sampling.py", LATER),
         ("training/trainer.py", LATER - {"evaluate"}),
-        ("ppo/objective.py", {"ppo"}),
-        ("judging/templates.py", {"evaluate"}),
+        ("ppo/objective.py", {"ppo", "dpo"}),  # online DPO labels its samples with what PPO scores them with
+        ("judging/templates.py", {"dpo", "evaluate"}),  # or with a judge
         ("stages/dpo.py", {"dpo"}),
         ("stages/contexts.py", set(STAGES)),
         ("files.py", set(STAGES)),

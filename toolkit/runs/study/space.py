@@ -26,7 +26,7 @@ def draw_settings(space: SearchSpace, n: int, seed: int, *, where: str) -> list[
     Raises RecipeError where the space has fewer than ``n`` settings.
 
     >>> draw_settings({"beta": [0.1, 0.5]}, 2, seed=0, where="study.dpo")
-    [{'beta': 0.5}, {'beta': 0.1}]
+    [{'beta': 0.1}, {'beta': 0.5}]
     """
     names = sorted(space)
     if all(isinstance(space[name], list) for name in names):
