@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from toolkit.preferences.rows import Prompt
+from toolkit.preferences.rows import PreferenceRow, Prompt
+from toolkit.preferences.samples import Sample, by_prompt
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,23 @@ class PolicyResponses:
         for prompt_id, prompt, policy_texts, baseline_texts in of_prompt:
             for policy_text, baseline_text in zip(policy_texts, baseline_texts, strict=False):
                 yield prompt_id, prompt, policy_text, baseline_text
+
+
+def of_samples(policies: Mapping[str, Sequence[Sample]], rows: Sequence[PreferenceRow]) -> PolicyResponses:
+    """Policies' samples for these rows as judges are shown them."""
+    prompt_ids = [row.prompt_id for row in rows]
+    return PolicyResponses(
+        prompt_ids,
+        [row.prompt for row in rows],
+        sample_column(policies, prompt_ids, "response"),
+        ids=sample_column(policies, prompt_ids, "response_ids"),
+        truncated=sample_column(policies, prompt_ids, "truncated"),
+    )
+
+
+def sample_column(
+    policies: Mapping[str, Sequence[Sample]], prompt_ids: Sequence[str], name: str
+) -> dict[str, list[list[Any]]]:
+    """A field of each policy's samples, by policy, prompt and sample."""
+    groups = {policy: by_prompt(samples) for policy, samples in policies.items()}
+    return {policy: [[getattr(s, name) for s in group[key]] for key in prompt_ids] for policy, group in groups.items()}

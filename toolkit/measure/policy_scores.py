@@ -12,12 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from toolkit.errors import NotFiniteError, StoreError
 from toolkit.files import fingerprint, read_table, table_metadata, write_table
 from toolkit.judging import llm, scorers
-from toolkit.judging.responses import PolicyResponses
+from toolkit.judging.responses import of_samples
 from toolkit.measure.policies import SAMPLED_COLUMNS, EvaluationSettings, Policy, sample_policy
 from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy
@@ -132,7 +131,7 @@ def judge_policy(
 
 
 def _scores(judge: str, spec: str, samples: Sequence[Sample], settings: EvaluationSettings) -> list[PromptScore]:
-    responses = _responses({"policy": samples}, settings)
+    responses = of_samples({"policy": samples}, settings.rows)
     scores = scorers.score_policies(spec, responses, settings.judge_options)["policy"]
     kl = _mean_kl(samples)
     pairs = zip(responses.prompt_ids, scores, strict=True)
@@ -150,7 +149,7 @@ def _preferences(
     settings: EvaluationSettings,
     reporter: Reporter,
 ) -> list[PromptScore]:
-    responses = _responses({"policy": samples, REFERENCE: baseline}, settings)
+    responses = of_samples({"policy": samples, REFERENCE: baseline}, settings.rows)
     pairs = [("policy", REFERENCE)]
     judgements, _ = llm.judge_pairs(judge, pairs, responses, settings.judge_options, reporter)
     answers: dict[str, list[float | None]] = defaultdict(list)
@@ -166,19 +165,3 @@ def _preferences(
 
 def _mean_kl(samples: Sequence[Sample]) -> dict[str, float]:
     return {prompt_id: fmean(s.kl_nats or 0.0 for s in group) for prompt_id, group in by_prompt(samples).items()}
-
-
-def _responses(policies: dict[str, Sequence[Sample]], settings: EvaluationSettings) -> PolicyResponses:
-    prompt_ids = [row.prompt_id for row in settings.rows]
-    groups = {name: by_prompt(samples) for name, samples in policies.items()}
-
-    def column(field: str) -> dict[str, list[list[Any]]]:
-        return {name: [[getattr(s, field) for s in group[key]] for key in prompt_ids] for name, group in groups.items()}
-
-    return PolicyResponses(
-        prompt_ids,
-        [row.prompt for row in settings.rows],
-        column("response"),
-        ids=column("response_ids"),
-        truncated=column("truncated"),
-    )

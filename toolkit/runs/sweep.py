@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from toolkit.errors import RecipeError
 from toolkit.files import fingerprint, write_json
@@ -104,7 +104,14 @@ def run_sweep(
     return rows
 
 
-def others_of(job: Job, jobs: Sequence[Job]) -> list[Path]:
+class InFolder(Protocol):
+    """A job of a sweep, or a trial of a study."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+def others_of(job: InFolder, jobs: Sequence[InFolder]) -> list[Path]:
     """Folders of the other jobs that have begun: their equal stages are taken over."""
     return [other.folder for other in jobs if other.folder != job.folder and other.folder.is_dir()]
 

@@ -24,7 +24,7 @@ from toolkit.progress import Reporter
 from toolkit.recipe.study_conflicts import labels_of
 from toolkit.runs.engines import Task
 from toolkit.runs.plan import judge_fingerprints
-from toolkit.runs.store import SCORES_FOLDER, RunFolder
+from toolkit.runs.store import SCORES_FOLDER
 from toolkit.runs.study.trials import OWN_REWARD_MODEL, SFT, StudyPlan, Trial
 from toolkit.stages.contexts import EvaluateContext, context_of, settings_of
 
@@ -214,9 +214,7 @@ def _files(trial: Trial, policy: KeptPolicy, split: str, sft: ModelRef, settings
 def _key(trial: Trial, policy: KeptPolicy, settings: EvaluationSettings, sft: ModelRef) -> str:
     """What a policy's samples depend on."""
     section = {name: getattr(settings.section, name) for name in SAMPLING}
-    record = RunFolder(trial.folder).record(trial.stage)
-    assert record is not None
-    model = {name: value for name, value in settings_of(context_of("sft", trial.loaded.recipe)).items()}
+    model = settings_of(context_of("sft", trial.loaded.recipe))
     return fingerprint(
         {
             "policy": [policy.ref.fingerprint, sft.fingerprint, policy.checkpoint, trial.arm],

@@ -17,7 +17,8 @@ from toolkit.runs.engines import Engine, Outcome, Task
 from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.plan import STAGE_NAMES, PlannedStage, plan_stages, with_inputs
 from toolkit.runs.store import FAILURE_FILE, RunFolder
-from toolkit.runs.study.trials import Trial, folders_of
+from toolkit.runs.study.trials import Trial
+from toolkit.runs.sweep import others_of
 
 # Both arms start from these stages: without them there is no study.
 SHARED_STAGES = ("data", "sft")
@@ -101,7 +102,7 @@ def _as_tasks(planned: Iterable[tuple[Trial, PlannedStage]], stage: str, trials:
     tasks = []
     for trial, _ in planned:
         n = max(other.number for other in trials if other.arm == trial.arm)
-        tasks.append(Task(trial.label, train_until, (trial, n, stage, folders_of(trials, trial))))
+        tasks.append(Task(trial.label, train_until, (trial, n, stage, others_of(trial, trials))))
     return tasks
 
 

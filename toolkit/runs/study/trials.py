@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -173,8 +173,3 @@ def described(values: Mapping[str, Any]) -> str:
     'kl_coef=0.05 learning_rate=0.0001'
     """
     return " ".join(f"{name}={one_line(value)}" for name, value in values.items()) or "as in the recipe"
-
-
-def folders_of(trials: Sequence[Trial], besides: Trial) -> list[Path]:
-    """Folders of other trials that have begun: their equal stages are taken over."""
-    return [trial.folder for trial in trials if trial.folder != besides.folder and trial.folder.is_dir()]
