@@ -127,19 +127,9 @@ def read_preferences(
         DataError: no such source; a format that is not known; a wrong record (with its row and column); text prompts
             and conversations in one data set; fewer than two responses; no usable row.
     """
-    loaded = load(source, split=split, config=config, revision=revision)
-    if not loaded.records:
-        raise DataError("the data set is empty", where=loaded.name)
-    if columns:
-        loaded = _renamed(loaded, columns)
-    sample = [record for _, record in loaded.records[:100]]
-    names = tuple(dict.fromkeys(str(name) for record in sample for name in record))
-    recognised = formats.recognise(names, sample)
-    if recognised is None:
-        raise _unknown_format(loaded.name, names)
-    _check_label_base(loaded, recognised)
+    loaded, recognised = recognised_source(source, split=split, config=config, revision=revision, columns=columns)
     data, unparsable = _parse(loaded, recognised)
-    data, not_conversations = _as_conversation(loaded, recognised, data, conversational)
+    data, not_conversations = as_conversation(loaded, recognised, data, conversational)
     _check_one_kind(loaded, data)
     if annotators is not None:
         data = _only_annotators(loaded, data, annotators)
@@ -157,10 +147,35 @@ def read_preferences(
         n_annotators=len({c.annotator for row in rows for c in row.comparisons if c.annotator}),
         n_booleans=sum(any(isinstance(r.get(c), bool) for c in recognised.columns) for _, r in loaded.records),
         n_groups=len({row.group for row in rows if row.group}),
-        ignored_columns=tuple(name for name in names if name not in {*recognised.columns, formats.GROUP}),
+        ignored_columns=tuple(name for name in column_names(loaded) if name not in {*recognised.columns, formats.GROUP}),
         **counts,
     )
     return PreferenceData(rows, report, loaded.fingerprint or _rows_hash(rows))
+
+
+def recognised_source(
+    source: str, *, split: str, config: str | None, revision: str | None, columns: Mapping[str, str] | None
+) -> tuple[SourceRecords, Format]:
+    """The records of a source with ``columns`` renamed, and the format that reads them.
+
+    Raises DataError for no such source, an empty one, a format that is not known, and labels that no format has.
+    """
+    loaded = load(source, split=split, config=config, revision=revision)
+    if not loaded.records:
+        raise DataError("the data set is empty", where=loaded.name)
+    if columns:
+        loaded = _renamed(loaded, columns)
+    names = column_names(loaded)
+    recognised = formats.recognise(names, [record for _, record in loaded.records[:100]])
+    if recognised is None:
+        raise _unknown_format(loaded.name, names)
+    _check_label_base(loaded, recognised)
+    return loaded, recognised
+
+
+def column_names(loaded: SourceRecords) -> tuple[str, ...]:
+    """The columns of the first records, in order of appearance."""
+    return tuple(dict.fromkeys(str(name) for _, record in loaded.records[:100] for name in record))
 
 
 # ---------------------------------------------------------------------------------------------------- single records
@@ -171,7 +186,7 @@ def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, D
     single: list[tuple[int, int]] = []
     for number, record in loaded.records:
         try:
-            datum = replace(recognised.parse(record), group=_group(record))
+            datum = parse_record(recognised, record)
         except NoSharedPromptError:
             unparsable.append(number)
             continue
@@ -188,6 +203,11 @@ def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, D
     return data, unparsable
 
 
+def parse_record(recognised: Format, record: Record) -> Datum:
+    """What one record says. Raises RecordError for a wrong one, NoSharedPromptError where no prompt is shared."""
+    return replace(recognised.parse(record), group=_group(record))
+
+
 def _group(record: Record) -> str:
     """The group that a record names, as text. Raises RecordError for a list or an object."""
     value = record.get(formats.GROUP)
@@ -200,7 +220,7 @@ def _group(record: Record) -> str:
     )
 
 
-def _as_conversation(
+def as_conversation(
     loaded: SourceRecords, recognised: Format, data: list[tuple[int, Datum]], conversational: bool | None
 ) -> tuple[list[tuple[int, Datum]], list[int]]:
     """Text prompts as messages where the user wants that, or where all are transcripts that can be parsed.
