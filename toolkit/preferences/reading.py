@@ -147,7 +147,7 @@ def read_preferences(
         n_annotators=len({c.annotator for row in rows for c in row.comparisons if c.annotator}),
         n_booleans=sum(any(isinstance(r.get(c), bool) for c in recognised.columns) for _, r in loaded.records),
         n_groups=len({row.group for row in rows if row.group}),
-        ignored_columns=tuple(name for name in column_names(loaded) if name not in {*recognised.columns, formats.GROUP}),
+        ignored_columns=tuple(n for n in column_names(loaded) if n not in {*recognised.columns, formats.GROUP}),
         **counts,
     )
     return PreferenceData(rows, report, loaded.fingerprint or _rows_hash(rows))
