@@ -47,8 +47,12 @@ class ModelError(DuelError):
     """A model, adapter or tokenizer that is missing or does not fit its use."""
 
 
-class NotFiniteError(ModelError):
-    """A training that diverged: its loss, weights or rewards are NaN or infinite."""
+class DivergedError(ModelError):
+    """A training whose loss says that the policy knows less than nothing."""
+
+
+class NotFiniteError(DivergedError):
+    """A training that diverged: its loss, gradients, weights or rewards are NaN or infinite."""
 
 
 class StoreError(DuelError):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from toolkit.evals.beside_verdict import complete_verdict
-from toolkit.evals.broken import broken_arm_warnings, broken_arms, broken_judge, constant_reward
+from toolkit.evals.broken import broken_arm_warnings, broken_arms, broken_judge, constant_reward, last_sound_policies
 from toolkit.evals.verdict import Judging, verdict
 
 N = 40
@@ -51,7 +51,10 @@ def reasons(ppo: tuple[Any, list[Any]], sft: tuple[Any, list[Any]] | None = None
 def test_a_broken_arm(broken: Any, said: str) -> None:
     found = reasons(broken)
     assert list(found) == ["rm_ppo"] and found["rm_ppo"].startswith(said)
-    assert broken_arm_warnings(found) == [f"RM + PPO {found['rm_ppo']}: no verdict rests on it"]
+    (warning,) = broken_arm_warnings(found, {})
+    assert (
+        warning.startswith(f"RM + PPO {found['rm_ppo']}: no verdict rests on it; ") and "ppo.learning_rate" in warning
+    )
 
 
 def test_arms_that_are_as_they_should_be() -> None:
@@ -60,6 +63,33 @@ def test_arms_that_are_as_they_should_be() -> None:
     assert reasons(arm(texts_of(), ended=0.0), arm(texts_of("sft"), kl=0.0, ended=0.1)) == {}  # SFT is cut as well
     assert reasons(arm(["yes"] * N), arm(["yes"] * N, kl=0.0)) == {}  # the task asks for it
     assert reasons(arm(["yes"] * 5)) == {}  # too few to say
+
+
+def test_the_last_policy_that_is_not_broken() -> None:
+    named = {
+        "sft": arm(texts_of("sft"), kl=0.0),
+        **{"dpo@10": arm(texts_of(), kl=1.5), "dpo@20": arm(texts_of(), kl=2.25), "dpo@30": arm([""] * N)},
+        "dpo": arm([""] * N, tokens=1.0),
+    }
+    rows = [
+        {
+            **row,
+            "policy": name,
+            "arm": name[:3],
+            "kind": "checkpoint" if "@" in name else "final",
+            "step": int(name[4:] or 40),
+        }
+        for name, (row, _) in named.items()
+    ]
+    samples = {name: of_policy for name, (_, of_policy) in named.items()}
+    sound = last_sound_policies(["dpo"], rows, samples)
+    assert {arm: row["policy"] for arm, row in sound.items()} == {"dpo": "dpo@20"}
+    (warning,) = broken_arm_warnings({"dpo": "has collapsed"}, sound)
+    assert warning == (
+        "DPO has collapsed: no verdict rests on it; lower dpo.learning_rate or raise dpo.beta "
+        "(DPO, step 20, at 2.25 nats, is the last one that is not broken)"
+    )
+    assert last_sound_policies(["dpo"], [row for row in rows if row["kind"] == "final"], samples) == {}
 
 
 def test_a_constant_reward() -> None:
@@ -97,7 +127,8 @@ def test_no_verdict_rests_on_them() -> None:
     )
     assert said["broken_arms"] == {"rm_ppo": "is 242 nats from SFT"}
     refused = {"a": "a judge that calls all 40 comparisons of the arms a tie"}
-    alone = verdict([rate_row("a", 0.7)], Judging(broken_judges=refused))
+    alone = verdict([rate_row("a", 0.7)], Judging(broken_judges=refused, broken_arms={"dpo": "has collapsed"}))
+    assert alone["broken_arms"] == {"dpo": "has collapsed"} and alone["sentence"].endswith(" DPO has collapsed.")
     assert alone["winner"] == "undecided" and "no judge that can decide" in alone["reason"]
     assert "calls all 40" in alone["sentence"]
     beside = verdict([rate_row("a", 0.7), rate_row("b", 0.3)], Judging(broken_judges=refused))

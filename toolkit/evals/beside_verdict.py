@@ -31,12 +31,12 @@ def complete_verdict(result: dict[str, Any], ended: Sequence[Row], judging: Judg
 
 def _steps(verdict: Row, judging: Judging, hacking: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     """What to do next, what matters most first."""
-    if not verdict["judges"]:
-        yield "Name an independent judge in evaluate.judges: gold, llm:MODEL, or votes (duel judge) as file:PATH."
-        return
-    if verdict["doubt"] == "broken arm":
+    if verdict["broken_arms"]:
         arms = " and ".join(NAMES[arm] for arm in verdict["broken_arms"])
         yield f"Train {arms} again, with another learning rate or a larger weight of the KL, and read its samples."
+        return
+    if not verdict["judges"]:
+        yield "Name an independent judge in evaluate.judges: gold, llm:MODEL, or votes (duel judge) as file:PATH."
         return
     if judging.demonstration:
         yield "Take a recipe that is made to compare, such as quickstart, and your own data."

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from toolkit.evals.verdict import ARMS, NAMES
-from toolkit.evals.words import counted
+from toolkit.evals.words import counted, policy_name
 
 Row = Mapping[str, Any]
 # Above this KL per token the reference finds a policy's tokens exp(3) = 20 times less likely than the policy does, and
@@ -18,6 +18,8 @@ LEAST_ENDED, ENDED_BY_SFT = 0.02, 0.5
 MOST_ALIKE = 0.9
 # Log-probabilities of two loads of equal weights differ by rounding.
 UNMOVED_NATS = 1e-4
+# The recipe's section of an arm, and its weight of the KL there.
+SETTINGS = {"rm_ppo": ("ppo", "kl_coef"), "dpo": ("dpo", "beta")}
 # Fewer prompts may be answered alike by chance, and fewer judgements be all ties.
 LEAST_ROWS = 20
 MOST_FAILED = 0.5
@@ -28,12 +30,28 @@ def broken_arms(policies: Sequence[Row], samples: Mapping[str, Sequence[Row]]) -
 
     ``policies`` and ``samples`` (by policy) are the rows of the evaluation's tables.
     """
-    reasons = {}
+    reasons = {arm: _reason_of(arm, policies, samples) for arm in ARMS}
+    return {arm: reason for arm, reason in reasons.items() if reason}
+
+
+def last_sound_policies(
+    broken: Iterable[str], policies: Sequence[Row], samples: Mapping[str, Sequence[Row]]
+) -> dict[str, Row]:
+    """Broken arm -> the row of its last policy along training that is not broken, where one was kept and sampled."""
+    rows = {}
+    for arm in broken:
+        of_arm = [row for row in policies if row["arm"] == arm and row["kind"] == "checkpoint"]
+        sound = [row for row in of_arm if not _reason_of(row["policy"], policies, samples)]
+        if sound:
+            rows[arm] = max(sound, key=lambda row: row["step"])
+    return rows
+
+
+def _reason_of(name: str, policies: Sequence[Row], samples: Mapping[str, Sequence[Row]]) -> str:
     rows = {row["policy"]: row for row in policies}
-    for arm in ARMS:
-        if arm in rows and "sft" in rows and (reason := _reason(rows[arm], rows["sft"], samples[arm], samples["sft"])):
-            reasons[arm] = reason
-    return reasons
+    if name not in rows or "sft" not in rows:
+        return ""
+    return _reason(rows[name], rows["sft"], samples[name], samples["sft"])
 
 
 def _reason(policy: Row, sft: Row, samples: Sequence[Row], of_sft: Sequence[Row]) -> str:
@@ -87,5 +105,22 @@ def broken_judge(preferences: Sequence[float | None], n_equal_texts: int) -> str
     return ""
 
 
-def broken_arm_warnings(reasons: Mapping[str, str]) -> list[str]:
-    return [f"{NAMES[arm]} {reason}: no verdict rests on it" for arm, reason in reasons.items()]
+def broken_arm_warnings(reasons: Mapping[str, str], sound: Mapping[str, Row]) -> list[str]:
+    """A sentence for each broken arm: what is wrong, the likely setting, and its last policy of ``sound``."""
+    out = []
+    for arm, reason in reasons.items():
+        section, weight = SETTINGS[arm]
+        if "training has changed none" in reason:
+            change = f"raise {section}.learning_rate, or train longer"
+        elif "trained on a constant" in reason:
+            change = "look at the reward model's data and training first"
+        else:
+            change = f"lower {section}.learning_rate or raise {section}.{weight}"
+        warning = f"{NAMES[arm]} {reason}: no verdict rests on it; {change}"
+        if arm in sound:
+            row = sound[arm]
+            warning += (
+                f" ({policy_name(row['policy'])}, at {row['kl_nats']:.3g} nats, is the last one that is not broken)"
+            )
+        out.append(warning)
+    return out

@@ -18,7 +18,7 @@ from toolkit.evals.agreement import (
     estimate_dict,
     pairwise_accuracy,
 )
-from toolkit.evals.broken import broken_arm_warnings, broken_arms
+from toolkit.evals.broken import broken_arm_warnings, broken_arms, last_sound_policies
 from toolkit.evals.hacking import DriftRow, corpus_drift, drift, text_features
 from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, bootstrap_mean
 from toolkit.evals.overoptimization import best_of_n_kl, fit_with_intervals
@@ -69,6 +69,7 @@ def summarise(
             part["accuracy_against_gold"] = estimate_dict(pairwise_accuracy(by_gold, values, **options))
         quality["gold"] = {"accuracy": estimate_dict(pairwise_accuracy(comparisons, gold, **options))}
     judging = replace(judging, broken_arms={**broken_arms(policies, by_policy), **judging.broken_arms})
+    sound = last_sound_policies(judging.broken_arms, policies, by_policy)
     further_warnings = result_warnings(
         policies=policies,
         samples=by_policy,
@@ -92,7 +93,7 @@ def summarise(
         "hacking": hacking,
         "rm_quality": quality,
         "judge_tests": [asdict(test) for test in judging.tests.values()],
-        "warnings": [*broken_arm_warnings(judging.broken_arms), *warnings, *further_warnings],
+        "warnings": [*broken_arm_warnings(judging.broken_arms, sound), *warnings, *further_warnings],
     }
 
 

@@ -154,14 +154,14 @@ def verdict(
     rows = [_over_all_prompts(row, judging) for row in head_to_head(win_rates)]
     if not rows:
         reason = "the two arms were not compared"
-        return _undecided({"judge": None}, reason, f"Undecided: {reason}.")
+        return _undecided({"judge": None}, reason, f"Undecided: {reason}.", judging)
     refused = judging.refused
     independent = [row for row in rows if row["judge"] not in refused]
     if not independent:
         reason = _nobody_decides(rows, judging)
         signals = "; ".join(f"judge {r['judge']} is {refused[r['judge']]} and says {_share(r)}" for r in rows)
         sentence = f"Undecided: {reason} ({signals}). Name one in evaluate.judges."
-        return _undecided(_facts(rows[0]), reason, sentence)
+        return _undecided(_facts(rows[0]), reason, sentence, judging)
     row = _deciding(independent, judging)
     decision = _decision(row, independent, judging)
     facts = {
@@ -193,12 +193,15 @@ def verdict(
 def _decision(row: Row, independent: Sequence[Row], judging: Judging) -> Decision:
     """What the deciding row says, unless something speaks against it."""
     if judging.broken_arms:
-        broken = "; ".join(f"{NAMES[arm]} {reason}" for arm, reason in judging.broken_arms.items())
-        return Decision("undecided", broken, "broken arm")
+        return Decision("undecided", _broken(judging), "broken arm")
     decision = decide(**{name: row[name] for name in _DECISIVE}, smallest_effect=judging.smallest_effect)
     if decision.finding == "undecided":
         return decision
     return _doubted(row, independent, judging, decision.finding) or decision
+
+
+def _broken(judging: Judging) -> str:
+    return "; ".join(f"{NAMES[arm]} {reason}" for arm, reason in judging.broken_arms.items())
 
 
 def _nobody_decides(rows: Sequence[Row], judging: Judging) -> str:
@@ -218,14 +221,17 @@ def _facts(row: Row) -> dict[str, Any]:
     return {name: row.get(name) for name in ("judge", *_DECISIVE, "detectable_effect")}
 
 
-def _undecided(facts: dict[str, Any], reason: str, sentence: str) -> dict[str, Any]:
+def _undecided(facts: dict[str, Any], reason: str, sentence: str, judging: Judging) -> dict[str, Any]:
     more: dict[str, Any] = {
         "winner": "undecided",
         "finding": "undecided",
         "reason": reason,
         "doubt": None,
         "judges": {},
+        "broken_arms": dict(judging.broken_arms),
     }
+    if judging.broken_arms:
+        sentence += f" {_broken(judging)}."
     return {**facts, **more, "sentence": sentence}
 
 

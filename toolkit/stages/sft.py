@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import torch
 
 from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
-from toolkit.models.encoding import text_encoder
+from toolkit.errors import DivergedError
+from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, trainable
 from toolkit.models.resolve import resolve
@@ -31,6 +34,9 @@ from toolkit.training.trainer import (
     trained_tokens,
     training_arguments,
 )
+
+# Whether a policy is worse than a guess shows on few tokens.
+LIKELIHOOD_EXAMPLES = 16
 
 
 def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
@@ -61,14 +67,40 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
     seed_everything(context.seed)
     policy = trainable(policy, context.model.lora, task="CAUSAL_LM").to(best_device())
     engine = Engine(policy, int(tokenizer.pad_token_id), dtype=dtype)
+    looked_at = [example.tree for example in examples[:LIKELIHOOD_EXAMPLES]]
+    before = nats_per_token(engine, looked_at)
     progress = StageProgress(reporter, "sft", steps)
     arguments = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=steps)
     trainer = EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [progress])
     train_to_end(trainer, progress, out)
+    check_likelihood(before, nats_per_token(engine, looked_at), policy.get_input_embeddings().weight.shape[0])
     if distributed.main_process():
         merge_and_save(policy, tokenizer, out / "model", dtype)
     tokens = trained_tokens(section, steps, examples)
     return {"tokens": tokens, "history": progress.history, "n_examples": len(examples), "steps": steps}
+
+
+def nats_per_token(engine: Engine, trees: Sequence[Tree]) -> float:
+    """Mean negative log-likelihood of these responses' tokens."""
+    engine.model.eval()
+    return -float(torch.cat([logps for of_tree in engine.logps(trees) for logps in of_tree]).mean())
+
+
+def check_likelihood(before: float, after: float, n_tokens: int) -> None:
+    """Raises DivergedError where training ends worse than guessing among all ``n_tokens`` tokens of the vocabulary.
+
+    ``before`` and ``after`` it are nats per response token. Both arms would start from a policy that knows less than
+    nothing, and their verdict would be about noise. A base model may begin there, on texts that are strange to it.
+    """
+    guess = math.log(n_tokens)
+    if after <= guess + 1.0 or (after <= before and after <= 2 * guess):
+        return
+    raise DivergedError(
+        f"training diverged: a response token of the training data had a negative log-likelihood of {before:.3g} nats "
+        f"before it and has {after:.3g} after it; guessing among all tokens has {guess:.3g}",
+        where="stage sft",
+        fix="lower sft.learning_rate" if after > before else "take another base model: model.name",
+    )
 
 
 def completion_loss(engine: Engine, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from toolkit.engine.distributed import all_sum
 from toolkit.errors import NotFiniteError
 from toolkit.progress import Reporter, Trackers
 from toolkit.training.budget import Budget
-from toolkit.training.checkpoints import checkpoint_folder
+from toolkit.training.checkpoints import FILES_FILE, checkpoint_folder
 from toolkit.training.milestones import KlMilestones
 
 # Where a stage's numbers can go beside metrics.jsonl, by its name in a recipe's ``report_to``.
@@ -67,6 +68,17 @@ class StageProgress(TrainerCallback):
         """Of the total that is shown."""
         return state.global_step if self.budget is None else self.budget.progress()[0]
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """Raises NotFiniteError before a gradient that is NaN or infinite reaches the weights.
+
+        A loss that is not finite has such a gradient, too. After :func:`torch.nn.utils.clip_grad_norm_` it is NaN.
+        """
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        if not torch.nn.utils.get_total_norm(gradients, norm_type=math.inf).isfinite():
+            raise diverged(f"the gradient is not finite at step {state.global_step + 1}", self.stage, args)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.task.advance(self.done(state) - self.task.done)
 
@@ -76,7 +88,7 @@ class StageProgress(TrainerCallback):
         if not logs or "train_runtime" in logs:
             return
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise diverged(f"the loss is {logs['loss']} at step {state.global_step}", self.stage)
+            raise diverged(f"the loss is {logs['loss']} at step {state.global_step}", self.stage, args)
         entry = {"step": state.global_step, **{k: v for k, v in logs.items() if isinstance(v, int | float)}}
         self.history.append(entry)
         self.reporter.log(self.stage, entry)
@@ -95,9 +107,13 @@ class StageProgress(TrainerCallback):
             wandb.finish()  # its callback leaves the run open, and the next stage would write into it
 
 
-def diverged(what: str, stage: str) -> NotFiniteError:
-    """The error of a training whose loss or weights are NaN or infinite."""
-    return NotFiniteError(f"training diverged: {what}", where=f"stage {stage}", fix=f"lower {stage}.learning_rate")
+def diverged(what: str, stage: str, args: TrainingArguments) -> NotFiniteError:
+    """The error of a training whose loss, gradients or weights are NaN or infinite."""
+    folders = Path(str(args.output_dir)).glob("checkpoint-*")
+    steps = sorted(int(folder.name.split("-")[1]) for folder in folders if (folder / FILES_FILE).is_file())
+    before = f"; the last checkpoint before it is that of step {steps[-1]}" if steps else ""
+    fix = f"lower {stage}.learning_rate{before}"
+    return NotFiniteError(f"training diverged: {what}", where=f"stage {stage}", fix=fix)
 
 
 def tracker_callbacks(trackers: Trackers, stage: str, args: TrainingArguments) -> list[TrainerCallback]:

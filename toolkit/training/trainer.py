@@ -320,7 +320,8 @@ def train_to_end(trainer: Trainer, progress: StageProgress, out: Path) -> None:
         trainer.train(resume_from_checkpoint=newest)
     assert trainer.model is not None
     if not all(torch.isfinite(weight).all() for weight in trainer.model.parameters() if weight.requires_grad):
-        raise diverged(f"weights are not finite after step {trainer.state.global_step}", progress.stage)
+        step = trainer.state.global_step
+        raise diverged(f"weights are not finite after step {step}", progress.stage, trainer.args)
     if progress.budget is not None:
         progress.reporter.line(f"{progress.stage}: {progress.budget}")
 

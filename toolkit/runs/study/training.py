@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.errors import NotFiniteError
+from toolkit.errors import DivergedError
 from toolkit.files import read_json, write_json
 from toolkit.progress import Reporter
 from toolkit.runs import pipeline
@@ -112,7 +112,7 @@ def train_until(trial: Trial, n_settings: int, stage: str, others: list[Path], r
     options = RunOptions(target=stage, reuse=others, say_reused=False, command=["duel", "study", trial.name])
     try:
         pipeline.run(trial.loaded, trial.folder, reporter, options)
-    except NotFiniteError as error:
+    except DivergedError as error:
         if stage in SHARED_STAGES:
             raise
         reporter.line(f"{trial.label}: {error.what}")
