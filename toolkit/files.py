@@ -9,9 +9,10 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from toolkit.errors import DuelError, StoreError, first_line
 PACKAGE = Path(__file__).parent
 # In these folders a result depends on the modules that it reaches. In the others it depends on every file.
 FOLDERS_OF_SEPARATE_MODULES = ("stages", "runs", "measure")
+# A file that was written less long ago is hashed each time.
+SETTLED_NS = 1_000_000_000
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -40,8 +43,25 @@ def fingerprint(value: object) -> str:
 
 def file_fingerprint(path: Path) -> str:
     """16 hex digits over the bytes of a file."""
+    return file_hash(path)[:16]
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes. A process computes it once for a file that stays as it is."""
+    facts = path.stat()
+    if time.time_ns() - max(facts.st_ctime_ns, facts.st_mtime_ns) < SETTLED_NS:
+        return _hash(path)  # a second write within the clock's resolution would look like the first
+    return _remembered_hash(path.resolve(), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+def _hash(path: Path) -> str:
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=100_000)
+def _remembered_hash(path: Path, inode: int, size: int, written_ns: int, changed_ns: int) -> str:
+    return _hash(path)
 
 
 def folder_fingerprint(folder: Path, names: list[str]) -> str:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.damage import DAMAGES
 
 from toolkit.errors import DataError, RecipeError, StoreError
 from toolkit.files import read_json, write_json, write_table
@@ -21,6 +22,7 @@ from toolkit.runs import pipeline
 from toolkit.runs.dry_run import describe
 from toolkit.runs.facts import PACKAGES, machine, peak_memory, versions
 from toolkit.runs.pipeline import RunOptions, cost, run
+from toolkit.runs.store import refuse_damaged
 from toolkit.stages.contexts import CONTEXTS, from_json
 
 MEASURED = (
@@ -196,16 +198,59 @@ def test_a_launched_stage_gets_the_same_context(
 def test_what_a_damaged_file_of_the_run_folder_costs(ran: dict[str, Any], tmp_path: Path) -> None:
     """Following the fix loses no more than the file: the manifest nothing, a stage's record that stage."""
     go(tmp_path)
-    for name, runs_again in (("manifest.json", []), ("reward_model/stage.json", ["reward_model"])):
-        (tmp_path / name).write_text("{")
-        with pytest.raises(StoreError, match="damaged") as caught:
-            go(tmp_path)
-        assert "away and run" in caught.value.fix and "remove" not in caught.value.fix
-        moved = tmp_path / name if name == "manifest.json" else (tmp_path / name).parent
-        moved.rename(tmp_path / f"moved-{moved.name}")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="damaged") as caught:
+        go(tmp_path)
+    assert "away and run" in caught.value.fix and "remove" not in caught.value.fix
+    (tmp_path / "manifest.json").rename(tmp_path / "moved.json")
+    for damaged, runs_again in ((None, []), ("reward_model/stage.json", ["reward_model"])):
+        if damaged:
+            (tmp_path / damaged).write_text("{")
         ran.clear()
         manifest = go(tmp_path)
         assert list(ran) == runs_again and manifest["status"] == "done" and set(manifest["stages"]) == set(CONTEXTS)
+
+
+def test_a_damaged_stage_runs_again_and_so_does_what_reads_it(
+    ran: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go(tmp_path)
+    evaluation = (tmp_path / "evaluate" / "evaluation.json").read_text()
+    (tmp_path / "evaluate" / "evaluation.json").write_text(evaluation.replace('"w"', '"x"'))
+    ran.clear()
+    with pytest.raises(StoreError, match=r"needs evaluate, which is damaged: evaluation\.json") as caught:
+        go(tmp_path, only="report")
+    assert "--until evaluate" in caught.value.fix
+    go(tmp_path)
+    assert list(ran) == ["evaluate"] and read_json(tmp_path / "results.json")["warnings"][0] == "w"
+    assert "[6/7 evaluate] damaged, and computed again: evaluation.json is damaged" in capsys.readouterr().err
+    (tmp_path / "evaluate" / "samples.parquet").unlink()
+    ran.clear()
+    go(tmp_path)
+    assert list(ran) == ["evaluate"]
+
+
+def test_a_folder_of_somebody_else_is_refused_before_anything_runs(ran: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "evaluate").mkdir(parents=True)
+    with pytest.raises(StoreError, match="did not finish writing"):
+        go(tmp_path)
+    assert not ran
+    go(tmp_path, until="dpo")
+    assert "dpo" in ran
+
+
+def test_what_lies_at_the_top_of_a_run_is_verified_before_it_is_published(ran: dict[str, Any], tmp_path: Path) -> None:
+    go(tmp_path)
+    refuse_damaged(tmp_path)
+    for name in ("results.json", "samples.parquet", "recipe.resolved.yaml", "report/report.html", "sft/stage.json"):
+        content = (tmp_path / name).read_bytes()
+        for damage in DAMAGES:
+            damage(tmp_path / name)
+            with pytest.raises(StoreError, match="changed|damaged|missing") as caught:
+                refuse_damaged(tmp_path)
+            assert "run" in caught.value.fix and name.rpartition("/")[2] in str(caught.value)
+            (tmp_path / name).write_bytes(content)
+    refuse_damaged(tmp_path)
 
 
 def test_a_tracker_that_is_not_installed(tmp_path: Path) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.damage import DAMAGES, removed
 
 from toolkit.errors import StoreError
 from toolkit.files import (
     read_json,
     write_json,
 )
+from toolkit.integrity import refuse_changed
 from toolkit.runs.store import SCHEMA_VERSION, STAGE_FILE, RunFolder, StageState
 
+Damage = Callable[[Path], None]
 FIELDS = {"sft": {"learning_rate": 1e-4, "epochs": 1}, "data": "abc"}
 
 
@@ -67,12 +71,76 @@ def test_the_life_of_a_stage(tmp_path: Path) -> None:
     assert result(run, "sft") == "second"
 
 
-def test_a_record_that_is_damaged_is_no_finished_stage(tmp_path: Path) -> None:
+def edited(path: Path) -> None:
+    """Another value of the same size, in a file that keeps its time."""
+    before = path.stat()
+    content = path.read_text()
+    path.write_text(content.replace("epochs", "epoche") if path.name == STAGE_FILE else content.swapcase())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size and content != path.read_text()
+
+
+@pytest.mark.parametrize("name", ["result.txt", "model/weights", STAGE_FILE])
+@pytest.mark.parametrize("damage", [*DAMAGES, edited])
+def test_a_damaged_stage_is_named_and_replaced(name: str, damage: Damage, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    (run.work_dir("sft", "k1") / "model").mkdir(parents=True)
+    (run.work_dir("sft", "k1") / "model" / "weights").write_text("weights")
+    finished(run, "sft", "k1")
+    (run.stage_dir("sft") / "model" / "notes.txt").write_text("the user's")
+    assert run.state("sft", "k1", FIELDS).status == "cached"  # what the user adds is no damage
+    damage(run.stage_dir("sft") / name)
+    if (name, damage) == (STAGE_FILE, removed):
+        with pytest.raises(StoreError, match="did not finish writing"):  # it may be anybody's
+            run.refuse_foreign("sft")
+        return
+    state = run.state("sft", "k1", FIELDS)
+    assert state.status == "damaged" and state.damage.startswith(name)
+    with pytest.raises(StoreError, match=name if name != STAGE_FILE else "damaged") as caught:
+        refuse_changed(run.stage_dir("sft") / name)
+    assert f"duel run RECIPE --out {tmp_path}" in caught.value.fix
+    other = RunFolder(tmp_path / "other")
+    other.create()
+    assert not other.adopt("sft", "k1", [run.root])
+
+    finished(run, "sft", "k1", "again")
+    assert run.state("sft", "k1", FIELDS).status == "cached" and result(run, "sft") == "again"
+    aside = tmp_path / ".shelf" / "sft-damaged-1"
+    assert (aside / name).is_file() == (damage is not removed)
+    if name != STAGE_FILE:  # a record that cannot be read does not tell what is the user's
+        assert (run.stage_dir("sft") / "model" / "notes.txt").read_text() == "the user's"
+
+
+def test_a_stage_whose_input_was_computed_again_to_other_files_is_stale(tmp_path: Path) -> None:
+    run, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "other")
+
+    def dpo(folder: RunFolder) -> None:
+        folder.work_dir("dpo", "k2").mkdir(parents=True)
+        folder.finish("dpo", "k2", {"fields": FIELDS}, ["sft"])
+
+    finished(run, "sft", "k1", "first")
+    dpo(run)
+    assert run.state("dpo", "k2", FIELDS, ["sft"]).status == "cached"
+    finished(run, "sft", "k1", "first")
+    assert run.state("dpo", "k2", FIELDS, ["sft"]).status == "cached"
+    finished(run, "sft", "k1", "other")
+    assert run.state("dpo", "k2", FIELDS, ["sft"]) == StageState("dpo", "k2", "stale", ("input sft",))
+    finished(other, "sft", "k1", "other")
+    dpo(other)
+    assert run.adopt("dpo", "k2", [other.root], ["sft"])
+    assert run.state("dpo", "k2", FIELDS, ["sft"]).status == "cached"
+    finished(run, "sft", "k1", "third")
+    assert not run.adopt("dpo", "k2", [other.root], ["sft"])
+
+
+def test_the_record_of_an_earlier_version_has_no_list_of_files(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     finished(run, "sft", "k1")
-    (run.stage_dir("sft") / STAGE_FILE).write_text("{")
-    with pytest.raises(StoreError, match="damaged"):
-        run.state("sft", "k1", FIELDS)
+    record = run.record("sft")
+    assert record is not None
+    write_json(run.stage_dir("sft") / STAGE_FILE, {k: v for k, v in record.items() if k not in ("files", "inputs")})
+    (run.stage_dir("sft") / "result.txt").write_text("edited")
+    assert run.state("sft", "k1", FIELDS).status == "cached"
 
 
 def test_finishing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

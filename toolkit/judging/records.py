@@ -19,6 +19,7 @@ from toolkit.errors import DataError, RecipeError, nearest
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.style import FEATURES, style_of
 from toolkit.files import read_table, table_metadata, write_table
+from toolkit.integrity import refuse_changed
 from toolkit.preferences.rows import prompt_id
 
 _COUNTS = [f"{side}_{name}" for side in ("policy", "baseline") for name in FEATURES]
@@ -208,6 +209,7 @@ def _read_rows(path: Path) -> list[dict[str, object]]:
         raise DataError("a folder, not a file of judgements", where=str(path), fix="name the files inside it")
     if not path.is_file():
         raise DataError("no such file", where=str(path), fix="check the path")
+    refuse_changed(path)
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith(".parquet"):

@@ -16,6 +16,7 @@ from typing import Any
 
 from toolkit.errors import ModelError, nearest
 from toolkit.files import file_fingerprint, fingerprint, folder_fingerprint, is_hub_id, read_json
+from toolkit.integrity import refuse_changed
 
 SHORT_NAMES = ("tiny", "smollm2-135m")
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -63,7 +64,10 @@ def cache_folder() -> Path:
 
 
 def resolve(spec: str, revision: str | None = None) -> ModelRef:
-    """Find a model by any of its names. Raises ModelError with the nearest name where there is none."""
+    """Find a model by any of its names.
+
+    Raises ModelError with the nearest name where there is none, StoreError where a run wrote it and it was changed.
+    """
     if spec == "tiny":
         path = Path(str(importlib.resources.files("toolkit") / "assets" / "tiny"))
         return _folder(spec, path)
@@ -89,6 +93,7 @@ def resolve(spec: str, revision: str | None = None) -> ModelRef:
 
 
 def _folder(spec: str, path: Path) -> ModelRef:
+    refuse_changed(path)
     if (path / "adapter_config.json").is_file():
         base = resolve_base(path)
         weights, text = (folder_fingerprint(path, names) for names in (WEIGHTS, TEXT_FILES))

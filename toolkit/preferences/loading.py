@@ -18,6 +18,7 @@ from typing import Any
 
 from toolkit.errors import DataError, nearest
 from toolkit.files import is_hub_id
+from toolkit.integrity import refuse_changed
 from toolkit.preferences.rows import Record
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
@@ -56,6 +57,7 @@ def load(source: str, *, split: str, config: str | None, revision: str | None) -
             return replace(_read_file(path), name=source)
     path = Path(source).expanduser()
     if path.is_file():
+        refuse_changed(path)
         return _read_file(path)
     if path.is_dir():
         return _read_hub(source, config=config, split=split, revision=None, folder=path)

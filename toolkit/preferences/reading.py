@@ -16,6 +16,7 @@ from typing import Any
 
 from toolkit.errors import DataError, nearest
 from toolkit.files import write_row_groups
+from toolkit.integrity import refuse_changed
 from toolkit.preferences import formats, splits
 from toolkit.preferences.cells import RecordError, type_name
 from toolkit.preferences.formats import Format
@@ -475,8 +476,12 @@ def to_parquet(rows: Sequence[PreferenceRow], path: str | Path) -> None:
 
 
 def from_parquet(path: str | Path) -> list[PreferenceRow]:
-    """Rows that :func:`to_parquet` wrote. Raises :class:`DataError` for another or a damaged file."""
+    """Rows that :func:`to_parquet` wrote.
+
+    Raises :class:`DataError` for another or a damaged file, StoreError for one that was changed in its run.
+    """
     name = str(path)
+    refuse_changed(Path(path))
     try:
         raw = Path(path).read_bytes()
     except OSError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from toolkit.errors import DataError, DuelError
 from toolkit.files import read_table, write_row_groups
+from toolkit.integrity import refuse_changed
 
 SAMPLES_FILE = "samples.parquet"
 
@@ -72,6 +73,7 @@ def read_samples(
     file = path / SAMPLES_FILE if path.is_dir() else path
     if not file.is_file():
         raise error("there are no samples: the table is missing", where=str(file), fix=fix)
+    refuse_changed(file)
     rows = read_table(file, error=error, fix=fix) if optional else read_table(file, columns, error=error, fix=fix)
     if optional and rows:
         lacking = set(columns) - rows[0].keys()

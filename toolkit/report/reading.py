@@ -21,6 +21,7 @@ from toolkit.runs.store import (
     TRIALS_FILE,
     RunFolder,
     read_document,
+    refuse_damaged,
 )
 
 ResultRow = dict[str, Any]
@@ -138,9 +139,14 @@ def read_files(files: RunFiles, folder_name: str) -> Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Several runs, with names that differ: the recipe's, else the folder's, else numbered."""
+    """Several runs, with names that differ: the recipe's, else the folder's, else numbered.
+
+    Raises StoreError where one of them is damaged.
+    """
     if not folders:
         raise StoreError("no run folder was given", fix="name at least one")
+    for folder in folders:
+        refuse_damaged(folder)
     runs = [read_run(folder) for folder in folders]
     if len({run.name for run in runs}) < len(runs):
         names = [run.folder_name for run in runs]

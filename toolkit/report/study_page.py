@@ -11,7 +11,7 @@ import yaml
 
 from toolkit.errors import StoreError
 from toolkit.evals.study.study import SCHEMA_VERSION
-from toolkit.files import read_json
+from toolkit.integrity import read_sealed
 from toolkit.report import study_plots, study_tables
 from toolkit.report.figures import Figure
 from toolkit.report.render import render
@@ -45,7 +45,7 @@ def read_study_document(folder: Path) -> dict[str, Any]:
     """
     path = folder / STUDY_FILE
     fix = "write it again: duel study with --force"
-    document = dict(read_json(path, fix=fix))
+    document = read_sealed(path, fix=fix)
     version = document.get("schema_version")
     # A document of the same version that an earlier duel wrote lacks what came later.
     if version != SCHEMA_VERSION or "gap" not in document or "needed" not in document.get("verdict", {}):

@@ -33,6 +33,7 @@ STATES = {
     "partial": "continues",
     "stale": "runs again",
     "missing": "runs",
+    "damaged": "runs again (damaged)",
 }
 # Logits are made for this many tokens at once, in fp32, with their gradient and softmax beside them.
 LOGIT_TOKENS, LOGIT_COPIES = 1024, 3
@@ -77,6 +78,7 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
                 "stage": planned.spec.name,
                 "state": planned.state.status,
                 "changed": [name for name in planned.state.changed if not name.startswith("input ")],
+                "damage": planned.state.damage,
                 "steps": steps.get(planned.spec.name),
                 "until": limit.words(limit.amount) if (limit := budgets.get(planned.spec.name)) is not None else None,
             }

@@ -9,6 +9,7 @@ from typing import Any
 
 from toolkit.errors import StoreError, nearest
 from toolkit.files import flat, read_json
+from toolkit.integrity import refuse_changed
 from toolkit.report.study_page import is_study, read_study_document
 from toolkit.report.study_progress import TRIALS_FOLDER, is_begun, study_progress
 from toolkit.runs.store import (
@@ -18,6 +19,7 @@ from toolkit.runs.store import (
     TRIALS_FILE,
     RunFolder,
     read_document,
+    refuse_damaged,
     refuse_study,
 )
 
@@ -78,6 +80,7 @@ def _name(folder: Path, root: Path) -> str:
 def _row(folder: Path, root: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     verdict: Mapping[str, Any] = {}
     if "evaluate" in manifest["stages"] and (folder / RESULTS_FILE).is_file():
+        refuse_changed(folder / RESULTS_FILE)
         verdict = read_document(folder / RESULTS_FILE)["verdict"]
     waiting = [stage for stage in manifest["keys"] if stage not in manifest["stages"]]
     return {
@@ -163,6 +166,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         runs = [manifest.parent.name for manifest in folder.parent.glob(f"*/{MANIFEST_FILE}")]
         raise StoreError("there is no run", where=str(folder), fix=nearest(folder.name, runs))
+    refuse_damaged(folder)
     return read_document(path)
 
 

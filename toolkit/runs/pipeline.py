@@ -15,6 +15,7 @@ from typing import Any
 from toolkit.errors import RecipeError, StoreError
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.files import copy_whole, read_json, write_json, write_text
+from toolkit.integrity import described, write_sealed
 from toolkit.judging.records import check_recorded_names
 from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.arms import planned_differences
@@ -27,6 +28,8 @@ from toolkit.stages.contexts import Context, to_json
 
 # Less than this is left on a full disk. Then the first error is the one to tell, and nothing more is written.
 FULL_DISK_BYTES = 1 << 20
+# The evaluation's tables, which lie at the top of the run folder as well.
+TABLES = ("samples.parquet", "rewards.parquet", "judgements.parquet")
 TRAINED = "response_tokens_trained"
 # Runs a stage by its name, with its context and inputs, in its work folder, and returns its metrics.
 Runner = Callable[[str, Context, dict[str, Path], Path, Reporter], dict[str, Any]]
@@ -65,9 +68,12 @@ def run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions
         write_text(out / RECIPE_FILE, resolved_yaml(loaded))
         stages = plan_stages(loaded, folder, processes)
         names = stages_to_run(stages, options.only, options.until, options.target)
-        if "evaluate" in names:  # before hours of training
+        for name in names:  # before hours of training
+            folder.refuse_foreign(name)
+        if "evaluate" in names:
             check_recorded_names(recipe.evaluate.judges)
         with recorded(out, new_manifest(loaded, stages, options.command, processes)) as manifest:
+            manifest["files"] = {RECIPE_FILE: described(out / RECIPE_FILE)}
             for number, planned in enumerate(stages, start=1):
                 name, position = planned.spec.name, f"{number}/{len(stages)}"
                 if name not in names and options.only is None:
@@ -75,7 +81,7 @@ def run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions
                 with reporter.in_stage(name, position=position, log=log, trackers=trackers) as stage_reporter:
                     if name in names:
                         complete(planned, folder, stage_reporter, options)
-                    finish_stage(name, planned.key, folder, loaded, manifest)
+                    enter(planned, folder, loaded, manifest)
             manifest["status"] = "done" if len(manifest["stages"]) == len(stages) else "partial"
     return manifest
 
@@ -122,7 +128,7 @@ def new_manifest(
 @contextmanager
 def recorded(out: Path, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Writes the manifest at the start, and at the end with the status: what is set inside, interrupted or failed."""
-    write_json(out / MANIFEST_FILE, manifest)
+    write_sealed(out / MANIFEST_FILE, manifest)
     try:
         yield manifest
     except BaseException as error:
@@ -131,7 +137,7 @@ def recorded(out: Path, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
     finally:
         manifest["finished"] = time.time()
         if shutil.disk_usage(out).free > FULL_DISK_BYTES:
-            write_json(out / MANIFEST_FILE, manifest)
+            write_sealed(out / MANIFEST_FILE, manifest)
 
 
 # ---------------------------------------------------------------- one stage
@@ -140,7 +146,9 @@ def recorded(out: Path, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def complete(planned: PlannedStage, folder: RunFolder, reporter: Reporter, options: RunOptions) -> None:
     """Leave the stage finished in the run folder: as it is, from the shelf, from another run, or by running it."""
     name, key = planned.spec.name, planned.key
-    state = folder.state(name, key, planned.fields)
+    state = folder.state(name, key, planned.fields, planned.inputs)
+    if state.damage:
+        reporter.line(f"damaged, and computed again: {state.damage}")
     if not options.force and (where := reused(planned, folder, state.status, options)):
         if options.say_reused:
             reporter.line(where)
@@ -153,7 +161,7 @@ def complete(planned: PlannedStage, folder: RunFolder, reporter: Reporter, optio
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     record = run_and_measure(planned, folder, work, reporter, options)
-    folder.finish(name, key, record)
+    folder.finish(name, key, record, planned.inputs)
     reporter.line(f"done in {duration(record['wall_s'])}, peak {record['peak_gib']:.2f} GiB")
 
 
@@ -165,7 +173,8 @@ def reused(planned: PlannedStage, folder: RunFolder, status: str, options: RunOp
     if status == "shelved":
         folder.unshelve(name, key)
         return "cached (an earlier result with these settings)"
-    return "taken from another run with the same settings" if folder.adopt(name, key, list(options.reuse)) else ""
+    taken = folder.adopt(name, key, list(options.reuse), planned.inputs)
+    return "taken from another run with the same settings" if taken else ""
 
 
 def run_and_measure(
@@ -249,19 +258,21 @@ def launched(arguments: Sequence[str]) -> Runner:
 # ---------------------------------------------------------------- the run folder's own files
 
 
-def finish_stage(stage: str, key: str, folder: RunFolder, loaded: LoadedRecipe, manifest: dict[str, Any]) -> None:
+def enter(planned: PlannedStage, folder: RunFolder, loaded: LoadedRecipe, manifest: dict[str, Any]) -> None:
     """Enter a stage that is there into the manifest, and put what the user looks for at the top of the run folder."""
+    stage = planned.spec.name
     record = folder.record(stage)
-    if record is not None and record["key"] == key:
-        entry = {name: value for name, value in record.items() if name != "metrics"}
+    if record is not None and folder.state(stage, planned.key, planned.fields, planned.inputs).status == "cached":
+        entry = {name: value for name, value in record.items() if name not in ("metrics", "inputs", "files")}
         if TRAINED in record["metrics"]:
             entry[TRAINED] = record["metrics"][TRAINED]
         manifest["stages"][stage] = entry
         if stage == "evaluate":
             publish(folder, loaded, manifest)
+            manifest["files"] |= {name: described(folder.root / name) for name in (*TABLES, RESULTS_FILE)}
         if stage == "report":
             copy_whole(folder.stage_dir("report") / "report.html", folder.root / "report.html")
-    write_json(folder.root / MANIFEST_FILE, manifest)
+    write_sealed(folder.root / MANIFEST_FILE, manifest)
 
 
 def publish(folder: RunFolder, loaded: LoadedRecipe, manifest: dict[str, Any]) -> None:
@@ -270,7 +281,7 @@ def publish(folder: RunFolder, loaded: LoadedRecipe, manifest: dict[str, Any]) -
     The manifest gets the arms' differences as they were measured, in place of those that the recipe plans.
     """
     evaluated = folder.stage_dir("evaluate")
-    for table in ("samples.parquet", "rewards.parquet", "judgements.parquet"):
+    for table in TABLES:
         copy_whole(evaluated / table, folder.root / table)
     results = {"schema_version": SCHEMA_VERSION, **read_json(evaluated / "evaluation.json")}
     manifest["arm_differences"] = results["arm_differences"]

@@ -84,7 +84,7 @@ def plan_stages(loaded: LoadedRecipe, folder: RunFolder, processes: int = 1) -> 
         if spec.trains and processes > 1:  # the keys of a single process do not have it
             fields["processes"] = processes
         key = keys[spec.name] = fingerprint(fields)
-        stages.append(PlannedStage(spec, inputs, context, key, fields, folder.state(spec.name, key, fields)))
+        stages.append(PlannedStage(spec, inputs, context, key, fields, folder.state(spec.name, key, fields, inputs)))
     return stages
 
 
@@ -205,6 +205,13 @@ def stages_to_run(
         return list(STAGE_NAMES if until is None else STAGE_NAMES[: STAGE_NAMES.index(until) + 1])
     states = {stage.spec.name: stage.state.status for stage in stages}
     inputs = next(stage.inputs for stage in stages if stage.spec.name == only)
+    for stage in stages:
+        if stage.spec.name in inputs and stage.state.damage:
+            raise StoreError(
+                f"stage {only!r} needs {stage.spec.name}, which is damaged: {stage.state.damage}",
+                where="--only",
+                fix=f"run with --until {stage.spec.name} first: it is computed again",
+            )
     missing = [name for name in inputs if states[name] not in ("cached", "shelved")]
     if missing:
         raise StoreError(

@@ -31,7 +31,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow, row_to_dict
 from toolkit.progress import Reporter
 from toolkit.runs.model_cards import FinishedRun, data_card, model_card
-from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, read_document, refuse_study
+from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, read_document, refuse_damaged, refuse_study
 
 # What the hub's HTTP client raises, and the hub lets through: of httpx in huggingface_hub 1, of httpx2 in 2.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -72,11 +72,12 @@ def push_run(
 
 
 def read_finished(folder: Path) -> FinishedRun:
-    """Raises StoreError where the folder holds no finished run."""
+    """Raises StoreError where the folder holds no finished run, or a damaged one."""
     refuse_study(folder, f"push one of its trials' models: they are below {folder / 'trials'}")
     if not (folder / MANIFEST_FILE).is_file() or not (folder / RESULTS_FILE).is_file():
         fix = "finish it first: duel run RECIPE --out DIR"
         raise StoreError("there is no finished run to push", where=str(folder), fix=fix)
+    refuse_damaged(folder)
     manifest = read_document(folder / MANIFEST_FILE)
     if "evaluate" not in manifest["stages"]:
         what = "the run's evaluation is of other settings than its models"

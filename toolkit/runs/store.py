@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit import integrity
 from toolkit.errors import BusyError, StoreError
-from toolkit.files import flat, is_locked, locked, read_json, write_json
+from toolkit.files import fingerprint, flat, is_locked, locked
+from toolkit.integrity import differences, in_words, is_list, listed, read_sealed, write_sealed
 
 # 2: the evaluate stage writes evaluation.json, which was called results.json as the run's own file is.
 SCHEMA_VERSION = 2
 # Files outside the stages' folders are the same in these versions, and so are the stages' tables and models.
 READABLE_VERSIONS = (1, SCHEMA_VERSION)
 WORKERS_LOCK = ".workers"  # shared by the processes of a stage
-STAGE_FILE = "stage.json"
-MANIFEST_FILE = "manifest.json"
+STAGE_FILE, MANIFEST_FILE = integrity.STAGE_FILE, integrity.MANIFEST_FILE
 RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.resolved.yaml"
 # Of a study: what its table says, its trials as they are planned, and in a trial's folder why it has no policy.
@@ -35,7 +36,7 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises StoreError where the file is damaged, or of a version that this code does not know.
     """
     fix = "move it away and run the recipe again: it is written anew, and finished stages stay as they are"
-    document = dict(read_json(path, fix=fix))
+    document = read_sealed(path, fix=fix)
     version = document.get("schema_version")
     if version not in READABLE_VERSIONS:
         known = " and ".join(map(str, READABLE_VERSIONS))
@@ -47,6 +48,37 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def refuse_damaged(run: Path) -> None:
+    """Before something is published from a run: raises StoreError where its files are not as it wrote them.
+
+    Policies from along the training may be removed, to save space. A folder without a manifest was put
+    together by hand.
+    """
+    if not (run / MANIFEST_FILE).is_file():
+        return
+    manifest = read_document(run / MANIFEST_FILE)
+    if not is_list(manifest.get("files")):  # of an earlier version
+        return
+    problems = differences(run, manifest["files"])
+    for stage in manifest["stages"]:
+        record = read_record(run / stage)
+        if record is None:
+            problems.append(f"{stage}/{STAGE_FILE} is missing")
+        elif is_list(record.get("files")):
+            files = {name: entry for name, entry in record["files"].items() if not _removed(run / stage, name)}
+            problems += [f"{stage}/{problem}" for problem in differences(run / stage, files)]
+    if problems:
+        raise StoreError(
+            f"the run was changed after it was written: {in_words(problems)}",
+            where=str(run),
+            fix=f"run its recipe again (duel run RECIPE --out {run}), which computes what is damaged anew",
+        )
+
+
+def _removed(stage: Path, name: str) -> bool:
+    return name.startswith("checkpoints/") and not (stage / name).is_file()
+
+
 def refuse_study(folder: Path, fix: str) -> None:
     """Raises StoreError for the folder of a study, where a command takes that of a run."""
     if any((folder / name).is_file() for name in (STUDY_FILE, TRIALS_FILE)):
@@ -55,12 +87,15 @@ def refuse_study(folder: Path, fix: str) -> None:
 
 @dataclass(frozen=True)
 class StageState:
-    """What is on disk for a stage. ``changed`` names the fields that differ from what ran last."""
+    """What is on disk for a stage. ``changed`` names the fields that differ from what ran last, ``damage`` says what is
+    wrong with the files of a finished one.
+    """
 
     stage: str
     key: str
-    status: str  # "cached" | "shelved" | "partial" | "missing" | "stale"
+    status: str  # "cached" | "shelved" | "partial" | "missing" | "stale" | "damaged"
     changed: tuple[str, ...] = ()
+    damage: str = ""
 
 
 class RunFolder:
@@ -135,35 +170,77 @@ class RunFolder:
         """The finished stage's record, or None."""
         return read_record(self.stage_dir(stage))
 
-    def state(self, stage: str, key: str, fields: Mapping[str, Any]) -> StageState:
-        """Whether this stage with this key is there. ``fields`` are what the key is made of."""
-        record = self.record(stage)
-        if _holds(self.stage_dir(stage), key):
-            return StageState(stage, key, "cached")
+    def state(self, stage: str, key: str, fields: Mapping[str, Any], inputs: Sequence[str] = ()) -> StageState:
+        """Whether this stage with this key is there, and whole. ``fields`` are what the key is made of.
+
+        ``inputs`` are the stages that it reads: one that was computed from other files than theirs is stale.
+        """
+        digests = self.digests(inputs)
         changed: tuple[str, ...] = ()
-        if record is not None:
+        try:
+            record = self.record(stage)
+        except StoreError as error:
+            return StageState(stage, key, "damaged", damage=f"{STAGE_FILE}: {error.what}")
+        if record is not None and _is(record, key):
+            changed = _changed_inputs(record, digests)
+            if damage := _damage(self.stage_dir(stage), record):
+                return StageState(stage, key, "damaged", damage=damage)
+            if not changed:
+                return StageState(stage, key, "cached")
+        elif record is not None:
             old, new = flat(record["fields"]), flat(fields)
             changed = tuple(sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)))
-        if _holds(self.shelf_dir(stage, key), key):
+        if _holds(self.shelf_dir(stage, key), key, digests):
             return StageState(stage, key, "shelved", changed)
         if self.work_dir(stage, key).is_dir():
             return StageState(stage, key, "partial", changed)
         return StageState(stage, key, "stale" if record is not None else "missing", changed)
+
+    def digests(self, stages: Sequence[str]) -> dict[str, str]:
+        """Stage -> a hash over its files, of those finished stages that have a list of them."""
+        digests = {}
+        for stage in stages:
+            try:
+                record = self.record(stage) or {}
+            except StoreError:
+                continue  # it is damaged, and runs again first
+            if is_list(record.get("files")):
+                digests[stage] = fingerprint(record["files"])
+        return digests
+
+    def refuse_foreign(self, stage: str) -> None:
+        """Raises StoreError where something lies in the stage's place that is no finished stage."""
+        folder = self.stage_dir(stage)
+        if folder.exists() and not (folder / STAGE_FILE).is_file():
+            raise StoreError(
+                f"{stage!r} holds something that this project did not finish writing",
+                where=str(folder),
+                fix="move it away, or choose another folder with --out",
+            )
+
+    def set_aside(self, stage: str) -> list[tuple[Path, str]]:
+        """Put a damaged stage on the shelf. Returns the user's own files in it, with their names in the stage."""
+        folder, number = self.stage_dir(stage), 1
+        while (target := self.root / ".shelf" / f"{stage}-damaged-{number}").exists():
+            number += 1
+        target.parent.mkdir(exist_ok=True)
+        os.rename(folder, target)
+        try:
+            record = read_record(target) or {}
+        except StoreError:
+            record = {}
+        files = record.get("files")
+        others = listed(target, [*files, STAGE_FILE]) if is_list(files) else {}
+        return [(target / name, name) for name in others]
 
     def shelve(self, stage: str) -> None:
         """Put the finished stage on the shelf, so that its result is not lost.
 
         Raises StoreError for a folder in its place that is no finished stage.
         """
+        self.refuse_foreign(stage)
         record = self.record(stage)
         if record is None:
-            # Something else put a folder without a record there.
-            if self.stage_dir(stage).exists():
-                raise StoreError(
-                    f"{stage!r} holds something that this project did not finish writing",
-                    where=str(self.stage_dir(stage)),
-                    fix="move it away, or choose another folder with --out",
-                )
             return
         target = self.shelf_dir(stage, record["key"])
         target.parent.mkdir(exist_ok=True)
@@ -176,38 +253,81 @@ class RunFolder:
         self.shelve(stage)
         os.rename(self.shelf_dir(stage, key), self.stage_dir(stage))
 
-    def adopt(self, stage: str, key: str, others: list[Path]) -> bool:
+    def adopt(self, stage: str, key: str, others: list[Path], inputs: Sequence[str] = ()) -> bool:
         """Take an equal finished stage from another run folder, by hard links where the disk allows."""
+        digests = self.digests(inputs)
         for other in others:
             for folder in (other / stage, other / ".shelf" / f"{stage}-{key}"):
-                if _holds(folder, key):
+                if _holds(folder, key, digests):
                     work = self.work_dir(stage, key)
                     shutil.rmtree(work, ignore_errors=True)
                     shutil.copytree(folder, work, copy_function=_link_or_copy)
-                    self.shelve(stage)
-                    os.rename(work, self.stage_dir(stage))
+                    self._put(stage, work)
                     return True
         return False
 
-    def finish(self, stage: str, key: str, record: Mapping[str, Any]) -> None:
-        """Make the work folder the finished stage, with its record, by one rename."""
+    def finish(self, stage: str, key: str, record: Mapping[str, Any], inputs: Sequence[str] = ()) -> None:
+        """Make the work folder the finished stage, with its record and the list of its files, by one rename."""
         work = self.work_dir(stage, key)
-        write_json(work / STAGE_FILE, {"schema_version": SCHEMA_VERSION, "stage": stage, "key": key, **record})
-        self.shelve(stage)
+        record = {"schema_version": SCHEMA_VERSION, "stage": stage, "key": key, **record}
+        files = {"inputs": self.digests(inputs), "files": listed(work, [STAGE_FILE])}
+        write_sealed(work / STAGE_FILE, record | files)
+        self._put(stage, work)
+
+    def _put(self, stage: str, work: Path) -> None:
+        """Move a folder to the place of the finished stage, and what is there to the shelf."""
+        self.refuse_foreign(stage)
+        try:
+            record = self.record(stage)
+            whole = record is None or not _damage(self.stage_dir(stage), record)
+        except StoreError:
+            whole = False
+        others: list[tuple[Path, str]] = []
+        if whole:
+            self.shelve(stage)
+        else:
+            others = self.set_aside(stage)
         os.rename(work, self.stage_dir(stage))
+        for path, name in others:
+            place = self.stage_dir(stage) / name
+            if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(path, place)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of the finished stage in a folder, or None. Raises StoreError where it is damaged."""
     path = folder / STAGE_FILE
     fix = f"move {folder} away and run again: only this stage is computed anew"
-    return dict(read_json(path, fix=fix)) if path.is_file() else None
+    return read_sealed(path, fix=fix) if path.is_file() else None
 
 
-def _holds(folder: Path, key: str) -> bool:
-    """Whether a folder is the finished stage with this key, in today's layout."""
-    record = read_record(folder)
-    return record is not None and (record.get("schema_version"), record["key"]) == (SCHEMA_VERSION, key)
+def _is(record: Mapping[str, Any], key: str) -> bool:
+    """Whether a record is that of the stage with this key, in today's layout."""
+    return (record.get("schema_version"), record.get("key")) == (SCHEMA_VERSION, key)
+
+
+def _damage(folder: Path, record: Mapping[str, Any]) -> str:
+    """What is wrong with the files of a finished stage, in words. Earlier records have no list of files."""
+    files = record.get("files")
+    return in_words(differences(folder, files)) if is_list(files) else ""
+
+
+def _changed_inputs(record: Mapping[str, Any], digests: Mapping[str, str]) -> tuple[str, ...]:
+    """The inputs that were computed again, to other files, after this stage had read them."""
+    read = record.get("inputs", {})
+    return tuple(f"input {name}" for name, digest in digests.items() if read.get(name, digest) != digest)
+
+
+def _holds(folder: Path, key: str, digests: Mapping[str, str]) -> bool:
+    """Whether a folder is the finished stage with this key, whole, and computed from inputs with these digests."""
+    try:
+        record = read_record(folder)
+    except StoreError:
+        return False
+    return (
+        record is not None and _is(record, key) and not _changed_inputs(record, digests) and not _damage(folder, record)
+    )
 
 
 def _link_or_copy(source: str, target: str) -> str:

@@ -15,7 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from toolkit.engine.distributed import barrier, main_process
 from toolkit.errors import StoreError
-from toolkit.files import file_fingerprint, read_json, write_json
+from toolkit.files import read_json, write_json
+from toolkit.integrity import differences, in_words, is_list, listed
 
 FILES_FILE = "files.json"
 # The one before the newest is there to fall back to.
@@ -34,13 +35,8 @@ class CheckpointFiles(TrainerCallback):
         barrier()
         if state.is_world_process_zero:
             folder = checkpoint_folder(args, state)
-            write_json(folder / FILES_FILE, _fingerprints(folder))
+            write_json(folder / FILES_FILE, listed(folder, [FILES_FILE]))
         barrier()
-
-
-def _fingerprints(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FILES_FILE)
-    return {path.relative_to(folder).as_posix(): file_fingerprint(path) for path in files}
 
 
 def damage(folder: Path) -> str:
@@ -48,16 +44,10 @@ def damage(folder: Path) -> str:
     if not (folder / FILES_FILE).is_file():
         return "it was not written to its end"
     try:
-        written = read_json(folder / FILES_FILE)
+        files = read_json(folder / FILES_FILE)
     except StoreError:
         return f"{FILES_FILE} is damaged"
-    if not isinstance(written, dict):
-        return f"{FILES_FILE} is damaged"
-    present = _fingerprints(folder)
-    if missing := sorted(written.keys() - present.keys()):
-        return f"{', '.join(missing)} is missing"
-    changed = [name for name, fingerprint in written.items() if present[name] != fingerprint]
-    return f"{', '.join(changed)} is damaged" if changed else ""
+    return in_words(differences(folder, files)) if is_list(files) else f"{FILES_FILE} is damaged"
 
 
 def last_checkpoint(out: Path, say: Callable[[str], None] = lambda _: None) -> str | None:

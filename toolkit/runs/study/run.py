@@ -19,6 +19,7 @@ from toolkit.evals.study.study import study
 from toolkit.evals.study.table import read_study, study_data
 from toolkit.evals.verdict import ARMS, NAMES
 from toolkit.files import write_json, write_table, write_text
+from toolkit.integrity import write_sealed
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter, RunLog
 from toolkit.recipe.files import resolved_yaml
@@ -106,7 +107,7 @@ def run_study(
         "versions": versions(),
         "machine": machine(),
     }
-    write_json(plan.out / STUDY_FILE, document)
+    write_sealed(plan.out / STUDY_FILE, document)
     title = plan.base.recipe.report.title
     write_text(plan.out / "report.html", study_page(document, title or f"Study {plan.base.recipe.name}"))
     return document
