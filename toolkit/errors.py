@@ -7,12 +7,28 @@ of ours, with exit code 1.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 # Environment variable with the file to which a launched process writes its exit code. The launcher's is always 1.
 EXIT_CODE_FILE = "DUEL_EXIT_CODE_FILE"
 # Environment variable with a file that the launcher of several processes holds locked for as long as it lives.
 LAUNCHER_FILE = "DUEL_LAUNCHER_FILE"
+
+
+# A terminal obeys control characters, and some characters turn the direction of the text around them. Data has both.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_USERINFO = re.compile(r"(?<=://)[^\s/@]*@")
+
+
+def shown(text: str) -> str:
+    """Text as a terminal may get it: control characters are written out, and addresses have no password.
+
+    >>> shown("\\x1b[31mred\\x07 http://user:pw@host/ two\\nlines")
+    '\\\\x1b[31mred\\\\x07 http://...@host/ two\\nlines'
+    """
+    harmless = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return _USERINFO.sub("...@", harmless).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Terminated(KeyboardInterrupt):
@@ -32,7 +48,7 @@ class DuelError(Exception):
             lines.append(f"  where: {self.where}")
         if self.fix:
             lines.append(f"  fix:   {self.fix}")
-        return "\n".join(lines)
+        return shown("\n".join(lines))
 
 
 class RecipeError(DuelError):
@@ -76,7 +92,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return "known: " + ", ".join(known[:20]) if known else ""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     text = str(error).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from toolkit.errors import shown
 from toolkit.files import atomic_write
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -65,10 +66,11 @@ class Display:
     def line(self, text: str) -> None:
         if self.quiet:
             return
+        text = shown(self.prefix + text)
         if self.console.is_terminal:
-            self.console.print(self.prefix + text, markup=False)
+            self.console.print(text, markup=False)
         else:
-            print(self.prefix + text, file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def showing_bars(self) -> Iterator[None]:
@@ -77,14 +79,14 @@ class Display:
             yield
             return
         with Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("[cyan]{task.fields[left]}"),
             TextColumn("{task.fields[speed]}"),
             TextColumn("[dim]{task.fields[memory]}"),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=self.console,
             transient=True,
         ) as self.bars:
@@ -143,7 +145,7 @@ class Task:
         bars = reporter.display.bars
         self.bar: TaskID | None = None
         if bars is not None:
-            self.bar = bars.add_task(label, total=total, note="", left="", speed="", memory="")
+            self.bar = bars.add_task(shown(label), total=total, note="", left="", speed="", memory="")
 
     def resume_at(self, done: int) -> None:
         """An earlier attempt has done ``done`` of the total."""
@@ -164,7 +166,7 @@ class Task:
         self.reporter.record_progress(self, left_s)
         display = self.reporter.display
         if display.bars is not None and self.bar is not None:
-            fields: dict[str, Any] = {"note": self.note, "left": left, "speed": self.speed}
+            fields: dict[str, Any] = {"note": shown(self.note), "left": left, "speed": self.speed}
             display.bars.update(self.bar, completed=self.done, memory=f"{resident_gib():.1f} GiB", **fields)
         elif not display.quiet and now - self.printed >= PLAIN_LINE_EVERY_S:
             self.printed = now

@@ -58,7 +58,7 @@ def test_known_scores_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_judge_that_scores_compares_every_sample_with_every_other() -> None:
     judgements, _ = judge_pairs("gold", [("a", "b"), ("a", "c")], RESPONSES, OPTIONS, QUIET)
     assert [(j.baseline, j.preference) for j in judgements] == [("b", 1.0), ("c", 0.5), ("c", 1.0)]
-    with pytest.raises(RecipeError, match="does not score"):
+    with pytest.raises(RecipeError, match="is no judge"):
         judge_pairs("oracle:x", [("a", "b")], RESPONSES, OPTIONS, QUIET)
 
 

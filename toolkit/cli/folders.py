@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from toolkit.cli.options import JSON, PATH, complete_runs, emit, quiet_libraries, reporter_of
+from toolkit.cli.options import JSON, PATH, complete_runs, emit, quiet_libraries, reporter_of, say
 
 
 @click.command()
@@ -33,7 +33,7 @@ def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_sa
     target = out or folder[0] / ("report.html" if len(folder) == 1 else "report-side-by-side.html")
     page = build_study(folder[0], title=title) if studies else build(folder, title=title, max_samples=max_samples)
     write_text(target, page)
-    print(target)
+    say(target)
 
 
 @click.command()
@@ -69,7 +69,7 @@ def runs(folder: Path, as_json: bool) -> None:
     from toolkit.runs.listing import list_runs
 
     rows = list_runs(folder)
-    emit({"runs": rows}) if as_json else print(runs_table(rows) if rows else f"no run below {folder}")
+    emit({"runs": rows}) if as_json else say(runs_table(rows) if rows else f"no run below {folder}")
 
 
 @click.command()
@@ -85,7 +85,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     from toolkit.runs.listing import diff_runs
 
     differences = diff_runs(first, second)
-    emit(differences) if as_json else print(diff_tables(differences))
+    emit(differences) if as_json else say(diff_tables(differences))
 
 
 @click.command()
@@ -113,7 +113,7 @@ def push(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     quiet_libraries()
     pushed = push_run(reporter=reporter, **options)
     lines = (f"{artifact:14} {place}" for artifact, place in pushed.items())
-    emit({"pushed": pushed}) if as_json else print("\n".join(lines))
+    emit({"pushed": pushed}) if as_json else say("\n".join(lines))
 
 
 @click.command()
@@ -129,7 +129,7 @@ def completion(shell: str) -> None:
     context = click.get_current_context().find_root()
     complete = get_completion_class(shell)
     assert complete is not None  # click has all three
-    print(complete(context.command, {}, "duel", "_DUEL_COMPLETE").source())
+    say(complete(context.command, {}, "duel", "_DUEL_COMPLETE").source())
 
 
 COMMANDS = (report, watch, runs, diff, push, completion)

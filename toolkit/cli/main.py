@@ -6,6 +6,7 @@ Commands parse, call and print. They import what they call inside, so that ``due
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ import click
 
 from toolkit.cli import folders, measure, run, study
 from toolkit.cli.options import Group
-from toolkit.errors import EXIT_CODE_FILE, DuelError, Terminated
+from toolkit.errors import EXIT_CODE_FILE, DuelError, Terminated, shown
 
 USER_ERROR, DEFECT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
@@ -59,7 +60,9 @@ def exit_code() -> int:
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         return _interruption(error)
     except click.ClickException as error:
-        error.show(sys.stderr)
+        usage = io.StringIO()
+        error.show(usage)
+        print(shown(usage.getvalue()), end="", file=sys.stderr)
         return USER_ERROR
     except DuelError as error:
         _show_traceback(debug)
@@ -70,11 +73,13 @@ def exit_code() -> int:
             return _interruption(error)
         _show_traceback(debug)
         if (message := _system_message(error)) is not None:
-            print(message, file=sys.stderr)
+            print(shown(message), file=sys.stderr)
             return USER_ERROR
         print(
-            f"internal error: {type(error).__name__}: {error}\n  This is a defect of duel. Please report it with the "
-            "output of `duel env` and of the same command under `duel --debug`.",
+            shown(f"internal error: {type(error).__name__}: {error}"),
+            "\n  This is a defect of duel. Please report it with the output of `duel env` and of the same command "
+            "under `duel --debug`.",
+            sep="",
             file=sys.stderr,
         )
         return DEFECT
@@ -123,4 +128,4 @@ def _system_message(error: BaseException | None) -> str | None:
 
 def _show_traceback(debug: bool) -> None:
     if debug:
-        traceback.print_exc()
+        print(shown(traceback.format_exc()), file=sys.stderr)

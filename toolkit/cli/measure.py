@@ -21,6 +21,7 @@ from toolkit.cli.options import (
     group,
     quiet_libraries,
     reporter_of,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def show_summary(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         emit(summary)
     else:
-        print("\n".join(f"{name:24} {value}" for name, value in summary.items()))
+        say("\n".join(f"{name:24} {value}" for name, value in summary.items()))
 
 
 @click.command(context_settings={"allow_interspersed_args": True})
@@ -195,7 +196,7 @@ def rewards(ctx: click.Context, /, launch: tuple[str, ...], as_json: bool, **opt
         **options,
     )
     if summary:  # of several processes, the main one's
-        emit(summary) if as_json else print(rewards_table(summary))
+        emit(summary) if as_json else say(rewards_table(summary))
 
 
 @click.command()
@@ -218,7 +219,7 @@ def score(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     quiet_libraries()
     reading, scoring = take(ReadingOptions, options), take(ScoringOptions, options)
     summary = explicit_rewards(options.pop("rm"), options.pop("data"), reading, scoring, reporter=reporter, **options)
-    emit(summary) if as_json else print(rewards_table(summary))
+    emit(summary) if as_json else say(rewards_table(summary))
 
 
 @click.command()
@@ -259,7 +260,7 @@ def compare(ctx: click.Context, /, as_json: bool, policies: tuple[str, ...], **o
     asking, params = judge_options(options), sampling_params("samples_per_prompt", options)
     selection, judges = take(PromptSelection, options), options.pop("judges")
     results = compare_policies(policies, judges, selection, params, asking, reporter=reporter, **options)
-    emit(results) if as_json else print(judging_tables(results))
+    emit(results) if as_json else say(judging_tables(results))
 
 
 @click.command()
@@ -296,7 +297,7 @@ def judge(ctx: click.Context, /, as_json: bool, human: bool, judge: str | None, 
         results = ask_people(pair, **voting, reporter=reporter, **options)
     else:
         results = judge_samples(pair, judge, asking, reporter=reporter, **options)
-    emit(results) if as_json else print(judging_tables(results))
+    emit(results) if as_json else say(judging_tables(results))
 
 
 @click.command()
@@ -351,7 +352,7 @@ def winrate(
     # What is not asked for is as the files record it.
     asked = {name: value for name, value in options.items() if value is not None}
     results = winrate_report(files, controls=controls, **asked)
-    emit(results) if as_json else print(judging_tables(results))
+    emit(results) if as_json else say(judging_tables(results))
 
 
 @click.command()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
-from toolkit.errors import nearest
+from toolkit.errors import nearest, shown
 
 if TYPE_CHECKING:
     from toolkit.progress import Reporter
@@ -62,6 +62,11 @@ def quiet_libraries() -> None:
 def emit(document: Any) -> None:
     """Print the one JSON document of ``--json``."""
     print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def say(text: object, end: str = "\n") -> None:
+    """Print text for people. Names and texts of data may hold what a terminal would obey."""
+    print(shown(str(text)), end=end)
 
 
 # ---------------------------------------------------------------- shell completion

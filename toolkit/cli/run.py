@@ -19,6 +19,7 @@ from toolkit.cli.options import (
     emit,
     quiet_libraries,
     reporter_of,
+    say,
 )
 
 
@@ -68,7 +69,7 @@ def run(
 
         quiet_libraries()
         described = describe(loaded, out, options["launch"])
-        emit(described) if as_json else print(render(described))
+        emit(described) if as_json else say(render(described))
         return
     command = ["duel", *sys.argv[1:]]
     manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command, before_stage=quiet_libraries))
@@ -80,8 +81,8 @@ def run(
         shown = ("verdict", "next", "win_rates", "temperatures", "cost", "warnings")
         emit({**facts, **{key: results[key] for key in shown if key in results}})
     elif results:
-        print(result_tables(results))
-        print(f"\nreport: {out / 'report.html'}\n\n{study}")
+        say(result_tables(results))
+        say(f"\nreport: {out / 'report.html'}\n\n{study}")
 
 
 @click.command()
@@ -101,9 +102,9 @@ def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
         emit({"valid": True, "name": loaded.recipe.name, "arm_differences": pairs, "origins": loaded.origins})
         return
     changed = sum(origin != "default" for origin in loaded.origins.values())
-    print(f"{loaded.recipe.name}: valid, {len(flat(loaded.recipe))} settings, {changed} of them not defaults")
+    say(f"{loaded.recipe.name}: valid, {len(flat(loaded.recipe))} settings, {changed} of them not defaults")
     for difference in differences:
-        print(f"  note: {difference.sentence}")
+        say(f"  note: {difference.sentence}")
 
 
 @click.command()
@@ -115,7 +116,7 @@ def schema(as_markdown: bool) -> None:
     """
     from toolkit.recipe.reference import json_schema, markdown
 
-    print(markdown(), end="") if as_markdown else emit(json_schema())
+    say(markdown(), end="") if as_markdown else emit(json_schema())
 
 
 @click.group(cls=Group)
@@ -135,7 +136,7 @@ def recipes_list(as_json: bool) -> None:
         return
     width = max(map(len, summaries))
     for name, text in summaries.items():
-        print(f"{name:{width}}  {text}")
+        say(f"{name:{width}}  {text}")
 
 
 @recipes.command("show")
@@ -144,7 +145,7 @@ def recipes_show(name: str) -> None:
     """Print a recipe as it ships, with its comments."""
     from toolkit.recipe.files import load_recipe
 
-    print(load_recipe(name).path.read_text(encoding="utf-8"), end="")
+    say(load_recipe(name).path.read_text(encoding="utf-8"), end="")
 
 
 @recipes.command("copy")
@@ -155,7 +156,7 @@ def recipes_copy(name: str, target: Path | None, force: bool) -> None:
     """Copy a recipe to TARGET (default NAME.yaml), to make your own of it."""
     from toolkit.recipe.files import copy_recipe
 
-    print(copy_recipe(name, target or Path(f"{name}.yaml"), force))
+    say(copy_recipe(name, target or Path(f"{name}.yaml"), force))
 
 
 @click.command()
@@ -200,7 +201,7 @@ def sweep(
     out = out or Path("runs") / f"{load_recipe(recipe, sets).recipe.name}-sweep"
     planned = Sweep(recipe, sets, out=out, **options)
     rows = run_sweep(planned, reporter_of(ctx), engine=engine, before_stage=quiet_libraries)
-    emit({"runs": rows}) if as_json else print(sweep_table(rows))
+    emit({"runs": rows}) if as_json else say(sweep_table(rows))
 
 
 @click.command()
@@ -237,7 +238,7 @@ def env(as_json: bool) -> None:
         return
     for section, value in facts.items():
         items = value.items() if isinstance(value, dict) else [("", value)]
-        print("\n".join(f"{section if not i else '':13} {name} {item}" for i, (name, item) in enumerate(items)))
+        say("\n".join(f"{section if not i else '':13} {name} {item}" for i, (name, item) in enumerate(items)))
 
 
 COMMANDS = (run, validate, schema, recipes, sweep, env)

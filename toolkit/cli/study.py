@@ -7,7 +7,18 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, SET, complete_recipes, emit, quiet_libraries, reporter_of
+from toolkit.cli.options import (
+    FORCE,
+    JSON,
+    PATH,
+    POSITIVE,
+    SET,
+    complete_recipes,
+    emit,
+    quiet_libraries,
+    reporter_of,
+    say,
+)
 
 
 @click.command()
@@ -94,7 +105,7 @@ def _of_recipe(
 
         quiet_libraries()
         described = describe(plan)
-        emit(described) if as_json else print(render(described))
+        emit(described) if as_json else say(render(described))
         return
     from toolkit.cli.tables import study_tables
     from toolkit.runs.study.run import run_study
@@ -103,8 +114,8 @@ def _of_recipe(
     if as_json:
         emit(document)
         return
-    print(study_tables(document))
-    print(f"\nreport: {plan.out / 'report.html'}")
+    say(study_tables(document))
+    say(f"\nreport: {plan.out / 'report.html'}")
 
 
 def _of_table(table: Path, kl_limit: float | None, out: Path | None, force: bool, as_json: bool) -> None:
@@ -119,7 +130,7 @@ def _of_table(table: Path, kl_limit: float | None, out: Path | None, force: bool
         if not (target.exists() and read_json(target) == document):
             refuse_existing(target, force)
             write_json(target, document)
-    emit(document) if as_json else print(study_tables(document))
+    emit(document) if as_json else say(study_tables(document))
 
 
 COMMANDS = (study,)

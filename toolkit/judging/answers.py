@@ -107,16 +107,21 @@ class Memory:
                 question.judge,
                 question.template,
                 prompt_id(question.prompt),
-                question.first,
-                question.second,
+                _storable(question.first),
+                _storable(question.second),
                 answer.value,
-                answer.raw,
-                answer.error,
+                _storable(answer.raw),
+                _storable(answer.error),
                 answer.prompt_tokens,
                 answer.completion_tokens,
             ),
         )
         self.connection.commit()
+
+
+def _storable(text: str) -> str:
+    """Text without halves of characters, which SQLite cannot store."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from toolkit.errors import ModelError, RecipeError
 from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.judging import llm, scorers
 from toolkit.judging.options import JudgeOptions
@@ -17,6 +18,7 @@ from toolkit.judging.records import Judgement, read_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.models.resolve import resolve
 from toolkit.progress import Reporter
+from toolkit.recipe.judge_specs import judge_problem, shown_judge
 
 
 def judge_pairs(
@@ -38,6 +40,7 @@ def judge_pairs(
     be used.
     """
     kind, _, rest = spec.partition(":")
+    check_judge(spec)
     if kind == "file":
         return of_file(rest, responses, reporter).matching, None
     if llm.is_language_model(spec):
@@ -72,6 +75,9 @@ def ask_judges(
 ) -> Judged:
     """:func:`judge_pairs` of several judges, one after the other. ``known_scores`` are by judge."""
     judged = Judged([], [], [], {})
+    silent: dict[str, str] = {}
+    for spec in specs:
+        check_judge(spec)
     for spec in specs:
         kind, _, file = spec.partition(":")
         if kind == "file":
@@ -84,7 +90,42 @@ def ask_judges(
             of_judge, usage = judge_pairs(spec, pairs, responses, options, reporter, known_scores=scores)
             judged.judgements.extend(of_judge)
             judged.usages.extend([usage] if usage is not None else [])
+            silent |= silence(spec, of_judge, usage)
+    if specs and len(silent) == len(specs):
+        refuse_silence(silent)
+    judged.warnings.extend(f"{spec} gave no answer: {reason}" for spec, reason in silent.items())
     return judged
+
+
+def check_judge(spec: str) -> None:
+    """Raises RecipeError for a judge that is not written as one is, or with a password in its address."""
+    problem = judge_problem(spec)
+    if problem is not None:
+        raise RecipeError(f"{shown_judge(spec)!r} {problem[0]}", where="judge", fix=problem[1])
+
+
+def silence(spec: str, judgements: Sequence[Judgement], usage: llm.Usage | None) -> dict[str, str]:
+    """The judge with how often and why it failed, where it never gave an answer; otherwise nothing."""
+    failures = llm.most_frequent(j.error for j in judgements if j.preference is None)
+    if usage is not None:
+        n, failures, is_silent = usage.n_failed, usage.failures, usage.silent
+    else:
+        n = sum(failures.values())
+        is_silent = bool(judgements) and n == len(judgements)
+    reasons = "; ".join(f"{times:,} x {reason}" for reason, times in failures.items())
+    return {spec: f"all {n:,} questions failed: {reasons}"} if is_silent else {}
+
+
+def refuse_silence(silent: Mapping[str, str]) -> None:
+    """Raises ModelError where judges gave no answer at all; nothing where there is none of them."""
+    if silent:
+        what = "; ".join(f"{spec} gave no answer: {reason}" for spec, reason in silent.items())
+        raise ModelError(
+            what,
+            where="judge",
+            fix="mend the judge and run the command again: every question is asked again, and nothing else is computed "
+            "twice",
+        )
 
 
 def of_file(file: str, responses: PolicyResponses, reporter: Reporter) -> MatchedJudgements:

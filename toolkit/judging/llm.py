@@ -7,8 +7,9 @@ A question that failed counts as a failure, and the next run asks it again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.errors import RecipeError
@@ -23,13 +24,15 @@ from toolkit.models.resolve import cache_folder, resolve
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings
 
+MOST_REASONS = 5
+
 
 @dataclass(frozen=True)
 class Usage:
     """What a judge's answers took: tokens as counted by the endpoint, USD where prices are set.
 
     Failed attempts count. ``new_*`` is what this call spent. The other numbers, and ``n_questions``, cover stored
-    answers as well: the price of all of them.
+    answers as well: the price of all of them. ``failures``: reason -> how often, the most frequent ones first.
     """
 
     judge: str
@@ -44,6 +47,12 @@ class Usage:
     wall_s: float
     cost_usd: float | None
     new_cost_usd: float | None
+    failures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def silent(self) -> bool:
+        """Whether every question failed."""
+        return self.n_questions > 0 and self.n_failed == self.n_questions
 
 
 def is_language_model(spec: str) -> bool:
@@ -170,13 +179,25 @@ def ask_all(
         wall_s=round(time.monotonic() - started, 3),
         cost_usd=_cost(tokens, options.settings),
         new_cost_usd=_cost((spent[0], spent[1]), options.settings),
+        failures=most_frequent(answer.error for answer in answers.values() if answer.value is None),
     )
     money = "" if usage.new_cost_usd is None else f", {usage.new_cost_usd:.4f} USD"
     reporter.line(
         f"judge {spec}: {len(new)} asked, {n_remembered} remembered, {usage.n_failed} failed, "
         f"{spent[0]} + {spent[1]} tokens (prompt + completion){money}"
     )
+    for reason, times in usage.failures.items():
+        reporter.line(f"  failed {times:,} x: {reason}")
     return answers, usage
+
+
+def most_frequent(reasons: Iterable[str]) -> dict[str, int]:
+    """Reason -> how often, for the most frequent ones.
+
+    >>> most_frequent(["no verdict", "too long", "no verdict"])
+    {'no verdict': 2, 'too long': 1}
+    """
+    return dict(Counter(reasons).most_common(MOST_REASONS))
 
 
 def _ask(spec: str, template: Template, questions: Sequence[Question], options: JudgeOptions, keep: Keep) -> None:

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,11 +13,12 @@ from typing import Any
 import torch
 
 from toolkit.engine.engine import Engine
-from toolkit.errors import ModelError, RecipeError, first_line
+from toolkit.errors import RecipeError
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, preference_by_score, text_measures
 from toolkit.judging.responses import PolicyResponses, SampledIds
+from toolkit.judging.user_code import function_scores
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, load_reward_model
@@ -116,33 +115,8 @@ def _tree(
 
 
 def _function_scores(spec: str, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> Scores:
-    module, _, name = spec.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(
-            f"the judge's function cannot be imported: {error}",
-            where=f"python:{spec}",
-            fix="name it as python:MODULE:FUNCTION, with the module on PYTHONPATH",
-        ) from error
-    if inspect.iscoroutinefunction(function):
-        raise RecipeError(
-            "the judge's function is asynchronous", where=f"python:{spec}", fix="name a function without async"
-        )
     flat_prompts = [prompt for prompt, texts in zip(prompts, responses, strict=True) for _ in texts]
-    flat_texts = [text for texts in responses for text in texts]
-    try:
-        values = list(function(prompts=flat_prompts, completions=flat_texts))
-    except Exception as error:  # whatever the user's code raises
-        what = f"the judge's function raised {type(error).__name__}: {first_line(error)}"
-        raise ModelError(
-            what, where=f"python:{spec}", fix="mend the function, or return None for what it cannot score"
-        ) from error
-    if len(values) != len(flat_texts):
-        raise ModelError(
-            f"the judge returned {len(values)} scores for {len(flat_texts)} responses", where=f"python:{spec}"
-        )
-    scores = iter(math.nan if value is None else float(value) for value in values)
+    scores = iter(function_scores(spec, flat_prompts, [text for texts in responses for text in texts]))
     return [[next(scores) for _ in texts] for texts in responses]
 
 

@@ -13,7 +13,7 @@ from toolkit.errors import DataError, StoreError
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.files import fingerprint, write_json
 from toolkit.judging import alpaca_eval, win_rates
-from toolkit.judging.judge import ask_judges
+from toolkit.judging.judge import ask_judges, check_judge
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import write_judgements
 from toolkit.judging.responses import PolicyResponses
@@ -44,6 +44,8 @@ def compare_policies(
 
     Raises DataError for prompts of two kinds, and what sampling and judging raise.
     """
+    for judge in judges:
+        check_judge(judge)  # before anything is sampled
     prompts = read_prompts(selection)
     if len({is_conversation(prompt) for _, prompt in prompts}) > 1:
         raise DataError("prompts are partly text, partly messages", where=selection.data, fix="use one kind")

@@ -11,7 +11,7 @@ from toolkit.errors import DataError, nearest
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.judging import alpaca_eval, human, win_rates
 from toolkit.judging.answers import remembering
-from toolkit.judging.judge import judge_pairs
+from toolkit.judging.judge import check_judge, judge_pairs, refuse_silence, silence
 from toolkit.judging.llm import Usage
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, write_judgements
@@ -72,10 +72,13 @@ def judge_samples(
     """Writes a judge's judgements to ``out``, and to ``annotations`` in AlpacaEval's format.
 
     Returns :func:`toolkit.judging.win_rates.report` with ``judge_usage``.
-    Raises DataError where a file of judgements has none of this pair on these prompts.
+    Raises DataError where a file of judgements has none of this pair on these prompts, ModelError where every question
+    to the judge failed.
     """
+    check_judge(judge)
     responses = pair.responses()
     judgements, usage = judge_pairs(judge, [(pair.policy, pair.baseline)], responses, options, reporter)
+    refuse_silence(silence(judge, judgements, usage) if not judge.startswith("file:") else {})
     prompt_ids = set(responses.prompt_ids)
     of_pair = [
         j for j in judgements if (j.policy, j.baseline) == (pair.policy, pair.baseline) and j.prompt_id in prompt_ids

@@ -8,6 +8,7 @@ from typing import Any
 
 from toolkit.errors import DataError, RecipeError
 from toolkit.files import refuse_existing
+from toolkit.judging.judge import check_judge
 from toolkit.judging.llm import is_language_model
 from toolkit.judging.principles import Labelling, label_rows
 from toolkit.measure.options import PromptSelection
@@ -37,6 +38,7 @@ def label_data(
     is nothing to compare or every comparison failed.
     """
     refuse_existing(out, force)
+    check_judge(labelling.judge)
     if not is_language_model(labelling.judge):
         raise RecipeError(
             f"{labelling.judge!r} cannot read a principle",
@@ -58,8 +60,9 @@ def label_data(
         raise DataError("no prompt has two different responses", where=selection.data, fix=fix)
     labelled = label_rows(usable, labelling, reporter)
     if not labelled.rows:
+        reasons = "; ".join(f"{times:,} x {reason}" for reason, times in labelled.usage.failures.items())
         raise DataError(
-            f"all {labelled.n_comparisons} comparisons failed",
+            f"all {labelled.n_comparisons} comparisons failed: {reasons}",
             where=labelling.judge,
             fix="see what it answers in judgements.sqlite (duel's cache folder), or choose another --template",
         )

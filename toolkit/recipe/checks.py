@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from toolkit.files import is_hub_id
-from toolkit.recipe.judge_specs import judge_problem
+from toolkit.recipe.judge_specs import judge_problem, shown_judge
 from toolkit.recipe.ppo_conflicts import Conflict, ppo_conflicts
 from toolkit.recipe.problems import Problem, combined
 from toolkit.recipe.schema import (
@@ -176,6 +176,6 @@ def evaluate_conflicts(evaluate: EvaluateSection) -> Iterator[Conflict]:
     for index, spec in enumerate(evaluate.judges):
         problem = judge_problem(spec)
         if problem:
-            yield Conflict(f"evaluate.judges: {spec!r} {problem[0]}", problem[1], ("judges",))
+            yield Conflict(f"evaluate.judges: {shown_judge(spec)!r} {problem[0]}", problem[1], ("judges",))
         if spec in evaluate.judges[:index]:
-            yield Conflict(f"evaluate.judges: {spec!r} is there twice", "keep one of them", ("judges",))
+            yield Conflict(f"evaluate.judges: {shown_judge(spec)!r} is there twice", "keep one of them", ("judges",))
