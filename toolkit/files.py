@@ -223,12 +223,32 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, *, fix: str = "remove it and run again") -> Any:
-    """Read JSON that this project wrote. Raises StoreError, with this ``fix``, where it is damaged."""
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError for any text that is none or cannot be read.
+
+    >>> parse_json("[" * 100_000)
+    Traceback (most recent call last):
+    ValueError: it is nested too deeply
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except ValueError as error:  # Python refuses to make an integer of thousands of digits
+        raise ValueError("it holds a number of thousands of digits") from error
+
+
+def read_json(path: Path, *, fix: str = "remove it and run again") -> dict[str, Any]:
+    """Read a JSON object that this project wrote. Raises StoreError, with this ``fix``, where it is damaged."""
+    try:
+        document = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise StoreError(f"this file is damaged: {error}", where=str(path), fix=fix) from error
+    if not isinstance(document, dict):
+        raise StoreError("this file is damaged: it holds no JSON object", where=str(path), fix=fix)
+    return document
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path, metadata: Mapping[str, str] | None = None) -> None:

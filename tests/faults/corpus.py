@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faults import malformed_data, malformed_folders, malformed_models, malformed_settings
+from faults import malformed_data, malformed_folders, malformed_judgements, malformed_models, malformed_settings
 from faults.malformed import Malformed, run_malformed
 
 
@@ -27,8 +27,8 @@ def all_cases() -> list[Malformed]:
 def _cases() -> Iterator[Malformed]:
     data, settings = malformed_data, malformed_settings
     for of_reader in (
-        *(data.data_cases, data.prompt_cases, data.sample_cases, data.judgement_cases),
-        *(data.lc_table_cases, data.table_cases),
+        *(data.data_cases, data.prompt_cases, data.sample_cases, malformed_judgements.judgement_cases),
+        *(malformed_judgements.lc_table_cases, data.table_cases),
         *(settings.recipe_cases, settings.template_cases, settings.principle_cases, settings.python_judge_cases),
         *(settings.chat_template_cases, malformed_models.model_cases, malformed_folders.folder_cases),
     ):

@@ -34,6 +34,7 @@ def native(**more: Any) -> dict[str, Any]:
 
 
 OK = [pair(k) for k in range(12)]
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
 USER = {"role": "user", "content": "Hi"}
 ANSWERS = {"chosen": [{"role": "assistant", "content": "x"}], "rejected": [{"role": "assistant", "content": "y"}]}
 
@@ -84,7 +85,6 @@ def preference_rows() -> dict[str, list[object]]:
         "surrogate_message": [messages({"role": "user", "content": half})],
         "surrogate_annotator": [*OK, pair(annotator=half)],
         "surrogate_group": [*OK, pair(group=half)],
-        "surrogate_column": [{**row, half: 1} for row in OK],
         "surrogate_role": [messages({"role": half, "content": "a"})],
         "margin_text": [*OK, pair(margin="large")],
         "margin_nan": [*OK, pair(margin=float("nan"))],
@@ -110,7 +110,6 @@ def preference_rows() -> dict[str, list[object]]:
         "labels_0_1_null": [labelled(k, label=None if k == 7 else k % 2) for k in range(30)],
         "labels_0_1_blank": [labelled(k, label="" if k == 7 else str(k % 2)) for k in range(30)],
         "labels_0_1_mixed": [labelled(k, label=(0, "1", 1.0, "0.0")[k % 4]) for k in range(30)],
-        "labels_0_1_few": [labelled(k, label=k % 2) for k in range(6)],
         "labels_0_1_annotators": [
             {"prompt": f"Q{k}", "response_a": "a", "response_b": "b", "annotator_1": k % 2, "annotator_2": (k + 1) % 2}
             for k in range(30)
@@ -173,7 +172,6 @@ def preference_rows() -> dict[str, list[object]]:
         "messages_only_image": [messages({"role": "user", "content": [{"type": "image", "url": "a.png"}]})],
         "messages_and_text": [*OK, messages(USER)],
         "chosen_no_assistant": [messages(USER, chosen=[USER], rejected=[USER])],
-        "tool_call_arguments": [messages(USER, {"role": "assistant", "content": None, "tool_calls": "x"}, USER)],
         "info_text": [{"info": "a", "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}],
         "info_post_number": [{"info": {"post": 1}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}],
         "summaries_three": [{"info": {"post": "p"}, "summaries": [{"text": "a"}] * 3, "choice": 0}],
@@ -181,10 +179,17 @@ def preference_rows() -> dict[str, list[object]]:
         "completions_response_null": [
             {"instruction": "Q", "completions": [{"response": 1, "overall_score": 1}, {"response": "b"}]}
         ],
-        "completions_score_nan": [
-            {"instruction": "Q", "completions": [{"response": s, "overall_score": "nan"} for s in "ab"]}
-        ],
     }
+
+
+# What is wrong with the data as a whole, not with one row.
+OF_THE_WHOLE = (
+    *("no_known_column", "no_columns", "all_empty", "all_identical", "messages_and_text", "messages_only_image"),
+    *("one_response", "no_response", "chosen_no_assistant", "info_no_texts"),
+    *("labels_0_1_int", "labels_0_1_float", "labels_0_1_text", "labels_0_1_float_text", "labels_0_1_null"),
+    *("labels_0_1_bool", "labels_0_1_blank", "labels_0_1_mixed", "labels_0_1_annotators", "labels_0_1_list"),
+    *("winner_0_1", "prompt_list_of_texts_alone"),
+)
 
 
 def read_rows() -> dict[str, list[object]]:
@@ -198,6 +203,13 @@ def read_rows() -> dict[str, list[object]]:
             for k in range(8)
         ],
         "nulls": [*OK, pair(prompt=None), pair(chosen=None)],
+        "surrogate_column": [{**row, "\ud800": 1} for row in OK],
+        "tool_calls": [
+            messages(
+                {"role": "user", "content": f"{k}"}, {"role": "assistant", "content": None, "tool_calls": [1]}, USER
+            )
+            for k in range(8)
+        ],
         "nul_in_text": [*OK, pair(99, chosen="a\0b")],
         "u2028": [*OK, pair(99, chosen="a\u2028b")],
     }
@@ -207,7 +219,8 @@ def data_cases() -> Iterator[Malformed]:
     for name, content in text_files().items():
         yield Malformed(f"data/jsonl/{name}", f"{DRY}d.jsonl", {"d.jsonl": content})
     for name, rows in preference_rows().items():
-        yield Malformed(f"data/rows/{name}", f"{DRY}d.jsonl", {"d.jsonl": jsonl(*rows)}, words=("d.jsonl",))
+        words = ("d.jsonl",) if name in OF_THE_WHOLE else ("d.jsonl, line",)
+        yield Malformed(f"data/rows/{name}", f"{DRY}d.jsonl", {"d.jsonl": jsonl(*rows)}, words=words)
     for name, rows in read_rows().items():
         yield Malformed(f"data/read/{name}", f"{DRY}d.jsonl", {"d.jsonl": jsonl(*rows)}, code=READ)
     ok = jsonl(*OK)
@@ -221,7 +234,9 @@ def data_cases() -> Iterator[Malformed]:
     yield Malformed("data/heavy/prompt_50_mb", f"{DRY}d.jsonl", {"d.jsonl": prompt}, code=READ, heavy=True)
     many = jsonl(*OK, scored(prompt="Many?", responses=[f"r{k}" for k in range(3000)], scores=list(range(3000))))
     yield Malformed("data/heavy/responses_3000", f"{DRY}d.jsonl", {"d.jsonl": many}, heavy=True)
-    many = jsonl(*(scored(prompt=f"Q{k}", responses=[f"r{i}" for i in range(3000)], scores=list(range(3000))) for k in range(4)))
+    many = jsonl(
+        *(scored(prompt=f"Q{k}", responses=[f"r{i}" for i in range(3000)], scores=list(range(3000))) for k in range(4))
+    )
     yield Malformed("data/heavy/responses_3000_all", f"{DRY}d.jsonl", {"d.jsonl": many}, heavy=True)
     wide = jsonl(*({**row, **{f"column {k}": 1 for k in range(20_000)}} for row in OK))
     yield Malformed("data/heavy/columns_20000", f"{DRY}d.jsonl", {"d.jsonl": wide}, code=READ, heavy=True)
@@ -277,7 +292,11 @@ def _other_formats() -> Iterator[Malformed]:
     for name, content in columns.items():
         yield Malformed(f"data/parquet/{name}", f"{DRY}d.parquet", {"d.parquet": content}, words=("d.parquet",))
     packed = gzip.compress(jsonl(*OK))
-    for name, content in {"cut": packed[:-9], "foreign": jsonl(*OK), "flipped": packed[:30] + b"xx" + packed[32:]}.items():
+    for name, content in {
+        "cut": packed[:-9],
+        "foreign": jsonl(*OK),
+        "flipped": packed[:30] + b"xx" + packed[32:],
+    }.items():
         yield Malformed(f"data/gzip/{name}", f"{DRY}d.jsonl.gz", {"d.jsonl.gz": content}, words=("d.jsonl.gz",))
 
 
@@ -324,7 +343,8 @@ def _places() -> Iterator[Malformed]:
 
 def prompt_cases() -> Iterator[Malformed]:
     rows: dict[str, bytes] = {
-        "null": jsonl({"prompt": "Hi"}, {"prompt": 5}),
+        "null": jsonl({"prompt": "Hi"}, {"prompt": None}),
+        "number": jsonl({"prompt": "Hi"}, {"prompt": 5}),
         "object": jsonl({"prompt": {"a": 1}}),
         "texts": jsonl({"prompt": ["a", "b"]}),
         "other_column": jsonl({"prompt": "Hi"}, {"question": "x"}),
@@ -363,7 +383,6 @@ def prompt_cases() -> Iterator[Malformed]:
         "u2028": jsonl({"prompt": "a\u2028b"}),
         "u2028_raw": '{"prompt": "a\u2028b"}\n'.encode(),
         "with_id": jsonl({"id": 1, "prompt": "Hi"}),
-        "null_left_out": jsonl({"prompt": None}, {"prompt": "Hi"}),
     }
     for name, content in read.items():
         yield Malformed(f"prompts/read/{name}", f"{COMPARE}p.jsonl", {"p.jsonl": content}, code=READ)
@@ -416,135 +435,6 @@ def sample_cases() -> Iterator[Malformed]:
     rewards = "rewards|--policy|tiny|--reference|tiny|--data|d.jsonl|--rm|tiny|--samples|s.parquet|--out|out.parquet"
     for name in ("empty", "ids_null", "no_response"):
         yield Malformed(f"samples/rewards/{name}", rewards, {"d.jsonl": jsonl(*OK), "s.parquet": tables[name]})
-
-
-def judgement(k: int = 0, **more: Any) -> dict[str, Any]:
-    return {"prompt_id": f"p{k}", "policy": "a", "baseline": "b", "judge": "j", "preference": k % 2} | more
-
-
-def annotation(k: int = 0, **more: Any) -> dict[str, Any]:
-    texts = {"output_1": "no", "output_2": "yes", "generator_1": "b", "generator_2": "a"}
-    return {"instruction": f"Q{k}", **texts, "annotator": "j", "preference": 1 + k % 2} | more
-
-
-def judgement_cases() -> Iterator[Malformed]:
-    ok = [judgement(k) for k in range(8)]
-    rows: dict[str, list[object]] = {
-        "no_policy": [{"prompt_id": "p", "preference": 1}],
-        "preference_text": [*ok, judgement(preference="A")],
-        "preference_list": [*ok, judgement(preference=[1])],
-        "preference_two": [*ok, judgement(preference=2)],
-        "preference_infinite": [*ok, judgement(preference=float("inf"))],
-        "preference_huge": [*ok, '{"prompt_id": "p", "policy": "a", "baseline": "b", "judge": "j", "preference": ' + "9" * 400 + "}"],
-        "preference_bool": [*ok, judgement(preference="true")],
-        "policy_null": [*ok, judgement(policy=None)],
-        "policy_list": [*ok, judgement(policy=["a"])],
-        "judge_object": [*ok, judgement(judge={"a": 1})],
-        "prompt_id_float": [*ok, judgement(prompt_id=1.5)],
-        "order_two": [*ok, judgement(order=2)],
-        "order_text": [*ok, judgement(order="first")],
-        "length_text": [*ok, judgement(policy_length="long")],
-        "length_huge": [*ok, judgement(policy_length=1e300)],
-        "length_negative": [*ok, judgement(policy_length=-5)],
-        "seed_text": [*ok, judgement(seed="x")],
-        "surrogate_policy": [*(judgement(k, policy="\ud800") for k in range(8))],
-        "surrogate_judge": [*(judgement(k, judge="\ud800") for k in range(8))],
-        "text_row": ["x"],
-        "no_generator": [annotation(generator_1=None)],
-        "annotation_preference": [annotation(preference=5)],
-        "annotation_generator_list": [annotation(generator_2=["a"])],
-        "annotation_no_instruction": [{k: v for k, v in annotation().items() if k != "instruction"}],
-        "annotation_instruction_list": [annotation(instruction=["Q"])],
-        "annotation_surrogate": [annotation(output_2="\ud800")],
-        "annotation_surrogate_instruction": [annotation(instruction="\ud800")],
-        "annotation_output_null": [annotation(output_2=None, output_1=None)],
-        "annotation_swapped_text": [annotation(swapped="maybe")],
-        "policy_is_baseline": [judgement(k, policy="b") for k in range(8)],
-    }
-    for name, content in rows.items():
-        yield Malformed(f"judgements/rows/{name}", "winrate|j.jsonl", {"j.jsonl": jsonl(*content)})
-    texts = {name: text_files()[name] for name in text_files()}
-    for name, content in texts.items():
-        yield Malformed(f"judgements/jsonl/{name}", "winrate|j.jsonl", {"j.jsonl": content}, words=("j.jsonl",))
-    documents = {"object": b'{"a": 1}', "number": b"5", "deep": b"[" * DEEP, "long_number": b"[" + NUMBER.encode() + b"]"}
-    for name, content in documents.items():
-        yield Malformed(f"judgements/json/{name}", "winrate|j.json", {"j.json": content})
-    whole = parquet(*ok)
-    for name, content in {"cut": whole[:200], "foreign": b"x", "intervals": _bad_intervals(ok)}.items():
-        yield Malformed(f"judgements/parquet/{name}", "winrate|j.parquet", {"j.parquet": content})
-    yield Malformed("judgements/gzip/cut", "winrate|j.jsonl.gz", {"j.jsonl.gz": gzip.compress(jsonl(*ok))[:-9]})
-    yield Malformed("judgements/gzip/flipped", "winrate|j.jsonl.gz", {"j.jsonl.gz": b"\x1f\x8b\x08\0" + b"\xff" * 60})
-    yield Malformed("judgements/place/folder", "winrate|.")
-    yield Malformed("judgements/place/ending", "winrate|j.csv", {"j.csv": b"a,b\n"})
-    bom = {"bom": b"\xef\xbb\xbf" + jsonl(*ok), "crlf": jsonl(*ok).replace(b"\n", b"\r\n")}
-    for name, content in bom.items():
-        yield Malformed(f"judgements/read/{name}", "winrate|j.jsonl", {"j.jsonl": content}, code=READ)
-    yield from _attributes(jsonl(*ok))
-    yield Malformed("judgements/by/object", "winrate|j.jsonl|--by|c", {"j.jsonl": jsonl(*(judgement(k, c={"a": [1]}) for k in range(8)))})
-    judge = "judge|s.parquet|--policy|a|--baseline|b|--judge|file:j.jsonl|--out|out.parquet"
-    both = parquet(sample(), sample("b", response="no"))
-    for name, content in {"other": jsonl(*ok), "latin_1": text_files()["latin_1"]}.items():
-        yield Malformed(f"judgements/judge/{name}", judge, {"j.jsonl": content, "s.parquet": both})
-
-
-def _bad_intervals(rows: list[dict[str, Any]]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({"duel.intervals": "{oops"}), sink)
-    return sink.getvalue().to_pybytes()
-
-
-def _attributes(ok: bytes) -> Iterator[Malformed]:
-    rows: dict[str, list[object]] = {
-        "no_column": [{"prompt_id": "p0"}],
-        "no_prompt": [{"c": "x"}],
-        "two_values": [{"prompt_id": "p0", "c": 1}, {"prompt_id": "p0", "c": 2}],
-        "prompt_number": [{"prompt": 5, "c": 1}],
-        "prompt_object": [{"prompt": {"a": 1}, "c": 1}],
-        "prompt_messages_bad": [{"prompt": [{"role": "user"}], "c": 1}],
-        "prompt_surrogate": [{"prompt": "\ud800", "c": 1}],
-        "prompt_null": [{"prompt": None, "c": 1}],
-        "empty": [],
-    }
-    for name, content in rows.items():
-        files = {"j.jsonl": ok, "a.jsonl": jsonl(*content)}
-        yield Malformed(f"attributes/{name}", "winrate|j.jsonl|--by|c|--attributes|a.jsonl", files)
-
-
-def lc_table_cases() -> Iterator[Malformed]:
-    good = {
-        "instruction_difficulty.csv": b"index,instruction_id,instruction_difficulty\n0,a,0.5\n1,b,-0.5\n",
-        "gamed_features.csv": b"index,tanh_std_delta_len\n0,0.1\n1,-0.1\n0,0.3\n",
-        "gamed_sufficient_stats.json": b'{"tanh_std_delta_len": 0.1, "instruction_difficulty": 0.2, "row_weight": 1}',
-    }
-    changes: dict[str, dict[str, bytes]] = {
-        "missing_column": {"instruction_difficulty.csv": b"index,x\n0,1\n"},
-        "not_a_number": {"instruction_difficulty.csv": b"index,instruction_id,instruction_difficulty\n0,a,x\n1,b,1\n"},
-        "nan": {"instruction_difficulty.csv": b"index,instruction_id,instruction_difficulty\n0,a,nan\n1,b,1\n"},
-        "latin_1": {"instruction_difficulty.csv": b"index,instruction_id\n0,\xe9\n"},
-        "gap": {"instruction_difficulty.csv": b"index,instruction_id,instruction_difficulty\n0,a,1\n5,b,1\n"},
-        "index_out": {"gamed_features.csv": b"index,tanh_std_delta_len\n7,0.1\n"},
-        "no_features": {"gamed_features.csv": b"index,tanh_std_delta_len\n"},
-        "short_row": {"gamed_features.csv": b"index,tanh_std_delta_len\n0\n"},
-        "singular": {"gamed_features.csv": b"index,tanh_std_delta_len\n0,0\n0,0\n"},
-        "stats_list": {"gamed_sufficient_stats.json": b"[1]"},
-        "stats_null": {"gamed_sufficient_stats.json": b'{"tanh_std_delta_len": null, "instruction_difficulty": 1, "row_weight": 1}'},
-        "stats_text": {"gamed_sufficient_stats.json": b'{"tanh_std_delta_len": "x", "instruction_difficulty": 1, "row_weight": 1}'},
-        "stats_nan": {"gamed_sufficient_stats.json": b'{"tanh_std_delta_len": NaN, "instruction_difficulty": 1, "row_weight": 1}'},
-        "stats_cut": {"gamed_sufficient_stats.json": b'{"tanh'},
-        "stats_deep": {"gamed_sufficient_stats.json": b"[" * DEEP},
-        "stats_list_value": {"gamed_sufficient_stats.json": b'{"tanh_std_delta_len": [1, 2], "instruction_difficulty": 1, "row_weight": 1}'},
-    }
-    rows = jsonl(*(annotation(k, instruction_id="ab"[k % 2]) for k in range(8)))
-    for name, change in changes.items():
-        files = {f"t/{file}": content for file, content in (good | change).items()}
-        yield Malformed(f"lc-table/{name}", "winrate|j.jsonl|--lc-table|t", {"j.jsonl": rows, **files})
-    files = {f"t/{file}": content for file, content in good.items() if "gamed_features" not in file}
-    packed = files | {"t/gamed_features.csv.gz": b"not gzip"}
-    yield Malformed("lc-table/gzip", "winrate|j.jsonl|--lc-table|t", {"j.jsonl": rows, **packed})
-    yield Malformed("lc-table/missing", "winrate|j.jsonl|--lc-table|t", {"j.jsonl": rows})
 
 
 def table_cases() -> Iterator[Malformed]:

@@ -72,7 +72,9 @@ def folder_cases() -> Iterator[Malformed]:
         change = _folders(_replaced("manifest.json", content))
         yield Malformed(f"folder/manifest.json/{name}/report", COMMANDS["report"], make=change)
         yield Malformed(f"folder/manifest.json/{name}/runs", "runs|.", make=change, code=READ)
-        yield Malformed(f"folder/results.json/{name}/runs", "runs|.", make=_folders(_replaced("results.json", content)), code=READ)
+        yield Malformed(
+            f"folder/results.json/{name}/runs", "runs|.", make=_folders(_replaced("results.json", content)), code=READ
+        )
     for name in ("not_json", "list", "deep", "empty"):
         for file in ("data/report.json", "ppo/stage.json"):
             change = _folders(_replaced(file, CONTENTS[name]))
@@ -111,7 +113,13 @@ def _fields() -> Iterator[Malformed]:
         yield Malformed(f"folder/fields/{name}/runs", "runs|.", make=change, code=READ)
         for command in ("report", "diff"):
             read_by_diff = name.split("_")[0] in ("keys", "recipe", "versions", "policies", "win", "cost")
-            if command == "report" and name in ("started_text", "name_list", "keys_null", "stages_list", "started_null"):
+            if command == "report" and name in (
+                "started_text",
+                "name_list",
+                "keys_null",
+                "stages_list",
+                "started_null",
+            ):
                 continue  # shown as they are: the page does not compute with them
             if command == "diff" and not read_by_diff:
                 continue
@@ -127,7 +135,9 @@ def _tables() -> Iterator[Malformed]:
     }
     for name, (file, content) in tables.items():
         yield Malformed(f"folder/tables/{name}", COMMANDS["report"], make=_folders(_replaced(file, content)))
-    yield Malformed("folder/recipe/latin_1", COMMANDS["report"], make=_folders(_replaced("recipe.resolved.yaml", b"\xe9")))
+    yield Malformed(
+        "folder/recipe/latin_1", COMMANDS["report"], make=_folders(_replaced("recipe.resolved.yaml", b"\xe9"))
+    )
     yield Malformed("folder/place/missing", "report|no|--out|out")
     yield Malformed("folder/place/file", "report|f|--out|out", {"f": b"x"})
     yield Malformed("folder/place/runs_missing", "runs|no")

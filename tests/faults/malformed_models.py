@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-
 from faults.malformed import Malformed, jsonl
 from faults.malformed_data import DEEP, OK, messages
+from safetensors.torch import load_file, save_file
+
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.models.resolve import resolve
 from toolkit.models.save import save_policy
@@ -180,7 +180,10 @@ def folder_changes() -> dict[str, Change]:
         "config/layers_text": edited("config.json", num_hidden_layers="x"),
         "config/layers_more": edited("config.json", num_hidden_layers=9),
         "config/layers_400": replaced(
-            "config.json", json.dumps(config | {"num_hidden_layers": 0}).replace('hidden_layers": 0', 'hidden_layers": ' + "9" * 400).encode()
+            "config.json",
+            json.dumps(config | {"num_hidden_layers": 0})
+            .replace('hidden_layers": 0', 'hidden_layers": ' + "9" * 400)
+            .encode(),
         ),
         "config/vocabulary_less": edited("config.json", vocab_size=10),
         "config/act": edited("config.json", hidden_act="foo"),
@@ -205,7 +208,9 @@ def folder_changes() -> dict[str, Change]:
         "weights/dtype": replaced(
             "model.safetensors", _header(b'{"a": {"dtype": "F9", "shape": [2], "data_offsets": [0, 8]}}') + b"\0" * 8
         ),
-        "weights/git_lfs": replaced("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"),
+        "weights/git_lfs": replaced(
+            "model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"
+        ),
         "weights/shape": _set("mlp.up_proj", lambda t: t[:-1]),
         "weights/integers": _set("mlp.up_proj", lambda t: t.to(torch.int64)),
         "weights/booleans": _set("mlp.up_proj", lambda t: t > 0),
@@ -317,10 +322,13 @@ def adapter_changes() -> dict[str, Change]:
         "weights/cut": cut("adapter_model.safetensors"),
         "weights/foreign": replaced("adapter_model.safetensors", b"PK\x03\x04" * 100),
         "weights/shape": weights(
-            lambda tensors: tensors.__setitem__(_first(tensors, "lora_A"), torch.zeros(2, 3)), "adapter_model.safetensors"
+            lambda tensors: tensors.__setitem__(_first(tensors, "lora_A"), torch.zeros(2, 3)),
+            "adapter_model.safetensors",
         ),
         "weights/nan": weights(
-            lambda tensors: tensors.__setitem__(_first(tensors, "lora_A"), tensors[_first(tensors, "lora_A")] * float("nan")),
+            lambda tensors: tensors.__setitem__(
+                _first(tensors, "lora_A"), tensors[_first(tensors, "lora_A")] * float("nan")
+            ),
             "adapter_model.safetensors",
         ),
         "weights/none": weights(dict.clear, "adapter_model.safetensors"),
@@ -361,7 +369,9 @@ def gguf_contents() -> dict[str, bytes]:
         "tensors_huge": gguf(tensors=2**60, pairs=llama, n_pairs=1),
         "text_huge": gguf(pairs=struct.pack("<Q", 2**62) + b"a", n_pairs=1),
         "type_unknown": gguf(pairs=_text("a") + struct.pack("<I", 99), n_pairs=1),
-        "not_utf_8": gguf(pairs=_text("general.architecture") + struct.pack("<I", 8) + struct.pack("<Q", 1) + b"\xff", n_pairs=1),
+        "not_utf_8": gguf(
+            pairs=_text("general.architecture") + struct.pack("<I", 8) + struct.pack("<Q", 1) + b"\xff", n_pairs=1
+        ),
         "array_huge": gguf(pairs=_text("a") + struct.pack("<IIQ", 9, 4, 2**60), n_pairs=1),
         "foreign": b"PK\x03\x04" * 100,
     }
@@ -372,10 +382,26 @@ def model_cases() -> Iterator[Malformed]:
     for name, change in folder_changes().items():
         command = COMPARE if name.startswith(not_in_rewards) else REWARDS
         yield Malformed(f"model/{name}", command, DATA, _copied(change))
-    for name in ("config/removed", "config/not_json", "config/deep", "config/list", "tokenizer/deep", "tokenizer/removed", "config/unknown_type"):
-        dry = "run|smoke|--dry-run|--set|model.name=m|--set|data.source=d.jsonl|--set|data.eval_fraction=0.5|--out|out"
+    for name in (
+        "config/removed",
+        "config/not_json",
+        "config/deep",
+        "config/list",
+        "tokenizer/deep",
+        "tokenizer/removed",
+        "config/unknown_type",
+    ):
+        dry = "run|smoke|--dry-run|"
+        "--set|model.name=m|--set|data.source=d.jsonl|--set|data.eval_fraction=0.5|--out|out"
         yield Malformed(f"model-dry-run/{name}", dry, DATA, _copied(folder_changes()[name]))
-    for name in ("config/empty_object", "config/layers_text", "weights/cut", "weights/shape", "tokenizer/not_json", "index/outside"):
+    for name in (
+        "config/empty_object",
+        "config/layers_text",
+        "weights/cut",
+        "weights/shape",
+        "tokenizer/not_json",
+        "index/outside",
+    ):
         judge = "judge|s.parquet|--policy|a|--baseline|b|--judge|llm:m|--out|out.parquet"
         from faults.malformed import parquet
         from faults.malformed_data import sample
@@ -402,11 +428,12 @@ def _kinds() -> Iterator[Malformed]:
         "rewards": REWARDS,
         "reference": "rewards|--policy|tiny|--reference|m|--any-reference|--data|d.jsonl|--out|out.parquet",
         "compare": COMPARE,
-        "label": "label|--policy|m|--judge|llm:tiny|--principles|hhh|--k|2|--max-new-tokens|2|--out|out.jsonl.gz|--data|p.txt",
+        "label": "label|--policy|m|--judge|llm:tiny|--principles|hhh|--out|out.jsonl.gz|--data|p.txt",
         "simulate": "simulate|--policy|m|--k|2|--max-new-tokens|2|--out|out.jsonl.gz|--data|p.txt",
         "llm_judge": "compare|tiny|tiny|--data|p.txt|--judge|llm:m|--max-new-tokens|2|--out|out2",
         "implicit_judge": "compare|tiny|tiny|--data|p.txt|--judge|implicit:m,tiny|--max-new-tokens|2|--out|out2",
-        "dry_run": "run|smoke|--dry-run|--set|model.name=m|--set|data.source=d.jsonl|--set|data.eval_fraction=0.5|--out|out",
+        "dry_run": "run|smoke|--dry-run|--out|out|"
+        "--set|model.name=m|--set|data.source=d.jsonl|--set|data.eval_fraction=0.5|--out|out",
     }
     for name, command in commands.items():
         yield Malformed(f"kind/reward_as_policy/{name}", command, DATA, reward, words=words)

@@ -9,9 +9,7 @@ from faults.malformed_data import DEEP, NUMBER, OK, SETS, messages, sample
 
 RECIPE = b"name: r\nmodel: tiny\ndata: reviews\n"
 # Nine anchors of nine references each: a billion values.
-BOMB = b"".join(
-    f"{chr(98 + k)}: &{chr(98 + k)} [{', '.join([f'*{chr(97 + k)}'] * 9)}]\n".encode() for k in range(9)
-)
+BOMB = b"".join(f"{chr(98 + k)}: &{chr(98 + k)} [{', '.join([f'*{chr(97 + k)}'] * 9)}]\n".encode() for k in range(9))
 BOMB = b"a: &a [x, x, x, x, x, x, x, x, x]\n" + BOMB
 
 
@@ -42,8 +40,7 @@ def recipe_cases() -> Iterator[Malformed]:
         "bomb_of_merges": RECIPE
         + b"a: &a {x: 1}\n"
         + b"".join(
-            f"{chr(98 + k)}: &{chr(98 + k)} {{<<: [{', '.join([f'*{chr(97 + k)}'] * 9)}]}}\n".encode()
-            for k in range(9)
+            f"{chr(98 + k)}: &{chr(98 + k)} {{<<: [{', '.join([f'*{chr(97 + k)}'] * 9)}]}}\n".encode() for k in range(9)
         ),
         "refers_to_itself": b"name: &a [*a]\n",
         "merge_itself": b"ppo: &a\n  <<: *a\n",
@@ -98,7 +95,9 @@ def recipe_cases() -> Iterator[Malformed]:
     yield Malformed("recipe/heavy/keys_20000_inside", "validate|r.yaml", {"r.yaml": RECIPE + keys}, heavy=True)
     long = RECIPE + b"ppoo" * 250_000 + b": 1\n"
     yield Malformed("recipe/heavy/key_1_mb", "validate|r.yaml", {"r.yaml": long}, heavy=True)
-    yield Malformed("recipe/heavy/value_10_mb", "validate|r.yaml", {"r.yaml": b"seed: " + b"a" * 10_000_000}, heavy=True)
+    yield Malformed(
+        "recipe/heavy/value_10_mb", "validate|r.yaml", {"r.yaml": b"seed: " + b"a" * 10_000_000}, heavy=True
+    )
     items = RECIPE + b"evaluate: {judges: [" + b"x, " * 20_000 + b"]}\n"
     yield Malformed("recipe/heavy/judges_20000", "validate|r.yaml", {"r.yaml": items}, heavy=True)
     yield from _set_cases()
@@ -123,9 +122,17 @@ def _set_cases() -> Iterator[Malformed]:
     }
     for name, text in assignments.items():
         yield Malformed(f"set/{name}", f"validate|smoke|--set|{text}", words=("--set",))
-    for name, text in {"no_values": "ppo.kl_coef=", "no_equals": "ppo.kl_coef", "unknown": "ppo.x=1,2", "text": "seed=a,b",
-                       "open": "evaluate.judges=[a", "deep": "seed=" + "[" * 5000, "seed": "seed=1,4294967296",
-                       "many": "ppo.kl_coef=" + ",".join(["0.1"] * 3), "nan": "ppo.kl_coef=.nan,1"}.items():
+    for name, text in {
+        "no_values": "ppo.kl_coef=",
+        "no_equals": "ppo.kl_coef",
+        "unknown": "ppo.x=1,2",
+        "text": "seed=a,b",
+        "open": "evaluate.judges=[a",
+        "deep": "seed=" + "[" * 5000,
+        "seed": "seed=1,4294967296",
+        "many": "ppo.kl_coef=" + ",".join(["0.1"] * 3),
+        "nan": "ppo.kl_coef=.nan,1",
+    }.items():
         yield Malformed(f"grid/{name}", f"sweep|smoke|--out|out|--grid|{text}")
     study = {
         "number": b"study: 5\n",
@@ -171,7 +178,11 @@ def template_cases() -> Iterator[Malformed]:
         "max_tokens_400": GOOD + b"max_tokens: " + b"9" * 400 + b"\n",
         "bomb": GOOD + BOMB,
         "deep": b"kind: " + b"[" * 5000 + b"]" * 5000,
-        "deep_jinja": b"kind: choice\nuser: '{{ prompt }} {{ response_a }} {{ response_b }} {{ " + b"(" * 3000 + b"1" + b")" * 3000 + b" }}'\n",
+        "deep_jinja": b"kind: choice\nuser: '{{ prompt }} {{ response_a }} {{ response_b }} {{ "
+        + b"(" * 3000
+        + b"1"
+        + b")" * 3000
+        + b" }}'\n",
         "tag": b"kind: !!python/name:os.system\n",
         "latin_1": b"kind: caf\xe9\n",
         "nul": b"kind: a\0\n",
@@ -201,7 +212,8 @@ def principle_cases() -> Iterator[Malformed]:
         "lists.yaml": b"- [a, b]\n",
         "open.yaml": b"- [a\n",
         "tag.yaml": b"- !!python/name:os.system\n",
-        "bomb.yaml": b"- &a [x, x]\n" + b"".join(f"- &{chr(98 + k)} [*{chr(97 + k)}, *{chr(97 + k)}]\n".encode() for k in range(24)),
+        "bomb.yaml": b"- &a [x, x]\n"
+        + b"".join(f"- &{chr(98 + k)} [*{chr(97 + k)}, *{chr(97 + k)}]\n".encode() for k in range(24)),
         "deep.yaml": b"- " + b"[" * 5000,
         "latin.yaml": b"- caf\xe9\n",
         "surrogate.yaml": b'- "\\ud800"\n',
@@ -244,7 +256,10 @@ value = 5
         "raising_module": "python:raising_judge_module:f",
         "exiting_module": "python:exiting_judge_module:f",
         "surrogate": "python:\udcff:f",
-    } | {name: f"python:judge_module:{name}" for name in ("none", "short", "texts", "lists", "raises", "huge", "number", "later", "wrong_signature", "stops")}
+    } | {
+        name: f"python:judge_module:{name}"
+        for name in ("none", "short", "texts", "lists", "raises", "huge", "number", "later", "wrong_signature", "stops")
+    }
     files = {
         "s.parquet": parquet(sample(), sample("b", response="no")),
         "judge_module.py": module,
@@ -255,20 +270,44 @@ value = 5
     for name, spec in specs.items():
         command = f"judge|s.parquet|--policy|a|--baseline|b|--out|out.parquet|--judge|{spec}"
         yield Malformed(f"python-judge/{name}", command, files, words=("python:",))
-    others = ["", "nothing", "rm:", "rm:no_such", "implicit:", "implicit:tiny", "implicit:,", "llm:", "llm:no_such",
-              "openai:", "openai:m", "openai:m@", "openai:m@ftp://x", "openai:@http://127.0.0.1:1", "file:", "file:no.jsonl", "gold:x"]
+    others = [
+        "",
+        "nothing",
+        "rm:",
+        "rm:no_such",
+        "implicit:",
+        "implicit:tiny",
+        "implicit:,",
+        "llm:",
+        "llm:no_such",
+        "openai:",
+        "openai:m",
+        "openai:m@",
+        "openai:m@ftp://x",
+        "openai:@http://127.0.0.1:1",
+        "file:",
+        "file:no.jsonl",
+        "gold:x",
+    ]
     for spec in others:
         command = f"judge|s.parquet|--policy|a|--baseline|b|--out|out.parquet|--judge|{spec}"
         yield Malformed(f"judge-name/{spec.replace('/', '_') or 'empty'}", command, files)
-        yield Malformed(f"judge-name-recipe/{spec.replace('/', '_') or 'empty'}", f"run|smoke|--dry-run|{SETS}|--out|out|--set|evaluate.judges=['{spec}']", files)
+        yield Malformed(
+            f"judge-name-recipe/{spec.replace('/', '_') or 'empty'}",
+            f"run|smoke|--dry-run|{SETS}|--out|out|--set|evaluate.judges=['{spec}']",
+            files,
+        )
 
 
 def chat_template_cases() -> Iterator[Malformed]:
-    rows = jsonl(*(messages({"role": "user", "content": f"Q{k}"}) for k in range(6)),
-                 messages({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Q7"}))
+    rows = jsonl(
+        *(messages({"role": "user", "content": f"Q{k}"}) for k in range(6)),
+        messages({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Q7"}),
+    )
     body = "{%- for m in messages -%}{{- m['role'] + ': ' + m['content'] + '\\n' -}}{%- endfor -%}"
     templates = {
-        "raises": "{%- for m in messages -%}{%- if m['role'] == 'system' -%}{{ raise_exception('no system role') }}{%- endif -%}{{ m['content'] }}{%- endfor -%}",
+        "raises": "{%- for m in messages -%}{%- if m['role'] == 'system' -%}{{ raise_exception('no system role') }}"
+        "{%- endif -%}{{ m['content'] }}{%- endfor -%}",
         "raises_always": "{{ raise_exception('never') }}",
         "open_brace": "{{ messages",
         "open_block": "{% for m in messages %}{{ m.content }}",

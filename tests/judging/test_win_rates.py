@@ -218,7 +218,7 @@ def test_a_file_gives_the_bounds_that_were_computed_from_it(tmp_path: Path) -> N
     for files in ([first, other], [first, write(tmp_path / "j.jsonl", rows)]):
         assert win_rates.winrate_report(files)["intervals"] == DEFAULT_INTERVALS
     first.write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot (be )?read"):
         win_rates.winrate_report([first])
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from toolkit.evals.intervals import (
 )
 from toolkit.evals.logistic import Block, fit_l1_logistic, fit_l2_logistic
 from toolkit.evals.winrate import checked_preferences
+from toolkit.files import read_json
 
 _CS = np.logspace(-4, 4, 10)  # sklearn's Cs=10, which AlpacaEval uses
 # The ridge of the regression without a table: of the effect of length, which keeps separable data finite, and of the
@@ -114,15 +115,17 @@ def load_length_table(folder: str | Path) -> LengthTable:
         gamed_x = np.array(
             [(float(r["tanh_std_delta_len"]), by_index[int(r["index"])]) for r in _read_csv(feature_files[0])]
         )
-        stats = json.loads(stats_file.read_text(encoding="utf-8"))
+        stats = read_json(stats_file, fix="download AlpacaEval's table again")
         sums = np.array([stats["tanh_std_delta_len"], stats["instruction_difficulty"]], dtype=np.float64)
         row_weight = float(stats["row_weight"])
         in_order = [int(row["index"]) for row in instructions] == list(range(len(instructions)))
         by_id = {row["instruction_id"]: float(row["instruction_difficulty"]) for row in instructions}
-    except (KeyError, ValueError, IndexError, OSError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read the length-control table: {error!r}", where=str(folder)) from error
     if not in_order or not len(gamed_x):
         raise DataError("rows must run from index 0 without gaps", where=str(difficulty_files[0]))
+    if not all(np.isfinite(values).all() for values in (by_index, gamed_x, sums, np.array(row_weight))):
+        raise DataError("the length-control table has numbers that are not finite", where=str(folder))
     targets = _targets_from_sums(gamed_x, sums, str(stats_file))
     return LengthTable(by_id, by_index, gamed_x, targets, row_weight)
 
@@ -137,7 +140,10 @@ def _targets_from_sums(features: Floats, sums: Floats, where: str) -> Floats:
     b = np.zeros(features.shape[1])
     for _ in range(100):
         p = expit(features @ b)
-        step = np.linalg.solve((features * (p * (1 - p))[:, None]).T @ features, sums - features.T @ p)
+        try:
+            step = np.linalg.solve((features * (p * (1 - p))[:, None]).T @ features, sums - features.T @ p)
+        except np.linalg.LinAlgError:
+            break
         b += np.clip(step, -2.0, 2.0)
         if np.abs(step).max() < 1e-12:
             return np.asarray(expit(features @ b), dtype=np.float64)

@@ -6,25 +6,27 @@ that failed has no preference: it is counted, and is never a tie.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from toolkit.errors import DataError, RecipeError, nearest
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.style import FEATURES, style_of
-from toolkit.files import read_table, table_metadata, write_table
-from toolkit.integrity import refuse_changed
+from toolkit.files import parse_json, table_metadata, write_table
+from toolkit.preferences.cells import RecordError, excerpt, name_cell, prompt_cell
+from toolkit.preferences.loading import local_path, read_file
 from toolkit.preferences.rows import prompt_id
 
 _COUNTS = [f"{side}_{name}" for side in ("policy", "baseline") for name in FEATURES]
 # Of a Parquet file of judgements: how the intervals of its win rates were computed.
 _INTERVALS = "duel.intervals"
+# The largest length or count in a row: no text is as long.
+MOST = 10**12
 # The name of all judges together.
 POOLED = "all judges"
 _REQUIRED = ("prompt_id", "policy", "baseline", "judge", "preference")
@@ -129,11 +131,20 @@ def _intervals_of(path: Path) -> BootstrapOptions | None:
     if path.suffix != ".parquet" or not path.is_file():
         return None
     text = table_metadata(path, error=DataError).get(_INTERVALS)
-    return cast(BootstrapOptions, json.loads(text)) if text is not None else None
+    if text is None:
+        return None
+    try:
+        options = parse_json(text)
+        if not isinstance(options, dict) or options.keys() != DEFAULT_INTERVALS.keys():
+            raise ValueError("it is of another form")
+    except ValueError as error:
+        raise DataError(f"the record of its intervals is damaged: {error}", where=str(path)) from error
+    return cast(BootstrapOptions, options)
 
 
 def read_judgements(files: Sequence[str | Path], *, by: str | None = None) -> list[Judgement]:
-    """All judgements of ``files``: ``.parquet``, ``.jsonl`` or ``.json``, the latter two also with ``.gz``.
+    """All judgements of ``files``, in the kinds of files that preference data has (``SUFFIXES`` of
+    :mod:`toolkit.preferences.loading`).
 
     A row with ``generator_1`` and ``generator_2`` is AlpacaEval's: the policy is generator_2, the baseline generator_1,
     the preference is lowered by 1 (1..2 becomes 0..1), and 0 is a tie. A file that is reduced to lengths (``len_model``
@@ -153,12 +164,12 @@ def read_judgements(files: Sequence[str | Path], *, by: str | None = None) -> li
         rows = _read_rows(path)
         if not rows:
             raise DataError("the file holds no judgements", where=str(path))
-        for i, row in enumerate(rows):
-            judgement = _judgement(row, i, path)
+        for i, (where, row) in enumerate(rows):
+            judgement = _judgement(row, i, path, where)
             if by is not None:
                 if row.get(by) is None:
-                    raise DataError(f"there is no column {by!r}", where=f"{path}, row {i}", fix=nearest(by, row))
-                judgement = replace(judgement, group=str(row[by]))
+                    raise DataError(f"there is no column {by!r}", where=where, fix=nearest(by, row))
+                judgement = replace(judgement, group=_value(row[by], by, where))
             judgements.append(judgement)
     return judgements
 
@@ -192,55 +203,36 @@ def read_attributes(file: str | Path, by: str) -> dict[str, str]:
     """
     path = Path(file)
     values: dict[str, str] = {}
-    for i, row in enumerate(_read_rows(path)):
-        where = f"{path}, row {i}"
-        prompt = next((row[name] for name in ("prompt", "instruction") if name in row), None)
-        if by not in row or ("prompt_id" not in row and prompt is None):
+    for where, row in _read_rows(path):
+        names = [name for name in ("prompt_id", "prompt", "instruction") if row.get(name) is not None]
+        if row.get(by) is None or not names:
             fix = nearest(by, row) if by not in row else "give prompt_id, prompt or instruction"
             raise DataError(f"a row needs its prompt and {by!r}", where=where, fix=fix)
-        key = str(row["prompt_id"]) if "prompt_id" in row else prompt_id(prompt)  # type: ignore[arg-type]
-        if values.setdefault(key, str(row[by])) != str(row[by]):
-            raise DataError(f"one prompt has {by} {values[key]!r} and {row[by]!r}", where=where)
+        value = _value(row[by], by, where)
+        key = _name(row, "prompt_id", where) if names[0] == "prompt_id" else _prompt_id(row, names[0], where)
+        if values.setdefault(key, value) != value:
+            raise DataError(f"one prompt has {by} {values[key]!r} and {value!r}", where=where)
     return values
 
 
-def _read_rows(path: Path) -> list[dict[str, object]]:
+def _prompt_id(row: Mapping[str, object], column: str, where: str) -> str:
+    try:
+        return prompt_id(prompt_cell(row, [column]))
+    except RecordError as error:
+        raise DataError(error.what, where=f"{where}, column {error.column!r}", fix=error.fix) from error
+
+
+def _read_rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """The rows of a file, each with its place."""
     if path.is_dir():
         raise DataError("a folder, not a file of judgements", where=str(path), fix="name the files inside it")
-    if not path.is_file():
+    if not local_path(str(path)).is_file():
         raise DataError("no such file", where=str(path), fix="check the path")
-    refuse_changed(path)
-    name = path.name.removesuffix(".gz")
-    try:
-        if name.endswith(".parquet"):
-            return read_table(path, error=DataError, fix="name a file of judgements")
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the file: {error}", where=str(path)) from error
-    if name.endswith(".jsonl"):
-        lines = enumerate(text.split("\n"), start=1)
-        rows: object = [_parse_json(line, f"{path}:{number}") for number, line in lines if line.strip()]
-    elif name.endswith(".json"):
-        rows = _parse_json(text, str(path))
-        if isinstance(rows, dict):
-            rows = rows.get("judgements", rows)
-    else:
-        raise DataError("unknown file type", where=str(path), fix="use .parquet, .jsonl(.gz) or .json(.gz)")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError("expected a list of judgements, one object each", where=str(path))
-    return rows
+    loaded = read_file(path)
+    return [(loaded.place(number), record) for number, record in loaded.records]
 
 
-def _parse_json(text: str, where: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error}", where=where) from error
-
-
-def _judgement(row: Mapping[str, object], position: int, path: Path) -> Judgement:
-    where = f"{path}, row {position}"
+def _judgement(row: Mapping[str, Any], position: int, path: Path, where: str) -> Judgement:
     if "generator_1" in row and "generator_2" in row:
         return _alpaca_eval_judgement(row, position, path, where)
     missing = [column for column in _REQUIRED if column not in row]
@@ -274,8 +266,8 @@ def _judgement(row: Mapping[str, object], position: int, path: Path) -> Judgemen
 
 
 def _recorded_measures(row: Mapping[str, object], where: str) -> TextMeasures:
-    counts = {name: _integer(row.get(name), name, where) for name in _COUNTS}
-    hashes = {name: str(row.get(name) or "") for name in ("policy_hash", "baseline_hash")}
+    counts = {name: _count(row.get(name), name, where) for name in _COUNTS}
+    hashes = {name: _name(row, name, where) if row.get(name) else "" for name in ("policy_hash", "baseline_hash")}
     return cast(TextMeasures, counts | hashes)
 
 
@@ -286,18 +278,21 @@ def _alpaca_eval_judgement(row: Mapping[str, object], position: int, path: Path,
     reduced = "len_model" in row and "output_2" not in row
     file_name = path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".jsonl")
     if "instruction_id" in row:
-        identity = str(row["instruction_id"])
+        identity = _name(row, "instruction_id", where)
     elif "instruction" in row:
-        identity = hashlib.sha1(str(row["instruction"]).encode(), usedforsecurity=False).hexdigest()[:12]
+        instruction = _name(row, "instruction", where)
+        identity = hashlib.sha1(instruction.encode(), usedforsecurity=False).hexdigest()[:12]
     else:
         raise DataError("an annotation lacks its instruction", where=where, fix="keep instruction or instruction_id")
     # "swapped" means that output_2, the policy's, stood first
+    if row.get("swapped") not in (None, False, True, 0, 1):
+        raise DataError(f"swapped is {excerpt(row['swapped'])}", where=where, fix="give true or false")
     order = None if row.get("swapped") is None else int(not row["swapped"])
     return Judgement(
         prompt_id=identity,
-        policy=file_name if reduced else str(row["generator_2"]),
-        baseline=str(row["generator_1"]),
-        judge=str(row.get("annotator") or "alpaca_eval"),
+        policy=file_name if reduced else _name(row, "generator_2", where),
+        baseline=_name(row, "generator_1", where),
+        judge=_name(row, "annotator", where) if row.get("annotator") else "alpaca_eval",
         preference=None if preference is None else (0.5 if preference == 0.0 else preference - 1.0),
         order=order,
         error="no preference recorded" if preference is None else "",
@@ -310,11 +305,11 @@ def _alpaca_eval_judgement(row: Mapping[str, object], position: int, path: Path,
 def _alpaca_eval_measures(row: Mapping[str, object], where: str) -> TextMeasures:
     policy, baseline = row.get("output_2"), row.get("output_1")
     if isinstance(policy, str) and isinstance(baseline, str):
-        return text_measures(policy, baseline)
+        return text_measures(_value(policy, "output_2", where), _value(baseline, "output_1", where))
     if "len_model" in row and "output_2" not in row:
         return {
-            "policy_length": _integer(row["len_model"], "len_model", where),
-            "baseline_length": _integer(row.get("len_baseline"), "len_baseline", where),
+            "policy_length": _count(row["len_model"], "len_model", where),
+            "baseline_length": _count(row.get("len_baseline"), "len_baseline", where),
         }
     return {
         "policy_length": len(policy) if isinstance(policy, str) else None,
@@ -322,11 +317,20 @@ def _alpaca_eval_measures(row: Mapping[str, object], where: str) -> TextMeasures
     }
 
 
-def _name(row: Mapping[str, object], column: str, where: str) -> str:
+def _name(row: Mapping[str, Any], column: str, where: str) -> str:
     value = row[column]
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise DataError(f"{column} is {value!r}", where=where, fix="give a text or a whole number")
-    return str(value)
+        raise DataError(f"{column} is {excerpt(value)}", where=where, fix="give a text or a whole number")
+    return _value(value, column, where)
+
+
+def _value(value: object, column: str, where: str) -> str:
+    """A value as a text that names something; whole in Unicode."""
+    try:
+        text = name_cell({column: value}, column)
+    except RecordError as error:
+        raise DataError(error.what, where=where, fix="give a text or a number") from error
+    return text
 
 
 def _number(value: object, name: str, where: str) -> float | None:
@@ -336,7 +340,7 @@ def _number(value: object, name: str, where: str) -> float | None:
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise DataError(f"{name} {value!r} is not a number", where=where) from error
+        raise DataError(f"{name} {excerpt(value)} is not a number", where=where) from error
     except OverflowError:
         number = math.inf
     if math.isinf(number):
@@ -349,5 +353,12 @@ def _integer(value: object, name: str, where: str) -> int | None:
     if number is None:
         return None
     if number != int(number):
-        raise DataError(f"{name} {value!r} is not a whole number", where=where)
+        raise DataError(f"{name} {excerpt(value)} is not a whole number", where=where)
     return int(number)
+
+
+def _count(value: object, name: str, where: str) -> int | None:
+    number = _integer(value, name, where)
+    if number is not None and not 0 <= number <= MOST:
+        raise DataError(f"{name} {excerpt(value)} is no length or count", where=where, fix=f"0 to {MOST:,}")
+    return number

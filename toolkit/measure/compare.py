@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.engine.sampling import SamplingParams
-from toolkit.errors import DataError, StoreError
+from toolkit.errors import StoreError
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.files import fingerprint, write_json
 from toolkit.judging import alpaca_eval, win_rates
@@ -19,7 +19,6 @@ from toolkit.judging.records import write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.measure.options import PromptSelection
 from toolkit.measure.sampling import SAMPLE_COLUMNS, PolicySampler, read_prompts, sample
-from toolkit.models.encoding import is_conversation
 from toolkit.preferences.rows import Prompt
 from toolkit.preferences.samples import Sample, read_samples, write_samples
 from toolkit.progress import Reporter
@@ -42,13 +41,11 @@ def compare_policies(
     ``annotations`` is a further file, in AlpacaEval's format. Rerunning continues: a policy's samples are stored under
     the fingerprint of all that they depend on. Judges read each response whole.
 
-    Raises DataError for prompts of two kinds, and what sampling and judging raise.
+    Raises what reading the prompts, sampling and judging raise.
     """
     for judge in judges:
         check_judge(judge)  # before anything is sampled
     prompts = read_prompts(selection)
-    if len({is_conversation(prompt) for _, prompt in prompts}) > 1:
-        raise DataError("prompts are partly text, partly messages", where=selection.data, fix="use one kind")
     samplers = [PolicySampler(policy, options.model, params) for policy in policies]
     names = [_file_name(sampler, prompts, selection.seed) for sampler in samplers]
     with RunFolder(out).lock():

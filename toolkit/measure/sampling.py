@@ -2,66 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from toolkit.engine.sampling import SamplingParams, sample_responses
-from toolkit.errors import DataError
 from toolkit.measure.options import PromptSelection
 from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
-from toolkit.preferences import splits
-from toolkit.preferences.reading import read_preferences
+from toolkit.preferences.prompts import read_prompts as prompts_of_any_source
 from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.preferences.samples import Sample
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ModelSection
 
-PROMPT_COLUMNS = ("prompt", "instruction", "question", "messages")
 # What :func:`sample` knows of a response.
 SAMPLE_COLUMNS = ("prompt_id", "policy", "sample_index", "response", "response_ids", "n_tokens", "truncated")
 
 
 def read_prompts(selection: PromptSelection) -> list[tuple[str, Prompt]]:
-    """(prompt id, prompt) of preference data, of a ``.jsonl`` with a prompt column, or of a ``.txt`` with one a line.
+    """(prompt id, prompt) of any source of prompts (:func:`toolkit.preferences.prompts.read_prompts`).
 
-    Raises DataError where there is no prompt.
+    Raises DataError where there is no prompt, or a row that is none.
     """
-    path = Path(selection.data).expanduser()
-    if path.suffix == ".txt" and path.is_file():
-        prompts: list[Prompt] = [line for line in _lines(path) if line.strip()]
-    elif path.suffix == ".jsonl" and path.is_file() and (column := _prompt_column(path)):
-        prompts = [json.loads(line)[column] for line in _lines(path) if line.strip()]
-    else:
-        data = read_preferences(selection.data, split=selection.split)
-        return [(row.prompt_id, row.prompt) for row in splits.limit(data.rows, selection.limit, selection.seed)]
-    distinct = {prompt_id(prompt): prompt for prompt in prompts}
-    if not distinct:
-        raise DataError("there is no prompt", where=selection.data, fix="put one prompt on each line")
-    return list(distinct.items())[: selection.limit]
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def _prompt_column(path: Path) -> str | None:
-    """The prompt column of a file that holds prompts alone; None for preference data, which has its own reader."""
-    with path.open(encoding="utf-8") as lines:
-        try:
-            first = json.loads(next(lines, ""))
-        except json.JSONDecodeError as error:
-            raise DataError(f"not valid JSON: {error.msg}", where=f"{path}, line 1") from error
-    if not isinstance(first, dict) or {"chosen", "responses", "response_a", "output_1"} & first.keys():
-        return None
-    return next((name for name in PROMPT_COLUMNS if name in first and len(first.keys() - {name, "id"}) == 0), None)
+    prompts = prompts_of_any_source(selection.data, split=selection.split, limit=selection.limit, seed=selection.seed)
+    return [(prompt_id(item.prompt), item.prompt) for item in prompts]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.preferences.rows import Prompt, Record
+from toolkit.preferences.unseen import TEXT_PARTS
 
 _ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _FIRST = ("a", "1", "first", "model_a", "response_a", "response_1", "output_1")
@@ -30,10 +31,17 @@ def type_name(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+def excerpt(value: object) -> str:
+    """The beginning of a value as Python writes it, for an error."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
 def cell(record: Record, column: str) -> Any:
     if column not in record:
         close = difflib.get_close_matches(column, map(str, record), n=1)
-        fix = f"it has {close[0]!r}: did you mean {column!r}?" if close else f"it has {', '.join(map(str, record))}"
+        names = ", ".join(list(map(str, record))[:20])
+        fix = f"it has {close[0]!r}: did you mean {column!r}?" if close else f"it has {names}"
         raise RecordError(f"no column {column!r}", column=column, fix=fix)
     return record[column]
 
@@ -65,20 +73,39 @@ def texts_cell(record: Record, column: str) -> list[str]:
 
 
 def messages_from(value: Sequence[Any], column: str) -> list[dict[str, str]]:
-    """Chat messages as ``[{"role", "content"}...]``. ``from``/``value`` and a content of text parts are read too."""
+    """Chat messages as ``[{"role", "content"}...]``. ``from``/``value`` and a content of parts are read too.
+
+    Of parts the texts are read; :func:`toolkit.preferences.unseen.unseen_parts` names the others.
+    """
     messages = []
     for k, message in enumerate(value, start=1):
         if not isinstance(message, Mapping):
             fix = "a prompt is text, or a list of {role, content} messages"
             raise RecordError(f"{column}[{k}] is {type_name(message)}, expected a message", column=column, fix=fix)
         role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
-            content = "".join(part["text"] for part in content)
+        if isinstance(content, list):
+            content = "".join(_part_text(part, f"{column}[{k}]", column) for part in content)
+        elif content is None and message.get("tool_calls"):
+            content = ""
         if not isinstance(role, str) or not isinstance(content, str):
-            fix = f"it has {', '.join(map(str, message))}"
+            fix = f"it has {', '.join(list(map(str, message))[:20])}"
             raise RecordError(f"{column}[{k}] needs a role and a text content", column=column, fix=fix)
+        if not role.isascii():
+            raise RecordError(f"{column}[{k}] has the role {role!a}", column=column, fix="user, assistant or system")
         messages.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
     return messages
+
+
+def _part_text(part: object, name: str, column: str) -> str:
+    """The text of a part of a message's content; "" for an image or another part that is no text."""
+    if not isinstance(part, Mapping):
+        raise RecordError(f"{name} has {type_name(part)} in its content, expected a part with a type", column=column)
+    if part.get("type", "text") not in TEXT_PARTS:
+        return ""
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise RecordError(f"{name} has a part of text whose 'text' is {type_name(text)}", column=column)
+    return text
 
 
 def prompt_cell(record: Record, columns: Sequence[str]) -> Prompt:
@@ -95,16 +122,26 @@ def prompt_cell(record: Record, columns: Sequence[str]) -> Prompt:
 
 
 def name_cell(record: Record, column: str) -> str:
-    """A name such as an annotator's, or "" where there is none."""
+    """A name such as an annotator's or a group's, or "" where there is none."""
     value = record.get(column)
-    return "" if value is None else str(value)
+    if value is None:
+        return ""
+    if isinstance(value, list | Mapping):
+        raise RecordError(f"{column!r} is {type_name(value)} ({excerpt(value)}), expected a name", column=column)
+    name = str(value)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(f"{column!r} holds half of a Unicode surrogate pair: {name!a}", column=column) from error
+    return name
 
 
 # ---------------------------------------------------------------------------------------------------- numbers
 def read_number(value: object, column: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RecordError(f"{column!r} holds {value!r}, expected a finite number", column=column)
-    return float(value)
+    number = None if isinstance(value, str) else parsed_number(value)
+    if number is None:
+        raise RecordError(f"{column!r} holds {excerpt(value)}, expected a finite number", column=column)
+    return number
 
 
 def numbers_cell(record: Record, column: str, n: int) -> list[float | None]:
@@ -118,7 +155,7 @@ def numbers_cell(record: Record, column: str, n: int) -> list[float | None]:
 def read_index(value: object, n: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n:
         fix = f"an index from 0 to {n - 1}"
-        raise RecordError(f"{name} is {value!r}, not one of the {n} responses", column="comparisons", fix=fix)
+        raise RecordError(f"{name} is {excerpt(value)}, not one of the {n} responses", column="comparisons", fix=fix)
     return value
 
 
@@ -132,22 +169,28 @@ def margin_cell(record: Record, column: str = "margin") -> float:
 
 
 def parsed_number(value: object) -> float | None:
-    """The number in a cell, which is text in CSV. None where it is not a number."""
+    """The finite number in a cell, which is text in CSV. None where there is none."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
-        return float(value)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):  # an integer can be larger than every float
         return None
+    return number if math.isfinite(number) else None
 
 
 # ---------------------------------------------------------------------------------------------------- labels
+def is_missing(value: object) -> bool:
+    """Whether a cell holds no label: null, an empty cell, or the NaN of a table."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
 def read_label(value: object, column: str) -> float | None:
     """P(first response preferred) of a label: 1, 2, 0 = tie, a number between 1 and 2, or a name. None: no label.
 
     AlpacaEval's ``preference`` is 1 + P(second preferred), with 0 for a tie, so it needs no case of its own.
     """
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if is_missing(value):
         return None
     named = _P_FIRST.get(value.strip().lower()) if isinstance(value, str) else None
     if named is not None:
@@ -157,7 +200,7 @@ def read_label(value: object, column: str) -> float | None:
         return 0.5
     if parsed is None or not 1 <= parsed <= 2:
         fix = "1 = first, 2 = second, 0 = tie, a number from 1 to 2, A/B/tie, or model_a/model_b/tie"
-        raise RecordError(f"label {value!r} is not one of those known", column=column, fix=fix)
+        raise RecordError(f"label {excerpt(value)} is not one of those known", column=column, fix=fix)
     return 2.0 - parsed
 
 
@@ -167,7 +210,7 @@ def read_probability(value: object, column: str) -> float | None:
         return None
     parsed = parsed_number(value)
     if parsed is None or not 0 <= parsed <= 1:
-        raise RecordError(f"probability {value!r} is not between 0 and 1", column=column)
+        raise RecordError(f"probability {excerpt(value)} is not between 0 and 1", column=column)
     return parsed
 
 
@@ -178,5 +221,5 @@ def read_choice(value: object, column: str) -> float | None:
     parsed = parsed_number(value)
     if parsed not in (0, 1):
         fix = "choice counts from 0; use label for 1, 2 and 0 = tie"
-        raise RecordError(f"choice {value!r} is neither 0 nor 1", column=column, fix=fix)
+        raise RecordError(f"choice {excerpt(value)} is neither 0 nor 1", column=column, fix=fix)
     return 1.0 - parsed

@@ -24,6 +24,7 @@ class Format:
     name: str
     columns: frozenset[str]
     parse: Callable[[Record], Datum]
+    labels: tuple[str, ...] = ()  # the columns that :func:`toolkit.preferences.cells.read_label` reads
 
 
 FORMATS = {
@@ -170,7 +171,7 @@ def _labelled_list(columns: Columns) -> Format | None:
         return None
     used = frozenset([*prompts, *responses, column, *columns.present("annotator")])
     parse = partial(parsing.labelled_list, prompts=prompts, responses=responses, column=column)
-    return Format("labelled list", used, parse)
+    return Format("labelled list", used, parse, (column,))
 
 
 def _labelled_pair(columns: Columns) -> Format | None:
@@ -184,4 +185,5 @@ def _labelled_pair(columns: Columns) -> Format | None:
     if pair is None or not labels:
         return None
     used = frozenset([*prompts, *pair, *labels, *columns.present("annotator")])
-    return Format("labelled pair", used, partial(parsing.labelled_pair, prompts=prompts, pair=pair, labels=labels))
+    parse = partial(parsing.labelled_pair, prompts=prompts, pair=pair, labels=labels)
+    return Format("labelled pair", used, parse, () if labels[0] in (*PROBABILITIES, *CHOICES) else labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import hashlib
 import io
@@ -10,6 +11,7 @@ import json
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, nearest
-from toolkit.files import is_hub_id
+from toolkit.files import is_hub_id, parse_json, read_json
 from toolkit.integrity import refuse_changed
 from toolkit.preferences.rows import Record
 
@@ -35,6 +37,10 @@ class SourceRecords:
     unit: str
     records: list[tuple[int, Record]]
     fingerprint: str | None = None
+
+    def place(self, number: int) -> str:
+        """Where a record is, as an error names it."""
+        return f"{self.name}, {self.unit} {number}"
 
 
 def shipped_names() -> dict[str, str]:
@@ -54,11 +60,10 @@ def load(source: str, *, split: str, config: str | None, revision: str | None) -
     shipped = shipped_names()
     if source in shipped:
         with resources.as_file(resources.files("toolkit.preferences") / "assets" / shipped[source]) as path:
-            return replace(_read_file(path), name=source)
-    path = Path(source).expanduser()
+            return replace(read_file(path), name=source)
+    path = local_path(source)
     if path.is_file():
-        refuse_changed(path)
-        return _read_file(path)
+        return read_file(path)
     if path.is_dir():
         return _read_hub(source, config=config, split=split, revision=None, folder=path)
     looks_like_file = source.lower().endswith(SUFFIXES) or source.startswith((".", "/", "~")) or source.count("/") > 1
@@ -74,12 +79,31 @@ def load(source: str, *, split: str, config: str | None, revision: str | None) -
     raise DataError(f"no data set is called {source!r}", where="data.source", fix=fix)
 
 
-def _read_file(path: Path) -> SourceRecords:
+def local_path(source: str) -> Path:
+    """A source as a path. Raises DataError for a text that the system takes for none."""
+    path = Path(source).expanduser()
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+            shortened = source if len(source) <= 60 else f"{source[:60]}..."
+            raise DataError(
+                f"{shortened!r} cannot be the name of a file: {error}"[:300], where="data source"
+            ) from error
+    return path
+
+
+def read_file(path: Path) -> SourceRecords:
+    """The records of a file with one of ``SUFFIXES``.
+
+    Raises DataError where it cannot be read, with the line or row that is wrong.
+    """
     name = str(path)
     suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), None)
     if suffix is None:
         fix = f"known endings: {', '.join(SUFFIXES)}"
         raise DataError(f"{path.name} has an ending that is not known", where=name, fix=fix)
+    refuse_changed(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -94,13 +118,14 @@ def _read_file(path: Path) -> SourceRecords:
             fix = "the file is damaged or was cut off: copy or download it again"
             raise DataError(f"not a whole gzip file: {error}", where=name, fix=fix) from error
     if suffix.startswith(".csv"):
-        return SourceRecords(name, "row", list(_csv_records(_decoded(raw, name), name)), fingerprint)
+        return SourceRecords(name, "row", list(_csv_records(decoded(raw, name), name)), fingerprint)
     if suffix.startswith(".jsonl"):
         return SourceRecords(name, "line", list(_json_lines(raw, name)), fingerprint)
     return _json_document(raw, name, fingerprint)
 
 
-def _decoded(raw: bytes, name: str) -> str:
+def decoded(raw: bytes, name: str) -> str:
+    """Text in UTF-8, with or without its mark. Raises DataError, with the line, where it is not."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -113,12 +138,12 @@ def _decoded(raw: bytes, name: str) -> str:
 
 def _json_lines(raw: bytes, name: str) -> Iterator[tuple[int, Record]]:
     # split at "\n" only: str.splitlines also splits at U+2028 and other characters that JSON text may hold
-    for number, line in enumerate(_decoded(raw, name).split("\n"), start=1):
+    for number, line in enumerate(decoded(raw, name).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             fix = "each line must be one JSON object; a list of objects belongs into a .json file"
             raise DataError(f"invalid JSON: {error}", where=f"{name}, line {number}", fix=fix) from error
         if not isinstance(record, dict):
@@ -128,20 +153,21 @@ def _json_lines(raw: bytes, name: str) -> Iterator[tuple[int, Record]]:
 
 
 def _json_document(raw: bytes, name: str, fingerprint: str) -> SourceRecords:
-    text = _decoded(raw, name)
+    text = decoded(raw, name)
     if not text.strip():
         return SourceRecords(name, "row", [], fingerprint)
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except json.JSONDecodeError as error:
         # many tools write JSON lines into a .json file
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
             return SourceRecords(name, "line", list(_json_lines(raw, name)), fingerprint)
         raise DataError(f"invalid JSON: {error.msg}", where=f"{name}, line {error.lineno}") from error
-    except RecursionError as error:
-        raise DataError("JSON nested too deeply", where=name) from error
+    except ValueError as error:
+        raise DataError(f"invalid JSON: {error}", where=name) from error
     if isinstance(document, dict):
-        lists = [value for value in document.values() if isinstance(value, list)]
+        lists = [value for name, value in document.items() if isinstance(value, list) and name == "judgements"]
+        lists = lists or [value for value in document.values() if isinstance(value, list)]
         document = lists[0] if len(lists) == 1 else document
     if not isinstance(document, list):
         fix = "the file must hold a list of objects, one for each row"
@@ -158,6 +184,10 @@ def _csv_records(text: str, name: str) -> Iterator[tuple[int, Record]]:
     csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than some conversations
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        repeated = [column for column, times in Counter(reader.fieldnames or ()).items() if times > 1]
+        if repeated:
+            fix = "rename one of them"
+            raise DataError(f"the header has the column {repeated[0]!r} twice", where=f"{name}, line 1", fix=fix)
         for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
                 n_cells = sum(value is not None for key, value in row.items() if key) + len(row.get(None) or ())
@@ -172,7 +202,7 @@ def _csv_cell(column: str, value: str, name: str, number: int) -> Any:
     if not (column in _CSV_JSON and value.strip()[:1] in ("[", "{")) and not _CSV_MESSAGES.match(value):
         return None if column == "gold" and not value else value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError as error:
         raise DataError(f"invalid JSON: {error}", where=f"{name}, row {number}, column {column!r}") from error
 
@@ -188,8 +218,16 @@ def parquet_records(raw: bytes, name: str) -> list[Record]:
         raise DataError(f"cannot read the Parquet file: {str(error).splitlines()[0]}", where=name, fix=fix) from error
     records: list[Record] = table.to_pylist()
     if PARQUET_KEY in (table.schema.metadata or {}):
-        return [{**record, "prompt": json.loads(record["prompt"])} for record in records]
+        return [{**record, "prompt": _stored_prompt(record, number, name)} for number, record in enumerate(records, 1)]
     return records
+
+
+def _stored_prompt(record: Record, number: int, name: str) -> Any:
+    """The prompt of a row that :func:`toolkit.preferences.reading.to_parquet` wrote: JSON in a text."""
+    try:
+        return parse_json(record["prompt"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError("this file of preference rows is damaged", where=f"{name}, row {number}") from error
 
 
 def _read_hub(
@@ -212,6 +250,7 @@ def _read_hub(
     where = f"{source} ({where}{f', revision {revision!r}' if revision else ''})"
     try:
         if folder is not None and any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            _check_saved(folder)
             data = datasets.load_from_disk(str(folder))
             if isinstance(data, datasets.DatasetDict):
                 if split not in data:
@@ -224,6 +263,18 @@ def _read_hub(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"cannot load the data set: {lines[0][:500]}", where=where, fix=_hub_fix(error)) from error
     return SourceRecords(source, "row", list(enumerate(records, start=1)))
+
+
+def _check_saved(folder: Path) -> None:
+    """Raises DataError where what ``save_to_disk`` writes beside the tables is of another form."""
+    for file, key, of_files in (("dataset_dict.json", "splits", False), ("state.json", "_data_files", True)):
+        for path in (folder / file, *folder.glob(f"*/{file}")):
+            listed = read_json(path, fix="save the data set again").get(key) if path.is_file() else []
+            items = listed if isinstance(listed, list) else [None]
+            if of_files:
+                items = [item.get("filename") if isinstance(item, dict) else None for item in items]
+            if not all(isinstance(item, str) for item in items):
+                raise DataError(f"a saved data set lists its {key} in this file", where=str(path))
 
 
 def _load_dataset(source: str, *, config: str | None, split: str, revision: str | None) -> Any:

@@ -2,71 +2,106 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.errors import DataError
-from toolkit.preferences import formats
+from toolkit.preferences import formats, splits
 from toolkit.preferences.cells import RecordError, name_cell, prompt_cell
-from toolkit.preferences.loading import load
+from toolkit.preferences.loading import decoded, load, local_path
 from toolkit.preferences.parsing import parse_transcript
-from toolkit.preferences.reading import read_preferences
+from toolkit.preferences.reading import check_unicode, column_names, prompt_texts, read_preferences, row_error
 from toolkit.preferences.rows import Prompt, canonical_prompt
+
+# The columns that hold the prompts of a file without preferences; the first that is there counts.
+COLUMNS = (*formats.PROMPTS, "messages")
 
 
 @dataclass(frozen=True)
 class UnlabelledPrompt:
-    """A prompt; ``group`` names others that are much like it, "" for none."""
+    """A prompt; ``group`` names others that are much like it, "" for none. ``where`` is its place in its source."""
 
     prompt: Prompt
     group: str = ""
+    where: str = field(default="", compare=False)
 
 
-def read_prompts(source: str, *, conversational: bool) -> list[UnlabelledPrompt]:
-    """The prompts of a file, each once, in their order.
+def read_prompts(
+    source: str, *, conversational: bool | None = None, split: str = "train", limit: int | None = None, seed: int = 0
+) -> list[UnlabelledPrompt]:
+    """The prompts of a source, each once, in their order. Blank ones are left out.
 
-    ``source`` is preference data as :func:`toolkit.preferences.reading.read_preferences` takes it, data whose rows have
-    a ``prompt`` and no preferences, or a ``.txt`` file with a prompt in each line. ``conversational`` says what the
-    prompts have to be: chat messages, or text. A text becomes the user's message.
+    ``source`` is preference data as :func:`toolkit.preferences.reading.read_preferences` takes it, data in the same
+    kinds of files whose rows have one of ``COLUMNS`` and no preferences, or a ``.txt`` file with a prompt in each line.
+    ``conversational`` says what the prompts have to be: chat messages, or text; a text becomes the user's message. None
+    takes either, but one of them in all rows. Of ``limit`` prompts preference data gives those with the lowest hash of
+    (``seed``, prompt), and any other source its first ones.
 
     Raises:
         DataError: no such source, no prompt in it, a wrong row, or messages where text is needed.
     """
     prompts: dict[str, UnlabelledPrompt] = {}
-    for number, item in _of_source(source):
+    for item in _of_source(source, split, limit, seed):
         prompt = item.prompt
         if conversational and isinstance(prompt, str):
             prompt = parse_transcript(prompt) or [{"role": "user", "content": prompt}]
-        elif not conversational and not isinstance(prompt, str):
+        elif conversational is False and not isinstance(prompt, str):
             raise DataError(
                 "the prompt is chat messages, and those of the training data are text",
-                where=f"{source}, row {number}",
+                where=item.where,
                 fix="write it as text, or set data.conversational: true",
             )
-        prompts.setdefault(canonical_prompt(prompt), UnlabelledPrompt(prompt, item.group))
+        prompts.setdefault(canonical_prompt(prompt), replace(item, prompt=prompt))
     if not prompts:
-        raise DataError("there is no prompt", where=source)
-    return list(prompts.values())
+        raise DataError("there is no prompt", where=source, fix="put one prompt on each line")
+    _check_one_kind(list(prompts.values()))
+    return list(prompts.values())[:limit]
 
 
-def _of_source(source: str) -> list[tuple[int, UnlabelledPrompt]]:
-    """Numbered prompts, without those that are blank."""
-    path = Path(source).expanduser()
+def _of_source(source: str, split: str, limit: int | None, seed: int) -> Iterator[UnlabelledPrompt]:
+    path = local_path(source)
     if path.suffix.lower() == ".txt" and path.is_file():
-        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        return [(number, UnlabelledPrompt(line.strip())) for number, line in lines if line.strip()]
-    loaded = load(source, split="train", config=None, revision=None)
-    sample = [record for _, record in loaded.records[:100]]
-    names = tuple(dict.fromkeys(str(name) for record in sample for name in record))
-    if "prompt" not in names or formats.recognise(names, sample) is not None:
-        return [(row.source_row, UnlabelledPrompt(row.prompt, row.group)) for row in read_preferences(source).rows]
-    prompts = []
+        yield from _of_lines(path)
+        return
+    loaded = load(source, split=split, config=None, revision=None)
+    names = column_names(loaded)
+    column = next((name for name in COLUMNS if name in names), None)
+    if column is None or formats.recognise(names, [record for _, record in loaded.records[:100]]) is not None:
+        rows = splits.limit(read_preferences(source, split=split).rows, limit, seed)
+        yield from (UnlabelledPrompt(row.prompt, row.group, loaded.place(row.source_row)) for row in rows)
+        return
     for number, record in loaded.records:
         try:
-            prompt = prompt_cell(record, ["prompt"])
+            if record.get(column, "") is None:
+                raise RecordError(f"{column!r} is null", column=column, fix="leave the row out")
+            prompt, group = prompt_cell(record, [column]), name_cell(record, formats.GROUP)
         except RecordError as error:
-            where = f"{loaded.name}, {loaded.unit} {number}, column {error.column!r}"
-            raise DataError(error.what, where=where, fix=error.fix) from error
-        if not isinstance(prompt, str) or prompt.strip():
-            prompts.append((number, UnlabelledPrompt(prompt, name_cell(record, formats.GROUP))))
-    return prompts
+            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+        texts = prompt_texts(prompt)
+        check_unicode(loaded, number, texts, column)
+        if texts and texts[-1].strip():
+            yield UnlabelledPrompt(prompt, group, loaded.place(number))
+
+
+def _of_lines(path: Path) -> Iterator[UnlabelledPrompt]:
+    """The lines of a text file that are not blank."""
+    for number, line in enumerate(decoded(path.read_bytes(), str(path)).split("\n"), start=1):
+        where = f"{path}, line {number}"
+        if "\0" in line:
+            raise DataError("this is no line of text: it holds a NUL", where=where, fix="name a text file")
+        if line.strip():
+            yield UnlabelledPrompt(line.strip(), where=where)
+
+
+def _check_one_kind(prompts: Sequence[UnlabelledPrompt]) -> None:
+    """Raises DataError where some prompts are text and others are messages."""
+    first: dict[bool, UnlabelledPrompt] = {}
+    for item in prompts:
+        first.setdefault(isinstance(item.prompt, str), item)
+    if len(first) == 2:
+        raise DataError(
+            f"prompts are partly text, partly messages: {first[False].where} holds messages",
+            where=first[True].where,
+            fix="use one kind",
+        )

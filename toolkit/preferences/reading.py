@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,12 +19,15 @@ from toolkit.errors import DataError, nearest
 from toolkit.files import write_row_groups
 from toolkit.integrity import refuse_changed
 from toolkit.preferences import formats, splits
-from toolkit.preferences.cells import RecordError, type_name
+from toolkit.preferences.cells import RecordError, is_missing, name_cell, parsed_number
 from toolkit.preferences.formats import Format
 from toolkit.preferences.loading import PARQUET_KEY, SourceRecords, load, parquet_records
 from toolkit.preferences.parsing import ASSISTANT_TURN, Datum, NoSharedPromptError, parse_transcript
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, canonical_prompt, row_to_dict
+from toolkit.preferences.unseen import unseen_parts
 
+MIN_LABELS = 20  # fewer that are all 0 or 1 may be wins of the first response and ties
+FIRST_COLUMNS = 20  # that an error lists
 FIRST_ROWS = 5  # row numbers that a report lists for what was left out
 
 
@@ -55,6 +59,7 @@ class DataReport:
     unparsable_rows: tuple[int, ...] = ()
     identical_rows: tuple[int, ...] = ()
     ignored_columns: tuple[str, ...] = ()
+    unseen: dict[str, int] = field(default_factory=dict)  # what rows hold and no model sees -> how many rows do
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -90,6 +95,8 @@ def data_warnings(report: Mapping[str, Any]) -> list[str]:
             rows = report.get(f"{name.removeprefix('n_')}_rows", ())
             first = f" (first: {', '.join(map(str, rows))})" if rows else ""
             sentences.append(f"{report[name]:,} {text}{first}")
+    for name, n in (report.get("unseen") or {}).items():
+        sentences.append(f"{n:,} rows hold {name}, which no model here sees: only text is read")
     return sentences
 
 
@@ -149,9 +156,18 @@ def read_preferences(
         n_booleans=sum(any(isinstance(r.get(c), bool) for c in recognised.columns) for _, r in loaded.records),
         n_groups=len({row.group for row in rows if row.group}),
         ignored_columns=tuple(n for n in column_names(loaded) if n not in {*recognised.columns, formats.GROUP}),
+        unseen=_unseen(loaded, recognised),
         **counts,
     )
     return PreferenceData(rows, report, loaded.fingerprint or _rows_hash(rows))
+
+
+def _unseen(loaded: SourceRecords, recognised: Format) -> dict[str, int]:
+    """What rows hold and no model here sees, with the number of rows that do."""
+    counts: Counter[str] = Counter()
+    for _, record in loaded.records:
+        counts.update(set(unseen_parts(record, recognised.columns)))
+    return dict(sorted(counts.items()))
 
 
 def recognised_source(
@@ -192,7 +208,7 @@ def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, D
             unparsable.append(number)
             continue
         except RecordError as error:
-            raise _row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
         if len(datum.responses) < 2:
             single.append((number, len(datum.responses)))
         data.append((number, datum))
@@ -200,7 +216,7 @@ def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, D
         number, n = single[0]
         if len(single) == len(loaded.records):
             raise DataError(f"every row has {n} response(s): a preference needs K >= 2 responses", where=loaded.name)
-        raise _row_error(loaded, number, f"{n} response(s) for a prompt: a preference needs K >= 2 responses")
+        raise row_error(loaded, number, f"{n} response(s) for a prompt: a preference needs K >= 2 responses")
     return data, unparsable
 
 
@@ -211,14 +227,9 @@ def parse_record(recognised: Format, record: Record) -> Datum:
 
 def _group(record: Record) -> str:
     """The group that a record names, as text. Raises RecordError for a list or an object."""
-    value = record.get(formats.GROUP)
-    if value is None:
-        return ""
-    if isinstance(value, (str, int)):
-        return str(value)
-    raise RecordError(
-        f"{formats.GROUP!r} is {type_name(value)}, expected a text or a whole number", column=formats.GROUP
-    )
+    if isinstance(record.get(formats.GROUP), float):
+        raise RecordError(f"{formats.GROUP!r} is a number, expected a text or a whole number", column=formats.GROUP)
+    return name_cell(record, formats.GROUP)
 
 
 def as_conversation(
@@ -232,7 +243,7 @@ def as_conversation(
         number = next((number for number, datum in data if isinstance(datum.prompt, list)), None)
         if number is not None:
             fix = "leave conversational unset: this data needs a chat template"
-            raise _row_error(loaded, number, "conversational=False, but the prompt is chat messages", fix=fix)
+            raise row_error(loaded, number, "conversational=False, but the prompt is chat messages", fix=fix)
         return data, []
     transcripts = recognised.name.endswith("transcripts")
     if not transcripts and not conversational:
@@ -313,9 +324,8 @@ def _merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> tuple[li
     for number, datum in data:
         prompt, responses = datum.prompt, datum.responses
         last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
-        prompt_texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-        _check_unicode(loaded, number, prompt_texts, "prompt")
-        _check_unicode(loaded, number, responses, "responses")
+        check_unicode(loaded, number, prompt_texts(prompt), "prompt")
+        check_unicode(loaded, number, responses, "responses")
         if not last.strip() or not all(map(str.strip, responses)):
             empty.append(number)
             continue
@@ -323,7 +333,7 @@ def _merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> tuple[li
         entry = entries.setdefault(key, _PromptEntry(prompt, number, datum.group))
         if datum.group != entry.group:
             what = f"group {datum.group!r} here and {entry.group!r} earlier for the same prompt"
-            raise _row_error(loaded, number, what, column=formats.GROUP)
+            raise row_error(loaded, number, what, column=formats.GROUP)
         whole = (key, tuple(responses), tuple(datum.comparisons))
         n["n_duplicates"] += whole in seen
         seen.add(whole)
@@ -334,7 +344,7 @@ def _merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> tuple[li
         for text, gold in zip(responses, datum.gold or (), strict=False):
             if entry.gold.setdefault(text, gold) != gold:
                 what = f"gold is {gold} here and {entry.gold[text]} earlier for the same prompt and response"
-                raise _row_error(loaded, number, what, column="gold")
+                raise row_error(loaded, number, what, column="gold")
     usable = {key: entry for key, entry in entries.items() if len(entry.position) > 1}
     pairs = [(splits.labelled_pairs(entry.comparisons), entry.comparison_rows) for entry in usable.values()]
     counts: dict[str, Any] = {
@@ -375,28 +385,48 @@ def _check_one_kind(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) ->
 
 def _check_label_base(loaded: SourceRecords, recognised: Format) -> None:
     """Refuse labels that are all 0 or 1: read as 1 = first and 0 = tie they would lose every second win."""
-    column = next((name for name in formats.LABELS if name in recognised.columns), None)
-    if column is None or recognised.name != "labelled pair":
+    if not recognised.labels:
         return
-    values = [str(record.get(column)) for _, record in loaded.records]
-    if len(values) >= 20 and set(values) == {"0", "1"}:
-        fix = f"if 0 = first and 1 = second, map it: columns: {{choice: {column}}}"
+    values: list[object] = []
+    for _, record in loaded.records:
+        for column in recognised.labels:
+            of_record = record.get(column)
+            values += of_record if isinstance(of_record, list) else [of_record]
+    numbers = [_label_number(value) for value in values if not is_missing(value)]
+    if len(numbers) >= MIN_LABELS and set(numbers) == {0.0, 1.0}:
+        column = recognised.labels[0]
+        fix = "write 1 where the first response is preferred, 2 where the second is, 0 or null where neither is"
+        if recognised.name == "labelled pair":
+            fix = f"if 0 = first and 1 = second, map it: columns: {{choice: {column}}}; otherwise {fix}"
         what = f"every label in {column!r} is 0 or 1, but 1 = first, 2 = second, 0 = tie is expected"
         raise DataError(what, where=loaded.name, fix=fix)
 
 
-def _check_unicode(loaded: SourceRecords, number: int, texts: Iterable[str], column: str) -> None:
+def _label_number(value: object) -> float:
+    """A label as a number, whatever its type; -1 for a word."""
+    number = float(value) if isinstance(value, bool) else parsed_number(value)
+    return -1.0 if number is None else number
+
+
+def prompt_texts(prompt: Prompt) -> list[str]:
+    """A prompt as text, or the contents of its messages."""
+    return [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+
+
+def check_unicode(loaded: SourceRecords, number: int, texts: Iterable[str], column: str) -> None:
+    """Raises DataError for a text with half of a surrogate pair."""
     for text in texts:
         if not text.isascii():
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 what = f"half of a Unicode surrogate pair (U+{ord(text[error.start]):04X}), which no tokenizer takes"
-                raise _row_error(loaded, number, what, column=column) from error
+                raise row_error(loaded, number, what, column=column) from error
 
 
-def _row_error(loaded: SourceRecords, number: int, what: str, *, column: str = "", fix: str = "") -> DataError:
-    where = f"{loaded.name}, {loaded.unit} {number}" + (f", column {column!r}" if column else "")
+def row_error(loaded: SourceRecords, number: int, what: str, *, column: str = "", fix: str = "") -> DataError:
+    """The error of a wrong record, with its place."""
+    where = loaded.place(number) + (f", column {column!r}" if column else "")
     return DataError(what, where=where, fix=fix)
 
 
@@ -413,7 +443,7 @@ def _no_usable_row(loaded: SourceRecords, counts: Mapping[str, Any]) -> DataErro
 
 def _unknown_format(name: str, columns: Sequence[str]) -> DataError:
     hints = []
-    for column in columns:
+    for column in columns[:FIRST_COLUMNS]:
         close = difflib.get_close_matches(column, formats.KNOWN_COLUMNS, n=1, cutoff=0.9)
         if close and not formats.is_known_column(column) and close[0] not in columns:
             hints.append(f"{column!r}: did you mean {close[0]!r}?")
@@ -422,10 +452,16 @@ def _unknown_format(name: str, columns: Sequence[str]) -> DataError:
     if {"generator_1", "generator_2", "preference"} <= set(columns):
         fix = "recorded judgements without their texts are for `duel winrate`."
     return DataError(
-        f"not a known format of preference data: its columns are {', '.join(map(repr, columns))}",
+        f"not a known format of preference data: its columns are {in_words(columns)}",
         where=name,
         fix=f"{fix} Known formats:{known}",
     )
+
+
+def in_words(columns: Sequence[str]) -> str:
+    """The names of columns, the first of them where there are many."""
+    more = f" and {len(columns) - FIRST_COLUMNS:,} more" if len(columns) > FIRST_COLUMNS else ""
+    return ", ".join(map(repr, columns[:FIRST_COLUMNS])) + more
 
 
 def _renamed(loaded: SourceRecords, columns: Mapping[str, str]) -> SourceRecords:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from toolkit.errors import DataError, DuelError
 from toolkit.files import read_table, write_row_groups
 from toolkit.integrity import refuse_changed
+from toolkit.preferences.cells import excerpt
 
 SAMPLES_FILE = "samples.parquet"
 
@@ -41,6 +43,7 @@ class Sample:
 
 
 COLUMNS = tuple(column.name for column in fields(Sample))
+_TYPES = {column.name: str(column.type) for column in fields(Sample)}
 
 
 def write_samples(samples: Iterable[Sample], path: Path, columns: Sequence[str] = COLUMNS) -> None:
@@ -81,7 +84,23 @@ def read_samples(
             raise error(f"the samples lack {', '.join(sorted(lacking))}", where=str(file), fix=fix)
         wanted = [*columns, *(optional if set(optional) <= rows[0].keys() else ())]
         rows = [{name: row[name] for name in wanted} for row in rows]
-    return [Sample(**row) for row in rows]
+    return [_sample(row, f"{file}, row {number}", error, fix) for number, row in enumerate(rows, start=1)]
+
+
+def _sample(row: Mapping[str, Any], where: str, error: type[DuelError], fix: str) -> Sample:
+    """A row as a sample. Raises ``error`` where a value is missing or of another type."""
+    for name, value in row.items():
+        if not _fits(value, _TYPES[name]):
+            raise error(f"{name} is {excerpt(value)}, expected {_TYPES[name]}", where=f"{where}", fix=fix)
+    return Sample(**row)
+
+
+def _fits(value: object, kind: str) -> bool:
+    if kind == "list[int]":
+        return isinstance(value, list) and all(type(item) is int for item in value)
+    if kind == "float | None":
+        return value is None or isinstance(value, int | float)
+    return type(value).__name__ == kind
 
 
 def by_policy(samples: Iterable[Sample]) -> dict[str, list[Sample]]:

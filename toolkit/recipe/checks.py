@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from toolkit.files import is_hub_id
 from toolkit.recipe.judge_specs import judge_problem, shown_judge
@@ -32,7 +32,7 @@ ENGINE_LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust")
 def on_the_hub(source: str) -> bool:
     """Whether a data source is the id of a hub data set: neither a file by its ending, nor one that is here."""
     is_file = re.search(r"\.(jsonl?|csv|parquet)(\.gz)?$", source) is not None
-    return is_hub_id(source) and not is_file and not Path(source).exists()
+    return is_hub_id(source) and not is_file and not os.path.exists(source)
 
 
 def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
