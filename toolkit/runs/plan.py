@@ -11,7 +11,7 @@ from toolkit.errors import RecipeError, StoreError, nearest
 from toolkit.files import code_fingerprint, file_fingerprint, fingerprint, folder_fingerprint, module_fingerprint
 from toolkit.judging.templates import SHIPPED
 from toolkit.models.resolve import resolve
-from toolkit.preferences.loading import shipped_path
+from toolkit.preferences.loading import local_path, shipped_path
 from toolkit.recipe.checks import on_the_hub
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
 from toolkit.recipe.schema import JudgeSettings, Recipe
@@ -162,7 +162,7 @@ def source_fingerprint(source: str, revision: str | None) -> str:
 
     ``missing`` where there is no such source: the stage that reads it says so, with the nearest name.
     """
-    path = shipped_path(source) or Path(source).expanduser()
+    path = shipped_path(source) or local_path(source)
     if path.is_file():
         return file_fingerprint(path)
     if path.is_dir():
