@@ -1,4 +1,4 @@
-"""duel from Python: ``from toolkit import run, study, implicit_rewards, compare``. Results are shown as tables."""
+"""duel from Python: ``from toolkit import run, study, check, implicit_rewards, compare``. Results are tables."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.progress import Reporter
 from toolkit.report.sheets import Sheet, html_of, result_sheets, rewards_sheets, text_of, win_rate_sheet
 from toolkit.report.study_sheets import study_sheets
+
+if TYPE_CHECKING:
+    from toolkit.measure.check.check import CheckResult
 
 Data = str | Path | Iterable[Mapping[str, Any]]
 """A data source as on the command line, or records (dicts, a ``datasets.Dataset``) in any format that it reads."""
@@ -190,6 +193,57 @@ def compare(
         return Result({**comparison, "samples": samples}, [win_rate_sheet(comparison["win_rates"])])
 
     return _in_folder(out, "comparison", sample_and_judge)
+
+
+def check(
+    data: Data,
+    model: str,
+    *,
+    held_out: Data | None = None,
+    max_prompt_tokens: int = 512,
+    max_response_tokens: int = 256,
+    columns: Mapping[str, str] | None = None,
+    conversational: bool | None = None,
+    limit: int | None = None,
+    likelihood: int = 0,
+    seed: int = 0,
+    split: str = "train",
+) -> CheckResult:
+    """``duel check``: what is valid but wrong in preference data, for the tokenizer and chat template of a model.
+
+    Args:
+        data: preference data, as of :func:`run`.
+        model: the model that will be trained on it.
+        held_out: data whose prompts must not be among those of ``data``.
+        max_prompt_tokens, max_response_tokens: the limits in tokens, as ``data`` of a recipe has them.
+        columns: the name of a format's column -> the name of that column in the data.
+        conversational: True reads transcripts and text prompts as chat messages, False leaves them as text.
+        limit: check only the first rows.
+        likelihood: how many rows, drawn with ``seed``, the model scores (``off_policy``). 0 needs no forward pass.
+        split: of a data set on the hub.
+
+    Returns a frozen :class:`toolkit.measure.check.check.CheckResult`: ``n_rows`` and ``findings``, each with ``kind``,
+    ``n_rows``, ``rows`` (the first ten, from 1), ``example`` and ``fix``.
+
+    Raises:
+        DataError: a source that cannot be read, or has no row that can.
+        ModelError: no such model, or one without a chat template for conversations.
+    """
+    from toolkit.measure.check.check import CheckOptions, check_data
+    from toolkit.measure.check.rows import SourceOptions
+    from toolkit.measure.check.tokens import Limits
+
+    source = SourceOptions(split=split, columns=columns or {}, conversational=conversational)
+    with tempfile.TemporaryDirectory() as folder:
+        options = CheckOptions(
+            source,
+            Limits(max_prompt_tokens, max_response_tokens),
+            limit=limit,
+            held_out=None if held_out is None else _data_source(held_out, Path(folder) / "held_out.jsonl"),
+            likelihood=likelihood,
+            seed=seed,
+        )
+        return check_data(_data_source(data, Path(folder) / "records.jsonl"), model, options)
 
 
 def _in_folder(out: str | Path | None, name: str, work: Callable[[Path], Result]) -> Result:

@@ -74,9 +74,14 @@ class TextEncoder:
 
     def responses(self, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
         """Ids of responses with their end, cut at ``max_tokens``, and which of them were cut."""
-        encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        encoded = self.continuations(texts)
         ids = [[*response, self.end_id][:max_tokens] for response in encoded]
         return ids, [len(response) + 1 > max_tokens for response in encoded]
+
+    def continuations(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that follow a prompt, without an end."""
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return ids
 
     def encode(self, prompt: Prompt, responses: Sequence[str], max_response_tokens: int) -> Encoded:
         """One prompt and its responses, each cut at ``max_response_tokens``."""

@@ -1,0 +1,101 @@
+"""Whether the chosen and rejected responses of pairs differ in how often something is true, and in length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtri
+from scipy.stats import binomtest
+
+from toolkit.evals.intervals import sums_by_prompt
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """How often something is true of the first and of the second of a pair, and of one of them alone.
+
+    ``p_value`` is McNemar's exact one: under evenness either side is alone equally often.
+    """
+
+    first_rate: float
+    second_rate: float
+    n_first_only: int
+    n_second_only: int
+    p_value: float
+
+    @property
+    def first_more(self) -> bool:
+        return self.n_first_only > self.n_second_only
+
+
+def uneven(pairs: Sequence[tuple[bool, bool]], alpha: float = ALPHA) -> Uneven | None:
+    """McNemar's exact test (1947) of pairs (first, second). None where the difference may be chance.
+
+    >>> uneven([(True, False)] * 6 + [(True, True), (False, False)]).p_value
+    0.03125
+    >>> uneven([(True, False)] * 3)
+    """
+    first_only = sum(first and not second for first, second in pairs)
+    second_only = sum(second and not first for first, second in pairs)
+    if not first_only + second_only:
+        return None
+    p_value = float(binomtest(first_only, first_only + second_only, 0.5).pvalue)
+    if p_value > alpha:
+        return None
+    rates = [sum(side) / len(pairs) for side in zip(*pairs, strict=True)]
+    return Uneven(rates[0], rates[1], first_only, second_only, p_value)
+
+
+def wilson_interval(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share of n independent trials. ``share`` * n need not be a whole number.
+
+    >>> [round(bound, 4) for bound in wilson_interval(0.8, 10)]
+    [0.4902, 0.9433]
+    """
+    z = float(ndtri((1.0 + confidence) / 2.0))
+    centre = (share + z * z / (2.0 * n)) / (1.0 + z * z / n)
+    half = z / (1.0 + z * z / n) * (share * (1.0 - share) / n + z * z / (4.0 * n * n)) ** 0.5
+    return centre - half, centre + half
+
+
+@dataclass(frozen=True)
+class LengthBias:
+    """What the length alone says about who wins.
+
+    ``accuracy`` is that of the rule that the longer one wins, averaged within prompts. ``difference`` is the mean of
+    the winner's length minus the loser's.
+    """
+
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    difference: float
+    n_prompts: int
+
+
+def length_bias(prompts: Sequence[object], differences: ArrayLike, confidence: float = 0.95) -> LengthBias | None:
+    """From each pair's prompt and length difference (winner minus loser). None where the interval includes 1/2.
+
+    Equal lengths say nothing and are left out of the accuracy. Pairs of one prompt are no independent trials, so a
+    prompt counts once.
+
+    >>> length_bias(range(8), [3, 9, 1, 4, 2, 7, 1, 5]).accuracy
+    1.0
+    >>> length_bias(range(8), [3, -9, 1, -4, 2, -7, 1, 0])
+    """
+    differences_M = np.asarray(differences, dtype=np.float64)
+    unequal = differences_M != 0.0
+    if not unequal.any():
+        return None
+    ids = np.array([hash(prompt) for prompt in prompts], dtype=np.int64)[unequal]
+    longer, n_pairs = sums_by_prompt(ids, differences_M[unequal] > 0.0, np.ones(len(ids)))
+    accuracy, n_prompts = float(np.mean(longer / n_pairs)), len(n_pairs)
+    low, high = wilson_interval(accuracy, n_prompts, confidence)
+    if low <= 0.5 <= high:
+        return None
+    return LengthBias(accuracy, low, high, float(differences_M.mean()), n_prompts)

@@ -1,0 +1,109 @@
+"""What a chat template makes of messages, and the marks by which text shows that a template has rendered it already."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+# What code of a template can raise beside its own refusals: it is run on messages that it was not written for.
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+# Marks of turns that no text holds by chance.
+_TURN = re.compile(
+    r"<\|im_start\|>\s*(?:system|user|assistant)|<\|start_header_id\|>|<start_of_turn>(?:user|model)|\[/?INST\]|"
+    r"<<SYS>>|<\|(?:user|assistant|system)\|>|<\uff5c(?:User|Assistant)\uff5c>|<\|START_OF_TURN_TOKEN\|>"
+)
+# Ends and beginnings of texts. Other tokenizers' "<s>" is none: HTML has it.
+_ENDS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<|end|>", "<|eom_id|>")
+_BEGINNINGS = ("<|begin_of_text|>", "<|startoftext|>", "<bos>", "<\uff5cbegin\u2581of\u2581sentence\uff5c>")
+_SENTENCE_END = "</s>"
+_MARK = "duel-marks-this-text"
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> str:
+    """The messages as the template writes them, with the opening of the assistant's turn."""
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+
+@dataclass(frozen=True)
+class Markers:
+    """By what a text shows that it was rendered for this tokenizer, or for another of the known ones."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def bos(self) -> str | None:
+        token = self.tokenizer.bos_token
+        return str(token) if token else None
+
+    @cached_property
+    def ends(self) -> tuple[str, ...]:
+        """The texts of this tokenizer that end a response: the EOS, and what its template puts behind an answer."""
+        eos = self.tokenizer.eos_token
+        return tuple(dict.fromkeys(str(end) for end in (eos, self._template_end) if end))
+
+    @cached_property
+    def turns(self) -> tuple[str, ...]:
+        """What this tokenizer's template writes before a user's text and before an answer, if that is telling."""
+        try:
+            text = render_prompt(self.tokenizer, [{"role": "user", "content": _MARK}])
+        except TEMPLATE_ERRORS:
+            return ()
+        before, _, behind = text.partition(_MARK)
+        before = before.removeprefix(self.bos or "").strip()
+        user = before.splitlines()[-1].strip() if before else ""
+        answer = behind.strip().splitlines()[-1].strip() if behind.strip() else ""
+        return tuple(mark for mark in (before, user, answer) if len(mark) > 2)
+
+    @cached_property
+    def after_answer(self) -> str | None:
+        """What the template writes behind an assistant's turn; None without a template, or where it raises."""
+        if self.tokenizer.chat_template is None:
+            return None
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(_MARK)[2]
+        except TEMPLATE_ERRORS:
+            return None
+
+    @property
+    def template_ends_answers(self) -> bool:
+        """Whether the template puts a special token behind an assistant's turn. True where that cannot be said."""
+        return self.after_answer is None or self._template_end is not None
+
+    @cached_property
+    def _template_end(self) -> str | None:
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        ids = self.tokenizer(self.after_answer or "", add_special_tokens=False)["input_ids"]
+        end = next((int(i) for i in ids if int(i) in special), None)
+        return None if end is None else str(self.tokenizer.convert_ids_to_tokens(end))
+
+    def is_own_end(self, end: str) -> bool:
+        return end in self.ends
+
+    def end_of(self, response: str) -> str | None:
+        """The text of an end of text that a response ends with."""
+        text = response.rstrip()
+        end = next((end for end in (*self.ends, *_ENDS) if text.endswith(end)), None)
+        # HTML's struck text is closed by the same letters.
+        return _SENTENCE_END if end is None and text.endswith(_SENTENCE_END) and "<s>" not in text else end
+
+    def turn_in(self, text: str) -> str | None:
+        """The first mark of a turn in a text."""
+        if "<" not in text and "[" not in text:
+            return None
+        match = _TURN.search(text)
+        return match[0] if match is not None else None
+
+    def opening_of(self, prompt: str) -> str | None:
+        """What shows that a prompt was rendered: BOS or a template's turn at its start, or a mark of a turn in it."""
+        text = prompt.lstrip()
+        for start in (self.bos, *_BEGINNINGS):
+            if start and text.startswith(start):
+                return start
+        turn = next((mark for mark in self.turns[:1] if text.startswith(mark)), None)
+        return turn or self.turn_in(prompt)
