@@ -80,3 +80,18 @@ def test_the_end_is_that_of_an_uninterrupted_training(
     assert ("dpo: resumed at step 3 of 6" in lines) is not both
     assert_equal(trained(model), expected, tolerance=0)
     assert losses(resumed) == losses(whole)
+
+
+@pytest.mark.parametrize("kind", ["dpo-lora", "rm-lora"])
+def test_the_log_is_that_of_an_uninterrupted_training(
+    kind: str, tmp_path: Path, tiny_ref: Any, make_trees: Any
+) -> None:
+    """The checkpoint lies between two entries: what was gathered before it belongs to the next one."""
+    logs = []
+    for name, stop_at in (("whole", None), ("part", 4), ("part", None)):
+        trainer, _ = build(kind, tmp_path / name, tiny_ref, make_trees, settings_of(logging_steps=5), stop_at=stop_at)
+        trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path / name))
+        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    whole, stopped, resumed = logs
+    assert resumed == whole and len(whole) == 1 and whole[0]["step"] == 5 and not stopped
+    assert {"loss", "tokens", "rewards/accuracies"} <= whole[0].keys()

@@ -66,6 +66,7 @@ from toolkit.ppo.update import Update, token_count
 from toolkit.training.budget import VIRTUAL_STEPS, Budget, Spending
 from toolkit.training.checkpoints import CheckpointFiles
 from toolkit.training.milestones import KlMilestones, MilestonePolicy
+from toolkit.training.unlogged import Unlogged
 
 
 class PPOLoop(Trainer):
@@ -113,7 +114,8 @@ class PPOLoop(Trainer):
         self.skips_updates = False  # the current rollout's remaining ones, since approx_kl exceeded target_kl
         self.unlogged = MetricMeans()
         self.spending, self.budget = spending or Spending(), budget
-        counters = [self.spending, *([budget] if budget else [])]
+        self.losses = Unlogged()  # the metrics are in `unlogged`
+        counters = [self.spending, *([budget] if budget else []), self.losses]
         super().__init__(
             model=models,
             args=args,
@@ -225,6 +227,7 @@ class PPOLoop(Trainer):
             self.rollout = self.collect_rollout(inputs["rollout"], inputs["prompts"])
             self.skips_updates = False
         if self.skips_updates:  # without gradients the optimiser changes nothing
+            self.losses.add_loss(torch.zeros((), device=self.args.device))
             return torch.zeros((), device=self.args.device)
         started = time.perf_counter()
         minibatch = self.rollout.minibatches[inputs["minibatch"]]
@@ -250,13 +253,17 @@ class PPOLoop(Trainer):
         if self.args.target_kl is not None and metrics["policy/approx_kl"] > self.args.target_kl:
             self.skips_updates = True
         # The Trainer averages what the processes return.
-        loss = sums.policy_loss + self.args.vf_coef * sums.value_loss + self.args.ptx_coef * sums.ptx_loss
-        return torch.tensor(loss, device=self.args.device)
+        total = sums.policy_loss + self.args.vf_coef * sums.value_loss + self.args.ptx_coef * sums.ptx_loss
+        loss = torch.tensor(total, device=self.args.device)
+        self.losses.add_loss(loss)
+        return loss
 
     # -- log, evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's entry, with the means of the metrics since the last one."""
+        if "loss" in logs:
+            logs["loss"] = self.losses.mean_loss(self.state.global_step)
         if "loss" in logs or "train_runtime" in logs:
             logs |= self.unlogged.take()
         super().log(logs, start_time)

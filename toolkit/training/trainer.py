@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from toolkit.training.batch import Example, PairBatch, StepTotals, collate
 from toolkit.training.budget import RESUME_POINTS, VIRTUAL_STEPS, Budget, Spending, limit_of
 from toolkit.training.callbacks import SaveAtSteps, StageProgress, diverged
 from toolkit.training.checkpoints import CHECKPOINTS_KEPT, CheckpointFiles, last_checkpoint
+from toolkit.training.unlogged import Unlogged
 
 LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
@@ -229,8 +229,8 @@ class EngineTrainer(Trainer):
         spending: Spending | None = None,
         budget: Budget | None = None,
     ) -> None:
-        self.spending, self.budget = spending or Spending(), budget
-        counters = [self.spending, *([budget] if budget else [])]
+        self.spending, self.budget, self.unlogged = spending or Spending(), budget, Unlogged()
+        counters = [self.spending, *([budget] if budget else []), self.unlogged]
         self.numbered: Any = list(enumerate(examples))  # a list is a data set, by protocol
         super().__init__(
             model=engine.model,
@@ -240,8 +240,7 @@ class EngineTrainer(Trainer):
             callbacks=[*counters, *(callbacks or []), CheckpointFiles()],
         )
         self.engine, self.examples, self.loss_fn = engine, examples, loss_fn
-        self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self.tokens = 0
+        self.values = self.unlogged.values
         # Our losses are divided by the totals of the step, so the Trainer must not divide them by its batches.
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
@@ -288,25 +287,28 @@ class EngineTrainer(Trainer):
         step: Any = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
         losses = [step({"batch": each}) for each in microbatches]
         trees = [tree for microbatch in microbatches for tree in microbatch.trees.trees]
-        self.tokens += sum(map(len, trees))
+        self.unlogged.tokens += sum(map(len, trees))
         self.spending.add(sum(len(ids) for tree in trees for ids in tree.response_ids))
         if self.accelerator.sync_gradients:
             reduce_gradients(self.accelerator.unwrap_model(self.model))
-        if not losses:
-            return torch.zeros((), device=self.args.device)
-        return torch.stack(losses).sum() * float(self.args.world_size)  # the log averages over the processes
+        loss = torch.stack(losses).sum() if losses else torch.zeros((), device=self.args.device)
+        loss = loss * float(self.args.world_size)  # the log averages over the processes
+        self.unlogged.add_loss(loss)
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs["loss"] = self.unlogged.mean_loss(self.state.global_step)
         # A process whose batches were empty at the end of an epoch has no values of its own.
         if names := list(dict.fromkeys(all_items(list(self.values)))):
             # Sums and counts over all processes: means of the whole batches, not of this process's share.
             metrics = [torch.cat(self.values[name] or [torch.empty(0)]).double() for name in names]
-            totals = [self.tokens, *(x for values in metrics for x in (values.sum().item(), values.numel()))]
+            totals = [self.unlogged.tokens, *(x for values in metrics for x in (values.sum().item(), values.numel()))]
             tokens, *sums = all_sum(torch.tensor(totals, dtype=torch.float64, device=self.args.device)).tolist()
             means = zip(names, sums[::2], sums[1::2], strict=True)
             logs |= {name: total / n for name, total, n in means if n} | {"tokens": int(tokens)}
             self.values.clear()
-            self.tokens = 0
+            self.unlogged.tokens = 0
         super().log(logs, start_time)
 
 
