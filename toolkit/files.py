@@ -200,6 +200,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _remove(partial)
 
 
+def remove_partials(folder: Path, pattern: str) -> None:
+    """Remove what killed processes left of :func:`atomic_write`. The caller knows that nobody writes there now."""
+    for path in list(folder.glob(pattern)):
+        _remove(path)
+
+
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -16,6 +16,7 @@ from toolkit.files import write_table
 from toolkit.judging import llm
 from toolkit.judging.answers import Answer, Question, remembering
 from toolkit.judging.judge import judge_pairs, name_training_signals
+from toolkit.judging.local_model import whole_groups
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.templates import load_template
@@ -189,3 +190,13 @@ def test_recorded_samples_before_another_judge(tmp_path: Path) -> None:
     samples.unlink()
     with pytest.raises(DataError, match="no samples"):
         rejudge(tmp_path, out)
+
+
+def test_questions_are_asked_in_the_groups_of_a_first_call() -> None:
+    """The last digits of an answer depend on what is computed with it."""
+    questions = [Question("llm:m", "t", f"prompt {k}", "a", "b") for k in range(70)]
+    keys = [question.key for question in questions]
+    assert whole_groups(questions, keys) == questions
+    assert whole_groups(questions, {keys[33]}) == questions[32:64]
+    assert whole_groups(questions, {keys[5], keys[69]}) == [*questions[:32], *questions[64:]]
+    assert whole_groups(questions, set()) == []

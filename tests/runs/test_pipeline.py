@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.damage import DAMAGES
+from support.running import environment
 
 from toolkit.errors import DataError, RecipeError, StoreError
 from toolkit.files import read_json, write_json, write_table
@@ -19,6 +21,7 @@ from toolkit.progress import METRICS_FILE, Reporter
 from toolkit.recipe.arms import ArmDifference
 from toolkit.recipe.files import load_recipe
 from toolkit.runs import pipeline
+from toolkit.runs.attempts import AttemptsClock
 from toolkit.runs.dry_run import describe
 from toolkit.runs.facts import PACKAGES, machine, peak_memory, versions
 from toolkit.runs.pipeline import RunOptions, cost, run
@@ -301,3 +304,23 @@ def test_a_clash_of_judges_names_is_found_before_anything_runs(ran: dict[str, An
     assert "would be mixed" in str(raised.value) and ran == {}
     go(tmp_path / "run", judges, until="dpo")  # what does not judge asks for no votes
     assert list(ran) == ["data", "sft", "reward_model", "ppo", "dpo"]
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from toolkit.runs.attempts import AttemptsClock
+with AttemptsClock(Path(sys.argv[1])):
+    time.sleep(1.6)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_time_of_killed_attempts_counts(tmp_path: Path) -> None:
+    file = tmp_path / "attempts.json"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", KILLED, str(file)], env=environment(), check=False)
+    clock = AttemptsClock(file)
+    assert 2.0 <= clock.earlier_s < 5.0 and clock.seconds() >= clock.earlier_s
+    file.write_text("{")
+    assert AttemptsClock(file).earlier_s == 0.0

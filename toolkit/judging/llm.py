@@ -15,7 +15,7 @@ from pathlib import Path
 from toolkit.errors import RecipeError
 from toolkit.judging.answers import Answer, Keep, Question, remembering
 from toolkit.judging.endpoint import ask_endpoint
-from toolkit.judging.local_model import ask_local_model
+from toolkit.judging.local_model import ask_local_model, whole_groups
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, preference_by_score, text_measures
 from toolkit.judging.responses import PolicyResponses
@@ -153,10 +153,12 @@ def ask_all(
         answers = memory.answers(unique.values())
         n_remembered = len(answers)
         new = [question for key, question in unique.items() if key not in answers]
-        spent = [0, 0]
+        missing, spent = {question.key for question in new}, [0, 0]
         with reporter.task(f"judge {spec}", len(new)) as task:
 
             def keep(question: Question, answer: Answer) -> None:
+                if question.key not in missing:
+                    return
                 memory.keep(question, answer)
                 answers[question.key] = answer
                 spent[0] += answer.prompt_tokens
@@ -164,7 +166,8 @@ def ask_all(
                 task.advance()
 
             if new:
-                _ask(spec, template, new, options, keep)
+                local = spec.startswith("llm:")
+                _ask(spec, template, whole_groups(list(unique.values()), missing) if local else new, options, keep)
         tokens = memory.tokens(unique.values())
     usage = Usage(
         judge=spec,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from toolkit.engine.engine import Engine
@@ -17,7 +17,7 @@ from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer, require_chat_template
 from toolkit.recipe.schema import ModelSection
 
-_AT_ONCE = 32  # answers are stored after this many questions, so that an interrupted command loses no more
+AT_ONCE = 32  # answers are stored after this many questions, so that an interrupted command loses no more
 
 
 def ask_local_model(
@@ -40,8 +40,8 @@ def ask_local_model(
     model.to(best_device())
     dtype = DTYPES[section.dtype]
     engine = Engine(model, int(tokenizer.pad_token_id), dtype=dtype)
-    for start in range(0, len(questions), _AT_ONCE):
-        chunk = questions[start : start + _AT_ONCE]
+    for start in range(0, len(questions), AT_ONCE):
+        chunk = questions[start : start + AT_ONCE]
         prompts = [encoder.prompt(template.messages(q.prompt, q.first, q.second, q.principle)) for q in chunk]
         if template.kind == "logprob":
             answers = _letter_probabilities(engine, encoder, prompts)
@@ -78,3 +78,13 @@ def _replies(
             error = f"cut at {template.max_tokens} tokens without a verdict"
         answers.append(Answer(value, raw, error, len(ids), len(reply.ids)))
     return answers
+
+
+def whole_groups(questions: Sequence[Question], new: Collection[str]) -> list[Question]:
+    """The groups of ``AT_ONCE`` questions, of all of them, that have one whose key is in ``new``.
+
+    The last digits of an answer depend on what is computed with it. In whole groups an interrupted command ends with
+    the answers that it would have had.
+    """
+    groups = (questions[start : start + AT_ONCE] for start in range(0, len(questions), AT_ONCE))
+    return [question for group in groups if any(q.key in new for q in group) for question in group]

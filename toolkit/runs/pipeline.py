@@ -20,6 +20,7 @@ from toolkit.judging.records import check_recorded_names
 from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.arms import planned_differences
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
+from toolkit.runs.attempts import ATTEMPTS_FILE, AttemptsClock
 from toolkit.runs.facts import machine, peak_memory, versions
 from toolkit.runs.launch import accelerate_launch, number_of_processes
 from toolkit.runs.plan import PlannedStage, plan_stages, stages_to_run
@@ -186,24 +187,16 @@ def run_and_measure(
     runner = launched(options.launch) if launches else in_this_process(options.before_stage)
     inputs = {stage: folder.stage_dir(stage) for stage in planned.inputs}
     inputs |= {document: folder.root / document for document in planned.spec.documents}
-    attempts = work / "attempts.json"
-    earlier_s = read_json(attempts)["wall_s"] if attempts.is_file() else 0.0
-    started, clock = time.time(), time.monotonic()
-    with peak_memory() as peak:
-        try:
-            metrics = runner(name, planned.context, inputs, work, reporter)
-        except BaseException:
-            if work.is_dir() and shutil.disk_usage(work).free > FULL_DISK_BYTES:
-                write_json(attempts, {"wall_s": earlier_s + time.monotonic() - clock})
-            raise
-    wall_s = earlier_s + time.monotonic() - clock
-    attempts.unlink(missing_ok=True)
+    started = time.time()
+    with peak_memory() as peak, AttemptsClock(work / ATTEMPTS_FILE) as clock:
+        metrics = runner(name, planned.context, inputs, work, reporter)
+    clock.file.unlink(missing_ok=True)
     shutil.rmtree(work / "trainer", ignore_errors=True)  # the trainer's checkpoints are there to resume from
     return {
         "fields": planned.fields,
         "arm": planned.spec.arm,
         "started": started,
-        "wall_s": round(wall_s, 3),
+        "wall_s": round(clock.seconds(), 3),
         "peak_gib": round(peak.gib, 3),
         "tokens": int(metrics.pop("tokens", 0)),
         "versions": versions(),

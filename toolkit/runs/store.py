@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit import integrity
 from toolkit.errors import BusyError, StoreError
-from toolkit.files import fingerprint, flat, is_locked, locked
+from toolkit.files import fingerprint, flat, is_locked, locked, remove_partials
 from toolkit.integrity import differences, in_words, is_list, listed, read_sealed, write_sealed
 
 # 2: the evaluate stage writes evaluation.json, which was called results.json as the run's own file is.
@@ -136,6 +136,7 @@ class RunFolder:
                     where=str(self.root),
                     fix="wait for it, or choose another folder with --out",
                 ) from error
+            remove_partials(self.root, ".*.partial")
             yield
 
     @contextmanager
@@ -269,6 +270,7 @@ class RunFolder:
     def finish(self, stage: str, key: str, record: Mapping[str, Any], inputs: Sequence[str] = ()) -> None:
         """Make the work folder the finished stage, with its record and the list of its files, by one rename."""
         work = self.work_dir(stage, key)
+        remove_partials(work, "**/.*.partial")
         record = {"schema_version": SCHEMA_VERSION, "stage": stage, "key": key, **record}
         files = {"inputs": self.digests(inputs), "files": listed(work, [STAGE_FILE])}
         write_sealed(work / STAGE_FILE, record | files)
