@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,27 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("manifest", type=PATH, shell_complete=complete_runs)
+@click.argument("launch", nargs=-1, type=click.UNPROCESSED)
+@click.option("--out", type=PATH, help="Run folder; the default is runs/NAME-rerun.")
+@JSON
+@click.pass_context
+def rerun(ctx: click.Context, /, manifest: Path, out: Path | None, launch: tuple[str, ...], as_json: bool) -> None:
+    """Run again what MANIFEST describes, and compare.
+
+    MANIFEST is the manifest.json of a run, or its folder. Versions, machine, inputs, weights and results are
+    compared. A second call continues.
+    """
+    from toolkit.cli.tables import rerun_tables
+    from toolkit.runs.pipeline import RunOptions
+    from toolkit.runs.rerun import rerun as run_again
+
+    options = RunOptions(launch=launch, command=["duel", *sys.argv[1:]], before_stage=quiet_libraries)
+    compared = run_again(manifest, out, reporter_of(ctx), options)
+    emit(compared) if as_json else print(rerun_tables(compared))
+
+
+@click.command()
 @click.argument("folder", type=PATH, shell_complete=complete_runs)
 @click.argument("name", required=False)
 @click.option("--to", type=PATH, help="Write the repositories into this folder instead of sending them.")
@@ -132,4 +154,4 @@ def completion(shell: str) -> None:
     say(complete(context.command, {}, "duel", "_DUEL_COMPLETE").source())
 
 
-COMMANDS = (report, watch, runs, diff, push, completion)
+COMMANDS = (report, watch, runs, diff, rerun, push, completion)

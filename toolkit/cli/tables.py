@@ -95,6 +95,37 @@ def diff_tables(difference: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, *([text_of(results)] if results.rows else [])])
 
 
+def rerun_tables(compared: Mapping[str, Any]) -> str:
+    """``duel rerun``."""
+    machine = dict(compared["machine"])
+    for stage, facts in compared["compute"].items():
+        for name, values in facts.items():
+            known = machine.setdefault(name, values)
+            machine |= {} if known == values else {f"{name} of {stage}": values}
+    parts = []
+    for title, values_by_name in (("Versions that differ", compared["versions"]), ("Machine that differs", machine)):
+        sheet = Sheet(title, ["", "then", "now"])
+        for name, values in values_by_name.items():
+            sheet.add_row(name, *("-" if value in (None, []) else str(value) for value in values))
+        parts.append(text_of(sheet) if sheet.rows else f"{title}: none")
+    changed = "; ".join(f"{stage} ({', '.join(names)})" for stage, names in compared["inputs"].items())
+    parts.append(f"Code, data and models that changed since: {changed or 'none'}")
+    results = Sheet("Results that differ (each interval is of one run alone)", ["", "then", "now"])
+    for row in compared["results"]:
+        results.add_row(row["name"], *(_with_interval(row[side]) for side in ("first", "second")))
+    parts += [text_of(results)] if results.rows else []
+    unequal = {
+        name: entry["files_that_differ"] for name, entry in compared["stages"].items() if entry["equal"] is False
+    }
+    if compared["equal"] is None:
+        said = "The original has no hashes of its weights and tables: an earlier version wrote it."
+    elif unequal:
+        said = "Not equal: " + "; ".join(f"{stage} ({', '.join(names[:3])})" for stage, names in unequal.items())
+    else:
+        said = "Equal, bit for bit: all weights and tables."
+    return "\n\n".join([*parts, f"{said}\nrun: {compared['run']}"])
+
+
 def _with_interval(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return "-"

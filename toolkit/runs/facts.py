@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("rlhf-duel", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "scipy")
+# Products in bfloat16 and fp32 take other kernels, and round otherwise, where a processor has these.
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 
 def versions() -> dict[str, str]:
@@ -29,7 +32,19 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    return {"system": platform.platform(), "processor": platform.processor(), "cpus": os.cpu_count()}
+    """The system, the processor with the matrix instructions that it has, and the number of CPUs."""
+    described: dict[str, Any] = {
+        "system": platform.platform(),
+        "processor": platform.processor(),
+        "cpus": os.cpu_count(),
+    }
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        fields = dict(re.findall(r"^(\S[^\t:]*?)\s*: (.*)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE))
+        described["processor"] = fields.get("model name") or described["processor"]
+        has = set(fields.get("flags", "").split())
+        described["instructions"] = [flag for flag in INSTRUCTIONS if flag in has]
+    return described
 
 
 @dataclass

@@ -148,19 +148,20 @@ def diff_runs(first: Path, second: Path) -> dict[str, Any]:
     whether both have the same result of it. ``results`` has rows {name, first, second} with an estimate on each side,
     whose interval is over the held-out prompts of its own run. Raises StoreError where there is no run.
     """
-    manifests = [_read_manifest(folder) for folder in (first, second)]
+    manifests = [read_manifest(folder) for folder in (first, second)]
     settings = [flat(manifest["recipe"]) | {"processes": manifest.get("processes")} for manifest in manifests]
     keys = [manifest["keys"] for manifest in manifests]
     return {
         "runs": [str(first), str(second)],
-        "settings": _differences(*settings),
-        "versions": _differences(*(manifest["versions"] for manifest in manifests)),
+        "settings": differences(*settings),
+        "versions": differences(*(manifest["versions"] for manifest in manifests)),
         "stages": {stage: keys[0][stage] == keys[1].get(stage) for stage in keys[0]},
-        "results": _estimates(*(_read_results(folder) for folder in (first, second))),
+        "results": estimates_of(*(_read_results(folder) for folder in (first, second))),
     }
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder. Raises StoreError where there is none, or a study."""
     path = folder / MANIFEST_FILE
     refuse_study(folder, f"compare two of its trials: they are below {folder / TRIALS_FOLDER}")
     if not path.is_file():
@@ -175,12 +176,13 @@ def _read_results(folder: Path) -> dict[str, Any]:
     return read_document(path) if path.is_file() else {"win_rates": [], "policies": [], "cost": {"arms": {}}}
 
 
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Name -> the two values, where they differ; None where a side has none."""
     names = dict.fromkeys([*first, *second])
     return {name: [first.get(name), second.get(name)] for name in names if first.get(name) != second.get(name)}
 
 
-def _estimates(*runs: Mapping[str, Any]) -> list[dict[str, Any]]:
+def estimates_of(*runs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every number that at least one of the two runs has, in the order of the first."""
     sides: list[dict[str, dict[str, Any]]] = []
     for results in runs:

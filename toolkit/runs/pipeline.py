@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.engine.facts import compute
 from toolkit.errors import RecipeError, StoreError
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.files import copy_whole, read_json, write_json, write_text
@@ -200,6 +201,7 @@ def run_and_measure(
         "peak_gib": round(peak.gib, 3),
         "tokens": int(metrics.pop("tokens", 0)),
         "versions": versions(),
+        "compute": metrics.pop("compute", {}),
         "metrics": metrics,
     }
 
@@ -211,8 +213,9 @@ def in_this_process(before_stage: Callable[[], None]) -> Runner:
         stage: str, context: Context, inputs: dict[str, Path], work: Path, reporter: Reporter
     ) -> dict[str, Any]:
         before_stage()
+        compute()  # what was loaded before is not this stage's
         metrics = importlib.import_module(f"toolkit.stages.{stage}").run(context, inputs, work, reporter)
-        return dict(metrics)
+        return {**metrics, "compute": compute()}
 
     return run_here
 
@@ -259,6 +262,7 @@ def enter(planned: PlannedStage, folder: RunFolder, loaded: LoadedRecipe, manife
         entry = {name: value for name, value in record.items() if name not in ("metrics", "inputs", "files")}
         if TRAINED in record["metrics"]:
             entry[TRAINED] = record["metrics"][TRAINED]
+        entry["outputs"] = outputs(record)
         manifest["stages"][stage] = entry
         if stage == "evaluate":
             publish(folder, loaded, manifest)
@@ -266,6 +270,12 @@ def enter(planned: PlannedStage, folder: RunFolder, loaded: LoadedRecipe, manife
         if stage == "report":
             copy_whole(folder.stage_dir("report") / "report.html", folder.root / "report.html")
     write_sealed(folder.root / MANIFEST_FILE, manifest)
+
+
+def outputs(record: Mapping[str, Any]) -> dict[str, str]:
+    """File -> SHA-256 of a stage's weights and tables: its other files hold times, too."""
+    files = record.get("files") or {}
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith((".safetensors", ".parquet"))}
 
 
 def publish(folder: RunFolder, loaded: LoadedRecipe, manifest: dict[str, Any]) -> None:

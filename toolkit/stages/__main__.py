@@ -6,6 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 
+from toolkit.engine.facts import compute
 from toolkit.errors import DuelError, RecipeError
 from toolkit.files import read_json, write_json
 from toolkit.progress import Reporter, RunLog, Trackers, show_notes
@@ -47,7 +48,7 @@ def run_stage(file: Path, run_folder: Path) -> int:
         print(f"error: {error.render()}", file=sys.stderr)
         return 2
     if writes:
-        write_json(file.parent / "answer.json", {**metrics, "processes": world()[1]})
+        write_json(file.parent / "answer.json", {**metrics, "processes": world()[1], "compute": compute()})
     leave_group()
     return 0
 

@@ -126,7 +126,12 @@ def _has_soft_cap(model: Any) -> bool:
 
 def takes_padding_map(model: Any) -> bool:
     """Whether a model's attention takes ``padding_map``, and with it a batch without padding."""
-    return bool(model.config.get_text_config()._attn_implementation == GROUPED_QUERY)
+    return name_of(model) == GROUPED_QUERY
+
+
+def name_of(model: Any) -> str:
+    """Transformers' name of the attention that a model computes with."""
+    return str(model.config.get_text_config()._attn_implementation)
 
 
 @contextmanager

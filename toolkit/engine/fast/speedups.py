@@ -16,6 +16,9 @@ from transformers.cache_utils import DynamicLayer
 
 from toolkit.engine.fast import adapters, attention
 
+# The attentions of the models that were loaded, for the record of what a stage computed with.
+ATTENTIONS: set[str] = set()
+
 
 def default_attention() -> str:
     """The attention of models that are loaded without naming one: our own on a CPU, where a tree's mask is dense and
@@ -31,6 +34,7 @@ def install(model: Any, *, replace_attention: bool = False) -> Any:
     if replace_attention and attention.supports_grouped_query(model):
         model.set_attn_implementation(attention.GROUPED_QUERY)
     adapters.fuse_lora_layers(model)
+    ATTENTIONS.add(attention.name_of(model))
     return model
 
 

@@ -1,0 +1,169 @@
+"""``duel rerun``: a run again from its manifest, and what differs: versions, machine, inputs, weights, results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from toolkit.errors import RecipeError, StoreError
+from toolkit.files import flat
+from toolkit.progress import Reporter
+from toolkit.recipe.checks import check
+from toolkit.recipe.files import LoadedRecipe
+from toolkit.recipe.schema import Recipe, leaves
+from toolkit.runs.facts import machine, versions
+from toolkit.runs.listing import differences, estimates_of
+from toolkit.runs.pipeline import RunOptions, run
+from toolkit.runs.plan import plan_stages
+from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, RunFolder, read_document, refuse_study
+
+# Of the machine, what may change the bits of a result.
+MACHINE = ("processor", "instructions")
+
+
+def rerun(original: Path, out: Path | None, reporter: Reporter, options: RunOptions) -> dict[str, Any]:
+    """Run what a manifest describes into another folder, ``runs/NAME-rerun`` by default, and compare the two.
+
+    ``original`` is the manifest, or its run folder. A manifest alone is enough: it has the settings, and hashes of the
+    weights and tables. Data, models and judges are read from where the recipe names them.
+
+    Returns ``run`` (the new folder), ``original``, ``equal`` (whether all weights and tables that both have are; None
+    where the original has no hashes), ``versions``, ``machine`` and ``compute`` (what differs, as two values),
+    ``inputs`` (stage -> what it depends on that has changed), ``stages`` (stage -> ``equal`` and ``files_that_differ``)
+    and ``results`` (rows {name, first, second}, where the original's results lie beside its manifest).
+
+    Raises StoreError where there is no run's manifest, RecipeError where this version cannot run its settings.
+    """
+    path = original / MANIFEST_FILE if original.is_dir() else original
+    manifest = _manifest(path)
+    loaded = recipe_of(manifest, path)
+    target = out or Path("runs") / f"{manifest['name']}-rerun"
+    if target.resolve() == path.parent.resolve():
+        raise StoreError("this is the original's folder", where=str(target), fix="name another one with --out")
+    launch = options.launch or _launch(manifest)
+    processes = int(manifest.get("processes") or 1)
+    before = {
+        "versions": differences(manifest["versions"], versions()),
+        "machine": {k: v for k, v in differences(manifest["machine"], machine()).items() if k in MACHINE},
+        "inputs": changed_inputs(manifest, loaded, target, processes),
+    }
+    for line in in_words(before):
+        reporter.line(line)
+    again = run(loaded, target, reporter, replace(options, launch=launch, until=_last_stage(manifest)))
+    stages = compare_outputs(manifest["stages"], again["stages"])
+    known = [stage["equal"] for stage in stages.values() if stage["equal"] is not None]
+    return {
+        "run": str(target),
+        "original": str(path),
+        "equal": all(known) if known else None,
+        **before,
+        "compute": _compute(manifest["stages"], again["stages"]),
+        "stages": stages,
+        "results": _results(path.parent, target),
+    }
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    refuse_study(path.parent, "rerun one of its trials, or run it again with duel study")
+    if not path.is_file():
+        raise StoreError(
+            "there is no manifest of a run", where=str(path), fix="name a manifest.json, or its run folder"
+        )
+    manifest = read_document(path)
+    if missing := {"recipe", "origins", "keys", "stages", "versions", "machine", "command", "name"} - manifest.keys():
+        what = f"this is not the manifest of a run: it has no {', '.join(sorted(missing))}"
+        raise StoreError(what, where=str(path), fix="name the manifest.json that duel run wrote")
+    return manifest
+
+
+def recipe_of(manifest: Mapping[str, Any], path: Path) -> LoadedRecipe:
+    """The recipe of a manifest, with the origins that its values had."""
+    try:
+        recipe = Recipe.model_validate(manifest["recipe"])
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise RecipeError(
+            f"this version cannot run {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}",
+            where=str(path),
+            fix=f"take the version that wrote it: rlhf-duel {manifest['versions'].get('rlhf-duel', '')}",
+        ) from None
+    origins = {".".join(keys): "default" for keys, _ in leaves(recipe)} | dict(manifest["origins"])
+    check(recipe, origins)
+    return LoadedRecipe(recipe, origins, path)
+
+
+def _launch(manifest: Mapping[str, Any]) -> Sequence[str]:
+    """The arguments of ``accelerate launch`` that the original had."""
+    command = list(manifest["command"])
+    return command[command.index("--") + 1 :] if "--" in command else ()
+
+
+def _last_stage(manifest: Mapping[str, Any]) -> str | None:
+    """Where the original ended before its last stage, the last one that it finished."""
+    finished = [stage for stage in manifest["keys"] if stage in manifest["stages"]]
+    if not finished:
+        return None
+    return None if len(finished) == len(manifest["keys"]) else finished[-1]
+
+
+def changed_inputs(
+    manifest: Mapping[str, Any], loaded: LoadedRecipe, target: Path, processes: int
+) -> dict[str, list[str]]:
+    """Stage -> what its key holds that differs now: code, data, models, templates. A stage's inputs do not count."""
+    changed = {}
+    for planned in plan_stages(loaded, RunFolder(target), processes):
+        record = manifest["stages"].get(planned.spec.name)
+        if record is not None:
+            names = differences(flat(record["fields"]), flat(planned.fields))
+            if outside := sorted(name for name in names if not name.startswith("input ")):
+                changed[planned.spec.name] = outside
+    return changed
+
+
+def in_words(before: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What differs before the first stage runs, a line each."""
+    lines = [f"{name}: {old} then, {new} now" for name, (old, new) in before["versions"].items()]
+    lines += [f"{name}: {old} then, {new} now" for name, (old, new) in before["machine"].items()]
+    lines += [f"stage {stage}: changed since: {', '.join(names)}" for stage, names in before["inputs"].items()]
+    return lines or ["versions, processor, code, data and models are those of the original"]
+
+
+def compare_outputs(
+    first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Stage -> ``equal`` and ``files_that_differ``: by the hashes of weights and tables in two manifests' stages.
+
+    ``equal`` is None for a stage without any on one side.
+    """
+    compared = {}
+    for stage in first:
+        then, now = (side.get(stage, {}).get("outputs") for side in (first, second))
+        if then or now:
+            names = sorted(differences(then, now)) if then and now else []
+            compared[stage] = {"equal": not names if then and now else None, "files_that_differ": names}
+    return compared
+
+
+def _compute(
+    first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, list[Any]]]:
+    """Stage -> what it computed with that differs."""
+    differing = {}
+    for stage in first:
+        then, now = (side.get(stage, {}).get("compute") for side in (first, second))
+        if then and now and (facts := differences(then, now)):
+            differing[stage] = facts
+    return differing
+
+
+def _results(original: Path, again: Path) -> list[dict[str, Any]]:
+    """The estimates that differ; none where the original's results are not beside its manifest. Times do not count."""
+    files = [folder / RESULTS_FILE for folder in (original, again)]
+    if not all(file.is_file() for file in files):
+        return []
+    rows = estimates_of(*map(read_document, files))
+    return [row for row in rows if row["first"] != row["second"] and not row["name"].endswith(": wall_s")]
