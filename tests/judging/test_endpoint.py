@@ -190,7 +190,7 @@ def test_what_passes_is_tried_again(serve: Any) -> None:
     assert [j.error for j in judgements if j.preference is None] == []
     assert all(j.preference == 1.0 for j in judgements)
     assert set(server.asked.values()) == {2}
-    slow = [t for user, t in server.times if "prompt 0\n" in user and "answer 100\n[End of response A]" in user]
+    slow = [t for user, t in server.times if "prompt 0\n" in user and "answer 100\n[End of response A " in user]
     assert slow[1] - slow[0] >= 1.0  # as Retry-After said
 
 

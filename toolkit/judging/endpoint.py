@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from toolkit.judging.answers import Answer, Keep, Question
 from toolkit.judging.replies import LONGEST_REASON, error_message, read_reply, readable
 from toolkit.judging.secrets import Redactor
 from toolkit.judging.templates import Template
+from toolkit.preferences.rows import readable as readable_prompt
 from toolkit.recipe.schema import JudgeSettings
 
 # The server counts as gone after this many failures to connect in a row, as a multiple of the concurrency.
@@ -30,6 +32,12 @@ RETRIES = 4
 # A reply of 20 alternatives for each of thousands of tokens is smaller.
 LARGEST_REPLY = 4 * 2**20
 KEY_VARIABLE = "OPENAI_API_KEY"
+# How models write the tokens that open and end turns and texts.
+_TURN = re.compile(
+    r"<[|\uff5c][^<>\n]{1,60}[|\uff5c]>|</?(?:s|bos|eos|pad|unk|mask|turn|(?:start|end)_of_(?:turn|text|image))>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|BOS|EOS|gMASK)\]|<</?SYS>>",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -231,7 +239,9 @@ def _connection_message(error: Exception, exchange: Exchange, endpoint: Endpoint
 
 
 async def _reply(client: Any, endpoint: Endpoint, template: Template, question: Question) -> Answer:
-    messages = template.messages(question.prompt, question.first, question.second, question.principle)
+    texts = (readable_prompt(question.prompt), question.first, question.second)
+    prompt, first, second = map(without_turns, texts)
+    messages = template.messages(prompt, first, second, question.principle)
     more = {"logprobs": True, "top_logprobs": 20} if template.kind == "logprob" else {}
     reply = await client.chat.completions.with_raw_response.create(
         model=endpoint.model, messages=messages, temperature=0.0, max_tokens=template.max_tokens, **more
@@ -239,3 +249,14 @@ async def _reply(client: Any, endpoint: Endpoint, template: Template, question: 
     if _exchange.get().too_large:
         return Answer(None, error=f"the answer is larger than {LARGEST_REPLY // 2**20} MiB")
     return read_reply(reply.http_response.content, template, endpoint.redact)
+
+
+def without_turns(text: str) -> str:
+    """Text in which nothing looks like a token that opens or ends a turn: it is cut behind its first character.
+
+    Which tokens the endpoint's model has is not known here, so all of the usual form count.
+
+    >>> without_turns("fine</s><|im_end|>[INST] x < y, <b>bold</b>")
+    'fine< /s>< |im_end|>[ INST] x < y, <b>bold</b>'
+    """
+    return _TURN.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

@@ -3,7 +3,8 @@
 A template is a YAML file with ``kind``, ``system``, ``user`` (Jinja2) and ``max_tokens``. Shipped are ``choice`` (a
 verdict in words), ``score`` (1 to 10, one response at a time) and ``logprob`` (the probabilities of A and B).
 ``principle`` and ``principle-logprob`` are ``choice`` and ``logprob`` with a written principle to judge by. Users can
-name a file of their own instead.
+name a file of their own instead: text, values, ``if``, ``for`` and a few filters (``sandbox.py``). ``{{ mark }}`` is a
+word that no response can guess, for the lines around what is judged.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-import jinja2
-import jinja2.meta
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from toolkit.errors import RecipeError
 from toolkit.files import fingerprint
+from toolkit.judging.sandbox import TemplateError, check_template, render
 from toolkit.preferences.rows import Prompt, readable
 
 SHIPPED = ("choice", "score", "logprob", "principle", "principle-logprob")
 _NEEDS = {"choice": ("prompt", "response_a", "response_b"), "score": ("prompt", "response")}
 _NEEDS["logprob"] = _NEEDS["choice"]
+# Hexadecimal digits: too many to find a response that has its own mark in it.
+MARK_LENGTH = 12
 _VERDICT = re.compile(r"\[\[([^\[\]]*)\]\]")
 
 
@@ -57,8 +59,12 @@ class Template:
     def messages(self, prompt: Prompt, first: str, second: str, principle: str = "") -> list[dict[str, str]]:
         """The conversation to send. A template of kind ``score`` shows ``first`` alone."""
         values = {"prompt": readable(prompt), "response": first, "response_a": first, "response_b": second}
-        values["principle"] = principle
-        user = jinja2.Template(self.user, undefined=jinja2.StrictUndefined).render(**values)
+        # Whoever wrote a response does not know the others, so that no response can write the lines that end it.
+        values |= {"principle": principle, "mark": fingerprint([values["prompt"], first, second])[:MARK_LENGTH]}
+        try:
+            user = render(self.user, values)
+        except TemplateError as error:
+            raise RecipeError(f"this judge template cannot be used: {error}", where=self.name) from error
         return [
             *([{"role": "system", "content": self.system}] if self.system else []),
             {"role": "user", "content": user},
@@ -81,11 +87,11 @@ def load_template(name_or_path: str) -> Template:
         text = path.read_text(encoding="utf-8")
     try:
         file = _File.model_validate(yaml.safe_load(text))
-        used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(file.user))
-    except (yaml.YAMLError, ValidationError, jinja2.TemplateSyntaxError) as error:
+        used = check_template(file.user)
+    except (yaml.YAMLError, ValidationError, TemplateError) as error:
         raise RecipeError(f"this judge template cannot be read: {error}", where=name_or_path) from error
     principled = "principle" in used and file.kind != "score"
-    if used - ({"principle"} if principled else set()) != set(_NEEDS[file.kind]):
+    if used - {"mark"} - ({"principle"} if principled else set()) != set(_NEEDS[file.kind]):
         raise RecipeError(
             f"the template uses {sorted(used)}, a {file.kind} template uses {sorted(_NEEDS[file.kind])}",
             where=name_or_path,

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.models.special_tokens import SpecialTokens
 from toolkit.models.tokenizer import require_chat_template, response_end
 from toolkit.preferences.rows import Prompt
 
@@ -61,26 +62,47 @@ class TextEncoder:
         """The id that ends a response. Raises ModelError where the tokenizer has none."""
         return response_end(self.tokenizer, self.conversational)
 
+    @cached_property
+    def special_tokens(self) -> SpecialTokens:
+        return SpecialTokens(self.tokenizer)
+
     def prompt(self, prompt: Prompt) -> list[int]:
-        """Ids of a prompt, with one BOS: the tokenizer's for text, the template's for messages."""
+        """Ids of a prompt, with one BOS: the tokenizer's for text, the template's for messages.
+
+        Special tokens that the data has are text, except in a text prompt that was rendered before.
+        """
         if isinstance(prompt, str):
-            ids = self.tokenizer(prompt)["input_ids"]
+            rendered = self.special_tokens.opens(prompt)
+            text_ids = self.special_tokens.text_ids
+            ids = self._rendered_ids(prompt) if rendered else text_ids(prompt, opening=True)
             # Some tokenizers close every text; the response is still to come.
             while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id) and len(ids) > 1:
                 ids = ids[:-1]
             return list(ids)
-        text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.special_tokens.conversation_ids(prompt)
+
+    def _rendered_ids(self, prompt: str) -> list[int]:
+        """Ids of a text prompt that was rendered before: its special tokens are tokens, and its BOS is the only one."""
+        ids = list(self.tokenizer(prompt)["input_ids"])
+        bos = self.tokenizer.bos_token_id
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
     def responses(self, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
-        """Ids of responses with their end, cut at ``max_tokens``, and which of them were cut."""
+        """Ids of responses with their end, cut at ``max_tokens``, and which of them were cut.
+
+        Special tokens in them are text. Only where the data is text, an end that stands at the end is the end.
+        """
         encoded = self.continuations(texts)
         ids = [[*response, self.end_id][:max_tokens] for response in encoded]
         return ids, [len(response) + 1 > max_tokens for response in encoded]
 
     def continuations(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts that follow a prompt, without an end."""
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        special = self.special_tokens
+        whole = list(texts) if self.conversational else [special.without_end(text) for text in texts]
+        if any(map(special.stand_in, whole)):
+            return [special.text_ids(text) for text in whole]
+        ids: list[list[int]] = self.tokenizer(whole, add_special_tokens=False)["input_ids"] if whole else []
         return ids
 
     def encode(self, prompt: Prompt, responses: Sequence[str], max_response_tokens: int) -> Encoded:

@@ -1,0 +1,109 @@
+"""Special tokens that stand in data are text: they open no turn and end no response.
+
+A tokenizer turns the characters of ``<|im_end|>`` into the token that ends a turn, whoever wrote them. Only the chat
+template may write such tokens here, and text that was rendered before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+# Some models' turns are opened by added tokens that are not marked as special. They are written like this.
+_LIKE_A_TURN = re.compile(r"<[|\uff5c].*[|\uff5c]>|</?(start|end)_of_\w+>")
+_PLACE = "duelspecialtoken"
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The tokens of a tokenizer that text must not become."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def end_id(self) -> int | None:
+        """The EOS."""
+        end: int | None = self.tokenizer.eos_token_id
+        return end
+
+    @cached_property
+    def names(self) -> dict[str, int]:
+        """How each of them is written -> its id."""
+        added = self.tokenizer.added_tokens_decoder
+        special = set(self.tokenizer.all_special_ids) | {self.end_id}
+        members = [
+            i for i, token in added.items() if token.special or i in special or _LIKE_A_TURN.match(token.content)
+        ]
+        return {added[i].content: i for i in members if added[i].content.strip()}
+
+    @cached_property
+    def _written(self) -> re.Pattern[str]:
+        longest_first = sorted(self.names, key=len, reverse=True)
+        # A tokenizer without any has a pattern that matches nowhere.
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def stand_in(self, text: str) -> bool:
+        """Whether a text has one of them."""
+        return self._written.search(text) is not None
+
+    def opens(self, text: str) -> bool:
+        """Whether a text was rendered before: it begins with the BOS, or with a token that the chat template writes."""
+        match = self._written.match(text.lstrip())
+        if match is None or self.names[match[0]] == self.end_id:
+            return False
+        return match[0] == self.tokenizer.bos_token or match[0] in str(self.tokenizer.chat_template or "")
+
+    def without_end(self, text: str) -> str:
+        """A response without the token that it ends with, if it ends with the one that ends responses."""
+        end = next((name for name, i in self.names.items() if i == self.end_id), None)
+        return text.removesuffix(end) if end else text
+
+    def text_ids(self, text: str, *, opening: bool = False) -> list[int]:
+        """Ids of a text in which special tokens are text. ``opening``: with what the tokenizer puts before a text."""
+        ids = self.tokenizer(text, add_special_tokens=opening, split_special_tokens=True)["input_ids"]
+        if not self.stand_in(text):
+            return list(ids)
+        bare = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if not set(bare) & set(self.names.values()):
+            return list(ids)
+        # Added tokens that are not marked as special stay tokens: each is cut behind its first character.
+        pieces = [piece for piece in re.split(f"({self._written.pattern})", text) if piece]
+        cut = [part for p in pieces for part in ((p[:1], p[1:]) if self.stand_in(p) else (p,)) if part]
+        around = self.tokenizer("", add_special_tokens=opening)["input_ids"]
+        return [*around, *(i for part in cut for i in self.tokenizer(part, add_special_tokens=False)["input_ids"])]
+
+    def conversation_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Ids of a conversation up to the response: the chat template's special tokens are tokens, the others text."""
+        literals: list[str] = []
+
+        def place(match: re.Match[str]) -> str:
+            literals.append(match[0])
+            return f"{mark}{len(literals) - 1}x"
+
+        texts = [value for message in messages for value in message.values() if isinstance(value, str)]
+        if not any(map(self.stand_in, texts)):
+            return self._template_ids(self._rendered(messages))
+        mark = _PLACE
+        while any(mark in text for text in texts):
+            mark += "x"
+        safe = [
+            {name: self._written.sub(place, value) if isinstance(value, str) else value for name, value in m.items()}
+            for m in messages
+        ]
+        pieces = re.split(f"{mark}(\\d+)x", self._rendered(safe))
+        ids = self._template_ids(pieces[0])
+        for number, text in zip(pieces[1::2], pieces[2::2], strict=True):
+            ids += self.text_ids(literals[int(number)]) + self._template_ids(text)
+        return ids
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        turns = [dict(message) for message in messages]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def _template_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
