@@ -111,6 +111,7 @@ def _run(words: list[str], folder: Path) -> tuple[int | None, str, float, float]
         os.chdir(folder)
         with (
             mock.patch.object(sys, "argv", ["duel", "-q", *words]),
+            mock.patch.dict(os.environ, {"DUEL_CACHE": str(folder / "cache")}),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(out),
             _time_limit(),

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from faults.malformed import Malformed, jsonl
-from faults.malformed_data import DEEP, OK, messages
+from faults.malformed import Malformed, jsonl, parquet
+from faults.malformed_data import DEEP, OK, messages, sample
 from safetensors.torch import load_file, save_file
 
 from toolkit.models.load import load_policy, new_reward_model, trainable
@@ -25,7 +25,8 @@ from toolkit.recipe.schema import Lora, ModelSection
 Change = Callable[[Path], None]
 SECTION = ModelSection(name="tiny", dtype="float32", lora=None)
 TINY = Path(resolve("tiny").path)
-DATA = {"d.jsonl": jsonl(*OK), "p.txt": b"Hi\n"}
+SAMPLES = {"s.parquet": parquet(sample(), sample("b", response="no"))}
+DATA = {"d.jsonl": jsonl(*OK), "p.txt": b"Hi\n"} | SAMPLES
 REWARDS = "rewards|--policy|m|--reference|tiny|--any-reference|--data|d.jsonl|--limit|2|--out|out.parquet"
 SCORE = "score|--rm|m|--data|d.jsonl|--limit|2|--out|out.parquet"
 COMPARE = "compare|m|tiny|--data|p.txt|--judge|gold|--max-new-tokens|2|--out|out"
@@ -187,10 +188,8 @@ def folder_changes() -> dict[str, Change]:
         ),
         "config/vocabulary_less": edited("config.json", vocab_size=10),
         "config/act": edited("config.json", hidden_act="foo"),
-        "config/architecture": edited("config.json", architectures=["Foo"]),
         "config/architecture_text": edited("config.json", architectures=5),
         "config/encoder": edited("config.json", model_type="bert", architectures=["BertModel"]),
-        "config/quantised": edited("config.json", quantization_config={"quant_method": "foo"}),
         "config/dtype": edited("config.json", dtype="foo"),
         "weights/removed": removed("model.safetensors"),
         "weights/empty": replaced("model.safetensors", b""),
@@ -239,7 +238,6 @@ def folder_changes() -> dict[str, Change]:
         "tokenizer/config_list": replaced("tokenizer_config.json", b"[]"),
         "tokenizer/config_null": replaced("tokenizer_config.json", b"null"),
         "tokenizer/config_deep": replaced("tokenizer_config.json", deep),
-        "tokenizer/unknown_class": edited("tokenizer_config.json", tokenizer_class="FooTokenizer"),
         "tokenizer/class_number": edited("tokenizer_config.json", tokenizer_class=5),
         "tokenizer/eos_number": edited("tokenizer_config.json", eos_token=5),
         "tokenizer/eos_list": edited("tokenizer_config.json", eos_token=["</s>"]),
@@ -248,7 +246,6 @@ def folder_changes() -> dict[str, Change]:
         "generation/not_json": replaced("generation_config.json", b"{oops"),
         "generation/list": replaced("generation_config.json", b"[]"),
         "generation/eos_text": replaced("generation_config.json", b'{"eos_token_id": "x"}'),
-        "generation/eos_large": replaced("generation_config.json", b'{"eos_token_id": 99999999}'),
         "record/not_json": lambda folder: _write(folder / "duel.json", b"{oops"),
         "record/list": lambda folder: _write(folder / "duel.json", b"[1]"),
         "record/beta_text": lambda folder: _write(folder / "duel.json", b'{"arm": "dpo", "beta": "large"}'),
@@ -316,7 +313,6 @@ def adapter_changes() -> dict[str, Change]:
         "config/modules_number": edited(name, target_modules=5),
         "config/task_number": edited(name, task_type=5),
         "config/reward": edited(name, task_type="SEQ_CLS"),
-        "config/unknown_key": edited(name, foo=1),
         "weights/removed": removed("adapter_model.safetensors"),
         "weights/empty": replaced("adapter_model.safetensors", b""),
         "weights/cut": cut("adapter_model.safetensors"),
@@ -391,8 +387,7 @@ def model_cases() -> Iterator[Malformed]:
         "tokenizer/removed",
         "config/unknown_type",
     ):
-        dry = "run|smoke|--dry-run|"
-        "--set|model.name=m|--set|data.source=d.jsonl|--set|data.eval_fraction=0.5|--out|out"
+        dry = "run|smoke|--dry-run|--set|model.name=m|--set|data.source=d.jsonl|--out|out"
         yield Malformed(f"model-dry-run/{name}", dry, DATA, _copied(folder_changes()[name]))
     for name in (
         "config/empty_object",
@@ -403,11 +398,7 @@ def model_cases() -> Iterator[Malformed]:
         "index/outside",
     ):
         judge = "judge|s.parquet|--policy|a|--baseline|b|--judge|llm:m|--out|out.parquet"
-        from faults.malformed import parquet
-        from faults.malformed_data import sample
-
-        samples = {"s.parquet": parquet(sample(), sample("b", response="no"))}
-        yield Malformed(f"model-judge/{name}", judge, samples, _copied(folder_changes()[name]))
+        yield Malformed(f"model-judge/{name}", judge, SAMPLES, _copied(folder_changes()[name]))
     for name, change in reward_changes().items():
         yield Malformed(f"reward-model/{name}", SCORE, DATA, _copied(change, "reward"))
     for name, change in adapter_changes().items():
@@ -430,7 +421,7 @@ def _kinds() -> Iterator[Malformed]:
         "compare": COMPARE,
         "label": "label|--policy|m|--judge|llm:tiny|--principles|hhh|--out|out.jsonl.gz|--data|p.txt",
         "simulate": "simulate|--policy|m|--k|2|--max-new-tokens|2|--out|out.jsonl.gz|--data|p.txt",
-        "llm_judge": "compare|tiny|tiny|--data|p.txt|--judge|llm:m|--max-new-tokens|2|--out|out2",
+        "llm_judge": "judge|s.parquet|--policy|a|--baseline|b|--judge|llm:m|--out|out.parquet",
         "implicit_judge": "compare|tiny|tiny|--data|p.txt|--judge|implicit:m,tiny|--max-new-tokens|2|--out|out2",
         "dry_run": "run|smoke|--dry-run|--out|out|"
         "--set|model.name=m|--set|data.source=d.jsonl|--set|data.eval_fraction=0.5|--out|out",

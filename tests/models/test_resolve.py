@@ -218,9 +218,11 @@ def response() -> Any:
     return SimpleNamespace(headers={}, request=None, status_code=404)
 
 
-def test_a_hub_model_is_pinned_by_its_commit(hub: Any) -> None:
+def test_a_hub_model_is_pinned_by_its_commit(hub: Any, tmp_path: Path) -> None:
     def at(commit: str) -> ModelRef:
-        hub(lambda name: f"/cache/models--a--b/snapshots/{commit}/{name}")
+        (tmp_path / commit).mkdir(exist_ok=True)
+        (tmp_path / commit / "config.json").write_text("{}", encoding="utf-8")
+        hub(lambda name: str(tmp_path / commit / name))
         return resolve("a/b", "main")
 
     ref = at("c0ffee")
@@ -230,6 +232,7 @@ def test_a_hub_model_is_pinned_by_its_commit(hub: Any) -> None:
 
 def test_a_hub_model_brings_its_training_record(hub: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "duel.json").write_text('{"beta": 0.3}', encoding="utf-8")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     hub(lambda name: str(tmp_path / name))
     ref = resolve("a/b")
     assert ref.kind == "hub" and finding.training_record(ref) == {"beta": 0.3}

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -18,13 +17,11 @@ from transformers import (
 
 from toolkit.engine.fast import adapters, speedups
 from toolkit.errors import ModelError, first_line
-from toolkit.files import read_json
+from toolkit.models.files import ADAPTER_CONFIG, FIX, UNREADABLE, check_weights, model_json
 from toolkit.models.inspect import DTYPES, check_finite, disable_dropout
-from toolkit.models.resolve import ModelRef, resolve_base
+from toolkit.models.resolve import ModelRef, require_policy, resolve_base
 from toolkit.recipe.schema import Lora, ModelSection
 
-# What reading a damaged, foreign or half-downloaded model raises, by library.
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError, SafetensorError)
 # The head of transformers' sequence classifiers.
 SCORE_HEAD = "score"
 
@@ -32,8 +29,9 @@ SCORE_HEAD = "score"
 def load_policy(ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | None = None) -> Any:
     """A causal language model, in evaluation mode, without dropout. An adapter stays unmerged on its base.
 
-    Raises ModelError where it cannot be read, or where its weights are not finite.
+    Raises ModelError where it cannot be read, is a reward model, or has weights that are not finite.
     """
+    require_policy(ref)
     dtype = dtype or DTYPES[section.dtype]
     if ref.kind == "adapter":
         model = _with_adapter(load_policy(resolve_base(Path(ref.path)), section, dtype=dtype), ref)
@@ -59,7 +57,7 @@ def load_reward_model(ref: ModelRef, section: ModelSection, *, dtype: torch.dtyp
 
 
 def _load_reward_adapter(ref: ModelRef, section: ModelSection, dtype: torch.dtype) -> Any:
-    if read_json(Path(ref.path) / "adapter_config.json").get("task_type") != "SEQ_CLS":
+    if model_json(Path(ref.path) / ADAPTER_CONFIG).get("task_type") != "SEQ_CLS":
         raise ModelError(
             f"{ref.spec!r} is the adapter of a policy, not of a reward model",
             where="reward model",
@@ -69,16 +67,24 @@ def _load_reward_adapter(ref: ModelRef, section: ModelSection, dtype: torch.dtyp
     # peft rounds the head to the base's precision, and scores must be those of the model that was trained.
     saved = load_file(Path(ref.path) / "adapter_model.safetensors")
     head: Any = adapters.trained_copy(model.get_base_model().score)
-    head.weight.data = next(weight for name, weight in saved.items() if SCORE_HEAD in name).float()
+    scores = [weight for name, weight in saved.items() if SCORE_HEAD in name]
+    if not scores:
+        raise ModelError(f"{ref.spec!r} lacks the head that scores", where=ref.path, fix=FIX)
+    head.weight.data = scores[0].float()
     return model
+
+
+def read_config(ref: ModelRef) -> Any:
+    """The configuration of a full model. Raises ModelError where it cannot be read."""
+    try:
+        return AutoConfig.from_pretrained(ref.path, revision=ref.revision)
+    except UNREADABLE as error:
+        raise _unreadable(ref, error) from error
 
 
 def _check_classifier(ref: ModelRef) -> None:
     """Raises ModelError where a full model is not a sequence classifier with one output."""
-    try:
-        config = AutoConfig.from_pretrained(ref.path, revision=ref.revision)
-    except UNREADABLE as error:
-        raise _unreadable(ref, error) from error
+    config = read_config(ref)
     if not any("SequenceClassification" in name for name in config.architectures or []):
         raise ModelError(
             f"{ref.spec!r} is not a reward model: its architecture is {config.architectures}",
@@ -108,6 +114,8 @@ def _from_pretrained(
     auto_class: Any, ref: ModelRef, section: ModelSection, dtype: torch.dtype, *, new_head: str = "", **settings: Any
 ) -> Any:
     """Load a model. Raises ModelError where its files lack weights, except those of a head named ``new_head``."""
+    if ref.kind == "folder":
+        check_weights(Path(ref.path))
     replace = section.attn_implementation is None and not torch.cuda.is_available()
     # With eager attention until the model is known to support our own.
     loaded_with = "eager" if replace else attention(section)
@@ -121,16 +129,23 @@ def _from_pretrained(
         raise ModelError(
             f"{len(missing)} weights of {ref.spec!r} are not in its files, {missing[0]} among them",
             where=ref.path,
-            fix="use a complete copy of the model",
+            fix=FIX,
         )
     return speedups.install(model, replace_attention=replace)
 
 
 def _with_adapter(base: Any, ref: ModelRef) -> Any:
+    check_weights(Path(ref.path))
     try:
-        return speedups.install(PeftModel.from_pretrained(base, ref.path))
+        model = PeftModel.from_pretrained(base, ref.path)
+        saved = load_peft_weights(ref.path, device="cpu").keys()
     except UNREADABLE as error:
         raise _unreadable(ref, error) from error
+    missing = sorted(get_peft_model_state_dict(model).keys() - saved)
+    if missing:
+        what = f"{len(missing)} weights of the adapter {ref.spec!r} are not in its files, {missing[0]} among them"
+        raise ModelError(what, where=ref.path, fix=FIX)
+    return speedups.install(model)
 
 
 def trainable(model: Any, lora: Lora | None, *, task: str, modules_to_save: list[str] | None = None) -> Any:

@@ -10,19 +10,29 @@ import importlib.metadata
 import importlib.resources
 import logging
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ModelError, nearest
-from toolkit.files import file_fingerprint, fingerprint, folder_fingerprint, is_hub_id, read_json
+from toolkit.files import file_fingerprint, fingerprint, folder_fingerprint, is_hub_id
 from toolkit.integrity import refuse_changed
+from toolkit.models.files import (
+    ADAPTER_CONFIG,
+    check_config,
+    check_training_record,
+    model_json,
+    other_head,
+)
 
 SHORT_NAMES = ("tiny", "smollm2-135m")
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WEIGHTS = ["*.safetensors", "*.bin", "config.json", "adapter_config.json", "reward_head.json"]
 REWARD_HEAD_FILE = "reward_head.json"
 TRAINING_RECORD_FILE = "duel.json"
+REWARD_HEAD = re.compile("SequenceClassification|RewardModel")
+LONGEST_NAME = 1000  # no file system has longer ones of a part
 # What a model makes of text, and how it generates; and what its implicit reward is.
 TEXT_FILES = [
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
@@ -45,6 +55,7 @@ class ModelRef:
     fingerprint: str
     revision: str | None = None
     text_fingerprint: str = ""
+    other_head: str | None = None  # the architecture of a model that is no policy, such as a reward model's
 
     @property
     def identity(self) -> str:
@@ -63,10 +74,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "duel"
 
 
-def resolve(spec: str, revision: str | None = None) -> ModelRef:
-    """Find a model by any of its names.
+def require_policy(ref: ModelRef) -> None:
+    """Raises ModelError for a model that is no policy, such as a reward model."""
+    if ref.other_head is not None:
+        kind = "a reward model, not a policy" if REWARD_HEAD.search(ref.other_head) else "no policy"
+        raise ModelError(
+            f"{ref.spec!r} is {kind}: its architecture is {ref.other_head}",
+            where=ref.path,
+            fix="name a causal language model, such as RUN/sft/model",
+        )
 
-    Raises ModelError with the nearest name where there is none, StoreError where a run wrote it and it was changed.
+
+def resolve(spec: str, revision: str | None = None, above: frozenset[Path] = frozenset()) -> ModelRef:
+    """Find a model by any of its names. ``above`` are the adapters whose base it is.
+
+    Raises ModelError with the nearest name where there is none and for damaged files, StoreError where a run wrote it
+    and it was changed.
     """
     if spec == "tiny":
         path = Path(str(importlib.resources.files("toolkit") / "assets" / "tiny"))
@@ -79,9 +102,11 @@ def resolve(spec: str, revision: str | None = None) -> ModelRef:
         if not path.is_file():
             raise ModelError("there is no such GGUF file", where=str(path), fix="check the path after gguf:")
         return _gguf(path)
+    if len(spec) > LONGEST_NAME or "\0" in spec or not spec:
+        raise ModelError(f"no model has the name {spec[:LONGEST_NAME]!r}", where="model name", fix="check the path")
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _folder(spec, path)
+        return _folder(spec, path, above)
     if path.exists():
         fix = f"write gguf:{spec}" if path.suffix == ".gguf" else "name the folder that holds config.json"
         raise ModelError("a model is a folder, not a file", where=spec, fix=fix)
@@ -92,10 +117,11 @@ def resolve(spec: str, revision: str | None = None) -> ModelRef:
     return _hub(spec, revision)
 
 
-def _folder(spec: str, path: Path) -> ModelRef:
+def _folder(spec: str, path: Path, above: frozenset[Path] = frozenset()) -> ModelRef:
     refuse_changed(path)
-    if (path / "adapter_config.json").is_file():
-        base = resolve_base(path)
+    if (path / ADAPTER_CONFIG).is_file():
+        base = resolve_base(path, above)
+        scores = model_json(path / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS"
         weights, text = (folder_fingerprint(path, names) for names in (WEIGHTS, TEXT_FILES))
         return ModelRef(
             spec,
@@ -103,6 +129,7 @@ def _folder(spec: str, path: Path) -> ModelRef:
             "adapter",
             fingerprint([base.fingerprint, weights]),
             text_fingerprint=fingerprint([base.text_fingerprint, text]),
+            other_head="ForSequenceClassification" if scores else base.other_head,
         )
     if not (path / "config.json").is_file():
         raise ModelError(
@@ -111,27 +138,31 @@ def _folder(spec: str, path: Path) -> ModelRef:
             fix="name the folder that holds config.json or adapter_config.json",
         )
     weights, text = (folder_fingerprint(path, names) for names in (WEIGHTS, TEXT_FILES))
-    return ModelRef(spec, str(path), "folder", weights, text_fingerprint=text)
+    config = model_json(path / "config.json")
+    check_config(config, str(path / "config.json"))
+    return ModelRef(spec, str(path), "folder", weights, text_fingerprint=text, other_head=other_head(config))
 
 
-def resolve_base(adapter: Path) -> ModelRef:
+def resolve_base(adapter: Path, above: frozenset[Path] = frozenset()) -> ModelRef:
     """The model that an adapter was trained on. In a run folder that was moved it is the run's ``sft/model``.
 
-    Raises ModelError where the adapter does not name it, or it cannot be found.
+    Raises ModelError where the adapter does not name it, or it cannot be found, or is the adapter itself.
     """
-    name = read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
-    if not name:
-        raise ModelError("the adapter does not name its base model", where=str(adapter / "adapter_config.json"))
+    name = model_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    if not name or not isinstance(name, str) or "\0" in name:
+        raise ModelError("the adapter does not name its base model", where=str(adapter / ADAPTER_CONFIG))
+    if adapter.resolve() in above:
+        raise ModelError("this adapter is its own base", where=str(adapter / ADAPTER_CONFIG))
     if not Path(name).is_dir():
         for parent in adapter.resolve().parents:
             if (parent / "manifest.json").is_file() and (parent / "sft" / "model").is_dir():
                 name = str(parent / "sft" / "model")
                 break
     try:
-        return resolve(name)
+        return resolve(name, above=above | {adapter.resolve()})
     except ModelError as error:
         raise ModelError(
-            f"the base model {name!r} of this adapter cannot be found",
+            f"the base model {name!r} of this adapter cannot be found: {error.what}",
             where=str(adapter),
             fix="put the base back, or correct base_model_name_or_path in adapter_config.json",
         ) from error
@@ -167,7 +198,9 @@ def _hub(spec: str, revision: str | None) -> ModelRef:
             from huggingface_hub import snapshot_download
 
             return _folder(spec, Path(snapshot_download(spec, revision=commit)))
-        return ModelRef(spec, spec, "hub", fingerprint([spec, commit]), commit)
+        config = model_json(file)
+        check_config(config, str(file))
+        return ModelRef(spec, spec, "hub", fingerprint([spec, commit]), commit, other_head=other_head(config))
     raise ModelError(f"the hub's {spec!r} holds neither a model nor an adapter", where="model name")
 
 
@@ -208,4 +241,6 @@ def training_record(ref: ModelRef) -> dict[str, Any]:
             return {}
         except EntryNotFoundError:
             return {}
-    return read_json(path) if path.is_file() else {}
+    record = model_json(path) if path.is_file() else {}
+    check_training_record(record, str(path))
+    return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.errors import ModelError
 from toolkit.files import read_json, write_json
+from toolkit.models.files import FIX, model_json
 from toolkit.models.resolve import REWARD_HEAD_FILE, TRAINING_RECORD_FILE
 
 # Prompts whose SFT samples get a mean score of 0. The mean of 128 has a standard error of 0.09 standard deviations.
@@ -20,7 +23,10 @@ CENTRING_PROMPTS = 128
 def reward_mean(folder: str | Path) -> float:
     """What is subtracted from a reward model's raw score, as its training stage measured it; 0 for any other model."""
     path = Path(folder) / REWARD_HEAD_FILE
-    return float(read_json(path)["mean"]) if path.is_file() else 0.0
+    mean: object = model_json(path).get("mean") if path.is_file() else 0.0
+    if not isinstance(mean, int | float) or not math.isfinite(mean):
+        raise ModelError("the mean of the scores must be a finite number", where=str(path), fix=FIX)
+    return float(mean)
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,13 @@ class SampleLaw:
 def centring_law(folder: str | Path) -> SampleLaw | None:
     """The law of the samples that a reward model was centred on; None where its stage did not centre it."""
     path = Path(folder) / REWARD_HEAD_FILE
-    law = read_json(path).get("samples") if path.is_file() else None
-    return SampleLaw(**law) if law is not None else None
+    law = model_json(path).get("samples") if path.is_file() else None
+    if law is None:
+        return None
+    try:
+        return SampleLaw(float(law["temperature"]), int(law["max_new_tokens"]))
+    except (TypeError, ValueError, LookupError) as error:
+        raise ModelError("the law of the samples is damaged", where=str(path), fix=FIX) from error
 
 
 def write_reward_mean(folder: Path, mean: float, law: SampleLaw | None = None) -> None:

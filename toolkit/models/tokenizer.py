@@ -32,7 +32,7 @@ def load_tokenizer(ref: ModelRef, chat_template: str | None = None) -> PreTraine
         return load_tokenizer(resolve_base(Path(path)), chat_template)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=ref.revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises bare exceptions for files that it cannot read
         raise ModelError(f"the tokenizer of {ref.spec!r} cannot be read: {first_line(error)}", where=path) from error
     _separate_pad(tokenizer)
     if chat_template:

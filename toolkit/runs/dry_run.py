@@ -8,7 +8,8 @@ from typing import Any
 
 from toolkit.judging.records import check_recorded_names
 from toolkit.models.encoding import text_encoder
-from toolkit.models.resolve import ModelRef, resolve, resolve_base
+from toolkit.models.load import read_config
+from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.schedule import Schedule
@@ -60,6 +61,7 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
     stages = plan_stages(loaded, RunFolder(out), processes)
     sides, report = read_sides(section, recipe.data_seed)
     ref = resolve(recipe.model.name, recipe.model.revision)
+    require_policy(ref)
     encoder = text_encoder(load_tokenizer(ref, recipe.model.chat_template), sides["train"][0].prompt, recipe.model.name)
     within = {name: limited(name, sides[name], encoder, section, recipe.data_seed) for name in SIDES}
     rows, counts = within["train"]
@@ -137,10 +139,8 @@ def differences_of_plan(
 
 def model_config(ref: ModelRef) -> Any:
     """The configuration of a model's text part; of an adapter, its base's."""
-    from transformers import AutoConfig
-
     whole = resolve_base(Path(ref.path)) if ref.kind == "adapter" else ref
-    return AutoConfig.from_pretrained(whole.path, revision=whole.revision).get_text_config()
+    return read_config(whole).get_text_config()
 
 
 def memory_estimate(recipe: Recipe, config: Any, prompt_tokens: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 from toolkit.errors import DataError
 from toolkit.files import write_json
 from toolkit.models.encoding import TextEncoder, text_encoder
-from toolkit.models.resolve import resolve
+from toolkit.models.resolve import require_policy, resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.reading import PreferenceData, data_warnings, read_preferences, to_parquet
@@ -27,7 +27,9 @@ def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Repo
     """Writes ``train.parquet``, ``eval.parquet``, ``report.json``. Raises DataError where either side is empty."""
     section = context.data
     sides, report = read_sides(section, context.data_seed)
-    tokenizer = load_tokenizer(resolve(context.model.name, context.model.revision), context.model.chat_template)
+    ref = resolve(context.model.name, context.model.revision)
+    require_policy(ref)
+    tokenizer = load_tokenizer(ref, context.model.chat_template)
     encoder = text_encoder(tokenizer, sides["train"][0].prompt, context.model.name)
     for name in SIDES:
         rows, counts = limited(name, sides[name], encoder, section, context.data_seed)
