@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from toolkit.evals.beside_verdict import complete_verdict
-from toolkit.evals.broken import broken_arm_warnings, broken_arms, broken_judge, constant_reward, last_sound_policies
+from toolkit.evals.broken import (
+    broken_arm_warnings,
+    broken_arms,
+    broken_judge,
+    broken_policy,
+    constant_reward,
+    last_sound_policies,
+)
 from toolkit.evals.verdict import Judging, verdict
 
 N = 40
@@ -63,6 +70,17 @@ def test_arms_that_are_as_they_should_be() -> None:
     assert reasons(arm(texts_of(), ended=0.0), arm(texts_of("sft"), kl=0.0, ended=0.1)) == {}  # SFT is cut as well
     assert reasons(arm(["yes"] * N), arm(["yes"] * N, kl=0.0)) == {}  # the task asks for it
     assert reasons(arm(["yes"] * 5)) == {}  # too few to say
+
+
+def test_a_policy_of_a_study_by_its_samples_alone() -> None:
+    def samples(texts: list[str], *, kl: float = 2.0, truncated: bool = False) -> list[dict[str, Any]]:
+        return [{"response": text, "kl_nats": kl, "truncated": truncated, "n_tokens": 20} for text in texts]
+
+    sft = samples(texts_of("sft"), kl=0.0)
+    assert broken_policy(samples(texts_of()), sft) == broken_policy(sft, sft) == ""
+    assert broken_policy(samples([""] * N), sft).startswith("has collapsed")
+    assert broken_policy(samples(texts_of(), kl=242.0), sft).startswith("is 242 nats from SFT")
+    assert broken_policy(samples(texts_of(), truncated=True), sft).startswith("ends 0% of its responses")
 
 
 def test_the_last_policy_that_is_not_broken() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from toolkit.evals.verdict import ARMS, NAMES
@@ -55,6 +56,13 @@ def _reason_of(name: str, policies: Sequence[Row], samples: Mapping[str, Sequenc
 
 
 def _reason(policy: Row, sft: Row, samples: Sequence[Row], of_sft: Sequence[Row]) -> str:
+    unmoved = samples and all(row["kl_nats"] is not None and abs(row["kl_nats"]) <= UNMOVED_NATS for row in samples)
+    if garbage := _garbage(policy, sft, samples, of_sft):
+        return garbage
+    return "is SFT itself: training has changed none of the log-probabilities of its samples" if unmoved else ""
+
+
+def _garbage(policy: Row, sft: Row, samples: Sequence[Row], of_sft: Sequence[Row]) -> str:
     ended, ended_by_sft = policy["eos_rate"]["value"], sft["eos_rate"]["value"]
     if ended is not None and ended <= LEAST_ENDED and ended_by_sft >= ENDED_BY_SFT:
         return f"ends {ended:.0%} of its responses, and SFT {ended_by_sft:.0%}: it has lost the end of a text"
@@ -64,9 +72,23 @@ def _reason(policy: Row, sft: Row, samples: Sequence[Row], of_sft: Sequence[Row]
     for what, share in (("empty", _empty), ("the same text", _most_frequent), ("one word over and over", _one_word)):
         if len(samples) >= LEAST_ROWS and share(samples) >= MOST_ALIKE and share(of_sft) < MOST_ALIKE / 2:
             return f"has collapsed: {share(samples):.0%} of its responses are {what}"
-    if samples and all(row["kl_nats"] is not None and abs(row["kl_nats"]) <= UNMOVED_NATS for row in samples):
-        return "is SFT itself: training has changed none of the log-probabilities of its samples"
     return ""
+
+
+def broken_policy(samples: Sequence[Row], of_sft: Sequence[Row]) -> str:
+    """What is wrong with a policy, to be read behind its name; "" where its samples are texts.
+
+    Rows have ``response, truncated, kl_nats, n_tokens``. A policy that is SFT itself is none of these.
+    """
+    policy, sft = (
+        {
+            "eos_rate": {"value": fmean(not row["truncated"] for row in rows)},
+            "kl_nats": fmean(row["kl_nats"] or 0.0 for row in rows),
+            "length_tokens": {"value": fmean(row["n_tokens"] for row in rows)},
+        }
+        for rows in (samples, of_sft)
+    )
+    return _garbage(policy, sft, samples, of_sft)
 
 
 def _empty(samples: Sequence[Row]) -> float:

@@ -129,10 +129,13 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers(small_study: Path, 
 def test_a_trial_that_diverges_counts_as_the_worst_of_its_setting(small_study: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     shutil.copytree(small_study, out)
-    space = "--set=study.dpo={learning_rate: [1.0e+30, 0.0003]}"
-    done = duel("study", "study-tiny", "--out", str(out), *SMALL_STUDY, space)
+    spaces = [f"--set=study.{arm}={{learning_rate: [{wrong}, 0.0003]}}" for arm, wrong in (("dpo", 1e30), ("ppo", 1e2))]
+    done = duel("study", "study-tiny", "--out", str(out), *SMALL_STUDY, *spaces)
     assert "training diverged" in done.stderr
     written = document(out)
+    [noise] = [trial for trial in written["trials"] if trial["setting"] == "learning_rate=100.0"]  # finite weights
+    assert noise["n_diverged"] == 2 and written["chosen"]["rm_ppo"]["setting"] == "learning_rate=0.0003"
+    assert any("nats in each token" in text and "counts as the worst policy" in text for text in written["warnings"])
     [bad] = [trial for trial in written["trials"] if trial["setting"] == "learning_rate=1.0e+30"]
     assert bad["n_diverged"] == 2 and not bad["chosen"]
     assert written["chosen"]["dpo"]["setting"] == "learning_rate=0.0003"

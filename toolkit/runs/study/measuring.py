@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from toolkit.errors import DataError, RecipeError
+from toolkit.evals.broken import broken_policy
 from toolkit.evals.judge_tests import JudgeTest
 from toolkit.files import code_fingerprint, fingerprint
 from toolkit.judging.held_out import examine_judges
@@ -162,6 +163,10 @@ def measure(
     table = []
     for policy in kept:
         files, samples = _samples(trial, policy, split, sft, settings, reporter)
+        broken = broken_policy([*map(vars, samples)], [*map(vars, baseline or [])]) if samples and baseline else ""
+        if broken:  # what a judge says of it would be a number from garbage
+            reporter.line(f"{trial.label}, checkpoint {policy.checkpoint} {broken}")
+            samples = None
         length = fmean(sample.n_tokens for sample in samples) if samples else None
         for judge in judges:
             spec = judge
@@ -170,8 +175,10 @@ def measure(
             key = fingerprint(
                 [judge_fingerprints(spec, settings.section.judge), settings.section.judge.model_dump(mode="json")]
             )
+            key = fingerprint([key, broken]) if broken else key
             scores = judge_policy(judge, spec, key, samples, baseline or [], settings, files, reporter)
-            table += [_row(trial, policy.checkpoint, split, {**policy.cost, "n_tokens": length}, s) for s in scores]
+            facts = {**policy.cost, "n_tokens": length, "broken": broken}
+            table += [_row(trial, policy.checkpoint, split, facts, score) for score in scores]
     return table
 
 
@@ -232,7 +239,7 @@ def failed_rows(
     trial: Trial, split: str, held: Held, judges: Sequence[str], checkpoints: Iterable[int]
 ) -> Iterator[dict[str, Any]]:
     """The rows of policies that there are not, or that a judge said nothing of: no score, which counts as the worst."""
-    facts = {"train_tokens": None, "wall_s": None, "n_tokens": None}
+    facts = {"train_tokens": None, "wall_s": None, "n_tokens": None, "broken": ""}
     for checkpoint in checkpoints:
         for judge in judges:
             for prompt_id in held.of(split):
@@ -240,7 +247,7 @@ def failed_rows(
 
 
 def _row(trial: Trial, checkpoint: int, split: str, facts: Mapping[str, Any], score: PromptScore) -> dict[str, Any]:
-    """A row of the table. ``facts`` are of the policy: its cost, and the mean length of its samples on the split."""
+    """A row of the table. ``facts`` are of the policy: its cost, its samples' mean length, what is wrong with it."""
     return {
         "arm": trial.arm,
         "setting": trial.setting,
@@ -252,6 +259,7 @@ def _row(trial: Trial, checkpoint: int, split: str, facts: Mapping[str, Any], sc
         "train_tokens": facts["train_tokens"],
         "wall_s": facts["wall_s"],
         "n_tokens": facts["n_tokens"],
+        "broken": facts["broken"],
         "judge": score.judge,
         "score": score.score,
         "baseline": SFT if score.preference is not None else None,

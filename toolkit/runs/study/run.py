@@ -96,6 +96,7 @@ def run_study(
     document["warnings"] = [
         *(shows if plan.base.recipe.evaluate.demonstration else []),
         *(f"{label}: {why}; it counts as the worst policy" for label, why in failed.items()),
+        *_broken(table),
         *measuring.warnings(),
         *document["warnings"],
     ]
@@ -111,6 +112,16 @@ def run_study(
     title = plan.base.recipe.report.title
     write_text(plan.out / "report.html", study_page(document, title or f"Study {plan.base.recipe.name}"))
     return document
+
+
+def _broken(table: Sequence[Row]) -> list[str]:
+    """A sentence for each policy whose samples are garbage."""
+    policies = {(row["arm"], row["setting"], row["seed"], row["checkpoint"]): row["broken"] for row in table}
+    return [
+        f"{arm} {setting}, seed {seed}, checkpoint {checkpoint} {broken}; it counts as the worst policy"
+        for (arm, setting, seed, checkpoint), broken in policies.items()
+        if broken
+    ]
 
 
 def _write_trials(plan: StudyPlan, trials: Sequence[Trial], started: float, **chosen: Any) -> None:
