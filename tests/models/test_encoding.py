@@ -179,3 +179,70 @@ def test_what_people_see_marks_the_response(tokenizer: Any) -> None:
     assert "".join(t["text"] for t in shown if not t["response"]) == "The film"
     assert "".join(t["text"] for t in shown if t["response"]) == " is good.<|im_end|>"
     assert [t["id"] for t in shown] == encoded.tree.prompt_ids + encoded.tree.response_ids[0]
+
+
+STORY_RESPONSES = [" there was", "\nThere was", "  two", "", "\u00e9t\u00e9", " \U0001f642 x", "a\n\nb"]
+
+
+def test_a_response_continues_the_prompt_with_a_tokenizer_that_puts_a_blank_before_texts(stories_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(stories_folder)
+    encoder = text_encoder(tokenizer, "Once upon a time")
+    prompt = encoder.prompt("Once upon a time")
+    ids, _ = encoder.responses(STORY_RESPONSES, max_tokens=99)
+    together = tokenizer(["Once upon a time" + text for text in STORY_RESPONSES])["input_ids"]
+    assert [prompt + response[:-1] for response in ids] == together
+    assert tokenizer.convert_ids_to_tokens(ids[0]) == ["\u2581there", "\u2581was", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(ids[1])[0] == "<0x0A>"
+    # What was sampled comes back as text with its blank, and as the same ids.
+    assert [encoder.decode(response) for response in ids] == STORY_RESPONSES
+    texts = [tokenizer.decode(prompt + response, skip_special_tokens=True) for response in ids]
+    assert texts == ["Once upon a time" + text for text in STORY_RESPONSES]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_any_text_comes_back_from_such_a_tokenizer(stories_folder: Path, text: str) -> None:
+    encoder = TextEncoder(AutoTokenizer.from_pretrained(stories_folder), conversational=False)
+    [ids], _ = encoder.responses([text.replace("\u2581", "").replace("<", "")], max_tokens=1000)
+    assert encoder.decode(ids) == text.replace("\u2581", "").replace("<", "")
+
+
+LLAMA_2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_template_that_writes_the_blank_before_an_answer(stories_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(stories_folder)
+    tokenizer.chat_template = LLAMA_2
+    question = [{"role": "user", "content": "Is it good?"}]
+    encoder = text_encoder(tokenizer, question)
+    encoded = encoder.encode(question, ["There was"], 99)
+    both = tokenizer("<s>[INST] Is it good? [/INST] There was", add_special_tokens=False)["input_ids"]
+    assert encoded.tree.prompt_ids + encoded.tree.response_ids[0][:-1] == both
+    assert encoder.decode(encoded.tree.response_ids[0]) == "There was"
+
+
+def test_rendered_text_has_one_bos_and_one_eos(stories_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(stories_folder)
+    encoder = text_encoder(tokenizer, "")
+    for text in ("[user] Tell a story</s>[assistant] ", "Once", ""):
+        ids = encoder.prompt(f"<s>{text}")
+        assert ids == encoder.prompt(text) and ids[0] == 1 and ids.count(1) == 1
+    texts = [" a cat", "", " </s> closes a text"]
+    ended = [" a cat</s>", "</s>\n", " </s> closes a text</s>"]
+    assert encoder.responses(texts, 99) == encoder.responses(ended, 99)
+    # A tokenizer that adds no BOS keeps the one that is written, and a template's second one goes.
+    closing = words(template="{{ bos_token + ' ' }}" + TURNS)
+    assert text_encoder(closing, "").prompt("<s> is it") == [0, 5, 6]
+    messages = [{"role": "user", "content": "is it good"}]
+    assert text_encoder(closing, messages).prompt(messages) == [0, 10, 5, 6, 7, 3, 11]
+
+
+def test_chatml_without_a_bos_of_the_tokenizer_stays(tokenizer: Any) -> None:
+    rendered = "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n"
+    encoder = text_encoder(tokenizer, rendered)
+    assert encoder.prompt(rendered) == tokenizer(rendered)["input_ids"]
+    [ids], _ = encoder.responses(["Yes.<|im_end|>\n"], 99)
+    assert ids == tokenizer("Yes.<|im_end|>")["input_ids"]

@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.models.joining import Joiner
+from toolkit.models.rendering import answers_after_blank
 from toolkit.models.special_tokens import SpecialTokens
 from toolkit.models.tokenizer import require_chat_template, response_end
 from toolkit.preferences.rows import Prompt
@@ -51,7 +53,8 @@ def is_conversation(prompt: Prompt) -> bool:
 class TextEncoder:
     """Turns the text of a data set into token ids, and ids into text; made by :func:`text_encoder`.
 
-    Prompt and response are tokenised apart and joined as ids, so that no token crosses the border between them.
+    Prompt and response are tokenised apart and joined as ids, so that no token crosses the border between them. A
+    response is read as what follows a prompt (:mod:`toolkit.models.joining`).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -66,6 +69,18 @@ class TextEncoder:
     def special_tokens(self) -> SpecialTokens:
         return SpecialTokens(self.tokenizer)
 
+    @cached_property
+    def _joiner(self) -> Joiner:
+        return Joiner(self.tokenizer)
+
+    @cached_property
+    def lead(self) -> str:
+        """The blank that the template writes before an answer, where the tokenizer would not add it by itself.
+
+        Llama 2's template is an example. Other tokenizers begin a response with its own first character.
+        """
+        return " " if self.conversational and self._joiner.adds_blank and answers_after_blank(self.tokenizer) else ""
+
     def prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt, with one BOS: the tokenizer's for text, the template's for messages.
 
@@ -79,13 +94,17 @@ class TextEncoder:
             while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id) and len(ids) > 1:
                 ids = ids[:-1]
             return list(ids)
-        return self.special_tokens.conversation_ids(prompt)
+        return self._with_one_bos(self.special_tokens.conversation_ids(prompt))
 
     def _rendered_ids(self, prompt: str) -> list[int]:
         """Ids of a text prompt that was rendered before: its special tokens are tokens, and its BOS is the only one."""
-        ids = list(self.tokenizer(prompt)["input_ids"])
+        return self._with_one_bos(list(self.tokenizer(prompt)["input_ids"]))
+
+    def _with_one_bos(self, ids: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id
-        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        return ids
 
     def responses(self, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
         """Ids of responses with their end, cut at ``max_tokens``, and which of them were cut.
@@ -100,10 +119,11 @@ class TextEncoder:
         """Ids of texts that follow a prompt, without an end."""
         special = self.special_tokens
         whole = list(texts) if self.conversational else [special.without_end(text) for text in texts]
+        if self.lead:
+            whole = [self.lead + text for text in whole]
         if any(map(special.stand_in, whole)):
-            return [special.text_ids(text) for text in whole]
-        ids: list[list[int]] = self.tokenizer(whole, add_special_tokens=False)["input_ids"] if whole else []
-        return ids
+            return self._joiner.encode(whole, lambda texts: [special.text_ids(text) for text in texts])
+        return self._joiner.encode(whole)
 
     def encode(self, prompt: Prompt, responses: Sequence[str], max_response_tokens: int) -> Encoded:
         """One prompt and its responses, each cut at ``max_response_tokens``."""
@@ -132,12 +152,12 @@ class TextEncoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response, without its end and other special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self._joiner.decode(ids).removeprefix(self.lead)
 
     def rendered(self, encoded: Encoded) -> list[dict[str, Any]]:
         """For people: the tokens of the prompt and the first response, each with whether the loss sees it."""
         tokens = [(i, False) for i in encoded.tree.prompt_ids] + [(i, True) for i in encoded.tree.response_ids[0]]
-        return [{"id": i, "text": str(self.tokenizer.decode([i])), "response": flag} for i, flag in tokens]
+        return [{"id": i, "text": self._joiner.decode([i], skip_special_tokens=False), "response": flag} for i, flag in tokens]
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "") -> TextEncoder:

@@ -20,6 +20,7 @@ _TURN = re.compile(
 # Ends and beginnings of texts. Other tokenizers' "<s>" is none: HTML has it.
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<|end|>", "<|eom_id|>")
 _BEGINNINGS = ("<|begin_of_text|>", "<|startoftext|>", "<bos>", "<\uff5cbegin\u2581of\u2581sentence\uff5c>")
+_THINK = re.compile(r"(?:<(?:think|thinking|thought|reasoning|reflection)>|\[THINK\])\s*\Z")
 _SENTENCE_END = "</s>"
 _MARK = "duel-marks-this-text"
 
@@ -27,6 +28,37 @@ _MARK = "duel-marks-this-text"
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> str:
     """The messages as the template writes them, with the opening of the assistant's turn."""
     return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+
+def answers_after_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes a blank between the opening of the assistant's turn and the answer.
+
+    False where the template raises: its errors belong to the rows that it is asked for.
+    """
+    question = {"role": "user", "content": "?"}
+    try:
+        opening = render_prompt(tokenizer, [question])
+        answered = tokenizer.apply_chat_template([question, {"role": "assistant", "content": _MARK}], tokenize=False)
+    except TEMPLATE_ERRORS:
+        return False
+    return str(answered).startswith(f"{opening} {_MARK}")
+
+
+def open_think_block(before: str, responses: Sequence[str]) -> str | None:
+    """The tag of a block of thoughts that is open where the responses begin, if one of them does not close it.
+
+    ``before`` is the end of the text before them.
+
+    >>> open_think_block("assistant\\n<think>\\n", ["Yes."]), open_think_block("<think>", ["It is.</think>Yes."])
+    ('<think>', None)
+    """
+    match = _THINK.search(before)
+    if match is None:
+        return None
+    opening = match[0].strip()
+    closing = f"{opening[0]}/{opening[1:]}"
+    unfinished = any(closing not in text or text.lstrip().startswith(opening) for text in responses)
+    return opening if unfinished else None
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class SpecialTokens:
     def without_end(self, text: str) -> str:
         """A response without the token that it ends with, if it ends with the one that ends responses."""
         end = next((name for name, i in self.names.items() if i == self.end_id), None)
-        return text.removesuffix(end) if end else text
+        return text.rstrip().removesuffix(end) if end and text.rstrip().endswith(end) else text
 
     def text_ids(self, text: str, *, opening: bool = False) -> list[int]:
         """Ids of a text in which special tokens are text. ``opening``: with what the tokenizer puts before a text."""

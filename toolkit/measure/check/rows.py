@@ -17,15 +17,8 @@ from toolkit.preferences.loading import SourceRecords
 from toolkit.preferences.parsing import ASSISTANT_TURN, Datum, NoSharedPromptError
 from toolkit.preferences.reading import as_conversation, parse_record, recognised_source
 from toolkit.preferences.rows import Comparison, Prompt, Record, canonical_prompt
+from toolkit.preferences.unseen import unseen_parts
 
-# Columns that some data sets have and that no model here reads.
-UNSEEN_COLUMNS = frozenset(
-    ("image", "images", "video", "videos", "audio", "audios", "tools", "functions", "tool_calls", "documents")
-    + ("system", "system_prompt", "system_message")
-)
-# Of a message, beside its role and content.
-UNSEEN_KEYS = ("tool_calls", "function_call", "images", "audio", "reasoning_content", "thinking")
-TEXT_PARTS = ("text", "input_text", "output_text")
 SIDES = (("chosen", "rejected"), *PAIRS)
 _LAST_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -181,7 +174,6 @@ class _RecordReader:
         unseen = list(dict.fromkeys(unseen_parts(record, self.recognised.columns)))
         if unseen:
             self.collector.add("unseen_parts", number, ", ".join(unseen))
-            record = _with_text_parts(record)
         answered = prompt_with_answer(record)
         if answered is not None:
             column, last = answered
@@ -215,46 +207,6 @@ class _RecordReader:
                 return
         if not explained:
             self.refused[number] = error
-
-
-def unseen_parts(record: Record, read_columns: frozenset[str]) -> Iterator[str]:
-    """Names of what a record holds and no model here sees: columns, parts of a message's content, tool calls."""
-    for name, value in record.items():
-        if not value:
-            continue
-        if name in UNSEEN_COLUMNS and name not in read_columns:
-            yield f"column {name!r}"
-        elif isinstance(value, list) and name in read_columns and isinstance(value[0], Mapping):
-            for message in value:
-                if isinstance(message, Mapping):
-                    yield from _unseen_in_message(message)
-
-
-def _unseen_in_message(message: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"{key} of a message" for key in UNSEEN_KEYS if message.get(key))
-    content = message.get("content")
-    if isinstance(content, list):
-        for part in content:
-            if isinstance(part, Mapping) and (kind := part.get("type", "text")) not in TEXT_PARTS:
-                yield f"a part of type {kind!r}"
-
-
-def _with_text_parts(record: Record) -> Record:
-    """The record with messages that hold their text parts alone, so that the rest of it can be checked."""
-    return {
-        name: [_text_message(message) for message in value] if isinstance(value, list) else value
-        for name, value in record.items()
-    }
-
-
-def _text_message(message: Any) -> Any:
-    if not isinstance(message, Mapping) or "role" not in message:
-        return message
-    content = message.get("content")
-    if isinstance(content, list):
-        texts = [p.get("text") for p in content if isinstance(p, Mapping) and p.get("type", "text") in TEXT_PARTS]
-        content = "".join(text for text in texts if isinstance(text, str))
-    return {**message, "content": content or ""}
 
 
 def prompt_with_answer(record: Record) -> tuple[str, str] | None:

@@ -6,7 +6,6 @@ bytes than the limit has tokens, since no token is less than a byte.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +16,12 @@ from toolkit.evals.words import counted
 from toolkit.measure.check.findings import Collector, excerpt
 from toolkit.measure.check.rows import CheckedRow
 from toolkit.models.encoding import TextEncoder
-from toolkit.models.rendering import TEMPLATE_ERRORS, Markers, render_prompt
+from toolkit.models.rendering import TEMPLATE_ERRORS, Markers, open_think_block, render_prompt
 from toolkit.preferences import splits
 
 WINDOW = 40  # characters on each side of the border: longer than any word that could cross it
 HEAD = 60  # characters of a prompt that hold every BOS
 UNSURE = 3  # tokens that a tokenizer may add to a text: a blank in front, BOS, EOS
-_THINK = re.compile(r"<(think|thinking|thought|reasoning|reflection)>\s*\Z|(\[THINK\])\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -98,17 +96,10 @@ class TokenChecks:
 
     def _think(self) -> None:
         for place, text in self.rendered.items():
-            match = _THINK.search(text[-HEAD:])
-            if match is None:
-                continue
-            opening = f"<{match[1]}>" if match[1] else match[2]
-            closing = f"</{match[1]}>" if match[1] else "[/THINK]"
             row = self.rows[place]
-            for response in row.responses:
-                if closing not in response or response.lstrip().startswith(opening):
-                    detail = f"{excerpt(text, end=True)} stands before the response {excerpt(response)}"
-                    self.collector.add("think_block_open", row.number, detail)
-                    break
+            if (opening := open_think_block(text[-HEAD:], row.responses)) is not None:
+                detail = f"{opening} stands before the response {excerpt(row.responses[0])}: {excerpt(text, end=True)}"
+                self.collector.add("think_block_open", row.number, detail)
 
     # ------------------------------------------------------------------------------------------------ BOS and EOS
     @cached_property
@@ -151,11 +142,12 @@ class TokenChecks:
         tails = self._ids({tail for tail, _ in borders})
         heads = dict.fromkeys(head for _, head in borders)
         response_ids = dict(zip(heads, self.encoder.continuations(list(heads)), strict=True))
-        together = self._ids({tail + head for tail, head in borders})
+        lead = self.encoder.lead
+        together = self._ids({tail + lead + head for tail, head in borders})
         differ = {
-            (tail, head): (tails[tail] + response_ids[head], together[tail + head])
+            (tail, head): (tails[tail] + response_ids[head], together[tail + lead + head])
             for tail, head in borders
-            if tails[tail] + response_ids[head] != together[tail + head]
+            if tails[tail] + response_ids[head] != together[tail + lead + head]
         }
         if not differ:
             return
