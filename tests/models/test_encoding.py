@@ -227,7 +227,8 @@ def test_a_template_that_writes_the_blank_before_an_answer(stories_folder: Path)
 def test_rendered_text_has_one_bos_and_one_eos(stories_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(stories_folder)
     encoder = text_encoder(tokenizer, "")
-    for text in ("[user] Tell a story</s>[assistant] ", "Once", ""):
+    assert encoder.prompt("<s>[user] Hi</s>[assistant] ").count(1) == 1
+    for text in ("[user] Tell a story [assistant] ", "Once", ""):
         ids = encoder.prompt(f"<s>{text}")
         assert ids == encoder.prompt(text) and ids[0] == 1 and ids.count(1) == 1
     texts = [" a cat", "", " </s> closes a text"]

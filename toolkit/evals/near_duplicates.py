@@ -35,8 +35,8 @@ def near_duplicates(texts: Sequence[str]) -> list[NearDuplicate]:
     """Pairs of texts with the same words, or with nearly the same three-word sequences (Jaccard of at least 0.8).
 
     A text that holds nearly all of a shorter one of at least half its length counts, too. Sequences that many texts
-    share are a form's fixed words and say nothing. Of more than two texts with the same words, each is paired with the
-    first.
+    share are a form's fixed words: the others must be alike by themselves as well. Of more than two texts with the same
+    words, each is paired with the first.
 
     >>> near_duplicates(["Name the capital of Chad!", "name the capital of  Chad", "Name the capital of Mali!"])
     [NearDuplicate(first=0, second=1, similarity=1.0)]
@@ -54,22 +54,33 @@ def near_duplicates(texts: Sequence[str]) -> list[NearDuplicate]:
 
 
 def _by_shingles(words: Sequence[tuple[str, ...]], places: NDArray[np.int64]) -> list[NearDuplicate]:
-    matrix = _rare_shingles(words)
-    sizes = np.asarray(matrix.sum(axis=1)).ravel()
-    common = triu(matrix @ matrix.T, k=1).tocoo()
-    i, j, shared = common.row, common.col, common.data.astype(np.float64)
-    smaller, larger = np.minimum(sizes[i], sizes[j]), np.maximum(sizes[i], sizes[j])
-    jaccard = shared / (sizes[i] + sizes[j] - shared)
-    contained = (shared >= CONTAINED * smaller) & (smaller >= SHORTEST_PART * larger)
-    near = (smaller >= FEWEST) & ((jaccard >= SIMILAR) | contained)
+    shingles = _shingles(words)
+    n_texts = np.asarray(shingles.sum(axis=0)).ravel()
+    rare = shingles[:, n_texts <= max(COMMON, COMMON_SHARE * len(words))]
+    alike = triu(rare @ rare.T, k=1).tocoo()
+    i, j = alike.row, alike.col
+    near, _ = _near(rare, i, j, alike.data)
+    i, j = i[near], j[near]
+    near, jaccard = _near(shingles, i, j, np.asarray(shingles[i].multiply(shingles[j]).sum(axis=1)).ravel())
     return [
         NearDuplicate(int(a), int(b), float(similarity))
         for a, b, similarity in zip(places[i[near]], places[j[near]], jaccard[near], strict=True)
     ]
 
 
-def _rare_shingles(words: Sequence[tuple[str, ...]]) -> csr_matrix:
-    """(texts, shingles) with 1 where a text has a shingle that few others have."""
+def _near(
+    shingles: csr_matrix, i: NDArray[np.int64], j: NDArray[np.int64], shared: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which pairs (i, j) are near by the shingles that they share, and their Jaccard similarity."""
+    sizes = np.asarray(shingles.sum(axis=1)).ravel()
+    smaller, larger = np.minimum(sizes[i], sizes[j]), np.maximum(sizes[i], sizes[j])
+    jaccard = shared / np.maximum(1.0, sizes[i] + sizes[j] - shared)
+    contained = (shared >= CONTAINED * smaller) & (smaller >= SHORTEST_PART * larger)
+    return (smaller >= FEWEST) & ((jaccard >= SIMILAR) | contained), jaccard
+
+
+def _shingles(words: Sequence[tuple[str, ...]]) -> csr_matrix:
+    """(texts, shingles) with 1 where a text has a shingle."""
     ids: dict[str, int] = {}
     flat = np.array([ids.setdefault(word, len(ids)) for of_text in words for word in of_text], dtype=np.int64)
     lengths = np.array([len(of_text) for of_text in words], dtype=np.int64)
@@ -83,7 +94,5 @@ def _rare_shingles(words: Sequence[tuple[str, ...]]) -> csr_matrix:
     _, shingle = np.unique(key[inside], return_inverse=True)
     cells = np.unique(np.stack([owner[:n][inside], shingle.ravel()], axis=1), axis=0) if n else np.zeros((0, 2), int)
     n_shingles = int(cells[:, 1].max()) + 1 if len(cells) else 1
-    n_texts = np.bincount(cells[:, 1], minlength=n_shingles)
-    rare = n_texts[cells[:, 1]] <= max(COMMON, COMMON_SHARE * len(words))
-    rows, columns = cells[rare].T
+    rows, columns = cells.T
     return csr_matrix((np.ones(len(rows), dtype=np.int32), (rows, columns)), shape=(len(words), n_shingles))

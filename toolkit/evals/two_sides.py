@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,38 +18,43 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Uneven:
-    """How often something is true of the first and of the second of a pair, and of one of them alone.
+    """How often something is true of the first and of the second of a pair: rates over pairs.
 
-    ``p_value`` is McNemar's exact one: under evenness either side is alone equally often.
+    ``n_first_more`` and ``n_second_more`` count prompts. ``p_value`` is that of the exact sign test between the two.
     """
 
     first_rate: float
     second_rate: float
-    n_first_only: int
-    n_second_only: int
+    n_first_more: int
+    n_second_more: int
     p_value: float
 
     @property
     def first_more(self) -> bool:
-        return self.n_first_only > self.n_second_only
+        return self.n_first_more > self.n_second_more
 
 
-def uneven(pairs: Sequence[tuple[bool, bool]], alpha: float = ALPHA) -> Uneven | None:
-    """McNemar's exact test (1947) of pairs (first, second). None where the difference may be chance.
+def uneven(prompts: Sequence[object], pairs: Sequence[tuple[bool, bool]], alpha: float = ALPHA) -> Uneven | None:
+    """Whether something is true of the first of pairs more often than of the second; None where it may be chance.
 
-    >>> uneven([(True, False)] * 6 + [(True, True), (False, False)]).p_value
+    A sign test over prompts, because pairs of one prompt are no independent trials. With one pair to a prompt it is
+    McNemar's exact test (1947).
+
+    >>> uneven(range(8), [(True, False)] * 6 + [(True, True), (False, False)]).p_value
     0.03125
-    >>> uneven([(True, False)] * 3)
+    >>> uneven([1] * 6, [(True, False)] * 6)
     """
-    first_only = sum(first and not second for first, second in pairs)
-    second_only = sum(second and not first for first, second in pairs)
-    if not first_only + second_only:
+    balance: dict[object, int] = defaultdict(int)
+    for prompt, (first, second) in zip(prompts, pairs, strict=True):
+        balance[prompt] += int(first) - int(second)
+    first_more, second_more = sum(n > 0 for n in balance.values()), sum(n < 0 for n in balance.values())
+    if not first_more + second_more:
         return None
-    p_value = float(binomtest(first_only, first_only + second_only, 0.5).pvalue)
+    p_value = float(binomtest(first_more, first_more + second_more, 0.5).pvalue)
     if p_value > alpha:
         return None
     rates = [sum(side) / len(pairs) for side in zip(*pairs, strict=True)]
-    return Uneven(rates[0], rates[1], first_only, second_only, p_value)
+    return Uneven(rates[0], rates[1], first_more, second_more, p_value)
 
 
 def wilson_interval(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -157,7 +157,10 @@ class TextEncoder:
     def rendered(self, encoded: Encoded) -> list[dict[str, Any]]:
         """For people: the tokens of the prompt and the first response, each with whether the loss sees it."""
         tokens = [(i, False) for i in encoded.tree.prompt_ids] + [(i, True) for i in encoded.tree.response_ids[0]]
-        return [{"id": i, "text": self._joiner.decode([i], skip_special_tokens=False), "response": flag} for i, flag in tokens]
+        return [
+            {"id": i, "text": self._joiner.decode([i], skip_special_tokens=False), "response": flag}
+            for i, flag in tokens
+        ]
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "") -> TextEncoder:

@@ -16,7 +16,8 @@ from toolkit.preferences.formats import PAIRS, PROMPTS, Format
 from toolkit.preferences.loading import SourceRecords
 from toolkit.preferences.parsing import ASSISTANT_TURN, Datum, NoSharedPromptError
 from toolkit.preferences.reading import as_conversation, parse_record, recognised_source
-from toolkit.preferences.rows import Comparison, Prompt, Record, canonical_prompt
+from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, canonical_prompt
+from toolkit.preferences.splits import Pair, pairs
 from toolkit.preferences.unseen import unseen_parts
 
 SIDES = (("chosen", "rejected"), *PAIRS)
@@ -54,10 +55,20 @@ class CheckedRow:
     def conversational(self) -> bool:
         return isinstance(self.prompt, list)
 
+    @property
+    def last_turn(self) -> str:
+        """The text that the responses answer."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"] if self.prompt else ""
+
     @cached_property
     def key(self) -> str:
         """Identifies the prompt."""
         return canonical_prompt(self.prompt)
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """Every compared pair of responses once, all its comparisons aggregated."""
+        return pairs(PreferenceRow("", "", [], self.comparisons))
 
 
 @dataclass(frozen=True)
@@ -106,12 +117,12 @@ def read_rows(source: str, options: SourceOptions, limit: int | None, collector:
             fix="check which columns hold the prompt and the responses; --column maps their names",
         )
     notes = _notes(loaded, reader, blank, not_conversations)
+    notes += _odd_rows(loaded.unit, rows, [number for number, datum in data if datum.n_unlabelled])
     return CheckedRows(loaded.unit, len(loaded.records), rows, notes)
 
 
 def _is_blank(row: CheckedRow) -> bool:
-    last = row.prompt if isinstance(row.prompt, str) else row.prompt[-1]["content"] if row.prompt else ""
-    return not last.strip() or not all(map(str.strip, row.responses))
+    return not row.last_turn.strip() or not all(map(str.strip, row.responses))
 
 
 def _checked_row(number: int, datum: Datum, annotators: Sequence[str] | None) -> CheckedRow:
@@ -145,6 +156,22 @@ def _notes(loaded: SourceRecords, reader: _RecordReader, blank: list[int], unpar
             first = ", ".join(map(str, numbers[:5]))
             notes.append(f"{counted(len(numbers), 'row')} left out: {why} ({loaded.unit} {first})")
     return notes
+
+
+def _odd_rows(unit: str, rows: Sequence[CheckedRow], unlabelled: list[int]) -> list[str]:
+    """Sentences on rows that are read, and not as their author may think."""
+    later = [row.number for row in rows if any("\n\nHuman:" in t or ASSISTANT_TURN in t for t in row.responses)]
+    repeated = [row.number for row in rows if all(text.startswith(row.last_turn) for text in row.responses)]
+    reasons = {
+        "with later turns inside a response": later,
+        "whose responses all begin with the prompt, which will be there twice": repeated,
+        "with a missing judgement": unlabelled,
+    }
+    return [
+        f"{counted(len(numbers), 'row')} {why} ({unit} {', '.join(map(str, numbers[:5]))})"
+        for why, numbers in reasons.items()
+        if numbers
+    ]
 
 
 def _report_two_kinds(data: Sequence[tuple[int, Datum]], bare_texts: Sequence[int], collector: Collector) -> None:

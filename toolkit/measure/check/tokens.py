@@ -17,7 +17,6 @@ from toolkit.measure.check.findings import Collector, excerpt
 from toolkit.measure.check.rows import CheckedRow
 from toolkit.models.encoding import TextEncoder
 from toolkit.models.rendering import TEMPLATE_ERRORS, Markers, open_think_block, render_prompt
-from toolkit.preferences import splits
 
 WINDOW = 40  # characters on each side of the border: longer than any word that could cross it
 HEAD = 60  # characters of a prompt that hold every BOS
@@ -194,7 +193,7 @@ class TokenChecks:
 
     def _cut_unevenly(self, pairs: Sequence[Winner], cut: set[str]) -> None:
         sides = [(self._text(pair, pair.chosen) in cut, self._text(pair, pair.rejected) in cut) for pair in pairs]
-        result = uneven(sides)
+        result = uneven([self.rows[pair.row].key for pair in pairs], sides)
         if result is None:
             return
         rows = [
@@ -202,14 +201,14 @@ class TokenChecks:
             for pair, (chosen, rejected) in zip(pairs, sides, strict=True)
             if chosen != rejected and chosen == result.first_more
         ]
-        first, second = counted(result.n_first_only, "pair"), counted(result.n_second_only, "pair")
+        first, second = counted(result.n_first_more, "prompt"), counted(result.n_second_more, "prompt")
         self.collector.add_all(
             "cut_unevenly",
             rows,
             f"{result.first_rate:.1%} of the chosen and {result.second_rate:.1%} of the rejected responses are cut at "
-            f"{self.limits.max_response_tokens} tokens: the chosen one alone in {first}, "
-            f"the rejected one alone in {second} (exact test, p = {result.p_value:.2g}); "
-            f"training learns {'not to end' if result.first_more else 'to be short'}",
+            f"{self.limits.max_response_tokens} tokens: the chosen more often in {first}, "
+            f"the rejected in {second} (exact test, p = {result.p_value:.2g}); "
+            f"training learns {'not to end' if result.first_more else 'that what ends is better'}",
         )
 
     def _text(self, pair: Winner, response: int) -> str:
@@ -217,7 +216,7 @@ class TokenChecks:
 
     def _identical_when_cut(self, cut_ids: dict[str, list[int]]) -> None:
         for row in self.rows:
-            for pair in splits.labelled_pairs(row.comparisons):
+            for pair in row.pairs:
                 first, second = row.responses[pair.i], row.responses[pair.j]
                 if first == second:
                     detail = f"both responses are the text {excerpt(first)}"
@@ -245,11 +244,11 @@ class TokenChecks:
 
 
 def winners(rows: Sequence[CheckedRow]) -> list[Winner]:
-    """Every pair with a winner, of each row by itself."""
+    """Every pair of a row on which its annotators prefer one response in the mean."""
     return [
         Winner(place, *((pair.i, pair.j) if pair.p > 0.5 else (pair.j, pair.i)))
         for place, row in enumerate(rows)
-        for pair in splits.labelled_pairs(row.comparisons)
+        for pair in row.pairs
         if pair.p != 0.5
     ]
 
