@@ -26,7 +26,7 @@ LAYERS = [
     {"models", "stages.contexts"},
     {"preferences", "recipe", "metrics", "runs.store"},
     {"evals", "engine.fast"},
-    {"progress", "integrity"},
+    {"progress", "storage"},
     {"files"},
     {"errors"},
 ]

@@ -10,12 +10,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from toolkit.errors import DuelError, StoreError, first_line
 
@@ -24,6 +24,8 @@ PACKAGE = Path(__file__).parent
 FOLDERS_OF_SEPARATE_MODULES = ("stages", "runs", "measure")
 # A file that was written less long ago is hashed each time.
 SETTLED_NS = 1_000_000_000
+# Files of commands that were killed and run again now: they may have been written whole just before.
+UNFINISHED = set[Path]()
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -164,9 +166,20 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
 
     The system lets go of it when the process ends, however it ends.
     """
-    with path.open("a") as handle:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        yield
+    while True:
+        with path.open("a") as handle:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if _is_at(handle, path):
+                yield
+                return
+
+
+def _is_at(handle: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one of its path: its last holder may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_locked(path: Path) -> bool:
@@ -319,9 +332,22 @@ def copy_whole(source: Path, target: Path) -> None:
         shutil.copyfile(source, partial)
 
 
+def refuse_others_file(path: Path, force: bool | None, ours: Callable[[Path], bool]) -> None:
+    """Raises StoreError where a file exists that is not ``ours``, and ``--force`` was not given.
+
+    ``force`` is None for a command without that option.
+    """
+    if path.exists() and not force and not (path.is_file() and ours(path)):
+        raise StoreError(
+            "this file is there, and duel did not write it",
+            where=str(path),
+            fix="choose another --out" + (", or give --force" if force is False and path.is_file() else ""),
+        )
+
+
 def refuse_existing(path: Path, force: bool) -> None:
     """Raises StoreError where a file exists and ``--force`` was not given."""
-    if path.exists() and not force:
+    if path.exists() and not force and path not in UNFINISHED:
         raise StoreError("the file exists", where=str(path), fix="choose another --out, or give --force")
 
 

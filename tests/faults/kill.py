@@ -44,6 +44,7 @@ STARTING_S = 1.5
 TIMES = {
     *("started", "finished", "wall_s", "time", "peak_gib", "seconds", "left_s", "speed", "provenance", "sealed"),
     *("wall_s_low", "wall_s_high", "matched_compute", "n_remembered", "files", "inputs", "responses_computed"),
+    *("responses_per_second", "tokens_per_second"),
     *("new_prompt_tokens", "new_completion_tokens", "new_cost_usd", "out", "command", "sentence_of_cost"),
 }
 # Of these files a resumed run has more lines, or another time; and what is there to go on from.
@@ -277,6 +278,8 @@ class Killer:
                 break
             kills += 1
             counts.kills += 1
+        if code == 2 and kills and "the file exists" in said:
+            code = 0  # it was killed after its work was done
         if code:
             return f"exit code {code} after {kills} kills: {said}"
         counts.completed += 1

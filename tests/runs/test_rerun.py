@@ -12,9 +12,9 @@ from support.running import duel
 from toolkit.cli.tables import rerun_tables
 from toolkit.engine.facts import compute
 from toolkit.errors import RecipeError
-from toolkit.integrity import read_sealed, write_sealed
 from toolkit.runs.facts import machine
 from toolkit.runs.rerun import compare_outputs, recipe_of
+from toolkit.storage.integrity import read_sealed, write_sealed
 
 
 @pytest.mark.e2e

@@ -16,8 +16,8 @@ from toolkit.files import (
     read_json,
     write_json,
 )
-from toolkit.integrity import refuse_changed
 from toolkit.runs.store import SCHEMA_VERSION, STAGE_FILE, RunFolder, StageState
+from toolkit.storage.integrity import refuse_changed
 
 Damage = Callable[[Path], None]
 FIELDS = {"sft": {"learning_rate": 1e-4, "epochs": 1}, "data": "abc"}

@@ -278,6 +278,7 @@ def compare(ctx: click.Context, /, as_json: bool, policies: tuple[str, ...], **o
 @SEED
 @click.option("--out", type=PATH, required=True, help="Parquet file of judgements to write; duel winrate reads it.")
 @ANNOTATIONS
+@FORCE
 @DTYPE
 @JSON
 @click.pass_context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,16 @@ def annotation_rows(judgements: Sequence[Judgement], responses: PolicyResponses)
             record["error"] = next((m.error for m in members if m.error), "")
         out.append(record)
     return out
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is one that :func:`write_annotations` wrote."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        rows = json.loads(raw)
+    except (OSError, ValueError, EOFError, zlib.error, RecursionError):
+        return False
+    return isinstance(rows, list) and all(isinstance(row, dict) and row.get("dataset") == "duel" for row in rows)
 
 
 def write_annotations(judgements: Sequence[Judgement], responses: PolicyResponses, path: Path) -> None:

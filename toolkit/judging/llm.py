@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.errors import RecipeError
+from toolkit.files import fingerprint
 from toolkit.judging.answers import Answer, Keep, Question, remembering
 from toolkit.judging.endpoint import ask_endpoint
 from toolkit.judging.local_model import ask_local_model, whole_groups
@@ -23,6 +24,7 @@ from toolkit.judging.templates import Template, load_template
 from toolkit.models.resolve import cache_folder, resolve
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings
+from toolkit.storage.locks import in_turn
 
 MOST_REASONS = 5
 
@@ -149,7 +151,9 @@ def ask_all(
     """
     unique = {question.key: question for question in questions}
     started = time.monotonic()
-    with remembering(memory_file()) as memory:
+    # Of two processes with the same questions one asks, and the other finds the answers.
+    turn = memory_file().with_name(f"asking-{fingerprint([spec, *sorted(unique)])}.lock")
+    with in_turn(turn, reporter.line), remembering(memory_file()) as memory:
         answers = memory.answers(unique.values())
         n_remembered = len(answers)
         new = [question for key, question in unique.items() if key not in answers]

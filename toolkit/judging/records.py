@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from toolkit.errors import DataError, RecipeError, nearest
+from toolkit.errors import DataError, RecipeError, StoreError, nearest
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.style import FEATURES, style_of
 from toolkit.files import parse_json, table_metadata, write_table
@@ -119,6 +119,14 @@ def write_judgements(
     """
     rows = [asdict(judgement) for judgement in judgements]
     write_table(rows, path, {_INTERVALS: json.dumps(intervals)})
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is one that :func:`write_judgements` wrote."""
+    try:
+        return _INTERVALS in table_metadata(path)
+    except StoreError:
+        return False
 
 
 def recorded_intervals(files: Sequence[str | Path]) -> BootstrapOptions | None:

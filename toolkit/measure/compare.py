@@ -11,7 +11,7 @@ from typing import Any
 from toolkit.engine.sampling import SamplingParams
 from toolkit.errors import StoreError
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
-from toolkit.files import fingerprint, write_json
+from toolkit.files import fingerprint, refuse_others_file, write_json
 from toolkit.judging import alpaca_eval, win_rates
 from toolkit.judging.judge import ask_judges, check_judge
 from toolkit.judging.options import JudgeOptions
@@ -22,7 +22,9 @@ from toolkit.measure.sampling import SAMPLE_COLUMNS, PolicySampler, read_prompts
 from toolkit.preferences.rows import Prompt
 from toolkit.preferences.samples import Sample, read_samples, write_samples
 from toolkit.progress import Reporter
-from toolkit.runs.store import RunFolder
+from toolkit.runs.store import RESULTS_FILE, RunFolder
+
+JUDGEMENTS_FILE = "judgements.parquet"
 
 
 def compare_policies(
@@ -48,6 +50,7 @@ def compare_policies(
     prompts = read_prompts(selection)
     samplers = [PolicySampler(policy, options.model, params) for policy in policies]
     names = [_file_name(sampler, prompts, selection.seed) for sampler in samplers]
+    refuse_others_folder(out, annotations)
     with RunFolder(out).lock():
         samples = {
             sampler.policy: _samples(sampler, prompts, selection.seed, out / name, reporter)
@@ -64,15 +67,24 @@ def compare_policies(
         judged = ask_judges(judges, list(combinations(policies, 2)), responses, options, reporter)
         judgements = judged.judgements
         intervals: BootstrapOptions = {**DEFAULT_INTERVALS, "seed": selection.seed}
-        write_judgements(judgements, out / "judgements.parquet", intervals)
+        write_judgements(judgements, out / JUDGEMENTS_FILE, intervals)
         if annotations is not None:
             alpaca_eval.write_annotations(judgements, responses, annotations)
         results: dict[str, Any] = {"schema_version": 1, "policies": list(policies)}
         results |= win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **intervals)
         results["judge_usage"] = [asdict(usage) for usage in judged.usages]
         results["warnings"] = judged.warnings
-        write_json(out / "results.json", results)
+        write_json(out / RESULTS_FILE, results)
     return results
+
+
+def refuse_others_folder(out: Path, annotations: Path | None) -> None:
+    """Raises StoreError where a comparison would replace a file that duel did not write."""
+    if not (out / ".work").is_dir():  # no comparison was here
+        for name in (JUDGEMENTS_FILE, RESULTS_FILE):
+            refuse_others_file(out / name, force=None, ours=lambda _: False)
+    if annotations is not None:
+        refuse_others_file(annotations, force=None, ours=alpaca_eval.is_ours)
 
 
 def _file_name(sampler: PolicySampler, prompts: Sequence[tuple[str, Prompt]], seed: int) -> str:

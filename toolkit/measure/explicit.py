@@ -20,8 +20,10 @@ from toolkit.models.resolve import resolve
 from toolkit.models.save import reward_mean
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
+from toolkit.storage.locks import holds_out
 
 
+@holds_out
 def explicit_rewards(
     rm: str,
     data: str,

@@ -9,15 +9,17 @@ from typing import Any
 
 from toolkit.errors import DataError, nearest
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
+from toolkit.files import refuse_others_file
 from toolkit.judging import alpaca_eval, human, win_rates
 from toolkit.judging.answers import remembering
 from toolkit.judging.judge import check_judge, judge_pairs, refuse_silence, silence
 from toolkit.judging.llm import Usage
 from toolkit.judging.options import JudgeOptions
-from toolkit.judging.records import Judgement, write_judgements
+from toolkit.judging.records import Judgement, is_ours, write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.preferences.samples import by_policy, by_prompt, read_samples
 from toolkit.progress import Reporter
+from toolkit.storage.locks import holds_out
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class SampledPair:
         )
 
 
+@holds_out
 def judge_samples(
     pair: SampledPair,
     judge: str,
@@ -68,13 +71,16 @@ def judge_samples(
     out: Path,
     reporter: Reporter,
     annotations: Path | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Writes a judge's judgements to ``out``, and to ``annotations`` in AlpacaEval's format.
 
     Returns :func:`toolkit.judging.win_rates.report` with ``judge_usage``.
-    Raises DataError where a file of judgements has none of this pair on these prompts, ModelError where every question
+    Raises StoreError where ``out`` is somebody else's file, unless ``force``; DataError where a file of judgements has
+    none of this pair on these prompts, ModelError where every question
     to the judge failed.
     """
+    refuse_others_files(out, annotations, force)
     check_judge(judge)
     responses = pair.responses()
     judgements, usage = judge_pairs(judge, [(pair.policy, pair.baseline)], responses, options, reporter)
@@ -93,6 +99,7 @@ def judge_samples(
     return _written(of_pair, responses, usage, seed, out, annotations)
 
 
+@holds_out
 def ask_people(
     pair: SampledPair,
     *,
@@ -102,12 +109,14 @@ def ask_people(
     out: Path,
     reporter: Reporter,
     annotations: Path | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """The same with people as judges, who vote on a local page until Ctrl-C.
 
     Votes of an earlier sitting count, and those pairs are not shown again. ``annotator`` is who votes where the page is
     not told a name.
     """
+    refuse_others_files(out, annotations, force)
     responses = pair.responses()
     ballots = human.Ballots(pair.policy, pair.baseline, responses, seed)
     memory_path = out.with_suffix(".votes.sqlite")
@@ -120,6 +129,13 @@ def ask_people(
             reporter.line("closing the page")
     with remembering(memory_path) as memory:
         return _written(human.votes(ballots, memory), responses, None, seed, out, annotations)
+
+
+def refuse_others_files(out: Path, annotations: Path | None, force: bool) -> None:
+    """Raises StoreError where judgements or annotations would replace a file that duel did not write."""
+    refuse_others_file(out, force, is_ours)
+    if annotations is not None:
+        refuse_others_file(annotations, force, alpaca_eval.is_ours)
 
 
 def _written(

@@ -18,8 +18,10 @@ from toolkit.preferences.reading import from_parquet, read_preferences
 from toolkit.preferences.rows import Prompt, write_native
 from toolkit.preferences.samples import SAMPLES_FILE, by_prompt, read_samples
 from toolkit.progress import Reporter
+from toolkit.storage.locks import holds_out
 
 
+@holds_out
 def label_data(
     labelling: Labelling,
     selection: PromptSelection,

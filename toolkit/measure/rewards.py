@@ -33,6 +33,7 @@ from toolkit.measure.summary import accuracy_per_token, check_against_explicit, 
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
+from toolkit.storage.locks import holds_out
 
 DEFAULT_BETA = 0.1
 # The columns of the table; some are there only with their option, or for one kind of data.
@@ -118,6 +119,7 @@ class PolicyPair:
         }
 
 
+@holds_out
 def implicit_rewards(
     policy: str,
     reference: str,

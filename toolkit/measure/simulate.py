@@ -11,8 +11,10 @@ from toolkit.measure.sampling import PolicySampler, read_prompts, sample
 from toolkit.preferences.rows import write_native
 from toolkit.preferences.simulate import ANNOTATORS, agreement, simulate_preferences
 from toolkit.progress import Reporter
+from toolkit.storage.locks import holds_out
 
 
+@holds_out
 def simulate_data(
     sampler: PolicySampler, selection: PromptSelection, *, out: Path, force: bool, reporter: Reporter
 ) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from typing import Any
 
 from toolkit.errors import ModelError, nearest
 from toolkit.files import file_fingerprint, fingerprint, folder_fingerprint, is_hub_id
-from toolkit.integrity import refuse_changed
 from toolkit.models.files import (
     ADAPTER_CONFIG,
     check_config,
@@ -25,6 +24,7 @@ from toolkit.models.files import (
     model_json,
     other_head,
 )
+from toolkit.storage.integrity import refuse_changed
 
 SHORT_NAMES = ("tiny", "smollm2-135m")
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

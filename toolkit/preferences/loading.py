@@ -20,8 +20,8 @@ from typing import Any
 
 from toolkit.errors import DataError, nearest
 from toolkit.files import is_hub_id, parse_json, read_json
-from toolkit.integrity import refuse_changed
 from toolkit.preferences.rows import Record
+from toolkit.storage.integrity import refuse_changed
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 PARQUET_KEY = b"duel.preference_rows"

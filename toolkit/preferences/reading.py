@@ -17,7 +17,6 @@ from typing import Any
 
 from toolkit.errors import DataError, nearest
 from toolkit.files import write_row_groups
-from toolkit.integrity import refuse_changed
 from toolkit.preferences import formats, splits
 from toolkit.preferences.cells import RecordError, is_missing, name_cell, parsed_number
 from toolkit.preferences.formats import Format
@@ -25,6 +24,7 @@ from toolkit.preferences.loading import PARQUET_KEY, SourceRecords, load, parque
 from toolkit.preferences.parsing import ASSISTANT_TURN, Datum, NoSharedPromptError, parse_transcript
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, canonical_prompt, row_to_dict
 from toolkit.preferences.unseen import unseen_parts
+from toolkit.storage.integrity import refuse_changed
 
 MIN_LABELS = 20  # fewer that are all 0 or 1 may be wins of the first response and ties
 FIRST_COLUMNS = 20  # that an error lists

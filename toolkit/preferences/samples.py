@@ -9,8 +9,8 @@ from typing import Any
 
 from toolkit.errors import DataError, DuelError
 from toolkit.files import read_table, write_row_groups
-from toolkit.integrity import refuse_changed
 from toolkit.preferences.cells import excerpt
+from toolkit.storage.integrity import refuse_changed
 
 SAMPLES_FILE = "samples.parquet"
 

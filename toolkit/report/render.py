@@ -71,6 +71,12 @@ def render(
     )
 
 
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that :func:`render` made."""
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="duel">' in file.read(1000)
+
+
 def _embed(value: object) -> Markup:
     """JSON that can neither end the script element around it nor open a comment in it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -11,11 +11,11 @@ import yaml
 
 from toolkit.errors import StoreError
 from toolkit.evals.study.study import SCHEMA_VERSION
-from toolkit.integrity import read_sealed
 from toolkit.report import study_plots, study_tables
 from toolkit.report.figures import Figure
 from toolkit.report.render import render
 from toolkit.runs.store import STUDY_FILE
+from toolkit.storage.integrity import read_sealed
 
 SECTIONS = (
     ("verdict", "Verdict"),

@@ -9,7 +9,6 @@ from typing import Any
 
 from toolkit.errors import StoreError, nearest
 from toolkit.files import flat, read_json
-from toolkit.integrity import refuse_changed
 from toolkit.report.study_page import is_study, read_study_document
 from toolkit.report.study_progress import TRIALS_FOLDER, is_begun, study_progress
 from toolkit.runs.store import (
@@ -22,6 +21,7 @@ from toolkit.runs.store import (
     refuse_damaged,
     refuse_study,
 )
+from toolkit.storage.integrity import refuse_changed
 
 # How deep runs are looked for: a sweep has its runs in a folder of its own.
 DEPTH = 3

@@ -16,7 +16,6 @@ from toolkit.engine.facts import compute
 from toolkit.errors import RecipeError, StoreError
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.files import copy_whole, read_json, write_json, write_text
-from toolkit.integrity import described, write_sealed
 from toolkit.judging.records import check_recorded_names
 from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.arms import planned_differences
@@ -25,13 +24,12 @@ from toolkit.runs.attempts import ATTEMPTS_FILE, AttemptsClock
 from toolkit.runs.facts import machine, peak_memory, versions
 from toolkit.runs.launch import accelerate_launch, number_of_processes
 from toolkit.runs.plan import PlannedStage, plan_stages, stages_to_run
-from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, SCHEMA_VERSION, RunFolder
+from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, REPORT_FILE, RESULTS_FILE, SCHEMA_VERSION, TABLES, RunFolder
 from toolkit.stages.contexts import Context, to_json
+from toolkit.storage.integrity import described, write_sealed
 
 # Less than this is left on a full disk. Then the first error is the one to tell, and nothing more is written.
 FULL_DISK_BYTES = 1 << 20
-# The evaluation's tables, which lie at the top of the run folder as well.
-TABLES = ("samples.parquet", "rewards.parquet", "judgements.parquet")
 TRAINED = "response_tokens_trained"
 # Runs a stage by its name, with its context and inputs, in its work folder, and returns its metrics.
 Runner = Callable[[str, Context, dict[str, Path], Path, Reporter], dict[str, Any]]
@@ -65,6 +63,7 @@ def run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions
     recipe, processes = loaded.recipe, number_of_processes(options.launch)
     check_trackers(recipe.report_to)
     folder, log, trackers = RunFolder(out), RunLog(out), Trackers(tuple(recipe.report_to), recipe.name, out)
+    folder.refuse_others_files()
     with folder.lock():
         note_earlier_layout(folder, reporter)
         write_text(out / RECIPE_FILE, resolved_yaml(loaded))
@@ -268,7 +267,7 @@ def enter(planned: PlannedStage, folder: RunFolder, loaded: LoadedRecipe, manife
             publish(folder, loaded, manifest)
             manifest["files"] |= {name: described(folder.root / name) for name in (*TABLES, RESULTS_FILE)}
         if stage == "report":
-            copy_whole(folder.stage_dir("report") / "report.html", folder.root / "report.html")
+            copy_whole(folder.stage_dir("report") / REPORT_FILE, folder.root / REPORT_FILE)
     write_sealed(folder.root / MANIFEST_FILE, manifest)
 
 

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from toolkit.errors import RecipeError, StoreError, first_line, nearest
-from toolkit.files import atomic_write, copy_whole, is_hub_id, write_table, write_text
+from toolkit.files import atomic_write, copy_whole, is_hub_id, remove_partials, write_table, write_text
 from toolkit.models.encoding import is_conversation, text_encoder
 from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_policy, load_reward_model
@@ -32,6 +32,7 @@ from toolkit.preferences.rows import PreferenceRow, row_to_dict
 from toolkit.progress import Reporter
 from toolkit.runs.model_cards import FinishedRun, data_card, model_card
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, read_document, refuse_damaged, refuse_study
+from toolkit.storage.locks import writing
 
 # What the hub's HTTP client raises, and the hub lets through: of httpx in huggingface_hub 1, of httpx2 in 2.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -59,11 +60,15 @@ def push_run(
     run = read_finished(folder)
     wanted = [artifact for artifact in ARTIFACTS if artifact in (artifacts or ARTIFACTS)]
     if to is not None:
-        for artifact in wanted:
-            if (to / artifact).exists():
+        with writing(to) as resumed:
+            there = [artifact for artifact in wanted if (to / artifact).exists()]
+            if there and not resumed:
                 fix = "choose another --to, or move it away"
-                raise StoreError("the folder exists", where=str(to / artifact), fix=fix)
-        return {artifact: str(written) for artifact, written in _write_all(run, wanted, to, None, reporter)}
+                raise StoreError("the folder exists", where=str(to / there[0]), fix=fix)
+            remove_partials(to, ".*.partial")
+            new = [artifact for artifact in wanted if artifact not in there]  # what is there is whole
+            written = dict(_write_all(run, new, to, None, reporter))
+        return {artifact: str(written.get(artifact, to / artifact)) for artifact in wanted}
     with tempfile.TemporaryDirectory() as scratch:
         return {
             artifact: _send(written, f"{name}-{artifact}", artifact, public, reporter)

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit import integrity
 from toolkit.errors import BusyError, StoreError
-from toolkit.files import fingerprint, flat, is_locked, locked, remove_partials
-from toolkit.integrity import differences, in_words, is_list, listed, read_sealed, write_sealed
+from toolkit.files import fingerprint, flat, is_locked, locked, refuse_others_file, remove_partials
+from toolkit.storage import integrity
+from toolkit.storage.integrity import differences, in_words, is_list, listed, read_sealed, write_sealed
+from toolkit.storage.locks import held
 
 # 2: the evaluate stage writes evaluation.json, which was called results.json as the run's own file is.
 SCHEMA_VERSION = 2
 # Files outside the stages' folders are the same in these versions, and so are the stages' tables and models.
 READABLE_VERSIONS = (1, SCHEMA_VERSION)
 WORKERS_LOCK = ".workers"  # shared by the processes of a stage
+# So long may launched processes take to notice that their command was killed.
+WORKERS_END_S = 5.0
 STAGE_FILE, MANIFEST_FILE = integrity.STAGE_FILE, integrity.MANIFEST_FILE
 RESULTS_FILE = "results.json"
+REPORT_FILE = "report.html"
+# The evaluation's tables, which lie at the top of the run folder as well.
+TABLES = ("samples.parquet", "rewards.parquet", "judgements.parquet")
 RECIPE_FILE = "recipe.resolved.yaml"
 # Of a study: what its table says, its trials as they are planned, and in a trial's folder why it has no policy.
 STUDY_FILE = "study.json"
@@ -119,25 +126,37 @@ class RunFolder:
                 fix="choose another folder with --out",
             ) from error
 
+    def refuse_others_files(self) -> None:
+        """Raises StoreError where a first run would replace files that no run wrote."""
+        if (self.root / ".work").is_dir():
+            return
+        for name in (MANIFEST_FILE, RESULTS_FILE, RECIPE_FILE, REPORT_FILE, *TABLES):
+            refuse_others_file(self.root / name, force=None, ours=lambda _: False)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run folder: two processes never write the same one. Raises BusyError where another holds it, or
         where processes live on that a run had launched which was killed.
         """
         self.create()
-        with ExitStack() as held:
-            try:
-                held.enter_context(locked(self.root / ".lock"))
-                with locked(self.root / WORKERS_LOCK):
-                    pass
-            except BlockingIOError as error:
-                raise BusyError(
-                    "another process is working on this run",
-                    where=str(self.root),
-                    fix="wait for it, or choose another folder with --out",
-                ) from error
+        fix = "wait for it, or choose another folder with --out"
+        with held(self.root / ".lock", "is working on this run", self.root, fix=fix):
+            self._await_workers(fix)
             remove_partials(self.root, ".*.partial")
             yield
+
+    def _await_workers(self, fix: str) -> None:
+        """Wait a moment for the launched processes of a run that was killed, which end by themselves."""
+        deadline = time.monotonic() + WORKERS_END_S
+        while True:
+            try:
+                with locked(self.root / WORKERS_LOCK):
+                    return
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    what = "another process is working on this run: a killed command launched it"
+                    raise BusyError(what, where=str(self.root), fix=fix) from error
+            time.sleep(0.1)
 
     @contextmanager
     def as_worker(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from toolkit.runs.engines import Engine, Task, engine_of
 from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.plan import STAGE_NAMES, plan_stages
 from toolkit.runs.store import RESULTS_FILE, RunFolder, read_document
+from toolkit.storage.locks import held
 
 LONGEST_FOLDER_NAME = 100
 
@@ -81,6 +82,15 @@ def run_sweep(
     ``before_stage`` is that of :class:`toolkit.runs.pipeline.RunOptions`. Raises what a run raises.
     """
     jobs = sweep.jobs()
+    sweep.out.mkdir(parents=True, exist_ok=True)
+    with held(sweep.out / ".lock", "runs this sweep", sweep.out, fix="wait for it, or choose another --out"):
+        return _run_jobs(sweep, jobs, reporter, engine, before_stage)
+
+
+def _run_jobs(
+    sweep: Sweep, jobs: Sequence[Job], reporter: Reporter, engine: str, before_stage: Callable[[], None]
+) -> list[dict[str, Any]]:
+    """What :func:`run_sweep` does while it holds the sweep's folder."""
     if engine == "ray":
         with engine_of(engine) as on_ray:
             compute_on_ray(jobs, on_ray, reporter)

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from toolkit.engine.distributed import barrier, main_process
 from toolkit.errors import StoreError
 from toolkit.files import read_json, write_json
-from toolkit.integrity import differences, in_words, is_list, listed
+from toolkit.storage.integrity import differences, in_words, is_list, listed
 
 FILES_FILE = "files.json"
 # The one before the newest is there to fall back to.

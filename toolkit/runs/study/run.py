@@ -19,7 +19,6 @@ from toolkit.evals.study.study import study
 from toolkit.evals.study.table import read_study, study_data
 from toolkit.evals.verdict import ARMS, NAMES
 from toolkit.files import write_json, write_table, write_text
-from toolkit.integrity import write_sealed
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter, RunLog
 from toolkit.recipe.files import resolved_yaml
@@ -32,6 +31,7 @@ from toolkit.runs.store import RECIPE_FILE, STUDY_FILE, TRIALS_FILE, RunFolder
 from toolkit.runs.study.measuring import Held, failed_rows, held_out, judge_tests, judges_of, tasks
 from toolkit.runs.study.training import Failure, train
 from toolkit.runs.study.trials import StudyPlan, Trial
+from toolkit.storage.integrity import write_sealed
 
 TABLE_FILE = "table.parquet"
 Row = dict[str, Any]
