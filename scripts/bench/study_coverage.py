@@ -26,10 +26,10 @@ import numpy as np
 import power_chart
 from study_simulation import CURVES, Design, Truth, simulated, truth_of, two_policies
 
+from toolkit.evals.best_of_n import best_of_n_weights
 from toolkit.evals.study.comparing import win_shares, wins_along
 from toolkit.evals.study.controls import gap_rows
 from toolkit.evals.study.crossed import CrossedMean, VarianceParts, crossed_means
-from toolkit.evals.study.effort import best_of_n_weights
 from toolkit.evals.study.frontier import Grid
 from toolkit.evals.study.matching import Comparing, Matched, match
 from toolkit.evals.study.needed import MOST_PROMPTS, MOST_SEEDS, needed, smallest

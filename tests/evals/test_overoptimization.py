@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 
 from toolkit.errors import DataError
-from toolkit.evals.overoptimization import best_of_n_kl, fit_overoptimization, fit_with_intervals
+from toolkit.evals.overoptimization import fit_overoptimization, fit_with_intervals
 
 KL = np.array([0.5, 1.0, 4.0, 9.0, 16.0])
-
-
-def test_best_of_n_kl() -> None:
-    assert best_of_n_kl(1) == 0.0
-    assert best_of_n_kl(4) == pytest.approx(math.log(4) - 0.75)
-    with pytest.raises(DataError):
-        best_of_n_kl(0)
 
 
 def test_bon_curve_is_recovered_with_its_peak() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.evals.beside_verdict import complete_verdict
+from toolkit.evals.best_of_n import best_of_n_kl
 from toolkit.evals.intervals import BootstrapOptions
-from toolkit.evals.overoptimization import best_of_n_kl
 from toolkit.evals.summary import summarise
 from toolkit.evals.verdict import BY_DEFAULT
 from toolkit.files import read_json, write_json, write_table, write_text

@@ -16,17 +16,6 @@ STILL_NATS = 0.05
 Fit = dict[str, float | int | str | None]
 
 
-def best_of_n_kl(n: int) -> float:
-    """Upper bound, in nats, of KL(best-of-n || reference): ln n - (n-1)/n (2210.10760).
-
-    Raises:
-        DataError: n < 1.
-    """
-    if n < 1:
-        raise DataError(f"best of {n}", where="best_of_n_kl", fix="n is at least 1")
-    return float(np.log(n) - (n - 1) / n)
-
-
 def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) -> Fit:
     """Fit the reward R above that of the reference policy to d = sqrt(KL) by least squares.
 

@@ -18,10 +18,11 @@ from toolkit.evals.agreement import (
     estimate_dict,
     pairwise_accuracy,
 )
+from toolkit.evals.best_of_n import best_of_n_kl
 from toolkit.evals.broken import broken_arm_warnings, broken_arms, last_sound_policies
 from toolkit.evals.hacking import DriftRow, corpus_drift, drift, text_features
 from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, bootstrap_mean
-from toolkit.evals.overoptimization import best_of_n_kl, fit_with_intervals
+from toolkit.evals.overoptimization import fit_with_intervals
 from toolkit.evals.result_warnings import result_warnings
 from toolkit.evals.rm_quality import rm_quality
 from toolkit.evals.verdict import BY_DEFAULT, Judging, verdict

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.evals.best_of_n import best_of_n_weights
 from toolkit.evals.study.comparing import score_row, win_row, wins_along
 from toolkit.evals.study.controls import gap_rows
 from toolkit.evals.study.crossed import crossed_means
-from toolkit.evals.study.effort import best_of_n_weights
 from toolkit.evals.study.matching import Comparing, amount
 from toolkit.evals.study.selection import (
     Candidates,
