@@ -33,12 +33,29 @@ JUDGES = (
 )
 PROMPTS = "Source of the prompts: preference data, a .jsonl with a prompt column, or a .txt."
 
-DTYPE = click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Precision of the forward passes.",
+
+def _allow_remote_code(ctx: click.Context, parameter: click.Parameter, allowed: bool) -> None:
+    if allowed:
+        from toolkit.models.remote_code import allow_remote_code
+
+        allow_remote_code()
+
+
+DTYPE = group(
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Precision of the forward passes.",
+    ),
+    click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        expose_value=False,
+        callback=_allow_remote_code,
+        help="Run Python code that a model brings in its folder. Read it before: it has all your rights.",
+    ),
 )
 TEMPERATURE = click.option(
     "--temperature",

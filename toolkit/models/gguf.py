@@ -34,7 +34,8 @@ def convert_gguf(file: Path, target: Path) -> None:
 
     Raises ModelError where the file is damaged, cut off, or of an architecture that is not known.
     """
-    name = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    name: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    name["trust_remote_code"] = False
     try:
         _check_size(AutoConfig.from_pretrained(**name), file)
         auto_class: Any = AutoModelForCausalLM

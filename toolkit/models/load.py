@@ -16,9 +16,10 @@ from transformers import (
 )
 
 from toolkit.engine.fast import adapters, speedups
-from toolkit.errors import ModelError, first_line
+from toolkit.errors import ModelError
 from toolkit.models.files import ADAPTER_CONFIG, FIX, UNREADABLE, check_weights, model_json
 from toolkit.models.inspect import DTYPES, check_finite, disable_dropout
+from toolkit.models.remote_code import remote_code_allowed, unreadable
 from toolkit.models.resolve import ModelRef, require_policy, resolve_base
 from toolkit.recipe.schema import Lora, ModelSection
 
@@ -77,7 +78,7 @@ def _load_reward_adapter(ref: ModelRef, section: ModelSection, dtype: torch.dtyp
 def read_config(ref: ModelRef) -> Any:
     """The configuration of a full model. Raises ModelError where it cannot be read."""
     try:
-        return AutoConfig.from_pretrained(ref.path, revision=ref.revision)
+        return AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=remote_code_allowed())
     except UNREADABLE as error:
         raise _unreadable(ref, error) from error
 
@@ -97,7 +98,7 @@ def _check_classifier(ref: ModelRef) -> None:
 
 def _unreadable(ref: ModelRef, error: Exception) -> ModelError:
     fix = "check that the folder is complete and belongs to this kind of model"
-    return ModelError(f"{ref.spec!r} cannot be loaded: {first_line(error)}", where=ref.path, fix=fix)
+    return unreadable(f"{ref.spec!r} cannot be loaded", ref.spec, ref.path, error, fix)
 
 
 def attention(section: ModelSection) -> str:
@@ -120,6 +121,7 @@ def _from_pretrained(
     # With eager attention until the model is known to support our own.
     loaded_with = "eager" if replace else attention(section)
     settings |= {"revision": ref.revision, "dtype": dtype, "attn_implementation": loaded_with}
+    settings["trust_remote_code"] = remote_code_allowed()
     try:
         model, report = auto_class.from_pretrained(ref.path, output_loading_info=True, **settings)
     except UNREADABLE as error:

@@ -37,6 +37,7 @@ LONGEST_NAME = 1000  # no file system has longer ones of a part
 TEXT_FILES = [
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
     *("chat_template.*", "additional_chat_templates/*", "generation_config.json", TRAINING_RECORD_FILE),
+    "*.py",  # code that a model brings (model.trust_remote_code)
 ]
 _log = logging.getLogger(__name__)
 

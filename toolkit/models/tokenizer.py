@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from toolkit.errors import ModelError, first_line
+from toolkit.errors import ModelError
+from toolkit.models.remote_code import remote_code_allowed, unreadable
 from toolkit.models.resolve import ModelRef, resolve_base
 
 # Tokens that model families reserve and that no text contains. The first that a vocabulary has becomes its padding.
@@ -31,9 +32,9 @@ def load_tokenizer(ref: ModelRef, chat_template: str | None = None) -> PreTraine
     if ref.kind == "adapter" and not (Path(path) / "tokenizer_config.json").is_file():
         return load_tokenizer(resolve_base(Path(path)), chat_template)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=ref.revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=ref.revision, trust_remote_code=remote_code_allowed())
     except Exception as error:  # the tokenizers library raises bare exceptions for files that it cannot read
-        raise ModelError(f"the tokenizer of {ref.spec!r} cannot be read: {first_line(error)}", where=path) from error
+        raise unreadable(f"the tokenizer of {ref.spec!r} cannot be read", ref.spec, path, error) from error
     _separate_pad(tokenizer)
     if chat_template:
         template = Path(chat_template)

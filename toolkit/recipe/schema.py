@@ -57,6 +57,7 @@ class ModelSection(Section):
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Precision of the forward passes.")
     lora: Lora | None = Field(default_factory=Lora, description="Adapters to train; null trains all weights.")
     chat_template: str | None = Field(None, description="Jinja file that replaces the tokenizer's chat template.")
+    trust_remote_code: bool = Field(False, description="Run the Python code in models' folders: read it before.")
     attn_implementation: str | None = Field(
         None,
         description="Attention kernel: sdpa, eager or grouped. null takes grouped on a CPU, where it skips padding, "

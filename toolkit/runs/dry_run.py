@@ -9,6 +9,7 @@ from typing import Any
 from toolkit.judging.records import check_recorded_names
 from toolkit.models.encoding import text_encoder
 from toolkit.models.load import read_config
+from toolkit.models.remote_code import remote_code
 from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.prompts import PromptIds
@@ -54,6 +55,11 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
     Raises what planning the stages and reading the data raise, and StoreError where a run in this folder would refuse
     its layout, and what :func:`toolkit.judging.records.check_recorded_names` raises.
     """
+    with remote_code(loaded.recipe.model.trust_remote_code):
+        return _describe(loaded, out, launch)
+
+
+def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[str, Any]:
     recipe, section = loaded.recipe, loaded.recipe.data
     earlier_layout = RunFolder(out).earlier_version()
     processes = number_of_processes(launch)

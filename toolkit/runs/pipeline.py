@@ -17,6 +17,7 @@ from toolkit.errors import RecipeError, StoreError
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.files import copy_whole, read_json, write_json, write_text
 from toolkit.judging.records import check_recorded_names
+from toolkit.models.remote_code import remote_code, remote_code_allowed
 from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.arms import planned_differences
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
@@ -59,6 +60,11 @@ class RunOptions:
 
 def run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions | None = None) -> dict[str, Any]:
     """Run what is not there yet, and return the manifest. Raises a DuelError for what the user can mend."""
+    with remote_code(loaded.recipe.model.trust_remote_code):
+        return _run(loaded, out, reporter, options)
+
+
+def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions | None) -> dict[str, Any]:
     options = options or RunOptions()
     recipe, processes = loaded.recipe, number_of_processes(options.launch)
     check_trackers(recipe.report_to)
@@ -233,6 +239,7 @@ def launched(arguments: Sequence[str]) -> Runner:
             "inputs": {name: str(path.resolve()) for name, path in inputs.items()},
             "trackers": {"names": trackers.names, "run_name": trackers.run_name},
             "processes": number_of_processes(arguments),
+            "trust_remote_code": remote_code_allowed(),
         }
         write_json(file, request)
         code = accelerate_launch(arguments, "toolkit.stages", [str(file.resolve())])

@@ -9,6 +9,7 @@ from pathlib import Path
 from toolkit.engine.facts import compute
 from toolkit.errors import DuelError, RecipeError
 from toolkit.files import read_json, write_json
+from toolkit.models.remote_code import remote_code
 from toolkit.progress import Reporter, RunLog, Trackers, show_notes
 from toolkit.runs.store import RunFolder
 from toolkit.stages.contexts import from_json
@@ -43,7 +44,8 @@ def run_stage(file: Path, run_folder: Path) -> int:
         with Reporter(quiet=not writes).in_stage(request["stage"], log=log, trackers=trackers) as reporter:
             show_notes(reporter)
             check_processes(launched_processes(), request["processes"])
-            metrics = stage.run(context, inputs, file.parent, reporter)
+            with remote_code(request["trust_remote_code"]):
+                metrics = stage.run(context, inputs, file.parent, reporter)
     except DuelError as error:
         print(f"error: {error.render()}", file=sys.stderr)
         return 2

@@ -35,6 +35,7 @@ class TokenizerSettings:
     name: str
     revision: str | None
     chat_template: str | None
+    trust_remote_code: bool
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from toolkit.evals.verdict import ARMS
 from toolkit.files import read_json
 from toolkit.judging.records import check_recorded_names
 from toolkit.models.encoding import TextEncoder, text_encoder
+from toolkit.models.remote_code import remote_code
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import from_parquet
@@ -54,6 +55,11 @@ def describe(plan: StudyPlan) -> dict[str, Any]:
 
     Raises what planning the stages and reading the data raise, and RecipeError or DataError where the study would.
     """
+    with remote_code(plan.base.recipe.model.trust_remote_code):
+        return _describe(plan)
+
+
+def _describe(plan: StudyPlan) -> dict[str, Any]:
     recipe, sft_trials = plan.base.recipe, plan.sft_trials()
     check_recorded_names(recipe.evaluate.judges)
     trials = plan.trials()

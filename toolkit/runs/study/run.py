@@ -19,6 +19,7 @@ from toolkit.evals.study.study import study
 from toolkit.evals.study.table import read_study, study_data
 from toolkit.evals.verdict import ARMS, NAMES
 from toolkit.files import write_json, write_table, write_text
+from toolkit.models.remote_code import remote_code
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter, RunLog
 from toolkit.recipe.files import resolved_yaml
@@ -50,6 +51,13 @@ def run_study(
     ``before_task`` is called before a stage's code is imported. Raises what a run raises; RecipeError where every trial
     of an arm failed; DataError where the held-out prompts do not make two splits.
     """
+    with remote_code(plan.base.recipe.model.trust_remote_code):
+        return _run_study(plan, reporter, engine, command, before_task)
+
+
+def _run_study(
+    plan: StudyPlan, reporter: Reporter, engine: str, command: Sequence[str], before_task: Callable[[], None]
+) -> dict[str, Any]:
     started = time.time()
     trials, sft_trials = plan.trials(), plan.sft_trials()
     plan.control_trials({arm: next(trial for trial in trials if trial.arm == arm) for arm in ARMS})  # are they valid?
