@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -49,7 +51,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[], str]]:
         threads.append(threading.Thread(target=run, daemon=True))
         threads[-1].start()
         assert ready.wait(10)
-        return f"http://127.0.0.1:{servers[-1].server_address[1]}/"
+        return servers[-1].address
 
     yield start
     for server in servers:
@@ -60,7 +62,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[], str]]:
 
 def test_vote_reload_resume_export(serve: Callable[[], str], browser: Any, tmp_path: Path) -> None:
     address = serve()
-    page = browser.new_page()
+    page = browser.new_page(bypass_csp=True)
     problems: list[str] = []
     page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -85,7 +87,7 @@ def test_vote_reload_resume_export(serve: Callable[[], str], browser: Any, tmp_p
     shown = page.inner_text("#prompt")
     page.close()
 
-    page = browser.new_page()  # another sitting, on another server, goes on where the first stopped
+    page = browser.new_page(bypass_csp=True)  # another sitting, on another server, goes on where the first stopped
     address = serve()
     page.goto(address)
     progress(2)
@@ -125,7 +127,7 @@ def vote(address: str, **body: str) -> Any:
 
 def test_two_annotators_at_once(serve: Callable[[], str], browser: Any) -> None:
     address = serve()
-    anna, bob = browser.new_page(), browser.new_page()
+    anna, bob = browser.new_page(bypass_csp=True), browser.new_page(bypass_csp=True)
     anna.goto(address)
     bob.goto(address + "?annotator=bob")
     anna.wait_for_function("document.getElementById('annotator').value === 'ann'")
@@ -185,3 +187,34 @@ def test_the_page_answers_nobody_else(serve: Callable[[], str]) -> None:
     assert status("vote", body=b'{"id": "x", "verdict": "A"}', **json_type) == 400
     assert status("../../etc/passwd") == 404
     assert status("vote", body=body, **json_type) == 200
+    assert status("vote", body=body, **json_type) == 409  # the first vote counts
+    too_long = {**json_type, "Content-Length": str(2**30)}
+    assert status("vote", body=body, **too_long) == 400
+    assert status("vote", body=b"[" * 60_000, **json_type) == 400
+    root = address.rstrip("/").rpartition("/")[0] + "/"
+    for path in ("", "next", "export", "A" * 22 + "/next", address.split("/")[3], "%2e%2e/next"):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(root + path, timeout=10)
+        assert caught.value.code == (404 if path == address.split("/")[3] else 403)
+
+
+def test_its_scripts_run_under_its_policy_and_no_others(serve: Callable[[], str], browser: Any) -> None:
+    page = browser.new_page()  # the policy holds, so that nothing may be evaluated from here
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(serve())
+    page.locator("#progress", has_text=f"0 of {N}").wait_for()
+    page.locator("[data-vote=A]").click()
+    page.locator("#progress", has_text=f"1 of {N}").wait_for()
+    assert refused == []
+    page.close()
+
+
+def test_a_silent_connection_blocks_nobody(serve: Callable[[], str]) -> None:
+    address = serve()
+    port = int(address.split(":")[2].split("/")[0])
+    with socket.create_connection(("127.0.0.1", port)) as silent:
+        silent.sendall(b"GET /")
+        started = time.monotonic()
+        assert get(address + "next")["total"] == N
+        assert time.monotonic() - started < 5

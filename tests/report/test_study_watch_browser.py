@@ -33,7 +33,7 @@ def address(going: Path) -> Iterator[str]:
     with serving(going, port=0, max_samples=20) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        yield server.address
         server.shutdown()
         thread.join(10)
 

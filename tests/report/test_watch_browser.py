@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -42,7 +43,7 @@ def address(going: Path) -> Iterator[str]:
     with serving(going, port=0, max_samples=20) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        yield server.address
         server.shutdown()
         thread.join(10)
 
@@ -81,6 +82,32 @@ def test_the_page_follows_the_run(open_page, going: Path, address: str, monkeypa
     assert view.run("window.mark") is None and view.problems == [] and view.requests == []
     drawn, wanted = view.draw_everything()
     assert drawn == wanted > 20
+
+
+def test_its_scripts_run_under_its_policy(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(address)
+    page.locator("figure").first.scroll_into_view_if_needed()
+    page.locator("[data-figure] .main-svg").first.wait_for(state="attached", timeout=10_000)
+    page.locator("#live", has_text="follows the run").wait_for()
+    assert refused == []
+    page.close()
+
+
+def test_without_the_token_nothing_is_answered_and_a_silent_client_blocks_nobody(address: str) -> None:
+    root, token = address.rstrip("/").rsplit("/", 1)
+    with socket.create_connection(("127.0.0.1", int(root.rsplit(":", 1)[1]))) as silent:
+        silent.sendall(b"GET /")
+        started = time.monotonic()
+        for path in ("/", "/version", "/plotly.js", f"/{token[:-1]}/version"):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(root + path, timeout=10)
+            assert caught.value.code == 403
+        with urllib.request.urlopen(address + "version", timeout=10) as reply:
+            assert "script-src 'self' 'sha256-" in reply.headers["Content-Security-Policy"]
+        assert time.monotonic() - started < 5
 
 
 def test_it_says_when_the_server_is_gone(open_page, going: Path) -> None:

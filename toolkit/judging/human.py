@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
-from http.server import HTTPServer, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from toolkit.judging.answers import Answer, Memory, Question, remembering
 from toolkit.judging.records import Judgement, text_measures
 from toolkit.judging.responses import PolicyResponses
 from toolkit.preferences.rows import readable
-from toolkit.report.server import LocalHandler, listening
+from toolkit.report.server import LocalHandler, LocalServer, listening
 
 _VALUES = {"A": 1.0, "B": 0.0, "tie": 0.5}
 _LONGEST_NAME = 60
@@ -70,6 +70,10 @@ def votes(ballots: Ballots, memory: Memory) -> list[Judgement]:
     return out
 
 
+class AlreadyVotedError(Exception):
+    """A second vote of one person on one pair."""
+
+
 class Poll:
     """The votes on some ballots while the page is open. Its methods may be called by several threads at once."""
 
@@ -84,9 +88,14 @@ class Poll:
             return self._next_pair(annotator)
 
     def vote(self, annotator: str, key: str, verdict: str) -> bytes:
-        """Store a vote, and return the next pair. Raises KeyError for a pair or a verdict that there is not."""
+        """Store a vote, and return the next pair.
+
+        Raises KeyError for a pair or a verdict that there is not, AlreadyVotedError for a second vote on a pair.
+        """
         with self._lock:
             value, pair = _VALUES[verdict], self._pairs_of(annotator)[key]
+            if self.memory.answers([pair.question]):
+                raise AlreadyVotedError("this pair has a vote of yours already, and the first one counts")
             self.memory.keep(pair.question, Answer(value))
             return self._next_pair(annotator)
 
@@ -114,16 +123,18 @@ class Poll:
 
 def _handler(poll: Poll, default_annotator: str) -> type[LocalHandler]:
     """What answers the page's requests. The page learns keys and texts, and no policy's name."""
-    page = resources.files("toolkit.judging").joinpath("vote.html").read_bytes()
+    page = resources.files("toolkit.judging").joinpath("vote.html").read_text("utf-8")
 
     class Handler(LocalHandler):
+        scripts = (page.partition("<script>")[2].partition("</script>")[0],)
+
         def do_GET(self) -> None:
             if not self.trusted():
                 return
-            address = urlsplit(self.path)
+            address = urlsplit(self.route)
             annotator = _name(parse_qs(address.query).get("annotator", [default_annotator])[0])
             if address.path == "/":
-                self.answer(HTTPStatus.OK, "text/html", page)
+                self.answer(HTTPStatus.OK, "text/html", page.encode())
             elif address.path == "/next" and annotator:
                 self.answer(HTTPStatus.OK, "application/json", poll.next_pair(annotator))
             elif address.path == "/export":
@@ -135,21 +146,27 @@ def _handler(poll: Poll, default_annotator: str) -> type[LocalHandler]:
             if not self.trusted():
                 return
             try:
-                vote = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
-                # A form on another page cannot send this type without asking first.
-                if self.path != "/vote" or self.headers.get("Content-Type") != "application/json":
-                    raise ValueError("this is no vote")
+                vote = self.read_vote()
                 body = poll.vote(_name(vote.get("annotator", default_annotator)), vote["id"], vote["verdict"])
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except AlreadyVotedError as error:
+                self.answer(HTTPStatus.CONFLICT, "text/plain", str(error).encode())
+                return
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 self.answer(HTTPStatus.BAD_REQUEST, "text/plain", b"this is no vote")
                 return
             self.answer(HTTPStatus.OK, "application/json", body)
+
+        def read_vote(self) -> Any:
+            # A form on another page cannot send this type without asking first.
+            if self.route != "/vote" or self.headers.get("Content-Type") != "application/json":
+                raise ValueError("this is no vote")
+            return json.loads(self.body())
 
     return Handler
 
 
 @contextmanager
-def serving(ballots: Ballots, memory_path: Path, port: int = 0, *, annotator: str = "me") -> Iterator[HTTPServer]:
+def serving(ballots: Ballots, memory_path: Path, port: int = 0, *, annotator: str = "me") -> Iterator[LocalServer]:
     """A server of the voting page on 127.0.0.1, and nowhere else; port 0 takes a free one.
 
     ``annotator`` is who votes where the page's address names nobody (``/?annotator=NAME``); the page asks as well.
@@ -157,7 +174,7 @@ def serving(ballots: Ballots, memory_path: Path, port: int = 0, *, annotator: st
     """
     with remembering(memory_path) as memory:
         handler = _handler(Poll(ballots, memory), annotator)
-        with listening(handler, port, ThreadingHTTPServer) as server:
+        with listening(handler, port) as server:
             yield server
 
 

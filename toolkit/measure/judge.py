@@ -121,8 +121,7 @@ def ask_people(
     ballots = human.Ballots(pair.policy, pair.baseline, responses, seed)
     memory_path = out.with_suffix(".votes.sqlite")
     with human.serving(ballots, memory_path, port, annotator=annotator) as server:
-        address = f"http://127.0.0.1:{server.server_address[1]}/"
-        reporter.line(f"vote at {address} (Ctrl-C ends and writes {out})")
+        reporter.line(f"vote at {server.address} (Ctrl-C ends and writes {out})")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

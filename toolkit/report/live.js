@@ -7,9 +7,9 @@
   const headings = (page) => [...page.querySelectorAll("nav a")].map((link) => link.hash).join();
   const follow = async () => {
     try {
-      const version = await (await fetch("/version")).text();
+      const version = await (await fetch("version")).text();
       if (version !== document.body.dataset.live && !document.hidden) {
-        const page = new DOMParser().parseFromString(await (await fetch("/")).text(), "text/html");
+        const page = new DOMParser().parseFromString(await (await fetch("./")).text(), "text/html");
         const next = JSON.parse(page.getElementById("figure-data").textContent);
         // New numbers go into the existing figures. A new section, figure or line needs a new page.
         const progress = page.getElementById("progress");

@@ -19,6 +19,11 @@ from toolkit.report.numbers import count, length_control_name, number, p_value, 
 HERE = Path(__file__).parent
 
 
+def inline_scripts() -> list[str]:
+    """The scripts that stand inside a page of ``duel watch``."""
+    return [(HERE / name).read_text(encoding="utf-8") for name in ("page.js", "live.js")]
+
+
 def plotly_script() -> str:
     """plotly.js as its package ships it."""
     return str(get_plotlyjs())

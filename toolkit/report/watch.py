@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import HTTPServer
 from pathlib import Path
 
 from toolkit.errors import StoreError
 from toolkit.files import fingerprint
 from toolkit.progress import METRICS_FILE, PROGRESS_FILE, Reporter
 from toolkit.report.page import build_live
-from toolkit.report.render import plotly_script
-from toolkit.report.server import LocalHandler, listening
+from toolkit.report.render import inline_scripts, plotly_script
+from toolkit.report.server import LocalHandler, LocalServer, listening
 from toolkit.report.study_page import is_study
 from toolkit.report.study_progress import TRIALS_FOLDER, is_begun
 from toolkit.report.study_watch import build_live_study
@@ -50,22 +50,26 @@ def build_page(folder: Path, *, version: str, max_samples: int) -> str:
 
 
 @contextmanager
-def serving(folder: Path, *, port: int, max_samples: int) -> Iterator[HTTPServer]:
+def serving(folder: Path, *, port: int, max_samples: int) -> Iterator[LocalServer]:
     """A server of the page of ``folder`` on 127.0.0.1. Raises StoreError where there is no run or the port is taken."""
     build_page(folder, version="", max_samples=1)
 
+    one_at_a_time = threading.Lock()
+
     class Handler(LocalHandler):
+        scripts = inline_scripts()
+
         def do_GET(self) -> None:
             if not self.trusted():
                 return
-            if self.path == "/plotly.js":
+            if self.route == "/plotly.js":
                 self.answer(HTTPStatus.OK, "text/javascript", plotly_script().encode(), keep=True)
-            elif self.path == "/version":
+            elif self.route == "/version":
                 self.answer(HTTPStatus.OK, "text/plain", version(folder).encode())
-            elif self.path == "/":
-                now = version(folder)
+            elif self.route == "/":
                 try:
-                    page = build_page(folder, version=now, max_samples=max_samples)
+                    with one_at_a_time:
+                        page = build_page(folder, version=version(folder), max_samples=max_samples)
                 except StoreError as error:  # the folder was removed or damaged while it was watched
                     self.answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", error.render().encode())
                 else:
@@ -80,7 +84,7 @@ def serving(folder: Path, *, port: int, max_samples: int) -> Iterator[HTTPServer
 def watch(folder: Path, *, port: int, max_samples: int, reporter: Reporter) -> None:
     """Serve until Ctrl-C."""
     with serving(folder, port=port, max_samples=max_samples) as server:
-        print(f"http://127.0.0.1:{server.server_address[1]}/", flush=True)
+        print(server.address, flush=True)
         reporter.line(f"watching {folder}; Ctrl-C ends the page and leaves the run alone")
         try:
             server.serve_forever()
