@@ -121,48 +121,54 @@ class Poll:
         return json.dumps({"pair": shown, "annotator": annotator, "voted": len(answers), "total": len(pairs)}).encode()
 
 
-def _handler(poll: Poll, default_annotator: str) -> type[LocalHandler]:
+class VoteHandler(LocalHandler):
     """What answers the page's requests. The page learns keys and texts, and no policy's name."""
-    page = resources.files("toolkit.judging").joinpath("vote.html").read_text("utf-8")
 
-    class Handler(LocalHandler):
-        scripts = (page.partition("<script>")[2].partition("</script>")[0],)
+    poll: Poll
+    default_annotator: str
+    page: str
 
-        def do_GET(self) -> None:
-            if not self.trusted():
-                return
-            address = urlsplit(self.route)
-            annotator = _name(parse_qs(address.query).get("annotator", [default_annotator])[0])
-            if address.path == "/":
-                self.answer(HTTPStatus.OK, "text/html", page.encode())
-            elif address.path == "/next" and annotator:
-                self.answer(HTTPStatus.OK, "application/json", poll.next_pair(annotator))
-            elif address.path == "/export":
-                self.answer(HTTPStatus.OK, "application/jsonl", poll.export())
-            else:
-                self.answer(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing here")
+    def do_GET(self) -> None:
+        if not self.trusted():
+            return
+        address = urlsplit(self.route)
+        annotator = _name(parse_qs(address.query).get("annotator", [self.default_annotator])[0])
+        if address.path == "/":
+            self.answer(HTTPStatus.OK, "text/html", self.page.encode())
+        elif address.path == "/next" and annotator:
+            self.answer(HTTPStatus.OK, "application/json", self.poll.next_pair(annotator))
+        elif address.path == "/export":
+            self.answer(HTTPStatus.OK, "application/jsonl", self.poll.export())
+        else:
+            self.answer(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing here")
 
-        def do_POST(self) -> None:
-            if not self.trusted():
-                return
-            try:
-                vote = self.read_vote()
-                body = poll.vote(_name(vote.get("annotator", default_annotator)), vote["id"], vote["verdict"])
-            except AlreadyVotedError as error:
-                self.answer(HTTPStatus.CONFLICT, "text/plain", str(error).encode())
-                return
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                self.answer(HTTPStatus.BAD_REQUEST, "text/plain", b"this is no vote")
-                return
+    def do_POST(self) -> None:
+        if not self.trusted():
+            return
+        try:
+            vote = self.read_vote()
+            annotator = _name(vote.get("annotator", self.default_annotator))
+            body = self.poll.vote(annotator, vote["id"], vote["verdict"])
+        except AlreadyVotedError as error:
+            self.answer(HTTPStatus.CONFLICT, "text/plain", str(error).encode())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            self.answer(HTTPStatus.BAD_REQUEST, "text/plain", b"this is no vote")
+        else:
             self.answer(HTTPStatus.OK, "application/json", body)
 
-        def read_vote(self) -> Any:
-            # A form on another page cannot send this type without asking first.
-            if self.route != "/vote" or self.headers.get("Content-Type") != "application/json":
-                raise ValueError("this is no vote")
-            return json.loads(self.body())
+    def read_vote(self) -> Any:
+        """Raises ValueError for what is no vote."""
+        # A form on another page cannot send this type without asking first.
+        if self.route != "/vote" or self.headers.get("Content-Type") != "application/json":
+            raise ValueError("this is no vote")
+        return json.loads(self.body())
 
-    return Handler
+
+def _handler(poll: Poll, default_annotator: str) -> type[VoteHandler]:
+    page = resources.files("toolkit.judging").joinpath("vote.html").read_text("utf-8")
+    scripts = (page.partition("<script>")[2].partition("</script>")[0],)
+    members = {"poll": poll, "default_annotator": default_annotator, "page": page, "scripts": scripts}
+    return type("Handler", (VoteHandler,), members)
 
 
 @contextmanager
