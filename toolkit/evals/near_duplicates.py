@@ -92,7 +92,7 @@ def _shingles(words: Sequence[tuple[str, ...]]) -> csr_matrix:
         key = key * np.int64(size) + flat[offset : offset + n]  # may wrap around: two shingles then share a number
     inside = owner[:n] == owner[SHINGLE - 1 : SHINGLE - 1 + n]
     _, shingle = np.unique(key[inside], return_inverse=True)
-    cells = np.unique(np.stack([owner[:n][inside], shingle.ravel()], axis=1), axis=0) if n else np.zeros((0, 2), int)
-    n_shingles = int(cells[:, 1].max()) + 1 if len(cells) else 1
-    rows, columns = cells.T
+    n_shingles = int(shingle.max()) + 1 if len(shingle) else 1
+    cells = np.unique(owner[:n][inside] * n_shingles + shingle.ravel())  # each shingle of a text once
+    rows, columns = np.divmod(cells, n_shingles)
     return csr_matrix((np.ones(len(rows), dtype=np.int32), (rows, columns)), shape=(len(words), n_shingles))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from scipy.stats import binomtest, fisher_exact
+from scipy.special import bdtr
 
 ALPHA = 0.05
 
@@ -61,10 +61,12 @@ def _tested(name: str, units: Sequence[Mapping[str, float]]) -> OddAnnotator | N
     if not agreement or not others_agreement:
         return None
     if lower + higher:
-        p_value = float(binomtest(lower, lower + higher, 0.5, alternative="greater").pvalue)
+        p_value = float(bdtr(higher, lower + higher, 0.5))  # of the exact sign test, one-sided
     elif any(len(unit) > 2 for unit in units):
         return None  # always as good as the others
     else:
+        from scipy.stats import fisher_exact  # takes longer to import than all the rest
+
         table = [[round(sum(shares)), len(shares) - round(sum(shares))] for shares in (agreement, others_agreement)]
         p_value = float(fisher_exact(table, alternative="less").pvalue)
     return OddAnnotator(name, _mean(agreement), _mean(others_agreement), len(agreement), p_value)

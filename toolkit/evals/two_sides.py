@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri
-from scipy.stats import binomtest
+from scipy.special import bdtr, ndtri
 
 from toolkit.evals.intervals import sums_by_prompt
 
@@ -50,11 +49,20 @@ def uneven(prompts: Sequence[object], pairs: Sequence[tuple[bool, bool]], alpha:
     first_more, second_more = sum(n > 0 for n in balance.values()), sum(n < 0 for n in balance.values())
     if not first_more + second_more:
         return None
-    p_value = float(binomtest(first_more, first_more + second_more, 0.5).pvalue)
+    p_value = sign_test(first_more, second_more)
     if p_value > alpha:
         return None
     rates = [sum(side) / len(pairs) for side in zip(*pairs, strict=True)]
     return Uneven(rates[0], rates[1], first_more, second_more, p_value)
+
+
+def sign_test(n_first: int, n_second: int) -> float:
+    """Two-sided p-value of the exact sign test: either side is as likely.
+
+    >>> sign_test(6, 0), sign_test(2, 3)
+    (0.03125, 1.0)
+    """
+    return min(1.0, 2.0 * float(bdtr(min(n_first, n_second), n_first + n_second, 0.5)))
 
 
 def wilson_interval(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:

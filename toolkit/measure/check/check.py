@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from toolkit.evals.words import counted
 from toolkit.measure.check.findings import Collector, Finding, render
 from toolkit.measure.check.labels import check_annotators, check_leak, check_length, check_repeats
 from toolkit.measure.check.rows import CheckedRow, CheckedRows, SourceOptions, read_rows
@@ -101,9 +100,9 @@ def _check_tokens(
     checks.run()
     checks.check_cut()
     check_rendered(rows, markers, collector)
-    n_long = checks.n_long_prompts()
+    n_long = checks.long_prompts()
     limit = f"more tokens than max_prompt_tokens = {limits.max_prompt_tokens}"
-    return [f"{counted(n_long, 'row')} left out of a run: the prompt has {limit}"] if n_long else []
+    return [f"{n_long} left out of a run: the prompt has {limit}"] if n_long else []
 
 
 def _held_out(options: CheckOptions) -> list[CheckedRow] | None:

@@ -151,6 +151,9 @@ class Collector:
     rows: dict[str, dict[int, str]] = field(default_factory=dict)
     numbers: dict[str, str] = field(default_factory=dict)
 
+    def has(self, kind: str, row: int) -> bool:
+        return row in self.rows.get(kind, ())
+
     def add(self, kind: str, row: int, detail: str) -> None:
         """A row of this kind; ``detail`` says what is there. The first detail of a row stays."""
         self.rows.setdefault(kind, {}).setdefault(row, detail)

@@ -140,6 +140,8 @@ def _check_alike(rows: Sequence[CheckedRow], unit: str, collector: Collector) ->
         if first.group and first.group == second.group:
             continue
         for row, twin in ((first, second), (second, first)):
+            if collector.has("leak", row.number):
+                continue
             detail = (
                 f"a split can separate it from {unit} {twin.number}: {excerpt(readable(row.prompt))} and "
                 f"{excerpt(readable(twin.prompt))}"

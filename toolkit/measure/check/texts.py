@@ -13,6 +13,7 @@ from toolkit.models.rendering import Markers
 _TAIL = "[\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]"
 # Lead bytes of Latin letters, punctuation and emoji. Those of Cyrillic and Arabic are letters themselves, so that only
 # two in a row count. Behind a capital letter Â and Ã are Portuguese ("IRMÃ").
+_LEADS = "\u00c2\u00c3\u00e2\u00f0\u00d0\u00d1\u00d8\u00d9"
 _MISREAD = re.compile(
     f"(?<![A-Z\u00c0-\u00dd])[\u00c2\u00c3]{_TAIL}|\u00e2{_TAIL}{{2}}|\u00f0{_TAIL}{{3}}|(?:[\u00d0\u00d1\u00d8\u00d9]{_TAIL}){{2,}}"
 )
@@ -47,7 +48,7 @@ def damaged(text: str) -> str | None:
     match = (_CONTROL if text.isascii() else _ODD).search(text)
     if match is not None:
         return f"{_name(match[0])} in {_around(text, match)}"
-    if text.isascii():
+    if text.isascii() or not any(lead in text for lead in _LEADS):
         return None
     for match in _MISREAD.finditer(text):
         if (meant := _as_utf8(match[0])) is not None:
