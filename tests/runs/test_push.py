@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from support.hub_standin import TOKEN, Hub, standin
 from support.running import duel, duel_process
 
+from toolkit.errors import StoreError
 from toolkit.files import read_json
 from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.runs import push
@@ -161,6 +162,27 @@ def test_cards_say_what_was_measured(local: Path, small_run: Path) -> None:
     for part in push.ARTIFACTS:
         code = (local / part / "README.md").read_text().split("```python\n")[1].split("```")[0]
         compile(code, part, "exec")
+
+
+def test_a_link_that_leads_out_of_the_run_is_not_published(tmp_path: Path) -> None:
+    run, secret = tmp_path / "run", tmp_path / "secret"
+    model = run / "sft" / "model"
+    model.mkdir(parents=True)
+    secret.mkdir()
+    (secret / "key").write_text("sk-canary")
+    (model / "config.json").write_text("{}")
+    (run / "inside").symlink_to(model)
+    push.refuse_links_out(run)
+    for link, target in (("notes.txt", secret / "key"), ("more", secret), ("up", Path("../../../secret/key"))):
+        (model / link).symlink_to(target)
+        with pytest.raises(StoreError, match="leads out of the run") as caught:
+            push.refuse_links_out(run)
+        assert "sk-canary" not in str(caught.value)
+        (model / link).unlink()
+    (run / "manifest.json").write_text("{}")
+    (run / "results.json").symlink_to(secret / "key")
+    with pytest.raises(StoreError, match="leads out of the run"):
+        push.read_finished(run)
 
 
 def test_pairs_in_trl_s_format() -> None:

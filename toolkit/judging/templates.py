@@ -10,6 +10,7 @@ word that no response can guess, for the lines around what is judged.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -98,6 +99,12 @@ def load_template(name_or_path: str) -> Template:
             fix="write them as {{ prompt }}",
         )
     return Template(name_or_path, file.kind, file.system, file.user, file.max_tokens, principled)
+
+
+def check_template_of(judges: Sequence[str], template: str | None) -> None:
+    """Raises RecipeError for a template that cannot be used, before anything is computed for its judge."""
+    if template is not None and any(judge.startswith(("llm:", "openai:")) for judge in judges):
+        load_template(template)
 
 
 def read_verdict(kind: Literal["choice", "score"], reply: str) -> tuple[float | None, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.judging.records import check_recorded_names
+from toolkit.judging.templates import check_template_of
 from toolkit.models.encoding import text_encoder
 from toolkit.models.load import read_config
 from toolkit.models.remote_code import remote_code
@@ -64,6 +65,7 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
     earlier_layout = RunFolder(out).earlier_version()
     processes = number_of_processes(launch)
     check_recorded_names(recipe.evaluate.judges)
+    check_template_of(recipe.evaluate.judges, recipe.evaluate.judge.template)
     stages = plan_stages(loaded, RunFolder(out), processes)
     sides, report = read_sides(section, recipe.data_seed)
     ref = resolve(recipe.model.name, recipe.model.revision)

@@ -17,6 +17,7 @@ from toolkit.errors import RecipeError, StoreError
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.files import copy_whole, read_json, write_json, write_text
 from toolkit.judging.records import check_recorded_names
+from toolkit.judging.templates import check_template_of
 from toolkit.models.remote_code import remote_code, remote_code_allowed
 from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.arms import planned_differences
@@ -79,6 +80,7 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
             folder.refuse_foreign(name)
         if "evaluate" in names:
             check_recorded_names(recipe.evaluate.judges)
+            check_template_of(recipe.evaluate.judges, recipe.evaluate.judge.template)
         with recorded(out, new_manifest(loaded, stages, options.command, processes)) as manifest:
             manifest["files"] = {RECIPE_FILE: described(out / RECIPE_FILE)}
             for number, planned in enumerate(stages, start=1):

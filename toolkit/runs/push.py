@@ -82,6 +82,7 @@ def read_finished(folder: Path) -> FinishedRun:
     if not (folder / MANIFEST_FILE).is_file() or not (folder / RESULTS_FILE).is_file():
         fix = "finish it first: duel run RECIPE --out DIR"
         raise StoreError("there is no finished run to push", where=str(folder), fix=fix)
+    refuse_links_out(folder)
     refuse_damaged(folder)
     manifest = read_document(folder / MANIFEST_FILE)
     if "evaluate" not in manifest["stages"]:
@@ -89,6 +90,18 @@ def read_finished(folder: Path) -> FinishedRun:
         raise StoreError(what, where=str(folder), fix="run its recipe again")
     text = (folder / RECIPE_FILE).read_text(encoding="utf-8")
     return FinishedRun(folder, manifest, read_document(folder / RESULTS_FILE), text)
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Raises StoreError where a link in the folder leads out of it: what it points to would be published."""
+    root = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise StoreError(
+                f"this link leads out of the run, to {path.resolve()}",
+                where=str(path),
+                fix="remove it; if it is a file of yours that belongs to the run, put a copy in its place",
+            )
 
 
 def _write_all(

@@ -41,7 +41,7 @@ def rerun(original: Path, out: Path | None, reporter: Reporter, options: RunOpti
     path = original / MANIFEST_FILE if original.is_dir() else original
     manifest = _manifest(path)
     loaded = recipe_of(manifest, path)
-    target = out or Path("runs") / f"{manifest['name']}-rerun"
+    target = out or Path("runs") / f"{loaded.recipe.name}-rerun"
     if target.resolve() == path.parent.resolve():
         raise StoreError("this is the original's folder", where=str(target), fix="name another one with --out")
     launch = options.launch or _launch(manifest)
