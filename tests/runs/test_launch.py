@@ -37,6 +37,16 @@ def test_a_stage_refuses_another_number_of_processes_than_its_key_says() -> None
 
 
 @pytest.mark.e2e
+def test_two_processes_share_a_stage(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    duel_process("run", "smoke", *SMALL, "--out", str(out), "--until", "sft", "--", "--num_processes", "2")
+    record = json.loads((out / "sft" / "stage.json").read_text(encoding="utf-8"))
+    assert record["metrics"]["processes"] == record["fields"]["processes"] == 2
+    assert record["compute"]["threads"] >= 1 and record["compute"]["attention"] == ["grouped"]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
 def test_two_processes_train_every_stage(tmp_path: Path) -> None:
     out = tmp_path / "run"
     milestones = [

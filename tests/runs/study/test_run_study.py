@@ -103,6 +103,7 @@ def test_what_is_there_is_not_computed_again(small_study: Path, tmp_path: Path) 
     assert timeless(json.loads(done.stdout)) == timeless(document(small_study))
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_a_study_that_was_killed_goes_on_to_the_same_numbers(small_study: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
