@@ -278,7 +278,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path, metadata: Mapping
     names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
     table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
     with atomic_write(path) as partial:
-        pq.write_table(table.replace_schema_metadata(dict(metadata or {}) or None), partial)
+        pq.write_table(table.replace_schema_metadata(dict(metadata or {}) or None), partial, write_page_checksum=True)
 
 
 def write_row_groups(groups: Iterable[Sequence[Mapping[str, Any]]], schema: Any, path: Path) -> None:
@@ -289,7 +289,7 @@ def write_row_groups(groups: Iterable[Sequence[Mapping[str, Any]]], schema: Any,
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with atomic_write(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+    with atomic_write(path) as partial, pq.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
         for rows in groups:
             writer.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
 
@@ -308,7 +308,8 @@ def read_table(
     if not path.is_file():
         raise error("this table is missing", where=str(path), fix=fix)
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path, columns=None if columns is None else list(columns)).to_pylist()
+        names = None if columns is None else list(columns)
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=names, page_checksum_verification=True).to_pylist()
     except (OSError, KeyError, pa.ArrowException) as damage:
         raise error(f"this table cannot be read: {first_line(damage)}", where=str(path), fix=fix) from damage
     return rows

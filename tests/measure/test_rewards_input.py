@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.damage import cut, emptied, flipped
 
 from toolkit import implicit_rewards
 from toolkit.engine import cache
 from toolkit.engine.engine import Engine
-from toolkit.errors import DuelError, ModelError, RecipeError, StoreError
+from toolkit.errors import DuelError, ModelError, RecipeError
 from toolkit.models.resolve import ModelRef
 from toolkit.models.save import write_training_record
 
@@ -81,12 +82,15 @@ def test_results_that_are_not_numbers_are_never_kept(tiny: Any, make_trees: Any,
     assert not list(tmp_path.glob("*.npy"))
 
 
-def test_a_damaged_file_of_results(tmp_path: Path) -> None:
-    implicit_rewards("tiny", "tiny", "reviews", limit=3)
+def test_a_damaged_file_of_results_is_named_and_computed_again(caplog: pytest.LogCaptureFixture) -> None:
+    rows = implicit_rewards("tiny", "tiny", "reviews", limit=3)["rows"]
     [stored] = cache.reference_folder().glob("*.npy")
-    stored.write_bytes(stored.read_bytes()[:-8])
-    error = refused(StoreError, "damaged", "remove it")
-    assert str(stored) in error.render()
+    content = stored.read_bytes()
+    for damage in (emptied, cut, flipped):
+        damage(stored)
+        caplog.clear()
+        assert implicit_rewards("tiny", "tiny", "reviews", limit=3)["rows"] == rows
+        assert stored.read_bytes() == content and f"damaged, and computed again: {stored}" in caplog.text
 
 
 def test_conversations_without_a_chat_template(model: Path, tmp_path: Path) -> None:

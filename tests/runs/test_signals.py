@@ -58,8 +58,16 @@ def test_launched_processes_die_with_a_killed_run_and_hold_its_folder_until_then
     out = tmp_path / "run"
     more = ["--set=dpo.num_train_epochs=40", "--set=dpo.per_device_train_batch_size=4"]
     words = ["run", "smoke", "--out", str(out), "--until", "dpo", *SMALL, *more, "--", "--num_processes", "2"]
-    with subprocess.Popen(command(*words), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) as process:
+    pipe = {"stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command("-q", *words), cwd=ROOT, env=environment(), **pipe) as process:
         wait_for(out, ".work/dpo-*/trainer/*", process)
+        process.terminate()
+        told = time.monotonic()
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 143 and time.monotonic() - told < 5
+    assert "Traceback" not in stderr and stderr.splitlines()[-1].startswith("terminated; run the same command again")
+    with subprocess.Popen(command(*words), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) as process:
+        wait_for(out, ".work/dpo-*/trainer/checkpoint-*", process)
         process.kill()
     killed = time.monotonic()
     while processes_with(str(out / ".work")) and time.monotonic() - killed < 20:

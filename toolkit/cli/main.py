@@ -18,7 +18,7 @@ import click
 
 from toolkit.cli import check, folders, measure, run, study
 from toolkit.cli.options import Group
-from toolkit.errors import EXIT_CODE_FILE, DuelError, Terminated, shown
+from toolkit.errors import EXIT_CODE_FILE, LAUNCHER_FILE, DuelError, Terminated, shown
 
 USER_ERROR, DEFECT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
@@ -71,6 +71,8 @@ def exit_code() -> int:
     except Exception as error:
         if _stems_from(error, KeyboardInterrupt):
             return _interruption(error)
+        if _launcher_has_ended():
+            return TERMINATED
         _show_traceback(debug)
         if (message := _system_message(error)) is not None:
             print(shown(message), file=sys.stderr)
@@ -96,6 +98,13 @@ def _interruption(error: BaseException) -> int:
     word = "terminated" if terminated else "interrupted"
     print(f"\n{word}; run the same command again to continue", file=sys.stderr)
     return TERMINATED if terminated else INTERRUPTED
+
+
+def _launcher_has_ended() -> bool:
+    """Whether this process shared the work of a command that has ended: then the error is that the others are gone."""
+    from toolkit.files import is_locked
+
+    return bool(file := os.environ.get(LAUNCHER_FILE)) and not is_locked(Path(str(file)))
 
 
 def _stems_from(error: BaseException | None, kind: type[BaseException]) -> bool:

@@ -8,8 +8,10 @@ and nobody else does. A file is written whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import io
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,9 @@ from toolkit.models.resolve import ModelRef, cache_folder
 
 # Prompts of a block: what an interrupted command computes again, at most.
 BLOCK = 128
+# Of the SHA-256 behind the numbers of a block's file.
+SEAL_BYTES = 32
+_log = logging.getLogger(__name__)
 Values = list[NDArray[np.float32]]  # of each response: its tokens' log-probabilities, or its one score
 Count = Callable[[int], None]
 
@@ -60,7 +65,7 @@ class ResponseCache:
         """For each block, for each of its trees, for each response: [n_tokens] fp32 log-probabilities.
 
         ``advance`` counts responses that are computed, ``skip`` those that were there. Raises ModelError for results
-        that are not finite, StoreError for a damaged file.
+        that are not finite. A damaged file is named in the log and computed again.
         """
         sizes = [[len(ids) for ids in tree.response_ids] for tree in trees]
 
@@ -82,11 +87,11 @@ class ResponseCache:
         self,
         kind: str,
         trees: Sequence[Tree],
-        sizes: Sequence[Sequence[int]],
+        sizes_of_all: Sequence[Sequence[int]],
         compute: Callable[[Engine, Sequence[Tree]], list[Values]],
         skip: Count,
     ) -> Iterator[list[Values]]:
-        """Read each block, and compute it first where its file is missing; ``sizes`` are those of the results."""
+        """Read each block, and compute it first where its file is missing. ``sizes_of_all``: of the results."""
         engine: Engine | None = None
         starts = range(0, len(trees), BLOCK)
         paths = [self._path(kind, trees[start : start + BLOCK]) for start in starts]
@@ -100,16 +105,19 @@ class ResponseCache:
         rank, size = world()
         if size > 1:
             for number in range(rank, len(paths), size):
-                if not paths[number].is_file():
+                start = starts[number]
+                if _stored(paths[number], sizes_of_all[start : start + BLOCK]) is None:
                     write(number)
             barrier()  # the others' blocks are there now; on a disk that is not shared each computes what it lacks
         for number, start in enumerate(starts):
-            sizes_of_block = sizes[start : start + BLOCK]
-            if paths[number].is_file():
+            sizes_of_block = sizes_of_all[start : start + BLOCK]
+            values = _stored(paths[number], sizes_of_block)
+            if values is not None:
                 skip(sum(map(len, sizes_of_block)))
             else:
                 write(number)
-            yield _read(paths[number], sizes_of_block)
+                values = _read(paths[number], sizes_of_block)
+            yield values
 
     def _path(self, kind: str, block: Sequence[Tree]) -> Path:
         ids = [[tree.prompt_ids, tree.response_ids] for tree in block]
@@ -126,12 +134,25 @@ def _write(path: Path, values: Sequence[Values], first_prompt: int) -> None:
         )
     content = io.BytesIO()
     np.save(content, flat)
-    write_bytes(path, content.getvalue())
+    write_bytes(path, content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+
+
+def _stored(path: Path, sizes: Sequence[Sequence[int]]) -> list[Values] | None:
+    """The results of a file; None where there is none, or a damaged one, which is removed."""
+    try:
+        return _read(path, sizes) if path.is_file() else None
+    except StoreError as error:
+        _log.warning("%s, and computed again: %s", error.what, path)
+        path.unlink(missing_ok=True)
+        return None
 
 
 def _read(path: Path, sizes: Sequence[Sequence[int]]) -> list[Values]:
+    content, seal = (raw := path.read_bytes())[:-SEAL_BYTES], raw[-SEAL_BYTES:]
+    if hashlib.sha256(content).digest() != seal:
+        raise _damaged(path)
     try:
-        flat = np.load(path, allow_pickle=False)
+        flat = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise _damaged(path) from error
     if flat.dtype != np.float32 or flat.shape != (sum(map(sum, sizes)),):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from functools import cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -57,7 +59,13 @@ def end_with_launcher() -> None:
             time.sleep(LAUNCHER_CHECK_S)
         os._exit(128 + signal.SIGTERM)
 
+    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not is_locked(Path(file)):  # the others have ended before this one, whose error is that they are gone
+            os._exit(128 + signal.SIGTERM)
+        sys.__excepthook__(kind, error, traceback)
+
     threading.Thread(target=watch, args=(Path(file),), daemon=True).start()
+    sys.excepthook = show
 
 
 def barrier() -> None:

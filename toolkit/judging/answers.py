@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,9 +19,10 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, judge TEXT, template TEXT, prompt_id TEXT, first TEXT, second TEXT,
     value REAL, raw TEXT, error TEXT, prompt_tokens INTEGER, completion_tokens INTEGER,
-    answered_at TEXT DEFAULT CURRENT_TIMESTAMP
+    answered_at TEXT DEFAULT CURRENT_TIMESTAMP, seal TEXT
 )
 """
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,25 @@ class Memory:
     def answers(self, questions: Iterable[Question]) -> dict[str, Answer]:
         """The stored answers to these questions, by key; failures are not among them."""
         answers = {}
+        damaged = 0
         for question in questions:
             row = self.connection.execute(
-                "SELECT value, raw, error, prompt_tokens, completion_tokens FROM answers "
+                "SELECT value, raw, error, prompt_tokens, completion_tokens, seal FROM answers "
                 "WHERE key = ? AND value IS NOT NULL",
                 (question.key,),
             ).fetchone()
-            if row is not None:
-                answers[question.key] = Answer(*row)
+            if row is None:
+                continue
+            answer, seal = Answer(*row[:-1]), row[-1]
+            # An earlier version wrote no seal.
+            if _has_types(answer) and (seal is None or seal == _seal(question, answer)):
+                answers[question.key] = answer
+            else:
+                damaged += 1
+                self.connection.execute("DELETE FROM answers WHERE key = ?", (question.key,))
+        if damaged:
+            self.connection.commit()
+            _log.warning("%d stored answers are damaged and are asked for again", damaged)
         return answers
 
     def tokens(self, questions: Iterable[Question]) -> tuple[int, int]:
@@ -85,7 +100,7 @@ class Memory:
             row = self.connection.execute(
                 "SELECT prompt_tokens, completion_tokens FROM answers WHERE key = ?", (question.key,)
             ).fetchone()
-            if row is not None:
+            if row is not None and all(isinstance(n, int) for n in row):
                 prompt, completion = prompt + row[0], completion + row[1]
         return prompt, completion
 
@@ -97,8 +112,9 @@ class Memory:
         """Store an answer at once. A failure never replaces an answer; the tokens of all attempts add up."""
         self.connection.execute(
             "INSERT INTO answers (key, judge, template, prompt_id, first, second, value, raw, error, prompt_tokens, "
-            "completion_tokens) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "completion_tokens, seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (key) DO UPDATE SET value = excluded.value, raw = excluded.raw, error = excluded.error, "
+            "seal = excluded.seal, "
             "prompt_tokens = answers.prompt_tokens + excluded.prompt_tokens, "
             "completion_tokens = answers.completion_tokens + excluded.completion_tokens, "
             "answered_at = CURRENT_TIMESTAMP WHERE answers.value IS NULL",
@@ -114,9 +130,25 @@ class Memory:
                 _storable(answer.error),
                 answer.prompt_tokens,
                 answer.completion_tokens,
+                _seal(question, answer),
             ),
         )
         self.connection.commit()
+
+
+def _has_types(answer: Answer) -> bool:
+    """Whether a row has values of the types that were stored: in a damaged file any value has any type."""
+    texts, counts = (answer.raw, answer.error), (answer.prompt_tokens, answer.completion_tokens)
+    return (
+        isinstance(answer.value, float)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(count, int) for count in counts)
+    )
+
+
+def _seal(question: Question, answer: Answer) -> str:
+    """A hash over an answer as it is stored. Tokens of several attempts add up, and are no part of it."""
+    return fingerprint([question.key, answer.value, _storable(answer.raw), _storable(answer.error)])
 
 
 def _storable(text: str) -> str:
@@ -128,7 +160,7 @@ def _storable(text: str) -> str:
 def remembering(path: Path) -> Iterator[Memory]:
     """Open the memory at ``path``, and create it where there is none.
 
-    Raises StoreError where the file is no database or cannot be written.
+    Raises StoreError where the file is no database, is damaged or cannot be written.
     """
     connection = None
     try:
@@ -136,6 +168,9 @@ def remembering(path: Path) -> Iterator[Memory]:
         connection = sqlite3.connect(path, timeout=60, check_same_thread=False)  # callers hold a lock
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(_SCHEMA)
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(answers)")]
+        if "seal" not in columns:
+            connection.execute("ALTER TABLE answers ADD COLUMN seal TEXT")
     except (sqlite3.Error, OSError) as error:
         if connection is not None:
             connection.close()
@@ -144,5 +179,10 @@ def remembering(path: Path) -> Iterator[Memory]:
         ) from error
     try:
         yield Memory(connection)
+    except sqlite3.DatabaseError as error:
+        if "disk is full" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        fix = f"move it away with {path.name}-wal and {path.name}-shm: what it held is asked for again"
+        raise StoreError(f"the memory of judgements is damaged: {error}", where=str(path), fix=fix) from error
     finally:
         connection.close()

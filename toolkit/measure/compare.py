@@ -20,7 +20,7 @@ from toolkit.judging.responses import PolicyResponses
 from toolkit.measure.options import PromptSelection
 from toolkit.measure.sampling import SAMPLE_COLUMNS, PolicySampler, read_prompts, sample
 from toolkit.preferences.rows import Prompt
-from toolkit.preferences.samples import Sample, read_samples, write_samples
+from toolkit.preferences.samples import Sample, read_samples, stored_samples, write_samples
 from toolkit.progress import Reporter
 from toolkit.runs.store import RESULTS_FILE, RunFolder
 
@@ -98,7 +98,7 @@ def _samples(
     sampler: PolicySampler, prompts: Sequence[tuple[str, Prompt]], seed: int, path: Path, reporter: Reporter
 ) -> list[list[Sample]]:
     """The policy's responses to each prompt, sampled unless ``path`` has them already."""
-    if not path.is_file():
+    if stored_samples(path, SAMPLE_COLUMNS) is None:
         purpose = f"compare {sampler.ref.fingerprint}"
         groups = sample(sampler, prompts, seed=seed, purpose=purpose, reporter=reporter)
         write_samples([response for of_prompt in groups for response in of_prompt], path, SAMPLE_COLUMNS)

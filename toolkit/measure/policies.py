@@ -18,7 +18,7 @@ from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.rows import PreferenceRow, readable
-from toolkit.preferences.samples import COLUMNS, Sample, read_samples, write_samples
+from toolkit.preferences.samples import COLUMNS, Sample, read_samples, stored_samples, write_samples
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import EvaluateSection, ModelSection
 from toolkit.stages.contexts import EvaluateContext
@@ -129,7 +129,7 @@ def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelR
 def samples_of(policy: Policy, settings: EvaluationSettings, folder: Path, reporter: Reporter) -> list[Sample]:
     """The policy's samples, from ``folder`` where an interrupted evaluation has drawn them already."""
     path = folder / f"{policy.name}.parquet"
-    if not path.is_file():
+    if stored_samples(path, SAMPLED_COLUMNS) is None:
         folder.mkdir(parents=True, exist_ok=True)
         write_samples(sample_policy(policy, settings, reporter), path, SAMPLED_COLUMNS)
     return read_samples(path, SAMPLED_COLUMNS, error=StoreError, fix="remove it and run again")

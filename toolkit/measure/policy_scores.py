@@ -21,7 +21,7 @@ from toolkit.measure.policies import SAMPLED_COLUMNS, EvaluationSettings, Policy
 from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef
-from toolkit.preferences.samples import Sample, by_prompt, read_samples, write_samples
+from toolkit.preferences.samples import Sample, by_prompt, read_samples, stored_samples, write_samples
 from toolkit.progress import Reporter
 
 REFERENCE = "sft"
@@ -65,7 +65,7 @@ def samples_with_kl(
 
     It diverged if its weights, or its log-probabilities, are not finite.
     """
-    if not files.samples.is_file():
+    if stored_samples(files.samples, SAMPLE_COLUMNS) is None:
         files.folder.mkdir(parents=True, exist_ok=True)
         try:
             drawn = sample_policy(policy, settings, reporter)
@@ -117,8 +117,8 @@ def judge_policy(
     Prompts that the judge failed on have no row, and are asked again next time.
     """
     path = files.scores(judge, judge_key)
-    if path.is_file() and table_metadata(path).get("complete") == "yes":
-        return [PromptScore(**row) for row in read_table(path)]
+    if (stored := _stored_scores(path)) is not None:
+        return stored
     if samples is None:
         rows = [PromptScore(row.prompt_id, judge, None, None, None) for row in settings.rows]
     elif llm.is_language_model(spec):
@@ -128,6 +128,17 @@ def judge_policy(
     complete = "yes" if len(rows) == len(settings.rows) else "no"
     write_table([vars(row) for row in rows], path, {"complete": complete})
     return rows
+
+
+def _stored_scores(path: Path) -> list[PromptScore] | None:
+    """The scores of a file with an answer to every prompt. A damaged file counts as none, and is written anew."""
+    if not path.is_file():
+        return None
+    try:
+        complete = table_metadata(path).get("complete") == "yes"
+        return [PromptScore(**row) for row in read_table(path)] if complete else None
+    except (StoreError, TypeError):
+        return None
 
 
 def _scores(judge: str, spec: str, samples: Sequence[Sample], settings: EvaluationSettings) -> list[PromptScore]:

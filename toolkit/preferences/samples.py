@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError, DuelError
+from toolkit.errors import DataError, DuelError, StoreError
 from toolkit.files import read_table, write_row_groups
 from toolkit.preferences.cells import excerpt
 from toolkit.storage.integrity import refuse_changed
 
+_log = logging.getLogger(__name__)
 SAMPLES_FILE = "samples.parquet"
 
 
@@ -59,6 +61,21 @@ def write_samples(samples: Iterable[Sample], path: Path, columns: Sequence[str] 
     }
     schema = pa.schema([(column.name, kinds[str(column.type)]) for column in fields(Sample) if column.name in columns])
     write_row_groups([[vars(sample) for sample in samples]], schema, path)
+
+
+def stored_samples(path: Path, columns: Sequence[str] = COLUMNS) -> list[Sample] | None:
+    """The samples of a file that a command stored to go on from; None where it is not there or is damaged.
+
+    A damaged one is named in the log, and removed.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return read_samples(path, columns, error=StoreError)
+    except StoreError as error:
+        _log.warning("%s, and sampled again: %s", error.what, path)
+        path.unlink(missing_ok=True)
+        return None
 
 
 def read_samples(

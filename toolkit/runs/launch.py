@@ -62,5 +62,6 @@ def accelerate_launch(arguments: Sequence[str], module: str, module_arguments: S
         environment = {**os.environ, EXIT_CODE_FILE: str(code_file), LAUNCHER_FILE: str(launcher_file)}
         with locked(launcher_file):  # a killed run lets go of it, and its processes end
             command = [*launcher, "-m", module, *module_arguments]
-            code = subprocess.run(command, check=False, env=environment).returncode
+            # In a session of its own, the launcher hears no Ctrl-C of the terminal: this process ends it.
+            code = subprocess.run(command, check=False, env=environment, start_new_session=True).returncode
         return int(code_file.read_text(encoding="ascii")) if code and code_file.is_file() else code
