@@ -64,6 +64,18 @@ def test_it_says_what_the_limits_leave_out_and_cut(tmp_path: Path) -> None:
     assert "are there, and" not in render(enough)
 
 
+def test_findings_in_the_data_are_listed(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i}?", "chosen": f" Good {i}.", "rejected": f" Poor {i}!"} for i in range(40)]
+    rows[7]["chosen"] = " caf\u00c3\u00a9"
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    described = describe(load_recipe("smoke", [f"data.source={data}", "data.eval_fraction=0.3"]), tmp_path / "run")
+    [finding] = described["findings"]
+    assert (finding["kind"], finding["rows"]) == ("encoding", [8])
+    [line] = [line for line in render(described).splitlines() if line.strip().startswith("encoding")]
+    assert "1 row " in line and finding["fix"] in line
+
+
 def test_processes_count_in_the_steps(tmp_path: Path, described: dict[str, Any]) -> None:
     doubled = describe(load_recipe("smoke", FEW), tmp_path / "new", ["--num_processes", "2"])
     steps, alone = ({stage["stage"]: stage["steps"] for stage in run["stages"]} for run in (doubled, described))

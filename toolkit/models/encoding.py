@@ -11,10 +11,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.models.joining import Joiner
-from toolkit.models.rendering import answers_after_blank
+from toolkit.models.rendering import answers_after_blank, render_prompt
 from toolkit.models.special_tokens import SpecialTokens
 from toolkit.models.tokenizer import require_chat_template, response_end
 from toolkit.preferences.rows import Prompt
+
+LAST_CHARACTERS = 60  # of a prompt: more than any template writes to open a block of thoughts
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,12 @@ class TextEncoder:
                 ids = ids[:-1]
             return list(ids)
         return self._with_one_bos(self.special_tokens.conversation_ids(prompt))
+
+    def end_of_prompt(self, prompt: Prompt) -> str:
+        """The last characters before the response, with the template's."""
+        if isinstance(prompt, str):
+            return prompt[-LAST_CHARACTERS:]
+        return render_prompt(self.tokenizer, prompt)[-LAST_CHARACTERS:]
 
     def _rendered_ids(self, prompt: str) -> list[int]:
         """Ids of a text prompt that was rendered before: its special tokens are tokens, and its BOS is the only one."""

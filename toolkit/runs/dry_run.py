@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.evals.words import counted
 from toolkit.judging.records import check_recorded_names
 from toolkit.judging.templates import check_template_of
+from toolkit.measure.check.check import CheckOptions, check_with
+from toolkit.measure.check.rows import SourceOptions
+from toolkit.measure.check.tokens import Limits
 from toolkit.models.encoding import text_encoder
 from toolkit.models.load import read_config
 from toolkit.models.remote_code import remote_code
@@ -20,7 +24,7 @@ from toolkit.preferences.reading import data_warnings
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.recipe.arms import ArmDifference, Measured, planned_differences
 from toolkit.recipe.files import LoadedRecipe
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import DataSection, Recipe
 from toolkit.runs.launch import number_of_processes
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import RunFolder
@@ -49,7 +53,8 @@ PROCESS_GIB = 0.6
 
 
 def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dict[str, Any]:
-    """Stages with their state, counts of tokens and steps, an estimate of memory, and a rendered example.
+    """Stages with their state, counts of tokens and steps, an estimate of memory, findings about the data, and a
+    rendered example.
 
     ``launch`` are arguments of ``accelerate launch``: its processes count in the steps and in the keys.
 
@@ -70,7 +75,8 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
     sides, report = read_sides(section, recipe.data_seed)
     ref = resolve(recipe.model.name, recipe.model.revision)
     require_policy(ref)
-    encoder = text_encoder(load_tokenizer(ref, recipe.model.chat_template), sides["train"][0].prompt, recipe.model.name)
+    tokenizer = load_tokenizer(ref, recipe.model.chat_template)
+    encoder = text_encoder(tokenizer, sides["train"][0].prompt, recipe.model.name)
     within = {name: limited(name, sides[name], encoder, section, recipe.data_seed) for name in SIDES}
     rows, counts = within["train"]
     schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed, processes)
@@ -99,6 +105,9 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
             "source": data_warnings(report),
         },
         "data": {"format": report["format"], **{name: counts for name, (_, counts) in within.items()}},
+        "findings": [
+            finding.as_dict() for finding in check_with(section.source, ref, tokenizer, check_options(section)).findings
+        ],
         "ppo_rollouts": schedule.rollouts if budgets["ppo"] is None else None,
         "arm_differences": [
             difference.as_dict() for difference in differences_of_plan(recipe, schedule, rows, processes)
@@ -106,6 +115,14 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
         "memory_gib": memory_estimate(recipe, model_config(ref), counts["n_tokens"] / counts["n_prompts"]),
         "example": encoder.rendered(example),
     }
+
+
+def check_options(section: DataSection) -> CheckOptions:
+    """What ``duel check`` reads for the data of a recipe."""
+    names = ("split", "config", "revision", "columns", "conversational", "annotators")
+    source = SourceOptions(**{name: getattr(section, name) for name in names})
+    limits = Limits(section.max_prompt_tokens, section.max_response_tokens)
+    return CheckOptions(source, limits, held_out=section.eval_source)
 
 
 def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow], processes: int = 1) -> dict[str, int]:
@@ -204,6 +221,10 @@ def render(described: dict[str, Any]) -> str:
         )
         lines += [f"  {note}" for note in described["notes"][side]]
     lines += [f"  {note}" for note in described["notes"]["source"]]
+    if described["findings"]:
+        lines.append("\nfindings in the data (duel check shows rows and examples):")
+    for finding in described["findings"]:
+        lines.append(f"  {finding['kind']:20}{counted(finding['n_rows'], 'row'):>12}  {finding['fix']}")
     lines.append("")
     lines += [difference["sentence"] for difference in described["arm_differences"] if difference["differs"]]
     memory = described["memory_gib"]

@@ -10,6 +10,7 @@ from typing import Any
 from toolkit.errors import DataError
 from toolkit.files import write_json
 from toolkit.models.encoding import TextEncoder, text_encoder
+from toolkit.models.rendering import open_think_block
 from toolkit.models.resolve import require_policy, resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
@@ -101,7 +102,7 @@ def limited(
     are of the prompts that were looked at. Of more than ``max_responses`` responses the first ones stay.
     """
     within: list[PreferenceRow] = []
-    n_long_responses = n_left_out_responses = n_tokens = 0
+    n_long_responses = n_left_out_responses = n_tokens = n_identical_pairs = n_open_thoughts = 0
     prompt_tokens: dict[str, int] = {}
 
     def fits(row: PreferenceRow) -> bool:
@@ -115,6 +116,8 @@ def limited(
         responses, cut = encoder.responses(row.responses, section.max_response_tokens)
         n_long_responses += sum(cut)
         n_tokens += prompt_tokens[row.prompt_id] + sum(map(len, responses))
+        n_identical_pairs += sum(responses[pair.i] == responses[pair.j] for pair in splits.pairs(row))
+        n_open_thoughts += open_think_block(encoder.end_of_prompt(row.prompt), row.responses) is not None
         within.append(row)
     counts = {
         "n_prompts": len(within),
@@ -124,12 +127,20 @@ def limited(
         "n_long_prompts": len(prompt_tokens) - len(within),
         "n_long_responses": n_long_responses,
         "n_left_out_responses": n_left_out_responses,
+        "n_identical_pairs": n_identical_pairs,
+        "n_open_thoughts": n_open_thoughts,
     }
     if not within:
         raise DataError(
             f"no {side} prompt is left: {counts}",
             where=section.source,
             fix="raise data.max_prompt_tokens, or change data.eval_fraction",
+        )
+    if side == "train" and 0 < counts["n_comparisons"] == n_identical_pairs:
+        raise DataError(
+            f"every pair has two responses with the same tokens once cut at {section.max_response_tokens}",
+            where=section.source,
+            fix="raise data.max_response_tokens: nothing can be learned from equal responses",
         )
     return within, counts
 
@@ -154,6 +165,8 @@ def limit_notes(side: str, counts: Mapping[str, int], section: DataSection) -> l
     n_long, n_cut, n_further = (
         counts[f"n_{name}"] for name in ("long_prompts", "long_responses", "left_out_responses")
     )
+    # Reports of earlier versions do not have these.
+    n_identical, n_thoughts = counts.get("n_identical_pairs", 0), counts.get("n_open_thoughts", 0)
     limit = f"they have more tokens than data.max_prompt_tokens = {section.max_prompt_tokens}"
     notes = {
         f"{n_long} prompts are left out: {limit}": n_long,
@@ -161,6 +174,10 @@ def limit_notes(side: str, counts: Mapping[str, int], section: DataSection) -> l
         f"{n_further} responses are left out: data.max_responses = {section.max_responses}": n_further,
         f"{n_cut} of {n_responses} responses ({n_cut / max(1, n_responses):.0%}) are cut: they have more tokens than "
         f"data.max_response_tokens = {section.max_response_tokens}": n_cut,
+        f"{n_identical} of {counts.get('n_comparisons')} pairs have two responses with the same tokens once cut: "
+        "training learns nothing from them": n_identical,
+        f"{n_thoughts} prompts end inside a block of thoughts that their responses do not close: close it in the chat "
+        "template": n_thoughts,
     }
     return [note for note, applies in notes.items() if applies]
 

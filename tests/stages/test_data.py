@@ -1,0 +1,79 @@
+"""The data stage: what it prints of odd data, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from toolkit.errors import DataError
+from toolkit.models.encoding import text_encoder
+from toolkit.models.resolve import resolve
+from toolkit.preferences.reading import read_preferences
+from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id
+from toolkit.progress import Reporter
+from toolkit.recipe.schema import DataSection, ModelSection
+from toolkit.stages import data
+from toolkit.stages.contexts import DataContext
+
+LONG = " the cat sat on the mat and went home" * 4
+
+
+def row(prompt: Prompt, chosen: str, rejected: str) -> PreferenceRow:
+    return PreferenceRow(prompt_id(prompt), prompt, [chosen, rejected], [Comparison(0, 1)])
+
+
+def test_pairs_that_are_equal_once_cut_are_counted_and_refused_where_all_are(tokenizer: Any) -> None:
+    section = DataSection(max_response_tokens=8)
+    equal = [row(f"Question {i}?", f"{LONG} good", f"{LONG} bad") for i in range(3)]
+    encoder = text_encoder(tokenizer, "")
+    _, counts = data.limited("train", [*equal, row("And?", " Good.", " Bad.")], encoder, section, 0)
+    assert counts["n_identical_pairs"] == 3
+    notes = data.limit_notes("train", counts, section)
+    assert "3 of 4 pairs have two responses with the same tokens once cut: training learns nothing from them" in notes
+    with pytest.raises(DataError, match="every pair") as caught:
+        data.limited("train", equal, encoder, section, 0)
+    assert "max_response_tokens" in caught.value.fix
+    data.limited("eval", equal, encoder, section, 0)  # nobody learns from these
+
+
+def test_an_open_block_of_thoughts_is_noticed() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(resolve("tiny").path)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+    )
+    rows = [row([{"role": "user", "content": f"Question {i}?"}], "Good.", "Bad.") for i in range(2)]
+    thoughtful = row([{"role": "user", "content": "And?"}], "Hm.</think>Good.", "So.</think>Bad.")
+    encoder = text_encoder(tokenizer, rows[0].prompt)
+    _, counts = data.limited("train", [*rows, thoughtful], encoder, DataSection(), 0)
+    assert counts["n_open_thoughts"] == 2
+    assert data.limit_notes("train", counts, DataSection())[0].startswith("2 prompts end inside a block of thoughts")
+
+
+class Lines(Reporter):
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def line(self, text: str = "") -> None:
+        self.lines.append(text)
+
+
+def test_the_readers_warnings_are_printed(tmp_path: Path) -> None:
+    source = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"Q{i}?", "chosen": f"Q{i}? yes", "rejected": f"Q{i}? no"} for i in range(12)]
+    rows += [{"prompt": "Same?", "chosen": "y", "rejected": "y"}]
+    source.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    section = DataSection(source=str(source), eval_fraction=0.5)
+    warnings = read_preferences(str(source)).report.warnings()
+    assert any("left out: both responses are the same text" in text for text in warnings)
+    assert any("repeat the prompt" in text for text in warnings)
+    reporter = Lines()
+    out = tmp_path / "out"
+    out.mkdir()
+    data.run(DataContext(data=section, data_seed=0, model=ModelSection(name="tiny")), {}, out, reporter)
+    assert {f"{source}: {text}" for text in warnings} <= set(reporter.lines)
