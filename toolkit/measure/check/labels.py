@@ -40,8 +40,8 @@ def check_length(rows: Sequence[CheckedRow], collector: Collector) -> None:
         "length_bias",
         concerned,
         f"preferring the {word} response is right in {accuracy:.1%} of the pairs that differ in length (95% interval "
-        f"{low:.1%} to {high:.1%}, {counted(bias.n_prompts, 'prompt')}); the preferred one is {abs(bias.difference):.1f} "
-        f"characters {'longer' if bias.difference > 0 else 'shorter'} in the mean",
+        f"{low:.1%} to {high:.1%}, {counted(bias.n_prompts, 'prompt')}); the preferred one is "
+        f"{abs(bias.difference):.1f} characters {'longer' if bias.difference > 0 else 'shorter'} in the mean",
     )
 
 
