@@ -19,16 +19,18 @@ LAUNCHER_FILE = "DUEL_LAUNCHER_FILE"
 # A terminal obeys control characters, and some characters turn the direction of the text around them. Data has both.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _USERINFO = re.compile(r"(?<=://)[^\s/@]*@")
+_QUERY = re.compile(r"(://[^\s?#\"']*)[?#][^\s\"'\]]+")
 
 
 def shown(text: str) -> str:
-    """Text as a terminal may get it: control characters are written out, and addresses have no password.
+    """Text as a terminal may get it: control characters are written out, and addresses have no password and no query.
 
-    >>> shown("\\x1b[31mred\\x07 http://user:pw@host/ two\\nlines")
-    '\\\\x1b[31mred\\\\x07 http://...@host/ two\\nlines'
+    >>> shown("\\x1b[31mred\\x07 http://user:pw@host/?key=x two\\nlines")
+    '\\\\x1b[31mred\\\\x07 http://...@host/?... two\\nlines'
     """
     harmless = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-    return _USERINFO.sub("...@", harmless).encode("utf-8", "backslashreplace").decode("utf-8")
+    without_secrets = _QUERY.sub(r"\1?...", _USERINFO.sub("...@", harmless))
+    return without_secrets.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Terminated(KeyboardInterrupt):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from support.running import command, environment
 
+from toolkit.cli.main import exit_code
 from toolkit.errors import ModelError, RecipeError, shown
 from toolkit.files import write_table
 from toolkit.judging import endpoint, llm
@@ -274,7 +274,9 @@ def files_with(folder: Path, needles: list[bytes]) -> list[Path]:
     return [p for p in folder.rglob("*") if p.is_file() and any(n in p.read_bytes().lower() for n in needles)]
 
 
-def test_no_file_and_no_line_of_a_command_has_the_key(serve: Any, tmp_path: Path) -> None:
+def test_no_file_and_no_line_of_a_command_has_the_key(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """``duel judge`` before an endpoint that repeats the key: first in every answer, then in errors alone."""
 
     def echo(handler: BaseHTTPRequestHandler, sent: str) -> None:
@@ -292,29 +294,41 @@ def test_no_file_and_no_line_of_a_command_has_the_key(serve: Any, tmp_path: Path
     work.mkdir()
     arguments = [str(tmp_path / "samples.parquet"), "--policy", "a", "--baseline", "b", "--judge", server.spec]
     arguments += ["--out", str(work / "judged.parquet"), "--annotations", str(work / "annotations.json")]
-    variables = {**environment(), "DUEL_CACHE": str(work / "cache"), "OPENAI_API_KEY": KEY}
     needles = [KEY[:9].lower().encode(), quote(KEY, safe="")[:9].lower().encode()]
+    monkeypatch.setenv("DUEL_CACHE", str(work / "cache"))
 
-    def judge(*more: str) -> subprocess.CompletedProcess[str]:
-        run = subprocess.run(
-            command("--debug", "judge", *arguments, *more), env=variables, capture_output=True, text=True, check=False
-        )
-        printed = (run.stdout + run.stderr).encode().lower()
-        assert not any(needle in printed for needle in needles), run.stderr
+    def judge(*more: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["duel", "--debug", "judge", *arguments, *more])
+        code = exit_code()
+        out, err = capsys.readouterr()
+        assert not any(needle in (out + err).encode().lower() for needle in needles), err
         assert files_with(work, needles) == []
-        return run
+        return code, out, err
 
-    partly = judge("--json")
-    assert partly.returncode == 0, partly.stderr
-    assert json.loads(partly.stdout)["judge_usage"][0]["failures"] == {
-        "BadRequestError 400: Bearer [redacted] [redacted]": 2
-    }
-    assert "failed 2 x: BadRequestError 400" in partly.stderr
+    code, out, err = judge("--json")
+    assert code == 0, err
+    assert json.loads(out)["judge_usage"][0]["failures"] == {"BadRequestError 400: Bearer [redacted] [redacted]": 2}
+    assert "failed 2 x: BadRequestError 400" in err
     server.behave = lambda handler, _: reply(handler, handler.headers["Authorization"].encode(), 400)
     (work / "cache" / "judgements.sqlite").unlink()
-    silent = judge()
-    assert silent.returncode == 2 and "all 4 questions failed: 4 x BadRequestError 400" in silent.stderr
-    assert "Traceback" in silent.stderr  # --debug shows it, without the reply as it came
+    code, _, err = judge()
+    assert code == 2 and "all 4 questions failed: 4 x BadRequestError 400" in err
+    assert "Traceback" in err  # --debug shows it, without the reply as it came
     server.behave = lambda handler, _: reply(handler, handler.headers["Authorization"].encode(), 401)
-    refused = judge()
-    assert refused.returncode == 2 and "refuses (401)" in refused.stderr
+    code, _, err = judge()
+    assert code == 2 and "refuses (401)" in err
+
+
+@pytest.mark.parametrize("address", ["http://user:sk-Canary@127.0.0.1:1/v1", "http://127.0.0.1:1/v1?key=sk-Canary"])
+def test_no_error_about_a_setting_repeats_an_address_with_a_secret(
+    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for judges in (
+        f'["openai:m@{address}"]',
+        f"openai:m@{address}",
+        f'["openai:m@{address}", "openai:m@{address}", 7]',
+    ):
+        monkeypatch.setattr(sys, "argv", ["duel", "validate", "smoke", "--set", f"evaluate.judges={judges}"])
+        assert exit_code() == 2
+        out, err = capsys.readouterr()
+        assert "Canary" not in out + err and "judges" in err
