@@ -39,7 +39,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(value: float, t
     model.bias.grad[1] = value
     with pytest.raises(NotFiniteError) as caught:
         progress.on_pre_optimizer_step(args, state, TrainerControl(), model=model)
-    assert "the gradient is not finite at step 7" in caught.value.what and caught.value.where == "stage dpo"
+    assert "the loss or its gradient is not finite at step 7" in caught.value.what and caught.value.where == "stage dpo"
     assert caught.value.fix == "lower dpo.learning_rate; the last checkpoint before it is that of step 4"
 
 

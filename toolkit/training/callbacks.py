@@ -77,7 +77,7 @@ class StageProgress(TrainerCallback):
         """
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         if not torch.nn.utils.get_total_norm(gradients, norm_type=math.inf).isfinite():
-            raise diverged(f"the gradient is not finite at step {state.global_step + 1}", self.stage, args)
+            raise diverged(f"the loss or its gradient is not finite at step {state.global_step + 1}", self.stage, args)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.task.advance(self.done(state) - self.task.done)
