@@ -130,7 +130,6 @@ def _set_cases() -> Iterator[Malformed]:
         "open": "evaluate.judges=[a",
         "deep": "seed=" + "[" * 5000,
         "seed": "seed=1,4294967296",
-        "many": "ppo.kl_coef=" + ",".join(["0.1"] * 3),
         "nan": "ppo.kl_coef=.nan,1",
     }.items():
         yield Malformed(f"grid/{name}", f"sweep|smoke|--out|out|--grid|{text}")

@@ -15,6 +15,7 @@ from toolkit.cli.options import (
     POSITIVE,
     PROMPT_LIMIT,
     SEED,
+    SEED_RANGE,
     SPLIT,
     Decorator,
     emit,
@@ -345,7 +346,7 @@ def judge(ctx: click.Context, /, as_json: bool, human: bool, judge: str | None, 
     show_default="as the files record, else 0.95",
     help="Coverage of each interval.",
 )
-@click.option("--seed", type=int, show_default="as the files record, else 0", help="Seed of the resamples.")
+@click.option("--seed", type=SEED_RANGE, show_default="as the files record, else 0", help="Seed of the resamples.")
 @JSON
 def winrate(
     files: tuple[Path, ...],

@@ -133,7 +133,8 @@ SET = click.option(
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, and nothing else there."
 )
-SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is random.")
+SEED_RANGE = click.IntRange(0, 2**32 - 1)  # numpy takes no larger one
+SEED = click.option("--seed", type=SEED_RANGE, default=0, show_default=True, help="Seed of everything that is random.")
 SPLIT = click.option("--split", default="train", show_default=True, help="Split of a hub data set.")
 PROMPT_LIMIT = click.option("--limit", type=POSITIVE, metavar="N", help="Use only N of the prompts.")
 FORCE = click.option("--force", is_flag=True, help="Overwrite an existing file.")

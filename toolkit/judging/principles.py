@@ -14,15 +14,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from toolkit.errors import DataError, RecipeError
 from toolkit.judging.answers import Answer, Question
 from toolkit.judging.llm import Usage, ask_all, model_identity
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.templates import Template, load_template
+from toolkit.preferences.loading import decoded
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
 from toolkit.progress import Reporter
+from toolkit.recipe.yaml_values import read_yaml
 
 SHIPPED = ("hhh",)
 
@@ -93,23 +93,20 @@ def load_principles(name_or_path: str) -> list[str]:
     """
     if name_or_path in SHIPPED:
         asset = resources.files("toolkit.judging").joinpath("assets", f"{name_or_path}.yaml")
-        text, is_yaml = asset.read_text("utf-8"), True
+        path = Path(str(asset))
     else:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
             raise DataError(
                 "there is no such file of principles", where=name_or_path, fix=f"name {', '.join(SHIPPED)}, or a file"
             )
-        text, is_yaml = path.read_text(encoding="utf-8"), path.suffix in (".yaml", ".yml")
-    if is_yaml:
-        try:
-            items = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise DataError(f"this is no YAML: {error}", where=name_or_path) from error
+    if path.suffix in (".yaml", ".yml"):
+        items = read_yaml(path)
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
             raise DataError("principles are a list of texts", where=name_or_path, fix="start each with a dash")
     else:
-        items = [line for line in text.splitlines() if not line.startswith("#")]
+        lines = decoded(path.read_bytes(), str(path)).split("\n")
+        items = [line for line in lines if not line.startswith("#")]
     principles = [item.strip() for item in items if item.strip()]
     if not principles:
         raise DataError("there is no principle in this file", where=name_or_path, fix="write one on each line")

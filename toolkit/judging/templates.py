@@ -16,13 +16,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from toolkit.errors import RecipeError
 from toolkit.files import fingerprint
 from toolkit.judging.sandbox import TemplateError, check_template, render
 from toolkit.preferences.rows import Prompt, readable
+from toolkit.recipe.yaml_values import read_yaml
 
 SHIPPED = ("choice", "score", "logprob", "principle", "principle-logprob")
 _NEEDS = {"choice": ("prompt", "response_a", "response_b"), "score": ("prompt", "response")}
@@ -38,7 +38,7 @@ class _File(BaseModel):
     kind: Literal["choice", "score", "logprob"]
     user: str
     system: str = ""
-    max_tokens: PositiveInt = 512
+    max_tokens: PositiveInt = Field(512, le=100_000)
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,17 @@ def load_template(name_or_path: str) -> Template:
     Raises RecipeError where there is none, or where it leaves out what a judge must see.
     """
     if name_or_path in SHIPPED:
-        text = resources.files("toolkit.judging").joinpath("templates", f"{name_or_path}.yaml").read_text("utf-8")
+        path = Path(str(resources.files("toolkit.judging").joinpath("templates", f"{name_or_path}.yaml")))
     else:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
             raise RecipeError(
                 "there is no such judge template", where=name_or_path, fix=f"name {', '.join(SHIPPED)}, or a YAML file"
             )
-        text = path.read_text(encoding="utf-8")
     try:
-        file = _File.model_validate(yaml.safe_load(text))
+        file = _File.model_validate(read_yaml(path))
         used = check_template(file.user)
-    except (yaml.YAMLError, ValidationError, TemplateError) as error:
+    except (ValidationError, TemplateError) as error:
         raise RecipeError(f"this judge template cannot be read: {error}", where=name_or_path) from error
     principled = "principle" in used and file.kind != "score"
     if used - {"mark"} - ({"principle"} if principled else set()) != set(_NEEDS[file.kind]):

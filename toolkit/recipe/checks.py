@@ -6,11 +6,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from toolkit.files import is_hub_id
 from toolkit.recipe.judge_specs import judge_problem, shown_judge
 from toolkit.recipe.ppo_conflicts import Conflict, ppo_conflicts
-from toolkit.recipe.problems import Problem, combined
+from toolkit.recipe.problems import MOST_SHOWN, Problem, combined
 from toolkit.recipe.schema import (
     Arm,
     DataSection,
@@ -27,6 +28,9 @@ from toolkit.recipe.yaml_values import one_line
 
 # Losses of a pair that the tree batch computes; the others are TRL's own.
 ENGINE_LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust")
+
+
+LONGEST_VALUE = 200  # characters of a setting in an error
 
 
 def on_the_hub(source: str) -> bool:
@@ -48,12 +52,17 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
     values = flat(recipe)
     problems = []
     for section, of_section in conflicts.items():
-        for conflict in of_section:
+        for conflict in islice(of_section, MOST_SHOWN):
             keys = [f"{section}.{name}" for name in conflict.names]
-            places = (f"{key} = {one_line(values[key])}{_line((origins or {}).get(key, ''))}" for key in keys)
+            places = (f"{key} = {_excerpt(values[key])}{_line((origins or {}).get(key, ''))}" for key in keys)
             problems.append(Problem(conflict.what, ", ".join(places), conflict.fix))
     if problems:
         raise combined(problems, recipe.name)
+
+
+def _excerpt(value: object) -> str:
+    text = one_line(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _line(origin: str) -> str:

@@ -34,6 +34,10 @@ ALSO_CALLED = {
     "lora_alpha": "alpha",
 }
 LONGEST_SHOWN = 60
+MOST_SHOWN = 20  # problems of one recipe
+LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
+LARGEST_NUMBER = 10**15  # floats hold every whole number up to it
+TOO_LARGE = "too_large"  # the kind of error of a larger one
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,15 @@ class Problem:
     fix: str
 
 
-def combined(problems: Sequence[Problem], name: str) -> RecipeError:
-    """All problems of the recipe ``name`` in one error."""
+def combined(problems: Sequence[Problem], name: str, n: int | None = None) -> RecipeError:
+    """The problems of the recipe ``name`` in one error. ``n`` counts those that are not shown, too."""
+    n = len(problems) if n is None else n
     errors = [RecipeError(problem.what, where=problem.where, fix=problem.fix) for problem in problems]
     if len(errors) == 1:
         return errors[0]
     items = (error.render().replace("\n", "\n  ") for error in errors)
-    return RecipeError(f"{len(problems)} errors in {name}:\n" + "\n".join(f"- {item}" for item in items))
+    more = f"\n- and {n - len(problems):,} more" if n > len(problems) else ""
+    return RecipeError(f"{n:,} errors in {name}:\n" + "\n".join(f"- {item}" for item in items) + more)
 
 
 # ---------------------------------------------------------------- what pydantic found
@@ -58,8 +64,9 @@ def combined(problems: Sequence[Problem], name: str) -> RecipeError:
 def schema_error(error: ValidationError, root: type[BaseModel], marked: MarkedValues, path: Path) -> RecipeError:
     """Everything that pydantic found wrong with the values of ``path``, in one error."""
     sections = dict(sections_of(root))
-    wrong = _wrong_keys(error, root).items()
-    return combined([_schema_problem(keys, kind, sections, marked, path) for keys, kind in wrong], path.name)
+    wrong = list(_wrong_keys(error, root).items())
+    problems = [_schema_problem(keys, kind, sections, marked, path) for keys, kind in wrong[:MOST_SHOWN]]
+    return combined(problems, path.name, len(wrong))
 
 
 def sections_of(model: type[BaseModel], above: Keys = ()) -> Iterator[tuple[Keys, type[BaseModel]]]:
@@ -100,6 +107,8 @@ def _schema_problem(
     dotted = ".".join(keys)
     mark = marked.marks.get(keys)
     if kind == "extra_forbidden":
+        if len(dotted) > LONGEST_SHOWN:
+            return Problem(f"unknown key {dotted[:LONGEST_SHOWN]}...", mark.where if mark else str(path), "remove it")
         return Problem(f"unknown key {dotted}", mark.where if mark else str(path), _nearest_keys(keys, sections))
     schema = sections[keys[:-1]].model_json_schema()["properties"][keys[-1]]
     expected = allowed(schema)
@@ -108,6 +117,8 @@ def _schema_problem(
     text = mark.text
     if len(text) > LONGEST_SHOWN or "\n" in text:
         text = text.split("\n")[0][: LONGEST_SHOWN - 3] + "..."
+    if kind == TOO_LARGE:
+        return Problem(f"{dotted} is too large: {text}", mark.where, f"at most {LARGEST_NUMBER:,}")
     what = f"{dotted} must be {expected}, not {text or 'empty'}"
     return Problem(what, mark.where, _fix_of_value(keys, schema, text, sections))
 
@@ -152,6 +163,10 @@ def _nearest_keys(keys: Keys, sections: dict[Keys, type[BaseModel]]) -> str:
     return "; ".join(hints) or f"{'.'.join(keys[:-1]) or 'a recipe'} has the keys {', '.join(here)}"
 
 
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 def allowed(schema: Mapping[str, Any]) -> str:
     """A JSON schema in words.
 
@@ -178,6 +193,6 @@ def allowed(schema: Mapping[str, Any]) -> str:
         "number": "a number",
     }
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+    bounds = [f"{sign} {_bound(schema[key])}" for key, sign in signs.items() if key in schema]
     pattern = " of letters, digits, '.', '_' and '-'" if "pattern" in schema else ""
     return names[kind] + pattern + (f" {' and '.join(bounds)}" if bounds else "")

@@ -20,10 +20,13 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from toolkit.recipe.problems import LARGEST_NUMBER, LARGEST_SEED, TOO_LARGE
 from toolkit.recipe.yaml_values import Keys
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 class Section(BaseModel):
@@ -38,6 +41,8 @@ class Section(BaseModel):
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError("true and false are not allowed here")
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise PydanticCustomError(TOO_LARGE, "a number this large counts nothing here")
         return value
 
 
@@ -84,7 +89,7 @@ class DataSection(Section):
     eval_fraction: Fraction = Field(
         0.1, description="Share of the prompts to hold out, chosen by a hash of the prompt."
     )
-    split_seed: NonNegativeInt | None = Field(
+    split_seed: Seed | None = Field(
         None,
         description="Seed of the split and of the limits; null takes seed. All seeds of a study share it.",
     )
@@ -464,7 +469,7 @@ class Recipe(Section):
     name: Annotated[
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its folder.")
     ]
-    seed: NonNegativeInt = Field(0, description="Seed of splits, new heads, the order of the data, and samples.")
+    seed: Seed = Field(0, description="Seed of splits, new heads, the order of the data, and samples.")
     report_to: list[Literal["wandb", "trackio", "tensorboard"]] = Field(
         default_factory=list, description="Services that get the training stages' numbers, too. They change no result."
     )

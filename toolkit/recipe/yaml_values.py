@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from yaml.reader import ReaderError
 from toolkit.errors import RecipeError
 
 Keys = tuple[str, ...]
+LARGEST_FILE = 1_000_000  # bytes; no settings take as many
+MOST_VALUES = 50_000  # of one file, where aliases are followed
 # A plain text for one of these sections is short for this key of it: `model: tiny` means `model: {name: tiny}`.
 SHORTHAND = {"model": "name", "data": "source"}
 _MAP, _SEQ, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "merge"))
@@ -61,31 +65,53 @@ YamlLoader.add_implicit_resolver(
 
 def read_file(path: Path) -> MarkedValues:
     """Read one YAML file. Raises RecipeError with file:line where it is unreadable, empty or not a mapping."""
+    marked = MarkedValues()
+    values = _values_of(path, marked)
+    if values is None:
+        fix = "`duel recipes show smoke` prints a complete one"
+        raise RecipeError("the recipe is empty", where=f"{path}:1", fix=fix)
+    if not isinstance(values, dict):
+        raise RecipeError("a recipe is a mapping of sections", where=str(path), fix="begin with `name: my-recipe`")
+    marked.values = values
+    for section in SHORTHAND:
+        _expand_shorthand(marked, section)
+    return marked
+
+
+def read_yaml(path: Path) -> Any:
+    """The value of a YAML file that is no recipe: mappings, lists, texts, numbers; None where it is empty.
+
+    Raises RecipeError, with file:line, as for a recipe: for duplicate keys, tags, and aliases that multiply.
+    """
+    return _values_of(path, MarkedValues())
+
+
+def _values_of(path: Path, marked: MarkedValues) -> Any:
+    """The value of a YAML file; the places of its keys go into ``marked``."""
     try:
+        if path.stat().st_size > LARGEST_FILE:
+            what = f"the file has more than {LARGEST_FILE:,} bytes, and settings are short"
+            raise RecipeError(what, where=str(path), fix="name a YAML file of settings")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fix = "it must be a UTF-8 text file"
-        raise RecipeError(f"cannot read the recipe: {error}", where=str(path), fix=fix) from error
-    marked = MarkedValues()
+        raise RecipeError(f"cannot read the file: {error}", where=str(path), fix=fix) from error
     try:
         loader = YamlLoader(text)
         node = loader.get_single_node()
-        if node is None:
-            fix = "`duel recipes show smoke` prints a complete one"
-            raise RecipeError("the recipe is empty", where=f"{path}:1", fix=fix)
-        if not isinstance(node, yaml.MappingNode):
-            where = f"{path}:{node.start_mark.line + 1}"
-            raise RecipeError("a recipe is a mapping of sections", where=where, fix="begin with `name: my-recipe`")
-        marked.values = _Reader(path, text, loader, marked).value(node, (), frozenset())
+        return None if node is None else _Reader(path, text, loader, marked).value(node, (), frozenset())
     except yaml.MarkedYAMLError as error:
         raise _invalid_yaml(error, path) from error
     except ReaderError as error:
         where = f"{path}:{text.count(chr(10), 0, error.position) + 1}"
         what = f"YAML does not allow the character {chr(error.character)!r}"
         raise RecipeError(what, where=where, fix="delete it, or escape it inside double quotes") from error
-    for section in SHORTHAND:
-        _expand_shorthand(marked, section)
-    return marked
+    except RecursionError as error:
+        raise _nested_too_deeply(str(path)) from error
+
+
+def _nested_too_deeply(where: str) -> RecipeError:
+    return RecipeError("this YAML is nested too deeply", where=where, fix="settings are a few levels deep")
 
 
 def _invalid_yaml(error: yaml.MarkedYAMLError, path: Path) -> RecipeError:
@@ -152,6 +178,8 @@ def _parse_value(text: str, keys: Keys, where: str, typed: MarkedValues) -> Any:
         if isinstance(node, yaml.CollectionNode) and not node.flow_style:
             return text
         return _Reader(None, text, loader, typed, where).value(node, keys, frozenset())
+    except RecursionError as error:
+        raise _nested_too_deeply(where[:80]) from error
     except yaml.YAMLError as error:
         problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error)
         fix = "put the value in quotes, inside the quotes of the shell"
@@ -170,6 +198,7 @@ class _Reader:
     loader: YamlLoader
     marked: MarkedValues
     where: str = ""
+    counter: Iterator[int] = field(default_factory=partial(count, 1))
 
     def mark(self, node: yaml.Node) -> Mark:
         text = self.text[node.start_mark.index : node.end_mark.index].strip()
@@ -179,9 +208,17 @@ class _Reader:
         return Mark(f"file:{self.path.name}:{line}", f"{self.path}:{line}", text)
 
     def value(self, node: yaml.Node, keys: Keys, above: frozenset[int]) -> Any:
+        if next(self.counter) > MOST_VALUES:
+            what = f"more than {MOST_VALUES:,} values, where aliases are followed"
+            raise RecipeError(what, where=self.mark(node).where[:80], fix="write the values out, without aliases")
         if isinstance(node, yaml.ScalarNode):
             try:
-                return self.loader.construct_object(node)
+                value = self.loader.construct_object(node)
+                if isinstance(value, bytes):
+                    raise ValueError("a setting is no binary value")
+                if isinstance(value, str):
+                    value.encode()  # an escape can write half of a surrogate pair
+                return value
             except ValueError as error:  # an impossible date, for instance: YAML 1.1 has dates
                 where = self.mark(node).where
                 raise RecipeError(f"{'.'.join(keys)}: {error}", where=where, fix="quote it") from error
@@ -219,7 +256,8 @@ class _Reader:
                 where = f"{seen[key].where} and {mark.where}"
                 raise RecipeError(f"{'.'.join(path)} is there twice", where=where, fix="keep one of them")
             seen[key] = mark
-            self.marked.forget(path)
+            if key in values:  # from a section that is merged into this one
+                self.marked.forget(path)
             # The key's line, not the value's: a block below it begins on the next line.
             self.marked.marks[path] = Mark(mark.origin, mark.where, self.mark(value_node).text)
             values[key] = self.value(value_node, path, above)
