@@ -147,9 +147,9 @@ def test_a_dotted_key_in_a_file_is_told_to_nest(recipe_file):
     ("setting", "allowed", "given_as"),
     [
         ("ppo.kl_coef=high", "a number >= 0", "high"),
-        ("seed=-1", "a whole number >= 0", "-1"),
-        ("seed=yes", "a whole number >= 0", "yes"),
-        ("seed=1.5", "a whole number >= 0", "1.5"),
+        ("seed=-1", "a whole number >= 0 and <= 4294967295", "-1"),
+        ("seed=yes", "a whole number >= 0 and <= 4294967295", "yes"),
+        ("seed=1.5", "a whole number >= 0 and <= 4294967295", "1.5"),
         ("sft.learning_rate=.inf", "a number > 0", ".inf"),
         ("sft.learning_rate=.nan", "a number > 0", ".nan"),
         ("ppo.lam=1.5", "a number >= 0 and <= 1", "1.5"),

@@ -18,7 +18,7 @@ from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.measure.options import PromptSelection
-from toolkit.measure.sampling import SAMPLE_COLUMNS, PolicySampler, read_prompts, sample
+from toolkit.measure.sampling import SAMPLE_COLUMNS, PolicySampler, read_prompts, refusals_in, sample
 from toolkit.preferences.rows import Prompt
 from toolkit.preferences.samples import Sample, read_samples, stored_samples, write_samples
 from toolkit.progress import Reporter
@@ -51,7 +51,7 @@ def compare_policies(
     samplers = [PolicySampler(policy, options.model, params) for policy in policies]
     names = [_file_name(sampler, prompts, selection.seed) for sampler in samplers]
     refuse_others_folder(out, annotations)
-    with RunFolder(out).lock():
+    with RunFolder(out).lock(), refusals_in(selection):
         samples = {
             sampler.policy: _samples(sampler, prompts, selection.seed, out / name, reporter)
             for sampler, name in zip(samplers, names, strict=True)

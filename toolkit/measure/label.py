@@ -12,7 +12,7 @@ from toolkit.judging.judge import check_judge
 from toolkit.judging.llm import is_language_model
 from toolkit.judging.principles import Labelling, label_rows
 from toolkit.measure.options import PromptSelection
-from toolkit.measure.sampling import PolicySampler, read_prompts, sample
+from toolkit.measure.sampling import PolicySampler, read_prompts, refusals_in, sample
 from toolkit.preferences import splits
 from toolkit.preferences.reading import from_parquet, read_preferences
 from toolkit.preferences.rows import Prompt, write_native
@@ -51,7 +51,8 @@ def label_data(
         responses = read_responses(selection)
     else:
         prompts = read_prompts(selection)
-        groups = sample(sampler, prompts, seed=selection.seed, purpose="label", reporter=reporter)
+        with refusals_in(selection):
+            groups = sample(sampler, prompts, seed=selection.seed, purpose="label", reporter=reporter)
         responses = [
             (prompt, [s.response for s in of_prompt]) for (_, prompt), of_prompt in zip(prompts, groups, strict=True)
         ]

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from toolkit.errors import DataError
 from toolkit.evals.agreement import Comparison
 from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
+from toolkit.models.rendering import refusals_at
 from toolkit.preferences import splits
+from toolkit.preferences.loading import place_in
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample, read_samples
@@ -104,7 +106,8 @@ def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions) -> Readi
     encoded: dict[str, Encoded] = {}
 
     def fits(row: PreferenceRow) -> bool:
-        encoded[row.prompt_id] = encoder.encode(row.prompt, row.responses, options.max_response_tokens)
+        with refusals_at(place_in(data, row.source_row)):
+            encoded[row.prompt_id] = encoder.encode(row.prompt, row.responses, options.max_response_tokens)
         return 0 < len(encoded[row.prompt_id].tree.prompt_ids) <= options.max_prompt_tokens
 
     rows = [

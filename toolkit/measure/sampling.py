@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from toolkit.engine.sampling import SamplingParams, sample_responses
+from toolkit.errors import DataError
 from toolkit.measure.options import PromptSelection
 from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy
+from toolkit.models.rendering import TemplateRefusesError
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
 from toolkit.preferences.prompts import read_prompts as prompts_of_any_source
@@ -31,6 +34,17 @@ def read_prompts(selection: PromptSelection) -> list[tuple[str, Prompt]]:
     """
     prompts = prompts_of_any_source(selection.data, split=selection.split, limit=selection.limit, seed=selection.seed)
     return [(prompt_id(item.prompt), item.prompt) for item in prompts]
+
+
+@contextmanager
+def refusals_in(selection: PromptSelection) -> Iterator[None]:
+    """Inside it, a chat template that refuses one of these prompts is a DataError that names its row."""
+    try:
+        yield
+    except TemplateRefusesError as error:
+        items = prompts_of_any_source(selection.data, split=selection.split)
+        place = next((item.where for item in items if item.prompt == error.messages), "")
+        raise DataError(error.what, where=place or f"{selection.data}: {error.where}", fix=error.fix) from error
 
 
 @dataclass(frozen=True)

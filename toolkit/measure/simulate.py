@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.files import refuse_existing
 from toolkit.measure.options import PromptSelection
-from toolkit.measure.sampling import PolicySampler, read_prompts, sample
+from toolkit.measure.sampling import PolicySampler, read_prompts, refusals_in, sample
 from toolkit.preferences.rows import write_native
 from toolkit.preferences.simulate import ANNOTATORS, agreement, simulate_preferences
 from toolkit.progress import Reporter
@@ -21,7 +21,8 @@ def simulate_data(
     """Writes native rows to ``out`` (.jsonl.gz). Prompts without two distinct responses are left out, and counted."""
     refuse_existing(out, force)
     prompts = read_prompts(selection)
-    groups = sample(sampler, prompts, seed=selection.seed, purpose="simulate", reporter=reporter)
+    with refusals_in(selection):
+        groups = sample(sampler, prompts, seed=selection.seed, purpose="simulate", reporter=reporter)
     texts = [[s.response for s in of_prompt if s.response.strip()] for of_prompt in groups]
     usable = [
         (prompt, responses) for (_, prompt), responses in zip(prompts, texts, strict=True) if len(set(responses)) > 1

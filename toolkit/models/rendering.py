@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from toolkit.errors import DataError, ModelError, first_line
 
 # What code of a template can raise beside its own refusals: it is run on messages that it was not written for.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -23,6 +27,40 @@ _BEGINNINGS = ("<|begin_of_text|>", "<|startoftext|>", "<bos>", "<\uff5cbegin\u2
 _THINK = re.compile(r"(?:<(?:think|thinking|thought|reasoning|reflection)>|\[THINK\])\s*\Z")
 _SENTENCE_END = "</s>"
 _MARK = "duel-marks-this-text"
+
+
+class TemplateRefusesError(ModelError):
+    """A chat template that raises on a conversation. Whoever knows the row of the ``messages`` adds its place."""
+
+    def __init__(self, messages: Sequence[Mapping[str, Any]], words: str) -> None:
+        self.messages = list(messages)
+        beginning = str(self.messages[0].get("content", ""))[:60] if self.messages else ""
+        super().__init__(
+            f"the chat template refuses this conversation: {words}",
+            where=f"the conversation that begins with {beginning!r}",
+            fix="mend the conversation or leave its row out, or set model.chat_template to another template",
+        )
+
+
+@contextmanager
+def refusals_at(where: str) -> Iterator[None]:
+    """Inside it, a template that refuses a conversation is a DataError at this place."""
+    try:
+        yield
+    except TemplateRefusesError as error:
+        raise DataError(error.what, where=where, fix=error.fix) from error
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], *, opening: bool = True) -> str:
+    """The messages as the template writes them; ``opening``: with that of the assistant's turn.
+
+    Raises TemplateRefusesError, with the template's own words, where it raises.
+    """
+    turns = [dict(message) for message in messages]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opening))
+    except TEMPLATE_ERRORS as error:
+        raise TemplateRefusesError(turns, first_line(error)) from error
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.models.rendering import rendered
+
 # Some models' turns are opened by added tokens that are not marked as special. They are written like this.
 _LIKE_A_TURN = re.compile(r"<[|\uff5c].*[|\uff5c]>|</?(start|end)_of_\w+>")
 _PLACE = "duelspecialtoken"
@@ -102,8 +104,7 @@ class SpecialTokens:
         return ids
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        turns = [dict(message) for message in messages]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return rendered(self.tokenizer, messages)
 
     def _template_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []

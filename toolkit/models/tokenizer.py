@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from toolkit.errors import ModelError
 from toolkit.models.remote_code import remote_code_allowed, unreadable
+from toolkit.models.rendering import rendered
 from toolkit.models.resolve import ModelRef, resolve_base
 
 # Tokens that model families reserve and that no text contains. The first that a vocabulary has becomes its padding.
@@ -40,8 +41,16 @@ def load_tokenizer(ref: ModelRef, chat_template: str | None = None) -> PreTraine
         template = Path(chat_template)
         if not template.is_file():
             raise ModelError("there is no such chat template", where=chat_template, fix="correct model.chat_template")
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
+        tokenizer.chat_template = _template_text(template)
     return tokenizer
+
+
+def _template_text(file: Path) -> str:
+    """The text of a chat template. Raises ModelError where it is no text; its code is run when messages come."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"the chat template is no UTF-8 text: {error}", where=str(file)) from error
 
 
 def _separate_pad(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -76,7 +85,7 @@ def response_end(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> in
     if conversational:
         marker = "duel-response-text"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
-        after = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(marker)[2]
+        after = rendered(tokenizer, turns, opening=False).rpartition(marker)[2]
         ids = tokenizer(after, add_special_tokens=False)["input_ids"]
         if ids and ids[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}:
             return int(ids[0])

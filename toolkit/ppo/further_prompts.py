@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from toolkit.errors import DataError
 from toolkit.models.encoding import TextEncoder
+from toolkit.models.rendering import refusals_at
 from toolkit.ppo.prompts import PromptIds
 from toolkit.preferences.prompts import read_prompts
 from toolkit.preferences.rows import PreferenceRow, prompt_id
@@ -29,7 +30,8 @@ def further_prompts(
     prompts, left_out = [], Counter[str]()
     for item in read_prompts(source, conversational=encoder.conversational):
         name = prompt_id(item.prompt)
-        ids = encoder.prompt(item.prompt)
+        with refusals_at(item.where):
+            ids = encoder.prompt(item.prompt)
         if name in held_out_ids or item.group in held_out_groups:
             left_out["held out"] += 1
         elif name in training_ids:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import DataError
 from toolkit.models.encoding import Tree, text_encoder
+from toolkit.models.rendering import refusals_at
 from toolkit.preferences.rows import Prompt
 
 _log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def encode_prompts(
     encoded, n_too_long = [], 0
     column_names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
     for index, row in enumerate(rows):
-        ids = text_encoder(tokenizer, row["prompt"]).prompt(row["prompt"])
+        with refusals_at(f"{where}, row {index}"):
+            ids = text_encoder(tokenizer, row["prompt"]).prompt(row["prompt"])
         if not ids:
             raise DataError("a prompt is empty", where=f"{where}, row {index}", fix="leave the row out")
         if max_prompt_length is not None and len(ids) > max_prompt_length:

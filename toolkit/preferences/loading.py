@@ -43,6 +43,12 @@ class SourceRecords:
         return f"{self.name}, {self.unit} {number}"
 
 
+def place_in(source: str, number: int) -> str:
+    """Where a record of a source is, as an error names it."""
+    lines = source.lower().endswith((".jsonl", ".jsonl.gz")) or source in shipped_names()
+    return f"{source}, {'line' if lines else 'row'} {number}"
+
+
 def shipped_names() -> dict[str, str]:
     """Names of the data sets inside this package, each with the name of its file."""
     assets = resources.files("toolkit.preferences") / "assets"

@@ -66,12 +66,13 @@ YamlLoader.add_implicit_resolver(
 def read_file(path: Path) -> MarkedValues:
     """Read one YAML file. Raises RecipeError with file:line where it is unreadable, empty or not a mapping."""
     marked = MarkedValues()
-    values = _values_of(path, marked)
-    if values is None:
+    values, line = _values_of(path, marked)
+    if line is None:
         fix = "`duel recipes show smoke` prints a complete one"
         raise RecipeError("the recipe is empty", where=f"{path}:1", fix=fix)
     if not isinstance(values, dict):
-        raise RecipeError("a recipe is a mapping of sections", where=str(path), fix="begin with `name: my-recipe`")
+        where = f"{path}:{line}"
+        raise RecipeError("a recipe is a mapping of sections", where=where, fix="begin with `name: my-recipe`")
     marked.values = values
     for section in SHORTHAND:
         _expand_shorthand(marked, section)
@@ -83,11 +84,11 @@ def read_yaml(path: Path) -> Any:
 
     Raises RecipeError, with file:line, as for a recipe: for duplicate keys, tags, and aliases that multiply.
     """
-    return _values_of(path, MarkedValues())
+    return _values_of(path, MarkedValues())[0]
 
 
-def _values_of(path: Path, marked: MarkedValues) -> Any:
-    """The value of a YAML file; the places of its keys go into ``marked``."""
+def _values_of(path: Path, marked: MarkedValues) -> tuple[Any, int | None]:
+    """The value of a YAML file and its line, None where there is none; the places of its keys go into ``marked``."""
     try:
         if path.stat().st_size > LARGEST_FILE:
             what = f"the file has more than {LARGEST_FILE:,} bytes, and settings are short"
@@ -99,7 +100,9 @@ def _values_of(path: Path, marked: MarkedValues) -> Any:
     try:
         loader = YamlLoader(text)
         node = loader.get_single_node()
-        return None if node is None else _Reader(path, text, loader, marked).value(node, (), frozenset())
+        if node is None:
+            return None, None
+        return _Reader(path, text, loader, marked).value(node, (), frozenset()), node.start_mark.line + 1
     except yaml.MarkedYAMLError as error:
         raise _invalid_yaml(error, path) from error
     except ReaderError as error:

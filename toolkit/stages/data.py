@@ -10,10 +10,11 @@ from typing import Any
 from toolkit.errors import DataError
 from toolkit.files import write_json
 from toolkit.models.encoding import TextEncoder, text_encoder
-from toolkit.models.rendering import open_think_block
+from toolkit.models.rendering import open_think_block, refusals_at
 from toolkit.models.resolve import require_policy, resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
+from toolkit.preferences.loading import place_in
 from toolkit.preferences.reading import PreferenceData, data_warnings, read_preferences, to_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
@@ -105,8 +106,11 @@ def limited(
     n_long_responses = n_left_out_responses = n_tokens = n_identical_pairs = n_open_thoughts = 0
     prompt_tokens: dict[str, int] = {}
 
+    source = (section.eval_source if side == "eval" else None) or section.source
+
     def fits(row: PreferenceRow) -> bool:
-        prompt_tokens[row.prompt_id] = len(encoder.prompt(row.prompt))
+        with refusals_at(place_in(source, row.source_row)):
+            prompt_tokens[row.prompt_id] = len(encoder.prompt(row.prompt))
         return 0 < prompt_tokens[row.prompt_id] <= section.max_prompt_tokens
 
     for row in splits.limit(rows, asked_prompts(side, section), seed, fits):

@@ -20,7 +20,7 @@ from toolkit.measure.check.tokens import Limits
 from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy
-from toolkit.models.rendering import TEMPLATE_ERRORS
+from toolkit.models.rendering import TemplateRefusesError
 from toolkit.models.resolve import ModelRef
 from toolkit.models.tokenizer import check_vocabulary
 from toolkit.recipe.schema import ModelSection
@@ -59,7 +59,7 @@ def check_likelihood(
         encoder = text_encoder(tokenizer, row.prompt, ref.spec)
         try:
             tree = encoder.encode(row.prompt, row.responses, limits.max_response_tokens).tree
-        except TEMPLATE_ERRORS:
+        except TemplateRefusesError:
             continue
         if 0 < len(tree.prompt_ids) <= limits.max_prompt_tokens:
             trees.append(tree)
