@@ -130,7 +130,7 @@ def read_files(files: RunFiles, folder_name: str) -> Run:
         results=results,
         manifest=manifest,
         data_report=data_report or _json(files.stages["evaluate"] / "data_report.json"),
-        recipe_text=files.recipe.read_text(encoding="utf-8") if files.recipe.is_file() else "",
+        recipe_text=_text(files.recipe),
         histories={stage: history for stage, history in histories.items() if history},
         samples=read_samples(files.tables / SAMPLES_FILE, SAMPLE_COLUMNS, error=StoreError, fix=EVALUATE_AGAIN),
         rewards=read_table(files.tables / "rewards.parquet", REWARD_COLUMNS, fix=EVALUATE_AGAIN),
@@ -181,7 +181,7 @@ def read_live(folder: Path) -> Run:
         results={"policies": [], "win_rates": [], "warnings": [], "recipe": manifest["recipe"]},
         manifest=manifest,
         data_report=_json(folder / "data" / "report.json") if "data" in finished else {},
-        recipe_text=recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else "",
+        recipe_text=_text(recipe_path),
         histories={stage: history for stage, history in histories.items() if history},
         samples=[],
         rewards=[],
@@ -236,6 +236,14 @@ def outdated(run: Run) -> list[str]:
         return []
     sections = [name for name in now if name not in ("report", "report_to", "name")]
     return [name for name in sections if then.get(name) != now.get(name)]
+
+
+def _text(path: Path) -> str:
+    """The text of a file; "" where there is none."""
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise StoreError("this file is damaged: it is no UTF-8 text", where=str(path), fix="run it again") from error
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -83,6 +83,8 @@ def study_progress(folder: Path) -> StudyProgress:
     if not path.is_file():
         raise StoreError("there is no study", where=str(folder), fix="start one: duel study RECIPE --out DIR")
     planned = read_json(path)
+    if not isinstance(planned.get("trials"), list) or not isinstance(planned.get("started"), int | float):
+        raise StoreError("this file is damaged: it lists no trials", where=str(path), fix="run the study again")
     busy = RunFolder(folder).busy()
     trials = [_trial(folder / TRIALS_FOLDER / row["name"], row) for row in planned["trials"]]
     steps = [_step(folder, planned["started"])] if busy else []

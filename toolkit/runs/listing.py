@@ -197,7 +197,7 @@ def estimates_of(*runs: Mapping[str, Any]) -> list[dict[str, Any]]:
             estimates[f"{row['policy']}: kl_nats"] = {"unit": "number", "value": row["kl_nats"]} | _interval(
                 row, "kl_ci_"
             )
-        for arm, cost in results["cost"]["arms"].items():
+        for arm, cost in (results.get("cost") or {}).get("arms", {}).items():
             estimates[f"{arm}: wall_s"] = _estimate("number", cost["wall_s"], {})
         sides.append({name: entry for name, entry in estimates.items() if entry["value"] is not None})
     names = [name for name in dict.fromkeys([*sides[0], *sides[1]]) if "@" not in name]

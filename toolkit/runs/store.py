@@ -35,6 +35,19 @@ STUDY_FILE = "study.json"
 TRIALS_FILE = "trials.json"
 FAILURE_FILE = "failed.json"
 SCORES_FOLDER = "scores"
+# Fields of the two documents of a run that readers take for granted, with their types; and those that hold objects.
+FORMS: dict[str, dict[str, Any]] = {
+    MANIFEST_FILE: {
+        "name": str,
+        "recipe": dict,
+        "keys": dict,
+        "stages": dict,
+        "started": int | float,
+        "versions": dict,
+    },
+    RESULTS_FILE: {"policies": list, "win_rates": list, "verdict": dict},
+}
+OF_OBJECTS = ("stages", "policies", "win_rates")
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -52,7 +65,19 @@ def read_document(path: Path) -> dict[str, Any]:
             where=str(path),
             fix="read it with the duel that wrote it, or run its recipe again in another folder",
         )
+    _check_form(document, path, fix)
     return document
+
+
+def _check_form(document: Mapping[str, Any], path: Path, fix: str) -> None:
+    """Raises StoreError where a field that readers take for granted is missing, or of another type."""
+    for name, kind in FORMS.get(path.name, {}).items():
+        value = document.get(name)
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        objects = name not in OF_OBJECTS or all(isinstance(item, dict) for item in items)
+        if not isinstance(value, kind) or isinstance(value, bool) or not objects:
+            what = f"this file is damaged: {name!r} is {'missing' if value is None else 'of another form'}"
+            raise StoreError(what, where=str(path), fix=fix)
 
 
 def refuse_damaged(run: Path) -> None:
