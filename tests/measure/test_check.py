@@ -207,6 +207,7 @@ SOUND: list[tuple[str, str, list[dict[str, Any]], dict[str, Any]]] = [
     ("ties", CHATML, text_rows(), {}),
     ("leak", CHATML, text_rows(20), {}),
     ("leak", CHATML, [*text_rows(), text_rows()[1]], {}),
+    ("leak", CHATML, with_row(with_row(text_rows(), 0, prompt=STORY), 3, prompt=STORY[:64] + " when they asked him for the way to the sea"), {}),
     ("leak", CHATML, [r | {"prompt": f"What is {i} {'+-'[i % 2]} 2?"} for i, r in enumerate(text_rows())] + [r | {"prompt": f"What is {i} {'-+'[i % 2]} 2?"} for i, r in enumerate(text_rows())], {}),
     ("leak", CHATML, with_row(with_row(text_rows(2, group="x"), 0, prompt=STORY + "."), 1, prompt=STORY + " please."), {}),
     ("leak", CHATML, [r | {"prompt": f"{STORY}, and to {name}"} for r, name in zip(text_rows(12), ["Ann", "Bob", "Cid", "Dan", "Eve", "Flo", "Gus", "Hal", "Ida", "Jim", "Kim", "Lou"], strict=True)], {}),
