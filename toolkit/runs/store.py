@@ -130,6 +130,14 @@ class StageState:
     damage: str = ""
 
 
+def _is_manifest(path: Path) -> bool:
+    """Whether a file has the form of a run's manifest."""
+    try:
+        return path.is_file() and bool(read_document(path))
+    except StoreError:
+        return False
+
+
 class RunFolder:
     """One run's folder on disk.
 
@@ -153,8 +161,8 @@ class RunFolder:
 
     def refuse_others_files(self) -> None:
         """Raises StoreError where a first run would replace files that no run wrote."""
-        if (self.root / ".work").is_dir():
-            return
+        if (self.root / ".work").is_dir() or _is_manifest(self.root / MANIFEST_FILE):
+            return  # a copy may lack the folder that is empty
         for name in (MANIFEST_FILE, RESULTS_FILE, RECIPE_FILE, REPORT_FILE, *TABLES):
             refuse_others_file(self.root / name, force=None, ours=lambda _: False)
 
