@@ -233,6 +233,20 @@ def test_a_damaged_stage_runs_again_and_so_does_what_reads_it(
     assert list(ran) == ["evaluate"]
 
 
+def test_a_stage_whose_record_is_gone_runs_again(
+    ran: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The manifest lists it, so the folder is the run's. Its files stay on the shelf: nobody can tell whose each is."""
+    go(tmp_path)
+    (tmp_path / "sft" / "mine.txt").write_text("notes")
+    (tmp_path / "sft" / "stage.json").unlink()
+    ran.clear()
+    manifest = go(tmp_path)
+    assert list(ran) == ["sft"] and manifest["status"] == "done"
+    assert "sft/stage.json is missing" in capsys.readouterr().err
+    assert (tmp_path / ".shelf" / "sft-damaged-1" / "mine.txt").read_text() == "notes"
+
+
 def test_a_folder_of_somebody_else_is_refused_before_anything_runs(ran: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "evaluate").mkdir(parents=True)
     with pytest.raises(StoreError, match="did not finish writing"):

@@ -77,6 +77,8 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
         stages = plan_stages(loaded, folder, processes)
         names = stages_to_run(stages, options.only, options.until, options.target)
         for name in names:  # before hours of training
+            if lost := folder.set_aside_recordless(name):
+                reporter.line(lost)
             folder.refuse_foreign(name)
         if "evaluate" in names:
             check_recorded_names(recipe.evaluate.judges)

@@ -271,6 +271,16 @@ class RunFolder:
                 fix="move it away, or choose another folder with --out",
             )
 
+    def set_aside_recordless(self, stage: str) -> str:
+        """Put a stage on the shelf that the manifest lists, and whose record is gone. Returns where it went, or ""."""
+        folder, manifest = self.stage_dir(stage), self.root / MANIFEST_FILE
+        if not folder.is_dir() or (folder / STAGE_FILE).is_file() or not _is_manifest(manifest):
+            return ""
+        if stage not in read_document(manifest)["stages"]:
+            return ""
+        self.set_aside(stage)
+        return f"{stage}/{STAGE_FILE} is missing: its files are in {self.root / '.shelf'}, and the stage runs again"
+
     def set_aside(self, stage: str) -> list[tuple[Path, str]]:
         """Put a damaged stage on the shelf. Returns the user's own files in it, with their names in the stage."""
         folder, number = self.stage_dir(stage), 1
