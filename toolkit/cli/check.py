@@ -62,7 +62,7 @@ def check(ctx: click.Context, /, data: str, model: str, as_json: bool, **options
     from toolkit.measure.options import take
 
     reporter_of(ctx)
-    options["columns"] = dict(map(_column, options["columns"]))
+    options["columns"] = dict(map(known_column, options["columns"]))
     options["annotators"] = options["annotators"] or None
     template: Path | None = options.pop("chat_template")
     source, limits = take(SourceOptions, options), take(Limits, options)
@@ -72,7 +72,8 @@ def check(ctx: click.Context, /, data: str, model: str, as_json: bool, **options
     emit(result.as_dict()) if as_json else print(result)
 
 
-def _column(text: str) -> tuple[str, str]:
+def known_column(text: str) -> tuple[str, str]:
+    """A ``--column``: the name that is known, and the one in the data."""
     known, equals, name = text.partition("=")
     if not (known and equals and name):
         raise click.BadParameter(f"{text!r} is not KNOWN=NAME", param_hint="--column")

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import click
 
-from toolkit.cli import check, folders, measure, run, study
+from toolkit.cli import check, folders, measure, reward_models, run, study
 from toolkit.cli.options import Group
 from toolkit.errors import EXIT_CODE_FILE, LAUNCHER_FILE, DuelError, Terminated, shown
 
@@ -33,7 +33,14 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     ctx.obj = {"debug": debug, "quiet": quiet}
 
 
-for command in (*run.COMMANDS, *measure.COMMANDS, *check.COMMANDS, *study.COMMANDS, *folders.COMMANDS):
+for command in (
+    *run.COMMANDS,
+    *measure.COMMANDS,
+    *check.COMMANDS,
+    *reward_models.COMMANDS,
+    *study.COMMANDS,
+    *folders.COMMANDS,
+):
     cli.add_command(command)
 
 

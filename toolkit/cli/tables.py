@@ -268,6 +268,26 @@ def rewards_table(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"written: {summary['out']}"])
 
 
+def filter_table(summary: Mapping[str, Any]) -> str:
+    """``duel filter``."""
+    fpr, n = summary["fpr"], summary["n_kept"] + summary["n_dropped"]
+    sheet = Sheet("On new data", ["", "value", "95% interval", "responses", "groups"])
+    for name, row in (("false positives", fpr), ("recall", summary["recall"]), ("precision", summary["precision"])):
+        bounds = interval(row["ci_low"], row["ci_high"])
+        sheet.add_row(name, percent(row["value"]), bounds, str(row["n"]), str(row["n_groups"]))
+    lines = [
+        f"threshold {summary['threshold']:g}, for a false-positive rate of {percent(fpr['target'])}",
+        text_of(sheet),
+        f"kept {summary['n_kept']} of {n} rows: {summary['out']}",
+        f"dropped {summary['n_dropped']}: {summary['dropped']}",
+    ]
+    if summary["n_unscored"]:
+        lines.append(f"{summary['n_unscored']} of them have no score: a blank text, or responses that share no prompt")
+    if not summary["recall"]["value"]:
+        lines.append("note: no good response of the calibration set passes")
+    return "\n".join(lines)
+
+
 def _references_line(references: Mapping[str, Any]) -> str:
     """What accuracy, log loss and Brier score are to be compared with."""
     coin, best = references["coin"], references["label_ceiling"]

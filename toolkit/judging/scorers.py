@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -30,6 +31,18 @@ from toolkit.preferences.rows import Prompt
 from toolkit.recipe.schema import ModelSection
 
 Scores = list[list[float]]  # for each prompt, one score for each of its responses
+TokenLogps = list[list[torch.Tensor]]  # for each prompt, for each response: the log-probabilities of its tokens
+
+
+class Scorer(Protocol):
+    """The scores of responses to prompts, as :func:`score` gives them."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Sequence[str]],
+        samples: Sequence[SampledIds | None] | None = None,
+    ) -> Scores: ...
 
 
 def score(
@@ -47,61 +60,84 @@ def score(
     Raises RecipeError for a judge that does not score, ModelError for a model that cannot.
     """
     kind, _, rest = spec.partition(":")
+    if kind == "implicit":  # one of its models in memory at a time
+        policy, reference = (name.strip() for name in rest.split(",", 1))
+        policy_logps = _loaded(load_policy, policy, prompts[0], options).logps(prompts, responses, samples)
+        reference_logps = _loaded(load_policy, reference, prompts[0], options).logps(prompts, responses, samples)
+        return _implicit(policy, policy_logps, reference_logps)
+    return scorer(spec, prompts[0], options)(prompts, responses, samples)
+
+
+def scorer(spec: str, prompt: Prompt, options: JudgeOptions) -> Scorer:
+    """:func:`score` as a function that can be called again and again: the judge's models are loaded once.
+
+    ``prompt`` is one of those to come, which are all text or all messages, as it is.
+    """
+    kind, _, rest = spec.partition(":")
     if kind == "gold":
-        return [
+        return lambda prompts, responses, samples=None: [
             gold_rewards([prompt] * len(texts), list(texts)) for prompt, texts in zip(prompts, responses, strict=True)
         ]
     if kind == "python":
-        return _function_scores(rest, prompts, responses)
+        return lambda prompts, responses, samples=None: _function_scores(rest, prompts, responses)
     if kind == "rm":
-        ref = resolve(rest)
-        engine, trees = _loaded(load_reward_model, ref, prompts, responses, options, samples)
-        mean = reward_mean(ref.path)
-        return [[value - mean for value in values] for values in engine.scores(trees)]
-    if kind == "implicit":
-        policy, _, reference = rest.partition(",")
-        reward = defined_by(training_record(resolve(policy.strip())), beta=1.0)
-        policy_logps = _token_logps(policy.strip(), prompts, responses, options, samples)
-        reference_logps = _token_logps(reference.strip(), prompts, responses, options, samples)
-        return [
-            [reward(float(a.sum()) - float(b.sum()), len(a)) for a, b in zip(*of_prompt, strict=True)]
-            for of_prompt in zip(policy_logps, reference_logps, strict=True)
+        model, mean = _loaded(load_reward_model, rest, prompt, options), reward_mean(resolve(rest).path)
+        return lambda prompts, responses, samples=None: [
+            [value - mean for value in values] for values in model.scores(prompts, responses, samples)
         ]
+    if kind == "implicit":
+        policy, reference = (name.strip() for name in rest.split(",", 1))
+        models = [_loaded(load_policy, name, prompt, options) for name in (policy, reference)]
+        return lambda prompts, responses, samples=None: _implicit(
+            policy, *(model.logps(prompts, responses, samples) for model in models)
+        )
     raise RecipeError(
         f"{spec!r} does not score responses", where="evaluate.judges", fix="use gold, rm:, implicit: or python:"
     )
 
 
-def _token_logps(
-    policy: str,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Sequence[str]],
-    options: JudgeOptions,
-    samples: Sequence[SampledIds | None] | None,
-) -> list[list[torch.Tensor]]:
-    """For each prompt, for each response: the log-probabilities of its tokens."""
-    engine, trees = _loaded(load_policy, resolve(policy), prompts, responses, options, samples)
-    return engine.logps(trees)
+def _implicit(policy: str, policy_logps: TokenLogps, reference_logps: TokenLogps) -> Scores:
+    reward = defined_by(training_record(resolve(policy)), beta=1.0)
+    return [
+        [reward(float(a.sum()) - float(b.sum()), len(a)) for a, b in zip(*of_prompt, strict=True)]
+        for of_prompt in zip(policy_logps, reference_logps, strict=True)
+    ]
 
 
-def _loaded(
-    load: Callable[[ModelRef, ModelSection], Any],
-    ref: ModelRef,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Sequence[str]],
-    options: JudgeOptions,
-    samples: Sequence[SampledIds | None] | None,
-) -> tuple[Engine, list[Tree]]:
-    """The engine of a model, and the prompts with their responses as its token ids."""
+@dataclass(frozen=True)
+class _Model:
+    """A model in memory with the encoder of its tokenizer."""
+
+    engine: Engine
+    encoder: TextEncoder
+    max_response_tokens: int
+
+    def scores(self, *texts: Any) -> Scores:
+        return self.engine.scores(self._trees(*texts))
+
+    def logps(self, *texts: Any) -> TokenLogps:
+        return self.engine.logps(self._trees(*texts))
+
+    def _trees(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Sequence[str]],
+        samples: Sequence[SampledIds | None] | None,
+    ) -> list[Tree]:
+        return [
+            _tree(self.encoder, prompt, texts, sampled, self.max_response_tokens)
+            for prompt, texts, sampled in zip(prompts, responses, samples or [None] * len(prompts), strict=True)
+        ]
+
+
+def _loaded(load: Callable[[ModelRef, ModelSection], Any], spec: str, prompt: Prompt, options: JudgeOptions) -> _Model:
+    ref = resolve(spec)
     model = load(ref, options.model).to(best_device())
     tokenizer = load_tokenizer(ref)
-    encoder = text_encoder(tokenizer, prompts[0], ref.spec)
-    trees = [
-        _tree(encoder, prompt, texts, sampled, options.max_response_tokens)
-        for prompt, texts, sampled in zip(prompts, responses, samples or [None] * len(prompts), strict=True)
-    ]
+    encoder = text_encoder(tokenizer, prompt, ref.spec)
     dtype = DTYPES[options.model.dtype]
-    return Engine(model, int(tokenizer.pad_token_id), dtype=dtype, token_budget=options.token_budget), trees
+    engine = Engine(model, int(tokenizer.pad_token_id), dtype=dtype, token_budget=options.token_budget)
+    return _Model(engine, encoder, options.max_response_tokens)
 
 
 def _tree(

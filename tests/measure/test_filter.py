@@ -1,0 +1,185 @@
+"""``duel filter``: rows are kept by their scores, in flat memory, and a killed call continues to the same bytes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.running import duel
+
+from toolkit.judging import scorers
+from toolkit.measure import filter as filtering
+from toolkit.models.load import new_reward_model
+from toolkit.models.resolve import resolve
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.preferences.reading import read_preferences
+from toolkit.recipe.schema import ModelSection
+
+JUDGE = """
+def count(prompts, completions, **_):
+    print("a line that is no JSON")
+    return [float("nan") if "nan" in text else float(len(text)) for text in completions]
+"""
+
+
+@pytest.fixture(autouse=True)
+def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A judge that scores a response by its length."""
+    (tmp_path / "filter_judge.py").write_text(JUDGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "python:filter_judge:count"
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def labelled(n: int = 39) -> list[dict[str, Any]]:
+    """Bad responses of 1..n characters, so that the threshold for 5% of 39 is 38; and good ones of 30 and 45."""
+    bad = [{"prompt": f"bad {k}", "completion": "x" * k, "label": False} for k in range(1, n + 1)]
+    return bad + [{"prompt": f"good {k}", "completion": "x" * k, "label": True} for k in (30, 45)]
+
+
+def rows(n: int = 10) -> list[dict[str, Any]]:
+    return [{"prompt": f"é {k}", "response": "y" * (30 + k), "id": k} for k in range(n)]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_rows_above_the_threshold_are_kept(tmp_path: Path, judge: str) -> None:
+    data = write(tmp_path / "data.jsonl", [*rows(), {"prompt": "blank", "response": " ", "id": 10}])
+    calibrate = write(tmp_path / "labels.jsonl", labelled())
+    done = duel(
+        "filter", f"--judge={judge}", f"--data={data}", f"--calibrate={calibrate}", "--fpr=0.05", "--json",
+        f"--out={tmp_path / 'out.jsonl.gz'}",
+    )  # fmt: skip
+    summary = json.loads(done.stdout)
+    assert summary["threshold"] == 38.0
+    assert summary["fpr"]["target"] == 0.05 and summary["fpr"]["value"] == 2 / 40
+    assert 0 < summary["fpr"]["ci_low"] < 0.05 < summary["fpr"]["ci_high"] < 0.2
+    assert summary["recall"]["value"] == 0.5
+    assert (summary["n_kept"], summary["n_dropped"], summary["n_unscored"]) == (1, 10, 1)
+    kept, dropped = lines(tmp_path / "out.jsonl.gz"), lines(tmp_path / "out.dropped.jsonl.gz")
+    assert kept == [{**rows()[9], "score": 39.0}]
+    assert [row["id"] for row in dropped] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10]
+    assert [row["score"] for row in dropped] == [*map(float, range(30, 39)), None]
+    assert json.loads((tmp_path / "out.summary.json").read_text()) == summary
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_preference_data_in_parquet_goes_by_its_preferred_response(tmp_path: Path, judge: str) -> None:
+    pairs = [{"prompt": f"p{k}", "chosen": "c" * (2 * k + 1), "rejected": "r" * (2 * k)} for k in range(1, 101)]
+    pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "pairs.parquet")
+    common = ["filter", f"--judge={judge}", f"--data={tmp_path / 'pairs.parquet'}", "--fpr=0.1", "--json"]
+    out = tmp_path / "kept.parquet"
+    summary = json.loads(duel(*common, f"--calibrate={tmp_path / 'pairs.parquet'}", f"--out={out}").stdout)
+    assert summary["threshold"] == 182.0  # the rejected ones have 2..200 characters: the tenth highest
+    table = pq.read_table(out)
+    assert table.schema.names == ["prompt", "chosen", "rejected", "score", "response_scores"]
+    assert table["score"].to_pylist() == [float(2 * k + 1) for k in range(91, 101)]
+    assert table["response_scores"].to_pylist()[0] == [183.0, 182.0]
+    assert pq.read_table(tmp_path / "kept.dropped.parquet").num_rows == summary["n_dropped"] == 90
+    again = read_preferences(str(out))
+    assert (again.report.n_prompts, again.report.format) == (10, "chosen/rejected")
+
+
+@pytest.mark.fault
+def test_a_killed_call_continues_to_the_same_bytes(tmp_path: Path, judge: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filtering, "CHUNK", 16)
+    common = ["filter", f"--judge={judge}", "--fpr=0.05"]
+    common += [f"--data={write(tmp_path / 'data.jsonl', rows(100))}"]
+    common += [f"--calibrate={write(tmp_path / 'labels.jsonl', labelled())}"]
+    duel(*common, f"--out={tmp_path / 'whole.jsonl'}")
+    score, scored = scorers.function_scores, list[int]()
+
+    def killed(spec: str, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        if len(scored) == 6:
+            raise KeyboardInterrupt
+        scored.append(len(responses))
+        return score(spec, prompts, responses)
+
+    monkeypatch.setattr(scorers, "function_scores", killed)
+    again = [*common, f"--out={tmp_path / 'out.jsonl'}"]
+    duel(*again, check=130)
+    assert not (tmp_path / "out.jsonl").exists()
+    scored[:] = [0]  # may score five more times
+    duel(*again)
+    assert sum(scored) == 100 - 3 * 16  # the calibration set and three chunks were there
+    for name in ("{}.jsonl", "{}.dropped.jsonl"):
+        assert (tmp_path / name.format("out")).read_bytes() == (tmp_path / name.format("whole")).read_bytes()
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path: Path, judge: str) -> None:
+    calibrate, peaks = write(tmp_path / "labels.jsonl", labelled()), []
+    for n in (1_000, 10_000):
+        data = write(tmp_path / f"data{n}.jsonl", [{"prompt": "p" * 500, "response": "y" * 30}] * n)
+        tracemalloc.start()
+        duel("filter", f"--judge={judge}", f"--data={data}", f"--calibrate={calibrate}", "--fpr=0.05",
+             f"--out={tmp_path / f'out{n}.jsonl'}")  # fmt: skip
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] + (1 << 20)
+
+
+def test_a_reward_model_scores_as_duel_score_does(tmp_path: Path) -> None:
+    rm = tmp_path / "rm"
+    tokenizer = load_tokenizer(resolve("tiny"))
+    model = new_reward_model(resolve("tiny"), ModelSection(dtype="float32"), int(tokenizer.pad_token_id), 0)
+    model.save_pretrained(rm)
+    tokenizer.save_pretrained(rm)
+    pairs = [
+        {"prompt": f"The soup number {k} was", "chosen": " good" * (k % 5 + 1), "rejected": " bad"} for k in range(20)
+    ]
+    data = write(tmp_path / "pairs.jsonl", pairs)
+    duel("score", f"--rm={rm}", f"--data={data}", f"--out={tmp_path / 'scores.parquet'}")
+    duel(
+        "filter", f"--rm={rm}", f"--data={data}", f"--calibrate={data}", "--fpr=0.5", f"--out={tmp_path / 'out.jsonl'}"
+    )
+    expected = sorted(row["explicit_reward"] for row in pq.read_table(tmp_path / "scores.parquet").to_pylist())
+    rows = lines(tmp_path / "out.jsonl") + lines(tmp_path / "out.dropped.jsonl")
+    assert sorted(score for row in rows for score in row["response_scores"]) == pytest.approx(expected, abs=1e-5)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": labelled(18)}, "18 bad responses are too few.*at least 19"),
+        ({"labels": [row for row in labelled() if row["label"]]}, "no response of the calibration set is bad"),
+        ({"labels": [row for row in labelled() if not row["label"]]}, "no response of the calibration set is good"),
+        ({"labels": [{**row, "label": 3} for row in labelled()]}, "label 3 is neither good nor bad.*row 1"),
+        (
+            {"labels": [{"prompt": row["prompt"], "completion": "x", "ok": row["label"]} for row in labelled()]},
+            "no column is known to hold the label.*--column label=NAME; could be: ok",
+        ),
+        ({"data": [{"prompt": "p", "text": "t"}]}, "hold the response.*--column response=NAME; could be: prompt, text"),
+        ({"data": [*rows(3), {"prompt": "p", "response": "nan"}]}, "the score is nan.*row 4"),
+        ({"data": [{**rows()[0], "score": 1}]}, "has a column 'score'"),
+        ({"data": [*rows(2), {"prompt": [{"role": "user", "content": "p"}], "response": "r"}]}, "partly.*row 3"),
+        ({"options": ["--judge=llm:tiny"]}, "does not score responses"),
+        ({"options": ["--out=kept.parquet"]}, "another format than the data"),
+        ({"options": ["--fpr=5"]}, "5"),
+        ({"options": ["--rm=tiny"]}, "--rm, or a judge with --judge"),
+    ],
+)
+def test_bad_input_is_named(tmp_path: Path, judge: str, change: dict[str, Any], message: str) -> None:
+    data = write(tmp_path / "data.jsonl", change.get("data", rows()))
+    calibrate = write(tmp_path / "labels.jsonl", change.get("labels", labelled()))
+    options = [f"--judge={judge}", f"--data={data}", f"--calibrate={calibrate}", "--fpr=0.05", "--out=out.jsonl"]
+    done = duel("filter", *options, *change.get("options", []), cwd=tmp_path, check=2)
+    assert re.search(message, done.stderr, flags=re.S), done.stderr
+    assert not (tmp_path / "out.jsonl").exists()

@@ -1,0 +1,61 @@
+"""Commands about reward models and what they are used for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from toolkit.cli.check import known_column
+from toolkit.cli.measure import DTYPE
+from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, emit, quiet_libraries, reporter_of, say
+
+
+@click.command("filter")
+@click.option("--rm", help="Score responses with this reward model.")
+@click.option("--judge", help="Score them with this judge: gold, rm:, implicit: or python:, as duel judge names them.")
+@click.option("--data", required=True, help="Rows to filter: a .jsonl, .jsonl.gz or .parquet file, or a shipped name.")
+@click.option(
+    "--calibrate", required=True, metavar="DATA", help="Rows with a label, or preference data, that set the threshold."
+)
+@click.option(
+    "--fpr",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    required=True,
+    help="Share of the bad responses that may be kept, as a fraction of one.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="KNOWN=NAME",
+    help="The column NAME holds the prompt, response or label. Can be given several times.",
+)
+@click.option("--plain", is_flag=True, help="Read transcripts as text, for models without a chat template.")
+@click.option("--batch-tokens", type=POSITIVE, help="Tokens to score at once.")
+@click.option("--out", type=PATH, required=True, help="File of the kept rows; the others go to *.dropped.* beside it.")
+@FORCE
+@DTYPE
+@JSON
+@click.pass_context
+def filter_command(ctx: click.Context, /, rm: str | None, judge: str | None, as_json: bool, **options: Any) -> None:
+    """Keep the rows whose response scores above a threshold.
+
+    The threshold is set on labelled data, for a rate of bad responses that are kept.
+    """
+    from toolkit.cli.tables import filter_table
+    from toolkit.measure.filter import FilterOptions, filter_rows
+    from toolkit.measure.options import ScoringOptions, take
+
+    if bool(rm) == bool(judge):
+        raise click.UsageError("name a reward model with --rm, or a judge with --judge")
+    reporter = reporter_of(ctx)
+    quiet_libraries()
+    options["columns"] = dict(map(known_column, options["columns"]))
+    filtering, scoring = take(FilterOptions, options), take(ScoringOptions, options)
+    data = options.pop("data")
+    summary = filter_rows(judge or f"rm:{rm}", data, filtering, scoring, reporter=reporter, **options)
+    emit(summary) if as_json else say(filter_table(summary))
+
+
+COMMANDS = (filter_command,)
