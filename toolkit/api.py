@@ -1,4 +1,4 @@
-"""duel from Python: ``from toolkit import run, study, check, implicit_rewards, compare``. Results are tables."""
+"""duel from Python: ``run, study, check, implicit_rewards, rm_card, compare`` of ``toolkit``. Results are tables."""
 
 from __future__ import annotations
 
@@ -151,6 +151,39 @@ def implicit_rewards(
         return Result({**summary, "out": str(out) if out is not None else None, "rows": rows}, rewards_sheets(summary))
 
     return _in_folder(out, "rewards.parquet", score)
+
+
+def rm_card(
+    model: str,
+    data: Data,
+    *,
+    out: str | Path | None = None,
+    force: bool = False,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Result:
+    """``duel rm-card``: how good a reward model is, and how it is biased.
+
+    ``model`` is a reward model, ``gold`` or ``python:MODULE:FUNCTION``. ``options`` are those of the command, such as
+    ``implicit``, ``by`` and ``limit``. Returns what ``duel rm-card --json`` prints. Without ``out`` no file remains.
+
+    Raises:
+        DuelError: an input that the user can correct.
+    """
+    from toolkit.measure.options import ScoringOptions, take
+    from toolkit.measure.reading import ReadingOptions
+    from toolkit.measure.rm_card import CardOptions
+    from toolkit.measure.rm_card import rm_card as make_card
+    from toolkit.report.card_sheets import card_sheets, flag_lines
+
+    reading, scoring = take(ReadingOptions, options), take(ScoringOptions, options)
+    asked = CardOptions(**options)
+    with tempfile.TemporaryDirectory() as folder:
+        source = _data_source(data, Path(folder) / "records.jsonl")
+        folder_of_card = Path(out) if out is not None else None
+        quiet = reporter or Reporter(quiet=True)
+        card = make_card(model, source, asked, reading, scoring, out=folder_of_card, force=force, reporter=quiet)
+    return Result(card, card_sheets(card), "\n".join(flag_lines(card)))
 
 
 def compare(

@@ -164,7 +164,7 @@ def test_files_of_principles(tmp_path: Path, name: str, content: str, expected: 
         ("p.txt", "# nothing\n\n", "no principle"),
         ("p.txt", "a\nb\na\n", "twice"),
         ("p.yaml", "a: b", "list of texts"),
-        ("p.yaml", "- [", "no YAML"),
+        ("p.yaml", "- [", "not valid YAML"),
         ("q.txt", None, "no such file"),
     ],
 )

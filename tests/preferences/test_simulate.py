@@ -46,9 +46,9 @@ def test_an_annotator_without_noise_and_bias_follows_the_gold_reward() -> None:
 
 
 def test_near_equal_latent_scores_are_a_tie_of_two_halves() -> None:
-    comparisons = annotate(PROMPT, RESPONSES[:2], [0.5, 0.51], [Annotator("exact", 0.0)], seed=0, tie_below=0.02)
+    comparisons = annotate(PROMPT, RESPONSES[:2], [0.5, 0.51], [Annotator("exact", 0.0, tie_below=0.02)], seed=0)
     assert comparisons == [Comparison(0, 1, 0.5, "exact"), Comparison(1, 0, 0.5, "exact")]
-    decided = annotate(PROMPT, RESPONSES[:2], [0.5, 0.53], [Annotator("exact", 0.0)], seed=0, tie_below=0.02)
+    decided = annotate(PROMPT, RESPONSES[:2], [0.5, 0.53], [Annotator("exact", 0.0, tie_below=0.02)], seed=0)
     assert decided == [Comparison(1, 0, 1.0, "exact")]
 
 
@@ -98,10 +98,10 @@ def test_seed_prompt_and_annotator_each_give_other_noise() -> None:
 
 def test_the_noise_has_the_stated_standard_deviation() -> None:
     """With a gap of one sd of the difference, sqrt(2) * noise_std, the better response wins with Phi(1) = 0.841."""
-    annotator = [Annotator("a", noise_std=0.3)]
+    annotator = [Annotator("a", noise_std=0.3, tie_below=0.0)]
     wins = 0
     for n in range(1500):
-        (comparison,) = annotate(f"prompt {n}", [" x.", " y."], [0.3 * math.sqrt(2), 0.0], annotator, 0, tie_below=0.0)
+        (comparison,) = annotate(f"prompt {n}", [" x.", " y."], [0.3 * math.sqrt(2), 0.0], annotator, 0)
         wins += comparison.winner == 0
     assert wins / 1500 == pytest.approx(0.8413, abs=0.03)
 
@@ -179,3 +179,22 @@ def test_wrong_input_is_named() -> None:
         simulate_preferences([PROMPT, PROMPT], [RESPONSES, RESPONSES])
     with pytest.raises(DataError, match="1 lists of responses for 2 prompts"):
         simulate_preferences([PROMPT, "x"], [RESPONSES])
+
+
+def test_flipped_labels_are_the_stated_share_and_depend_on_the_pair_alone() -> None:
+    flipping = [Annotator("a", noise_std=0.0, flip_share=0.2)]
+    flips = 0
+    for n in range(2000):
+        (comparison,) = annotate(f"prompt {n}", [" x.", " y."], [1.0, 0.0], flipping)
+        (turned,) = annotate(f"prompt {n}", [" y.", " x."], [0.0, 1.0], flipping)
+        assert comparison.winner == 1 - turned.winner
+        flips += comparison.winner == 1
+    assert flips / 2000 == pytest.approx(0.2, abs=0.03)
+    tied = annotate(PROMPT, [" x.", " y."], [0.0, 0.0], [Annotator("a", 0.0, flip_share=1.0, tie_below=0.0)])
+    assert [c.weight for c in tied] == [0.5, 0.5]  # equal latent scores are a tie, and a tie has no wrong winner
+
+
+def test_gold_rewards_that_the_caller_knows_are_the_truth() -> None:
+    known = [[0.3, 2.0, 0.3]]
+    rows = simulate_preferences(["P"], [[" a.", " b.", " a."]], [Annotator("exact", 0.0)], gold=known)
+    assert rows[0].gold == [0.3, 2.0] and [c.winner for c in rows[0].comparisons] == [1]

@@ -125,7 +125,7 @@ def sampled_data(*, k: int, longest: int) -> Decorator:
         PROMPT_LIMIT,
         SPLIT,
         SEED,
-        click.option("--out", type=PATH, required=True, help="File (.jsonl.gz) to write; data.source can read it."),
+        click.option("--out", type=PATH, required=True, help="File to write (.jsonl.gz); data.source can read it."),
         FORCE,
     )
 
@@ -428,27 +428,44 @@ def label(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
 
 
 @click.command()
-@click.option("--policy", default="smollm2-135m", show_default=True, help="The policy to sample responses from.")
+@click.option(
+    "--policy",
+    show_default="smollm2-135m",
+    help="Sample the responses from this policy; with --annotators the default is the data's responses, if it has any.",
+)
 @click.option("--data", required=True, help=PROMPTS)
+@click.option(
+    "--annotators",
+    type=PATH,
+    metavar="FILE",
+    help="YAML or JSON list of annotators: name, noise, bias, weight, flipped, ties. The default is three of them.",
+)
 @sampled_data(k=6, longest=40)
 @DTYPE
 @JSON
 @click.pass_context
-def simulate(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
-    """Make preference data from a policy and a known gold reward.
+def simulate(ctx: click.Context, /, as_json: bool, policy: str | None, annotators: Path | None, **options: Any) -> None:
+    """Make preference data from responses and a known gold reward.
 
-    Three annotators compare the responses; each is biased and noisy in its own way.
+    Annotators compare the responses; each is biased and noisy in its own way.
     """
     from toolkit.measure.options import PromptSelection, take
+    from toolkit.measure.responses import has_responses
     from toolkit.measure.sampling import PolicySampler
     from toolkit.measure.simulate import simulate_data
+    from toolkit.preferences.annotators import read_annotators
+    from toolkit.preferences.simulate import ANNOTATORS
     from toolkit.recipe.schema import ModelSection
 
     reporter = reporter_of(ctx)
+    people = read_annotators(annotators) if annotators is not None else list(ANNOTATORS)
     quiet_libraries()
     selection, params = take(PromptSelection, options), sampling_params("k", options)
-    sampler = PolicySampler(options.pop("policy"), ModelSection(dtype=options.pop("dtype")), params)
-    show_summary(simulate_data(sampler, selection, reporter=reporter, **options), as_json)
+    model = ModelSection(dtype=options.pop("dtype"))
+    sampler = None
+    if policy is not None or annotators is None or not has_responses(selection):
+        sampler = PolicySampler(policy or "smollm2-135m", model, params)
+    show_summary(simulate_data(sampler, selection, people, reporter=reporter, **options), as_json)
 
 
 COMMANDS = (rewards, score, compare, judge, winrate, label, simulate)

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from toolkit.cli.check import known_column
-from toolkit.cli.measure import DTYPE
-from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, emit, quiet_libraries, reporter_of, say
+from toolkit.cli.measure import DTYPE, SCORED_DATA
+from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, SEED, emit, quiet_libraries, reporter_of, say
 
 
 @click.command("filter")
@@ -58,4 +58,37 @@ def filter_command(ctx: click.Context, /, rm: str | None, judge: str | None, as_
     emit(summary) if as_json else say(filter_table(summary))
 
 
-COMMANDS = (filter_command,)
+@click.command("rm-card")
+@click.argument("model")
+@click.option("--data", required=True, help="Preference data; its gold rewards and sources are used where it has them.")
+@click.option("--implicit", metavar="POLICY,REFERENCE", help="Put this implicit reward beside it.")
+@click.option("--beta", type=float, help="Scale of the implicit reward; the default is as for duel rewards.")
+@click.option("--any-reference", is_flag=True, help="Accept another reference than the policy was trained against.")
+@click.option("--by", metavar="COLUMN", help="The column that says where a row is from.")
+@click.option("--out", type=PATH, help="Folder for card.json and scores.parquet.")
+@FORCE
+@SCORED_DATA
+@SEED
+@DTYPE
+@JSON
+@click.pass_context
+def rm_card(ctx: click.Context, /, as_json: bool, model: str, data: str, **options: Any) -> None:
+    """Say how good a reward MODEL is, and how it is biased.
+
+    MODEL is a reward model, python:MODULE:FUNCTION (a function f(prompts, completions) of numbers), or gold.
+    """
+    from toolkit.measure.options import ScoringOptions, take
+    from toolkit.measure.reading import ReadingOptions
+    from toolkit.measure.rm_card import CardOptions
+    from toolkit.measure.rm_card import rm_card as make_card
+    from toolkit.report.card_sheets import card_sheets, flag_lines
+    from toolkit.report.sheets import text_of
+
+    reporter = reporter_of(ctx)
+    quiet_libraries()
+    asked, reading, scoring = take(CardOptions, options), take(ReadingOptions, options), take(ScoringOptions, options)
+    card = make_card(model, data, asked, reading, scoring, reporter=reporter, **options)
+    emit(card) if as_json else say("\n\n".join([text_of(*card_sheets(card)), "\n".join(flag_lines(card))]))
+
+
+COMMANDS = (filter_command, rm_card)

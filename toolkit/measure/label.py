@@ -12,11 +12,9 @@ from toolkit.judging.judge import check_judge
 from toolkit.judging.llm import is_language_model
 from toolkit.judging.principles import Labelling, label_rows
 from toolkit.measure.options import PromptSelection
+from toolkit.measure.responses import read_responses
 from toolkit.measure.sampling import PolicySampler, read_prompts, refusals_in, sample
-from toolkit.preferences import splits
-from toolkit.preferences.reading import from_parquet, read_preferences
-from toolkit.preferences.rows import Prompt, write_native
-from toolkit.preferences.samples import SAMPLES_FILE, by_prompt, read_samples
+from toolkit.preferences.rows import write_native
 from toolkit.progress import Reporter
 from toolkit.storage.locks import holds_out
 
@@ -48,7 +46,7 @@ def label_data(
             fix="name llm:MODEL or openai:MODEL@BASE_URL",
         )
     if sampler is None:
-        responses = read_responses(selection)
+        responses = [(row.prompt, row.responses) for row in read_responses(selection)]
     else:
         prompts = read_prompts(selection)
         with refusals_in(selection):
@@ -83,22 +81,3 @@ def label_data(
         "n_principles": len(labelling.principles),
         "judge_usage": asdict(labelled.usage),
     }
-
-
-def read_responses(selection: PromptSelection) -> list[tuple[Prompt, list[str]]]:
-    """(prompt, responses) of preference data, or of all policies in a run folder's ``samples.parquet``.
-
-    Raises DataError where the data is neither.
-    """
-    path = Path(selection.data).expanduser()
-    file = path / SAMPLES_FILE if path.is_dir() else path
-    if file.name != SAMPLES_FILE or not file.is_file():
-        rows = read_preferences(selection.data, split=selection.split).rows
-        return [(row.prompt, row.responses) for row in splits.limit(rows, selection.limit, selection.seed)]
-    groups = by_prompt(read_samples(file, ["prompt_id", "prompt", "response"]))
-    # The table shows conversations as text: the run's own data has them as messages.
-    prompts: dict[str, Prompt] = {key: samples[0].prompt for key, samples in groups.items()}
-    held_out = file.parent / "data" / "eval.parquet"
-    if held_out.is_file():
-        prompts |= {row.prompt_id: row.prompt for row in from_parquet(held_out) if row.prompt_id in prompts}
-    return [(prompts[key], [sample.response for sample in groups[key]]) for key in list(prompts)[: selection.limit]]

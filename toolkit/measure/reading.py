@@ -16,7 +16,7 @@ from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
 from toolkit.models.rendering import refusals_at
 from toolkit.preferences import splits
 from toolkit.preferences.loading import place_in
-from toolkit.preferences.reading import read_preferences
+from toolkit.preferences.reading import PreferenceData, read_preferences
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample, read_samples
 
@@ -94,6 +94,11 @@ class Reading:
         ]
 
 
+def read_data(data: str, options: ReadingOptions) -> PreferenceData:
+    """The data as text, all of it. Raises DataError where it cannot be read."""
+    return read_preferences(data, split=options.split, conversational=False if options.plain else None)
+
+
 def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions) -> Reading:
     """Read and tokenise. Prompts over the limit are left out, responses over it are cut; both are counted.
 
@@ -101,7 +106,7 @@ def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions) -> Readi
 
     Raises DataError where no prompt is left.
     """
-    preferences = read_preferences(data, split=options.split, conversational=False if options.plain else None)
+    preferences = read_data(data, options)
     encoder = text_encoder(tokenizer, preferences.rows[0].prompt, spec)
     encoded: dict[str, Encoded] = {}
 

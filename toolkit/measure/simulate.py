@@ -1,43 +1,132 @@
-"""``duel simulate``: preference data from a policy, the known gold reward, and biased, noisy annotators."""
+"""``duel simulate``: preference data from responses, the known gold reward, and biased, noisy annotators."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import refuse_existing
+from toolkit.errors import DataError
+from toolkit.files import read_json, refuse_existing, table_metadata, write_json
 from toolkit.measure.options import PromptSelection
+from toolkit.measure.responses import Answered, read_responses
 from toolkit.measure.sampling import PolicySampler, read_prompts, refusals_in, sample
-from toolkit.preferences.rows import write_native
-from toolkit.preferences.simulate import ANNOTATORS, agreement, simulate_preferences
+from toolkit.preferences.reading import to_parquet
+from toolkit.preferences.rows import PreferenceRow, prompt_id, write_native
+from toolkit.preferences.simulate import ANNOTATORS, Annotator, agreement, simulate_preferences
 from toolkit.progress import Reporter
 from toolkit.storage.locks import holds_out
+
+TRUTH_KEY = "duel.truth"
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Rows, how many prompts were left out, and where the gold rewards come from: the data, or the shipped function."""
+
+    rows: list[PreferenceRow]
+    n_left_out: int
+    gold: str
 
 
 @holds_out
 def simulate_data(
-    sampler: PolicySampler, selection: PromptSelection, *, out: Path, force: bool, reporter: Reporter
+    sampler: PolicySampler | None,
+    selection: PromptSelection,
+    annotators: Sequence[Annotator] = ANNOTATORS,
+    *,
+    out: Path,
+    force: bool,
+    reporter: Reporter,
 ) -> dict[str, Any]:
-    """Writes native rows to ``out`` (.jsonl.gz). Prompts without two distinct responses are left out, and counted."""
+    """Writes preference rows to ``out``: a .parquet file, else gzipped JSON lines in the native format.
+
+    The responses are samples of the policy, or those of the data where there is no ``sampler``. Prompts without two
+    distinct responses are left out, and counted. The truth is recorded (:func:`recorded_truth`): every annotator's
+    settings, the seed, and where the gold rewards come from.
+
+    Raises DataError where no prompt has two distinct responses, StoreError where ``out`` exists.
+    """
     refuse_existing(out, force)
-    prompts = read_prompts(selection)
-    with refusals_in(selection):
-        groups = sample(sampler, prompts, seed=selection.seed, purpose="simulate", reporter=reporter)
-    texts = [[s.response for s in of_prompt if s.response.strip()] for of_prompt in groups]
-    usable = [
-        (prompt, responses) for (_, prompt), responses in zip(prompts, texts, strict=True) if len(set(responses)) > 1
-    ]
-    rows = simulate_preferences(
-        [prompt for prompt, _ in usable], [responses for _, responses in usable], ANNOTATORS, selection.seed
-    )
+    answered = _sampled(sampler, selection, reporter) if sampler is not None else read_responses(selection)
+    simulated = _simulate(answered, annotators, selection)
+    rows = simulated.rows
+    truth = {
+        "annotators": [asdict(annotator) for annotator in annotators],
+        "gold": simulated.gold,
+        "seed": selection.seed,
+        "data": selection.data,
+        "policy": sampler.policy if sampler is not None else None,
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_native(rows, out)
+    if out.suffix == ".parquet":
+        to_parquet(rows, out, {TRUTH_KEY: json.dumps(truth)})
+    else:
+        write_native(rows, out)
+        write_json(_truth_file(out), truth)
+    several = len(annotators) > 1
     return {
         "out": str(out),
         "n_prompts": len(rows),
-        "n_prompts_left_out": len(prompts) - len(rows),
+        "n_prompts_left_out": simulated.n_left_out,
         "n_responses": sum(len(row.responses) for row in rows),
         "n_comparisons": sum(len(row.comparisons) for row in rows),
-        "annotators": ", ".join(annotator.name for annotator in ANNOTATORS),
-        "agreement_of_two_annotators": round(agreement(rows), 4),
+        "annotators": ", ".join(annotator.name for annotator in annotators),
+        "agreement_of_two_annotators": round(agreement(rows), 4) if several else None,
+        "gold": simulated.gold,
     }
+
+
+def recorded_truth(path: Path) -> dict[str, Any] | None:
+    """What is true of simulated data: ``annotators`` with their settings, ``gold`` ("data" or "function"), ``seed``.
+
+    It is in the metadata of a .parquet file, and beside another file, in ``NAME.truth.json``. None where there is none.
+    """
+    if path.suffix == ".parquet":
+        text = table_metadata(path, error=DataError).get(TRUTH_KEY)
+        return None if text is None else dict(json.loads(text))
+    file = _truth_file(path)
+    return read_json(file) if file.is_file() else None
+
+
+def _truth_file(path: Path) -> Path:
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    return path.with_name(f"{name}.truth.json")
+
+
+def _sampled(sampler: PolicySampler, selection: PromptSelection, reporter: Reporter) -> list[Answered]:
+    prompts = read_prompts(selection)
+    with refusals_in(selection):
+        groups = sample(sampler, prompts, seed=selection.seed, purpose="simulate", reporter=reporter)
+    return [
+        Answered(prompt, [s.response for s in of_prompt])
+        for (_, prompt), of_prompt in zip(prompts, groups, strict=True)
+    ]
+
+
+def _simulate(answered: Sequence[Answered], annotators: Sequence[Annotator], selection: PromptSelection) -> Simulated:
+    """Labels of the annotators. The data's own gold rewards count where all rows have them."""
+    usable = [row for row in map(_without_blanks, answered) if len(set(row.responses)) > 1]
+    if not usable:
+        fix = "sample more, with --policy and --k"
+        raise DataError("no prompt has two different responses", where=selection.data, fix=fix)
+    gold = [row.gold for row in usable if row.gold is not None]
+    known = len(gold) == len(usable)
+    rows = simulate_preferences(
+        [row.prompt for row in usable],
+        [row.responses for row in usable],
+        annotators,
+        selection.seed,
+        gold if known else None,
+    )
+    groups = {prompt_id(row.prompt): row.group for row in usable}
+    rows = [replace(row, group=groups[row.prompt_id]) for row in rows]
+    return Simulated(rows, len(answered) - len(rows), "data" if known else "function")
+
+
+def _without_blanks(row: Answered) -> Answered:
+    written = [k for k, text in enumerate(row.responses) if text.strip()]
+    gold = None if row.gold is None else [row.gold[k] for k in written]
+    return replace(row, responses=[row.responses[k] for k in written], gold=gold)

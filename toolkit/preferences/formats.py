@@ -30,6 +30,7 @@ class Format:
 FORMATS = {
     "native": "prompt, responses, comparisons [{winner, loser, weight?, annotator?, margin?}], gold?, group?",
     "chosen/rejected": "prompt?, chosen, rejected (text, messages, or Human:/Assistant: transcripts), margin?",
+    "chosen/rejected lists": "prompt, chosen [text, ...], rejected [text, ...]",
     "ranked": "prompt, responses, ranks (1 = best, equal = tie) or ranking (indices, best first)",
     "scored": "prompt, responses, scores; or instruction, completions [{response, overall_score}]",
     "labelled pair": "prompt, response_a/_b or response_1/_2 or output_1/_2 or conversation_a/_b, and label, "
@@ -81,6 +82,11 @@ class Columns:
     def holds_list(self, column: str | None) -> bool:
         return column is not None and any(isinstance(record.get(column), list) for record in self.sample)
 
+    def holds_texts(self, column: str) -> bool:
+        """Whether the column holds lists of texts; lists of messages are none."""
+        cells = [cell for record in self.sample if isinstance(cell := record.get(column), list) and cell]
+        return bool(cells) and all(isinstance(item, str) for cell in cells for item in cell)
+
     def present(self, *names: str) -> list[str]:
         return [name for name in names if name in self.names]
 
@@ -114,7 +120,8 @@ def recognise(names: Iterable[str], sample: Sequence[Record]) -> Format | None:
     """The :class:`Format` that reads data with these columns, or None. ``sample`` are the first 100 records or so."""
     columns = Columns(tuple(names), sample)
     # the first one that fits wins: data may have the columns of several formats
-    for recogniser in (_native, _chosen_rejected, _summaries, _completions, _scored, _labelled_list, _labelled_pair):
+    recognisers = (_native, _chosen_rejected_lists, _chosen_rejected, _summaries)
+    for recogniser in (*recognisers, _completions, _scored, _labelled_list, _labelled_pair):
         recognised = recogniser(columns)
         if recognised is not None:
             return recognised
@@ -126,6 +133,16 @@ def _native(columns: Columns) -> Format | None:
         return None
     used = ["prompt", "responses", "comparisons", *columns.present("gold", "source_row")]
     return Format("native", frozenset(used), parsing.native)
+
+
+def _chosen_rejected_lists(columns: Columns) -> Format | None:
+    """RM-Bench and RewardBench 2: several texts on either side."""
+    sides = ("chosen", "rejected")
+    prompts = columns.prompts
+    if not columns.has(*sides) or not prompts or not all(map(columns.holds_texts, sides)):
+        return None
+    used = frozenset([*sides, *prompts, *columns.present("annotator")])
+    return Format("chosen/rejected lists", used, partial(parsing.chosen_rejected_lists, prompts=prompts))
 
 
 def _chosen_rejected(columns: Columns) -> Format | None:

@@ -165,6 +165,16 @@ def chosen_rejected(record: Record, *, prompts: Sequence[str]) -> Datum:
     return Datum(prompt, responses, [_chosen_over_rejected(record)])
 
 
+def chosen_rejected_lists(record: Record, *, prompts: Sequence[str]) -> Datum:
+    """Every chosen text is preferred to every rejected one; nothing is said of two on one side."""
+    chosen, rejected = texts_cell(record, "chosen"), texts_cell(record, "rejected")
+    annotator = name_cell(record, "annotator")
+    comparisons = [
+        Comparison(i, len(chosen) + j, 1.0, annotator) for i in range(len(chosen)) for j in range(len(rejected))
+    ]
+    return Datum(prompt_cell(record, prompts), [*chosen, *rejected], comparisons)
+
+
 def _chosen_over_rejected(record: Record) -> Comparison:
     return Comparison(0, 1, 1.0, name_cell(record, "annotator"), margin_cell(record))
 

@@ -482,8 +482,11 @@ def _renamed(loaded: SourceRecords, columns: Mapping[str, str]) -> SourceRecords
 
 
 # ---------------------------------------------------------------------------------------------------- Parquet
-def to_parquet(rows: Sequence[PreferenceRow], path: str | Path) -> None:
-    """Write rows, the prompt as JSON text; :func:`from_parquet` gives back equal rows."""
+def to_parquet(rows: Sequence[PreferenceRow], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write rows, the prompt as JSON text; :func:`from_parquet` gives back equal rows.
+
+    ``metadata`` is kept beside the columns.
+    """
     import pyarrow as pa
 
     comparison = pa.struct(
@@ -505,7 +508,7 @@ def to_parquet(rows: Sequence[PreferenceRow], path: str | Path) -> None:
             ("source_row", pa.int64()),
             ("group", pa.string()),
         ],
-        metadata={PARQUET_KEY: b"1"},
+        metadata={PARQUET_KEY: b"1"} | {key.encode(): value.encode() for key, value in (metadata or {}).items()},
     )
     records = [{**asdict(row), "prompt": json.dumps(row.prompt)} for row in rows]
     write_row_groups([records], schema, Path(path))

@@ -1,8 +1,9 @@
 """Preference data with a known truth: the gold reward, seen by annotators who are noisy and biased.
 
 An annotator compares two responses by latent scores ``gold + bias_weight * feature + N(0, noise_std)``. The noise is
-drawn anew for each (annotator, prompt, response, opponent) and depends only on these and on the seed. So a data set
-does not change with the order of its prompts, responses or annotators, and more of them can be added.
+drawn anew for each (annotator, prompt, response, opponent) and depends only on these and on the seed; so does whether a
+label is flipped. So a data set does not change with the order of its prompts, responses or annotators, and more of
+them can be added.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, canonica
 
 Bias = Literal["length", "format", "agreement", "none"]
 TIE_BELOW = 0.02
-"""Latent scores closer than this are a tie: 1/2 for each response."""
+"""Latent scores closer than this are a tie, unless an annotator says otherwise: 1/2 for each response."""
 
 _NORMAL = NormalDist()
 _FORMAT = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s|\*\*|^#{1,4}\s|\d|[!:;\"()]", re.MULTILINE)
@@ -39,12 +40,17 @@ class Annotator:
     - ``agreement``: responses that feel as the writer of the prompt does (sycophancy): sentiment of the prompt times
       sentiment of the response, which is 0 where the prompt has no opinion;
     - ``none``: no feature, 0.
+
+    ``flip_share`` of the labels that are no ties name the wrong winner, whatever the latent scores are. Latent scores
+    closer than ``tie_below`` are a tie.
     """
 
     name: str
     noise_std: float
     bias: Bias = "none"
     bias_weight: float = 0.0
+    flip_share: float = 0.0
+    tie_below: float = TIE_BELOW
 
 
 ANNOTATORS = (
@@ -71,11 +77,21 @@ def feature(bias: Bias, prompt: Prompt, response: str) -> float:
             return sentiment(prompt_text(prompt)) * sentiment(response)
 
 
+def _uniform(*key: str) -> float:
+    """A number in (0, 1) that depends only on the key."""
+    digest = hashlib.sha256("\x1f".join(key).encode()).digest()
+    return (int.from_bytes(digest[:8], "big") + 0.5) / 2.0**64
+
+
 def _noise(seed: int, annotator: str, prompt_key: str, response: str, opponent: str) -> float:
     """A standard normal deviate that depends only on the arguments."""
-    key = "\x1f".join((str(seed), annotator, prompt_key, response, opponent))
-    u = (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") + 0.5) / 2.0**64
+    u = _uniform(str(seed), annotator, prompt_key, response, opponent)
     return _NORMAL.inv_cdf(min(max(u, 1e-15), 1 - 1e-15))
+
+
+def _flipped(seed: int, annotator: Annotator, prompt_key: str, a: str, b: str) -> bool:
+    """Whether this annotator's label of the pair is flipped; the order of the pair does not matter."""
+    return _uniform("flip", str(seed), annotator.name, prompt_key, *sorted((a, b))) < annotator.flip_share
 
 
 def annotate(
@@ -84,7 +100,6 @@ def annotate(
     gold: Sequence[float],
     annotators: Sequence[Annotator] = ANNOTATORS,
     seed: int = 0,
-    tie_below: float = TIE_BELOW,
 ) -> list[Comparison]:
     """All C(K,2) comparisons by each annotator. A tie is two comparisons of weight 1/2.
 
@@ -112,7 +127,9 @@ def annotate(
             difference += annotator.noise_std * (
                 _noise(seed, annotator.name, key, a, b) - _noise(seed, annotator.name, key, b, a)
             )
-            p = 0.5 if abs(difference) < tie_below else float(difference > 0)
+            p = 0.5
+            if difference != 0.0 and abs(difference) >= annotator.tie_below:
+                p = float((difference > 0) != _flipped(seed, annotator, key, a, b))
             comparisons += soft_comparisons(i, j, p, annotator.name)
     return comparisons
 
@@ -122,10 +139,12 @@ def simulate_preferences(
     responses: Sequence[Sequence[str]],
     annotators: Sequence[Annotator] = ANNOTATORS,
     seed: int = 0,
+    gold: Sequence[Sequence[float]] | None = None,
 ) -> list[PreferenceRow]:
     """Rows of prompts with K >= 2 responses each, their gold rewards and the annotators' comparisons.
 
-    Equal responses to one prompt are merged.
+    Equal responses to one prompt are merged. ``gold`` are the true rewards where the caller knows them; otherwise
+    they are those of :func:`toolkit.preferences.gold.gold_reward`.
 
     Raises:
         DataError: a prompt that has fewer than two distinct responses or that occurs twice, or another number of
@@ -144,9 +163,12 @@ def simulate_preferences(
             )  # fmt: skip
         seen[identifier] = n
         distinct = list(dict.fromkeys(texts))
-        gold = [round(g, 4) for g in gold_rewards([prompt] * len(distinct), distinct)]
-        comparisons = annotate(prompt, distinct, gold, annotators, seed)
-        rows.append(PreferenceRow(identifier, prompt, distinct, comparisons, gold, n))
+        if gold is None:
+            rewards = [round(g, 4) for g in gold_rewards([prompt] * len(distinct), distinct)]
+        else:
+            rewards = [gold[n - 1][texts.index(text)] for text in distinct]
+        comparisons = annotate(prompt, distinct, rewards, annotators, seed)
+        rows.append(PreferenceRow(identifier, prompt, distinct, comparisons, rewards, n))
     return rows
 
 

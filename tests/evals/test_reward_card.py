@@ -1,0 +1,262 @@
+"""The card of a reward model: rewards that are a known function have the figures that arithmetic says."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.evals.best_of_pool import best_of_four, best_of_n_curve, expected_best, picks_best_of_four, score_variance
+from toolkit.evals.intervals import BootstrapOptions
+from toolkit.evals.reward_card import (
+    QUANTILES,
+    CardData,
+    best_responses,
+    card_flags,
+    compared_pairs,
+    margin_quantiles,
+    reward_card,
+)
+
+FAST: BootstrapOptions = {"n_resamples": 200, "confidence": 0.95, "seed": 0}
+SECTIONS = ("accuracy", "calibration", "margins", "length", "format", "sycophancy", "gold", "best_of_n", "by_source")
+
+
+def simulated(seed: int, n: int = 150, k: int = 4, *, noise: float = 0.3, with_gold: bool = True) -> CardData:
+    """Prompts with k responses whose gold reward goes with length; labels are gold and noise."""
+    rng = np.random.default_rng(seed)
+    length = rng.integers(5, 100, (n, k)).astype(float)
+    style, opinion = rng.normal(size=(2, n, k))
+    gold = 0.3 * (length - 50) / 30 + rng.normal(size=(n, k))
+    labels = gold + noise * rng.normal(size=(n, k))
+    comparisons = [
+        (q, i, j, float(labels[q, i] > labels[q, j]), 1.0) for q in range(n) for i, j in combinations(range(k), 2)
+    ]
+    features = {"length": list(length), "format": list(style), "sycophancy": list(opinion)}
+    known = list(gold) if with_gold else [None] * n
+    return CardData([f"p{q}" for q in range(n)], comparisons, features, known, ["ab"[q % 2] for q in range(n)])
+
+
+def figures(node: Any) -> list[dict[str, Any]]:
+    """Every estimate in a card."""
+    if isinstance(node, dict):
+        own = [node] if {"value", "ci_low", "ci_high", "n"} <= node.keys() else []
+        return own + [figure for value in node.values() for figure in figures(value)]
+    return [figure for value in node for figure in figures(value)] if isinstance(node, list) else []
+
+
+def gold_of(data: CardData) -> list[Any]:
+    return [np.asarray(values) for values in data.gold]
+
+
+def test_the_card_of_gold_is_what_gold_says() -> None:
+    data = simulated(0, noise=0.0)
+    card = reward_card(data, [3.0 * values for values in gold_of(data)], **FAST)
+    assert list(card)[0] == "accuracy" and set(SECTIONS) < set(card)
+    assert card["accuracy"]["value"] == 1.0 and card["accuracy"]["n"] == 150
+    assert card["gold"]["accuracy"]["value"] == card["gold"]["spearman"]["value"] == 1.0
+    assert card["best_of_4"]["accuracy"]["value"] == 1.0 and card["best_of_4"]["ties"]["value"] == 0.0
+    assert all(row["share_of_best_gain"]["value"] == pytest.approx(1.0) for row in card["best_of_n"][1:])
+    for topic in ("length", "format", "sycophancy"):
+        section = card[topic]
+        assert section["coefficient"]["value"] == pytest.approx(section["reference_coefficient"]["value"])
+        assert section["excess_if_noisy"]["value"] == pytest.approx(0.0, abs=1e-12)
+        assert section["spearman"]["value"] == pytest.approx(section["gold_spearman"]["value"])
+    assert card_flags(card) == []
+
+
+def test_a_reward_that_is_length_is_found_to_be_length() -> None:
+    data = simulated(1)
+    card = reward_card(data, data.features["length"], **FAST)
+    section = card["length"]
+    assert section["spearman"]["value"] == pytest.approx(1.0) and section["preferred_rate"]["value"] == 1.0
+    assert section["accuracy_more_preferred"]["value"] == 1.0 and section["accuracy_less_preferred"]["value"] == 0.0
+    assert section["coefficient"]["value"] == pytest.approx(1.0) and section["log_odds"]["value"] is None
+    assert [(flag["topic"], flag["direction"]) for flag in card_flags(card)] == [("length", "more")]
+    shorter = reward_card(data, [-np.asarray(values) for values in data.features["length"]], **FAST)
+    assert [(flag["topic"], flag["direction"]) for flag in card_flags(shorter)] == [("length", "less")]
+
+
+@pytest.mark.parametrize("topic", ["length", "format", "sycophancy"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("with_gold", [True, False])
+def test_an_added_feature_is_found_with_its_sign(topic: str, sign: float, with_gold: bool) -> None:
+    data = simulated(2)
+    z = [np.asarray(values) for values in data.features[topic]]
+    scale = sign * 1.2 / np.std(z)
+    rewards = [g + scale * of_prompt for g, of_prompt in zip(gold_of(data), z, strict=True)]
+    if not with_gold:
+        data = simulated(2, with_gold=False)
+    flags = card_flags(reward_card(data, rewards, **FAST))
+    assert [(flag["topic"], flag["direction"]) for flag in flags] == [(topic, "more" if sign > 0 else "less")]
+
+
+def false_alarms(seeds: range, kind: str) -> int:
+    """Cards with a flag, of rewards without a bias: gold with noise, or the best guess from a part of gold."""
+    count = 0
+    for seed in seeds:
+        data = simulated(seed, n=100)
+        rng = np.random.default_rng(1000 + seed)
+        if kind == "noisy":
+            rewards = [g + rng.normal(scale=1.0, size=g.shape) for g in gold_of(data)]
+        else:  # it sees the length and a half of what else makes gold
+            seen = [0.3 * (np.asarray(values) - 50) / 30 for values in data.features["length"]]
+            rest = [g - s for g, s in zip(gold_of(data), seen, strict=True)]
+            rewards = [s + 0.5 * r + 0.5 * rng.normal(size=r.shape) for s, r in zip(seen, rest, strict=True)]
+        count += bool(card_flags(reward_card(data, rewards, **FAST)))
+    return count
+
+
+@pytest.mark.parametrize("kind", ["noisy", "partial"])
+def test_rewards_without_a_bias_have_no_flag(kind: str) -> None:
+    assert false_alarms(range(4), kind) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["noisy", "partial"])
+def test_false_alarms_are_rare(kind: str) -> None:
+    assert false_alarms(range(100), kind) <= 5
+
+
+def test_every_figure_has_an_interval_that_holds_its_value() -> None:
+    data = simulated(3)
+    rng = np.random.default_rng(3)
+    card = reward_card(data, [g + rng.normal(size=g.shape) for g in gold_of(data)], **FAST)
+    every = figures(card)
+    assert len(every) > 80
+    for figure in every:
+        if figure["ci_low"] is not None:
+            assert figure["ci_low"] <= figure["value"] <= figure["ci_high"], figure
+            assert 0 < figure["n"] <= 150
+
+
+def test_implicit_rewards_have_no_variance_between_prompts() -> None:
+    data = simulated(4)
+    offset = np.random.default_rng(0).normal(size=150)
+    rewards = [g + 100.0 * o for g, o in zip(gold_of(data), offset, strict=True)]
+    card = reward_card(data, rewards, comparable_across_prompts=False, **FAST)
+    assert card["variance"]["between_prompts"] is None and card["variance"]["share_within"] is None
+    plain = reward_card(data, gold_of(data), **FAST)  # a function of the prompt changes nothing else
+    for topic in ("accuracy", "margins", "length", "gold", "best_of_4"):
+        for a, b in zip(figures(card[topic]), figures(plain[topic]), strict=True):
+            assert a["value"] == pytest.approx(b["value"], abs=1e-6)
+
+
+def test_labels_alone_give_a_card_without_gold() -> None:
+    data = simulated(5, with_gold=False)
+    card = reward_card(data, gold_of(simulated(5)), **FAST)
+    assert card["gold"] is None and card["best_of_n"] is None
+    assert card["length"]["gold_rate"] is None and card["length"]["gold_spearman"] is None
+    assert card["best_of_4"]["accuracy"]["n"] > 100
+
+
+def test_sources_are_judged_apart() -> None:
+    data = simulated(6, noise=0.0)
+    rewards = [g if source == "a" else -g for g, source in zip(gold_of(data), data.sources or (), strict=True)]
+    [a, b] = reward_card(data, rewards, **FAST)["by_source"]
+    assert (a["source"], a["accuracy"]["value"], a["accuracy_without"]["value"]) == ("a", 1.0, 0.0)
+    assert (b["source"], b["accuracy"]["value"], b["accuracy_without"]["value"]) == ("b", 0.0, 1.0)
+
+
+# ---------------------------------------------------------------- margins
+
+
+def test_margin_quantiles_are_those_of_the_decided_pairs() -> None:
+    data = simulated(7, noise=0.0)
+    card = reward_card(data, gold_of(data), **FAST)
+    margins = sorted(abs(float(v[i] - v[j])) for v in gold_of(data) for i, j in combinations(range(4), 2))
+    for q in QUANTILES:
+        assert card["margins"]["quantiles"][f"{q:g}"]["value"] == margins[math.ceil(q * len(margins)) - 1]
+
+
+def covered(q: str, truth: float, seeds: range) -> float:
+    """The share of intervals of a quantile that hold the truth. The two margins of a prompt are correlated."""
+    inside = 0
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        shared, apart = rng.normal(size=(60, 1)), rng.normal(size=(60, 2))
+        margin = 1.0 + (shared + apart) / math.sqrt(2.0)
+        rewards = [np.array([0.0, -a, -b]) for a, b in margin]
+        pairs = [(k, 0, j, 1.0, 1.0) for k in range(60) for j in (1, 2)]
+        features = {"length": [np.arange(3.0)] * 60}
+        data = CardData([f"p{k}" for k in range(60)], pairs, features, [None] * 60)
+        interval = margin_quantiles(compared_pairs(data, rewards), 0.95)[q]
+        inside += float(interval["ci_low"] or 0.0) <= truth <= float(interval["ci_high"] or 0.0)
+    return inside / len(seeds)
+
+
+def test_the_interval_of_the_median_margin_covers_it() -> None:
+    assert 0.9 <= covered("0.5", 1.0, range(200)) <= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("q", "truth"), [("0.25", 1.0 - 0.67449), ("0.5", 1.0), ("0.75", 1.0 + 0.67449)])
+def test_the_intervals_of_quantiles_cover_them(q: str, truth: float) -> None:
+    assert 0.925 <= covered(q, truth, range(1000)) <= 0.975
+
+
+# ---------------------------------------------------------------- pools
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(-5, 5)), min_size=1, max_size=6), st.data())
+def test_the_expected_best_is_the_mean_over_all_subsets(pool: list[tuple[int, float]], draw: st.DataObject) -> None:
+    n = draw.draw(st.integers(1, len(pool)))
+    of_subsets = []
+    for subset in combinations(pool, n):
+        top = max(reward for reward, _ in subset)
+        of_subsets.append(np.mean([gold for reward, gold in subset if reward == top]))
+    rewards, gold = zip(*pool, strict=True)
+    assert expected_best(rewards, gold, n) == pytest.approx(float(np.mean(of_subsets)), abs=1e-9)
+
+
+def test_the_curve_reaches_64_and_the_size_of_the_smallest_pool() -> None:
+    rng = np.random.default_rng(0)
+    gold = [rng.normal(size=70) for _ in range(150)]
+    rows = best_of_n_curve(gold, gold, [str(k) for k in range(150)], FAST)
+    assert [row["n_responses"] for row in rows] == [1, 2, 4, 8, 16, 32, 64]
+    # the expected maximum of n standard normal deviates
+    for row, truth in zip(rows, [0.0, 0.5642, 1.0294, 1.4236, 1.7660, 2.0697, 2.3437], strict=True):
+        assert row["gold"]["value"] == pytest.approx(truth, abs=0.12)
+    assert rows[-1]["kl_bound_nats"] == pytest.approx(math.log(64) - 63 / 64)
+    six = best_of_n_curve([values[:6] for values in gold], [values[:6] for values in gold], ["p"] * 150, FAST)
+    assert [row["n_responses"] for row in six] == [1, 2, 4, 6]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=7))
+def test_best_of_four_is_the_mean_over_all_threes_of_others(values: list[int]) -> None:
+    credits, ties = [], []
+    for others in combinations(values[1:], 3):
+        equal = sum(other == values[0] for other in others)
+        wins = max(others) <= values[0]
+        credits.append(1 / (1 + equal) if wins else 0.0)
+        ties.append(float(wins and equal > 0))
+    assert picks_best_of_four(values, 0) == pytest.approx((np.mean(credits), np.mean(ties)))
+
+
+def test_equal_rewards_get_a_coins_share_of_best_of_four() -> None:
+    result = best_of_four([[1.0] * 5] * 3, [0, None, 4], ["a", "b", "c"], FAST)
+    assert result is not None
+    assert result["accuracy"]["value"] == 0.25 and result["ties"]["value"] == 1.0 and result["accuracy"]["n"] == 2
+    assert best_of_four([[1.0, 2.0]], [0], ["a"], FAST) is None
+
+
+def test_the_best_response_by_labels_beats_all_others() -> None:
+    pairs = [(0, 0, 1, 1.0, 1.0), (0, 0, 2, 0.8, 5.0), (0, 1, 2, 0.0, 1.0), (1, 0, 1, 0.5, 1.0), (1, 0, 2, 1.0, 1.0)]
+    data = CardData(["a", "b", "c"], pairs, {"length": [[1.0] * 3] * 3}, [None, None, [0.0, 3.0, 3.0]])
+    assert best_responses(data) == [0, None, None]
+
+
+def test_variance_is_that_of_a_one_way_layout() -> None:
+    rng = np.random.default_rng(1)
+    rewards = [rng.normal(loc, 1.0, size=4) for loc in rng.normal(scale=2.0, size=2000)]
+    result = score_variance(rewards, [str(k) for k in range(2000)], FAST, between_known=True)
+    assert result["within_prompts"]["value"] == pytest.approx(1.0, abs=0.06)
+    assert result["between_prompts"]["value"] == pytest.approx(4.0, abs=0.4)
+    assert result["share_within"]["value"] == pytest.approx(0.2, abs=0.03)

@@ -1,0 +1,159 @@
+"""The best of n responses that a reward picks out of a larger pool: expected true reward, by all subsets at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from toolkit.evals.agreement import estimate_dict
+from toolkit.evals.intervals import (
+    NO_ESTIMATE,
+    BootstrapOptions,
+    Floats,
+    bootstrap_mean,
+    bootstrap_share,
+    bootstrap_statistic,
+    ratio,
+    sums_by_prompt,
+)
+
+LARGEST_N = 64
+
+
+def expected_best(rewards: ArrayLike, gold: ArrayLike, n: int) -> float:
+    """Mean gold reward (over all subsets of n) of the response with the highest reward; equal rewards share.
+
+    This is the unbiased estimator of best-of-n from a pool of N >= n (Nakano et al. 2021, arXiv 2112.09332, app. I).
+
+    >>> expected_best([3.0, 1.0, 2.0], [10.0, 0.0, 5.0], 2)  # subsets: {3,1} and {3,2} give 10, {1,2} gives 5
+    8.333333333333334
+    """
+    values, truth = np.asarray(rewards, dtype=np.float64), np.asarray(gold, dtype=np.float64)
+    total = math.comb(len(values), n)
+    expected, below = 0.0, 0
+    for value in np.unique(values):
+        equal = values == value
+        upto = below + int(equal.sum())
+        expected += (math.comb(upto, n) - math.comb(below, n)) / total * float(truth[equal].mean())
+        below = upto
+    return expected
+
+
+def best_of_n_curve(
+    rewards: Sequence[ArrayLike],
+    gold: Sequence[ArrayLike],
+    prompt_ids: Sequence[str],
+    options: BootstrapOptions,
+) -> list[dict[str, Any]]:
+    """Best-of-n for n = 1, 2, 4 ... 64 and the size of the smallest pool, as far as pools reach.
+
+    Every prompt with at least n responses counts. ``gold`` is the mean gold reward of the picked response, ``gain``
+    what it has over one drawn at random, and ``share_of_best_gain`` is that gain over the gain of picking by gold.
+    ``kl_bound_nats`` is log n - (n - 1) / n, which bounds best-of-n's KL divergence from the policy.
+    """
+    sizes = [len(np.asarray(values)) for values in rewards]
+    if not sizes:
+        return []
+    wanted = sorted({*(2**k for k in range(7)), min(*sizes, LARGEST_N) if len(sizes) > 1 else min(sizes[0], LARGEST_N)})
+    rows = []
+    for n in (n for n in wanted if n <= max(sizes)):
+        at = [k for k, size in enumerate(sizes) if size >= n]
+        picked, best, one = (
+            np.array([expected_best(by[k], gold[k], size) for k in at])
+            for by, size in ((rewards, n), (gold, n), (gold, 1))
+        )
+        ids = [prompt_ids[k] for k in at]
+        count = np.ones(len(at))
+        sums = sums_by_prompt(ids, picked, picked - one, best - one, count)
+        mean, gain = (bootstrap_statistic([sums[c], sums[3]], ratio, **options) for c in (0, 1))
+        share = bootstrap_statistic([sums[1], sums[2]], _share, **options) if n > 1 else NO_ESTIMATE
+        rows.append(
+            {
+                "n_responses": n,
+                "kl_bound_nats": math.log(n) - (n - 1) / n,
+                "gold": estimate_dict(mean),
+                "gain": estimate_dict(gain),
+                "share_of_best_gain": estimate_dict(share),
+            }
+        )
+    return rows
+
+
+def _share(gain: Floats, best: Floats) -> Floats:
+    return np.where(best > 0.0, gain / np.where(best > 0.0, best, 1.0), np.nan)
+
+
+def picks_best_of_four(rewards: ArrayLike, best: int) -> tuple[float, float]:
+    """(credit for picking response ``best`` among four, share of ties for the first place with it), over all threes of
+    the others. A tie of k responses for the first place gives 1/k, as in RewardBench 2 (arXiv 2506.01937).
+
+    >>> picks_best_of_four([2.0, 1.0, 2.0, 0.0], 0)
+    (0.5, 1.0)
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    others = np.delete(values, best)
+    lower, equal = int((others < values[best]).sum()), int((others == values[best]).sum())
+    ways = [math.comb(equal, ties) * math.comb(lower, 3 - ties) for ties in range(4)]
+    total = math.comb(len(others), 3)
+    credit = sum(way / (1 + ties) for ties, way in enumerate(ways)) / total
+    return credit, sum(ways[1:]) / total
+
+
+def best_of_four(
+    rewards: Sequence[ArrayLike], best: Sequence[int | None], prompt_ids: Sequence[str], options: BootstrapOptions
+) -> dict[str, Any] | None:
+    """``accuracy`` and ``ties`` of :func:`picks_best_of_four`, over prompts with four responses of which one is best.
+
+    None where there is no such prompt. A coin gets an accuracy of 1/4.
+    """
+    scored = [
+        (prompt_id, *picks_best_of_four(values, index))
+        for values, index, prompt_id in zip(rewards, best, prompt_ids, strict=True)
+        if index is not None and len(np.asarray(values)) >= 4
+    ]
+    if not scored:
+        return None
+    ids = [prompt_id for prompt_id, _, _ in scored]
+    count = np.ones(len(scored))
+    credit, ties = (np.array([row[c] for row in scored]) for c in (1, 2))
+    return {
+        "accuracy": estimate_dict(bootstrap_share(ids, credit, count, **options)),
+        "ties": estimate_dict(bootstrap_share(ids, ties, count, **options)),
+        "coin": 0.25,
+    }
+
+
+def score_variance(
+    rewards: Sequence[ArrayLike], prompt_ids: Sequence[str], options: BootstrapOptions, *, between_known: bool
+) -> dict[str, Any]:
+    """Variance of the rewards inside prompts and between prompts, and the share that lies inside.
+
+    A reward that varies little inside a prompt gives PPO little to learn from (Razin et al. 2025, arXiv 2503.15477).
+    The variance between prompts is that of their means, less what the variance inside adds to these. It is None, and
+    so is the share, where rewards of different prompts cannot be compared (``between_known``).
+    """
+    arrays = [np.asarray(values, dtype=np.float64) for values in rewards]
+    inside = np.array([values.var(ddof=1) for values in arrays])
+    within = bootstrap_mean(inside, **options)
+    result: dict[str, Any] = {"within_prompts": estimate_dict(within), "between_prompts": None, "share_within": None}
+    if not between_known:
+        return result
+    mean = np.array([values.mean() for values in arrays])
+    mean = mean - mean.mean()
+    noise = inside / np.array([len(values) for values in arrays])
+    sums = sums_by_prompt(prompt_ids, np.ones(len(arrays)), inside, mean, mean**2, noise)
+
+    def between(n: Floats, _: Floats, m: Floats, mm: Floats, noise: Floats) -> Floats:
+        return np.maximum((mm - m**2 / n) / (n - 1.0) - noise / n, 0.0)
+
+    def share(n: Floats, w: Floats, m: Floats, mm: Floats, noise: Floats) -> Floats:
+        total = w / n + between(n, w, m, mm, noise)
+        return np.where(total > 0.0, w / n / np.where(total > 0.0, total, 1.0), np.nan)
+
+    result["between_prompts"] = estimate_dict(bootstrap_statistic(sums, between, **options))
+    result["share_within"] = estimate_dict(bootstrap_statistic(sums, share, **options))
+    return result

@@ -1,0 +1,196 @@
+"""How far a reward follows a surface feature of the responses: their length, their format, their agreement.
+
+A true reward may go with such a feature too: unfinished answers are short. So a figure alone shows no bias; it is to be
+compared with the reference, which is the gold reward, or the labels where gold is not known. A reward model that knows
+the reference only in part differs from it without a bias, in one of two directions. Noise weakens what the reference
+has: with correlation r between the two, the reward's coefficient c of a feature is r times the reference's g. The best
+guess from what a small model sees strengthens it: it leans on features that go with the reference, and c is g / r. So
+there is a bias where c lies beyond both, outside the range from r * g to g / r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from toolkit.evals.agreement import EstimateDict, agreement_with_preference, estimate_dict
+from toolkit.evals.intervals import (
+    NO_ESTIMATE,
+    BootstrapOptions,
+    Estimate,
+    Floats,
+    bootstrap_share,
+    bootstrap_statistic,
+    ratio,
+    sums_by_prompt,
+)
+from toolkit.evals.logistic import fit_l2_logistic
+
+# A feature that explains this share of the reward's margins, and not of the reference's, is nearly all of the reward.
+NEARLY_ALL = 0.9
+# A coefficient that is smaller shows no bias, however sure its sign is.
+LEAST_COEFFICIENT = 0.05
+
+
+@dataclass(frozen=True)
+class ComparedPairs:
+    """The compared pairs of responses, as arrays (M,): i minus j.
+
+    ``p`` is the share of labels that prefer i, ``gold`` the difference of the gold rewards, None where these are not
+    known. ``clusters`` numbers the prompts.
+    """
+
+    clusters: NDArray[np.int64]
+    margin: Floats
+    p: Floats
+    weight: Floats
+    gold: Floats | None
+    features: Mapping[str, Floats]
+
+
+def feature_bias(pairs: ComparedPairs, name: str, options: BootstrapOptions) -> dict[str, Any]:
+    """Figures of one feature, where its values differ between the two responses. ``more`` is the response with more.
+
+    - ``preferred_rate``: how often the reward prefers more; ``labels_rate`` and ``gold_rate``: how often these do;
+    - ``excess_over_labels``: preferred_rate - labels_rate, on the same pairs;
+    - ``accuracy_more_preferred``, ``accuracy_less_preferred``: accuracy where the labels prefer more, or less;
+    - ``log_odds``: the coefficient of a logistic regression of the reward's choice on the difference of the feature, in
+      units of its root mean square. None where the feature alone decides every choice;
+    - ``explained``: the share of the margins' sum of squares that the feature alone explains, and
+      ``reference_explained``, of the reference's;
+    - ``coefficient``: of the feature in a least-squares regression of the margin on all features, all in units of
+      their root mean square; ``reference_coefficient``: the same for the reference;
+    - ``excess_if_noisy``: c - r * g, and ``excess_if_partial``: r * c - g, in the words of this module.
+    """
+    z = pairs.features[name]
+    differs = z != 0.0
+    cluster, weight, p = pairs.clusters[differs], pairs.weight[differs], pairs.p[differs]
+    towards_more = np.sign(z[differs])
+    chosen = agreement_with_preference(pairs.margin[differs], (1.0 + towards_more) / 2.0)
+    labelled = np.where(towards_more > 0.0, p, 1.0 - p)
+    right = agreement_with_preference(pairs.margin[differs], p)
+
+    def share(part: Floats, whole: Floats) -> EstimateDict:
+        return estimate_dict(bootstrap_share(cluster, part, whole, **options))
+
+    gold_rate = None
+    if pairs.gold is not None:
+        by_gold = agreement_with_preference(pairs.gold[differs], (1.0 + towards_more) / 2.0)
+        gold_rate = share(weight * by_gold, weight)
+    excess = NO_ESTIMATE
+    if differs.any():
+        sums = sums_by_prompt(cluster, weight * (chosen - labelled), weight)
+        excess = bootstrap_statistic(sums, ratio, **options)
+    more, less = weight * (labelled > 0.5), weight * (labelled < 0.5)
+    return {
+        "preferred_rate": share(weight * chosen, weight),
+        "labels_rate": share(weight * labelled, weight),
+        "gold_rate": gold_rate,
+        "excess_over_labels": estimate_dict(excess),
+        "accuracy_more_preferred": _where(cluster, more * right, more, options),
+        "accuracy_less_preferred": _where(cluster, less * right, less, options),
+        "log_odds": estimate_dict(_log_odds(cluster, z[differs], pairs.margin[differs], options)),
+        **_linear(pairs, name, options),
+    }
+
+
+def _where(cluster: NDArray[np.int64], part: Floats, whole: Floats, options: BootstrapOptions) -> EstimateDict:
+    """The share over those pairs whose weight in ``whole`` is not 0."""
+    inside = whole > 0.0
+    return estimate_dict(bootstrap_share(cluster[inside], part[inside], whole[inside], **options))
+
+
+def _log_odds(cluster: NDArray[np.int64], z: Floats, margin: Floats, options: BootstrapOptions) -> Estimate:
+    """The logistic coefficient; its interval comes from one Newton step of each resample."""
+    choice = agreement_with_preference(margin, np.ones_like(margin))
+    if len(z) == 0 or np.all((choice - 0.5) * z > 0.0) or np.all((choice - 0.5) * z < 0.0):
+        return NO_ESTIMATE
+    x = z / np.sqrt(np.mean(z**2))
+    try:
+        slope = float(fit_l2_logistic(x[:, None], choice, np.ones((1, len(x))), np.array([1e-6]), 1e-9)[0, 0])
+    except ArithmeticError:
+        return NO_ESTIMATE
+    q = expit(slope * x)
+    sums = sums_by_prompt(cluster, (choice - q) * x, q * (1.0 - q) * x**2)
+
+    def one_step(score: Floats, information: Floats) -> Floats:
+        return np.where(information > 0.0, slope + score / np.where(information > 0.0, information, 1.0), np.nan)
+
+    return bootstrap_statistic(sums, one_step, **options)
+
+
+def _linear(pairs: ComparedPairs, name: str, options: BootstrapOptions) -> dict[str, EstimateDict]:
+    """The figures of the regressions on all features."""
+    reference = pairs.gold if pairs.gold is not None else 2.0 * pairs.p - 1.0
+    varying = [key for key, z in pairs.features.items() if np.any(z != 0.0)]
+    names = (
+        *("explained", "reference_explained", "coefficient", "reference_coefficient"),
+        *("excess_if_noisy", "excess_if_partial"),
+    )
+    if name not in varying or not np.any(pairs.margin) or not np.any(reference):
+        return dict.fromkeys(names, estimate_dict(NO_ESTIMATE))
+    columns = [pairs.margin, reference, *(pairs.features[key] for key in varying)]
+    # in units of about one, so that one small ridge suits all
+    columns = [column / np.sqrt(np.mean(column**2)) for column in columns]
+    k, at = len(columns), varying.index(name)
+    sums = sums_by_prompt(pairs.clusters, *(columns[a] * columns[b] for a in range(k) for b in range(k)))
+
+    def figures(*moments: Floats) -> dict[str, Floats]:
+        product = np.stack(moments, axis=-1).reshape(-1, k, k)
+        scale = np.sqrt(np.einsum("bkk->bk", product))
+        correlation = product / scale[:, :, None] / scale[:, None, :]
+        both = np.linalg.solve(correlation[:, 2:, 2:] + 1e-9 * np.eye(k - 2), correlation[:, 2:, :2])
+        c, g, r = both[:, at, 0], both[:, at, 1], correlation[:, 0, 1]
+        explained, of_reference = correlation[:, 2 + at, 0] ** 2, correlation[:, 2 + at, 1] ** 2
+        return dict(zip(names, (explained, of_reference, c, g, c - r * g, r * c - g), strict=True))
+
+    def estimate(figure: str) -> EstimateDict:
+        return estimate_dict(bootstrap_statistic(sums, lambda *moments: figures(*moments)[figure], **options))
+
+    return {figure: estimate(figure) for figure in names}
+
+
+def bias_flags(topics: Mapping[str, Mapping[str, Any]], words: Mapping[str, tuple[str, str]]) -> list[dict[str, Any]]:
+    """An entry for each feature whose figures (:func:`feature_bias`) say that the reward has a bias.
+
+    There is one where the intervals of ``coefficient``, ``excess_if_noisy`` and ``excess_if_partial`` leave out 0 on
+    the same side, and the coefficient is at least ``LEAST_COEFFICIENT``. There is one as well where the feature is
+    nearly all of the reward: it explains at least ``NEARLY_ALL`` of the margins, by the interval, and less of the
+    reference. ``words`` has what a positive and a negative value mean.
+    """
+    flags = []
+    for topic, section in topics.items():
+        sides = {side_of_zero(section[name]) for name in ("coefficient", "excess_if_noisy", "excess_if_partial")}
+        figure, side = "excess_if_noisy", sides.pop() if len(sides) == 1 else 0
+        if side and abs(section["coefficient"]["value"]) < LEAST_COEFFICIENT:
+            side = 0
+        if not side and _nearly_all(section):
+            figure, side = "explained", 1 if section["coefficient"]["value"] > 0.0 else -1
+        if side:
+            entry = {"topic": topic, "figure": figure, "direction": "more" if side > 0 else "less"}
+            liked = words[topic][0 if side > 0 else 1]
+            sentence = f"it likes {liked} more than its reference does"
+            if figure == "explained":
+                sentence = f"it is little else than a liking for {liked}"
+            flags.append({**entry, **section[figure], "sentence": sentence})
+    return flags
+
+
+def _nearly_all(section: Mapping[str, Any]) -> bool:
+    low, other = section["explained"]["ci_low"], section["reference_explained"]["ci_high"]
+    if low is None and section["explained"]["value"] is not None:
+        low = section["explained"]["value"]  # every prompt says the same
+    return low is not None and other is not None and low >= NEARLY_ALL and other < NEARLY_ALL
+
+
+def side_of_zero(estimate: Mapping[str, Any]) -> int:
+    """1 where the interval of an estimate lies above 0, -1 below, and 0 where it does not leave out 0."""
+    low, high = estimate["ci_low"], estimate["ci_high"]
+    if low is None or high is None:
+        return 0
+    return 1 if low > 0.0 else -1 if high < 0.0 else 0

@@ -1,0 +1,103 @@
+"""Responses that are there already, to be labelled: those of preference data, of unlabelled rows, or of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.measure.options import PromptSelection
+from toolkit.preferences import formats, splits
+from toolkit.preferences.cells import RecordError, name_cell, prompt_cell, texts_cell
+from toolkit.preferences.loading import SourceRecords, load, local_path
+from toolkit.preferences.reading import (
+    check_unicode,
+    column_names,
+    from_parquet,
+    prompt_texts,
+    read_preferences,
+    row_error,
+)
+from toolkit.preferences.rows import PreferenceRow, Prompt, canonical_prompt, prompt_id
+from toolkit.preferences.samples import SAMPLES_FILE, by_prompt, read_samples
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt with its responses, and their true rewards where the data has them."""
+
+    prompt: Prompt
+    responses: list[str]
+    gold: list[float] | None = None
+    group: str = ""
+
+
+def has_responses(selection: PromptSelection) -> bool:
+    """Whether the data has responses to its prompts. Raises DataError for a source that cannot be read."""
+    path = local_path(selection.data)
+    if _samples_file(path) is not None:
+        return True
+    if path.suffix.lower() == ".txt":
+        return False
+    loaded = load(selection.data, split=selection.split, config=None, revision=None)
+    return _recognised(loaded) or _unlabelled(loaded)
+
+
+def read_responses(selection: PromptSelection) -> list[Answered]:
+    """The prompts and responses of preference data, whose own labels are not read; of rows with ``prompt`` and a list
+    ``responses``; or of all policies in a run folder's ``samples.parquet``.
+
+    Raises DataError where the data is none of these.
+    """
+    file = _samples_file(local_path(selection.data))
+    if file is not None:
+        return _of_samples(file)[: selection.limit]
+    if local_path(selection.data).suffix.lower() != ".txt":
+        loaded = load(selection.data, split=selection.split, config=None, revision=None)
+        if not _recognised(loaded) and _unlabelled(loaded):
+            rows = _of_rows(loaded)
+            return [_answered(row) for row in splits.limit(rows, selection.limit, selection.seed)]
+    rows = read_preferences(selection.data, split=selection.split).rows
+    return [_answered(row) for row in splits.limit(rows, selection.limit, selection.seed)]
+
+
+def _answered(row: PreferenceRow) -> Answered:
+    return Answered(row.prompt, row.responses, row.gold, row.group)
+
+
+def _samples_file(path: Path) -> Path | None:
+    file = path / SAMPLES_FILE if path.is_dir() else path
+    return file if file.name == SAMPLES_FILE and file.is_file() else None
+
+
+def _recognised(loaded: SourceRecords) -> bool:
+    return formats.recognise(column_names(loaded), [record for _, record in loaded.records[:100]]) is not None
+
+
+def _unlabelled(loaded: SourceRecords) -> bool:
+    return {"prompt", "responses"} <= set(column_names(loaded))
+
+
+def _of_rows(loaded: SourceRecords) -> list[PreferenceRow]:
+    """Rows of ``prompt`` and ``responses`` without labels; rows of one prompt are merged."""
+    merged: dict[str, PreferenceRow] = {}
+    for number, record in loaded.records:
+        try:
+            prompt, responses = prompt_cell(record, ["prompt"]), texts_cell(record, "responses")
+            group = name_cell(record, formats.GROUP)
+        except RecordError as error:
+            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+        check_unicode(loaded, number, prompt_texts(prompt), "prompt")
+        check_unicode(loaded, number, responses, "responses")
+        row = PreferenceRow(prompt_id(prompt), prompt, [], [], None, number, group)
+        merged.setdefault(canonical_prompt(prompt), row).responses.extend(responses)
+    return list(merged.values())
+
+
+def _of_samples(file: Path) -> list[Answered]:
+    groups = by_prompt(read_samples(file, ["prompt_id", "prompt", "response"]))
+    # The table shows conversations as text: the run's own data has them as messages.
+    prompts: dict[str, Prompt] = {key: samples[0].prompt for key, samples in groups.items()}
+    held_out = file.parent / "data" / "eval.parquet"
+    if held_out.is_file():
+        prompts |= {row.prompt_id: row.prompt for row in from_parquet(held_out) if row.prompt_id in prompts}
+    return [Answered(prompts[key], [sample.response for sample in groups[key]]) for key in prompts]

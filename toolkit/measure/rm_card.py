@@ -1,0 +1,239 @@
+"""``duel rm-card``: how good a reward model is, explicit or implicit, on labelled responses, and no PPO is needed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import DataError, StoreError, nearest
+from toolkit.evals.agreement import LOG_Z_WARNING, Comparison
+from toolkit.evals.feature_bias import LEAST_COEFFICIENT, NEARLY_ALL
+from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
+from toolkit.evals.reward_card import CardData, StyledResponses, all_pairs, card_flags, margin_scale, reward_card
+from toolkit.evals.style_matrix import STYLES
+from toolkit.files import file_hash, fingerprint, read_json, write_json, write_table
+from toolkit.measure.card_scores import CardRewards, Scored, card_rewards, card_rows, scorer_identity
+from toolkit.measure.opinion_probe import opinion_section, shipped_gold
+from toolkit.measure.options import ScoringOptions
+from toolkit.measure.reading import ReadingOptions
+from toolkit.measure.rewards import RewardOptions
+from toolkit.preferences import splits
+from toolkit.preferences.loading import load, local_path
+from toolkit.preferences.rows import PreferenceRow, Record, prompt_id
+from toolkit.preferences.simulate import feature
+from toolkit.progress import Reporter
+from toolkit.runs.store import RunFolder
+
+CARD_FILE = "card.json"
+SCORES_FILE = "scores.parquet"
+# The columns that say where a row is from; the first that the data has counts.
+SOURCE_COLUMNS = ("source", "subset", "domain", "dataset", "category")
+ALARM = (
+    f"A flag is a coefficient of a feature, of at least {LEAST_COEFFICIENT:g}, that lies beyond what the reference "
+    "(gold, else the labels) explains: beyond both r * g, as noise would weaken it, and g / r, as a small model would "
+    "strengthen it, by the intervals of coefficient, excess_if_noisy and excess_if_partial. A feature that explains "
+    f"{NEARLY_ALL:.0%} of the margins, and not of the reference, is a flag as well."
+)
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """What is put on the card.
+
+    ``implicit`` is POLICY,REFERENCE, whose implicit reward stands beside the explicit one; ``beta`` None takes the one
+    that the policy was trained with. ``by`` names the column that says where a row is from; None takes the first of
+    ``SOURCE_COLUMNS`` that is there. ``seed`` is that of the resamples.
+    """
+
+    implicit: str | None = None
+    beta: float | None = None
+    any_reference: bool = False
+    by: str | None = None
+    seed: int = 0
+
+
+def rm_card(
+    model: str,
+    data: str,
+    options: CardOptions,
+    reading_options: ReadingOptions,
+    scoring: ScoringOptions,
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """The card as one document; with ``out`` it is written there (``card.json``), with the scores as a table.
+
+    ``model`` is a reward model, ``gold``, or ``python:MODULE:FUNCTION``. Run again with the same ``out``, it does not
+    score again what it has scored.
+
+    Raises DataError for data without comparisons and gold rewards, ModelError for a model that gives no finite scores,
+    StoreError where ``out`` has the card of something else.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return _card(model, data, options, reading_options, scoring, Path(folder), reporter)[0]
+    content = file_hash(local_path(data)) if local_path(data).is_file() else data
+    scorers = scorer_identity(model, options.implicit)
+    identity = fingerprint([scorers, content, asdict(options), asdict(reading_options), asdict(scoring)])
+    with RunFolder(out).lock():
+        _refuse_other(out / CARD_FILE, identity, force)
+        card, table = _card(model, data, options, reading_options, scoring, out / ".scores", reporter)
+        card["inputs"] = identity
+        write_table(table, out / SCORES_FILE)
+        write_json(out / CARD_FILE, card)
+    return card
+
+
+def _refuse_other(file: Path, identity: str, force: bool) -> None:
+    if file.is_file() and not force and read_json(file).get("inputs") != identity:
+        raise StoreError(
+            "the folder has the card of another model, other data or other options",
+            where=str(file),
+            fix="choose another --out, or give --force",
+        )
+
+
+def _card(
+    model: str,
+    data: str,
+    options: CardOptions,
+    reading_options: ReadingOptions,
+    scoring: ScoringOptions,
+    work: Path,
+    reporter: Reporter,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The card, and the table of scores."""
+    of_pair = RewardOptions(beta=options.beta, any_reference=options.any_reference)
+    rows = card_rows(model, data, options.implicit, of_pair, reading_options, reporter)
+    rewards = card_rewards(model, rows, reading_options.max_response_tokens, scoring, work, reporter)
+    records = [record for _, record in sorted(_records(data, reading_options.split).items())]
+    sources = _sources(data, reading_options.split, options.by, rows.rows)
+    labelled, labels = card_data(rows.rows, sources, data)
+    labelled = replace(labelled, styled=styled_responses(rows.rows, records))
+    intervals: BootstrapOptions = {**DEFAULT_INTERVALS, "seed": options.seed}
+    gold_scale = margin_scale(labelled, [row.gold or [] for row in rows.rows]) if shipped_gold(rows.rows) else None
+
+    def sections_of(scored: Scored, comparable: bool) -> dict[str, Any]:
+        topics = reward_card(labelled, scored.data, comparable_across_prompts=comparable, **intervals)
+        scale = margin_scale(labelled, scored.data)
+        topics["sycophancy"]["probe"] = opinion_section(rows.probes, scored.probes, scale, gold_scale, intervals)
+        return topics
+
+    explicit = sections_of(rewards.explicit, True)
+    implicit = sections_of(rewards.implicit, False) if rewards.implicit is not None else None
+    sections = {"explicit": explicit, "implicit": implicit}
+    flags = [
+        {"reward": name, **flag}
+        for name, topics in sections.items()
+        if topics is not None
+        for flag in card_flags(topics)
+    ]
+    card: dict[str, Any] = {
+        "schema_version": 1,
+        "model": model,
+        "implicit_model": options.implicit,
+        "implicit_reward": rows.pair.reward.words if rows.pair is not None else None,
+        "data": data,
+        "labels": labels,
+        "reference": "gold" if labelled.gold_of_compared else "labels",
+        "n_prompts": len(rows.rows),
+        "n_responses": sum(len(row.responses) for row in rows.rows),
+        "n_pairs": len(labelled.comparisons),
+        **rows.counts,
+        "intervals": dict(intervals),
+        **sections,
+        "flags": flags,
+        "alarm": ALARM,
+        "warning": LOG_Z_WARNING if implicit is not None else None,
+    }
+    return card, _table(rows.rows, rewards, sources)
+
+
+def card_data(rows: Sequence[PreferenceRow], sources: Sequence[str] | None, data: str) -> tuple[CardData, str]:
+    """The rows as the card's statistics take them, and whose labels count: the data's, or those of its gold rewards.
+
+    A response's length is in characters; its format and agreement are the features that simulated annotators like.
+
+    Raises DataError where there is neither a comparison nor a gold reward.
+    """
+    comparisons: list[Comparison] = [
+        (k, pair.i, pair.j, pair.p, pair.weight) for k, row in enumerate(rows) for pair in splits.pairs(row)
+    ]
+    labels = "data"
+    if not comparisons:
+        labels = "gold"
+        known = [k for k, row in enumerate(rows) if row.gold is not None]
+        by_gold = all_pairs([rows[k].gold or [] for k in known])
+        comparisons = [(known[k], i, j, p, weight) for k, i, j, p, weight in by_gold]
+    if not comparisons:
+        raise DataError(
+            "the data has neither comparisons nor gold rewards", where=data, fix="name data with labelled responses"
+        )
+    features = {
+        "length": [[float(len(text)) for text in row.responses] for row in rows],
+        "format": [[feature("format", row.prompt, text) for text in row.responses] for row in rows],
+        "sycophancy": [[feature("agreement", row.prompt, text) for text in row.responses] for row in rows],
+    }
+    ids = [row.prompt_id for row in rows]
+    return CardData(ids, comparisons, features, [row.gold for row in rows], sources), labels
+
+
+def _records(data: str, split: str) -> dict[int, Record]:
+    """The records of the source, by their numbers."""
+    return dict(load(data, split=split, config=None, revision=None).records)
+
+
+def styled_responses(rows: Sequence[PreferenceRow], records: Iterable[Record]) -> list[StyledResponses]:
+    """RM-Bench's rows: those with three chosen and three rejected texts, which are in three styles."""
+    styled = []
+    number = {row.prompt_id: k for k, row in enumerate(rows)}
+    for record in records:
+        sides = [_texts(record.get(name)) for name in ("chosen", "rejected")]
+        if not all(len(side) == len(STYLES) for side in sides):
+            continue
+        if not isinstance(prompt := record.get("prompt"), str) or (k := number.get(prompt_id(prompt))) is None:
+            continue
+        at = {text: r for r, text in enumerate(rows[k].responses)}
+        indices = [[at[text] for text in side if text in at] for side in sides]
+        if all(len(index) == len(STYLES) for index in indices):
+            styled.append(StyledResponses(k, *indices))
+    return styled
+
+
+def _texts(cell: object) -> list[str]:
+    """The texts in a cell with a list of them."""
+    return [item for item in cell if isinstance(item, str)] if isinstance(cell, list) else []
+
+
+def _sources(data: str, split: str, by: str | None, rows: Sequence[PreferenceRow]) -> list[str] | None:
+    """Where each row is from, by a column of its first record. None where the data has no such column.
+
+    Raises DataError where the column that was asked for is not there.
+    """
+    records = _records(data, split)
+    columns = {str(name) for record in records.values() for name in record}
+    column = by if by is not None else next((name for name in SOURCE_COLUMNS if name in columns), None)
+    if column is None:
+        return None
+    if column not in columns:
+        raise DataError(f"the data has no column {column!r}", where=data, fix=nearest(column, columns))
+    return [str(records[row.source_row].get(column)) for row in rows]
+
+
+def _table(rows: Sequence[PreferenceRow], rewards: CardRewards, sources: Sequence[str] | None) -> list[dict[str, Any]]:
+    """One row for each response."""
+    table = []
+    for k, row in enumerate(rows):
+        for r, text in enumerate(row.responses):
+            record: dict[str, Any] = {"prompt_id": row.prompt_id, "response_index": r, "n_chars": len(text)}
+            record["explicit_reward"] = float(rewards.explicit.data[k][r])
+            record["implicit_reward"] = float(rewards.implicit.data[k][r]) if rewards.implicit is not None else None
+            record["gold_reward"] = row.gold[r] if row.gold is not None else None
+            record["source"] = sources[k] if sources is not None else None
+            table.append(record)
+    return table
