@@ -449,11 +449,11 @@ def simulate(ctx: click.Context, /, as_json: bool, policy: str | None, annotator
 
     Annotators compare the responses; each is biased and noisy in its own way.
     """
+    from toolkit.measure.annotators import read_annotators
     from toolkit.measure.options import PromptSelection, take
     from toolkit.measure.responses import has_responses
     from toolkit.measure.sampling import PolicySampler
     from toolkit.measure.simulate import simulate_data
-    from toolkit.preferences.annotators import read_annotators
     from toolkit.preferences.simulate import ANNOTATORS
     from toolkit.recipe.schema import ModelSection
 

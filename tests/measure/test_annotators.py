@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import DataError
-from toolkit.preferences.annotators import read_annotators
+from toolkit.errors import DuelError, RecipeError
+from toolkit.measure.annotators import read_annotators
 from toolkit.preferences.simulate import Annotator
 
 ANNOTATOR = "- {name: ann, noise: 1e-1, bias: format, weight: -0.3, flipped: 0.25, ties: 0}\n- {name: bob}\n"
@@ -39,7 +39,7 @@ def test_yaml_and_json_are_read(text: str, tmp_path: Path) -> None:
         ("", "no list of annotators"),
         ("[]", "no list of annotators"),
         ("name: ann", "no list of annotators"),
-        ("- {name: [", "neither YAML nor JSON"),
+        ("- {name: [", "not valid YAML"),
         ("- ann", "is no mapping"),
         ("- {noise: 0.1}", "the name is None"),
         ("- {name: 3}", "the name is 3"),
@@ -52,15 +52,16 @@ def test_yaml_and_json_are_read(text: str, tmp_path: Path) -> None:
         ("- {name: a, flipped: 1.2}", "flipped is 1.2, expected a number from 0 to 1"),
         ("- {name: a, ties: yes}", "ties is True"),
         ("- {name: a}\n- {name: a}", "the name 'a' is there twice"),
+        ("- {name: a, noise: 1, noise: 2}", "noise is there twice"),
     ],
 )
 def test_a_wrong_file_is_named_with_what_is_wrong(text: str, said: str, tmp_path: Path) -> None:
     file = written(tmp_path, text)
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DuelError) as refused:
         read_annotators(file)
     assert said in str(refused.value) and "annotators.yaml" in str(refused.value)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read the annotators"):
+    with pytest.raises(RecipeError, match="cannot read the file"):
         read_annotators(tmp_path / "none.yaml")

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from toolkit.errors import DataError, nearest
 from toolkit.preferences.cells import excerpt, parsed_number
 from toolkit.preferences.simulate import TIE_BELOW, Annotator, Bias
+from toolkit.recipe.yaml_values import read_yaml
 
 KEYS = ("name", "noise", "bias", "weight", "flipped", "ties")
 _EXAMPLE = "- {name: ann, noise: 0.2, bias: length, weight: 0.3, flipped: 0.05, ties: 0.02}"
@@ -24,17 +23,10 @@ def read_annotators(path: Path) -> list[Annotator]:
     aversion), ``flipped`` (share of wrong labels; 0) and ``ties`` (latent scores closer than this tie; 0.02).
 
     Raises:
-        DataError: a file that cannot be read, no annotator, an unknown key, a value that is missing or out of range,
-            a name that is there twice.
+        RecipeError: a file that cannot be read, or is not valid YAML.
+        DataError: no annotator, an unknown key, a value that is missing or out of range, a name that is there twice.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the annotators: {error}", where=str(path)) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(
-            "this is neither YAML nor JSON", where=str(path), fix=f"write for instance {_EXAMPLE}"
-        ) from error
+    document = read_yaml(path)
     if isinstance(document, Mapping) and list(document) == ["annotators"]:
         document = document["annotators"]
     if not isinstance(document, list) or not document:
