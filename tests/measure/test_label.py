@@ -171,7 +171,7 @@ def test_files_of_principles(tmp_path: Path, name: str, content: str, expected: 
 def test_files_that_hold_none(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((DataError, RecipeError), match=message):
         principles.load_principles(str(tmp_path / name))
 
 
