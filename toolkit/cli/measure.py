@@ -174,6 +174,14 @@ def show_summary(summary: dict[str, Any], as_json: bool) -> None:
     type=PATH,
     help="A run's samples.parquet: with --rm, check the rewards of what its policies wrote, too.",
 )
+@click.option(
+    "--shift",
+    "shifts",
+    multiple=True,
+    metavar="NAME:FILE",
+    help="Also the accuracy on shifted comparisons: yours in FILE, or the built-in case, whitespace, list, courtesy, "
+    "truncated or swapped. Can be given several times.",
+)
 @click.option("--with-ids", is_flag=True, help="Add the token ids.")
 @click.option("--rm", help="Check the rewards against this explicit reward model.")
 @click.option("--out", type=PATH, required=True, help="Parquet file to write.")

@@ -263,9 +263,25 @@ def rewards_table(summary: Mapping[str, Any]) -> str:
         lines.append(text_of(*_implicit_against_explicit(summary["implicit_vs_explicit"])))
         n_pairs, path = summary["n_disagreements"], summary["disagreements"]
         lines.append(f"the two rewards order {n_pairs} pairs differently: {path} has their texts")
+    if "shifts" in summary:
+        lines.append(text_of(_shift_sheet(summary["shifts"])))
     if "warning" in summary:
         lines.append(f"note: {summary['warning']}")
     return "\n".join([*lines, f"written: {summary['out']}"])
+
+
+def _shift_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
+    """Accuracy on shifted comparisons, and what it loses against that on the data."""
+    names = ("explicit", "implicit", "drop_explicit", "drop_implicit", "difference_of_drops")
+    header = ["", "pairs", "explicit", "implicit", "explicit loses", "implicit loses", "implicit loses more by"]
+    sheet = Sheet("Accuracy on shifted comparisons", header)
+    for row in rows:
+        cells = [
+            f"{percent(cell['value'])} ({interval(cell['ci_low'], cell['ci_high'])})" if cell is not None else "-"
+            for cell in (row[name] for name in names)
+        ]
+        sheet.add_row(row["name"], str(row["n"]), *cells)
+    return sheet
 
 
 def filter_table(summary: Mapping[str, Any]) -> str:

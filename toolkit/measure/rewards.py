@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from toolkit.engine import cache, distributed
-from toolkit.errors import ModelError, RecipeError
+from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.evals.agreement import LOG_Z_WARNING
 from toolkit.evals.implicit_reward import ImplicitReward, defined_by
 from toolkit.files import refuse_existing, write_json, write_row_groups
@@ -29,6 +29,7 @@ from toolkit.measure.explicit import score_reading
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.passes import StoredPass
 from toolkit.measure.reading import EncodedRow, Reading, ReadingOptions, read, with_samples
+from toolkit.measure.shifts import Rewards, Shift, shift_rows, shifts_of, together
 from toolkit.measure.summary import accuracy_per_token, check_against_explicit, summarise_rewards
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
@@ -64,13 +65,15 @@ class RewardOptions:
 
     ``beta`` None takes the one that the policy was trained with, where it records that, else 0.1. ``rm`` is an explicit
     reward model to check against. ``samples``, a run's ``samples.parquet``, adds what its policies wrote to the data's
-    prompts, and the check against ``rm`` on them. ``per_token`` and ``with_ids`` add columns. ``any_reference`` accepts
-    a reference that the policy was not trained against. ``force`` overwrites the table.
+    prompts, and the check against ``rm`` on them. ``shifts`` are shifted versions of the comparisons, NAME:FILE or
+    built in. ``per_token`` and ``with_ids`` add columns. ``any_reference`` accepts a reference that the policy was not
+    trained against. ``force`` overwrites the table.
     """
 
     beta: float | None = None
     rm: str | None = None
     samples: str | Path | None = None
+    shifts: Sequence[str] = ()
     per_token: bool = False
     with_ids: bool = False
     any_reference: bool = False
@@ -151,6 +154,9 @@ def implicit_rewards(
     reading = read(data, pair.tokenizer, policy, reading_options)
     if options.samples is not None:
         reading = with_samples(reading, Path(options.samples))
+    if options.shifts and not reading.comparisons:
+        raise DataError("the data has no comparison to shift", where=data, fix="leave --shift out")
+    shifts = shifts_of(options.shifts, reading, pair.tokenizer, policy, reading_options)
     work = out.with_name(f".{out.name}.partial")
 
     # One model in memory at a time; the last pass writes each block's rows as they are complete.
@@ -159,6 +165,7 @@ def implicit_rewards(
     explicit = None
     if options.rm:
         explicit = score_reading(options.rm, reading, reading_options.max_response_tokens, scoring, work, reporter)
+    shifted = _shifted_rewards(shifts, reading, pair, options, reading_options, scoring, work, reporter)
     reference_pass = None
     if pair.reference is not None:
         stored = cache.reference_folder()
@@ -180,11 +187,44 @@ def implicit_rewards(
         summary["accuracy_mean"] = accuracy_per_token(reading, implicit)
     if explicit is not None:
         summary |= check_against_explicit(reading, explicit, implicit, out)
+    if shifts:
+        summary["shifts"] = shift_rows(shifts, reading, (implicit, explicit), shifted)
     write_json(out.with_suffix(".summary.json"), summary)
     # The table last: while it is not there, the same command goes on from the blocks.
     (work / out.name).replace(out)
     shutil.rmtree(work)
     return summary
+
+
+def _shifted_rewards(
+    shifts: Sequence[Shift],
+    reading: Reading,
+    pair: PolicyPair,
+    options: RewardOptions,
+    reading_options: ReadingOptions,
+    scoring: ScoringOptions,
+    work: Path,
+    reporter: Reporter,
+) -> tuple[Rewards, Rewards | None]:
+    """The implicit and, with a reward model, the explicit rewards of all shifted rows."""
+    if not shifts:
+        return [], None
+    rows = together(shifts, reading)
+    log_ratios: list[NDArray[np.float64]] = [np.zeros(len(row.row.responses)) for row in rows.rows]
+    for ref, label, sign in ((pair.policy, "policy", 1.0), (pair.reference, "reference", -1.0)):
+        if ref is None:
+            continue
+        stored = StoredPass(ref, f"{label}, shifted", rows.trees, pair.tokenizer, work, scoring)
+        of_rows = (of_row for block in stored.logps(reporter) for of_row in block)
+        for total, of_row in zip(log_ratios, of_rows, strict=True):
+            total += sign * np.array([float(logps.astype(np.float64).sum()) for logps in of_row])
+    implicit = [
+        np.array([pair.reward(float(value), int(n)) for value, n in zip(values, row.lengths, strict=True)])
+        for values, row in zip(log_ratios, rows.rows, strict=True)
+    ]
+    if not options.rm:
+        return implicit, None
+    return implicit, score_reading(options.rm, rows, reading_options.max_response_tokens, scoring, work, reporter)
 
 
 def resolve_pair(policy: str, reference: str, options: RewardOptions, reporter: Reporter) -> PolicyPair:
