@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +22,8 @@ from toolkit.cli import check, folders, measure, reward_models, run, study
 from toolkit.cli.options import Group
 from toolkit.errors import EXIT_CODE_FILE, LAUNCHER_FILE, DuelError, Terminated, shown
 
+# What libraries say of a full disk in errors of their own: the system, torch's writer of checkpoints (twice), SQLite.
+FULL_DISK = ("No space left on device", "inline_container.cc", "PytorchStreamWriter failed", "disk is full")
 USER_ERROR, DEFECT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 
@@ -132,14 +136,29 @@ def _system_message(error: BaseException | None) -> str | None:
         text = str(error)
         number = error.errno if isinstance(error, OSError) else None
         where = getattr(error, "filename", None) or os.getcwd()
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
-            return f"error: the disk is full\n  where: {where}\n  fix:   free space, then run the same command"
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in FULL_DISK):
+            full = getattr(error, "filename", None) or _fullest_disk()
+            return f"error: the disk is full\n  where: {full}\n  fix:   free space, then run the same command"
         if number == errno.EFBIG or "File too large" in text:
             return f"error: the disk takes no file this large\n  where: {where}\n  fix:   raise the limit (ulimit -f)"
         if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             return f"error: {os.strerror(number)}\n  where: {where}\n  fix:   choose a folder you can write"
         error = error.__cause__ or error.__context__
     return None
+
+
+def _fullest_disk() -> str:
+    """The folder of this command with the least space: an error of a library often does not name its file."""
+    from toolkit.models.resolve import cache_folder
+
+    words = sys.argv[1:]
+    named = [Path(value) for word, value in zip(words, words[1:], strict=False) if word == "--out"]
+    places = [*named, Path("runs"), cache_folder(), Path(tempfile.gettempdir()), Path.cwd()]
+    there = [
+        next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir()) for path in places
+    ]
+    fullest = min(there, key=lambda folder: shutil.disk_usage(folder).free)
+    return f"{fullest} ({shutil.disk_usage(fullest).free / 2**20:,.1f} MiB free)"
 
 
 def _show_traceback(debug: bool) -> None:
