@@ -135,6 +135,8 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
     tests = judge_sheet(results.get("judge_tests", []), confidence)
     temperatures = temperature_table(results)
     shown += [temperature_sheet(temperatures, confidence)] if temperatures is not None else []
+    best = best_of_n_sheet(results.get("best_of_n", []), confidence)
+    shown += [best] if best.rows else []
     return [
         policies,
         win_rate_sheet(final, confidence),
@@ -143,6 +145,19 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
         held_out_sheet(results, confidence),
         cost,
     ]
+
+
+def best_of_n_sheet(rows: Sequence[Mapping[str, Any]], confidence: float) -> Sheet:
+    """Best of n samples of SFT by each reward, in gold reward; where gold is not known, in the reward that picks."""
+    measured = {row["measured_by"] for row in rows}
+    bounds = interval_heading(confidence)
+    sheet = Sheet("Best of n samples of SFT", ["picked by", "measured by", "n", "reward", bounds, "KL (nats)"])
+    for row in rows:
+        if row["measured_by"] == ("gold" if "gold" in measured else row["picked_by"]):
+            kl = f"{'' if row['kl_exact'] else 'at most '}{number(row['kl_nats'], 2)}"
+            within = interval(row["ci_low"], row["ci_high"], number)
+            sheet.add_row(row["picked_by"], row["measured_by"], str(row["n"]), number(row["value"]), within, kl)
+    return sheet
 
 
 def temperature_sheet(table: TemperatureTable, confidence: float) -> Sheet:

@@ -28,6 +28,7 @@ from toolkit.judging.held_out import examine_judges
 from toolkit.judging.independence import RunModels
 from toolkit.judging.judge import name_training_signals
 from toolkit.judging.records import check_recorded_names, write_judgements
+from toolkit.measure.best_of_n import best_of_n_rows
 from toolkit.measure.judged_policies import judge_all
 from toolkit.measure.policies import EvaluationSettings, Policy, TrainedModels, find_policies, samples_of
 from toolkit.measure.scores import (
@@ -117,6 +118,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         for arm, stage in zip(ARMS, ("ppo", "dpo"), strict=True)
     }
     result["warnings"] += milestones_not_reached(missed, kl_nats)
+    result["best_of_n"] = best_of_n_rows(scored_samples, bootstrap) if section.best_of_n else []
     result["arm_differences"] = [difference.as_dict() for difference in differences]
     # The pipeline adds it to the cost.
     result["judge_usage"] = [asdict(usage) for usage in [*asked.usages, *test_usages]]
