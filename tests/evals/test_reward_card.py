@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.evals.best_of_pool import best_of_four, best_of_n_curve, expected_best, picks_best_of_four, score_variance
+from toolkit.evals.feature_bias import feature_bias
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.reward_card import (
     QUANTILES,
@@ -260,3 +261,47 @@ def test_variance_is_that_of_a_one_way_layout() -> None:
     assert result["within_prompts"]["value"] == pytest.approx(1.0, abs=0.06)
     assert result["between_prompts"]["value"] == pytest.approx(4.0, abs=0.4)
     assert result["share_within"]["value"] == pytest.approx(0.2, abs=0.03)
+
+
+# ---------------------------------------------------------------- coverage of the intervals
+
+
+def drawn(seed: int) -> tuple[CardData, list[Any]]:
+    """120 prompts, whose rewards are 0.5 gold + 0.5 of an independent feature + noise, each of variance one."""
+    rng = np.random.default_rng(seed)
+    gold, length, noise = rng.normal(size=(3, 120, 4))
+    comparisons = [
+        (q, i, j, float(gold[q, i] > gold[q, j]), 1.0) for q in range(120) for i, j in combinations(range(4), 2)
+    ]
+    data = CardData([f"p{q}" for q in range(120)], comparisons, {"length": list(length)}, list(gold))
+    offset = rng.normal(size=(120, 1))
+    return data, list(0.5 * gold + 0.5 * length + math.sqrt(0.5) * noise + offset)
+
+
+def coverage(seeds: range, n_resamples: int) -> dict[str, float]:
+    """For each figure, the share of its intervals that hold its true value."""
+    # of a reward of variance one inside and one between prompts; correlations with gold and with the feature are 1/2
+    truths = {
+        "coefficient": 0.5, "excess_if_noisy": 0.5, "excess_if_partial": 0.25, "explained": 0.25,
+        "share_within": 0.5, "gain": 0.5 * 1.0294,
+    }  # fmt: skip
+    inside = dict.fromkeys(truths, 0)
+    options: BootstrapOptions = {**FAST, "n_resamples": n_resamples}
+    for seed in seeds:
+        data, rewards = drawn(seed)
+        figures_of = feature_bias(compared_pairs(data, rewards), "length", options)
+        figures_of |= score_variance(rewards, data.prompt_ids, options, between_known=True)
+        figures_of["gain"] = best_of_n_curve(rewards, gold_of(data), data.prompt_ids, options)[-1]["gain"]
+        for name, truth in truths.items():
+            inside[name] += figures_of[name]["ci_low"] <= truth <= figures_of[name]["ci_high"]
+    return {name: count / len(seeds) for name, count in inside.items()}
+
+
+def test_intervals_of_bias_and_pools_cover_the_truth() -> None:
+    assert all(share >= 0.75 for share in coverage(range(20), 200).values())
+
+
+@pytest.mark.slow
+def test_intervals_of_bias_and_pools_cover_it_as_often_as_they_say() -> None:
+    for name, share in coverage(range(400), 1000).items():
+        assert 0.92 <= share <= 0.98, (name, share)
