@@ -305,3 +305,15 @@ def test_intervals_of_bias_and_pools_cover_the_truth() -> None:
 def test_intervals_of_bias_and_pools_cover_it_as_often_as_they_say() -> None:
     for name, share in coverage(range(400), 1000).items():
         assert 0.92 <= share <= 0.98, (name, share)
+
+
+def test_a_feature_that_is_most_of_a_reward_is_a_flag_where_the_reference_has_a_little_of_it() -> None:
+    """It is then what a small model could make of the reference, too; but no reward should be nothing else."""
+    data = simulated(9)
+    rng = np.random.default_rng(9)
+    z = [np.asarray(values) / 30 for values in data.features["length"]]
+    mostly = [of_prompt + 0.35 * rng.normal(size=of_prompt.shape) for of_prompt in z]
+    [flag] = card_flags(reward_card(data, mostly, **FAST))
+    assert (flag["topic"], flag["direction"], flag["figure"]) == ("length", "more", "explained")
+    half = [of_prompt + 1.0 * g for of_prompt, g in zip(z, gold_of(data), strict=True)]
+    assert all(flag["figure"] != "explained" for flag in card_flags(reward_card(data, half, **FAST)))

@@ -29,8 +29,8 @@ def expected_best(rewards: ArrayLike, gold: ArrayLike, n: int) -> float:
 
     This is the unbiased estimator of best-of-n from a pool of N >= n (Nakano et al. 2021, arXiv 2112.09332, app. I).
 
-    >>> expected_best([3.0, 1.0, 2.0], [10.0, 0.0, 5.0], 2)  # subsets: {3,1} and {3,2} give 10, {1,2} gives 5
-    8.333333333333334
+    >>> round(expected_best([3.0, 1.0, 2.0], [10.0, 0.0, 5.0], 2), 4)  # {3, 1} and {3, 2} give 10, {1, 2} gives 5
+    8.3333
     """
     values, truth = np.asarray(rewards, dtype=np.float64), np.asarray(gold, dtype=np.float64)
     total = math.comb(len(values), n)
