@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toolkit.api import check, compare, implicit_rewards, rm_card, run, study
+    from toolkit.api import check, compare, filter_rows, implicit_rewards, rm_card, run, study
 
-__all__ = ["check", "compare", "implicit_rewards", "rm_card", "run", "study"]
+__all__ = ["check", "compare", "filter_rows", "implicit_rewards", "rm_card", "run", "study"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,10 +6,10 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.progress import Reporter
-from toolkit.report.sheets import Sheet, html_of, result_sheets, rewards_sheets, text_of, win_rate_sheet
+from toolkit.report.sheets import Sheet, filter_sheet, html_of, result_sheets, rewards_sheets, text_of, win_rate_sheet
 from toolkit.report.study_sheets import study_sheets
 
 if TYPE_CHECKING:
@@ -184,6 +184,45 @@ def rm_card(
         quiet = reporter or Reporter(quiet=True)
         card = make_card(model, source, asked, reading, scoring, out=folder_of_card, force=force, reporter=quiet)
     return Result(card, card_sheets(card), "\n".join(flag_lines(card)))
+
+
+def filter_rows(
+    data: Data,
+    judge: str,
+    *,
+    calibrate: Data,
+    fpr: float,
+    out: str | Path,
+    columns: Mapping[str, str] | None = None,
+    plain: bool = False,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Result:
+    """``duel filter``: write the rows whose response scores above a threshold to ``out``, the others beside it.
+
+    ``judge`` scores responses (``rm:MODEL``, ``implicit:POLICY,REFERENCE``, ``python:MODULE:FUNCTION``, ``gold``).
+    ``calibrate`` is labelled data, from which the threshold for the false-positive rate ``fpr`` comes. ``columns`` maps
+    prompt, response and label to their names in the data. Returns what ``duel filter --json`` prints.
+
+    Raises:
+        DataError: calibration data of one class, or with too few bad responses for ``fpr``.
+    """
+    from toolkit.measure import filter as filtering
+    from toolkit.measure.options import ScoringOptions
+
+    target = Path(out)
+    summary = filtering.filter_rows(
+        judge,
+        _data_source(data, _records_of(target)),
+        filtering.FilterOptions(
+            _data_source(calibrate, target.with_name(f"{target.name}.labels.jsonl")), fpr, columns or {}, plain, force
+        ),
+        ScoringOptions(dtype),
+        out=target,
+        reporter=reporter or Reporter(quiet=True),
+    )
+    return Result(summary, [filter_sheet(summary)])
 
 
 def compare(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.running import duel
 
+from toolkit import filter_rows
 from toolkit.judging import scorers
 from toolkit.measure import filter as filtering
 from toolkit.models.load import new_reward_model
@@ -150,6 +151,12 @@ def test_a_reward_model_scores_as_duel_score_does(tmp_path: Path) -> None:
     expected = sorted(row["explicit_reward"] for row in pq.read_table(tmp_path / "scores.parquet").to_pylist())
     rows = lines(tmp_path / "out.jsonl") + lines(tmp_path / "out.dropped.jsonl")
     assert sorted(score for row in rows for score in row["response_scores"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_from_python_records_are_filtered_as_files_are(tmp_path: Path, judge: str) -> None:
+    result = filter_rows(rows(), judge, calibrate=labelled(), fpr=0.05, out=tmp_path / "out.jsonl")
+    assert (result["n_kept"], result["threshold"]) == (1, 38.0)
+    assert "false positives" in str(result) and lines(tmp_path / "out.jsonl")[0]["id"] == 9
 
 
 # ---------------------------------------------------------------- bad input

@@ -14,6 +14,7 @@ from toolkit.report.numbers import interval, number, percent
 from toolkit.report.sheets import (
     Sheet,
     estimate_cells,
+    filter_sheet,
     interval_heading,
     missing_estimates,
     result_sheets,
@@ -286,14 +287,9 @@ def _shift_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
 
 def filter_table(summary: Mapping[str, Any]) -> str:
     """``duel filter``."""
-    fpr, n = summary["fpr"], summary["n_kept"] + summary["n_dropped"]
-    sheet = Sheet("On new data", ["", "value", "95% interval", "responses", "groups"])
-    for name, row in (("false positives", fpr), ("recall", summary["recall"]), ("precision", summary["precision"])):
-        bounds = interval(row["ci_low"], row["ci_high"])
-        sheet.add_row(name, percent(row["value"]), bounds, str(row["n"]), str(row["n_groups"]))
+    n = summary["n_kept"] + summary["n_dropped"]
     lines = [
-        f"threshold {summary['threshold']:g}, for a false-positive rate of {percent(fpr['target'])}",
-        text_of(sheet),
+        text_of(filter_sheet(summary)),
         f"kept {summary['n_kept']} of {n} rows: {summary['out']}",
         f"dropped {summary['n_dropped']}: {summary['dropped']}",
     ]

@@ -147,6 +147,17 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
     ]
 
 
+def filter_sheet(summary: Mapping[str, Any]) -> Sheet:
+    """The rates that a filter's threshold will have on new data, with their 95% intervals."""
+    title = f"Threshold {summary['threshold']:g}, for a false-positive rate of {percent(summary['fpr']['target'])}"
+    sheet = Sheet(title, ["on new data", "value", "95% interval", "responses", "groups"])
+    for name, key in (("false positives", "fpr"), ("recall", "recall"), ("precision", "precision")):
+        row = summary[key]
+        bounds = interval(row["ci_low"], row["ci_high"])
+        sheet.add_row(name, percent(row["value"]), bounds, str(row["n"]), str(row["n_groups"]))
+    return sheet
+
+
 def best_of_n_sheet(rows: Sequence[Mapping[str, Any]], confidence: float) -> Sheet:
     """Best of n samples of SFT by each reward, in gold reward; where gold is not known, in the reward that picks."""
     measured = {row["measured_by"] for row in rows}
