@@ -319,10 +319,16 @@ def chat_template_cases() -> Iterator[Malformed]:
         "unsafe": "{{ ''.__class__.__mro__ }}",
         "range": "{% for i in range(10000000000) %}x{% endfor %}",
         "include": "{% include 'x' %}",
+        "break_outside": "{% for m in messages %}{{ m['content'] }}{% endfor %}{% break %}",
+        "half_of_a_pair": "{{ '\\ud800' }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
         "empty": "",
         "deep": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
     }
-    words = {"raises": ("d.jsonl, line 7", "no system role"), "raises_always": ("never",)}
+    words = {
+        "raises": ("d.jsonl, line 7", "no system role"),
+        "raises_always": ("never",),
+        "half_of_a_pair": ("U+D800",),
+    }
     for name, text in templates.items():
         command = f"run|smoke|--dry-run|{SETS}|--out|out|--set|data.source=d.jsonl|--set|model.chat_template=t.jinja"
         files = {"d.jsonl": rows, "t.jinja": text.encode()}

@@ -192,6 +192,8 @@ SOUND: list[tuple[str, str, list[dict[str, Any]], dict[str, Any]]] = [
     ("system_dropped", MERGES_SYSTEM, with_row(chat_rows(), 2, prompt=user("Q?", SYSTEM)), {}),
     ("system_dropped", CHATML, with_row(chat_rows(), 2, prompt=user("Be kind. Please.", SYSTEM)), {}),
     ("system_dropped", DROPS_SYSTEM, with_row(chat_rows(), 2, prompt=user("Q?", ("system", " "))), {}),
+    ("system_dropped", CHATML.replace("m['content']", "(m['content'] | upper)"), with_row(chat_rows(), 2, prompt=user("Q?", SYSTEM)), {}),
+    ("unseen_parts", CHATML.replace("m['content']", "(m['content'] | tojson)"), with_row(chat_rows(), 1, prompt=user('Say "no".')), {}),
     ("unseen_parts", CHATML, with_row(text_rows(), 1, images=[], system="", score=3.5), {}),
     ("unseen_parts", CHATML, with_row(chat_rows(), 1, prompt=[{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]), {}),
     ("text_and_messages", CHATML, [r | {k: [{"role": "assistant", "content": r[k]}] for k in ("chosen", "rejected")} for r in text_rows()], {}),

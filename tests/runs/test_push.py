@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -183,6 +184,17 @@ def test_a_link_that_leads_out_of_the_run_is_not_published(tmp_path: Path) -> No
     (run / "results.json").symlink_to(secret / "key")
     with pytest.raises(StoreError, match="leads out of the run"):
         push.read_finished(run)
+
+
+def test_what_a_user_put_beside_a_model_is_not_published(small_run: Path, tmp_path: Path) -> None:
+    run, to = tmp_path / "run", tmp_path / "all"
+    shutil.copytree(small_run, run)
+    for name in ("modeling_mine.py", "notes/key.txt"):
+        (run / "dpo" / "model" / name).parent.mkdir(exist_ok=True)
+        (run / "dpo" / "model" / name).write_text("mine")
+    duel("push", str(run), "--to", str(to), "--only", "dpo")
+    published = {path.relative_to(to / "dpo").as_posix() for path in (to / "dpo").rglob("*") if path.is_file()}
+    assert published == {path.name for path in (small_run / "dpo" / "model").iterdir()} | {"README.md"}
 
 
 def test_pairs_in_trl_s_format() -> None:

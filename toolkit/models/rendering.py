@@ -14,8 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import DataError, ModelError, first_line
 
-# What code of a template can raise beside its own refusals: it is run on messages that it was not written for.
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+# What code of a template can raise beside its own refusals: it is run on messages that it was not written for. What
+# jinja2 accepts may be no Python ({% break %} outside a loop), and a text may be larger than the memory.
+TEMPLATE_ERRORS = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
+    *(SyntaxError, MemoryError),
+)
 # Marks of turns that no text holds by chance.
 _TURN = re.compile(
     r"<\|im_start\|>\s*(?:system|user|assistant)|<\|start_header_id\|>|<start_of_turn>(?:user|model)|\[/?INST\]|"
@@ -26,6 +30,7 @@ _ENDS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<end_o
 _BEGINNINGS = ("<|begin_of_text|>", "<|startoftext|>", "<bos>", "<\uff5cbegin\u2581of\u2581sentence\uff5c>")
 _THINK = re.compile(r"(?:<(?:think|thinking|thought|reasoning|reflection)>|\[THINK\])\s*\Z")
 _SENTENCE_END = "</s>"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MARK = "duel-marks-this-text"
 
 
@@ -58,14 +63,22 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str,
     """
     turns = [dict(message) for message in messages]
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opening))
+        return _applied(tokenizer, turns, opening=opening)
     except TEMPLATE_ERRORS as error:
         raise TemplateRefusesError(turns, first_line(error)) from error
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> str:
     """The messages as the template writes them, with the opening of the assistant's turn."""
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    return _applied(tokenizer, list(messages), opening=True)
+
+
+def _applied(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, opening: bool) -> str:
+    """Raises one of TEMPLATE_ERRORS, also where the template writes what no tokenizer reads."""
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening))
+    if not text.isascii() and (half := _SURROGATE.search(text)) is not None:
+        raise ValueError(f"it writes half of a surrogate pair, U+{ord(half[0]):04X}")
+    return text
 
 
 def answers_after_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -76,10 +89,10 @@ def answers_after_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
     question = {"role": "user", "content": "?"}
     try:
         opening = render_prompt(tokenizer, [question])
-        answered = tokenizer.apply_chat_template([question, {"role": "assistant", "content": _MARK}], tokenize=False)
+        answered = _applied(tokenizer, [question, {"role": "assistant", "content": _MARK}], opening=False)
     except TEMPLATE_ERRORS:
         return False
-    return str(answered).startswith(f"{opening} {_MARK}")
+    return answered.startswith(f"{opening} {_MARK}")
 
 
 def open_think_block(before: str, responses: Sequence[str]) -> str | None:
@@ -136,7 +149,7 @@ class Markers:
             return None
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(_MARK)[2]
+            return _applied(self.tokenizer, turns, opening=False).rpartition(_MARK)[2]
         except TEMPLATE_ERRORS:
             return None
 

@@ -8,7 +8,6 @@ in TRL's preference format and in the run's own.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +30,16 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow, row_to_dict
 from toolkit.progress import Reporter
 from toolkit.runs.model_cards import FinishedRun, data_card, model_card
-from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, read_document, refuse_damaged, refuse_study
+from toolkit.runs.store import (
+    MANIFEST_FILE,
+    RECIPE_FILE,
+    RESULTS_FILE,
+    read_document,
+    read_record,
+    refuse_damaged,
+    refuse_study,
+)
+from toolkit.storage.integrity import is_list, listed
 from toolkit.storage.locks import writing
 
 # What the hub's HTTP client raises, and the hub lets through: of httpx in huggingface_hub 1, of httpx2 in 2.
@@ -130,7 +138,7 @@ def write_model(run: FinishedRun, artifact: str, out: Path, name: str | None) ->
         dtype = DTYPES[section.dtype]
         merge_and_save(load_policy(ref, section, dtype=dtype), tokenizer, out, dtype)
     else:
-        shutil.copytree(folder, out, dirs_exist_ok=True)
+        _copy_written(run.folder / STAGE_OF[artifact], folder, out)
     for file in (REWARD_HEAD_FILE, TRAINING_RECORD_FILE):
         if (folder / file).is_file():
             copy_whole(folder / file, out / file)
@@ -138,6 +146,17 @@ def write_model(run: FinishedRun, artifact: str, out: Path, name: str | None) ->
     encoder = text_encoder(tokenizer, rows[0].prompt, ref.spec)
     end = str(tokenizer.convert_ids_to_tokens(encoder.end_id))
     write_text(out / "README.md", model_card(run, artifact, name, end=end, conversational=encoder.conversational))
+
+
+def _copy_written(stage: Path, model: Path, out: Path) -> None:
+    """The files of a model that its stage wrote: whatever else lies there is somebody's own, and stays there."""
+    files = (read_record(stage) or {}).get("files")
+    names = files if is_list(files) else listed(stage)  # of an earlier version
+    for path in sorted(stage / name for name in names):
+        if path.is_relative_to(model):
+            target = out / path.relative_to(model)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy_whole(path, target)
 
 
 def write_preferences(run: FinishedRun, out: Path, name: str | None) -> None:

@@ -21,6 +21,7 @@ from toolkit.models.rendering import TEMPLATE_ERRORS, Markers, open_think_block,
 WINDOW = 40  # characters on each side of the border: longer than any word that could cross it
 HEAD = 60  # characters of a prompt that hold every BOS
 MOST_LONG_PROMPTS = 1000  # that are tokenised in full
+CHANGE = "and so on"  # what a template does not look for in a turn
 UNSURE = 3  # tokens that a tokenizer may add to a text: a blank in front, BOS, EOS
 
 
@@ -82,14 +83,13 @@ class TokenChecks:
         content = message["content"].strip()
         if message["role"] == "assistant":  # templates of reasoning models drop the thoughts of earlier turns
             content = content.rpartition("</think>")[2].strip()
-        if content not in text:
-            return False
-        others = [m for m in prompt if m is not message]
-        if not content or not any(content in m["content"] for m in others):
+        if content in text and not (
+            message["role"] == "system" and content and any(content in m["content"] for m in prompt if m is not message)
+        ):
             return True
-        if message["role"] != "system":
-            return True
-        try:  # another message holds the same words, so that only leaving this one out tells
+        # The template may write it in other letters, or another message holds the same words: a change of it tells.
+        others = [{**m, "content": f"{m['content']} {CHANGE}"} if m is message else m for m in prompt]
+        try:
             return render_prompt(self.tokenizer, others) != text
         except TEMPLATE_ERRORS:
             return True
