@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from toolkit.evals.agreement import estimate_dict
+from toolkit.evals.best_of_n import MAX_N, best_of_n_weights
 from toolkit.evals.intervals import (
     NO_ESTIMATE,
     BootstrapOptions,
@@ -21,29 +22,18 @@ from toolkit.evals.intervals import (
     sums_by_prompt,
 )
 
-LARGEST_N = 64
-
 
 def expected_best(rewards: ArrayLike, gold: ArrayLike, n: int) -> float:
-    """Mean gold reward (over all subsets of n) of the response with the highest reward; equal rewards share.
-
-    This is the unbiased estimator of best-of-n from a pool of N >= n (Nakano et al. 2021, arXiv 2112.09332, app. I).
+    """Mean gold reward, over all subsets of n, of the response with the highest reward; equal rewards share.
 
     >>> round(expected_best([3.0, 1.0, 2.0], [10.0, 0.0, 5.0], 2), 4)  # {3, 1} and {3, 2} give 10, {1, 2} gives 5
     8.3333
     """
     values, truth = np.asarray(rewards, dtype=np.float64), np.asarray(gold, dtype=np.float64)
-    total = math.comb(len(values), n)
-    expected, below = 0.0, 0
-    for value in np.unique(values):
-        equal = values == value
-        upto = below + int(equal.sum())
-        expected += (math.comb(upto, n) - math.comb(below, n)) / total * float(truth[equal].mean())
-        below = upto
-    return expected
+    return float(best_of_n_weights(values, n)[n - 1] @ truth)
 
 
-def best_of_n_curve(
+def gold_of_best_of_n(
     rewards: Sequence[ArrayLike],
     gold: Sequence[ArrayLike],
     prompt_ids: Sequence[str],
@@ -58,7 +48,7 @@ def best_of_n_curve(
     sizes = [len(np.asarray(values)) for values in rewards]
     if not sizes:
         return []
-    wanted = sorted({*(2**k for k in range(7)), min(*sizes, LARGEST_N) if len(sizes) > 1 else min(sizes[0], LARGEST_N)})
+    wanted = sorted({*(2**k for k in range(7)), min(*sizes, MAX_N) if len(sizes) > 1 else min(sizes[0], MAX_N)})
     rows = []
     for n in (n for n in wanted if n <= max(sizes)):
         at = [k for k, size in enumerate(sizes) if size >= n]

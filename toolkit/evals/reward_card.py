@@ -26,7 +26,7 @@ from toolkit.evals.agreement import (
     prompt_clusters,
     within_prompt_correlation,
 )
-from toolkit.evals.best_of_pool import best_of_four, best_of_n_curve, score_variance
+from toolkit.evals.best_of_pool import best_of_four, gold_of_best_of_n, score_variance
 from toolkit.evals.feature_bias import ComparedPairs, bias_flags, feature_bias
 from toolkit.evals.intervals import (
     BootstrapOptions,
@@ -282,7 +282,7 @@ def _best_of_n_section(
     data: CardData, rewards: Sequence[ArrayLike], options: BootstrapOptions
 ) -> list[dict[str, Any]] | None:
     scored, gold, ids = _known(data, rewards)
-    return best_of_n_curve(scored, gold, ids, options) if gold else None
+    return gold_of_best_of_n(scored, gold, ids, options) if gold else None
 
 
 def _source_section(
