@@ -86,6 +86,13 @@ def test_its_arguments_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert prompts[0][0]["content"] == "hi" and len(TEXTS) == 3
 
 
+def test_paths_mean_the_same_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = "import os\nos.chdir('/')\ndef judge(prompts, completions):\n    os.chdir('/usr')\n    return [1, 2, 3]\n"
+    module(tmp_path, "my_judge", source, monkeypatch)
+    assert function_scores("my_judge:judge", ["p"] * 3, TEXTS) == [1, 2, 3] and Path.cwd() == tmp_path
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_anything_else_names_function_row_and_cause(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body, message = BAD[kind]

@@ -58,7 +58,8 @@ def test_sft_that_is_worse_than_a_guess_ends_the_run(tiny: Any) -> None:
         (whole, exploded, "sft.learning_rate"),
         (guess - 2, guess + 2, "sft.learning_rate"),
         (exploded, exploded, "model.name"),
-        (whole, math.nan, "model.name"),
+        (whole, math.nan, "sft.learning_rate"),
+        (math.nan, math.nan, "model.name"),
     ]:
         with pytest.raises(DivergedError, match="guessing among all") as caught:
             check_likelihood(before, after, n_tokens)

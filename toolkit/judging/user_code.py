@@ -11,9 +11,10 @@ import importlib
 import inspect
 import logging
 import math
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -33,7 +34,7 @@ def function_scores(spec: str, prompts: Sequence[Prompt], responses: Sequence[st
     function = _function(spec)
     where = f"python:{spec}"
     try:
-        with redirect_stdout(sys.stderr):
+        with _contained():
             returned = function(prompts=copy.deepcopy(list(prompts)), completions=list(responses))
             values = _as_list(returned, len(responses), where)
     except ModelError:
@@ -58,7 +59,7 @@ def _function(spec: str) -> Callable[..., Any]:
     module_name, _, name = spec.partition(":")
     where = f"python:{spec}"
     try:
-        with redirect_stdout(sys.stderr):
+        with _contained():
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # the module's own code runs, and may raise anything
         raise RecipeError(
@@ -78,6 +79,17 @@ def _function(spec: str) -> Callable[..., Any]:
         raise RecipeError("the judge's function is asynchronous", where=where, fix="name a function without async")
     _say_whose_code_runs(spec, str(file))
     return function  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _contained() -> Iterator[None]:
+    """The user's code prints to stderr, and paths mean the same after it, whatever folder it changes to."""
+    before = os.getcwd()
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.chdir(before)
 
 
 @cache

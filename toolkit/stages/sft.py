@@ -95,11 +95,12 @@ def check_likelihood(before: float, after: float, n_tokens: int) -> None:
     guess = math.log(n_tokens)
     if after <= guess + 1.0 or (after <= before and after <= 2 * guess):
         return
+    bad_before = math.isnan(before) or after <= before
     raise DivergedError(
         f"training diverged: a response token of the training data had a negative log-likelihood of {before:.3g} nats "
         f"before it and has {after:.3g} after it; guessing among all tokens has {guess:.3g}",
         where="stage sft",
-        fix="lower sft.learning_rate" if after > before else "take another base model: model.name",
+        fix="take another base model: model.name" if bad_before else "lower sft.learning_rate",
     )
 
 
