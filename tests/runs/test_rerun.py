@@ -13,7 +13,7 @@ from toolkit.cli.tables import rerun_tables
 from toolkit.engine.facts import compute
 from toolkit.errors import RecipeError
 from toolkit.runs.facts import machine
-from toolkit.runs.rerun import compare_outputs, recipe_of
+from toolkit.runs.rerun import FORMS, compare_outputs, recipe_of
 from toolkit.storage.integrity import read_sealed, write_sealed
 
 
@@ -54,6 +54,20 @@ def test_bad_input_is_told_in_words(small_run: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"cannot run ppo\.gone") as caught:
         recipe_of(manifest, tmp_path)
     assert "rlhf-duel" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("changed", [*FORMS, "processes", "one stage", "one word"])
+def test_a_manifest_with_a_field_of_another_form_is_refused(changed: str, small_run: Path, tmp_path: Path) -> None:
+    manifest = read_sealed(small_run / "manifest.json")
+    if changed == "one stage":
+        manifest["stages"]["sft"]["fields"] = []
+    elif changed == "one word":
+        manifest["command"] = [5]
+    else:
+        manifest[changed] = "two" if changed == "command" else [5]
+    write_sealed(tmp_path / "copy.json", manifest)
+    refused = duel("rerun", str(tmp_path / "copy.json"), "--out", str(tmp_path / "again"), check=2).stderr
+    assert "copy.json" in refused and "of another form" in refused and not (tmp_path / "again").exists()
 
 
 def test_stages_without_hashes_are_not_called_equal() -> None:

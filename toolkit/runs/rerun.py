@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,12 @@ from toolkit.runs.pipeline import RunOptions, run
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, RunFolder, read_document, refuse_study
 
+# The fields of a manifest that are read here, and their types.
+FORMS: dict[str, type] = {
+    **dict.fromkeys(("recipe", "origins", "keys", "stages", "versions", "machine"), dict),
+    "command": list,
+    "name": str,
+}
 # Of the machine, what may change the bits of a result.
 MACHINE = ("processor", "instructions")
 
@@ -74,10 +80,26 @@ def _manifest(path: Path) -> dict[str, Any]:
             "there is no manifest of a run", where=str(path), fix="name a manifest.json, or its run folder"
         )
     manifest = read_document(path)
-    if missing := {"recipe", "origins", "keys", "stages", "versions", "machine", "command", "name"} - manifest.keys():
+    fix = "name the manifest.json that duel run wrote"
+    if missing := FORMS.keys() - manifest.keys():
         what = f"this is not the manifest of a run: it has no {', '.join(sorted(missing))}"
-        raise StoreError(what, where=str(path), fix="name the manifest.json that duel run wrote")
+        raise StoreError(what, where=str(path), fix=fix)
+    if wrong := next(_of_another_form(manifest), None):
+        raise StoreError(f"this manifest is damaged: {wrong} is of another form", where=str(path), fix=fix)
     return manifest
+
+
+def _of_another_form(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """The fields that are not of the type that is computed with here. A copy of a manifest can have any name."""
+    yield from (name for name, kind in FORMS.items() if not isinstance(manifest[name], kind))
+    if not all(isinstance(word, str) for word in manifest["command"]):
+        yield "command"
+    processes = manifest.get("processes") or 1
+    if not isinstance(processes, int) or processes < 1:
+        yield "processes"
+    for stage, record in manifest["stages"].items():
+        if not isinstance(record, dict) or not isinstance(record.get("fields"), dict) or not all(isinstance(record.get(part) or {}, dict) for part in ("outputs", "compute")):
+            yield f"the stage {stage!r}"
 
 
 def recipe_of(manifest: Mapping[str, Any], path: Path) -> LoadedRecipe:
