@@ -98,7 +98,8 @@ def _of_another_form(manifest: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(processes, int) or processes < 1:
         yield "processes"
     for stage, record in manifest["stages"].items():
-        if not isinstance(record, dict) or not isinstance(record.get("fields"), dict) or not all(isinstance(record.get(part) or {}, dict) for part in ("outputs", "compute")):
+        parts = [record.get(part) or {} for part in ("outputs", "compute")] if isinstance(record, dict) else [None]
+        if not all(isinstance(part, dict) for part in parts) or not isinstance(record.get("fields"), dict):
             yield f"the stage {stage!r}"
 
 
