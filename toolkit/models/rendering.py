@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ _THINK = re.compile(r"(?:<(?:think|thinking|thought|reasoning|reflection)>|\[THI
 _SENTENCE_END = "</s>"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARK = "duel-marks-this-text"
+# A template takes milliseconds, and writes little beside the messages. One with a loop in a loop does not end.
+MOST_SECONDS, MOST_ADDED = 20.0, 1_000_000
 
 
 class TemplateRefusesError(ModelError):
@@ -74,11 +78,38 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[st
 
 
 def _applied(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, opening: bool) -> str:
-    """Raises one of TEMPLATE_ERRORS, also where the template writes what no tokenizer reads."""
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening))
+    """Raises one of TEMPLATE_ERRORS, also where the template does not end or writes what no tokenizer reads."""
+    with time_limit(MOST_SECONDS):
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening))
+    most = MOST_ADDED + 10 * sum(len(str(message)) for message in messages)
+    if len(text) > most:
+        raise ValueError(f"it writes {len(text):,} characters, more than {most:,} for these messages")
     if not text.isascii() and (half := _SURROGATE.search(text)) is not None:
         raise ValueError(f"it writes half of a surrogate pair, U+{ord(half[0]):04X}")
     return text
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises ModelError inside it after this time. Only a main thread can be interrupted: others go on."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise ModelError(
+            f"the chat template did not end within {seconds:g} s on one conversation",
+            where="the model's chat template",
+            fix="set model.chat_template to another template",
+        )
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def answers_after_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
