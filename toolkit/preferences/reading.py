@@ -26,7 +26,7 @@ from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, 
 from toolkit.preferences.unseen import unseen_parts
 from toolkit.storage.integrity import refuse_changed
 
-MIN_LABELS = 20  # fewer that are all 0 or 1 may be wins of the first response and ties
+MIN_LABELS = 8  # fewer that are all 0 or 1 may be wins of the first response and ties
 FIRST_COLUMNS = 20  # that an error lists
 FIRST_ROWS = 5  # row numbers that a report lists for what was left out
 
