@@ -14,6 +14,7 @@ from support.running import ROOT, SMALL, duel
 
 import toolkit
 from toolkit.errors import ModelError
+from toolkit.storage.integrity import read_sealed
 
 pytestmark = pytest.mark.e2e
 
@@ -98,7 +99,7 @@ def test_study_goes_on_with_one_of_the_command_line(small_study: Path, capsys: p
         out=small_study,
         settings={**numbers, "study.controls": ["online_dpo"], "study.seeds": 2, "study.trials": 2},
     )
-    written = json.loads((small_study / "study.json").read_text())
+    written = read_sealed(small_study / "study.json")
     assert {key: result[key] for key in written} == written and result["out"] == str(small_study)
     assert str(result).endswith(written["verdict"]["sentence"]) and "Chosen on dev prompts" in str(result)
     html = result._repr_html_()

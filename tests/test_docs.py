@@ -212,7 +212,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
 
 
 SECTIONS = ("model", "data", "sft", "reward_model", "ppo", "dpo", "evaluate", "report")
-OF_OTHERS = ("--num_processes", "--config_file", "--write")
+OF_OTHERS = ("--num_processes", "--config_file", "--write", "--kills", "--light")
 
 
 def options(command: click.Command) -> Iterator[str]:

@@ -42,6 +42,7 @@ TOP = {
     "hacking",
     "rm_quality",
     "judge_tests",
+    "best_of_n",
     "cost",
     "warnings",
     "arm_differences",

@@ -20,14 +20,14 @@ from support.running import ROOT, command, duel, duel_process, environment
 from toolkit.evals.study.study import study
 from toolkit.evals.study.table import read_study
 from toolkit.preferences.reading import from_parquet
+from toolkit.storage.integrity import read_sealed
 
 pytestmark = pytest.mark.e2e
 TIMES = {"wall_s", "wall_s_low", "wall_s_high", "provenance", "started", "finished"}
 
 
 def document(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "study.json").read_text())
-    return loaded
+    return read_sealed(folder / "study.json")
 
 
 def table(folder: Path) -> list[dict[str, Any]]:
