@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,16 +92,19 @@ def test_texts_stay_texts() -> None:
     assert "<script>" not in shown and "&lt;script&gt;" in shown and "a &amp; b" in shown and "<i>" not in shown
 
 
-def test_study_goes_on_with_one_of_the_command_line(small_study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_goes_on_with_one_of_the_command_line(
+    small_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(small_study, tmp_path / "study")
     settings = dict(text.removeprefix("--set=").split("=") for text in SMALL_STUDY if text.startswith("--set="))
     numbers = {name: int(value) for name, value in settings.items() if value.isdigit()}
     result = toolkit.study(
         "study-tiny",
-        out=small_study,
+        out=out,
         settings={**numbers, "study.controls": ["online_dpo"], "study.seeds": 2, "study.trials": 2},
     )
-    written = read_sealed(small_study / "study.json")
-    assert {key: result[key] for key in written} == written and result["out"] == str(small_study)
+    written = read_sealed(out / "study.json")
+    assert {key: result[key] for key in written} == written and result["out"] == str(out)
     assert str(result).endswith(written["verdict"]["sentence"]) and "Chosen on dev prompts" in str(result)
     html = result._repr_html_()
     best = written["verdict"]["best"]

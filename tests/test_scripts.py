@@ -62,7 +62,19 @@ def test_a_lane_selects_by_marker_and_passes_options_on(venv: Path, words: list[
     calls = called(venv, "test", *words)
     assert calls[:3] == ["ruff check .", "ruff format --check .", "mypy "]
     assert calls[3:] == [
-        " ".join(["python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *expected])
+        " ".join(
+            [
+                "python",
+                "-m",
+                "pytest",
+                "-n",
+                "2",
+                "--dist",
+                "loadfile",
+                "--no-loadscope-reorder --durations=25 --durations-min=5",
+                *expected,
+            ]
+        )
     ]
 
 

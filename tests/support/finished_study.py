@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,13 @@ SMALL_STUDY = [
 
 
 @pytest.fixture(scope="session")
-def small_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of study-tiny in the smallest useful size. Copy it before you change it."""
-    out = tmp_path_factory.mktemp("finished") / "study"
-    duel("study", "study-tiny", "--out", str(out), *SMALL_STUDY)
+def small_study(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A finished study of study-tiny in the smallest useful size, one for all workers. Copy it before you change it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+    out = shared / "finished-study"
+    with (shared / "finished-study.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if not (out / "report.html").is_file():
+            duel("study", "study-tiny", "--out", str(out), *SMALL_STUDY)
     return out

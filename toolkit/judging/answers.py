@@ -15,6 +15,7 @@ from toolkit.errors import StoreError
 from toolkit.files import fingerprint
 from toolkit.preferences.rows import Prompt, prompt_id
 
+WAIT_S = 60.0  # for another process that writes
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, judge TEXT, template TEXT, prompt_id TEXT, first TEXT, second TEXT,
@@ -165,7 +166,7 @@ def remembering(path: Path) -> Iterator[Memory]:
     connection = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)  # callers hold a lock
+        connection = sqlite3.connect(path, timeout=WAIT_S, check_same_thread=False)  # callers hold a lock
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(_SCHEMA)
         columns = [row[1] for row in connection.execute("PRAGMA table_info(answers)")]
