@@ -34,6 +34,15 @@ def test_one_that_does_not_end(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) 
     assert rendered(tokenizer, MESSAGES)
 
 
+def test_a_limit_around_it_goes_on(tokenizer: Any) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 60.0)
+    try:
+        assert rendered(tokenizer, MESSAGES)
+        assert 0.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 60.0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def test_one_that_writes_without_end(tokenizer: Any) -> None:
     with pytest.raises(TemplateRefusesError, match="writes 3,000,000 characters"):
         rendered(with_template(tokenizer, "{{ 'abc' * 1000000 }}"), MESSAGES)

@@ -56,9 +56,9 @@ def _reason_of(name: str, policies: Sequence[Row], samples: Mapping[str, Sequenc
 
 
 def _reason(policy: Row, sft: Row, samples: Sequence[Row], of_sft: Sequence[Row]) -> str:
-    unmoved = samples and all(row["kl_nats"] is not None and abs(row["kl_nats"]) <= UNMOVED_NATS for row in samples)
     if garbage := _garbage(policy, sft, samples, of_sft):
         return garbage
+    unmoved = samples and all(row["kl_nats"] is not None and abs(row["kl_nats"]) <= UNMOVED_NATS for row in samples)
     return "is SFT itself: training has changed none of the log-probabilities of its samples" if unmoved else ""
 
 

@@ -104,12 +104,13 @@ def time_limit(seconds: float) -> Iterator[None]:
         )
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, left, interval)  # a caller's own limit goes on
 
 
 def answers_after_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
