@@ -115,6 +115,7 @@ def implicit_rewards(
     data: Data,
     *,
     out: str | Path | None = None,
+    force: bool = False,
     reporter: Reporter | None = None,
     **options: Any,
 ) -> Result:
@@ -143,6 +144,7 @@ def implicit_rewards(
             reading,
             scoring,
             out=target,
+            force=force,
             reporter=reporter or Reporter(quiet=True),
         )
         if not summary:  # under `accelerate launch` only the main process has results
@@ -216,10 +218,11 @@ def filter_rows(
         judge,
         _data_source(data, _records_of(target)),
         filtering.FilterOptions(
-            _data_source(calibrate, target.with_name(f"{target.name}.labels.jsonl")), fpr, columns or {}, plain, force
+            _data_source(calibrate, target.with_name(f"{target.name}.labels.jsonl")), fpr, columns or {}, plain
         ),
         ScoringOptions(dtype),
         out=target,
+        force=force,
         reporter=reporter or Reporter(quiet=True),
     )
     return Result(summary, [filter_sheet(summary)])

@@ -21,12 +21,14 @@ def test_rewards_and_score_on_a_run(small_run: Path, tmp_path: Path) -> None:
     policy, reference, rm = (str(small_run / name / "model") for name in ("dpo", "sft", "reward_model"))
     out = tmp_path / "rewards.parquet"
     limits = ["--limit", "12", "--json"]
-    summary = json.loads(
-        duel(
-            "rewards", "--policy", policy, "--reference", reference, "--data", "reviews", "--rm", rm, "--per-token",
-            "--with-ids", "--out", str(out), *limits,
-        ).stdout
-    )  # fmt: skip
+    command = [
+        "rewards", "--policy", policy, "--reference", reference, "--data", "reviews", "--rm", rm, "--per-token",
+        "--with-ids", "--out", str(out), *limits,
+    ]  # fmt: skip
+    summary = json.loads(duel(*command).stdout)
+    written = out.stat().st_mtime_ns
+    assert json.loads(duel(*command).stdout) == summary and out.stat().st_mtime_ns == written
+    assert "the file exists" in duel(*command, "--beta", "0.3", check=2).stderr
     assert {"n_prompts", "n_responses", "accuracy", "accuracy_ci", "seconds", "responses_per_second"} <= summary.keys()
     assert summary["beta"] == 0.1 and summary["n_responses"] == 72
     for row in pq.read_table(out).to_pylist():
@@ -38,10 +40,11 @@ def test_rewards_and_score_on_a_run(small_run: Path, tmp_path: Path) -> None:
     for start, launch in ((duel, []), (duel_process, ["--", "--num_processes", "1"])):  # the launcher would exit with 1
         wrong = start(*other, "--out", str(tmp_path / "w.parquet"), *launch, check=2)
         assert "--any-reference" in wrong.stderr and not (tmp_path / "w.parquet").exists()
-    scored = json.loads(
-        duel("score", "--rm", rm, "--data", "reviews", "--out", str(tmp_path / "s.parquet"), *limits).stdout
-    )
+    command = ["score", "--rm", rm, "--data", "reviews", "--out", str(tmp_path / "s.parquet"), *limits]
+    scored = json.loads(duel(*command).stdout)
     assert scored["n_responses"] == 72
+    again = duel(*command)
+    assert json.loads(again.stdout) == scored and "done already, by the same command" in again.stderr
     by_rewards = {(r["prompt_id"], r["response_index"]): r["explicit_reward"] for r in pq.read_table(out).to_pylist()}
     for row in pq.read_table(tmp_path / "s.parquet").to_pylist():
         assert row["explicit_reward"] == pytest.approx(by_rewards[row["prompt_id"], row["response_index"]], abs=1e-4)
@@ -103,7 +106,9 @@ def test_labels_by_principles_are_a_data_source(tmp_path: Path) -> None:
     held_out = ["--set=data.eval_fraction=0.4", "--set=data.eval_prompts=4"]
     plan = duel("run", "smoke", f"--set=data.source={out}", "--dry-run", "--out", str(tmp_path / "x"), *held_out)
     assert "reward_model" in plan.stdout and "dpo" in plan.stdout
-    assert "exists" in duel("label", *shared, check=2).stderr
+    again = duel("label", *shared, "--json")
+    assert json.loads(again.stdout) == made and "done already" in again.stderr
+    assert "exists" in duel("label", *shared, "--draw", "all", check=2).stderr
 
 
 def test_winrate_gives_a_runs_own_bounds(small_run: Path, tmp_path: Path) -> None:

@@ -278,8 +278,6 @@ class Killer:
                 break
             kills += 1
             counts.kills += 1
-        if code == 2 and kills and "the file exists" in said:
-            code = 0  # it was killed after its work was done
         if code:
             return f"exit code {code} after {kills} kills: {said}"
         counts.completed += 1

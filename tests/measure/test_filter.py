@@ -77,7 +77,7 @@ def test_rows_above_the_threshold_are_kept(tmp_path: Path, judge: str) -> None:
     assert [row["id"] for row in dropped] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10]
     assert [row["score"] for row in dropped] == [*map(float, range(30, 39)), None]
     assert json.loads((tmp_path / "out.summary.json").read_text()) == summary
-    assert not list(tmp_path.glob(".out*"))
+    assert [path.name for path in tmp_path.glob(".out*")] == [".out.jsonl.gz.done.json"]
 
 
 def test_preference_data_in_parquet_goes_by_its_preferred_response(tmp_path: Path, judge: str) -> None:

@@ -189,8 +189,10 @@ def test_preference_data_is_labelled_anew(asked: list[Question], tmp_path: Path)
     back = read_preferences(str(out))
     assert back.report.n_comparisons == 6 and {row.prompt for row in back.rows} == set(PROMPTS)
     assert {c.annotator for row in back.rows for c in row.comparisons} == {JUDGE}
+    n_asked = len(asked)
+    assert run(source, out) == summary and len(asked) == n_asked  # it is done
     with pytest.raises(StoreError, match="exists"):
-        run(source, out)
+        run(source, out, limit=1)
     with pytest.raises(RecipeError, match="cannot read a principle"):
         run(source, out, judge="gold", force=True)
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.files import refuse_existing, write_table
+from toolkit.files import write_table
+from toolkit.measure.once import once
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.passes import StoredPass
 from toolkit.measure.reading import DATA, EncodedRow, Reading, ReadingOptions, read
@@ -20,10 +21,9 @@ from toolkit.models.resolve import resolve
 from toolkit.models.save import reward_mean
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
-from toolkit.storage.locks import holds_out
 
 
-@holds_out
+@once()
 def explicit_rewards(
     rm: str,
     data: str,
@@ -31,15 +31,13 @@ def explicit_rewards(
     scoring: ScoringOptions,
     *,
     out: Path,
-    force: bool = False,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Write the reward model's score of every response to ``out`` and return the summary. Interrupted, it continues.
 
-    Raises StoreError where ``out`` exists, ModelError for a model that is no reward model or gives no finite scores.
+    Raises ModelError for a model that is no reward model or gives no finite scores.
     """
     started = time.monotonic()
-    refuse_existing(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     reading = read(data, load_tokenizer(resolve(rm)), rm, reading_options)
     work = out.with_name(f".{out.name}.partial")

@@ -18,12 +18,12 @@ from toolkit.files import (
     fingerprint,
     module_fingerprint,
     read_json,
-    refuse_existing,
     write_json,
 )
 from toolkit.judging import scorers
 from toolkit.judging.judge import check_judge
 from toolkit.judging.options import JudgeOptions
+from toolkit.measure.once import once
 from toolkit.measure.options import ScoringOptions
 from toolkit.models.resolve import resolve
 from toolkit.preferences.parsing import Datum
@@ -41,7 +41,6 @@ from toolkit.preferences.stream import (
     write_rows,
 )
 from toolkit.progress import Reporter
-from toolkit.storage.locks import holds_out
 
 # Rows of a chunk: what an interrupted command computes again, at most.
 CHUNK = 256
@@ -53,49 +52,13 @@ class FilterOptions:
     """``calibrate`` are labelled rows, ``fpr`` the target rate as a fraction of one.
 
     ``columns`` maps prompt, response and label to the names that they have in the data. ``plain`` leaves transcripts as
-    text. ``force`` overwrites the files.
+    text.
     """
 
     calibrate: str
     fpr: float
     columns: Mapping[str, str] = field(default_factory=dict)
     plain: bool = False
-    force: bool = False
-
-
-@holds_out
-def filter_rows(
-    judge: str, data: str, options: FilterOptions, scoring: ScoringOptions, *, out: Path, reporter: Reporter
-) -> dict[str, Any]:
-    """Write the rows of ``data`` that pass to ``out``, the others beside it, and return the summary.
-
-    ``judge`` scores responses: ``rm:MODEL``, ``implicit:POLICY,REFERENCE``, ``python:MODULE:FUNCTION`` or ``gold``.
-    A row of preference data has the score of its preferred response, the one with the most wins net of losses; where
-    several are equal, or nothing is compared, that of the best-scoring one. Interrupted, the call continues.
-
-    Raises DataError for data that cannot be read or does not set a threshold, RecipeError for a judge that does not
-    score, ModelError for a score that is not finite, StoreError where ``out`` exists.
-    """
-    check_judge(judge)
-    dropped = dropped_path(out)
-    for path in (out, dropped):
-        refuse_existing(path, options.force)
-    stream = _Stream(row_file(data), row_file(options.calibrate), options, out)
-    stream.check_names()
-    work = out.with_name(f".{out.name}.partial")
-    _open_work(work, fingerprint([_identity(judge), stream.identity(), scoring.dtype]))
-    scorer = _LazyScorer(judge, JudgeOptions(scoring.model, token_budget=scoring.batch_tokens))
-    threshold = _calibrated(stream.calibration, options, scorer, work, reporter)
-    reporter.line(f"keep what scores above {threshold.threshold:g}")
-    counts = _filter(stream, threshold.threshold, scorer, work, reporter)
-    summary = threshold.as_dict() | counts | {"judge": judge, "out": str(out), "dropped": str(dropped)}
-    parts = sorted(work.glob("part-*.counts"))
-    for kind, path in (("dropped", dropped), ("kept", out)):
-        with atomic_write(path) as partial:
-            join_rows([part.with_suffix(f".{kind}") for part in parts], partial, path.name)
-    write_json(out.with_name(f"{_stem(out)}.summary.json"), summary)
-    shutil.rmtree(work)
-    return summary
 
 
 def dropped_path(out: Path) -> Path:
@@ -114,6 +77,39 @@ def _stem(out: Path) -> str:
             f"{out.name!r} has an ending that is not known", where="--out", fix=".jsonl, .jsonl.gz or .parquet"
         )
     return out.name[: -len(suffix)]
+
+
+@once(dropped_path)
+def filter_rows(
+    judge: str, data: str, options: FilterOptions, scoring: ScoringOptions, *, out: Path, reporter: Reporter
+) -> dict[str, Any]:
+    """Write the rows of ``data`` that pass to ``out``, the others beside it, and return the summary.
+
+    ``judge`` scores responses: ``rm:MODEL``, ``implicit:POLICY,REFERENCE``, ``python:MODULE:FUNCTION`` or ``gold``.
+    A row of preference data has the score of its preferred response, the one with the most wins net of losses; where
+    several are equal, or nothing is compared, that of the best-scoring one. Interrupted, the call continues.
+
+    Raises DataError for data that cannot be read or does not set a threshold, RecipeError for a judge that does not
+    score, ModelError for a score that is not finite.
+    """
+    check_judge(judge)
+    dropped = dropped_path(out)
+    stream = _Stream(row_file(data), row_file(options.calibrate), options, out)
+    stream.check_names()
+    work = out.with_name(f".{out.name}.partial")
+    _open_work(work, fingerprint([_identity(judge), stream.identity(), scoring.dtype]))
+    scorer = _LazyScorer(judge, JudgeOptions(scoring.model, token_budget=scoring.batch_tokens))
+    threshold = _calibrated(stream.calibration, options, scorer, work, reporter)
+    reporter.line(f"keep what scores above {threshold.threshold:g}")
+    counts = _filter(stream, threshold.threshold, scorer, work, reporter)
+    summary = threshold.as_dict() | counts | {"judge": judge, "out": str(out), "dropped": str(dropped)}
+    parts = sorted(work.glob("part-*.counts"))
+    for kind, path in (("dropped", dropped), ("kept", out)):
+        with atomic_write(path) as partial:
+            join_rows([part.with_suffix(f".{kind}") for part in parts], partial, path.name)
+    write_json(out.with_name(f"{_stem(out)}.summary.json"), summary)
+    shutil.rmtree(work)
+    return summary
 
 
 class _Stream:

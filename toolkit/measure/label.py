@@ -7,26 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, RecipeError
-from toolkit.files import refuse_existing
 from toolkit.judging.judge import check_judge
 from toolkit.judging.llm import is_language_model
 from toolkit.judging.principles import Labelling, label_rows
+from toolkit.measure.once import once
 from toolkit.measure.options import PromptSelection
 from toolkit.measure.responses import read_responses
 from toolkit.measure.sampling import PolicySampler, read_prompts, refusals_in, sample
 from toolkit.preferences.rows import write_native
 from toolkit.progress import Reporter
-from toolkit.storage.locks import holds_out
 
 
-@holds_out
+@once()
 def label_data(
     labelling: Labelling,
     selection: PromptSelection,
     *,
     sampler: PolicySampler | None = None,
     out: Path,
-    force: bool,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Writes native rows to ``out`` (.jsonl.gz), which ``data.source`` reads, and returns a summary.
@@ -34,10 +32,9 @@ def label_data(
     The responses are those of the data, whose own preferences are not read, or the samples of ``sampler`` for its
     prompts. Answers are stored as they arrive: an interrupted call, run again, asks for the rest.
 
-    Raises StoreError where ``out`` exists, RecipeError for a judge that cannot read a principle, DataError where there
-    is nothing to compare or every comparison failed.
+    Raises RecipeError for a judge that cannot read a principle, DataError where there is nothing to compare or every
+    comparison failed.
     """
-    refuse_existing(out, force)
     check_judge(labelling.judge)
     if not is_language_model(labelling.judge):
         raise RecipeError(

@@ -24,8 +24,9 @@ from toolkit.engine import cache, distributed
 from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.evals.agreement import LOG_Z_WARNING
 from toolkit.evals.implicit_reward import ImplicitReward, defined_by
-from toolkit.files import refuse_existing, write_json, write_row_groups
+from toolkit.files import write_json, write_row_groups
 from toolkit.measure.explicit import score_reading
+from toolkit.measure.once import once
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.passes import StoredPass
 from toolkit.measure.reading import EncodedRow, Reading, ReadingOptions, read, with_samples
@@ -34,7 +35,6 @@ from toolkit.measure.summary import accuracy_per_token, check_against_explicit, 
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
-from toolkit.storage.locks import holds_out
 
 DEFAULT_BETA = 0.1
 # The columns of the table; some are there only with their option, or for one kind of data.
@@ -67,7 +67,7 @@ class RewardOptions:
     reward model to check against. ``samples``, a run's ``samples.parquet``, adds what its policies wrote to the data's
     prompts, and the check against ``rm`` on them. ``shifts`` are shifted versions of the comparisons, NAME:FILE or
     built in. ``per_token`` and ``with_ids`` add columns. ``any_reference`` accepts a reference that the policy was not
-    trained against. ``force`` overwrites the table.
+    trained against.
     """
 
     beta: float | None = None
@@ -77,7 +77,6 @@ class RewardOptions:
     per_token: bool = False
     with_ids: bool = False
     any_reference: bool = False
-    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class PolicyPair:
         }
 
 
-@holds_out
+@once()
 def implicit_rewards(
     policy: str,
     reference: str,
@@ -142,13 +141,12 @@ def implicit_rewards(
     work; the main one returns the summary, the others an empty one.
 
     Raises ModelError for a reference that is not the one trained against and for results that are not finite,
-    StoreError where ``out`` exists, RecipeError for a beta that is not positive.
+    RecipeError for a beta that is not positive.
     """
     distributed.join_group()
     main = distributed.main_process()
     reporter = reporter if main else Reporter(quiet=True)
     started = time.monotonic()
-    refuse_existing(out, options.force)
     out.parent.mkdir(parents=True, exist_ok=True)
     pair = resolve_pair(policy, reference, options, reporter)
     reading = read(data, pair.tokenizer, policy, reading_options)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError
-from toolkit.files import read_json, refuse_existing, table_metadata, write_json
+from toolkit.files import read_json, table_metadata, write_json
+from toolkit.measure.once import once
 from toolkit.measure.options import PromptSelection
 from toolkit.measure.responses import Answered, read_responses
 from toolkit.measure.sampling import PolicySampler, read_prompts, refusals_in, sample
@@ -17,7 +18,6 @@ from toolkit.preferences.reading import to_parquet
 from toolkit.preferences.rows import PreferenceRow, prompt_id, write_native
 from toolkit.preferences.simulate import ANNOTATORS, Annotator, agreement, simulate_preferences
 from toolkit.progress import Reporter
-from toolkit.storage.locks import holds_out
 
 TRUTH_KEY = "duel.truth"
 
@@ -31,14 +31,13 @@ class Simulated:
     gold: str
 
 
-@holds_out
+@once()
 def simulate_data(
     sampler: PolicySampler | None,
     selection: PromptSelection,
     annotators: Sequence[Annotator] = ANNOTATORS,
     *,
     out: Path,
-    force: bool,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Writes preference rows to ``out``: a .parquet file, else gzipped JSON lines in the native format.
@@ -47,9 +46,8 @@ def simulate_data(
     distinct responses are left out, and counted. The truth is recorded (:func:`recorded_truth`): every annotator's
     settings, the seed, and where the gold rewards come from.
 
-    Raises DataError where no prompt has two distinct responses, StoreError where ``out`` exists.
+    Raises DataError where no prompt has two distinct responses.
     """
-    refuse_existing(out, force)
     answered = _sampled(sampler, selection, reporter) if sampler is not None else read_responses(selection)
     simulated = _simulate(answered, annotators, selection)
     rows = simulated.rows

@@ -99,12 +99,15 @@ def find_recipe(name_or_path: str) -> Path:
 def copy_recipe(name: str, dest: Path, force: bool = False) -> Path:
     """Copy a shipped recipe to a file, or into a folder under its own name. Returns the file.
 
-    Raises RecipeError for an unknown name, a file that exists (unless ``force``) or cannot be written.
+    A file that is the shipped recipe stays as it is. Raises RecipeError for an unknown name, another file that exists
+    (unless ``force``), and a file that cannot be written.
     """
     shipped = shipped_recipes()
     if name not in shipped:
         raise _no_shipped_recipe(name, name)
     target = dest / f"{name}.yaml" if dest.is_dir() else dest
+    if target.is_file() and target.read_bytes() == shipped[name].read_bytes():
+        return target
     if target.exists() and not force:
         raise RecipeError(f"{target} exists already", where=str(target), fix="name another file, or pass --force")
     try:

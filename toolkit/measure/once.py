@@ -1,0 +1,126 @@
+"""Commands that write one file: run again with equal arguments, they give what they gave, and compute nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from toolkit.files import (
+    UNFINISHED,
+    file_hash,
+    fingerprint,
+    module_fingerprint,
+    read_json,
+    refuse_existing,
+    write_json,
+)
+from toolkit.progress import Reporter
+from toolkit.storage.locks import holds_out
+
+Summary = dict[str, Any]
+
+
+class WritesOnce(Protocol):
+    """A function that writes the file ``out``, as :func:`once` returns it."""
+
+    def __call__(self, *args: Any, out: Path, force: bool = False, reporter: Reporter, **options: Any) -> Summary: ...
+
+
+def once(*beside: Callable[[Path], Path]) -> Callable[[Callable[..., Summary]], WritesOnce]:
+    """Decorates a function that writes the file ``out`` and returns a summary in JSON's types.
+
+    It holds ``out`` meanwhile. A second call with equal arguments returns the first one's summary: equal values, and
+    files that hold the same. The first one's record is beside ``out``, under a hidden name. ``beside`` give the further
+    files that it writes. ``force`` is not handed on.
+
+    The decorated function raises StoreError where a file exists that another call wrote, or that was changed since; not
+    with ``force``.
+    """
+
+    def decorate(function: Callable[..., Summary]) -> WritesOnce:
+        @wraps(function)
+        def writing(*args: Any, out: Path, force: bool = False, reporter: Reporter, **options: Any) -> Summary:
+            files = [out, *(path(out) for path in beside)]
+            call = fingerprint([function.__name__, *_identity([list(args), options])])
+            main = os.environ.get("RANK", "0") == "0"  # of launched processes the first one writes
+            if not force and (summary := _finished(files, call)) is not None:
+                if main:
+                    reporter.line(f"{out} is done already, by the same command (--force computes it again)")
+                return summary if main else {}
+            if out not in UNFINISHED:
+                for path in files:
+                    refuse_existing(path, force)
+            summary = function(*args, out=out, reporter=reporter, **options)
+            if main:
+                hashes = [file_hash(path) for path in files]
+                write_json(_record(out), {"call": call, "files": hashes, "summary": summary})
+            return summary
+
+        return holds_out(writing)
+
+    return decorate
+
+
+def _record(out: Path) -> Path:
+    return out.with_name(f".{out.name}.done.json")
+
+
+def _finished(files: Sequence[Path], call: str) -> Summary | None:
+    """The summary of an equal call that finished. None where there was none, or a file is another now."""
+    record_file = _record(files[0])
+    if not all(path.is_file() for path in (record_file, *files)):
+        return None
+    record = read_json(record_file)
+    equal = record.get("call") == call and record.get("files") == [file_hash(path) for path in files]
+    return dict(record["summary"]) if equal else None
+
+
+def _identity(value: object) -> Iterator[object]:
+    """Arguments as JSON's types, and the state of every file, folder and module that a text among them names."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        for key, item in sorted(value.items()):
+            yield key
+            yield from _identity(item)
+    elif isinstance(value, list | tuple):
+        yield len(value)
+        for item in value:
+            yield from _identity(item)
+    elif isinstance(value, str | Path):
+        yield from _named_by(str(value))
+    elif isinstance(value, bool | int | float | None):
+        yield value
+    else:
+        raise TypeError(f"{type(value).__name__} is no argument that two calls can be compared by")
+
+
+def _named_by(text: str) -> Iterator[object]:
+    """The text, and the state of what it may name. A judge names models behind a colon: implicit:POLICY,REFERENCE."""
+    yield text
+    yield from (_state(name) for name in sorted({text, *re.split("[:,]", text)}))
+    if text.startswith("python:"):
+        yield module_fingerprint(text.split(":")[1])
+
+
+def _state(name: str) -> object:
+    """What a file holds, or what a folder's files are; None where there is neither."""
+    try:
+        path = Path(name)
+        if not name or not path.exists():
+            return None
+        if path.is_file():
+            return file_hash(path)
+        stats = [(file.name, file.stat()) for file in sorted(path.iterdir()) if file.is_file()]
+    except (OSError, ValueError):  # a text too long for a name, or with a null character
+        return None
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
