@@ -191,7 +191,20 @@ def test_an_encoder_reward_model_takes_whole_rows(make_trees: Trees) -> None:
         initializer_range=0.3,
     )
     model, trees = random_model(config, BertForSequenceClassification), make_trees(3, 64)
-    assert_same(engine(model).scores(trees), score_oracle(model, trees))
+    # Prompt and response are the two texts of a pair, which BERT tells apart by their types.
+    expected = [
+        [
+            model(
+                input_ids=torch.tensor([tree.prompt_ids + ids]),
+                token_type_ids=torch.tensor([[0] * len(tree.prompt_ids) + [1] * len(ids)]),
+            ).logits.item()
+            for ids in tree.response_ids
+        ]
+        for tree in trees
+    ]
+    assert_same(engine(model).scores(trees), expected)
+    other = score_oracle(model, trees)
+    assert abs(expected[0][0] - other[0][0]) > 1e-3
 
 
 @pytest.mark.parametrize("rows_apart", [True, False])

@@ -68,7 +68,7 @@ def test_a_folder_and_its_fingerprint(tmp_path: Path) -> None:
     assert ref.fingerprint == resolve(str(same)).fingerprint != resolve(str(other)).fingerprint
     (one / "README.md").write_text("does not count")
     assert resolve(str(one)).fingerprint == ref.fingerprint
-    write_json(one / finding.REWARD_HEAD_FILE, {"mean": 0.5})  # shifts every score: counts
+    write_json(one / "reward_head.json", {"mean": 0.5})  # shifts every score: counts
     assert resolve(str(one)).fingerprint != ref.fingerprint
 
 

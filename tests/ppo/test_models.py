@@ -24,9 +24,11 @@ from transformers import (
 )
 
 from toolkit.engine.engine import Engine
+from toolkit.engine.reward_model import RewardModel
 from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import resolve
+from toolkit.models.reward_head import RewardHead
 from toolkit.ppo.models import AdapterModels, SeparateModels
 from toolkit.ppo.rewards import Responses, model_reward
 from toolkit.recipe.schema import ModelSection
@@ -129,7 +131,8 @@ def test_scores_of_a_reward_model_that_cannot_take_the_tree(folders: Folders) ->
     policy, reference = (load_policy(resolve(str(folders.sft)), section) for _ in range(2))
     responses = [[7, 8, 9, 2], [11, 12, 13, 14, 15, 2]]
     trees = [Tree(p.ids, responses) for p in PROMPTS]
-    score = model_reward(reward, folders.tokenizer, folders.tokenizer, dtype=torch.float32)
+    scorer = RewardModel([Engine(reward, 0, dtype=torch.float32)], RewardHead())
+    score = model_reward(scorer, folders.tokenizer, folders.tokenizer)
     texts = ["a", "b"] * len(PROMPTS)
     scores = torch.tensor(score(Responses(list(texts), texts, [False] * len(texts), trees)))
     # As the critic it takes a row for each response of the policy's batch, and values stay in the order of the tokens.

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from toolkit.engine.engine import Engine
+from toolkit.engine.reward_model import RewardModel
 from toolkit.errors import ModelError
 from toolkit.models.encoding import Tree
 from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
+from toolkit.models.reward_head import RewardHead
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo import Ensemble
 from toolkit.ppo.rewards import Responses, Scores, function_reward, model_reward, weighted_sum
@@ -108,8 +111,9 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(
     foreign = Responses(
         responses.prompts, texts, responses.truncated, [Tree([5, 6], [[7, 8], [9]])]
     )  # ids that mean something else
-    scores = model_reward(reward, other, tokenizer, dtype=torch.float32)(foreign)
-    direct = model_reward(reward, tokenizer, tokenizer, dtype=torch.float32)(responses)
+    scorer = RewardModel([Engine(reward, int(tokenizer.pad_token_id), dtype=torch.float32)], RewardHead())
+    scores = model_reward(scorer, other, tokenizer)(foreign)
+    direct = model_reward(scorer, tokenizer, tokenizer)(responses)
     assert scores == pytest.approx(direct, abs=1e-4)
     with torch.no_grad():
         tree = responses.trees[0]

@@ -22,7 +22,8 @@ from toolkit.models.encoding import Tree
 from toolkit.models.inspect import backbone
 from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
-from toolkit.models.save import reward_mean, save_policy
+from toolkit.models.reward_head import reward_head
+from toolkit.models.save import save_policy
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo import Ensemble, PPOTrainer
 from toolkit.ppo.models import AdapterModels, SeparateModels
@@ -231,7 +232,7 @@ def test_full_fine_tuning(tmp_path: Path, new_tiny: Any, reward_folder: Path, sh
     if not share_trunk:  # the reward model can be the critic, with its mean
         assert models.value_shift == 0.25 and bool(models.value_head.weight.any())
         models.save_critic(tmp_path / "critic")
-        assert reward_mean(str(tmp_path / "critic")) == 0.25
+        assert reward_head(tmp_path / "critic").mean == 0.25
     logs = train(trainer)
     assert logs[0]["objective/kl"] == 0 and logs[2]["objective/kl"] != 0
 
@@ -372,16 +373,13 @@ def test_what_a_reward_model_may_be_to_the_policy(
     tmp_path: Path, tiny_ref: Any, tokenizer: Any, reward_adapter: Path, reward_folder: Path, new_tiny: Any
 ) -> None:
     """It shares the base, or starts the critic, only where it reads the policy's tokens; and it never trains."""
-    assert isinstance(
-        PPOTrainer("tiny", config(tmp_path), str(reward_adapter), PROMPTS, peft_config=LORA).models.reward_head,
-        torch.nn.Linear,
-    )
+    assert PPOTrainer("tiny", config(tmp_path), str(reward_adapter), PROMPTS, peft_config=LORA).models.reward_heads
     other = tmp_path / "other"
     shutil.copytree(reward_adapter, other)
     templated = load_tokenizer(resolve(str(reward_adapter)))
     templated.chat_template = "{{ messages[0].content }}"
     templated.save_pretrained(other)
-    assert PPOTrainer("tiny", config(tmp_path), str(other), PROMPTS, peft_config=LORA).models.reward_head is None
+    assert PPOTrainer("tiny", config(tmp_path), str(other), PROMPTS, peft_config=LORA).models.reward_heads == {}
 
     loaded = AutoModelForSequenceClassification.from_pretrained(reward_folder)
     args = config(tmp_path, value_head_init="reward_model")

@@ -16,7 +16,7 @@ from toolkit.errors import DataError
 from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import resolve
-from toolkit.models.save import SampleLaw, centring_law, reward_mean
+from toolkit.models.reward_head import SampleLaw, reward_head
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.further_prompts import further_prompts
 from toolkit.ppo.prompts import PromptIds
@@ -60,7 +60,7 @@ def test_rollouts_unlike_the_centring_samples_are_centred_anew(sets: tuple[str, 
 def test_the_mean_score_of_samples_like_the_rollouts_is_zero(small_run: Path, tmp_path: Path) -> None:
     """At a low temperature the SFT policy's samples score otherwise than at 1, where the reward model was centred."""
     reward = small_run / "reward_model" / "model"
-    assert centring_law(reward) == SampleLaw(1.0, 12)
+    assert reward_head(reward).samples == SampleLaw(1.0, 12)
     short = ["data.max_response_tokens=12", "ppo.total_episodes=16", "ppo.per_device_train_batch_size=16"]
     context = context_with(*short, "ppo.temperature=0.4", "ppo.response_length=7")
     inputs = {name: small_run / name for name in ("data", "sft", "reward_model")}
@@ -83,7 +83,7 @@ def test_the_mean_score_of_samples_like_the_rollouts_is_zero(small_run: Path, tm
     )
     trees = [Tree(prompt.ids, [response.ids]) for prompt, [response] in zip(prompts, samples, strict=True)]
     engine = Engine(load_reward_model(resolve(str(reward)), section), 0, dtype=torch.float32)
-    scores = [score - reward_mean(reward) for [score] in engine.scores(trees)]
+    scores = [score - reward_head(reward).mean for [score] in engine.scores(trees)]
     assert centre == pytest.approx(sum(scores) / 128, abs=1e-3) and abs(centre) > 0.01
 
 

@@ -11,7 +11,7 @@ from support.small_models import engine
 
 from toolkit.models.load import new_reward_model
 from toolkit.recipe.schema import ModelSection
-from toolkit.stages import reward_model
+from toolkit.training import reward_model
 
 pytestmark = pytest.mark.invariant
 

@@ -17,7 +17,8 @@ from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.models.resolve import resolve
 from toolkit.recipe.schema import DpoSection, Lora, ModelSection, Training
-from toolkit.stages import dpo, reward_model
+from toolkit.stages import dpo
+from toolkit.training import reward_model
 from toolkit.training.batch import Example
 from toolkit.training.budget import Spending
 from toolkit.training.trainer import EngineTrainer, keep_along, seed_everything, total_steps, training_arguments

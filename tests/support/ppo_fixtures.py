@@ -11,7 +11,8 @@ import torch
 from support.ppo_models import LORA, MEAN, Folders, shake
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.models.resolve import resolve
-from toolkit.models.save import merge_and_save, save_policy, write_reward_mean
+from toolkit.models.reward_head import RewardHead
+from toolkit.models.save import merge_and_save, save_policy
 from toolkit.recipe.schema import Lora, ModelSection
 
 
@@ -22,7 +23,7 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, token
     section = ModelSection(name="tiny", dtype="float32", lora=None)
     model = new_reward_model(tiny_ref, section, tokenizer.pad_token_id, seed=1)
     save_policy(model, tokenizer, folder, dtype=torch.float32, base=folder)
-    write_reward_mean(folder, 0.25)
+    RewardHead(mean=0.25).write(folder)
     return folder
 
 
@@ -54,5 +55,5 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, tokenizer: 
     shake(adapted, "lora_B", seed=2, scale=0.02)
     save_policy(adapted, tokenizer, root / "rm_adapter", dtype=torch.float32, base=root / "sft")
     for name in ("rm_full", "rm_adapter"):
-        write_reward_mean(root / name, MEAN)
+        RewardHead(mean=MEAN).write(root / name)
     return Folders(root / "sft", root / "rm_full", root / "rm_adapter", tokenizer)

@@ -10,10 +10,11 @@ import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
 
+from toolkit.engine.reward_model import load_scorer
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import DTYPES
-from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
+from toolkit.models.reward_head import RewardHead
 from toolkit.ppo.assembly import models_of_run
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.loop import PPOLoop
@@ -81,9 +82,10 @@ class Folders:
     def reward(self, models: PPOModels, dtype: str = "float32") -> RewardFunction:
         """The reward model that belongs to these models."""
         if isinstance(models, AdapterModels):
-            return adapter_reward(models)
-        model = load_reward_model(resolve(str(self.rm_full)), ModelSection(name="tiny", dtype=dtype, lora=None))
-        return model_reward(model, self.tokenizer, self.tokenizer, dtype=DTYPES[dtype], mean=MEAN)
+            return adapter_reward(models, RewardHead(mean=MEAN))
+        section = ModelSection(name="tiny", dtype=dtype, lora=None)
+        model = load_scorer(resolve(str(self.rm_full)), section, self.tokenizer)
+        return model_reward(model, self.tokenizer, self.tokenizer)
 
 
 class Record(TrainerCallback):

@@ -13,7 +13,8 @@ from toolkit.engine.engine import Engine
 from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.recipe.schema import DpoSection, Lora, ModelSection, RewardModelSection, Training
-from toolkit.stages import dpo, reward_model
+from toolkit.stages import dpo
+from toolkit.training import reward_model
 from toolkit.training.batch import Example
 from toolkit.training.trainer import EngineTrainer, seed_everything, total_steps, training_arguments
 

@@ -21,8 +21,8 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import read_preferences
 from toolkit.recipe.schema import DpoSection, Lora, ModelSection
 from toolkit.stages.dpo import dpo_loss
-from toolkit.stages.reward_model import bradley_terry
 from toolkit.training.batch import Example, collate, examples_of
+from toolkit.training.reward_model import bradley_terry
 
 pytestmark = pytest.mark.parity
 

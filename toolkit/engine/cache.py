@@ -15,12 +15,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.engine.distributed import barrier, world
 from toolkit.engine.engine import Engine
+from toolkit.engine.reward_model import RewardModel
 from toolkit.errors import ModelError, StoreError
 from toolkit.files import code_fingerprint, fingerprint, write_bytes
 from toolkit.models.encoding import Tree
@@ -31,7 +33,7 @@ BLOCK = 128
 # Of the SHA-256 behind the numbers of a block's file.
 SEAL_BYTES = 32
 _log = logging.getLogger(__name__)
-Values = list[NDArray[np.float32]]  # of each response: its tokens' log-probabilities, or its one score
+Values = list[NDArray[np.float32]]  # of each response: its tokens' log-probabilities, or its outputs
 Count = Callable[[int], None]
 
 
@@ -54,12 +56,12 @@ def identity(ref: ModelRef, *, dtype: str, attention: str, weights: str | None =
 class ResponseCache:
     """Results of one model in ``folder``, under ``key`` (:func:`identity`).
 
-    ``load`` makes the engine; it is called once, and only where a block is not there yet.
+    ``load`` makes the engine, or the reward model; it is called once, and only where a block is not there yet.
     """
 
     folder: Path
     key: str
-    load: Callable[[], Engine]
+    load: Callable[[], Any]
 
     def logps(self, trees: Sequence[Tree], *, advance: Count, skip: Count = lambda n: None) -> Iterator[list[Values]]:
         """For each block, for each of its trees, for each response: [n_tokens] fp32 log-probabilities.
@@ -74,25 +76,27 @@ class ResponseCache:
 
         return self._blocks("logps", trees, sizes, compute, skip)
 
-    def scores(self, trees: Sequence[Tree], *, advance: Count, skip: Count = lambda n: None) -> Iterator[list[Values]]:
-        """:meth:`logps` for the scalar rewards of a sequence classifier: [1] for each response."""
-        sizes = [[1] * len(tree.response_ids) for tree in trees]
+    def outputs(
+        self, trees: Sequence[Tree], n_outputs: int, *, advance: Count, skip: Count = lambda n: None
+    ) -> Iterator[list[Values]]:
+        """:meth:`logps` for a reward model: its [n_outputs] outputs for each response, before centring."""
+        sizes = [[n_outputs] * len(tree.response_ids) for tree in trees]
 
-        def compute(engine: Engine, block: Sequence[Tree]) -> list[Values]:
-            return [[np.array([score], np.float32) for score in row] for row in engine.scores(block, advance=advance)]
+        def compute(model: RewardModel, block: Sequence[Tree]) -> list[Values]:
+            return [list(of_tree.astype(np.float32)) for of_tree in model.outputs(block, advance=advance)]
 
-        return self._blocks("scores", trees, sizes, compute, skip)
+        return self._blocks("outputs", trees, sizes, compute, skip)
 
     def _blocks(
         self,
         kind: str,
         trees: Sequence[Tree],
         sizes_of_all: Sequence[Sequence[int]],
-        compute: Callable[[Engine, Sequence[Tree]], list[Values]],
+        compute: Callable[[Any, Sequence[Tree]], list[Values]],
         skip: Count,
     ) -> Iterator[list[Values]]:
         """Read each block, and compute it first where its file is missing. ``sizes_of_all``: of the results."""
-        engine: Engine | None = None
+        engine: Any = None
         starts = range(0, len(trees), BLOCK)
         paths = [self._path(kind, trees[start : start + BLOCK]) for start in starts]
 

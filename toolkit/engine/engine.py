@@ -18,7 +18,7 @@ from toolkit.engine.logps import at_temperature, branch_scores, by_response, fro
 from toolkit.engine.tree import TreeBatch, batches, pack, split_wide
 from toolkit.errors import ModelError
 from toolkit.models.encoding import Tree
-from toolkit.models.inspect import attention_window, inner, learned_positions, precision
+from toolkit.models.inspect import attention_window, inner, is_encoder, learned_positions, precision
 
 # Tokens of a forward pass by default. A CPU is fastest where a layer's activations stay in its cache.
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 16_384}
@@ -48,6 +48,9 @@ class Engine:
         self.classifier = "SequenceClassification" in type(inner(model)).__name__
         # The engine reads a linear score at a branch's last token; a model with another head (encoders) pools a row.
         self.pools_rows = self.classifier and not isinstance(score_head(model), nn.Linear)
+        self.reads_pairs = self.pools_rows and is_encoder(inner(model).config)
+        # What tells the texts of a pair apart in BERT's input.
+        self.token_types = self.reads_pairs and (getattr(inner(model).config, "type_vocab_size", 0) or 0) > 1
         self.row_per_response: bool | None = True if self.pools_rows else None  # None until the probe has decided
         self.padding = True  # whether batches keep their padding
         self.probed = 0  # tokens of the longest tree probed
@@ -186,12 +189,13 @@ class Engine:
         return logps, entropies if with_entropy else None
 
     def branch_scores(self, batch: TreeBatch) -> torch.Tensor:
-        """[R] scalar rewards, with gradients, under the caller's autocast."""
+        """[R] scalar rewards, or [R, M] of M heads, with gradients, under the caller's autocast."""
         if not self.pools_rows:
             # At the last token by its index: transformers would look for the last id that is not its configuration's
             # padding, which is often the EOS.
             return branch_scores(self.model, batch)
-        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long())
+        types = {"token_type_ids": _second_texts(batch)} if self.token_types else {}
+        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), **types)
         scores: torch.Tensor = output.logits.squeeze(-1).float()
         return scores
 
@@ -207,14 +211,20 @@ class Engine:
 
         return self.map_responses(trees, compute, advance)
 
-    def scores(self, trees: Sequence[Tree], *, advance: Callable[[int], None] | None = None) -> list[list[float]]:
-        """For every tree, the scalar reward of each response."""
+    def outputs(
+        self, trees: Sequence[Tree], *, advance: Callable[[int], None] | None = None
+    ) -> list[list[list[float]]]:
+        """For every tree, the outputs of each response: one for each head of the reward model."""
 
-        def compute(batch: TreeBatch) -> list[float]:
-            rewards: list[float] = self.branch_scores(batch).tolist()
-            return rewards
+        def compute(batch: TreeBatch) -> list[list[float]]:
+            outputs: list[list[float]] = self.branch_scores(batch).reshape(batch.n_responses, -1).tolist()
+            return outputs
 
         return self.map_responses(trees, compute, advance)
+
+    def scores(self, trees: Sequence[Tree], *, advance: Callable[[int], None] | None = None) -> list[list[float]]:
+        """For every tree, the scalar reward of each response, under a model with one output."""
+        return [[score for [score] in of_tree] for of_tree in self.outputs(trees, advance=advance)]
 
     def map_responses(
         self,
@@ -248,3 +258,12 @@ class Engine:
         for (index, _), values_in_order in zip(narrow, values_of, strict=True):
             out[index] += values_in_order
         return out
+
+
+def _second_texts(batch: TreeBatch) -> torch.Tensor:
+    """[R, T] 1 on the tokens of responses, 0 on those of prompts and on padding, in rows of one response each."""
+    lengths = [(len(tree.prompt_ids), len(ids)) for tree in batch.trees for ids in tree.response_ids]
+    prompt_R, response_R = torch.tensor(lengths, device=batch.input_ids.device).unbind(1)
+    position_T = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    inside = (position_T >= prompt_R[:, None]) & (position_T < (prompt_R + response_R)[:, None])
+    return inside.long()

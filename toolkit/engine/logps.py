@@ -161,7 +161,7 @@ def _joined(parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.T
 
 
 def branch_scores(model: Any, batch: TreeBatch) -> torch.Tensor:
-    """[R] fp32 scalar rewards, read at each response's last token; the head runs in fp32 under any autocast."""
+    """[R] fp32 scalar rewards, or [R, M] of M heads, read at each response's last token. The head runs in fp32."""
     head = score_head(model)
     assert head is not None and batch.last is not None
     return apply_head(head, hidden_states(model, batch)[batch.last])
@@ -174,7 +174,7 @@ def score_head(model: Any) -> nn.Module | None:
 
 
 def apply_head(head: Any, states: torch.Tensor) -> torch.Tensor:
-    """[...] outputs of a scalar linear head in fp32: values and rewards are small differences of large sums."""
+    """[...] outputs of a scalar linear head in fp32, or [..., M] of M: small differences of large sums."""
     with torch.autocast(states.device.type, enabled=False):
         bias = None if head.bias is None else head.bias.float()
         return F.linear(states.float(), head.weight.float(), bias).squeeze(-1)

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from toolkit.engine.engine import Engine
+from toolkit.engine.reward_model import load_scorer
 from toolkit.errors import RecipeError
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.judging.options import JudgeOptions
@@ -22,13 +23,11 @@ from toolkit.judging.responses import PolicyResponses, SampledIds
 from toolkit.judging.user_code import function_scores
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
-from toolkit.models.load import load_policy, load_reward_model
-from toolkit.models.resolve import ModelRef, resolve, training_record
-from toolkit.models.save import reward_mean
+from toolkit.models.load import load_policy, reads_pairs
+from toolkit.models.resolve import resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.rows import Prompt
-from toolkit.recipe.schema import ModelSection
 
 Scores = list[list[float]]  # for each prompt, one score for each of its responses
 TokenLogps = list[list[torch.Tensor]]  # for each prompt, for each response: the log-probabilities of its tokens
@@ -62,8 +61,8 @@ def score(
     kind, _, rest = spec.partition(":")
     if kind == "implicit":  # one of its models in memory at a time
         policy, reference = (name.strip() for name in rest.split(",", 1))
-        policy_logps = _loaded(load_policy, policy, prompts[0], options).logps(prompts, responses, samples)
-        reference_logps = _loaded(load_policy, reference, prompts[0], options).logps(prompts, responses, samples)
+        policy_logps = _loaded(policy, prompts[0], options).logps(prompts, responses, samples)
+        reference_logps = _loaded(reference, prompts[0], options).logps(prompts, responses, samples)
         return _implicit(policy, policy_logps, reference_logps)
     return scorer(spec, prompts[0], options)(prompts, responses, samples)
 
@@ -81,18 +80,25 @@ def scorer(spec: str, prompt: Prompt, options: JudgeOptions) -> Scorer:
     if kind == "python":
         return lambda prompts, responses, samples=None: _function_scores(rest, prompts, responses)
     if kind == "rm":
-        model, mean = _loaded(load_reward_model, rest, prompt, options), reward_mean(resolve(rest).path)
-        return lambda prompts, responses, samples=None: [
-            [value - mean for value in values] for values in model.scores(prompts, responses, samples)
-        ]
+        return _reward_scorer(rest, prompt, options)
     if kind == "implicit":
         policy, reference = (name.strip() for name in rest.split(",", 1))
-        models = [_loaded(load_policy, name, prompt, options) for name in (policy, reference)]
+        models = [_loaded(name, prompt, options) for name in (policy, reference)]
         return lambda prompts, responses, samples=None: _implicit(
             policy, *(model.logps(prompts, responses, samples) for model in models)
         )
     raise RecipeError(
         f"{spec!r} does not score responses", where="evaluate.judges", fix="use gold, rm:, implicit: or python:"
+    )
+
+
+def _reward_scorer(spec: str, prompt: Prompt, options: JudgeOptions) -> Scorer:
+    ref = resolve(spec)
+    tokenizer = load_tokenizer(ref)
+    encoder = text_encoder(tokenizer, prompt, ref.spec, pair=reads_pairs(ref))
+    model = load_scorer(ref, options.model, tokenizer, token_budget=options.token_budget)
+    return lambda prompts, responses, samples=None: model.scores(
+        _trees(encoder, options.max_response_tokens, prompts, responses, samples)
     )
 
 
@@ -106,33 +112,32 @@ def _implicit(policy: str, policy_logps: TokenLogps, reference_logps: TokenLogps
 
 @dataclass(frozen=True)
 class _Model:
-    """A model in memory with the encoder of its tokenizer."""
+    """A policy in memory with the encoder of its tokenizer."""
 
     engine: Engine
     encoder: TextEncoder
     max_response_tokens: int
 
-    def scores(self, *texts: Any) -> Scores:
-        return self.engine.scores(self._trees(*texts))
-
     def logps(self, *texts: Any) -> TokenLogps:
-        return self.engine.logps(self._trees(*texts))
-
-    def _trees(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[Sequence[str]],
-        samples: Sequence[SampledIds | None] | None,
-    ) -> list[Tree]:
-        return [
-            _tree(self.encoder, prompt, texts, sampled, self.max_response_tokens)
-            for prompt, texts, sampled in zip(prompts, responses, samples or [None] * len(prompts), strict=True)
-        ]
+        return self.engine.logps(_trees(self.encoder, self.max_response_tokens, *texts))
 
 
-def _loaded(load: Callable[[ModelRef, ModelSection], Any], spec: str, prompt: Prompt, options: JudgeOptions) -> _Model:
+def _trees(
+    encoder: TextEncoder,
+    max_response_tokens: int,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    samples: Sequence[SampledIds | None] | None,
+) -> list[Tree]:
+    return [
+        _tree(encoder, prompt, texts, sampled, max_response_tokens)
+        for prompt, texts, sampled in zip(prompts, responses, samples or [None] * len(prompts), strict=True)
+    ]
+
+
+def _loaded(spec: str, prompt: Prompt, options: JudgeOptions) -> _Model:
     ref = resolve(spec)
-    model = load(ref, options.model).to(best_device())
+    model = load_policy(ref, options.model).to(best_device())
     tokenizer = load_tokenizer(ref)
     encoder = text_encoder(tokenizer, prompt, ref.spec)
     dtype = DTYPES[options.model.dtype]

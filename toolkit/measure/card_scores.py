@@ -21,6 +21,7 @@ from toolkit.measure.options import ScoringOptions
 from toolkit.measure.passes import StoredPass
 from toolkit.measure.reading import DATA, EncodedRow, Reading, ReadingOptions, read, read_data
 from toolkit.measure.rewards import PolicyPair, RewardOptions, resolve_pair
+from toolkit.models.load import reads_pairs
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
@@ -96,7 +97,8 @@ def card_rows(
         pair = resolve_pair(policy, reference, of_pair, reporter)
         tokens = read(data, pair.tokenizer, policy, reading)
     elif not is_function(model):
-        tokens = read(data, load_tokenizer(resolve(model)), model, reading)
+        ref = resolve(model)
+        tokens = read(data, load_tokenizer(ref), model, reading, pair=reads_pairs(ref))
     else:
         rows = splits.limit(read_data(data, reading).rows, reading.limit, 0)
         return CardRows(rows, opinion_rows(rows), {"n_long_prompts": 0, "n_truncated_responses": 0}, None, None)

@@ -17,8 +17,8 @@ from toolkit.measure.passes import StoredPass
 from toolkit.measure.reading import DATA, EncodedRow, Reading, ReadingOptions, read
 from toolkit.measure.summary import summarise_rewards
 from toolkit.models.encoding import text_encoder
+from toolkit.models.load import reads_pairs
 from toolkit.models.resolve import resolve
-from toolkit.models.save import reward_mean
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
 
@@ -39,7 +39,8 @@ def explicit_rewards(
     """
     started = time.monotonic()
     out.parent.mkdir(parents=True, exist_ok=True)
-    reading = read(data, load_tokenizer(resolve(rm)), rm, reading_options)
+    ref = resolve(rm)
+    reading = read(data, load_tokenizer(ref), rm, reading_options, pair=reads_pairs(ref))
     work = out.with_name(f".{out.name}.partial")
     scores = score_reading(rm, reading, reading_options.max_response_tokens, scoring, work, reporter)
     summary = summarise_rewards(reading, scores, started) | {"out": str(out)}
@@ -71,13 +72,12 @@ def score_reading(
     """[K] rewards of each row's responses, under a reward model with its own tokenizer and chat template."""
     ref = resolve(rm)
     tokenizer = load_tokenizer(ref)
-    encoder = text_encoder(tokenizer, reading.rows[0].row.prompt, rm)
+    encoder = text_encoder(tokenizer, reading.rows[0].row.prompt, rm, pair=reads_pairs(ref))
     trees = [
         encoder.encode(row.row.prompt, row.row.responses, max_response_tokens).tree
         if row.origin == DATA
         else encoder.as_sampled(row.row.prompt, row.row.responses, row.encoded.tree.response_ids, row.encoded.truncated)
         for row in reading.rows
     ]
-    blocks = list(StoredPass(ref, "reward model", trees, tokenizer, work, scoring).scores(reporter))
-    mean = reward_mean(ref.path)
-    return [np.array([float(value[0]) - mean for value in of_row]) for block in blocks for of_row in block]
+    blocks = StoredPass(ref, "reward model", trees, tokenizer, work, scoring).scores(reporter)
+    return [of_row for block in blocks for of_row in block]

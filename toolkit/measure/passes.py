@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from toolkit.engine import cache
 from toolkit.engine.engine import Engine
+from toolkit.engine.reward_model import RewardModel, load_scorer
 from toolkit.measure.options import ScoringOptions
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import DTYPES, best_device
-from toolkit.models.load import attention, load_policy, load_reward_model
+from toolkit.models.load import attention, load_policy
 from toolkit.models.resolve import ModelRef
+from toolkit.models.reward_head import reward_head
 from toolkit.models.tokenizer import check_vocabulary
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import ModelSection
 
 
 @dataclass
@@ -36,28 +41,31 @@ class StoredPass:
 
     def logps(self, reporter: Reporter) -> Iterator[list[cache.Values]]:
         """For each block, for each of its trees, for each response: [n_tokens] fp32 log-probabilities."""
-        return self._blocks(load_policy, cache.ResponseCache.logps, reporter)
+        return self._blocks(self._engine, cache.ResponseCache.logps, reporter)
 
-    def scores(self, reporter: Reporter) -> Iterator[list[cache.Values]]:
-        """The same for the scores of a reward model: [1] for each response."""
-        return self._blocks(load_reward_model, cache.ResponseCache.scores, reporter)
+    def scores(self, reporter: Reporter) -> Iterator[list[NDArray[np.float64]]]:
+        """For each block, for each of its trees: [K] centred scores of a reward model."""
+        head = reward_head(self.ref.path)
+        compute = partial(cache.ResponseCache.outputs, n_outputs=head.n_outputs)
+        for block in self._blocks(self._reward_model, compute, reporter):
+            yield [head.scores(np.stack(of_tree).astype(np.float64)) for of_tree in block]
+
+    def _engine(self) -> Engine:
+        section = self.options.model
+        model = load_policy(self.ref, section)
+        check_vocabulary(model.get_input_embeddings().weight.shape[0], self.tokenizer, self.ref.spec)
+        pad_id, dtype = int(self.tokenizer.pad_token_id), DTYPES[section.dtype]
+        return Engine(model.to(best_device()), pad_id, dtype=dtype, token_budget=self.options.batch_tokens)
+
+    def _reward_model(self) -> RewardModel:
+        return load_scorer(self.ref, self.options.model, self.tokenizer, token_budget=self.options.batch_tokens)
 
     def _blocks(
-        self,
-        load: Callable[[ModelRef, ModelSection], Any],
-        compute: Callable[..., Iterator[list[cache.Values]]],
-        reporter: Reporter,
+        self, load: Callable[[], Any], compute: Callable[..., Iterator[list[cache.Values]]], reporter: Reporter
     ) -> Iterator[list[cache.Values]]:
         section = self.options.model
-
-        def engine() -> Engine:
-            model = load(self.ref, section)
-            check_vocabulary(model.get_input_embeddings().weight.shape[0], self.tokenizer, self.ref.spec)
-            pad_id, dtype = int(self.tokenizer.pad_token_id), DTYPES[section.dtype]
-            return Engine(model.to(best_device()), pad_id, dtype=dtype, token_budget=self.options.batch_tokens)
-
         key = cache.identity(self.ref, dtype=section.dtype, attention=attention(section))
-        results = cache.ResponseCache(self.folder, key, engine)
+        results = cache.ResponseCache(self.folder, key, load)
         with reporter.task(self.label, sum(len(tree.response_ids) for tree in self.trees)) as task:
 
             def advance(n: int) -> None:

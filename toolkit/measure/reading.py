@@ -99,15 +99,15 @@ def read_data(data: str, options: ReadingOptions) -> PreferenceData:
     return read_preferences(data, split=options.split, conversational=False if options.plain else None)
 
 
-def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions) -> Reading:
+def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions, *, pair: bool = False) -> Reading:
     """Read and tokenise. Prompts over the limit are left out, responses over it are cut; both are counted.
 
-    ``options.limit`` counts the prompts that are not left out.
+    ``options.limit`` counts the prompts that are not left out. ``pair``: as an encoder reads them.
 
     Raises DataError where no prompt is left.
     """
     preferences = read_data(data, options)
-    encoder = text_encoder(tokenizer, preferences.rows[0].prompt, spec)
+    encoder = text_encoder(tokenizer, preferences.rows[0].prompt, spec, pair=pair)
     encoded: dict[str, Encoded] = {}
 
     def fits(row: PreferenceRow) -> bool:

@@ -6,13 +6,15 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from toolkit.engine.reward_model import load_scorer
+from toolkit.evals.ensembles import disagreement
 from toolkit.evals.implicit_reward import ImplicitReward
 from toolkit.judging.held_out import RowScores
 from toolkit.measure.policies import EvaluationSettings, TrainedModels
-from toolkit.models.encoding import Encoded, Tree
-from toolkit.models.load import load_policy, load_reward_model
+from toolkit.models.encoding import Encoded, Tree, text_encoder
+from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef
-from toolkit.models.save import reward_mean
+from toolkit.models.tokenizer import load_tokenizer, reads_the_same
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample, by_prompt
@@ -24,13 +26,20 @@ from toolkit.recipe.schema import EvaluateSection
 class Scores:
     """Of one response: log-probabilities in nats under the reference and under DPO's policy, and the explicit reward.
 
-    ``tempered_reference_logp`` is the reference's at the sampling temperature.
+    ``tempered_reference_logp`` is the reference's at the sampling temperature, ``outputs`` are those of the reward
+    model, centred, that its score is made of: more than one under an ensemble, or heads of annotators.
     """
 
     reference_logp: float
     tempered_reference_logp: float
     dpo_logp: float
     explicit_reward: float
+    outputs: Sequence[float] = ()
+
+    @property
+    def disagreement(self) -> float | None:
+        """The standard deviation of several outputs."""
+        return float(disagreement(self.outputs)) if len(self.outputs) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,9 @@ def score_everything(
         passes["score under the reference, at the sampling temperature"] = settings.section.temperature
     reference = _sequence_logps(models.sft, passes, trees, settings, reporter)
     [dpo] = _sequence_logps(models.dpo, {"implicit rewards": 1.0}, trees, settings, reporter)
-    explicit = _explicit_rewards(models.reward_model, trees, settings, reporter)
+    explicit, outputs = _explicit_rewards(models.reward_model, trees, held_out, of_prompt, settings, reporter)
     scored = []
-    for encoded, *columns in zip(held_out, reference[0], reference[-1], dpo, explicit, strict=True):
+    for encoded, *columns in zip(held_out, reference[0], reference[-1], dpo, explicit, outputs, strict=True):
         scores = [Scores(*of_response) for of_response in zip(*columns, strict=True)]
         n = len(encoded.tree.response_ids)
         scored.append(ScoredPrompt(encoded, scores[:n], scores[n:]))
@@ -105,13 +114,36 @@ def _sequence_logps(
 
 
 def _explicit_rewards(
-    ref: ModelRef, trees: Sequence[Tree], settings: EvaluationSettings, reporter: Reporter
-) -> list[list[float]]:
+    ref: ModelRef,
+    trees: Sequence[Tree],
+    held_out: Sequence[Encoded],
+    of_prompt: Mapping[str, Sequence[Sample]],
+    settings: EvaluationSettings,
+    reporter: Reporter,
+) -> tuple[list[list[float]], list[list[list[float]]]]:
+    """For each tree, the score of each response and its centred outputs.
+
+    A reward model with another tokenizer than the policy's reads the texts in its own tokens.
+    """
     gc.collect()
-    engine, mean = settings.engine(load_reward_model(ref, settings.model)), reward_mean(ref.path)
+    tokenizer = load_tokenizer(ref)
+    model = load_scorer(ref, settings.model, tokenizer, token_budget=settings.section.token_budget)
+    if model.reads_pairs or not reads_the_same(tokenizer, settings.encoder.tokenizer):
+        encoder = text_encoder(tokenizer, settings.rows[0].prompt, ref.spec, pair=model.reads_pairs)
+        trees = [
+            model.read(
+                encoder,
+                row.prompt,
+                [*row.responses, *(sample.response for sample in of_prompt[row.prompt_id])],
+                [*encoded.truncated, *(sample.truncated for sample in of_prompt[row.prompt_id])],
+            )
+            for row, encoded in zip(settings.rows, held_out, strict=True)
+        ]
     with reporter.task("explicit rewards", sum(len(tree.response_ids) for tree in trees)) as task:
-        scores = engine.scores(trees, advance=task.advance)
-    return [[value - mean for value in values] for values in scores]
+        outputs = model.outputs(trees, advance=task.advance)
+    return [model.head.scores(of_tree).tolist() for of_tree in outputs], [
+        model.head.centred(of_tree).tolist() for of_tree in outputs
+    ]
 
 
 def held_out_rewards(

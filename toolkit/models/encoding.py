@@ -10,11 +10,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.errors import ModelError
 from toolkit.models.joining import Joiner
 from toolkit.models.rendering import answers_after_blank, render_prompt
 from toolkit.models.special_tokens import SpecialTokens
 from toolkit.models.tokenizer import require_chat_template, response_end
-from toolkit.preferences.rows import Prompt
+from toolkit.preferences.rows import Prompt, readable
 
 LAST_CHARACTERS = 60  # of a prompt: more than any template writes to open a block of thoughts
 
@@ -52,20 +53,51 @@ def is_conversation(prompt: Prompt) -> bool:
 
 
 @dataclass(frozen=True)
+class PairMarks:
+    """The special tokens of an encoder around a pair of texts: before the first, between them, behind the second."""
+
+    opening: list[int]
+    middle: list[int]
+    end: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> PairMarks:
+        """Those of a tokenizer. Raises ModelError where it puts none behind the second text."""
+        word = list(tokenizer("word", add_special_tokens=False)["input_ids"])
+        ids, n = list(tokenizer("word", "word")["input_ids"]), len(word)
+        starts = [i for i in range(len(ids)) if ids[i : i + n] == word]
+        if len(starts) < 2 or starts[-1] + n == len(ids):
+            raise ModelError(
+                "the tokenizer of this encoder marks no end of a pair of texts", where=str(tokenizer.name_or_path)
+            )
+        first, second = starts[0], starts[-1]
+        return cls(ids[:first], ids[first + n : second], ids[second + n])
+
+
+def plain_text(prompt: Prompt) -> str:
+    """A prompt for a model without turns. A single question stands without its role."""
+    if not isinstance(prompt, str) and len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return readable(prompt)
+
+
+@dataclass(frozen=True)
 class TextEncoder:
     """Turns the text of a data set into token ids, and ids into text; made by :func:`text_encoder`.
 
     Prompt and response are tokenised apart and joined as ids, so that no token crosses the border between them. A
-    response is read as what follows a prompt (:mod:`toolkit.models.joining`).
+    response is read as what follows a prompt (:mod:`toolkit.models.joining`). With ``pair`` an encoder reads them as a
+    pair of texts.
     """
 
     tokenizer: PreTrainedTokenizerBase
     conversational: bool
+    pair: PairMarks | None = None
 
     @cached_property
     def end_id(self) -> int:
         """The id that ends a response. Raises ModelError where the tokenizer has none."""
-        return response_end(self.tokenizer, self.conversational)
+        return self.pair.end if self.pair is not None else response_end(self.tokenizer, self.conversational)
 
     @cached_property
     def special_tokens(self) -> SpecialTokens:
@@ -81,13 +113,18 @@ class TextEncoder:
 
         Llama 2's template is an example. Other tokenizers begin a response with its own first character.
         """
+        if self.pair is not None:
+            return ""
         return " " if self.conversational and self._joiner.adds_blank and answers_after_blank(self.tokenizer) else ""
 
     def prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt, with one BOS: the tokenizer's for text, the template's for messages.
 
-        Special tokens that the data has are text, except in a text prompt that was rendered before.
+        Special tokens that the data has are text, except in a text prompt that was rendered before. An encoder reads
+        the prompt as the first text of a pair: a question by itself, or the turns of a conversation with their roles.
         """
+        if self.pair is not None:
+            return [*self.pair.opening, *self.special_tokens.text_ids(plain_text(prompt)), *self.pair.middle]
         if isinstance(prompt, str):
             rendered = self.special_tokens.opens(prompt)
             text_ids = self.special_tokens.text_ids
@@ -171,12 +208,17 @@ class TextEncoder:
         ]
 
 
-def text_encoder(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "") -> TextEncoder:
+def text_encoder(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "", *, pair: bool = False
+) -> TextEncoder:
     """The encoder of a data set that ``prompt`` belongs to; ``name`` is what an error calls the model.
 
-    Raises ModelError where the prompt is a conversation and the tokenizer has no chat template.
+    ``pair``: the model reads prompt and response as a pair of texts, as BERT does. Raises ModelError where the prompt
+    is a conversation and the tokenizer of another model has no chat template.
     """
     conversational = is_conversation(prompt)
+    if pair:
+        return TextEncoder(tokenizer, conversational, PairMarks.of(tokenizer))
     if conversational:
         require_chat_template(tokenizer, name or str(tokenizer.name_or_path))
     return TextEncoder(tokenizer, conversational)

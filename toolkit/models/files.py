@@ -17,6 +17,7 @@ from toolkit.errors import ModelError, StoreError
 from toolkit.files import parse_json, read_json
 
 CONFIG, ADAPTER_CONFIG, GENERATION_CONFIG = "config.json", "adapter_config.json", "generation_config.json"
+REWARD_HEAD_FILE = "reward_head.json"
 FIX = "use a complete copy of the model"
 # What reading a damaged, foreign or half-downloaded model raises, by library.
 UNREADABLE = (

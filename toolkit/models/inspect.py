@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from toolkit.errors import NotFiniteError
 
@@ -68,6 +69,11 @@ def best_device() -> torch.device:
 def inner(model: Any) -> Any:
     """The transformers model inside peft's wrapper; its adapters stay in place."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a model of this configuration is an encoder (BERT style), whose tokens see those that follow."""
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
 
 
 def backbone(model: Any) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from transformers import (
 from toolkit.engine.fast import adapters, speedups
 from toolkit.errors import ModelError
 from toolkit.models.files import ADAPTER_CONFIG, FIX, UNREADABLE, check_weights, model_json
-from toolkit.models.inspect import DTYPES, check_finite, disable_dropout
+from toolkit.models.inspect import DTYPES, check_finite, disable_dropout, is_encoder
 from toolkit.models.remote_code import remote_code_allowed, unreadable
-from toolkit.models.resolve import ModelRef, require_policy, resolve_base
+from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
+from toolkit.models.reward_head import reward_head
 from toolkit.recipe.schema import Lora, ModelSection
 
-# The head of transformers' sequence classifiers.
+# The heads of transformers' sequence classifiers: of decoders, and of encoders, some of which pool first.
 SCORE_HEAD = "score"
+NEW_HEADS = (SCORE_HEAD, "classifier", "pre_classifier", "pooler", "head")
 
 
 def load_policy(ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | None = None) -> Any:
@@ -43,10 +46,16 @@ def load_policy(ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | No
 
 
 def load_reward_model(ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | None = None) -> Any:
-    """A sequence classifier with one output; :func:`toolkit.models.save.reward_mean` reads its centring.
+    """A sequence classifier, whose outputs :func:`toolkit.models.reward_head.reward_head` makes one score of.
 
-    Raises ModelError where it cannot be read, is no sequence classifier, or has more than one output.
+    Raises ModelError where it cannot be read, is no sequence classifier, or has other outputs than its head says.
     """
+    if ref.kind == "ensemble":
+        raise ModelError(
+            f"{ref.spec!r} is an ensemble of reward models, and here one model is needed",
+            where=ref.path,
+            fix="name one of its members",
+        )
     dtype = dtype or DTYPES[section.dtype]
     if ref.kind == "adapter":
         model = _load_reward_adapter(ref, section, dtype)
@@ -58,21 +67,59 @@ def load_reward_model(ref: ModelRef, section: ModelSection, *, dtype: torch.dtyp
 
 
 def _load_reward_adapter(ref: ModelRef, section: ModelSection, dtype: torch.dtype) -> Any:
+    _check_seq_cls(ref)
+    n_outputs = reward_head(ref.path).n_outputs
+    model = _with_adapter(_with_new_head(resolve_base(Path(ref.path)), section, dtype, n_outputs), ref)
+    _restore_head(model, ref)
+    return model
+
+
+def _restore_head(model: Any, ref: ModelRef, adapter: str = "default") -> None:
+    """Give the adapter its head as it was saved: peft rounds it to the base's precision."""
+    saved = load_file(Path(ref.path) / "adapter_model.safetensors")
+    heads = adapters.trained_in_full(model, adapter)
+    for name, head in heads.items():
+        for part, weight in head.named_parameters():
+            key = f"base_model.model.{name}.{part}"
+            if key not in saved:
+                raise ModelError(f"{ref.spec!r} lacks the head that scores", where=ref.path, fix=FIX)
+            weight.data = saved[key].float()
+
+
+def load_shared_members(
+    members: Sequence[ModelRef], section: ModelSection, *, dtype: torch.dtype | None = None
+) -> Any | None:
+    """Reward models that are adapters on one base as one model: each is an adapter named by its folder.
+
+    None where they are not. The model is in evaluation mode, without dropout.
+    """
+    if any(member.kind != "adapter" for member in members):
+        return None
+    bases = [resolve_base(Path(member.path)) for member in members]
+    if len({base.fingerprint for base in bases}) > 1:
+        return None
+    dtype = dtype or DTYPES[section.dtype]
+    model: Any = None
+    for member in members:
+        _check_seq_cls(member)
+        name = Path(member.path).name
+        if model is None:
+            model = _with_adapter(_with_new_head(bases[0], section, dtype), member, name)
+        else:
+            _add_adapter(model, member, name)
+        _restore_head(model, member, name)
+        check_finite(model, member.spec)
+    return disable_dropout(speedups.install(model)).eval()
+
+
+def _check_seq_cls(ref: ModelRef) -> None:
+    """Raises ModelError where an adapter is a policy's."""
     if model_json(Path(ref.path) / ADAPTER_CONFIG).get("task_type") != "SEQ_CLS":
         raise ModelError(
             f"{ref.spec!r} is the adapter of a policy, not of a reward model",
             where="reward model",
             fix="name a reward model, such as RUN/reward_model/model",
         )
-    model = _with_adapter(_with_new_head(resolve_base(Path(ref.path)), section, dtype), ref)
-    # peft rounds the head to the base's precision, and scores must be those of the model that was trained.
-    saved = load_file(Path(ref.path) / "adapter_model.safetensors")
-    head: Any = adapters.trained_copy(model.get_base_model().score)
-    scores = [weight for name, weight in saved.items() if SCORE_HEAD in name]
-    if not scores:
-        raise ModelError(f"{ref.spec!r} lacks the head that scores", where=ref.path, fix=FIX)
-    head.weight.data = scores[0].float()
-    return model
 
 
 def read_config(ref: ModelRef) -> Any:
@@ -83,8 +130,17 @@ def read_config(ref: ModelRef) -> Any:
         raise _unreadable(ref, error) from error
 
 
+def reads_pairs(ref: ModelRef) -> bool:
+    """Whether a reward model, or a model to start one from, is an encoder, which reads a pair of texts."""
+    if ref.kind == "ensemble":
+        return all(reads_pairs(resolve(str(Path(ref.path) / name))) for name in reward_head(ref.path).members)
+    if ref.kind == "adapter":
+        return reads_pairs(resolve_base(Path(ref.path)))
+    return is_encoder(read_config(ref))
+
+
 def _check_classifier(ref: ModelRef) -> None:
-    """Raises ModelError where a full model is not a sequence classifier with one output."""
+    """Raises ModelError where a full model is no sequence classifier with the outputs that its head says."""
     config = read_config(ref)
     if not any("SequenceClassification" in name for name in config.architectures or []):
         raise ModelError(
@@ -92,8 +148,10 @@ def _check_classifier(ref: ModelRef) -> None:
             where="reward model",
             fix="name a folder of a sequence classifier with one output, such as RUN/reward_model/model",
         )
-    if config.num_labels != 1:
-        raise ModelError(f"{ref.spec!r} has {config.num_labels} outputs, a reward model has one", where="reward model")
+    expected = reward_head(ref.path).n_outputs
+    if config.num_labels != expected:
+        says = "a reward model has one" if expected == 1 else f"its reward_head.json says {expected}"
+        raise ModelError(f"{ref.spec!r} has {config.num_labels} outputs, {says}", where="reward model")
 
 
 def _unreadable(ref: ModelRef, error: Exception) -> ModelError:
@@ -106,15 +164,23 @@ def attention(section: ModelSection) -> str:
     return section.attn_implementation or speedups.default_attention()
 
 
-def _with_new_head(ref: ModelRef, section: ModelSection, dtype: torch.dtype) -> Any:
-    """A causal language model with a new scalar head in the place of its unembedding."""
-    return _from_pretrained(AutoModelForSequenceClassification, ref, section, dtype, new_head=SCORE_HEAD, num_labels=1)
+def _with_new_head(ref: ModelRef, section: ModelSection, dtype: torch.dtype, n_outputs: int = 1) -> Any:
+    """A language model with a new head in the place of its unembedding, or an encoder with a new head."""
+    return _from_pretrained(
+        AutoModelForSequenceClassification, ref, section, dtype, new_head=NEW_HEADS, num_labels=n_outputs
+    )
 
 
 def _from_pretrained(
-    auto_class: Any, ref: ModelRef, section: ModelSection, dtype: torch.dtype, *, new_head: str = "", **settings: Any
+    auto_class: Any,
+    ref: ModelRef,
+    section: ModelSection,
+    dtype: torch.dtype,
+    *,
+    new_head: tuple[str, ...] = (),
+    **settings: Any,
 ) -> Any:
-    """Load a model. Raises ModelError where its files lack weights, except those of a head named ``new_head``."""
+    """Load a model. Raises ModelError where its files lack weights, except those of the modules ``new_head``."""
     if ref.kind == "folder":
         check_weights(Path(ref.path))
     replace = section.attn_implementation is None and not torch.cuda.is_available()
@@ -126,7 +192,7 @@ def _from_pretrained(
         model, report = auto_class.from_pretrained(ref.path, output_loading_info=True, **settings)
     except UNREADABLE as error:
         raise _unreadable(ref, error) from error
-    missing = sorted(name for name in report["missing_keys"] if not new_head or not name.startswith(new_head))
+    missing = sorted(name for name in report["missing_keys"] if not _is_of(name, new_head))
     if missing:
         raise ModelError(
             f"{len(missing)} weights of {ref.spec!r} are not in its files, {missing[0]} among them",
@@ -136,18 +202,41 @@ def _from_pretrained(
     return speedups.install(model, replace_attention=replace)
 
 
-def _with_adapter(base: Any, ref: ModelRef) -> Any:
+def _is_of(name: str, modules: tuple[str, ...]) -> bool:
+    """Whether a weight of this name belongs to one of the modules, at any depth."""
+    return any(f".{module}." in f".{name}" for module in modules)
+
+
+def _with_adapter(base: Any, ref: ModelRef, name: str = "default") -> Any:
     check_weights(Path(ref.path))
     try:
-        model = PeftModel.from_pretrained(base, ref.path)
+        model = PeftModel.from_pretrained(base, ref.path, adapter_name=name)
+    except UNREADABLE as error:
+        raise _unreadable(ref, error) from error
+    _check_complete(model, ref, name)
+    return speedups.install(model)
+
+
+def _add_adapter(model: Any, ref: ModelRef, name: str) -> None:
+    """Another adapter on the same base."""
+    check_weights(Path(ref.path))
+    try:
+        model.load_adapter(ref.path, adapter_name=name)
+    except UNREADABLE as error:
+        raise _unreadable(ref, error) from error
+    _check_complete(model, ref, name)
+
+
+def _check_complete(model: Any, ref: ModelRef, name: str) -> None:
+    """Raises ModelError where the files of an adapter lack weights."""
+    try:
         saved = load_peft_weights(ref.path, device="cpu").keys()
     except UNREADABLE as error:
         raise _unreadable(ref, error) from error
-    missing = sorted(get_peft_model_state_dict(model).keys() - saved)
+    missing = sorted(get_peft_model_state_dict(model, adapter_name=name).keys() - saved)
     if missing:
         what = f"{len(missing)} weights of the adapter {ref.spec!r} are not in its files, {missing[0]} among them"
         raise ModelError(what, where=ref.path, fix=FIX)
-    return speedups.install(model)
 
 
 def trainable(model: Any, lora: Lora | None, *, task: str, modules_to_save: list[str] | None = None) -> Any:
@@ -177,17 +266,25 @@ def lora_config(lora: Lora, *, task: str, modules_to_save: list[str] | None = No
     )
 
 
-def new_reward_model(ref: ModelRef, section: ModelSection, pad_token_id: int, seed: int) -> Any:
-    """A reward model to train, from a causal language model: a scalar head of std 1/sqrt(d+1), d being the hidden
-    size, replaces the unembedding.
+def new_reward_model(ref: ModelRef, section: ModelSection, pad_token_id: int, seed: int, n_outputs: int = 1) -> Any:
+    """A reward model to train, from a causal language model or an encoder, with a new head of ``n_outputs``.
 
-    Source: Huang et al. 2024 (arXiv 2403.17031), detail 11; Stiennon et al. 2020.
+    A linear head has weights of std 1/sqrt(d+1), d being the hidden size (Huang et al. 2024, arXiv 2403.17031, detail
+    11; Stiennon et al. 2020). A head of several layers, as encoders have it, starts as transformers starts it.
     """
     dtype = DTYPES[section.dtype] if section.lora is not None else torch.float32
-    model = _with_new_head(ref, section, dtype)
+    torch.manual_seed(seed)  # for heads that are not linear
+    model = _with_new_head(ref, section, dtype, n_outputs)
     model.config.pad_token_id = pad_token_id
-    generator = torch.Generator().manual_seed(seed)
-    head = model.score.weight
-    with torch.no_grad():
-        head.copy_(torch.randn(head.shape, generator=generator) / math.sqrt(head.shape[1] + 1))
+    head = dict(model.named_children()).get(SCORE_HEAD)
+    if isinstance(head, torch.nn.Linear):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / math.sqrt(head.weight.shape[1] + 1))
     return disable_dropout(model)
+
+
+def head_modules(model: Any) -> list[str]:
+    """The modules of a sequence classifier that are new and train in full: its head, with the pooling before it."""
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if list(module.parameters())}
+    return [name for name in NEW_HEADS if name in names]

@@ -19,6 +19,9 @@ from toolkit.errors import ModelError, nearest
 from toolkit.files import file_fingerprint, fingerprint, folder_fingerprint, is_hub_id
 from toolkit.models.files import (
     ADAPTER_CONFIG,
+    CONFIG,
+    FIX,
+    REWARD_HEAD_FILE,
     check_config,
     check_training_record,
     model_json,
@@ -29,7 +32,6 @@ from toolkit.storage.integrity import refuse_changed
 SHORT_NAMES = ("tiny", "smollm2-135m")
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WEIGHTS = ["*.safetensors", "*.bin", "config.json", "adapter_config.json", "reward_head.json"]
-REWARD_HEAD_FILE = "reward_head.json"
 TRAINING_RECORD_FILE = "duel.json"
 REWARD_HEAD = re.compile("SequenceClassification|RewardModel")
 LONGEST_NAME = 1000  # no file system has longer ones of a part
@@ -52,7 +54,7 @@ class ModelRef:
 
     spec: str
     path: str  # a folder, or a hub id
-    kind: str  # "folder" | "adapter" | "hub"
+    kind: str  # "folder" | "adapter" | "hub" | "ensemble" (of reward models, in folders of their own)
     fingerprint: str
     revision: str | None = None
     text_fingerprint: str = ""
@@ -132,16 +134,42 @@ def _folder(spec: str, path: Path, above: frozenset[Path] = frozenset()) -> Mode
             text_fingerprint=fingerprint([base.text_fingerprint, text]),
             other_head="ForSequenceClassification" if scores else base.other_head,
         )
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG).is_file() and (path / REWARD_HEAD_FILE).is_file():
+        return _ensemble(spec, path, above)
+    if not (path / CONFIG).is_file():
         raise ModelError(
             "this folder holds neither a model nor an adapter",
             where=str(path),
             fix="name the folder that holds config.json or adapter_config.json",
         )
     weights, text = (folder_fingerprint(path, names) for names in (WEIGHTS, TEXT_FILES))
-    config = model_json(path / "config.json")
-    check_config(config, str(path / "config.json"))
+    config = model_json(path / CONFIG)
+    check_config(config, str(path / CONFIG))
     return ModelRef(spec, str(path), "folder", weights, text_fingerprint=text, other_head=other_head(config))
+
+
+def _ensemble(spec: str, path: Path, above: frozenset[Path]) -> ModelRef:
+    """The folder above the members of an ensemble of reward models."""
+    from toolkit.models.reward_head import reward_head
+
+    names = reward_head(path).members
+    missing = [name for name in names if not (path / name).is_dir()]
+    if missing or not names:
+        what = f"the ensemble lacks its member {missing[0]!r}" if missing else "it holds neither a model nor members"
+        raise ModelError(what, where=str(path), fix=FIX)
+    members = [_folder(str(path / name), path / name, above) for name in names]
+    if policy := next((member for member in members if member.other_head is None), None):
+        raise ModelError("a member of the ensemble is no reward model", where=policy.path, fix=FIX)
+    return ModelRef(
+        spec,
+        str(path),
+        "ensemble",
+        fingerprint([folder_fingerprint(path, [REWARD_HEAD_FILE]), *(member.fingerprint for member in members)]),
+        text_fingerprint=fingerprint(
+            [folder_fingerprint(path, TEXT_FILES), *(member.text_fingerprint for member in members)]
+        ),
+        other_head="an ensemble of RewardModel",
+    )
 
 
 def resolve_base(adapter: Path, above: frozenset[Path] = frozenset()) -> ModelRef:

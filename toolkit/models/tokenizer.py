@@ -114,6 +114,11 @@ def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted(ids)
 
 
+def reads_the_same(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers turn a conversation into the same ids."""
+    return tokenizer.get_vocab() == other.get_vocab() and tokenizer.chat_template == other.chat_template
+
+
 def check_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase, spec: str) -> None:
     """Raises ModelError when the tokenizer can produce ids that the model has no embedding for."""
     highest = max(tokenizer.get_vocab().values(), default=-1)

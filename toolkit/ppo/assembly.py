@@ -14,20 +14,19 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from toolkit.engine.engine import Engine
 from toolkit.engine.fast import adapters, speedups
+from toolkit.engine.logps import score_head
 from toolkit.errors import ModelError, RecipeError
 from toolkit.models.inspect import DTYPES, backbone, best_device, disable_dropout, inner
 from toolkit.models.load import load_policy, load_reward_model, trainable
 from toolkit.models.resolve import ModelRef, resolve, resolve_base
-from toolkit.models.save import reward_mean
-from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
+from toolkit.models.reward_head import reward_head
+from toolkit.models.tokenizer import check_vocabulary, load_tokenizer, reads_the_same
 from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.models import POLICY, AdapterModels, PPOModels, SeparateModels
+from toolkit.ppo.models import POLICY, AdapterModels, PPOModels, SeparateModels, linear_head
 from toolkit.ppo.rewards import (
     Ensemble,
     RewardFunction,
     adapter_reward,
-    model_reward,
-    reads_the_same,
     reward_functions,
 )
 from toolkit.recipe.schema import ModelSection
@@ -56,42 +55,75 @@ def models_of_run(
 ) -> tuple[PPOModels, RewardFunction]:
     """The models of a run and its reward function. The policy starts from ``sft``, the critic, if any, from ``reward``.
 
-    The models share one base where all are adapters on it, and are separate models otherwise.
+    With adapters to train, the models share one base with those rewards that are adapters on it. A critic cannot start
+    from a reward model of another architecture or with another tokenizer, and starts from the policy then; one beside
+    an ensemble starts from its first member.
     """
     dtype, pad_id, device = DTYPES[section.dtype], int(tokenizer.pad_token_id), best_device()
     # The reference has the policy's precision, so that the KL between two equal models is 0.
     weights_dtype = None if section.lora else torch.float32
-    mean = reward_mean(reward.path)
+    head, members = reward_head(reward.path), members_of(reward)
     loaded: Any = load_policy(sft, section, dtype=weights_dtype)
     policy = trainable(loaded.to(device), section.lora, task="CAUSAL_LM")
-    if section.lora is not None and is_adapter_on(sft, reward):
+    on_policy = all(is_adapter_on(sft, member) for member in members)
+    first = None if on_policy else _as_critic(members[0], policy, tokenizer, section)
+    if section.lora is not None and (on_policy or first is None or len(members) > 1):
         models = AdapterModels(
             policy,
             engine=Engine(policy, pad_id, dtype=dtype),
-            reward=reward,
-            reward_mean=mean,
+            rewards=members if on_policy else (),
+            value_shift=reward_head(members[0].path).mean,
             value_head_init=value_head_init,
             share_trunk=share_trunk,
             with_critic=with_critic,
         )
-        return models, adapter_reward(models)
+        return models, adapter_reward(models, head) if on_policy else _by_itself(reward, section, tokenizer)
     reference: Any = load_policy(sft, section, dtype=weights_dtype)
-    reward_model: Any = load_reward_model(reward, section)
-    reward_model = reward_model.to(device)
-    if section.lora is not None and isinstance(reward_model, PeftModel):
-        reward_model = reward_model.merge_and_unload()
+    needs_critic = with_critic and not share_trunk
+    if first is None and on_policy:
+        first = _as_critic(members[0], policy, tokenizer, section)
     separate = SeparateModels(
         policy,
         reference.to(device),
-        copy.deepcopy(reward_model) if with_critic and not share_trunk else None,
+        (first or new_critic(policy)) if needs_critic else None,
         pad_id=pad_id,
         dtype=dtype,
-        value_head_init=value_head_init,
-        value_shift=mean,
+        value_head_init=value_head_init if first is not None else "zero",
+        value_shift=reward_head(members[0].path).mean,
         with_critic=with_critic,
     )
-    scores = model_reward(reward_model.requires_grad_(False), tokenizer, tokenizer, dtype=dtype, mean=mean)
-    return separate, scores
+    return separate, _by_itself(reward, section, tokenizer)
+
+
+def members_of(reward: ModelRef) -> list[ModelRef]:
+    """The members of an ensemble, or the reward model by itself."""
+    names = reward_head(reward.path).members
+    return [resolve(str(Path(reward.path) / name)) for name in names] or [reward]
+
+
+def _by_itself(reward: ModelRef, section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
+    """The scores of a reward model in memory of its own."""
+    [function] = reward_functions(reward.spec, tokenizer, section, best_device())
+    return function
+
+
+def _as_critic(reward: ModelRef, policy: Any, tokenizer: PreTrainedTokenizerBase, section: ModelSection) -> Any | None:
+    """The reward model as a critic that reads the policy's tokens; None where it cannot be one."""
+    if load_tokenizer(reward).get_vocab() != tokenizer.get_vocab():
+        return None
+    model: Any = load_reward_model(reward, section)
+    if not _same_architecture(model, policy):
+        return None
+    model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    if model.score.out_features > 1:  # heads of several annotators: the critic's is their mean
+        model.score, model.config.num_labels = linear_head(model.score.weight.mean(0, keepdim=True)), 1
+    return model.to(best_device())
+
+
+def _same_architecture(model: Any, policy: Any) -> bool:
+    """Whether a sequence classifier is the policy with a linear score in the place of its unembedding."""
+    same_type = inner(model).config.model_type == inner(policy).config.model_type
+    return bool(same_type and isinstance(score_head(model), torch.nn.Linear))
 
 
 # -- for PPOTrainer
@@ -139,7 +171,7 @@ def assemble(inputs: TrainerModels, args: PPOConfig) -> Assembled:
     models = _ppo_models(inputs, args, policy, tokenizer, reward_adapter)
     if reward_adapter is not None:
         assert isinstance(models, AdapterModels)
-        rewards = [adapter_reward(models)]
+        rewards = [adapter_reward(models, reward_head(reward_adapter.path))]
     return Assembled(models, rewards, tokenizer)
 
 
@@ -231,8 +263,8 @@ def _ppo_models(
         return AdapterModels(
             policy,
             engine=Engine(policy, pad_id, dtype=dtype),
-            reward=reward_adapter,
-            reward_mean=reward_mean(reward_adapter.path) if reward_adapter else 0.0,
+            rewards=[reward_adapter] if reward_adapter else [],
+            value_shift=reward_head(reward_adapter.path).mean if reward_adapter else 0.0,
             value_head_init=args.value_head_init,
             share_trunk=args.share_trunk,
             with_critic=args.advantage == "gae",
@@ -330,7 +362,7 @@ def _reward_models(reward: Any) -> Iterator[Any]:
 def _load_whole_classifier(ref: ModelRef) -> tuple[Any, float]:
     """A reward model or critic in fp32, its adapter merged, and the mean that is subtracted from what it gives."""
     model: Any = load_reward_model(ref, ModelSection(dtype="float32"))
-    return (model.merge_and_unload() if isinstance(model, PeftModel) else model), reward_mean(ref.path)
+    return (model.merge_and_unload() if isinstance(model, PeftModel) else model), reward_head(ref.path).mean
 
 
 def _critic_from_reward(
@@ -349,8 +381,7 @@ def _critic_from_reward(
         model, mean = copy.deepcopy(reward), 0.0
     else:
         return None
-    same_architecture = inner(model).config.model_type == inner(policy).config.model_type
-    if not same_architecture or not isinstance(dict(model.named_children()).get("score"), torch.nn.Linear):
+    if not _same_architecture(model, policy):
         return None
     return Critic(model.to(next(policy.parameters()).device), args.value_head_init, mean)
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -26,7 +29,7 @@ from toolkit.engine.tree import TreeBatch
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import inner
 from toolkit.models.resolve import ModelRef
-from toolkit.models.save import write_reward_mean
+from toolkit.models.reward_head import RewardHead
 
 POLICY, CRITIC, REWARD, REFERENCE = "default", "critic", "reward", "reference"
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -133,8 +136,8 @@ class PPOModels(nn.Module, ABC):
 
 
 def linear_head(weight: torch.Tensor) -> nn.Linear:
-    """A scalar head in fp32."""
-    head = nn.Linear(weight.shape[1], 1, bias=False)
+    """A head in fp32, with an output for each row of its weights."""
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     with torch.no_grad():
         head.weight.copy_(weight.float())
     return head
@@ -148,10 +151,11 @@ def zero_head(policy: Any) -> nn.Linear:
 class AdapterModels(PPOModels):
     """Policy, critic and reward model as LoRA adapters on one base, which is the reference.
 
-    ``reward`` is a reward model's adapter on that base, and ``reward_mean`` centres its scores. The critic's adapter
-    starts as a copy of it, or as a copy of the policy's where there is none. A policy that comes with a trained adapter
-    keeps a frozen copy of it as the reference: the base alone is not the policy that training started from.
-    Without ``with_critic`` there is no critic.
+    ``rewards`` are reward models' adapters on that base: one, or the members of an ensemble. The critic's adapter
+    starts as a copy of the first, or as a copy of the policy's where there is none. With
+    ``value_head_init="reward_model"`` its head is the mean of that adapter's outputs, and ``value_shift`` is subtracted
+    from its values. A policy that comes with a trained adapter keeps a frozen copy of it as the reference: the base
+    alone is not the policy that training started from. Without ``with_critic`` there is no critic.
     """
 
     def __init__(
@@ -159,8 +163,8 @@ class AdapterModels(PPOModels):
         policy: PeftModel,
         *,
         engine: Engine,
-        reward: ModelRef | None = None,
-        reward_mean: float = 0.0,
+        rewards: Sequence[ModelRef] = (),
+        value_shift: float = 0.0,
         value_head_init: str = "zero",
         share_trunk: bool = False,
         with_critic: bool = True,
@@ -174,25 +178,26 @@ class AdapterModels(PPOModels):
             self._add_adapter(REFERENCE, policy.peft_config[POLICY], initial)
         if with_critic:
             self.value_head = zero_head(policy)
-        self.reward_head: nn.Linear | None = None
-        self.reward_mean = reward_mean
+        self.reward_heads: dict[str, nn.Linear] = {}  # by adapter
         critic_config: PeftConfig = policy.peft_config[POLICY]
         critic_weights = initial
-        if reward is not None:
+        for number, reward in reversed([*enumerate(rewards)]):  # the first one last: the critic starts from it
             saved = load_file(Path(reward.path) / "adapter_model.safetensors")
             critic_weights = {name: weight for name, weight in saved.items() if adapters.is_adapter_weight(name)}
             head = next(weight for name, weight in saved.items() if "score" in name)
             critic_config = LoraConfig.from_pretrained(reward.path)
-            self._add_adapter(REWARD, critic_config, critic_weights)
-            self.reward_head = linear_head(head).requires_grad_(False).to(engine.device)
-            if value_head_init == "reward_model" and has_adapter:
-                self.value_head, self.value_shift = linear_head(head).to(engine.device), reward_mean
+            adapter = f"{REWARD}-{number}"
+            self._add_adapter(adapter, critic_config, critic_weights)
+            self.reward_heads[adapter] = linear_head(head).requires_grad_(False).to(engine.device)
+        if rewards and value_head_init == "reward_model" and has_adapter:
+            self.value_head, self.value_shift = linear_head(head.mean(0, keepdim=True)).to(engine.device), value_shift
+        self.reward_heads = dict(reversed(self.reward_heads.items()))
         if has_adapter:
             self._add_adapter(CRITIC, critic_config, critic_weights)
         speedups.install(policy)
         self.lora_layers = adapters.lora_layers(policy)
         self.adapter_weights = {
-            name: adapters.adapter_parameters(policy, name) for name in (POLICY, CRITIC, REWARD, REFERENCE)
+            name: adapters.adapter_parameters(policy, name) for name in (POLICY, CRITIC, REFERENCE, *self.reward_heads)
         }
         self._activate(POLICY)
 
@@ -236,20 +241,25 @@ class AdapterModels(PPOModels):
         return self._head_values(hidden_states(self.policy, batch)[batch.predictor])
 
     @torch.no_grad()
-    def reward_scores(self, trees: list[Tree]) -> list[float]:
-        """The reward adapter's centred score of each response of the trees, under the caller's autocast."""
-        assert self.reward_head is not None
-        self._activate(REWARD)
-        head, policy = self.reward_head, self.policy
+    def reward_outputs(self, trees: list[Tree]) -> list[NDArray[np.float64]]:
+        """For each tree [K, M] outputs of the reward adapters for its responses, before centring.
 
-        def scores_of(batch: TreeBatch) -> list[float]:
+        Each batch is packed once and computed with every adapter, under the caller's autocast.
+        """
+
+        def outputs_of(batch: TreeBatch) -> list[list[float]]:
             assert batch.last is not None
-            scores: list[float] = apply_head(head, hidden_states(policy, batch)[batch.last]).tolist()
-            return scores
+            columns = []
+            for adapter, head in self.reward_heads.items():
+                self._activate(adapter)
+                states = hidden_states(self.policy, batch)[batch.last]
+                columns.append(apply_head(head, states).reshape(len(states), -1))
+            outputs: list[list[float]] = torch.cat(columns, dim=1).tolist()
+            return outputs
 
-        per_tree = self.engine.map_responses(trees, scores_of, last_tokens=True)
+        per_tree = self.engine.map_responses(trees, outputs_of, last_tokens=True)
         self._activate(POLICY)
-        return [score - self.reward_mean for scores in per_tree for score in scores]
+        return [np.array(outputs, dtype=np.float64) for outputs in per_tree]
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return list(self.adapter_weights[POLICY])
@@ -349,4 +359,4 @@ class SeparateModels(PPOModels):
             self._save_value_head(folder)
         else:
             self.critic.save_pretrained(folder)
-            write_reward_mean(folder, self.value_shift)
+            RewardHead(mean=self.value_shift).write(folder)

@@ -10,21 +10,24 @@ import inspect
 import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from anyio.from_thread import start_blocking_portal
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.engine.engine import Engine
+from toolkit.engine.reward_model import RewardModel, load_scorer
 from toolkit.errors import ModelError, RecipeError
+from toolkit.evals.ensembles import Combination, combined, disagreement
 from toolkit.models.encoding import Tree, is_conversation, text_encoder
 from toolkit.models.inspect import DTYPES, disable_dropout
-from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
-from toolkit.models.save import reward_mean
-from toolkit.models.tokenizer import load_tokenizer
+from toolkit.models.reward_head import RewardHead
+from toolkit.models.tokenizer import load_tokenizer, reads_the_same
 from toolkit.ppo.models import AdapterModels
 from toolkit.preferences.rows import Prompt
 from toolkit.recipe.schema import ModelSection
@@ -53,6 +56,14 @@ class Responses:
         return [ids for tree in self.trees for ids in tree.response_ids]
 
 
+class EnsembleScores(list[float]):
+    """The scores of an ensemble, and for each response the standard deviation of its members' scores."""
+
+    def __init__(self, scores: Sequence[float], disagreement: Sequence[float]) -> None:
+        super().__init__(scores)
+        self.disagreement = list(disagreement)
+
+
 RewardFunction = Callable[[Responses], Sequence[Reward]]
 
 
@@ -62,6 +73,7 @@ class Scores:
 
     values: list[float]
     steps: list[StepRewards]
+    disagreement: list[float] = field(default_factory=list)  # of the outputs of an ensemble; empty where there is none
 
     def totals(self) -> list[float]:
         """Each response's score and steps in one number."""
@@ -77,7 +89,7 @@ class Ensemble:
     """
 
     members: Sequence[str | PreTrainedModel]
-    how: Literal["mean", "wco", "uwo"] = "mean"
+    how: Combination = "mean"
     lam: float = 0.5
 
     def combine(self, values: Sequence[float]) -> float:
@@ -86,54 +98,52 @@ class Ensemble:
         >>> [Ensemble((), how).combine([1.0, 3.0]) for how in ("mean", "wco", "uwo")]
         [2.0, 1.0, 1.5]
         """
-        mean = sum(values) / len(values)
-        if self.how == "wco":
-            return min(values)
-        if self.how == "uwo":
-            return mean - self.lam * sum((value - mean) ** 2 for value in values) / len(values)
-        return mean
+        return float(combined(values, self.how, self.lam))
 
 
 def model_reward(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    policy_tokenizer: PreTrainedTokenizerBase,
-    *,
-    dtype: torch.dtype,
-    mean: float = 0.0,
+    model: RewardModel, tokenizer: PreTrainedTokenizerBase, policy_tokenizer: PreTrainedTokenizerBase
 ) -> RewardFunction:
-    """Scores of a sequence classifier with one output, minus ``mean``.
+    """Scores of a reward model, whose tokenizer is ``tokenizer``.
 
     The ids that were sampled are scored as they are. Their text is encoded again only where the reward model has
     another tokenizer or chat template; a truncated response gets no end of text in either case.
     """
-    engine = Engine(model, int(tokenizer.pad_token_id), dtype=dtype)
     same_ids = reads_the_same(tokenizer, policy_tokenizer)
 
     def encode_again(responses: Responses) -> list[Tree]:
-        encoder = text_encoder(tokenizer, responses.prompts[0], "the reward model")
+        encoder = text_encoder(tokenizer, responses.prompts[0], "the reward model", pair=model.reads_pairs)
         trees, start = [], 0
         for tree in responses.trees:
             stop = start + len(tree.response_ids)
             texts, truncated = responses.completions[start:stop], responses.truncated[start:stop]
-            trees.append(encoder.encode_samples(responses.prompts[start], texts, truncated))
+            trees.append(model.read(encoder, responses.prompts[start], texts, truncated))
             start = stop
         return trees
 
     def score(responses: Responses) -> list[float]:
         trees = responses.trees if same_ids else encode_again(responses)
-        return [value - mean for values in engine.scores(trees) for value in values]
+        return head_scores(model.head, model.outputs(trees))
 
     return score
 
 
-def adapter_reward(models: AdapterModels) -> RewardFunction:
-    """Scores of the reward model that is an adapter on the policy's base."""
+def adapter_reward(models: AdapterModels, head: RewardHead) -> RewardFunction:
+    """Scores of the reward model, or the ensemble, whose members are adapters on the policy's base."""
 
     def score(responses: Responses) -> list[float]:
-        return models.reward_scores(responses.trees)
+        return head_scores(head, models.reward_outputs(responses.trees))
 
     return score
+
+
+def head_scores(head: RewardHead, outputs: Sequence[NDArray[np.float64]]) -> list[float]:
+    """The score of each response of [K, M] outputs by tree."""
+    if not outputs:
+        return []
+    values = np.concatenate(outputs)
+    scores = head.scores(values).tolist()
+    return EnsembleScores(scores, disagreement(head.centred(values)).tolist()) if values.shape[1] > 1 else scores
 
 
 def length_reward(target: float) -> RewardFunction:
@@ -150,11 +160,6 @@ def length_reward(target: float) -> RewardFunction:
         return [1 - abs(len(ids) / target - 1) for ids in responses.completion_ids]
 
     return score
-
-
-def reads_the_same(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers turn a conversation into the same ids."""
-    return tokenizer.get_vocab() == other.get_vocab() and tokenizer.chat_template == other.chat_template
 
 
 def function_reward(function: Callable[..., Any]) -> RewardFunction:
@@ -216,7 +221,8 @@ def _checked(value: Any, ids: list[int], name: str) -> Reward:
 def ensemble_reward(members: Sequence[RewardFunction], ensemble: Ensemble) -> RewardFunction:
     def score(responses: Responses) -> list[float]:
         scores = [member(responses) for member in members]
-        return [ensemble.combine(values) for values in zip(*scores, strict=True)]
+        of_responses = [[float(value) for value in values] for values in zip(*scores, strict=True)]
+        return EnsembleScores([*map(ensemble.combine, of_responses)], [float(disagreement(v)) for v in of_responses])
 
     return score
 
@@ -243,15 +249,18 @@ def reward_functions(
             fix="one for each",
         )
 
+    def _loaded(item: Any, reads: PreTrainedTokenizerBase) -> RewardModel:
+        model = disable_dropout(item).eval().requires_grad_(False).to(device)
+        return RewardModel([Engine(model, int(reads.pad_token_id), dtype=DTYPES[section.dtype])], RewardHead())
+
     def one(item: Any, tokenizer: PreTrainedTokenizerBase | None) -> RewardFunction:
         if isinstance(item, str):
             ref = resolve(item)
-            model: Any = load_reward_model(ref, section)
-            reads, mean = tokenizer or load_tokenizer(ref), reward_mean(ref.path)
-            return model_reward(model.to(device), reads, policy_tokenizer, dtype=DTYPES[section.dtype], mean=mean)
+            reads = tokenizer or load_tokenizer(ref)
+            return model_reward(load_scorer(ref, section, reads, device=device), reads, policy_tokenizer)
         if isinstance(item, nn.Module):
-            model = disable_dropout(item).eval().requires_grad_(False).to(device)
-            return model_reward(model, tokenizer or policy_tokenizer, policy_tokenizer, dtype=DTYPES[section.dtype])
+            reads = tokenizer or policy_tokenizer
+            return model_reward(_loaded(item, reads), reads, policy_tokenizer)
         if isinstance(item, Ensemble):
             _check_members(item)
             return ensemble_reward([one(member, tokenizer) for member in item.members], item)

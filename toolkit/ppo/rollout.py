@@ -148,6 +148,7 @@ class ScoredResponse:
     sampler_logp: float
     score: float
     steps: StepRewards
+    disagreement: float | None  # of an ensemble's members
 
 
 def scored_responses(share: PromptShare, responses: Responses, scores: Scores) -> list[ScoredResponse]:
@@ -168,6 +169,7 @@ def scored_responses(share: PromptShare, responses: Responses, scores: Scores) -
             sampler_logp=logps[i],
             score=scores.values[i],
             steps=scores.steps[i],
+            disagreement=scores.disagreement[i] if scores.disagreement else None,
         )
         for i, (place, k, prompt) in enumerate(origins)
     ]
@@ -372,6 +374,7 @@ def response_sums(
             entropy=entropy[i],
             sampler_difference=abs(response.sampler_logp - logps[i]),
             rlhf_reward=rlhf_reward[i],
+            disagreement=response.disagreement,
             critic=critic[i] if critic else None,
         )
         for i, response in enumerate(responses)

@@ -41,8 +41,8 @@ class ResponseSums:
     """One response's share of the metrics: sums over its tokens, in fp64.
 
     ``place``: its prompt's place in the rollout, and its number among the prompt's samples. ``sampler_difference`` is
-    that between the log-probabilities under what sampled and under the training pass, without its sign. ``critic`` is
-    None where there is no critic.
+    that between the log-probabilities under what sampled and under the training pass, without its sign.
+    ``disagreement`` is None where no ensemble scores, ``critic`` where there is no critic.
     """
 
     place: tuple[int, int]
@@ -55,6 +55,7 @@ class ResponseSums:
     entropy: float
     sampler_difference: float
     rlhf_reward: float
+    disagreement: float | None
     critic: CriticSums | None
 
 
@@ -69,6 +70,7 @@ def summarise(responses: Sequence[ResponseSums]) -> dict[str, float]:
     def mean(values: list[float]) -> float:
         return float(sum(values) / len(values))
 
+    spread = [r.disagreement for r in ordered if r.disagreement is not None]
     scores = torch.tensor([r.score for r in ordered], dtype=torch.float64)
     quantiles = torch.quantile(scores, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
     return {
@@ -81,6 +83,7 @@ def summarise(responses: Sequence[ResponseSums]) -> dict[str, float]:
         **{f"objective/score_q{q}": value for q, value in zip((10, 50, 90), quantiles, strict=True)},
         "sampling/logp_difference": mean([r.sampler_difference for r in ordered]),
         "sampling/logp_difference_max": max(r.sampler_difference for r in ordered),
+        **({"objective/score_disagreement": mean(spread)} if spread else {}),
         **_critic_metrics([r.critic for r in ordered if r.critic is not None], n_tokens),
         "length/mean": mean([r.n_tokens for r in ordered]),
         "eos_rate": mean([r.ended for r in ordered]),

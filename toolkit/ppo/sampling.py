@@ -17,7 +17,7 @@ from toolkit.models.inspect import precision
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.models import PPOModels
 from toolkit.ppo.prompts import PromptIds
-from toolkit.ppo.rewards import Responses, RewardFunction, Scores, weighted_sum
+from toolkit.ppo.rewards import EnsembleScores, Responses, RewardFunction, Scores, weighted_sum
 from toolkit.ppo.schedule import Schedule
 
 
@@ -106,13 +106,16 @@ class Scorer:
         if not responses.completions:
             return Scores([], [])
         with precision(device, dtype):
-            total = weighted_sum([reward(responses) for reward in self.rewards], self.weights)
+            results = [reward(responses) for reward in self.rewards]
+        total = weighted_sum(results, self.weights)
+        ensembles = [scores.disagreement for scores in results if isinstance(scores, EnsembleScores)]
         for text, value, steps in zip(responses.completions, total.values, total.steps, strict=True):
             if not math.isfinite(value) or not all(math.isfinite(step) for _, step in steps):
                 what = "no reward applies to a response" if math.isnan(value) else "a reward is not finite"
                 where = f"the response {text[:80]!r}"
                 raise ModelError(what, where=where, fix="check the rewards; None means no reward")
-        return Scores([value - (self.mean or 0.0) for value in total.values], total.steps)
+        disagreement = [sum(of_response) / len(ensembles) for of_response in zip(*ensembles, strict=True)]
+        return Scores([value - (self.mean or 0.0) for value in total.values], total.steps, disagreement)
 
     def center(self, models: PPOModels, schedule: Schedule, config: PPOConfig, sampling: SamplingSettings) -> None:
         """Measure the mean score of ``center_samples`` responses of the policy, unless it is known already."""

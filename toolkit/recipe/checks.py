@@ -20,6 +20,7 @@ from toolkit.recipe.schema import (
     ModelSection,
     PpoSection,
     Recipe,
+    RewardModelSection,
     Training,
     flat,
 )
@@ -43,6 +44,7 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
     """Check the settings against each other. Raises one RecipeError that names every conflict and its lines."""
     conflicts = {
         "ppo": [*ppo_conflicts(recipe.ppo), *rollout_conflicts(recipe.ppo), *budget_conflicts(recipe.ppo)],
+        "reward_model": reward_model_conflicts(recipe.reward_model),
         "dpo": [*dpo_conflicts(recipe.dpo), *budget_conflicts(recipe.dpo)],
         "data": data_conflicts(recipe.data),
         "model": model_conflicts(recipe.model),
@@ -98,6 +100,25 @@ def budget_conflicts(arm: Arm) -> Iterator[Conflict]:
     """A budget in two units."""
     if len(budget_keys(arm)) > 1:
         yield Conflict("an arm has one budget: tokens or seconds", "leave out one of them", tuple(budget_keys(arm)))
+
+
+def reward_model_conflicts(section: RewardModelSection) -> Iterator[Conflict]:
+    """Kinds of reward models that exclude each other."""
+    several, heads = section.members > 1, section.annotators == "heads"
+    if section.trainer == "trl" and (several or heads or section.base is not None):
+        key = "members" if several else "annotators" if heads else "base"
+        yield Conflict("TRL's trainer trains one score on the SFT policy", "trainer: engine", ("trainer", key))
+    if several and heads:
+        what = "annotators: heads has a member for each annotator already"
+        yield Conflict(what, "members: 1, or annotators: pooled", ("members", "annotators"))
+    if section.combine != "mean" and not several and not (heads and section.combine in ("wco", "uwo")):
+        yield Conflict("one member leaves nothing to combine", "members: 4, for instance", ("members", "combine"))
+    if section.combine == "average_weights" and section.differ_by == "head":
+        what = "heads on one trunk have no weights to average but their own"
+        yield Conflict(what, "differ_by: seed or data, or combine: mean", ("combine", "differ_by"))
+    if section.annotator is not None and not heads:
+        what = "a pooled reward model has no head of an annotator"
+        yield Conflict(what, "annotators: heads, or leave it out", ("annotator", "annotators"))
 
 
 def dpo_conflicts(dpo: DpoSection) -> Iterator[Conflict]:

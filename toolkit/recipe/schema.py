@@ -153,6 +153,32 @@ class RewardModelSection(Training):
         "engine",
         description="engine computes all comparisons of a prompt at once; trl is TRL's RewardTrainer, on pairs.",
     )
+    base: str | None = Field(
+        None,
+        description="Model to start from, with its own tokenizer: a decoder of another size or family, or an encoder "
+        "(BERT style), which reads prompt and response as a pair. null takes the SFT policy.",
+    )
+    members: PositiveInt = Field(1, description="Reward models to train; several are an ensemble with one score.")
+    differ_by: Literal["seed", "data", "head"] = Field(
+        "seed",
+        description="Where members differ: seed (new head, order of the data), data (a bootstrap sample of the prompts "
+        "each), or head (heads on one shared trunk, the cheapest).",
+    )
+    combine: Literal["mean", "wco", "uwo", "average_weights"] = Field(
+        "mean",
+        description="What makes one score of the members' scores: their mean; wco, the least of them; uwo, the mean "
+        "minus uwo_lambda times their variance (Coste et al. 2024). average_weights makes one model of them, with the "
+        "mean of their weights (WARM, Rame et al. 2024).",
+    )
+    uwo_lambda: NonNegativeFloat = Field(0.5, description="Weight of the members' variance in combine: uwo.")
+    annotators: Literal["pooled", "heads"] = Field(
+        "pooled",
+        description="pooled trains one score on all comparisons; heads trains a head for each annotator on a shared "
+        "trunk.",
+    )
+    annotator: str | None = Field(
+        None, description="With annotators: heads, the annotator whose head gives the score; null takes their mean."
+    )
     center: bool = Field(True, description="Shift the scores so that SFT samples for training prompts have mean 0.")
     center_rewards_coefficient: NonNegativeFloat = Field(
         0.0, description="Weight of an auxiliary loss (r_i + r_j)^2, which keeps scores near 0."

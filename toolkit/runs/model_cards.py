@@ -11,7 +11,7 @@ import jinja2
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from toolkit.files import is_hub_id, read_json
-from toolkit.models.save import reward_mean
+from toolkit.models.reward_head import reward_head
 from toolkit.recipe.schema import ModelSection
 from toolkit.report.numbers import interval, number, percent
 
@@ -86,7 +86,7 @@ def model_card(run: FinishedRun, artifact: str, name: str | None, *, end: str, c
         recipe_text=run.recipe_text,
         end=end,
         conversational=conversational,
-        mean=reward_mean(run.folder / "reward_model" / "model"),
+        mean=reward_head(run.folder / "reward_model" / "model").mean,
         manifest=run.manifest,
     )
 

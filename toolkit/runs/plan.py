@@ -108,6 +108,8 @@ def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
     if stage == "sft":
         weights = resolve(recipe.model.name, recipe.model.revision).fingerprint
         return {"model (weights)": weights} | text_fingerprints(recipe)
+    if stage == "reward_model" and recipe.reward_model.base is not None:
+        return {"reward_model.base (model)": resolve(recipe.reward_model.base).identity}
     if stage == "ppo" and recipe.ppo.prompts is not None:
         content = source_fingerprint(recipe.ppo.prompts, None)
         if content == MISSING:  # before the stages ahead of it train

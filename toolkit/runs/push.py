@@ -20,9 +20,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from toolkit.errors import RecipeError, StoreError, first_line, nearest
 from toolkit.files import atomic_write, copy_whole, is_hub_id, remove_partials, write_table, write_text
 from toolkit.models.encoding import is_conversation, text_encoder
+from toolkit.models.files import REWARD_HEAD_FILE
 from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_policy, load_reward_model
-from toolkit.models.resolve import REWARD_HEAD_FILE, TRAINING_RECORD_FILE, resolve
+from toolkit.models.resolve import TRAINING_RECORD_FILE, resolve
 from toolkit.models.save import merge_and_save
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits

@@ -14,7 +14,8 @@ from toolkit.files import read_json
 from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import DTYPES, inner
 from toolkit.models.resolve import resolve
-from toolkit.models.save import CENTRING_PROMPTS, SampleLaw, centring_law, write_training_record
+from toolkit.models.reward_head import CENTRING_PROMPTS, SampleLaw, reward_head
+from toolkit.models.save import write_training_record
 from toolkit.models.tokenizer import eos_ids, load_tokenizer
 from toolkit.ppo.assembly import models_of_run
 from toolkit.ppo.config import SHARED_SETTINGS, PPOConfig
@@ -97,7 +98,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     budget, keeping = keep_along(section, spending, steps, keep, unit_steps=updates, cap=MOST_ROLLOUTS)
     progress = StageProgress(reporter, "ppo", steps, budget)
     dtype = DTYPES[context.model.dtype]
-    arguments = configuration(section, out, context, schedule, centring_law(reward.path))
+    arguments = configuration(section, out, context, schedule, reward_head(reward.path).samples)
     if arguments.center_samples:
         reporter.line(
             f"ppo: rollouts have temperature {arguments.temperature:g} and at most {arguments.response_length} tokens, "

@@ -20,12 +20,13 @@ class Example:
     """One prompt for a comparison loss. ``pairs`` are (i, j, share of the weight that prefers i, weight).
 
     ``margins`` has, for each pair, by how much the preferred reward should be higher; it is empty where the data does
-    not say.
+    not say. ``outputs`` has the number of the output that each pair trains; it is empty where all train on all.
     """
 
     tree: Tree
     pairs: Sequence[tuple[int, int, float, float]]
     margins: tuple[float, ...] = ()
+    outputs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class PairBatch:
     margin: torch.Tensor  # [P] by how much the preferred reward should be higher
     example: torch.Tensor  # [n_prompts] which of the stage's examples each prompt is
     token_share: torch.Tensor  # [] this microbatch's share of the optimiser step's response tokens
+    output: torch.Tensor | None = None  # [P] the output that a comparison trains; None: all outputs
 
     def decided(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the D comparisons with a winner: [D] chosen and [D] rejected responses."""
@@ -55,7 +57,8 @@ class PairBatch:
         return chosen[sign != 0], rejected[sign != 0]
 
     def to(self, device: torch.device) -> PairBatch:
-        return PairBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return PairBatch(**{name: value.to(device) for name, value in values.items() if value is not None})
 
 
 def examples_of(rows: Sequence[PreferenceRow], encoder: TextEncoder, max_response_tokens: int) -> list[Example]:
@@ -111,6 +114,7 @@ def _pair_batch(engine: Engine, examples: Sequence[tuple[int, Example]], totals:
     prefer_first: list[float] = []
     weight: list[float] = []
     margin: list[float] = []
+    output: list[int] = []
     offset = 0
     for _, example in examples:
         total = sum(w for *_, w in example.pairs)
@@ -119,6 +123,7 @@ def _pair_batch(engine: Engine, examples: Sequence[tuple[int, Example]], totals:
             second.append(offset + j)
             prefer_first.append(p)
             weight.append(w / total / totals.n_prompts)
+        output += example.outputs
         margin += example.margins or (0.0,) * len(example.pairs)
         offset += len(example.tree.response_ids)
     trees = engine.pack([example.tree for _, example in examples])
@@ -131,4 +136,5 @@ def _pair_batch(engine: Engine, examples: Sequence[tuple[int, Example]], totals:
         margin=torch.tensor(margin),
         example=torch.tensor([index for index, _ in examples]),
         token_share=torch.tensor(trees.target.numel() / totals.n_tokens),
+        output=torch.tensor(output) if output else None,
     )

@@ -191,6 +191,16 @@ def is_trained(adapter_state: dict[str, torch.Tensor]) -> bool:
     )
 
 
+def trained_in_full(model: nn.Module, adapter: str) -> dict[str, nn.Module]:
+    """Path in the model without adapters -> what an adapter trains in full there (``modules_to_save``)."""
+    whole = model.get_base_model()  # type: ignore[operator]
+    return {
+        name: module.modules_to_save[adapter]
+        for name, module in whole.named_modules()
+        if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save
+    }
+
+
 def trained_copy(module: nn.Module) -> nn.Module:
     """What stands for a module that an adapter trains in full (``modules_to_save``); any other module is itself."""
     if not isinstance(module, ModulesToSaveWrapper):

@@ -1,0 +1,275 @@
+"""Training an explicit reward model: Bradley-Terry over all comparisons of a prompt, for one score or for several."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.engine import distributed
+from toolkit.engine.engine import Engine
+from toolkit.errors import RecipeError
+from toolkit.files import read_json, write_json
+from toolkit.models.encoding import TextEncoder
+from toolkit.models.inspect import DTYPES, best_device, learned_positions
+from toolkit.models.load import head_modules, new_reward_model, trainable
+from toolkit.models.resolve import ModelRef
+from toolkit.models.reward_head import RewardHead
+from toolkit.models.save import save_policy
+from toolkit.preferences import splits
+from toolkit.preferences.rows import PreferenceRow
+from toolkit.progress import Reporter
+from toolkit.recipe.schema import ModelSection, RewardModelSection
+from toolkit.training import trl
+from toolkit.training.batch import Example, PairBatch, examples_of
+from toolkit.training.budget import Spending
+from toolkit.training.callbacks import StageProgress
+from toolkit.training.trainer import (
+    EngineTrainer,
+    prompts_seen,
+    total_steps,
+    train_to_end,
+    trained_tokens,
+    training_arguments,
+)
+
+TRAINED_FILE = "trained.json"  # beside a finished member's checkpoints
+
+
+def bradley_terry(
+    engine: Engine, center_rewards_coefficient: float, batch: PairBatch
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The weighted sum of -log sigmoid(r_i - r_j - margin) over comparisons, and metrics; responses are computed once.
+
+    A soft label weighs the losses of both orders. Ouyang et al. 2022 (arXiv 2203.02155), equation 1; the margin:
+    Touvron et al. 2023 (arXiv 2307.09288), equation 2. With several heads a comparison trains that of its annotator,
+    or all of them by the mean of their losses.
+    """
+    rewards_R = engine.branch_scores(batch.trees)
+    first, second = rewards_R[batch.first], rewards_R[batch.second]
+    if batch.output is not None:
+        first, second = (values.gather(1, batch.output[:, None]).squeeze(1) for values in (first, second))
+    heads = first.shape[1:]  # (M,) where every head trains on every comparison
+    p, least = (values.reshape(-1, *(1 for _ in heads)) for values in (batch.prefer_first, batch.margin))
+    margin = first - second
+    nll = -(p * F.logsigmoid(margin - least) + (1 - p) * F.logsigmoid(-margin - least))
+    loss = (batch.weight * _over_heads(nll)).sum()
+    if center_rewards_coefficient:
+        loss = loss + center_rewards_coefficient * (batch.weight * _over_heads((first + second).square())).sum()
+    with torch.no_grad():
+        first, second = _over_heads(first), _over_heads(second)
+        sign = torch.sign(batch.prefer_first - 0.5)
+        chosen, rejected = (torch.where(sign > 0, a, b)[sign != 0] for a, b in ((first, second), (second, first)))
+        right = (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
+        metrics = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margins": chosen - rejected,
+            "rewards/accuracies": right,
+            # The names that RewardTrainer logs.
+            "accuracy": right,
+            "margin": chosen - rejected,
+            "mean_reward": rewards_R,
+        }
+    return loss, metrics
+
+
+def _over_heads(values: torch.Tensor) -> torch.Tensor:
+    """[P] values of [P] or [P, M]."""
+    return values if values.dim() == 1 else values.mean(1)
+
+
+# -- what is trained
+
+
+@dataclass(frozen=True)
+class Member:
+    """One training: its folder's name ("" for the only one), its seeds, its examples, its outputs.
+
+    ``head_seed`` initialises the new head, ``seed`` orders the data.
+    """
+
+    name: str
+    seed: int
+    head_seed: int
+    examples: Sequence[Example]
+    n_outputs: int = 1
+
+
+def annotators_of(rows: Sequence[PreferenceRow]) -> list[str]:
+    """The annotators that get a head. Raises RecipeError where the rows cannot train one for each."""
+    where, fix = "reward_model.annotators", "annotators: pooled, or data that names who compared"
+    comparisons = [comparison for row in rows for comparison in row.comparisons]
+    unnamed = sum(not comparison.annotator for comparison in comparisons)
+    if unnamed:
+        raise RecipeError(f"{unnamed} of {len(comparisons)} comparisons name no annotator", where=where, fix=fix)
+    names = sorted({comparison.annotator for comparison in comparisons})
+    if len(names) < 2:
+        raise RecipeError(f"one annotator compared all responses, {names[0]!r}", where=where, fix=fix)
+    if not any(len(judged) > 1 for row in rows for judged in annotators_by_pair(row).values()):
+        what = f"no pair of responses has the comparisons of two of the {len(names)} annotators"
+        fix = "annotators: pooled; heads of annotators who never overlap learn the prompts that each one saw"
+        raise RecipeError(what, where=where, fix=fix)
+    return names
+
+
+def annotators_by_pair(row: PreferenceRow) -> dict[tuple[int, int], set[str]]:
+    """Compared pair of responses -> who compared it."""
+    judged: dict[tuple[int, int], set[str]] = {}
+    for c in row.comparisons:
+        judged.setdefault((min(c.winner, c.loser), max(c.winner, c.loser)), set()).add(c.annotator)
+    return judged
+
+
+def examples_by_annotator(
+    rows: Sequence[PreferenceRow], names: Sequence[str], encoder: TextEncoder, max_response_tokens: int
+) -> list[Example]:
+    """Rows as token ids, with the comparisons of each annotator by themselves for the head of that annotator."""
+    examples = []
+    for row in rows:
+        pairs: list[tuple[int, int, float, float]] = []
+        margins: list[float] = []
+        outputs: list[int] = []
+        for number, name in enumerate(names):
+            of_one = replace(row, comparisons=[c for c in row.comparisons if c.annotator == name])
+            pairs += splits.pairs(of_one)
+            margins += splits.margins(of_one)
+            outputs += [number] * (len(pairs) - len(outputs))
+        if pairs:
+            tree = encoder.encode(row.prompt, row.responses, max_response_tokens).tree
+            examples.append(Example(tree, pairs, tuple(margins), tuple(outputs)))
+    return examples
+
+
+def members_to_train(
+    section: RewardModelSection, rows: Sequence[PreferenceRow], encoder: TextEncoder, limit: int, seed: int
+) -> tuple[list[Member], RewardHead]:
+    """What to train on these rows, responses of at most ``limit`` tokens, and the head that makes one score of it.
+
+    Raises RecipeError for heads of annotators that the rows cannot train.
+    """
+    combine = section.combine if section.combine != "average_weights" else "mean"
+    head = RewardHead(combine=combine, uwo_lambda=section.uwo_lambda)
+    if section.annotators == "heads":
+        names = annotators_of(rows)
+        if section.annotator is not None and section.annotator not in names:
+            what, fix = f"the data has no annotator {section.annotator!r}", f"one of {', '.join(names)}"
+            raise RecipeError(what, where="reward_model.annotator", fix=fix)
+        examples = examples_by_annotator(rows, names, encoder, limit)
+        return [Member("", seed, seed, examples, len(names))], replace(
+            head, outputs=names, annotator=section.annotator or ""
+        )
+    examples = examples_of(rows, encoder, limit)
+    if section.members == 1:
+        return [Member("", seed, seed, examples)], RewardHead()
+    if section.differ_by == "head":
+        names = [f"head-{number}" for number in range(section.members)]
+        return [Member("", seed, seed, examples, section.members)], replace(head, outputs=names)
+    members = []
+    for number in range(section.members):
+        own = member_seed(seed, number)
+        resampled = bootstrap_of(examples, own) if section.differ_by == "data" else examples
+        # Weights can be averaged only from one start (Rame et al. 2024), the new head's among them.
+        shared_start = section.combine == "average_weights" or section.differ_by == "data"
+        members.append(Member(f"member-{number}", own, seed if shared_start else own, resampled))
+    names = [member.name for member in members]
+    return members, replace(head, outputs=names, members=names)
+
+
+def member_seed(seed: int, number: int) -> int:
+    """The seed of an ensemble's member. The first has the run's."""
+    if number == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"member:{seed}:{number}".encode()).digest()[:4], "big") >> 1
+
+
+def bootstrap_of(examples: Sequence[Example], seed: int) -> list[Example]:
+    """As many prompts as there are, drawn with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(examples), (len(examples),), generator=generator)
+    return [examples[int(i)] for i in drawn]
+
+
+def check_positions(model: Any, examples: Sequence[Example], base: str) -> None:
+    """Raises RecipeError where an encoder has too few positions for the training data."""
+    positions = learned_positions(model)
+    too_long = [example.tree.depth for example in examples if positions is not None and example.tree.depth > positions]
+    if too_long:
+        raise RecipeError(
+            f"{len(too_long)} of {len(examples)} prompts have more tokens with their longest response (up to "
+            f"{max(too_long)}) than {base!r} has positions ({positions})",
+            where="reward_model.base",
+            fix="lower data.max_prompt_tokens or data.max_response_tokens, or take another base",
+        )
+
+
+# -- training
+
+
+@dataclass(frozen=True)
+class MemberTraining:
+    """What the trainings of all members share."""
+
+    section: RewardModelSection
+    model: ModelSection
+    base: ModelRef
+    tokenizer: PreTrainedTokenizerBase
+    out: Path
+    reporter: Reporter
+
+    def folder(self, member: Member) -> Path:
+        """Where its model is written."""
+        return self.out / "model" / member.name
+
+    def train(self, member: Member, n_members: int) -> dict[str, Any]:
+        """Train one member, unless an interrupted stage has, and return what it took. Its head is not written."""
+        checkpoints = self.out / "trainer" / member.name if member.name else self.out
+        record = checkpoints / TRAINED_FILE
+        if member.name and record.is_file():
+            return read_json(record)
+        label = f"reward_model, {member.name} of {n_members}" if member.name else "reward_model"
+        model, spending = self._new_model(member), Spending()
+        section, examples = self.section, member.examples
+        check_positions(model, examples, self.base.spec)
+        n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
+        steps = total_steps(section, n_items)
+        progress = StageProgress(self.reporter, label, steps)
+        arguments = training_arguments(section, checkpoints, seed=member.seed, dtype=self.model.dtype, steps=steps)
+        trainer: Any
+        if section.trainer == "trl":
+            trl_inputs = trl.TrainerInputs(model, self.model.lora, self.tokenizer, arguments, [progress], spending)
+            trainer = trl.reward_model(trl_inputs, section, examples, self.reporter)
+            model = trainer.model
+        else:
+            model = trainable(model, self.model.lora, task="SEQ_CLS", modules_to_save=head_modules(model))
+            engine = Engine(model, int(self.tokenizer.pad_token_id), dtype=DTYPES[self.model.dtype])
+            loss = partial(bradley_terry, engine, section.center_rewards_coefficient)
+            trainer = EngineTrainer(engine, arguments, examples, loss, [progress], spending)
+        train_to_end(trainer, progress, checkpoints)
+        model.eval()
+        took = {
+            "tokens": trained_tokens(section, steps, examples),
+            "prompts_seen": prompts_seen(section, steps, examples),
+            "response_tokens_trained": spending.tokens,
+            "history": progress.history,
+            "steps": steps,
+        }
+        if distributed.main_process():
+            base = Path(self.base.path)
+            save_policy(model, self.tokenizer, self.folder(member), dtype=DTYPES[self.model.dtype], base=base)
+            if member.name:
+                RewardHead().write(self.folder(member))
+                write_json(record, took)
+        distributed.barrier()
+        return took | {"model": model}
+
+    def _new_model(self, member: Member) -> Any:
+        pad_id = int(self.tokenizer.pad_token_id)
+        return new_reward_model(self.base, self.model, pad_id, member.head_seed, member.n_outputs).to(best_device())
