@@ -31,7 +31,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
         seen.extend([list(map(list, tree.response_ids)) for tree in trees])
         return [[0.0] * len(tree.response_ids) for tree in trees]
 
-    monkeypatch.setattr(Engine, "scores", scores)
+    monkeypatch.setattr(Engine, "outputs", scores)
     return seen
 
 
