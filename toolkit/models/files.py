@@ -32,6 +32,8 @@ LARGEST = {
     "intermediate_size": 10_000_000,
     "vocab_size": 100_000_000,
 }
+# What a header has beside weights: its own facts, and tables of positions, which older versions of transformers saved.
+COUNTS = ("__metadata__", "position_ids", "token_type_ids", "num_batches_tracked")
 LONGEST_HEADER = 100_000_000  # bytes, the limit of the format itself
 _OTHER_HEADS = re.compile(
     "For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice)|RewardModel"
@@ -110,7 +112,7 @@ def _check_header(path: Path, *, floats: bool) -> None:
         raise ModelError(f"the weights cannot be read: {error}", where=str(path), fix=FIX) from error
     for name, entry in header.items():
         dtype = entry.get("dtype")
-        if floats and name != "__metadata__" and not str(dtype).startswith(("F", "BF")):
+        if floats and not name.endswith(COUNTS) and not str(dtype).startswith(("F", "BF")):
             raise ModelError(f"the weight {name!r} is of type {dtype}, and not a float", where=str(path), fix=FIX)
 
 

@@ -75,7 +75,7 @@ class RewardHead:
         and their variance must not be that of their levels.
         """
         values = np.asarray(outputs, dtype=np.float64)
-        means = values.mean(0).tolist() if self.n_outputs > 1 else []
+        means = tuple(values.mean(0).tolist()) if self.n_outputs > 1 else ()
         head = replace(self, means=means, mean=0.0, samples=law)
         return replace(head, mean=float(head.scores(values).mean()))
 

@@ -55,7 +55,7 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
 
     law = SampleLaw(temperature=1.0, max_new_tokens=limit)
     if section.center or head.n_outputs > 1:
-        model = loaded(took[0], head, training)
+        model = loaded(took, head, training)
         outputs = model.outputs(samples_of_sft(model, sft, encoder, rows[:CENTRING_PROMPTS], context, law))
         head = head.centred_on([of_response for of_tree in outputs for of_response in of_tree], law)
     if not section.center:
@@ -86,11 +86,11 @@ def one_model(combine: str, members: Sequence[Member], head: RewardHead, trainin
     return RewardHead()
 
 
-def loaded(took: dict[str, Any], head: RewardHead, training: MemberTraining) -> RewardModel:
-    """The reward model that was trained: a single one is in memory, members are loaded from their folders."""
-    if "model" in took and not head.members:
+def loaded(took: Sequence[dict[str, Any]], head: RewardHead, training: MemberTraining) -> RewardModel:
+    """The reward model that was trained: a single one is in memory, what members became is loaded from its folder."""
+    if len(took) == 1:
         pad_id, dtype = int(training.tokenizer.pad_token_id), DTYPES[training.model.dtype]
-        return RewardModel([Engine(took["model"], pad_id, dtype=dtype)], head)
+        return RewardModel([Engine(took[0]["model"], pad_id, dtype=dtype)], head)
     return load_scorer(resolve(str(training.out / "model")), training.model, training.tokenizer)
 
 
