@@ -128,7 +128,7 @@ TRIPS: list[tuple[str, str, list[dict[str, Any]], dict[str, Any], tuple[int, ...
     ("system_dropped", DROPS_SYSTEM, with_row(chat_rows(), 2, prompt=user("Q?", SYSTEM)), {}, (3,)),
     ("system_dropped", DROPS_SYSTEM, with_row(chat_rows(), 2, prompt=user("Be kind. Please.", SYSTEM)), {}, (3,)),
     ("unseen_parts", CHATML, with_row(text_rows(), 1, images=["a.png"]), {}, (2,)),
-    ("unseen_parts", CHATML, with_row(text_rows(), 1, system="Be kind."), {}, (2,)),
+    ("unseen_parts", CHATML, with_row(text_rows(), 1, system="Be kind."), {"source": SourceOptions(conversational=False)}, (2,)),
     ("unseen_parts", CHATML, with_row(chat_rows(), 1, tools=[{"type": "function"}]), {}, (2,)),
     ("unseen_parts", CHATML, with_row(chat_rows(), 1, prompt=[{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "Hi"}]}]), {}, (2,)),
     ("unseen_parts", CHATML, with_row(chat_rows(), 1, prompt=[{"role": "user", "content": [{"type": "image_url", "image_url": "x"}, {"type": "text", "text": "Hi"}]}]), {}, (2,)),

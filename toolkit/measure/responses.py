@@ -8,15 +8,10 @@ from pathlib import Path
 from toolkit.measure.options import PromptSelection
 from toolkit.preferences import formats, splits
 from toolkit.preferences.cells import RecordError, name_cell, prompt_cell, texts_cell
+from toolkit.preferences.columns import GROUP
 from toolkit.preferences.loading import SourceRecords, load, local_path
-from toolkit.preferences.reading import (
-    check_unicode,
-    column_names,
-    from_parquet,
-    prompt_texts,
-    read_preferences,
-    row_error,
-)
+from toolkit.preferences.reading import column_names, from_parquet, read_preferences
+from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import PreferenceRow, Prompt, canonical_prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, by_prompt, read_samples
 
@@ -83,7 +78,7 @@ def _of_rows(loaded: SourceRecords) -> list[PreferenceRow]:
     for number, record in loaded.records:
         try:
             prompt, responses = prompt_cell(record, ["prompt"]), texts_cell(record, "responses")
-            group = name_cell(record, formats.GROUP)
+            group = name_cell(record, GROUP)
         except RecordError as error:
             raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
         check_unicode(loaded, number, prompt_texts(prompt), "prompt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from toolkit.preferences.unseen import TEXT_PARTS
 _ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _FIRST = ("a", "1", "first", "model_a", "response_a", "response_1", "output_1")
 _SECOND = ("b", "2", "second", "model_b", "response_b", "response_2", "output_2")
-_TIED = ("0", "tie", "tie (bothbad)", "tie(bothbad)", "both bad", "draw", "equal")
+_TIED = ("0", "tie", "tie (bothbad)", "tie(bothbad)", "both bad", "both_bad", "bothbad", "draw", "equal")
 _P_FIRST = dict.fromkeys(_FIRST, 1.0) | dict.fromkeys(_SECOND, 0.0) | dict.fromkeys(_TIED, 0.5)
 
 
@@ -108,9 +109,32 @@ def _part_text(part: object, name: str, column: str) -> str:
     return text
 
 
+def json_texts(value: object) -> list[str] | None:
+    """A list of texts, or JSON of one in a text; null is an empty text. None for anything else.
+
+    >>> json_texts('["Hi", null]'), json_texts("Hi")
+    (['Hi', ''], None)
+    """
+    if isinstance(value, str):
+        if not value.lstrip().startswith("["):
+            return None
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(value, list) or not value or not all(item is None or isinstance(item, str) for item in value):
+        return None
+    return [item or "" for item in value]
+
+
 def prompt_cell(record: Record, columns: Sequence[str]) -> Prompt:
-    """The prompt in the first of ``columns``. The text of a second one (Alpaca's ``input``) follows a blank line."""
+    """The prompt in the first of ``columns``. The text of a second one (Alpaca's ``input``) follows a blank line.
+
+    Of an object (WebGPT's question) the ``full_text`` is read.
+    """
     value = cell(record, columns[0])
+    if isinstance(value, Mapping) and "full_text" in value:
+        return text_cell(value, "full_text")
     if isinstance(value, list):
         messages = messages_from(value, columns[0])
         if messages and messages[-1]["role"] == "assistant":
@@ -200,6 +224,8 @@ def read_label(value: object, column: str) -> float | None:
         return 0.5
     if parsed is None or not 1 <= parsed <= 2:
         fix = "1 = first, 2 = second, 0 = tie, a number from 1 to 2, A/B/tie, or model_a/model_b/tie"
+        if parsed is not None and -3 <= parsed <= 3:
+            fix += "; map a strength from -3 (the first is much better) to 3 as preference_strength"
         raise RecordError(f"label {excerpt(value)} is not one of those known", column=column, fix=fix)
     return 2.0 - parsed
 
@@ -212,6 +238,17 @@ def read_probability(value: object, column: str) -> float | None:
     if parsed is None or not 0 <= parsed <= 1:
         raise RecordError(f"probability {excerpt(value)} is not between 0 and 1", column=column)
     return parsed
+
+
+def read_signed(value: object, column: str) -> float | None:
+    """P(first response preferred) of HelpSteer's strength from -3 (the first is much better) to 3. None: no label."""
+    if is_missing(value):
+        return None
+    parsed = parsed_number(value)
+    if parsed is None or abs(parsed) > 3:
+        fix = "a number from -3 (the first response is much better) to 3 (the second is)"
+        raise RecordError(f"{column} {excerpt(value)} is no strength of a preference", column=column, fix=fix)
+    return 0.5 if parsed == 0 else float(parsed < 0)
 
 
 def read_choice(value: object, column: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -22,6 +22,7 @@ from toolkit.preferences.cells import (
     read_label,
     read_number,
     read_probability,
+    read_signed,
     text_cell,
     texts_cell,
     type_name,
@@ -30,6 +31,7 @@ from toolkit.preferences.rows import Comparison, Prompt, Record, soft_comparison
 
 PROBABILITIES = ("probability", "label_probability")
 CHOICES = ("choice", "better_response_id")
+SIGNED = ("preference_strength", "overall_preference")  # HelpSteer2's and HelpSteer3's
 ANNOTATOR_COLUMN = re.compile(r"annotator_?\d+")
 ASSISTANT_TURN = "\n\nAssistant:"
 _TURN = re.compile(r"\n\n(Human|Assistant|System):")
@@ -37,7 +39,10 @@ _TURN = re.compile(r"\n\n(Human|Assistant|System):")
 
 @dataclass(frozen=True)
 class Datum:
-    """What one record says, before rows of the same prompt are merged. ``n_unlabelled`` counts missing judgements."""
+    """What one record says, before rows of the same prompt are merged. ``n_unlabelled`` counts missing judgements.
+
+    ``score`` is that of the one response of a record that is compared with others.
+    """
 
     prompt: Prompt
     responses: list[str]
@@ -45,6 +50,7 @@ class Datum:
     gold: list[float] | None = None
     n_unlabelled: int = 0
     group: str = ""
+    score: float | None = None
 
 
 class NoSharedPromptError(Exception):
@@ -92,7 +98,7 @@ def scored(record: Record, *, prompts: Sequence[str], column: str) -> Datum:
     else:
         sign = -1.0 if column == "ranks" else 1.0
         values = [None if v is None else sign * v for v in numbers_cell(record, column, len(responses))]
-    return _by_value(prompt_cell(record, prompts), responses, values, name_cell(record, "annotator"))
+    return by_value(prompt_cell(record, prompts), responses, values, name_cell(record, "annotator"))
 
 
 def scored_completions(record: Record, *, prompts: Sequence[str]) -> Datum:
@@ -103,10 +109,10 @@ def scored_completions(record: Record, *, prompts: Sequence[str]) -> Datum:
     responses = [text_cell(item, "response") for item in items]
     columns = [[parsed_number(item.get(name)) for item in items] for name in ("overall_score", "fine-grained_score")]
     values = next((column for column in columns if None not in column), [None] * len(items))
-    return _by_value(prompt_cell(record, prompts), responses, values, "")
+    return by_value(prompt_cell(record, prompts), responses, values, "")
 
 
-def _by_value(prompt: Prompt, responses: list[str], values: Sequence[float | None], annotator: str) -> Datum:
+def by_value(prompt: Prompt, responses: list[str], values: Sequence[float | None], annotator: str) -> Datum:
     """All C(K,2) comparisons of responses by a value: higher is better, and equal values tie."""
     comparisons: list[Comparison] = []
     n_unlabelled = 0
@@ -150,8 +156,7 @@ def labelled_pair(record: Record, *, prompts: Sequence[str], pair: tuple[str, st
     comparisons: list[Comparison] = []
     n_unlabelled = 0
     for column in labels:
-        read = read_probability if column in PROBABILITIES else read_choice if column in CHOICES else read_label
-        p = read(cell(record, column), column)
+        p = _reader(column)(cell(record, column), column)
         if p is None:
             n_unlabelled += 1
         else:
@@ -160,8 +165,27 @@ def labelled_pair(record: Record, *, prompts: Sequence[str], pair: tuple[str, st
     return Datum(prompt, responses, comparisons, n_unlabelled=n_unlabelled)
 
 
-def chosen_rejected(record: Record, *, prompts: Sequence[str]) -> Datum:
-    prompt, responses = _prompt_and_two(record, prompts, ("chosen", "rejected"))
+def _reader(column: str) -> Callable[[object, str], float | None]:
+    """The function that reads P(first preferred) from a cell of this label column."""
+    if column in (*PROBABILITIES, "labels"):  # SHP's labels are 1 where the first is preferred, else 0
+        return read_probability
+    return read_choice if column in CHOICES else read_signed if column in SIGNED else read_label
+
+
+def compared_pair(record: Record, *, prompts: Sequence[str], pair: tuple[str, str], verdict: tuple[str, ...]) -> Datum:
+    """Two responses, and their scores in two columns, or 1 in one of three columns: first, second, tie."""
+    prompt, responses = _prompt_and_two(record, prompts, pair)
+    values = [parsed_number(float(v) if isinstance(v := record.get(name), bool) else v) for name in verdict]
+    if len(verdict) == 3:
+        first, second, tie = (value == 1 for value in values)
+        if first + second + tie > 1:
+            raise RecordError(f"more than one of {', '.join(verdict)} is 1", column=verdict[0])
+        values = [0.5 + 0.5 * (first - second), 0.5 + 0.5 * (second - first)] if first or second or tie else [None] * 2
+    return by_value(prompt, responses, values, name_cell(record, "annotator"))
+
+
+def chosen_rejected(record: Record, *, prompts: Sequence[str], sides: tuple[str, str]) -> Datum:
+    prompt, responses = _prompt_and_two(record, prompts, sides)
     return Datum(prompt, responses, [_chosen_over_rejected(record)])
 
 
@@ -181,9 +205,9 @@ def _chosen_over_rejected(record: Record) -> Comparison:
 
 def _prompt_and_two(record: Record, prompts: Sequence[str], pair: tuple[str, str]) -> tuple[Prompt, list[str]]:
     """The prompt and two responses, which may be texts or messages that repeat the prompt (TRL, UltraFeedback)."""
-    if prompts and not any(isinstance(record.get(column), list) for column in pair):
+    if prompts and not any(isinstance(record.get(column), list) or _is_message(record.get(column)) for column in pair):
         return prompt_cell(record, prompts), [text_cell(record, column) for column in pair]
-    first, second = (messages_from(list_cell(record, column), column) for column in pair)
+    first, second = (_conversation(record, column) for column in pair)
     prompt = prompt_cell(record, prompts) if prompts else ""
     if isinstance(prompt, list) and first[: len(prompt)] == prompt == second[: len(prompt)]:
         n = len(prompt)
@@ -196,6 +220,24 @@ def _prompt_and_two(record: Record, prompts: Sequence[str], pair: tuple[str, str
     if any(len(rest) != 1 or rest[0]["role"] != "assistant" for rest in rests) or not (n or prompts):
         raise NoSharedPromptError("the two conversations must share all but one last assistant message")
     return prompt, [rest[0]["content"] for rest in rests]
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, Mapping) and ("role" in value or "from" in value)
+
+
+def _conversation(record: Record, column: str) -> list[dict[str, str]]:
+    """The messages of a column; one message may stand without a list.
+
+    A column ``turn`` (MT-bench, Chatbot Arena) says which answer of a longer conversation was judged: it is the last.
+    """
+    value = cell(record, column)
+    messages = messages_from([value] if _is_message(value) else list_cell(record, column), column)
+    turn = record.get("turn")
+    if column.startswith("conversation") and isinstance(turn, int) and turn > 0:
+        answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+        return messages[: answers[turn - 1] + 1] if len(answers) > turn else messages
+    return messages
 
 
 def _shared_messages(first: list[dict[str, str]], second: list[dict[str, str]]) -> int:
@@ -259,7 +301,9 @@ def parse_transcript(text: str) -> list[dict[str, str]] | None:
     """
     parts = _TURN.split(text if text.startswith("\n\n") else "\n\n" + text)
     turns = list(zip(parts[1::2], parts[2::2], strict=True))
-    if parts[0].strip() or len(turns) < 2 or turns[0][0] == "Assistant" or turns[-1] != ("Assistant", ""):
+    if parts[0].strip() or len(turns) < 2 or turns[0][0] == "Assistant" or turns[-1][0] != "Assistant":
+        return None
+    if turns[-1][1].strip():  # an answer; Nectar's open turn ends in a space
         return None
     messages: list[dict[str, str]] = []
     for speaker, content in turns[:-1]:

@@ -9,13 +9,15 @@ from pathlib import Path
 from toolkit.errors import DataError
 from toolkit.preferences import formats, splits
 from toolkit.preferences.cells import RecordError, name_cell, prompt_cell
+from toolkit.preferences.columns import GROUP, PROMPTS
 from toolkit.preferences.loading import decoded, load, local_path
 from toolkit.preferences.parsing import parse_transcript
-from toolkit.preferences.reading import check_unicode, column_names, prompt_texts, read_preferences, row_error
+from toolkit.preferences.reading import column_names, read_preferences
+from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import Prompt, canonical_prompt
 
 # The columns that hold the prompts of a file without preferences; the first that is there counts.
-COLUMNS = (*formats.PROMPTS, "messages")
+COLUMNS = (*PROMPTS, "messages")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def _of_source(source: str, split: str, limit: int | None, seed: int) -> Iterato
         try:
             if record.get(column, "") is None:
                 raise RecordError(f"{column!r} is null", column=column, fix="leave the row out")
-            prompt, group = prompt_cell(record, [column]), name_cell(record, formats.GROUP)
+            prompt, group = prompt_cell(record, [column]), name_cell(record, GROUP)
         except RecordError as error:
             raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
         texts = prompt_texts(prompt)

@@ -6,7 +6,6 @@ left out is counted. Wrong input is a :class:`DataError` that names file, row an
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections import Counter
@@ -17,18 +16,27 @@ from typing import Any
 
 from toolkit.errors import DataError, nearest
 from toolkit.files import write_row_groups
-from toolkit.preferences import formats, splits
-from toolkit.preferences.cells import RecordError, is_missing, name_cell, parsed_number
-from toolkit.preferences.formats import Format
+from toolkit.preferences import formats
+from toolkit.preferences.cells import RecordError, name_cell, parsed_number
+from toolkit.preferences.columns import GROUP, KNOWN_COLUMNS, Columns, Format, is_known_column
+from toolkit.preferences.layout_parsing import joined
 from toolkit.preferences.loading import PARQUET_KEY, SourceRecords, load, parquet_records
-from toolkit.preferences.parsing import ASSISTANT_TURN, Datum, NoSharedPromptError, parse_transcript
-from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, canonical_prompt, row_to_dict
+from toolkit.preferences.merging import FIRST_ROWS, merge
+from toolkit.preferences.parsing import Datum, NoSharedPromptError, parse_transcript
+from toolkit.preferences.refusals import check_label_base, no_usable_row, row_error, unknown_format
+from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, row_to_dict
 from toolkit.preferences.unseen import unseen_parts
 from toolkit.storage.integrity import refuse_changed
 
-MIN_LABELS = 8  # fewer that are all 0 or 1 may be wins of the first response and ties
-FIRST_COLUMNS = 20  # that an error lists
-FIRST_ROWS = 5  # row numbers that a report lists for what was left out
+# The scores of the chosen and the rejected response: UltraFeedback's, Tulu's and argilla's names.
+SIDE_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
+)
+SAMPLE = 100  # records that are looked at to recognise the format
 
 
 @dataclass(frozen=True)
@@ -55,9 +63,12 @@ class DataReport:
     n_groups: int  # distinct names of groups, each of which is held out as a whole
     n_prompt_repeated: int  # rows whose responses all begin with the text of the prompt; they stay
     n_booleans: int  # rows where a text is a JSON boolean, read as "True" or "False"
+    n_single: int = 0  # rows of one response left out, because no other row has their prompt
+    n_equal_scores: int = 0  # rows whose chosen and rejected response have the same score; they stay
     empty_rows: tuple[int, ...] = ()
     unparsable_rows: tuple[int, ...] = ()
     identical_rows: tuple[int, ...] = ()
+    single_rows: tuple[int, ...] = ()
     ignored_columns: tuple[str, ...] = ()
     unseen: dict[str, int] = field(default_factory=dict)  # what rows hold and no model sees -> how many rows do
 
@@ -73,6 +84,8 @@ class DataReport:
 _WARNINGS = {
     "n_empty": "rows left out: a prompt or response is empty",
     "n_unparsable": "rows left out: their responses share no prompt",
+    "n_single": "rows left out: no other row has a response to their prompt",
+    "n_equal_scores": "rows have the same score for the chosen and the rejected response, and are read as wins",
     "n_identical": "comparisons left out: both responses are the same text",
     "n_duplicates": "rows are equal to an earlier one",
     "n_contradictions": "pairs are judged both ways by the same annotator (or without one)",
@@ -128,23 +141,27 @@ def read_preferences(
             know is taken as its ``data_dir`` (Anthropic/hh-rlhf has "harmless-base").
         columns: the name of a format's column -> the name of that column in the data.
         conversational: True reads transcripts and text prompts as chat messages, False leaves them as text. None reads
-            transcripts as messages when every one of them can be parsed, and leaves other data as it is.
+            transcripts as messages when every one of them can be parsed, and leaves other data as it is. The texts of
+            a column ``system`` become messages too, unless it is False.
         annotators: use only the comparisons of these annotators. Prompts without any stay in the data.
 
     Raises:
         DataError: no such source; a format that is not known; a wrong record (with its row and column); text prompts
             and conversations in one data set; fewer than two responses; no usable row.
     """
-    loaded, recognised = recognised_source(source, split=split, config=config, revision=revision, columns=columns)
-    data, unparsable = _parse(loaded, recognised)
+    loaded, recognised = recognised_source(
+        source, split=split, config=config, revision=revision, columns=columns, text_only=conversational is False
+    )
+    data, unparsable, single = _parse(loaded, recognised)
     data, not_conversations = as_conversation(loaded, recognised, data, conversational)
     _check_one_kind(loaded, data)
     if annotators is not None:
         data = _only_annotators(loaded, data, annotators)
-    rows, counts = _merge(loaded, data)
+    rows, counts = merge(loaded, data)
     counts |= _unparsable_counts([*unparsable, *not_conversations])
+    counts |= {"n_single": len(single), "single_rows": tuple(single[:FIRST_ROWS])}
     if not rows:
-        raise _no_usable_row(loaded, counts)
+        raise no_usable_row(loaded, counts)
     report = DataReport(
         source=loaded.name,
         format=recognised.name,
@@ -154,12 +171,19 @@ def read_preferences(
         n_responses=sum(len(row.responses) for row in rows),
         n_annotators=len({c.annotator for row in rows for c in row.comparisons if c.annotator}),
         n_booleans=sum(any(isinstance(r.get(c), bool) for c in recognised.columns) for _, r in loaded.records),
+        n_equal_scores=sum(_equal_scores(record) for _, record in loaded.records),
         n_groups=len({row.group for row in rows if row.group}),
-        ignored_columns=tuple(n for n in column_names(loaded) if n not in {*recognised.columns, formats.GROUP}),
+        ignored_columns=tuple(n for n in column_names(loaded) if n not in {*recognised.columns, GROUP}),
         unseen=_unseen(loaded, recognised),
         **counts,
     )
     return PreferenceData(rows, report, loaded.fingerprint or _rows_hash(rows))
+
+
+def _equal_scores(record: Record) -> bool:
+    """Whether the chosen and the rejected response have the same score, in columns such as UltraFeedback's."""
+    scores = ([parsed_number(record.get(name)) for name in pair] for pair in SIDE_SCORES)
+    return any(chosen is not None and chosen == rejected for chosen, rejected in scores)
 
 
 def _unseen(loaded: SourceRecords, recognised: Format) -> dict[str, int]:
@@ -171,9 +195,17 @@ def _unseen(loaded: SourceRecords, recognised: Format) -> dict[str, int]:
 
 
 def recognised_source(
-    source: str, *, split: str, config: str | None, revision: str | None, columns: Mapping[str, str] | None
+    source: str,
+    *,
+    split: str,
+    config: str | None,
+    revision: str | None,
+    columns: Mapping[str, str] | None,
+    text_only: bool = False,
 ) -> tuple[SourceRecords, Format]:
     """The records of a source with ``columns`` renamed, and the format that reads them.
+
+    ``text_only`` leaves prompts as text, without the system texts and earlier turns of further columns.
 
     Raises DataError for no such source, an empty one, a format that is not known, and labels that no format has.
     """
@@ -183,21 +215,26 @@ def recognised_source(
     if columns:
         loaded = _renamed(loaded, columns)
     names = column_names(loaded)
-    recognised = formats.recognise(names, [record for _, record in loaded.records[:100]])
+    sample = [record for _, record in loaded.records[:SAMPLE]]
+    recognised = formats.recognise(names, sample, text_only=text_only)
     if recognised is None:
-        raise _unknown_format(loaded.name, names)
-    _check_label_base(loaded, recognised)
+        raise unknown_format(loaded.name, Columns(names, sample))
+    check_label_base(loaded, recognised)
     return loaded, recognised
 
 
 def column_names(loaded: SourceRecords) -> tuple[str, ...]:
     """The columns of the first records, in order of appearance."""
-    return tuple(dict.fromkeys(str(name) for _, record in loaded.records[:100] for name in record))
+    return tuple(dict.fromkeys(str(name) for _, record in loaded.records[:SAMPLE] for name in record))
 
 
 # ---------------------------------------------------------------------------------------------------- single records
-def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, Datum]], list[int]]:
-    """Each record as ``(number, datum)``, and the numbers of the records whose responses share no prompt."""
+def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, Datum]], list[int], list[int]]:
+    """Each record as ``(number, datum)``; records of one response are joined by their prompts.
+
+    Also returns the numbers of the records whose responses share no prompt, and of those that have no other response to
+    be compared with.
+    """
     data: list[tuple[int, Datum]] = []
     unparsable: list[int] = []
     single: list[tuple[int, int]] = []
@@ -209,15 +246,17 @@ def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, D
             continue
         except RecordError as error:
             raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
-        if len(datum.responses) < 2:
+        if len(datum.responses) < 2 and not recognised.one_response:
             single.append((number, len(datum.responses)))
         data.append((number, datum))
+    if recognised.one_response:
+        return joined(data)[0], unparsable, joined(data)[1]
     if single:
         number, n = single[0]
         if len(single) == len(loaded.records):
             raise DataError(f"every row has {n} response(s): a preference needs K >= 2 responses", where=loaded.name)
         raise row_error(loaded, number, f"{n} response(s) for a prompt: a preference needs K >= 2 responses")
-    return data, unparsable
+    return data, unparsable, []
 
 
 def parse_record(recognised: Format, record: Record) -> Datum:
@@ -227,9 +266,9 @@ def parse_record(recognised: Format, record: Record) -> Datum:
 
 def _group(record: Record) -> str:
     """The group that a record names, as text. Raises RecordError for a list or an object."""
-    if isinstance(record.get(formats.GROUP), float):
-        raise RecordError(f"{formats.GROUP!r} is a number, expected a text or a whole number", column=formats.GROUP)
-    return name_cell(record, formats.GROUP)
+    if isinstance(record.get(GROUP), float):
+        raise RecordError(f"{GROUP!r} is a number, expected a text or a whole number", column=GROUP)
+    return name_cell(record, GROUP)
 
 
 def as_conversation(
@@ -281,86 +320,6 @@ def _only_annotators(
     ]
 
 
-# ---------------------------------------------------------------------------------------------------- merging
-@dataclass
-class _PromptEntry:
-    """One prompt while its rows are collected."""
-
-    prompt: Prompt
-    source_row: int
-    group: str = ""
-    position: dict[str, int] = field(default_factory=dict)  # of each response
-    comparisons: list[Comparison] = field(default_factory=list)
-    comparison_rows: list[int] = field(default_factory=list)
-    gold: dict[str, float] = field(default_factory=dict)
-
-    def add(self, number: int, datum: Datum) -> int:
-        """Add the responses and comparisons of a record. Returns how many judgements compare a text with itself."""
-        at = [self.position.setdefault(text, len(self.position)) for text in datum.responses]
-        identical = []
-        for c in datum.comparisons:
-            if at[c.winner] == at[c.loser]:
-                identical.append(c)
-            else:
-                self.comparisons.append(Comparison(at[c.winner], at[c.loser], c.weight, c.annotator, c.margin))
-                self.comparison_rows.append(number)
-        return len(splits.labelled_pairs(identical))
-
-    def row(self, key: str) -> PreferenceRow:
-        gold = [self.gold[text] for text in self.position] if len(self.gold) == len(self.position) else None
-        prompt_id = hashlib.sha256(key.encode()).hexdigest()[:16]  # as rows.prompt_id, whose JSON the key is
-        return PreferenceRow(
-            prompt_id, self.prompt, list(self.position), self.comparisons, gold, self.source_row, self.group
-        )
-
-
-def _merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> tuple[list[PreferenceRow], dict[str, Any]]:
-    """Rows, one for each prompt in order of first appearance, and counts of :class:`DataReport`."""
-    entries: dict[str, _PromptEntry] = {}
-    seen: set[object] = set()
-    empty: list[int] = []
-    identical: list[int] = []
-    n = dict.fromkeys(("n_duplicates", "n_unlabelled", "n_multi_turn", "n_prompt_repeated"), 0)
-    for number, datum in data:
-        prompt, responses = datum.prompt, datum.responses
-        last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
-        check_unicode(loaded, number, prompt_texts(prompt), "prompt")
-        check_unicode(loaded, number, responses, "responses")
-        if not last.strip() or not all(map(str.strip, responses)):
-            empty.append(number)
-            continue
-        key = canonical_prompt(prompt)
-        entry = entries.setdefault(key, _PromptEntry(prompt, number, datum.group))
-        if datum.group != entry.group:
-            what = f"group {datum.group!r} here and {entry.group!r} earlier for the same prompt"
-            raise row_error(loaded, number, what, column=formats.GROUP)
-        whole = (key, tuple(responses), tuple(datum.comparisons))
-        n["n_duplicates"] += whole in seen
-        seen.add(whole)
-        n["n_unlabelled"] += datum.n_unlabelled
-        n["n_multi_turn"] += any("\n\nHuman:" in text or ASSISTANT_TURN in text for text in responses)
-        n["n_prompt_repeated"] += all(text.startswith(last) for text in responses)
-        identical += [number] * entry.add(number, datum)
-        for text, gold in zip(responses, datum.gold or (), strict=False):
-            if entry.gold.setdefault(text, gold) != gold:
-                what = f"gold is {gold} here and {entry.gold[text]} earlier for the same prompt and response"
-                raise row_error(loaded, number, what, column="gold")
-    usable = {key: entry for key, entry in entries.items() if len(entry.position) > 1}
-    pairs = [(splits.labelled_pairs(entry.comparisons), entry.comparison_rows) for entry in usable.values()]
-    counts: dict[str, Any] = {
-        **n,
-        "n_comparisons": sum(len(labelled) for labelled, _ in pairs),
-        "n_ties": sum(pair.p == 0.5 for labelled, _ in pairs for pair in labelled),
-        "n_contradictions": sum(splits.contradictions(labelled, rows) for labelled, rows in pairs),
-        "n_unjudged": sum(not labelled for labelled, _ in pairs),
-        "n_empty": len(empty),
-        "empty_rows": tuple(empty[:FIRST_ROWS]),
-        "n_identical": len(identical),
-        "identical_rows": tuple(dict.fromkeys(identical))[:FIRST_ROWS],
-    }
-    return [entry.row(key) for key, entry in usable.items()], counts
-
-
 def _unparsable_counts(numbers: Sequence[int]) -> dict[str, Any]:
     return {"n_unparsable": len(numbers), "unparsable_rows": tuple(sorted(numbers)[:FIRST_ROWS])}
 
@@ -383,93 +342,12 @@ def _check_one_kind(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) ->
             raise DataError(f"conversational and plain prompts in one data set: {what}", where=loaded.name, fix=fix)
 
 
-def _check_label_base(loaded: SourceRecords, recognised: Format) -> None:
-    """Refuse labels that are all 0 or 1: read as 1 = first and 0 = tie they would lose every second win."""
-    if not recognised.labels:
-        return
-    values: list[object] = []
-    for _, record in loaded.records:
-        for column in recognised.labels:
-            of_record = record.get(column)
-            values += of_record if isinstance(of_record, list) else [of_record]
-    numbers = [_label_number(value) for value in values if not is_missing(value)]
-    if len(numbers) >= MIN_LABELS and set(numbers) == {0.0, 1.0}:
-        column = recognised.labels[0]
-        fix = "write 1 where the first response is preferred, 2 where the second is, 0 or null where neither is"
-        if recognised.name == "labelled pair":
-            fix = f"if 0 = first and 1 = second, map it: columns: {{choice: {column}}}; otherwise {fix}"
-        what = f"every label in {column!r} is 0 or 1, but 1 = first, 2 = second, 0 = tie is expected"
-        raise DataError(what, where=loaded.name, fix=fix)
-
-
-def _label_number(value: object) -> float:
-    """A label as a number, whatever its type; -1 for a word."""
-    number = float(value) if isinstance(value, bool) else parsed_number(value)
-    return -1.0 if number is None else number
-
-
-def prompt_texts(prompt: Prompt) -> list[str]:
-    """A prompt as text, or the contents of its messages."""
-    return [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-
-
-def check_unicode(loaded: SourceRecords, number: int, texts: Iterable[str], column: str) -> None:
-    """Raises DataError for a text with half of a surrogate pair."""
-    for text in texts:
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                what = f"half of a Unicode surrogate pair (U+{ord(text[error.start]):04X}), which no tokenizer takes"
-                raise row_error(loaded, number, what, column=column) from error
-
-
-def row_error(loaded: SourceRecords, number: int, what: str, *, column: str = "", fix: str = "") -> DataError:
-    """The error of a wrong record, with its place."""
-    where = loaded.place(number) + (f", column {column!r}" if column else "")
-    return DataError(what, where=where, fix=fix)
-
-
-def _no_usable_row(loaded: SourceRecords, counts: Mapping[str, Any]) -> DataError:
-    reasons = {
-        "n_unparsable": "without a shared prompt",
-        "n_empty": "empty",
-        "n_identical": "with identical responses",
-    }
-    why = ", ".join(f"{counts[name]} {text}" for name, text in reasons.items() if counts[name])
-    fix = "check which columns hold the prompt and the responses; `columns` maps their names"
-    return DataError(f"no usable row of {len(loaded.records)}: {why}", where=loaded.name, fix=fix)
-
-
-def _unknown_format(name: str, columns: Sequence[str]) -> DataError:
-    hints = []
-    for column in columns[:FIRST_COLUMNS]:
-        close = difflib.get_close_matches(column, formats.KNOWN_COLUMNS, n=1, cutoff=0.9)
-        if close and not formats.is_known_column(column) and close[0] not in columns:
-            hints.append(f"{column!r}: did you mean {close[0]!r}?")
-    known = "".join(f"\n           {label}: {text}" for label, text in formats.FORMATS.items())
-    fix = " ".join(hints) or "name your columns as one of the formats does, or map them with `columns`."
-    if {"generator_1", "generator_2", "preference"} <= set(columns):
-        fix = "recorded judgements without their texts are for `duel winrate`."
-    return DataError(
-        f"not a known format of preference data: its columns are {in_words(columns)}",
-        where=name,
-        fix=f"{fix} Known formats:{known}",
-    )
-
-
-def in_words(columns: Sequence[str]) -> str:
-    """The names of columns, the first of them where there are many."""
-    more = f" and {len(columns) - FIRST_COLUMNS:,} more" if len(columns) > FIRST_COLUMNS else ""
-    return ", ".join(map(repr, columns[:FIRST_COLUMNS])) + more
-
-
 def _renamed(loaded: SourceRecords, columns: Mapping[str, str]) -> SourceRecords:
     """The records with ``columns`` (a format's column -> the data's column) applied."""
-    present = {str(name) for _, record in loaded.records[:100] for name in record}
+    present = {str(name) for _, record in loaded.records[:SAMPLE] for name in record}
     for wanted, name in columns.items():
-        if not formats.is_known_column(wanted):
-            fix = nearest(wanted, formats.KNOWN_COLUMNS)
+        if not is_known_column(wanted):
+            fix = nearest(wanted, KNOWN_COLUMNS)
             raise DataError(f"columns.{wanted}: no format has a column {wanted!r}", where=loaded.name, fix=fix)
         if name not in present:
             raise DataError(f"columns.{wanted}: no column {name!r}", where=loaded.name, fix=nearest(name, present))

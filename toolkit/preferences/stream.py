@@ -18,10 +18,12 @@ from toolkit.errors import DataError
 from toolkit.files import parse_json
 from toolkit.preferences import formats
 from toolkit.preferences.cells import RecordError, cell, excerpt, messages_from, name_cell, prompt_cell, text_cell
+from toolkit.preferences.columns import GROUP, Format
 from toolkit.preferences.loading import PARQUET_KEY, local_path, shipped_path
 from toolkit.preferences.parsing import Datum, NoSharedPromptError, parse_transcript
 from toolkit.preferences.prompts import COLUMNS as PROMPTS
-from toolkit.preferences.reading import in_words, parse_record
+from toolkit.preferences.reading import parse_record
+from toolkit.preferences.refusals import in_words
 from toolkit.preferences.rows import Prompt, Record, canonical_prompt
 from toolkit.storage.integrity import refuse_changed
 
@@ -212,8 +214,8 @@ def row_reader(file: RowFile, columns: Mapping[str, str], *, text_only: bool) ->
     """
     sample = file.sample()
     names = tuple(dict.fromkeys(str(name) for record in sample for name in record))
-    recognised = None if "response" in columns else formats.recognise(names, sample)
-    if recognised is not None:
+    recognised = None if "response" in columns else formats.recognise(names, sample, text_only=text_only)
+    if recognised is not None and not recognised.one_response:
         parse, is_preference = _parser_of(recognised), True
     else:
         response = column_of(file, sample, names, "response", RESPONSES, columns)
@@ -228,7 +230,7 @@ def row_reader(file: RowFile, columns: Mapping[str, str], *, text_only: bool) ->
     return replace(reader, transcripts=transcripts)
 
 
-def _parser_of(recognised: formats.Format) -> Callable[[Record], Datum]:
+def _parser_of(recognised: Format) -> Callable[[Record], Datum]:
     return lambda record: parse_record(recognised, record)
 
 
@@ -244,7 +246,7 @@ def _single(prompt: str, response: str) -> Callable[[Record], Datum]:
             text = messages[0]["content"]
         else:
             text = text_cell(record, response)
-        return Datum(prompt_cell(record, [prompt]), [text], [], group=name_cell(record, formats.GROUP))
+        return Datum(prompt_cell(record, [prompt]), [text], [], group=name_cell(record, GROUP))
 
     return parse
 

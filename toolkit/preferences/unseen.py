@@ -7,10 +7,11 @@ from typing import Any
 
 from toolkit.preferences.rows import Record
 
-# Columns that some data sets have and that no model here reads.
+# Columns that some data sets have and that no model here reads. System texts and earlier turns are read with chat
+# messages, and are named where the prompts stay text.
 UNSEEN_COLUMNS = frozenset(
     ("image", "images", "video", "videos", "audio", "audios", "tools", "functions", "tool_calls", "documents")
-    + ("system", "system_prompt", "system_message")
+    + ("system", "system_prompt", "system_message", "history")
 )
 # Of a message, beside its role and content.
 UNSEEN_KEYS = ("tool_calls", "function_call", "images", "audio", "reasoning_content", "thinking")

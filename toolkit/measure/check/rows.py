@@ -12,7 +12,8 @@ from toolkit.errors import DataError
 from toolkit.evals.words import counted
 from toolkit.measure.check.findings import Collector, excerpt
 from toolkit.preferences.cells import RecordError, messages_from
-from toolkit.preferences.formats import PAIRS, PROMPTS, Format
+from toolkit.preferences.columns import PAIRS, PROMPTS, SIDES, Format
+from toolkit.preferences.layout_parsing import joined
 from toolkit.preferences.loading import SourceRecords
 from toolkit.preferences.parsing import ASSISTANT_TURN, Datum, NoSharedPromptError
 from toolkit.preferences.reading import as_conversation, parse_record, recognised_source
@@ -20,7 +21,7 @@ from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, 
 from toolkit.preferences.splits import Pair, pairs
 from toolkit.preferences.unseen import unseen_parts
 
-SIDES = (("chosen", "rejected"), *PAIRS)
+TWO_RESPONSES = (*SIDES, *PAIRS)
 _LAST_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -92,12 +93,15 @@ def read_rows(source: str, options: SourceOptions, limit: int | None, collector:
         config=options.config,
         revision=options.revision,
         columns=options.columns or None,
+        text_only=options.conversational is False,
     )
     loaded = SourceRecords(loaded.name, loaded.unit, loaded.records[:limit], loaded.fingerprint)
     collector = collector or Collector(loaded.unit)
     collector.unit = loaded.unit
     reader = _RecordReader(recognised, collector)
     data = [(number, datum) for number, record in loaded.records for datum in reader.read(number, record)]
+    if recognised.one_response:
+        data = joined(data)[0]
     data, not_conversations = as_conversation(loaded, recognised, data, options.conversational)
     _report_two_kinds(data, reader.bare_texts, collector)
     rows = [_checked_row(number, datum, options.annotators) for number, datum in data]
@@ -215,7 +219,7 @@ class _RecordReader:
         except RecordError as error:
             self._refuse(number, record, error, explained=bool(unseen) or answered is not None)
             return
-        if len(datum.responses) < 2:
+        if len(datum.responses) < 2 and not self.recognised.one_response:
             self.refused[number] = RecordError(f"{len(datum.responses)} response(s) for a prompt")
             return
         if isinstance(datum.prompt, str) and (turn := _answered_transcript(datum.prompt)) is not None:
@@ -224,7 +228,9 @@ class _RecordReader:
 
     def _refuse(self, number: int, record: Record, error: RecordError, *, explained: bool) -> None:
         """Note a row that cannot be read, unless a finding explains it."""
-        present = [[record.get(name) for name in pair] for pair in SIDES if all(record.get(name) for name in pair)]
+        present = [
+            [record.get(name) for name in pair] for pair in TWO_RESPONSES if all(record.get(name) for name in pair)
+        ]
         for first, second in present:
             if isinstance(first, list) != isinstance(second, list):
                 self.collector.add("text_and_messages", number, "one response is text and the other is messages")
@@ -243,7 +249,7 @@ def prompt_with_answer(record: Record) -> tuple[str, str] | None:
         if isinstance(value, list) and value:
             last = _as_messages(value[-1:], column)
             return (column, excerpt(last[0]["content"])) if last and last[0]["role"] == "assistant" else None
-    for first, second in SIDES:
+    for first, second in TWO_RESPONSES:
         one, two = record.get(first), record.get(second)
         if isinstance(one, list) and isinstance(two, list) and len(one) > 2 and one[:-1] == two[:-1]:
             last = _as_messages(one[-2:-1], first)

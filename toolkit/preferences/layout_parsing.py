@@ -1,0 +1,137 @@
+"""How one record of a published layout becomes a prompt with responses and comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from toolkit.preferences import parsing
+from toolkit.preferences.cells import (
+    RecordError,
+    cell,
+    json_texts,
+    list_cell,
+    messages_from,
+    name_cell,
+    parsed_number,
+    prompt_cell,
+    text_cell,
+)
+from toolkit.preferences.columns import Format
+from toolkit.preferences.parsing import Datum, NoSharedPromptError
+from toolkit.preferences.rows import Record, canonical_prompt
+
+ANSWER_TEXTS = ("answer", "text", "response", "content", "completion")
+ANSWER_VALUES = ("rank", "pm_score", "score")  # a rank is better where it is lower
+Message = dict[str, str]
+
+
+def json_turns(record: Record, *, verdict: tuple[str, ...]) -> Datum:
+    """The prompts of all turns and both models' answers, as lists of texts or as JSON of such lists."""
+    prompts, *answers = (_texts(record, name) for name in ("prompt", "response_a", "response_b"))
+    if any(len(side) != len(prompts) for side in answers):
+        raise RecordError(f"{len(prompts)} prompts, {len(answers[0])} and {len(answers[1])} answers", column="prompt")
+    conversations = [
+        [
+            {"role": role, "content": text}
+            for turn in zip(prompts, side, strict=True)
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        for side in answers
+    ]
+    pair = dict(zip(("conversation_a", "conversation_b"), conversations, strict=True))
+    names = ("conversation_a", "conversation_b")
+    if len(verdict) == 1:
+        return parsing.labelled_pair({**record, **pair}, prompts=(), pair=names, labels=verdict)
+    return parsing.compared_pair({**record, **pair}, prompts=(), pair=names, verdict=verdict)
+
+
+def _texts(record: Record, column: str) -> list[str]:
+    texts = json_texts(cell(record, column))
+    if texts is None:
+        raise RecordError(f"{column!r} is no list of texts", column=column)
+    return texts
+
+
+def messages_and_rejected(record: Record, *, rejected: str) -> Datum:
+    """A conversation that ends with the chosen response, and the rejected one as a text or as a conversation."""
+    chosen = messages_from(list_cell(record, "messages"), "messages")
+    if not chosen or chosen[-1]["role"] != "assistant":
+        fix = "its last message is the chosen response"
+        raise RecordError("'messages' does not end with an assistant's message", column="messages", fix=fix)
+    other = record.get(rejected)
+    if not isinstance(other, list):
+        other = [*chosen[:-1], {"role": "assistant", "content": text_cell(record, rejected)}]
+    sides = {"chosen": chosen, "rejected": other}
+    return parsing.chosen_rejected({**record, **sides}, prompts=(), sides=("chosen", "rejected"))
+
+
+def valued_answers(record: Record, *, prompts: Sequence[str], column: str, text: str, value: str) -> Datum:
+    """Objects with a response and its rank or score."""
+    items = list_cell(record, column)
+    if not all(isinstance(item, Mapping) for item in items):
+        raise RecordError(f"{column!r} must hold objects with {text!r} and {value!r}", column=column)
+    texts = [text_cell(item, text) for item in items]
+    sign = -1.0 if value == "rank" else 1.0
+    values = [None if (number := parsed_number(item.get(value))) is None else sign * number for item in items]
+    return parsing.by_value(prompt_cell(record, prompts), texts, values, name_cell(record, "annotator"))
+
+
+def scored_row(record: Record, *, prompts: Sequence[str], score: str) -> Datum:
+    """One response with its score, which is higher for a better one."""
+    value = record.get(score)
+    number = parsed_number(value)
+    if number is None and value not in (None, ""):
+        raise RecordError(f"{score!r} holds {value!r}, expected a finite number", column=score)
+    return Datum(prompt_cell(record, prompts), [text_cell(record, "response")], [], score=number)
+
+
+def joined(data: Sequence[tuple[int, Datum]]) -> tuple[list[tuple[int, Datum]], list[int]]:
+    """Records of one response each as one for each prompt, at the place of its first, all responses compared.
+
+    Also returns the numbers of the records whose prompt has no other response.
+    """
+    groups: dict[str, list[tuple[int, Datum]]] = {}
+    for number, datum in data:
+        groups.setdefault(canonical_prompt(datum.prompt), []).append((number, datum))
+    together, single = [], []
+    for members in groups.values():
+        number, first = members[0]
+        if len(members) == 1:
+            single.append(number)
+            continue
+        texts = [datum.responses[0] for _, datum in members]
+        compared = parsing.by_value(first.prompt, texts, [datum.score for _, datum in members], "")
+        together.append((number, replace(compared, group=first.group)))
+    return together, single
+
+
+def in_context(record: Record, *, recognised: Format, system: str | None, history: str | None) -> Datum:
+    """What the format reads, with the system text and the earlier turns of these columns before the prompt."""
+    datum = recognised.parse(record)
+    prompt, responses = datum.prompt, datum.responses
+    if isinstance(prompt, str) and recognised.name.endswith("transcripts"):
+        messages = parsing.parse_transcript(prompt)
+        if messages is None:
+            raise NoSharedPromptError("the transcript cannot be read as messages")
+        prompt, responses = messages, [text.strip() for text in responses]
+    elif isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    prompt = [*_turns(record, history), *prompt]
+    text = text_cell(record, system) if system and system in record else ""
+    first = prompt[0] if prompt else {}
+    if text.strip() and first.get("role") != "system":
+        prompt = [{"role": "system", "content": text}, *prompt]
+    elif text.strip() and first["content"].strip() != text.strip():
+        raise RecordError("another system message than the prompt's own", column=system or "", fix="keep one of them")
+    return replace(datum, prompt=prompt, responses=responses)
+
+
+def _turns(record: Record, history: str | None) -> list[Message]:
+    """Earlier turns: pairs of a question and an answer."""
+    turns: list[Message] = []
+    for pair in (record.get(history) or ()) if history else ():
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RecordError("'history' holds something else than [question, answer]", column="history")
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return turns
