@@ -43,6 +43,7 @@ TOP = {
     "rm_quality",
     "judge_tests",
     "best_of_n",
+    "reward_outputs",
     "cost",
     "warnings",
     "arm_differences",

@@ -136,6 +136,7 @@ def policy_row(name: str, rows: Sequence[TableRow], best_of_n: int, options: Boo
         "explicit_reward": mean_of(rows, "explicit_reward", options),
         "implicit_reward": NO_ESTIMATE.as_dict() if by_definition else mean_of(rows, "implicit_reward", options),
         "implicit_reward_reason": ITS_KL_AGAIN if by_definition else None,
+        "reward_disagreement": mean_of(rows, "reward_disagreement", options),
         "kl_nats": kl["value"],
         "kl_standard_error": kl["standard_error"],
         "kl_ci_low": kl["ci_low"],

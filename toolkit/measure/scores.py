@@ -206,6 +206,7 @@ def with_scores(
                 kl_nats=policy_logp - scores.tempered_reference_logp,
                 implicit_reward=implicit(scores.dpo_logp - scores.reference_logp, sample.n_tokens),
                 explicit_reward=scores.explicit_reward,
+                reward_disagreement=scores.disagreement,
                 gold_reward=gold,
             )
         )

@@ -42,6 +42,7 @@ class Sample:
     implicit_reward: float | None = None
     explicit_reward: float | None = None
     gold_reward: float | None = None
+    reward_disagreement: float | None = None  # of the outputs of an ensemble, or the heads of annotators
 
 
 COLUMNS = tuple(column.name for column in fields(Sample))

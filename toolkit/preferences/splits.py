@@ -165,6 +165,24 @@ def labelled_pairs(comparisons: Sequence[Comparison]) -> list[LabelledPair]:
     return labelled
 
 
+def by_annotator(row: PreferenceRow) -> list[tuple[int, int, dict[str, float]]]:
+    """(i, j, who compared them -> whom they prefer) of each compared pair i < j: 1 for i, 0 for j, 1/2 for neither.
+
+    >>> row = PreferenceRow("", "", ["a", "b"], [Comparison(0, 1, annotator="x"), Comparison(1, 0, annotator="y")])
+    >>> by_annotator(row)
+    [(0, 1, {'x': 1.0, 'y': 0.0})]
+    """
+    votes: dict[tuple[int, int], dict[str, list[float]]] = {}
+    for pair in labelled_pairs(row.comparisons):
+        if pair.annotator:
+            votes.setdefault((pair.i, pair.j), {}).setdefault(pair.annotator, []).append(pair.p)
+    means = {key: {name: sum(p) / len(p) for name, p in of_pair.items()} for key, of_pair in votes.items()}
+    return [
+        (i, j, {name: 0.5 if p == 0.5 else float(p > 0.5) for name, p in of_pair.items()})
+        for (i, j), of_pair in sorted(means.items())
+    ]
+
+
 def contradictions(labelled: Sequence[LabelledPair], source_rows: Sequence[int]) -> int:
     """Pairs of one prompt on which one annotator, or two rows that name no annotator, prefer opposite responses.
 

@@ -10,7 +10,7 @@ from toolkit.report import curves, plots, provenance, sample_browser, tables
 from toolkit.report.figures import Figure, share_axes
 from toolkit.report.reading import ResultRow, Run, read_live, read_runs
 from toolkit.report.render import render
-from toolkit.report.sheets import missing_estimates
+from toolkit.report.sheets import Sheet, missing_estimates, outputs_sheets
 from toolkit.report.temperatures import TemperatureTable, temperature_table
 
 
@@ -57,6 +57,7 @@ class View:
     margins: list[Figure]
     quality: tables.EstimateTable | None
     reliability: list[Figure]
+    outputs: list[Sheet]
     drift: tables.DriftTable | None
     lengths: list[Figure]
     training: list[curves.StageCurves]
@@ -98,6 +99,7 @@ def view_of(run: Run, prefix: str) -> View:
         margins=identified(plots.margins(run)),
         quality=tables.quality(run),
         reliability=identified(plots.reliability(run)),
+        outputs=outputs_sheets(run.results.get("reward_outputs"), run.confidence),
         drift=tables.drift(run),
         lengths=identified(plots.lengths(run)),
         training=[replace(stage, figures=identified(stage.figures)) for stage in curves.training(run)],

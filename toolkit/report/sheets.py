@@ -143,6 +143,7 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
         *shown,
         *([tests] if tests.rows else []),
         held_out_sheet(results, confidence),
+        *outputs_sheets(results.get("reward_outputs"), confidence),
         cost,
     ]
 
@@ -217,6 +218,31 @@ def held_out_sheet(results: Mapping[str, Any], confidence: float) -> Sheet:
     agreement = results["implicit_vs_explicit"]["held_out"]["agreement"]
     sheet.add_row("explicit and implicit agree", *estimate_cells(agreement, percent), *["-"] * 5)
     return sheet
+
+
+def outputs_sheets(outputs: Mapping[str, Any] | None, confidence: float) -> list[Sheet]:
+    """The members of an ensemble, or the heads of annotators, on held-out comparisons; nothing of one output."""
+    if outputs is None:
+        return []
+    bounds = interval_heading(confidence)
+    members = Sheet("Outputs of the reward model", ["output", "accuracy", bounds])
+    for row in outputs["outputs"]:
+        members.add_row(row["output"], *estimate_cells(row["accuracy"], percent))
+    members.add_row(f"score ({outputs['combine']})", *estimate_cells(outputs["accuracy"], percent))
+    members.add_row("disagreement (sd)", *estimate_cells(outputs["disagreement"], number))
+    by_annotator = outputs["annotators"]
+    if by_annotator is None:
+        return [members]
+    sheet = Sheet("By annotator", ["against", "its head", bounds, "the score", bounds, "others agree", "pairs"])
+    for row in by_annotator["annotators"]:
+        head, score = (estimate_cells(row[f"accuracy_of_{name}"], percent) for name in ("head", "score"))
+        agree = estimate_cells(row["agreement_with_others"], percent)[0]
+        sheet.add_row(row["annotator"], *head, *score, agree, count(row["n"]))
+    majority = by_annotator["majority"]
+    agree = estimate_cells(by_annotator["agreement"], percent)[0]
+    score = estimate_cells(majority["accuracy_of_score"], percent)
+    sheet.add_row("the majority", "-", "-", *score, agree, count(majority["n"]))
+    return [members, sheet]
 
 
 def estimate_of(value: Any) -> Mapping[str, Any] | None:

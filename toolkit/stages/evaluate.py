@@ -11,6 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from toolkit.errors import RecipeError
 from toolkit.evals import summary
 from toolkit.evals.beside_verdict import complete_verdict
@@ -18,6 +20,7 @@ from toolkit.evals.broken import constant_reward
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.result_warnings import milestones_not_reached
+from toolkit.evals.reward_outputs import JudgedPair, outputs_report
 from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.evals.verdict import ARMS
 from toolkit.files import read_json, write_json, write_table
@@ -33,6 +36,7 @@ from toolkit.measure.judged_policies import judge_all
 from toolkit.measure.policies import EvaluationSettings, Policy, TrainedModels, find_policies, samples_of
 from toolkit.measure.scores import (
     HeldOutReward,
+    ScoredPrompt,
     best_of_n,
     held_out_rewards,
     held_out_scores,
@@ -40,7 +44,8 @@ from toolkit.measure.scores import (
     with_scores,
 )
 from toolkit.measure.temperatures import ComparedTemperatures, JudgedSamples, compare_temperatures, further_samples
-from toolkit.models.resolve import resolve, training_record
+from toolkit.models.resolve import ModelRef, resolve, training_record
+from toolkit.models.reward_head import reward_head
 from toolkit.preferences import splits
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.reading import from_parquet
@@ -102,7 +107,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         [vars(sample) for sample in samples],
         [vars(reward) for reward in rewards],
         judged["win_rates"],
-        [(p, pair.i, pair.j, pair.p, pair.weight) for p, row in enumerate(settings.rows) for pair in splits.pairs(row)],
+        [(p, *pair) for p, row in enumerate(settings.rows) for pair in splits.pairs(row)],
         best_of_n=section.best_of_n,
         options=bootstrap,
         judging=judging,
@@ -118,6 +123,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         for arm, stage in zip(ARMS, ("ppo", "dpo"), strict=True)
     }
     result["warnings"] += milestones_not_reached(missed, kl_nats)
+    result["reward_outputs"] = reward_outputs(models.reward_model, settings.rows, scored, bootstrap)
     result["best_of_n"] = best_of_n_rows(scored_samples, bootstrap) if section.best_of_n else []
     result["arm_differences"] = [difference.as_dict() for difference in differences]
     # The pipeline adds it to the cost.
@@ -140,6 +146,23 @@ def trained_on_a_constant(rewards: Sequence[HeldOutReward], inputs: Mapping[str,
     record = training_record(resolve(str(inputs["ppo"] / "model")))
     reason = constant_reward([reward.explicit_reward for reward in rewards])
     return {"rm_ppo": reason} if reason and record.get("reward") == "reward_model" else {}
+
+
+def reward_outputs(
+    reward_model: ModelRef, rows: Sequence[PreferenceRow], scored: Sequence[ScoredPrompt], options: BootstrapOptions
+) -> dict[str, Any] | None:
+    """What an ensemble's members or annotators' heads say of the held-out comparisons; None of one output."""
+    head = reward_head(reward_model.path)
+    if head.n_outputs == 1:
+        return None
+    outputs = [np.array([scores.outputs for scores in prompt.held_out]) for prompt in scored]
+    explicit = [np.array([scores.explicit_reward for scores in prompt.held_out]) for prompt in scored]
+    comparisons = [(p, *pair) for p, row in enumerate(rows) for pair in splits.pairs(row)]
+    pairs = [JudgedPair(p, *pair) for p, row in enumerate(rows) for pair in splits.by_annotator(row)]
+    return {
+        "combine": head.annotator or head.combine,
+        **outputs_report(head.outputs, outputs, explicit, comparisons, pairs, options),
+    }
 
 
 def add_temperatures(result: dict[str, Any], compared: ComparedTemperatures) -> None:

@@ -113,19 +113,11 @@ def annotators_of(rows: Sequence[PreferenceRow]) -> list[str]:
     names = sorted({comparison.annotator for comparison in comparisons})
     if len(names) < 2:
         raise RecipeError(f"one annotator compared all responses, {names[0]!r}", where=where, fix=fix)
-    if not any(len(judged) > 1 for row in rows for judged in annotators_by_pair(row).values()):
+    if not any(len(preferences) > 1 for row in rows for *_, preferences in splits.by_annotator(row)):
         what = f"no pair of responses has the comparisons of two of the {len(names)} annotators"
         fix = "annotators: pooled; heads of annotators who never overlap learn the prompts that each one saw"
         raise RecipeError(what, where=where, fix=fix)
     return names
-
-
-def annotators_by_pair(row: PreferenceRow) -> dict[tuple[int, int], set[str]]:
-    """Compared pair of responses -> who compared it."""
-    judged: dict[tuple[int, int], set[str]] = {}
-    for c in row.comparisons:
-        judged.setdefault((min(c.winner, c.loser), max(c.winner, c.loser)), set()).add(c.annotator)
-    return judged
 
 
 def examples_by_annotator(
