@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from transformers import TrainingArguments
 
 from toolkit.errors import RecipeError
+from toolkit.recipe.other_names import explains_other_names
 from toolkit.recipe.ppo_conflicts import ppo_conflicts
 from toolkit.recipe.problems import allowed
 from toolkit.recipe.schema import PpoSection
@@ -20,6 +21,7 @@ def _shared(name: str, default: Any) -> Any:
     return field(default=default, metadata={"help": text.replace("null", "None")})
 
 
+@explains_other_names()
 @dataclass
 class PPOConfig(TrainingArguments):
     """``TrainingArguments`` and what PPO adds.

@@ -17,10 +17,12 @@ from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.loop import PPOLoop
 from toolkit.ppo.prompts import PromptIds, TrainingData, encode_prompts, encode_ptx
 from toolkit.ppo.sampling import SamplingSettings
+from toolkit.recipe.other_names import explains_other_names
 from toolkit.training.milestones import MilestonePolicy
 from toolkit.training.trainer import seed_everything
 
 
+@explains_other_names()
 class PPOTrainer(PPOLoop):
     """PPO of a causal language model.
 

@@ -12,27 +12,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from toolkit.errors import RecipeError, nearest
+from toolkit.recipe.other_names import OTHER_NAMES
 from toolkit.recipe.yaml_values import SHORTHAND, Keys, MarkedValues, one_line
 
-# What other programs call these settings. A word is looked up here only where it is no key of its section.
-ALSO_CALLED = {
-    "lr": "learning_rate",
-    "epochs": "num_train_epochs",
-    "batch_size": "per_device_train_batch_size",
-    "beta": "kl_coef",
-    "init_kl_coef": "kl_coef",
-    "ppo_epochs": "num_ppo_epochs",
-    "max_new_tokens": "response_length",
-    "max_completion_length": "max_response_tokens",
-    "max_length": "max_response_tokens",
-    "model_name_or_path": "name",
-    "torch_dtype": "dtype",
-    "peft": "lora",
-    "dataset": "source",
-    "loss": "loss_type",
-    "rank": "r",
-    "lora_alpha": "alpha",
-}
 LONGEST_SHOWN = 60
 MOST_SHOWN = 20  # problems of one recipe
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
@@ -150,8 +132,11 @@ def _nearest_keys(keys: Keys, sections: dict[Keys, type[BaseModel]]) -> str:
     word, here = keys[-1], sections[keys[:-1]].model_fields
     if "." in word:
         return f"nest it: `{word.split('.')[0]}:`, and `{word.partition('.')[2]}: ...` indented below it"
+    other_name = OTHER_NAMES.get(word)
+    if other_name is not None and other_name.elsewhere and other_name.in_recipe():
+        return other_name.in_recipe()
     names = {name: name for name in here} | {
-        other: name for other, name in ALSO_CALLED.items() if name in here and other not in here
+        other: name.setting for other, name in OTHER_NAMES.items() if name.setting in here and other not in here
     }
     close = difflib.get_close_matches(word, names, n=1)
     hints = [f"did you mean {names[close[0]]!r}?"] if close else []
