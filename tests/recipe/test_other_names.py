@@ -57,7 +57,7 @@ def test_every_entry_names_what_there_is() -> None:
             known = settings if "." in other.setting else keys
             assert other.setting in known or any(name.startswith(f"{other.setting}.") for name in known), word
         assert other.in_recipe() or other.in_python(), word
-        if other.elsewhere and not other.python:
+        if other.setting and other.elsewhere and not other.python:
             assert other.setting.rpartition(".")[2] in arguments | {"columns"}, word
 
 

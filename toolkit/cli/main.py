@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import click
 
-from toolkit.cli import check, folders, measure, reward_models, run, study
+from toolkit.cli import check, folders, judging, measure, reward_models, run, study
 from toolkit.cli.options import Group
 from toolkit.errors import EXIT_CODE_FILE, LAUNCHER_FILE, DuelError, Terminated, shown
 
@@ -40,6 +40,7 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
 for command in (
     *run.COMMANDS,
     *measure.COMMANDS,
+    *judging.COMMANDS,
     *check.COMMANDS,
     *reward_models.COMMANDS,
     *study.COMMANDS,

@@ -15,8 +15,8 @@ from toolkit.cli.options import (
     POSITIVE,
     PROMPT_LIMIT,
     SEED,
-    SEED_RANGE,
     SPLIT,
+    WITH_TEXT,
     Decorator,
     emit,
     group,
@@ -153,13 +153,6 @@ def sampling_params(n: str, options: dict[str, Any]) -> SamplingParams:
     return SamplingParams(options.pop("max_new_tokens"), options.pop("temperature"), options.pop(n))
 
 
-def show_summary(summary: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        emit(summary)
-    else:
-        say("\n".join(f"{name:24} {value}" for name, value in summary.items()))
-
-
 @click.command(context_settings={"allow_interspersed_args": True})
 @click.argument("launch", nargs=-1, type=click.UNPROCESSED)
 @click.option("--policy", required=True, help="The trained policy.")
@@ -183,6 +176,7 @@ def show_summary(summary: dict[str, Any], as_json: bool) -> None:
     "truncated or swapped. Can be given several times.",
 )
 @click.option("--with-ids", is_flag=True, help="Add the token ids.")
+@WITH_TEXT
 @click.option("--rm", help="Check the rewards against this explicit reward model.")
 @click.option("--out", type=PATH, required=True, help="Parquet file to write.")
 @click.option("--any-reference", is_flag=True, help="Accept another reference than the policy was trained against.")
@@ -227,8 +221,9 @@ def rewards(ctx: click.Context, /, launch: tuple[str, ...], as_json: bool, **opt
 
 @click.command()
 @click.option("--rm", required=True, help="The reward model.")
-@click.option("--data", required=True, help="Preference data.")
+@click.option("--data", required=True, help="Preference data, rows of prompt and response, or a run's samples.")
 @click.option("--out", type=PATH, required=True, help="Parquet file to write.")
+@WITH_TEXT
 @FORCE
 @SCORED_DATA
 @DTYPE
@@ -290,104 +285,17 @@ def compare(ctx: click.Context, /, as_json: bool, policies: tuple[str, ...], **o
 
 
 @click.command()
-@click.argument("samples", type=PATH)
-@click.option("--policy", required=True, help="The policy whose responses are judged.")
-@click.option("--baseline", required=True, help="The policy that it is compared with.")
-@click.option("--human", is_flag=True, help="Serve a page of blind pairs on this machine, where people vote.")
-@click.option("--judge", help=f"Ask this judge: {JUDGES}")
-@click.option("--annotator", default="me", show_default=True, help="Name of a voter who gives none on the page.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Port of the page on 127.0.0.1; 0 takes a free one."
-)
-@LANGUAGE_MODEL
-@PROMPT_LIMIT
-@SEED
-@click.option("--out", type=PATH, required=True, help="Parquet file of judgements to write; duel winrate reads it.")
-@ANNOTATIONS
-@FORCE
-@DTYPE
-@JSON
-@click.pass_context
-def judge(ctx: click.Context, /, as_json: bool, human: bool, judge: str | None, **options: Any) -> None:
-    """Judge recorded SAMPLES: a run folder, or its samples.parquet."""
-    from toolkit.cli.tables import judging_tables
-    from toolkit.measure.judge import SampledPair, ask_people, judge_samples
-    from toolkit.measure.options import take
-
-    if human == bool(judge):
-        raise click.UsageError("name a judge with --judge, or ask people with --human")
-    reporter = reporter_of(ctx)
-    quiet_libraries()
-    pair, asking = take(SampledPair, options), judge_options(options)
-    voting = {name: options.pop(name) for name in ("annotator", "port")}
-    if judge is None:
-        results = ask_people(pair, **voting, reporter=reporter, **options)
-    else:
-        results = judge_samples(pair, judge, asking, reporter=reporter, **options)
-    emit(results) if as_json else say(judging_tables(results))
-
-
-@click.command()
-@click.argument("files", nargs=-1, required=True, type=PATH)
-@click.option("--length-control", is_flag=True, help="Add the length-controlled win rate.")
-@click.option("--lc-table", type=PATH, help="Folder with AlpacaEval's table, for its length-controlled win rate.")
-@click.option("--style-control", is_flag=True, help="Add the win rate at equal length, lists, headers and bold.")
-@click.option("--by", metavar="COLUMN", help="Add a row for each value of this column.")
-@click.option("--attributes", type=PATH, help="File of prompts with that column, if the judgements do not have it.")
-@click.option("--pool-judges", is_flag=True, help="Add all judges together, averaged inside each prompt.")
-@click.option("--ranking", is_flag=True, help="Add Bradley-Terry strengths of three or more policies.")
-@click.option(
-    "--reference",
-    metavar="JUDGE",
-    help="Measure the other judges against this one; the default is gold, if it is there.",
-)
-@click.option(
-    "--bootstrap",
-    "n_resamples",
-    type=click.IntRange(100),
-    show_default="as the files record, else 2000",
-    help="Bootstrap resamples of the prompts for each interval.",
-)
-@click.option(
-    "--confidence",
-    type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
-    show_default="as the files record, else 0.95",
-    help="Coverage of each interval.",
-)
-@click.option("--seed", type=SEED_RANGE, show_default="as the files record, else 0", help="Seed of the resamples.")
-@JSON
-def winrate(
-    files: tuple[Path, ...],
-    as_json: bool,
-    length_control: bool,
-    style_control: bool,
-    lc_table: Path | None,
-    **options: Any,
-) -> None:
-    """Show win rates of recorded judgements.
-
-    FILES are our Parquet or JSONL files of judgements, or AlpacaEval's annotations.json.
-
-    The file of a run gives the run's own intervals: it records how they were computed.
-    """
-    from toolkit.cli.tables import judging_tables
-    from toolkit.evals.length_control import load_length_table
-    from toolkit.judging.win_rates import Controls, winrate_report
-
-    table = load_length_table(lc_table) if lc_table is not None else None
-    controls = Controls(length=length_control or table is not None, style=style_control, table=table)
-    # What is not asked for is as the files record it.
-    asked = {name: value for name, value in options.items() if value is not None}
-    results = winrate_report(files, controls=controls, **asked)
-    emit(results) if as_json else say(judging_tables(results))
-
-
-@click.command()
 @click.option("--data", required=True, help="Responses to label: preference data, or a run folder's samples.")
 @click.option("--policy", help="Sample the responses from this policy; --data gives the prompts.")
-@click.option("--judge", required=True, help="The language model: llm:MODEL or openai:MODEL@BASE_URL.")
 @click.option(
-    "--principles", required=True, help="hhh (shipped), or a file with a principle on each line, or a YAML list."
+    "--judge",
+    required=True,
+    help="A language model (llm:MODEL, openai:MODEL@BASE_URL), or a judge that scores: rm:MODEL, "
+    "implicit:POLICY,REFERENCE, python:MODULE:FUNCTION, gold.",
+)
+@click.option(
+    "--principles",
+    help="For a language model: hhh (shipped), or a file with a principle on each line, or a YAML list.",
 )
 @click.option(
     "--draw",
@@ -401,7 +309,7 @@ def winrate(
     type=click.Choice(["soft", "hard"]),
     default="soft",
     show_default=True,
-    help="soft: probabilities; hard: winners.",
+    help="soft: probabilities (of a judge that scores: rm: and implicit: have some); hard: winners.",
 )
 @LANGUAGE_MODEL
 @sampled_data(k=4, longest=128)
@@ -409,10 +317,11 @@ def winrate(
 @JSON
 @click.pass_context
 def label(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
-    """Make preference data by written principles.
+    """Make preference data with a judge.
 
-    A language model compares the responses to each prompt.
+    A language model compares the responses to each prompt by written principles; another judge scores them.
     """
+    from toolkit.cli.tables import labels_table
     from toolkit.judging.principles import Labelling, load_principles
     from toolkit.measure.label import label_data
     from toolkit.measure.options import PromptSelection, take
@@ -421,10 +330,10 @@ def label(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     reporter = reporter_of(ctx)
     quiet_libraries()
     selection, params = take(PromptSelection, options), sampling_params("k", options)
-    asking = judge_options(options)
+    asking, principles = judge_options(options), options.pop("principles")
     labelling = Labelling(
         options.pop("judge"),
-        load_principles(options.pop("principles")),
+        load_principles(principles) if principles is not None else [],
         asking,
         draw=options.pop("draw"),
         labels=options.pop("labels"),
@@ -432,7 +341,8 @@ def label(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     )
     policy = options.pop("policy")
     sampler = PolicySampler(policy, asking.model, params) if policy is not None else None
-    show_summary(label_data(labelling, selection, sampler=sampler, reporter=reporter, **options), as_json)
+    summary = label_data(labelling, selection, sampler=sampler, reporter=reporter, **options)
+    emit(summary) if as_json else say(labels_table(summary))
 
 
 @click.command()
@@ -457,6 +367,7 @@ def simulate(ctx: click.Context, /, as_json: bool, policy: str | None, annotator
 
     Annotators compare the responses; each is biased and noisy in its own way.
     """
+    from toolkit.cli.tables import simulation_table
     from toolkit.measure.annotators import read_annotators
     from toolkit.measure.options import PromptSelection, take
     from toolkit.measure.responses import has_responses
@@ -473,7 +384,8 @@ def simulate(ctx: click.Context, /, as_json: bool, policy: str | None, annotator
     sampler = None
     if policy is not None or annotators is None or not has_responses(selection):
         sampler = PolicySampler(policy or "smollm2-135m", model, params)
-    show_summary(simulate_data(sampler, selection, people, reporter=reporter, **options), as_json)
+    summary = simulate_data(sampler, selection, people, reporter=reporter, **options)
+    emit(summary) if as_json else say(simulation_table(summary))
 
 
-COMMANDS = (rewards, score, compare, judge, winrate, label, simulate)
+COMMANDS = (rewards, score, compare, label, simulate)

@@ -138,3 +138,4 @@ SEED = click.option("--seed", type=SEED_RANGE, default=0, show_default=True, hel
 SPLIT = click.option("--split", default="train", show_default=True, help="Split of a hub data set.")
 PROMPT_LIMIT = click.option("--limit", type=POSITIVE, metavar="N", help="Use only N of the prompts.")
 FORCE = click.option("--force", is_flag=True, help="Overwrite an existing file.")
+WITH_TEXT = click.option("--with-text", is_flag=True, help="Add the texts of prompts and responses to the table.")

@@ -159,7 +159,11 @@ def judging_tables(report: Mapping[str, Any]) -> str:
     sheets += [_ranking_sheet(ranking, confidence) for ranking in report["bradley_terry"]]
     if report["judge_agreement"]:
         sheets.append(_judges_sheet(report["judge_agreement"], confidence))
-    notes = "\n".join(f"note: {text}" for text in missing_estimates(rows))
+    if report.get("prediction_powered"):
+        sheets.append(_corrected_sheet(report["prediction_powered"], confidence))
+    notes = "\n".join(
+        f"note: {text}" for text in [*missing_estimates(rows), *map(_columns_line, report.get("columns_read", []))]
+    )
     heading = f"Policies in {folder}" if folder else ""
     return "\n\n".join(filter(None, [heading, text_of(*sheets), notes]))
 
@@ -186,6 +190,34 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 def _policy_and_slice(row: Mapping[str, Any]) -> str:
     return str(row["policy"]) if row["slice"] is None else f"{row['policy']}, {row['slice']}"
+
+
+def _columns_line(read: Mapping[str, Any]) -> str:
+    """Which columns a file's battles were read from."""
+    names = ", ".join(f"{name} = {read[name]}" for name in ("prompt", "systems", "winner", "judge"))
+    return f"{read['file']}: {names}" + (f"; {read['note']}" if read["note"] else "")
+
+
+def _corrected_sheet(rows: Sequence[Mapping[str, Any]], confidence: float) -> Sheet:
+    """Win rates of judges, corrected by people's votes, beside those of people alone."""
+    bounds = interval_heading(confidence)
+    columns = ["policy", "against", "judge", "corrected", bounds, "people alone", bounds, "judge alone", "bias"]
+    sheet = Sheet("Corrected by people's votes", [*columns, "weight", "votes on"])
+    for row in rows:
+        sheet.add_row(
+            row["policy"],
+            row["baseline"],
+            row["judge"],
+            percent(row["win_rate"]),
+            interval(row["ci_low"], row["ci_high"]),
+            percent(row["human_win_rate"]),
+            interval(row["human_ci_low"], row["human_ci_high"]),
+            percent(row["judge_win_rate"]),
+            percent(row["bias"]),
+            number(row["judge_weight"], 2),
+            f"{row['n_human']} of {row['n_human'] + row['n_judge_only']}",
+        )
+    return sheet
 
 
 def _style_sheet(rows: Sequence[Mapping[str, Any]], confidence: float) -> Sheet:
@@ -334,6 +366,49 @@ def _implicit_against_explicit(check: Mapping[str, Any]) -> list[Sheet]:
             sheet.add_row(policy, str(row["n_pairs"]), *shares, number(row["cohen_kappa"]["value"]))
         sheets.append(sheet)
     return sheets
+
+
+def labels_table(summary: Mapping[str, Any]) -> str:
+    """``duel label``."""
+    rows = {
+        "prompts": f"{summary['n_prompts']:,}",
+        "prompts left out": f"{summary['n_prompts_left_out']:,}",
+        "responses": f"{summary['n_responses']:,}",
+        "comparisons": f"{summary['n_comparisons']:,}",
+        "of them ties": f"{summary['n_tied']:,}",
+        "failed": f"{summary['n_failed']:,}",
+    }
+    usage = summary["judge_usage"]
+    if usage is not None:
+        rows |= {
+            "changed with the order": f"{summary['n_inconsistent']:,}",
+            "principles": f"{summary['n_principles']:,}",
+            "prompt tokens": f"{usage['prompt_tokens']:,}",
+            "completion tokens": f"{usage['completion_tokens']:,}",
+        }
+        rows |= {"cost, USD": f"{usage['cost_usd']:.4f}"} if usage["cost_usd"] is not None else {}
+    return _written_data("Labels", rows, summary["out"])
+
+
+def simulation_table(summary: Mapping[str, Any]) -> str:
+    """``duel simulate``."""
+    rows = {
+        "prompts": f"{summary['n_prompts']:,}",
+        "prompts left out": f"{summary['n_prompts_left_out']:,}",
+        "responses": f"{summary['n_responses']:,}",
+        "comparisons": f"{summary['n_comparisons']:,}",
+        "annotators": summary["annotators"],
+        "agreement of two": percent(summary["agreement_of_two_annotators"]),
+        "gold rewards": "of the data" if summary["gold"] == "data" else "of the shipped function",
+    }
+    return _written_data("Simulated labels", rows, summary["out"])
+
+
+def _written_data(title: str, rows: Mapping[str, str], out: str) -> str:
+    sheet = Sheet(title, ["", "value"])
+    for name, value in rows.items():
+        sheet.add_row(name, value)
+    return f"{text_of(sheet)}\n\nwritten: {out}"
 
 
 # ---------------------------------------------------------------- studies

@@ -8,8 +8,9 @@ from typing import Any, Unpack
 
 from toolkit.evals.verdict import ARMS
 from toolkit.evals.winrate import WinRate
+from toolkit.judging.controls import IntervalOptions
 from toolkit.judging.records import Judgement, response_hash
-from toolkit.judging.win_rates import IntervalOptions, pooled_win_rate, win_rates
+from toolkit.judging.win_rates import pooled_win_rate, win_rates
 from toolkit.preferences.samples import Sample
 
 BOTH_ENDED = "both responses ended"

@@ -83,7 +83,7 @@ class Labelled:
     n_failed: int
     n_tied: int
     n_inconsistent: int
-    usage: Usage
+    usage: Usage | None  # None: no language model was asked
 
 
 def load_principles(name_or_path: str) -> list[str]:

@@ -18,9 +18,11 @@ from toolkit.errors import DataError, RecipeError, StoreError, nearest
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.style import FEATURES, style_of
 from toolkit.files import parse_json, table_metadata, write_table
+from toolkit.judging.battles import ColumnsRead, battle_rows
 from toolkit.preferences.cells import RecordError, excerpt, name_cell, prompt_cell
-from toolkit.preferences.loading import local_path, read_file
-from toolkit.preferences.rows import prompt_id
+from toolkit.preferences.loading import SourceRecords, local_path, read_file
+from toolkit.preferences.refusals import in_words
+from toolkit.preferences.rows import Record, prompt_id
 
 _COUNTS = [f"{side}_{name}" for side in ("policy", "baseline") for name in FEATURES]
 # Of a Parquet file of judgements: how the intervals of its win rates were computed.
@@ -110,14 +112,19 @@ def preference_by_score(policy: float, baseline: float) -> float:
 
 
 def write_judgements(
-    judgements: Sequence[Judgement], path: Path, intervals: BootstrapOptions = DEFAULT_INTERVALS
+    judgements: Sequence[Judgement],
+    path: Path,
+    intervals: BootstrapOptions = DEFAULT_INTERVALS,
+    beside: Sequence[Mapping[str, object]] = (),
 ) -> None:
     """Write a Parquet file that :func:`read_judgements` reads, whole or not at all.
 
     ``intervals`` are those of the win rates that were computed from these judgements. The file records them, so that
-    :func:`recorded_intervals` gives the same bounds again.
+    :func:`recorded_intervals` gives the same bounds again. ``beside`` holds further columns, one mapping for each
+    judgement.
     """
     rows = [asdict(judgement) for judgement in judgements]
+    rows = [{**row, **more} for row, more in zip(rows, beside, strict=True)] if beside else rows
     write_table(rows, path, {_INTERVALS: json.dumps(intervals)})
 
 
@@ -150,14 +157,30 @@ def _intervals_of(path: Path) -> BootstrapOptions | None:
     return cast(BootstrapOptions, options)
 
 
+@dataclass(frozen=True)
+class RecordedFiles:
+    """The judgements of files, and of those in other forms than duel's and AlpacaEval's which columns were read."""
+
+    judgements: list[Judgement]
+    columns_read: list[ColumnsRead]
+
+
 def read_judgements(files: Sequence[str | Path], *, by: str | None = None) -> list[Judgement]:
+    """The judgements of :func:`read_recorded`."""
+    return read_recorded(files, by=by).judgements
+
+
+def read_recorded(
+    files: Sequence[str | Path], *, by: str | None = None, columns: Mapping[str, str] | None = None
+) -> RecordedFiles:
     """All judgements of ``files``, in the kinds of files that preference data has (``SUFFIXES`` of
     :mod:`toolkit.preferences.loading`).
 
     A row with ``generator_1`` and ``generator_2`` is AlpacaEval's: the policy is generator_2, the baseline generator_1,
     the preference is lowered by 1 (1..2 becomes 0..1), and 0 is a tie. A file that is reduced to lengths (``len_model``
-    instead of ``output_2``) names its policy by the file's name. ``by`` names a column, such as AlpacaEval's
-    ``dataset``, that becomes each judgement's ``group``.
+    instead of ``output_2``) names its policy by the file's name. Other files are battles
+    (:mod:`toolkit.judging.battles`). ``by`` names a column, such as AlpacaEval's ``dataset``, that becomes each
+    judgement's ``group``. ``columns`` maps known names of columns to those of the files.
 
     Raises:
         DataError: a file that is missing, a folder, empty, unreadable, or with rows that are not judgements.
@@ -167,19 +190,44 @@ def read_judgements(files: Sequence[str | Path], *, by: str | None = None) -> li
             "no file of recorded judgements was named", fix="name at least one .parquet, .jsonl or .json file"
         )
     judgements: list[Judgement] = []
+    taken: list[ColumnsRead] = []
     for file in files:
         path = Path(file)
-        rows = _read_rows(path)
-        if not rows:
+        loaded = _mapped(_load(path), columns or {})
+        if not loaded.records:
             raise DataError("the file holds no judgements", where=str(path))
-        for i, (where, row) in enumerate(rows):
+        first = loaded.records[0][1]
+        in_our_form = all(name in first for name in _REQUIRED) or {"generator_1", "generator_2"} <= first.keys()
+        battles = None if in_our_form else battle_rows(loaded)
+        rows = loaded.records if battles is None else battles[0]
+        taken += [] if battles is None else [battles[1]]
+        records = dict(loaded.records)
+        for i, (number, row) in enumerate(rows):
+            where = loaded.place(number)
             judgement = _judgement(row, i, path, where)
             if by is not None:
-                if row.get(by) is None:
-                    raise DataError(f"there is no column {by!r}", where=where, fix=nearest(by, row))
-                judgement = replace(judgement, group=_value(row[by], by, where))
+                record = records[number]
+                if record.get(by) is None:
+                    raise DataError(f"there is no column {by!r}", where=where, fix=nearest(by, record))
+                judgement = replace(judgement, group=_value(record[by], by, where))
             judgements.append(judgement)
-    return judgements
+    return RecordedFiles(judgements, taken)
+
+
+def _mapped(loaded: SourceRecords, columns: Mapping[str, str]) -> SourceRecords:
+    """The records with ``columns`` (a known name -> the file's name) applied, in the files that have them."""
+    present = {str(name) for _, record in loaded.records[:100] for name in record}
+    for name in columns.values():
+        if name not in present:
+            raise DataError(f"there is no column {name!r}", where=loaded.name, fix=nearest(name, present))
+    if not columns:
+        return loaded
+    names = {name: known for known, name in columns.items()}
+    records: list[tuple[int, Record]] = [
+        (number, {names.get(key, key): value for key, value in record.items() if key in names or key not in columns})
+        for number, record in loaded.records
+    ]
+    return replace(loaded, records=records)
 
 
 def check_recorded_names(specs: Sequence[str]) -> None:
@@ -232,12 +280,16 @@ def _prompt_id(row: Mapping[str, object], column: str, where: str) -> str:
 
 def _read_rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """The rows of a file, each with its place."""
+    loaded = _load(path)
+    return [(loaded.place(number), record) for number, record in loaded.records]
+
+
+def _load(path: Path) -> SourceRecords:
     if path.is_dir():
         raise DataError("a folder, not a file of judgements", where=str(path), fix="name the files inside it")
     if not local_path(str(path)).is_file():
         raise DataError("no such file", where=str(path), fix="check the path")
-    loaded = read_file(path)
-    return [(loaded.place(number), record) for number, record in loaded.records]
+    return read_file(path)
 
 
 def _judgement(row: Mapping[str, Any], position: int, path: Path, where: str) -> Judgement:
@@ -248,7 +300,9 @@ def _judgement(row: Mapping[str, Any], position: int, path: Path, where: str) ->
         raise DataError(
             f"a judgement lacks {', '.join(missing)}",
             where=where,
-            fix=f"rows need {', '.join(_REQUIRED)}; or AlpacaEval's generator_1, generator_2, preference",
+            fix=f"rows need {', '.join(_REQUIRED)}; or AlpacaEval's generator_1, generator_2, preference; or a prompt, "
+            f"two systems (model_a, model_b) or responses (response_a, response_b), and a winner. Map other names with "
+            f"--column; the columns are {in_words(list(map(str, row)))}",
         )
     preference = _number(row["preference"], "preference", where)
     error = str(row.get("error") or "")
@@ -269,11 +323,15 @@ def _judgement(row: Mapping[str, Any], position: int, path: Path, where: str) ->
         seed=_integer(row.get("seed"), "seed", where),
         error=error,
         position=position,
+        source=_name(row, "source", where) if row.get("source") else "",
         **_recorded_measures(row, where),
     )
 
 
-def _recorded_measures(row: Mapping[str, object], where: str) -> TextMeasures:
+def _recorded_measures(row: Mapping[str, Any], where: str) -> TextMeasures:
+    if row.get("texts"):  # of battles
+        policy, baseline = row["texts"]
+        return text_measures(_value(policy, "response", where), _value(baseline, "response", where))
     counts = {name: _count(row.get(name), name, where) for name in _COUNTS}
     hashes = {name: _name(row, name, where) if row.get(name) else "" for name in ("policy_hash", "baseline_hash")}
     return cast(TextMeasures, counts | hashes)

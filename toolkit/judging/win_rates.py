@@ -7,25 +7,32 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from toolkit.errors import DataError
 from toolkit.evals.intervals import DEFAULT_INTERVALS, Floats
 from toolkit.evals.judge_agreement import Opinion, judge_agreement
-from toolkit.evals.length_control import LengthTable, length_controlled_win_rate
-from toolkit.evals.style import FEATURES, style_controlled_win_rate
+from toolkit.evals.length_control import LengthTable
+from toolkit.evals.style import FEATURES
 from toolkit.evals.verdict import ARMS
 from toolkit.evals.winrate import WinRate, average_within_prompt, bradley_terry, holm, win_rate
-from toolkit.judging.records import POOLED, Judgement, read_attributes, read_judgements, recorded_intervals
+from toolkit.judging.controls import (
+    Alignment,
+    IntervalOptions,
+    recorded_fields,
+    with_length_control,
+    with_style_control,
+)
+from toolkit.judging.human_votes import corrected_win_rates
+from toolkit.judging.records import POOLED, Judgement, read_attributes, read_recorded, recorded_intervals
 
 _log = logging.getLogger(__name__)
 
-Alignment = Literal["alpaca_eval", "instruction"]
 _MOST_GROUPS = 50  # an attribute with more values is an identifier, and its values are no slices
 
 
@@ -54,14 +61,6 @@ NO_CONTROLS = Controls()
 RECORDED_CONTROLS = Controls(length=True, style=True, where_recorded=True)
 
 
-class IntervalOptions(TypedDict, total=False):
-    """The keyword arguments of every statistic in ``evals`` that has an interval; all are optional."""
-
-    n_resamples: int
-    confidence: float
-    seed: int
-
-
 def winrate_report(
     files: Sequence[str | Path],
     *,
@@ -71,6 +70,8 @@ def winrate_report(
     pool_judges: bool = False,
     ranking: bool = False,
     reference: str | None = None,
+    human: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
     **intervals: Unpack[IntervalOptions],
 ) -> dict[str, Any]:
     """:func:`report` of the judgements recorded in ``files``.
@@ -78,12 +79,15 @@ def winrate_report(
     ``intervals`` that are not named here are those that the files record (a run's file gives the run's own bounds),
     or the defaults where they record none or different ones.
     ``by`` adds win rates for each value of a prompt's attribute. The attribute is a column of ``files``, or of
-    ``attributes``, a file of prompts.
+    ``attributes``, a file of prompts. ``human`` names a file with the votes of people on some of the prompts: the
+    judges' win rates, corrected by them, are under ``prediction_powered``. ``columns`` maps known names of columns to
+    those of the files; ``columns_read`` says what was read from files of battles.
 
     Raises:
         DataError: as :func:`read_judgements` and :func:`report`; an attribute that a prompt lacks.
     """
-    judgements = read_judgements(files, by=by if attributes is None else None)
+    recorded = read_recorded(files, by=by if attributes is None else None, columns=columns)
+    judgements = recorded.judgements
     options: IntervalOptions = {**(recorded_intervals(files) or DEFAULT_INTERVALS), **intervals}
     if by is not None and attributes is not None:
         values = read_attributes(attributes, by)
@@ -92,7 +96,7 @@ def winrate_report(
             fix = "give the file of prompts that were judged"
             raise DataError(f"no {by} for prompt {unknown}", where=str(attributes), fix=fix)
         judgements = [replace(j, group=values[j.prompt_id]) for j in judgements]
-    return report(
+    result = report(
         judgements,
         controls=controls,
         by=by,
@@ -101,6 +105,22 @@ def winrate_report(
         reference=reference,
         **options,
     )
+    taken = recorded.columns_read
+    if human is not None:
+        votes = read_recorded([human])
+        taken = [*taken, *votes.columns_read]
+        confidence = options.get("confidence", DEFAULT_INTERVALS["confidence"])
+        result["prediction_powered"] = corrected_win_rates(judgements, votes.judgements, by_prompt, confidence)
+    if taken:
+        result["columns_read"] = [asdict(columns_of_file) for columns_of_file in taken]
+    return result
+
+
+def by_prompt(members: Sequence[Judgement]) -> dict[str, float]:
+    """The preference of each judged prompt: the mean over judges of the mean over orders."""
+    prompts = dict.fromkeys(m.prompt_id for m in members)
+    preferences = zip(prompts, _preferences(members).tolist(), strict=True)
+    return {prompt: value for prompt, value in preferences if not np.isnan(value)}
 
 
 def report(
@@ -243,10 +263,10 @@ def win_rates(
         row = win_rate(preferences, policy=policy, baseline=baseline, judge=judge, n_failed=n_failed, **intervals)
         consistency, first_slot = _positions(members)
         row = replace(row, position_consistency=consistency, first_slot_rate=first_slot)
-        if controls.length and (not controls.where_recorded or _recorded(members, ("length",))):
-            row = _with_length_control(row, members, preferences, controls, **intervals)
-        if controls.style and (not controls.where_recorded or _recorded(members, FEATURES)):
-            row = _with_style_control(row, members, preferences, **intervals)
+        if controls.length and (not controls.where_recorded or recorded_fields(members, ("length",))):
+            row = with_length_control(row, members, preferences, controls.table, controls.alignment, **intervals)
+        if controls.style and (not controls.where_recorded or recorded_fields(members, FEATURES)):
+            row = with_style_control(row, members, preferences, **intervals)
         rows.append(row)
     return _with_holm(rows)
 
@@ -391,97 +411,3 @@ def _positions(members: Sequence[Judgement]) -> tuple[float | None, float | None
         policy_second = float(np.mean([np.mean(v) for v in by_order[1].values()]))
         return None, (policy_first + 1.0 - policy_second) / 2.0
     return None, None
-
-
-def _recorded(members: Sequence[Judgement], names: Sequence[str]) -> bool:
-    fields = [f"{side}_{name}" for side in ("policy", "baseline") for name in names]
-    return any(all(getattr(m, name) is not None for name in fields) for m in members)
-
-
-def _by_prompt(members: Sequence[Judgement], name: str) -> Floats:
-    """A field's mean over a prompt's judgements, (n,); NaN where none of them records it."""
-    values = [getattr(m, name) for m in members]
-    ids = [m.prompt_id for m in members]
-    return average_within_prompt(ids, np.array([np.nan if x is None else x for x in values], dtype=np.float64))[1]
-
-
-def _with_style_control(
-    row: WinRate, members: Sequence[Judgement], preferences: Floats, **intervals: Unpack[IntervalOptions]
-) -> WinRate:
-    policy_style, baseline_style = (
-        np.stack([_by_prompt(members, f"{side}_{feature}") for feature in FEATURES], axis=1)
-        for side in ("policy", "baseline")
-    )
-    if row.n_judged and np.isnan(policy_style + baseline_style).any(axis=1).all():
-        raise DataError(
-            f"no judgement of {row.policy!r} records the style of its responses",
-            where="style control",
-            fix="judge again, or record policy_length, _lists, _headers, _bold and baseline_length, ...",
-        )
-    result = style_controlled_win_rate(preferences, policy_style, baseline_style, **intervals)
-    return replace(
-        row,
-        sc_win_rate=result.win_rate,
-        sc_ci_low=result.ci_low,
-        sc_ci_high=result.ci_high,
-        style_effects=result.effects,
-        sc_reason=result.reason,
-    )
-
-
-def _with_length_control(
-    row: WinRate,
-    members: Sequence[Judgement],
-    preferences: Floats,
-    controls: Controls,
-    **intervals: Unpack[IntervalOptions],
-) -> WinRate:
-    policy_lengths, baseline_lengths = (_by_prompt(members, f"{side}_length") for side in ("policy", "baseline"))
-    usable = ~np.isnan(preferences) & ~np.isnan(policy_lengths) & ~np.isnan(baseline_lengths)
-    if row.n_judged and not usable.any():
-        raise DataError(
-            f"no judgement of {row.policy!r} records lengths",
-            where="length control",
-            fix="record policy_length and baseline_length in characters, or leave length control out",
-        )
-    table = controls.table
-    difficulty = None if table is None else _difficulties(members, table, controls.alignment, row.policy)
-    result = length_controlled_win_rate(
-        preferences, policy_lengths, baseline_lengths, difficulty=difficulty, table=table, **intervals
-    )
-    return replace(
-        row,
-        lc_win_rate=result.lc_win_rate,
-        lc_ci_low=result.ci_low,
-        lc_ci_high=result.ci_high,
-        lc_variant=result.variant,
-        lc_reason=result.reason,
-    )
-
-
-def _difficulties(members: Sequence[Judgement], table: LengthTable, alignment: Alignment, policy: str) -> Floats:
-    """Difficulty of each prompt, in order of first appearance."""
-    prompts = list(dict.fromkeys(m.prompt_id for m in members))
-    known = np.array([table.difficulty.get(prompt, np.nan) for prompt in prompts])
-    size = len(table.difficulty_by_index)
-    whole_file = all(m.alpaca_eval for m in members) and len(prompts) == len(members)
-    if alignment == "alpaca_eval" and whole_file and 0.95 * size <= len(prompts) <= size:
-        by_place = table.difficulty_by_index[: len(prompts)]
-        moved = int(np.sum(~np.isnan(known) & (known != by_place)))
-        if moved:
-            _log.warning(
-                "%s: %d of %d rows stand at another place than in the benchmark, and get another instruction's "
-                "difficulty, as in AlpacaEval's published numbers; align by instruction for the corrected value",
-                policy,
-                moved,
-                len(prompts),
-            )
-        return by_place
-    if np.isnan(known).any():
-        missing = int(np.isnan(known).sum())
-        raise DataError(
-            f"the length-control table does not know {missing} of {len(prompts)} prompts of {policy!r}",
-            where=f"first unknown: {prompts[int(np.flatnonzero(np.isnan(known))[0])]}",
-            fix="leave the table out: length control then uses lengths alone",
-        )
-    return known

@@ -20,6 +20,7 @@ from toolkit.models.encoding import text_encoder
 from toolkit.models.load import reads_pairs
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
+from toolkit.preferences.rows import readable
 from toolkit.progress import Reporter
 
 
@@ -30,10 +31,13 @@ def explicit_rewards(
     reading_options: ReadingOptions,
     scoring: ScoringOptions,
     *,
+    with_text: bool = False,
     out: Path,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Write the reward model's score of every response to ``out`` and return the summary. Interrupted, it continues.
+
+    Each row of the table says where its response is in the data; ``with_text`` adds the texts.
 
     Raises ModelError for a model that is no reward model or gives no finite scores.
     """
@@ -44,14 +48,13 @@ def explicit_rewards(
     work = out.with_name(f".{out.name}.partial")
     scores = score_reading(rm, reading, reading_options.max_response_tokens, scoring, work, reporter)
     summary = summarise_rewards(reading, scores, started) | {"out": str(out)}
-    write_table(
-        [record for row, values in zip(reading.rows, scores, strict=True) for record in _records(row, values)], out
-    )
+    records = (_records(row, values, with_text) for row, values in zip(reading.rows, scores, strict=True))
+    write_table([record for of_prompt in records for record in of_prompt], out)
     shutil.rmtree(work, ignore_errors=True)
     return summary
 
 
-def _records(row: EncodedRow, scores: NDArray[np.float64]) -> list[dict[str, Any]]:
+def _records(row: EncodedRow, scores: NDArray[np.float64], with_text: bool) -> list[dict[str, Any]]:
     """The table's rows of one prompt; ``label`` is there for a pair with a winner."""
     return [
         {
@@ -62,6 +65,8 @@ def _records(row: EncodedRow, scores: NDArray[np.float64]) -> list[dict[str, Any
             "truncated": row.encoded.truncated[k],
         }
         | ({"label": row.labels[k]} if row.labels is not None else {})
+        | {"source_file": row.sources[k][0], "source_row": row.sources[k][1]}
+        | ({"prompt": readable(row.row.prompt), "response": row.row.responses[k]} if with_text else {})
         for k, ids in enumerate(row.encoded.tree.response_ids)
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from toolkit.judging.answers import remembering
 from toolkit.judging.judge import check_judge, judge_pairs, refuse_silence, silence
 from toolkit.judging.llm import Usage
 from toolkit.judging.options import JudgeOptions
-from toolkit.judging.records import Judgement, is_ours, write_judgements
+from toolkit.judging.records import Judgement, is_ours, response_hash, write_judgements
 from toolkit.judging.responses import PolicyResponses
-from toolkit.preferences.samples import by_policy, by_prompt, read_samples
+from toolkit.measure.outputs import JudgedOutputs, SourceOfResponse, outputs_to_judge
+from toolkit.preferences.rows import readable
+from toolkit.preferences.samples import SAMPLES_FILE, by_policy, by_prompt, read_samples
 from toolkit.progress import Reporter
 from toolkit.storage.locks import holds_out
 
@@ -46,6 +48,9 @@ class SampledPair:
         prompts = {sample.prompt_id: sample.prompt for sample in samples}
         groups = {name: by_prompt(sorted(of_policy[name], key=lambda sample: sample.sample_index)) for name in pair}
         ids = [key for key in list(prompts)[: self.limit] if all(key in groups[name] for name in pair)]
+        if not ids:
+            what = f"no prompt has a response of {self.policy!r} and of {self.baseline!r}"
+            raise DataError(what, where=str(self.samples), fix="judge policies that answered the same prompts")
 
         recorded = all(sample.response_ids for sample in samples)  # a table of texts alone has none
 
@@ -60,6 +65,14 @@ class SampledPair:
             truncated=column("truncated") if recorded else None,
         )
 
+    def sources(self) -> SourceOfResponse:
+        """The row of the table of each response."""
+        file = self.samples / SAMPLES_FILE if self.samples.is_dir() else self.samples
+        rows: dict[tuple[str, str, str], tuple[str, int]] = {}
+        for number, sample in enumerate(read_samples(file, ["prompt_id", "policy", "response"]), start=1):
+            rows.setdefault((sample.policy, sample.prompt_id, sample.response), (str(file), number))
+        return rows
+
 
 @holds_out
 def judge_samples(
@@ -71,10 +84,12 @@ def judge_samples(
     out: Path,
     reporter: Reporter,
     annotations: Path | None = None,
+    with_text: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
     """Writes a judge's judgements to ``out``, and to ``annotations`` in AlpacaEval's format.
 
+    The table says of each response in which file and row it is; ``with_text`` adds the prompt and both responses.
     Returns :func:`toolkit.judging.win_rates.report` with ``judge_usage``.
     Raises StoreError where ``out`` is somebody else's file, unless ``force``; DataError where a file of judgements has
     none of this pair on these prompts, ModelError where every question
@@ -96,12 +111,85 @@ def judge_samples(
             where=judge,
             fix=f"it holds {', '.join(recorded[:5])}",
         )
-    return _written(of_pair, responses, usage, seed, out, annotations)
+    beside = _beside(of_pair, pair.sources(), responses, with_text)
+    return _written(of_pair, responses, usage, seed, out, annotations, beside)
+
+
+@dataclass(frozen=True)
+class JudgedFiles:
+    """Outputs of systems in ``files``: which systems are compared, on the first ``limit`` prompts that all answered."""
+
+    files: Sequence[Path]
+    policy: str | None = None
+    baseline: str | None = None
+    limit: int | None = None
+
+    def read(self, reporter: Reporter) -> JudgedOutputs:
+        """The outputs, as :func:`toolkit.measure.outputs.outputs_to_judge` reads them; what is left out is said."""
+        outputs = outputs_to_judge(self.files, policy=self.policy, baseline=self.baseline, limit=self.limit)
+        for note in outputs.notes:
+            reporter.line(note)
+        return outputs
+
+
+@dataclass(frozen=True)
+class OutputPair:
+    """The one pair of systems of some files."""
+
+    policy: str
+    baseline: str
+    outputs: JudgedOutputs
+
+    def responses(self) -> PolicyResponses:
+        return self.outputs.responses
+
+    def sources(self) -> SourceOfResponse:
+        return self.outputs.sources
+
+
+def one_pair(files: JudgedFiles, reporter: Reporter) -> OutputPair:
+    """The pair that people are asked about. Raises DataError where the files hold more than two systems."""
+    outputs = files.read(reporter)
+    if len(outputs.pairs) > 1:
+        names = ", ".join(dict.fromkeys(name for pair in outputs.pairs for name in pair))
+        what = f"people vote on one pair, and the files hold {names}"
+        raise DataError(what, where=str(files.files[0]), fix="name --policy and --baseline")
+    return OutputPair(*outputs.pairs[0], outputs)
+
+
+@holds_out
+def judge_outputs(
+    files: JudgedFiles,
+    judge: str,
+    options: JudgeOptions,
+    *,
+    seed: int,
+    out: Path,
+    reporter: Reporter,
+    annotations: Path | None = None,
+    with_text: bool = False,
+    force: bool = False,
+) -> dict[str, Any]:
+    """:func:`judge_samples` of outputs in files, of two or more systems.
+
+    Raises what :func:`judge_samples` and :func:`toolkit.measure.outputs.outputs_to_judge` raise.
+    """
+    refuse_others_files(out, annotations, force)
+    check_judge(judge)
+    outputs = files.read(reporter)
+    judgements, usage = judge_pairs(judge, outputs.pairs, outputs.responses, options, reporter)
+    refuse_silence(silence(judge, judgements, usage) if not judge.startswith("file:") else {})
+    known = set(outputs.responses.prompt_ids)
+    of_pairs = [j for j in judgements if (j.policy, j.baseline) in outputs.pairs and j.prompt_id in known]
+    if not of_pairs:
+        raise DataError("no judgement of these systems on these prompts", where=judge)
+    beside = _beside(of_pairs, outputs.sources, outputs.responses, with_text)
+    return _written(of_pairs, outputs.responses, usage, seed, out, annotations, beside)
 
 
 @holds_out
 def ask_people(
-    pair: SampledPair,
+    pair: SampledPair | OutputPair,
     *,
     annotator: str,
     port: int,
@@ -109,6 +197,7 @@ def ask_people(
     out: Path,
     reporter: Reporter,
     annotations: Path | None = None,
+    with_text: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
     """The same with people as judges, who vote on a local page until Ctrl-C.
@@ -127,7 +216,9 @@ def ask_people(
         except KeyboardInterrupt:
             reporter.line("closing the page")
     with remembering(memory_path) as memory:
-        return _written(human.votes(ballots, memory), responses, None, seed, out, annotations)
+        judgements = human.votes(ballots, memory)
+        beside = _beside(judgements, pair.sources(), responses, with_text)
+        return _written(judgements, responses, None, seed, out, annotations, beside)
 
 
 def refuse_others_files(out: Path, annotations: Path | None, force: bool) -> None:
@@ -144,10 +235,33 @@ def _written(
     seed: int,
     out: Path,
     annotations: Path | None,
+    beside: Sequence[Mapping[str, object]],
 ) -> dict[str, Any]:
     if annotations is not None:
         alpaca_eval.write_annotations(judgements, responses, annotations)
     intervals: BootstrapOptions = {**DEFAULT_INTERVALS, "seed": seed}
-    write_judgements(judgements, out, intervals)
+    write_judgements(judgements, out, intervals, beside)
     report = win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **intervals)
     return report | {"judge_usage": [asdict(usage)] if usage is not None else []}
+
+
+def _beside(
+    judgements: Sequence[Judgement], sources: SourceOfResponse, responses: PolicyResponses, with_text: bool
+) -> list[dict[str, object]]:
+    """For each judgement the file and row of both responses, and on request the prompt and both texts."""
+    texts = {
+        (name, key, response_hash(text)): text
+        for name, of_prompt in responses.texts.items()
+        for key, of_one in zip(responses.prompt_ids, of_prompt, strict=True)
+        for text in of_one
+    }
+    prompts = dict(zip(responses.prompt_ids, map(readable, responses.prompts), strict=True))
+    rows = []
+    for j in judgements:
+        row: dict[str, object] = {"prompt": prompts[j.prompt_id]} if with_text else {}
+        for side, name, hashed in (("policy", j.policy, j.policy_hash), ("baseline", j.baseline, j.baseline_hash)):
+            text = texts.get((name, j.prompt_id, hashed))
+            file, number = (None, None) if text is None else sources.get((name, j.prompt_id, text), (None, None))
+            row |= {f"{side}_file": file, f"{side}_row": number} | ({f"{side}_response": text} if with_text else {})
+        rows.append(row)
+    return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError
 from toolkit.evals.agreement import Comparison
+from toolkit.measure.single_responses import read_single_responses
 from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
 from toolkit.models.rendering import refusals_at
 from toolkit.preferences import splits
@@ -45,13 +46,14 @@ class EncodedRow:
     """A prompt with responses, as text and as token ids.
 
     ``origin`` is "data" for the data's responses, or says whose samples they are ("PPO"). ``writers[k]`` is the policy
-    that wrote response k, or "data".
+    that wrote response k, or "data"; ``sources[k]`` the file and the row where it is.
     """
 
     row: PreferenceRow
     encoded: Encoded
     origin: str
     writers: list[str]
+    sources: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def lengths(self) -> NDArray[np.float64]:
@@ -100,13 +102,15 @@ def read_data(data: str, options: ReadingOptions) -> PreferenceData:
 
 
 def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions, *, pair: bool = False) -> Reading:
-    """Read and tokenise. Prompts over the limit are left out, responses over it are cut; both are counted.
+    """Read and tokenise preference data, or responses without preferences.
 
-    ``options.limit`` counts the prompts that are not left out. ``pair``: as an encoder reads them.
+    Prompts over the limit are left out, responses over it are cut; both are counted. ``options.limit`` counts the
+    prompts that are not left out. ``pair``: as an encoder reads them.
 
     Raises DataError where no prompt is left.
     """
-    preferences = read_data(data, options)
+    singles = read_single_responses(data, options.split, text_only=options.plain)
+    preferences = singles if singles is not None else read_data(data, options)
     encoder = text_encoder(tokenizer, preferences.rows[0].prompt, spec, pair=pair)
     encoded: dict[str, Encoded] = {}
 
@@ -116,7 +120,13 @@ def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions, *, pair:
         return 0 < len(encoded[row.prompt_id].tree.prompt_ids) <= options.max_prompt_tokens
 
     rows = [
-        EncodedRow(row, encoded[row.prompt_id], DATA, [DATA] * len(row.responses))
+        EncodedRow(
+            row,
+            encoded[row.prompt_id],
+            DATA,
+            [DATA] * len(row.responses),
+            [(data, number) for number in preferences.response_rows[row.prompt_id]],
+        )
         for row in splits.limit(preferences.rows, options.limit, 0, fits)
     ]
     if not rows:
@@ -139,7 +149,9 @@ def with_samples(reading: Reading, path: Path) -> Reading:
     fix = "name the samples.parquet of a run, and as --data its data/eval.parquet"
     known = {row.row.prompt_id: row for row in reading.rows}
     groups: dict[tuple[str, str], list[Sample]] = {}
-    for sample in read_samples(path, SAMPLE_COLUMNS, fix=fix):
+    numbers: dict[int, tuple[str, int]] = {}
+    for number, sample in enumerate(read_samples(path, SAMPLE_COLUMNS, fix=fix), start=1):
+        numbers[id(sample)] = (str(path), number)
         # A best-of-n response is picked among others, not drawn.
         if sample.kind != "best_of_n" and sample.prompt_id in known:
             origin = SAMPLE_ORIGINS.get(sample.arm, sample.arm)
@@ -151,11 +163,13 @@ def with_samples(reading: Reading, path: Path) -> Reading:
     for (origin, prompt_id), samples in sorted(groups.items(), key=lambda group: group[0]):
         if reading.encoder.decode(samples[0].response_ids) != samples[0].response:
             raise DataError("the samples are ids of another tokenizer", where=f"{path}, prompt {prompt_id}", fix=fix)
-        rows.append(_sampled_row(known[prompt_id], origin, samples))
+        rows.append(_sampled_row(known[prompt_id], origin, samples, [numbers[id(sample)] for sample in samples]))
     return replace(reading, rows=rows)
 
 
-def _sampled_row(of_data: EncodedRow, origin: str, samples: Sequence[Sample]) -> EncodedRow:
+def _sampled_row(
+    of_data: EncodedRow, origin: str, samples: Sequence[Sample], sources: list[tuple[str, int]]
+) -> EncodedRow:
     gold = [sample.gold_reward for sample in samples]
     row = replace(
         of_data.row,
@@ -165,4 +179,4 @@ def _sampled_row(of_data: EncodedRow, origin: str, samples: Sequence[Sample]) ->
     )
     tree = Tree(of_data.encoded.tree.prompt_ids, [sample.response_ids for sample in samples])
     encoded = Encoded(tree, [sample.truncated for sample in samples])
-    return EncodedRow(row, encoded, origin, [sample.policy for sample in samples])
+    return EncodedRow(row, encoded, origin, [sample.policy for sample in samples], sources)

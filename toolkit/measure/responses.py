@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,16 @@ from toolkit.preferences.samples import SAMPLES_FILE, by_prompt, read_samples
 
 @dataclass(frozen=True)
 class Answered:
-    """A prompt with its responses, and their true rewards where the data has them."""
+    """A prompt with its responses, and their true rewards where the data has them.
+
+    ``source_row`` is the row of the data where the prompt first appears, from 1; 0 where it is in none.
+    """
 
     prompt: Prompt
     responses: list[str]
     gold: list[float] | None = None
     group: str = ""
+    source_row: int = 0
 
 
 def has_responses(selection: PromptSelection) -> bool:
@@ -56,7 +61,7 @@ def read_responses(selection: PromptSelection) -> list[Answered]:
 
 
 def _answered(row: PreferenceRow) -> Answered:
-    return Answered(row.prompt, row.responses, row.gold, row.group)
+    return Answered(row.prompt, row.responses, row.gold, row.group, row.source_row)
 
 
 def _samples_file(path: Path) -> Path | None:
@@ -89,10 +94,24 @@ def _of_rows(loaded: SourceRecords) -> list[PreferenceRow]:
 
 
 def _of_samples(file: Path) -> list[Answered]:
-    groups = by_prompt(read_samples(file, ["prompt_id", "prompt", "response"]))
-    # The table shows conversations as text: the run's own data has them as messages.
-    prompts: dict[str, Prompt] = {key: samples[0].prompt for key, samples in groups.items()}
+    samples = read_samples(file, ["prompt_id", "prompt", "response"])
+    groups = by_prompt(samples)
+    first_row: dict[str, int] = {}
+    for number, sample in enumerate(samples, start=1):
+        first_row.setdefault(sample.prompt_id, number)
+    prompts = prompts_of_run(file, {key: samples[0].prompt for key, samples in groups.items()})
+    return [
+        Answered(prompts[key], [sample.response for sample in groups[key]], source_row=first_row[key])
+        for key in prompts
+    ]
+
+
+def prompts_of_run(file: Path, shown: Mapping[str, str]) -> dict[str, Prompt]:
+    """The prompts of a run's samples by their ids: ``samples.parquet`` shows conversations as text, and the run's own
+    data has them as messages.
+    """
+    prompts: dict[str, Prompt] = dict(shown)
     held_out = file.parent / "data" / "eval.parquet"
     if held_out.is_file():
         prompts |= {row.prompt_id: row.prompt for row in from_parquet(held_out) if row.prompt_id in prompts}
-    return [Answered(prompts[key], [sample.response for sample in groups[key]]) for key in prompts]
+    return prompts

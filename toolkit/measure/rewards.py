@@ -34,6 +34,7 @@ from toolkit.measure.shifts import Rewards, Shift, shift_rows, shifts_of, togeth
 from toolkit.measure.summary import accuracy_per_token, check_against_explicit, summarise_rewards
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
+from toolkit.preferences.rows import readable
 from toolkit.progress import Reporter
 
 DEFAULT_BETA = 0.1
@@ -55,6 +56,10 @@ SCHEMA = pa.schema(
         ("running_rewards", pa.list_(pa.float64())),
         ("prompt_ids", pa.list_(pa.int64())),
         ("response_ids", pa.list_(pa.int64())),
+        ("source_file", pa.string()),
+        ("source_row", pa.int64()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
     ]
 )
 
@@ -67,7 +72,7 @@ class RewardOptions:
     reward model to check against. ``samples``, a run's ``samples.parquet``, adds what its policies wrote to the data's
     prompts, and the check against ``rm`` on them. ``shifts`` are shifted versions of the comparisons, NAME:FILE or
     built in. ``per_token`` and ``with_ids`` add columns. ``any_reference`` accepts a reference that the policy was not
-    trained against.
+    trained against. ``with_text`` adds the texts of prompts and responses.
     """
 
     beta: float | None = None
@@ -77,6 +82,7 @@ class RewardOptions:
     per_token: bool = False
     with_ids: bool = False
     any_reference: bool = False
+    with_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,10 @@ class RewardRow:
     running_rewards: NDArray[np.float64]
     prompt_ids: list[int]
     response_ids: list[int]
+    source_file: str
+    source_row: int  # of the file, from 1
+    prompt: str  # as a person reads it
+    response: str
 
 
 @dataclass(frozen=True)
@@ -286,6 +296,8 @@ def _schema(reading: Reading, options: RewardOptions, pair: PolicyPair) -> Any:
         "running_rewards": options.per_token,
         "prompt_ids": options.with_ids,
         "response_ids": options.with_ids,
+        "prompt": options.with_text,
+        "response": options.with_text,
     }
     fields = [SCHEMA.field(name) for name in SCHEMA.names if wanted.get(name, True)]
     return pa.schema(fields, metadata={"duel": json.dumps(pair.facts())})
@@ -319,7 +331,7 @@ def _rows_of_prompt(
     explicit: NDArray[np.float64] | None,
     reward: ImplicitReward,
 ) -> list[RewardRow]:
-    labels = row.labels
+    labels, prompt = row.labels, readable(row.row.prompt)
     out = []
     for k, ids in enumerate(row.encoded.tree.response_ids):
         policy = policy_logps[k].astype(np.float64)
@@ -344,6 +356,10 @@ def _rows_of_prompt(
                 running_rewards=token_rewards.cumsum(),
                 prompt_ids=row.encoded.tree.prompt_ids,
                 response_ids=ids,
+                source_file=row.sources[k][0],
+                source_row=row.sources[k][1],
+                prompt=prompt,
+                response=row.row.responses[k],
             )
         )
     return out

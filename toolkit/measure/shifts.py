@@ -91,7 +91,7 @@ def _of_text(name: str, reading: Reading, max_response_tokens: int) -> Shift:
             encoded = Encoded(reading.encoder.encode_samples(row.row.prompt, texts, cut), cut)
         else:
             encoded = reading.encoder.encode(row.row.prompt, texts, max_response_tokens)
-        rows.append(EncodedRow(replace(row.row, responses=texts), encoded, name, row.writers))
+        rows.append(EncodedRow(replace(row.row, responses=texts), encoded, name, row.writers, row.sources))
     return Shift(name, rows, [row.row.prompt_id for row in rows])
 
 

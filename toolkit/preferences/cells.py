@@ -12,8 +12,8 @@ from toolkit.preferences.rows import Prompt, Record
 from toolkit.preferences.unseen import TEXT_PARTS
 
 _ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-_FIRST = ("a", "1", "first", "model_a", "response_a", "response_1", "output_1")
-_SECOND = ("b", "2", "second", "model_b", "response_b", "response_2", "output_2")
+_FIRST = ("a", "1", "first", "model_a", "model_1", "response_a", "response_1", "output_1")
+_SECOND = ("b", "2", "second", "model_b", "model_2", "response_b", "response_2", "output_2")
 _TIED = ("0", "tie", "tie (bothbad)", "tie(bothbad)", "both bad", "both_bad", "bothbad", "draw", "equal")
 _P_FIRST = dict.fromkeys(_FIRST, 1.0) | dict.fromkeys(_SECOND, 0.0) | dict.fromkeys(_TIED, 0.5)
 

@@ -62,7 +62,7 @@ def recognise(names: Iterable[str], sample: Sequence[Record], *, text_only: bool
 def _native(columns: Columns) -> Format | None:
     if not columns.has("prompt", "responses", "comparisons"):
         return None
-    used = ["prompt", "responses", "comparisons", *columns.present("gold", "source_row")]
+    used = ["prompt", "responses", "comparisons", *columns.present("gold", "source_row", "source_file")]
     return Format("native", frozenset(used), parsing.native)
 
 

@@ -25,6 +25,7 @@ class _PromptEntry:
     source_row: int
     group: str = ""
     position: dict[str, int] = field(default_factory=dict)  # of each response
+    response_rows: list[int] = field(default_factory=list)  # where each response is first
     comparisons: list[Comparison] = field(default_factory=list)
     comparison_rows: list[int] = field(default_factory=list)
     gold: dict[str, float] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class _PromptEntry:
     def add(self, number: int, datum: Datum) -> int:
         """Add the responses and comparisons of a record. Returns how many judgements compare a text with itself."""
         at = [self.position.setdefault(text, len(self.position)) for text in datum.responses]
+        self.response_rows += [number] * (len(self.position) - len(self.response_rows))
         identical = []
         for c in datum.comparisons:
             if at[c.winner] == at[c.loser]:
@@ -49,8 +51,21 @@ class _PromptEntry:
         )
 
 
-def merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> tuple[list[PreferenceRow], dict[str, Any]]:
-    """Rows, one for each prompt in order of first appearance, and counts of :class:`DataReport`."""
+@dataclass(frozen=True)
+class Merged:
+    """Rows, one for each prompt in order of first appearance, and counts of
+    :class:`toolkit.preferences.reading.DataReport`.
+
+    ``response_rows`` has, by a prompt's id, the row of the source where each of its responses is first.
+    """
+
+    rows: list[PreferenceRow]
+    response_rows: dict[str, list[int]]
+    counts: dict[str, Any]
+
+
+def merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> Merged:
+    """Rows of one prompt become one. Raises DataError for one that contradicts an earlier row."""
     entries: dict[str, _PromptEntry] = {}
     seen: set[object] = set()
     empty: list[int] = []
@@ -93,4 +108,6 @@ def merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> tuple[lis
         "n_identical": len(identical),
         "identical_rows": tuple(dict.fromkeys(identical))[:FIRST_ROWS],
     }
-    return [entry.row(key) for key, entry in usable.items()], counts
+    rows = [entry.row(key) for key, entry in usable.items()]
+    response_rows = [entry.response_rows for entry in usable.values()]
+    return Merged(rows, {row.prompt_id: of_row for row, of_row in zip(rows, response_rows, strict=True)}, counts)

@@ -156,7 +156,7 @@ def labelled_pair(record: Record, *, prompts: Sequence[str], pair: tuple[str, st
     comparisons: list[Comparison] = []
     n_unlabelled = 0
     for column in labels:
-        p = _reader(column)(cell(record, column), column)
+        p = label_reader(column)(cell(record, column), column)
         if p is None:
             n_unlabelled += 1
         else:
@@ -165,7 +165,7 @@ def labelled_pair(record: Record, *, prompts: Sequence[str], pair: tuple[str, st
     return Datum(prompt, responses, comparisons, n_unlabelled=n_unlabelled)
 
 
-def _reader(column: str) -> Callable[[object, str], float | None]:
+def label_reader(column: str) -> Callable[[object, str], float | None]:
     """The function that reads P(first preferred) from a cell of this label column."""
     if column in (*PROBABILITIES, "labels"):  # SHP's labels are 1 where the first is preferred, else 0
         return read_probability
@@ -175,13 +175,21 @@ def _reader(column: str) -> Callable[[object, str], float | None]:
 def compared_pair(record: Record, *, prompts: Sequence[str], pair: tuple[str, str], verdict: tuple[str, ...]) -> Datum:
     """Two responses, and their scores in two columns, or 1 in one of three columns: first, second, tie."""
     prompt, responses = _prompt_and_two(record, prompts, pair)
-    values = [parsed_number(float(v) if isinstance(v := record.get(name), bool) else v) for name in verdict]
-    if len(verdict) == 3:
+    p = verdict_of(record, verdict)
+    comparisons = [] if p is None else soft_comparisons(0, 1, p, name_cell(record, "annotator"))
+    return Datum(prompt, responses, comparisons, n_unlabelled=int(p is None))
+
+
+def verdict_of(record: Record, columns: tuple[str, ...]) -> float | None:
+    """P(first preferred) of two scores, or of three columns (first, second, tie) of which one is 1. None: no label."""
+    values = [parsed_number(float(v) if isinstance(v := record.get(name), bool) else v) for name in columns]
+    if len(columns) == 3:
         first, second, tie = (value == 1 for value in values)
         if first + second + tie > 1:
-            raise RecordError(f"more than one of {', '.join(verdict)} is 1", column=verdict[0])
-        values = [0.5 + 0.5 * (first - second), 0.5 + 0.5 * (second - first)] if first or second or tie else [None] * 2
-    return by_value(prompt, responses, values, name_cell(record, "annotator"))
+            raise RecordError(f"more than one of {', '.join(columns)} is 1", column=columns[0])
+        return 0.5 + 0.5 * (first - second) if first or second or tie else None
+    left, right = values
+    return None if left is None or right is None else 1.0 if left > right else 0.5 if left == right else 0.0
 
 
 def chosen_rejected(record: Record, *, prompts: Sequence[str], sides: tuple[str, str]) -> Datum:

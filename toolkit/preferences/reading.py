@@ -115,11 +115,15 @@ def data_warnings(report: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """Rows, a report of what was read, and a hash of the content."""
+    """Rows, a report of what was read, and a hash of the content.
+
+    ``response_rows`` has, by a prompt's id, the row of the source where each of its responses is first.
+    """
 
     rows: list[PreferenceRow]
     report: DataReport
     fingerprint: str
+    response_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def read_preferences(
@@ -157,7 +161,8 @@ def read_preferences(
     _check_one_kind(loaded, data)
     if annotators is not None:
         data = _only_annotators(loaded, data, annotators)
-    rows, counts = merge(loaded, data)
+    merged = merge(loaded, data)
+    rows, counts = merged.rows, merged.counts
     counts |= _unparsable_counts([*unparsable, *not_conversations])
     counts |= {"n_single": len(single), "single_rows": tuple(single[:FIRST_ROWS])}
     if not rows:
@@ -177,7 +182,7 @@ def read_preferences(
         unseen=_unseen(loaded, recognised),
         **counts,
     )
-    return PreferenceData(rows, report, loaded.fingerprint or _rows_hash(rows))
+    return PreferenceData(rows, report, loaded.fingerprint or _rows_hash(rows), merged.response_rows)
 
 
 def _equal_scores(record: Record) -> bool:
@@ -219,7 +224,7 @@ def recognised_source(
     recognised = formats.recognise(names, sample, text_only=text_only)
     if recognised is None:
         raise unknown_format(loaded.name, Columns(names, sample))
-    check_label_base(loaded, recognised)
+    check_label_base(loaded, recognised.labels, mappable=recognised.name == "labelled pair")
     return loaded, recognised
 
 

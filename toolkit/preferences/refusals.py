@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.errors import DataError
 from toolkit.preferences.cells import is_missing, parsed_number
-from toolkit.preferences.columns import KNOWN_COLUMNS, Columns, Format, is_known_column
+from toolkit.preferences.columns import KNOWN_COLUMNS, Columns, is_known_column
 from toolkit.preferences.formats import FORMATS
 from toolkit.preferences.loading import SourceRecords
 from toolkit.preferences.rows import Prompt
@@ -41,20 +41,21 @@ def row_error(loaded: SourceRecords, number: int, what: str, *, column: str = ""
     return DataError(what, where=where, fix=fix)
 
 
-def check_label_base(loaded: SourceRecords, recognised: Format) -> None:
-    """Refuse labels that are all 0 or 1: read as 1 = first and 0 = tie they would lose every second win."""
-    if not recognised.labels:
-        return
+def check_label_base(loaded: SourceRecords, labels: Sequence[str], *, mappable: bool) -> None:
+    """Refuse labels that are all 0 or 1: read as 1 = first and 0 = tie they would lose every second win.
+
+    ``mappable``: another column of the format can hold them.
+    """
     values: list[object] = []
     for _, record in loaded.records:
-        for column in recognised.labels:
+        for column in labels:
             of_record = record.get(column)
             values += of_record if isinstance(of_record, list) else [of_record]
     numbers = [_label_number(value) for value in values if not is_missing(value)]
     if len(numbers) >= MIN_LABELS and set(numbers) == {0.0, 1.0}:
-        column = recognised.labels[0]
+        column = labels[0]
         fix = "write 1 where the first response is preferred, 2 where the second is, 0 or null where neither is"
-        if recognised.name == "labelled pair":
+        if mappable:
             fix = (
                 f"if 0 = first and 1 = second, map it: columns: {{choice: {column}}}; if 1 = the first is better and "
                 f"0 = the second, columns: {{probability: {column}}}; otherwise {fix}"

@@ -102,13 +102,14 @@ def row_to_dict(row: PreferenceRow) -> dict[str, Any]:
     return record
 
 
-def write_native(rows: Iterable[PreferenceRow], path: str | Path) -> None:
-    """Write gzipped JSON lines in the native format. The file is whole or absent.
+def write_native(rows: Iterable[PreferenceRow], path: str | Path, source: str = "") -> None:
+    """Write gzipped JSON lines in the native format. The file is whole or absent. ``source`` is where rows are from.
 
     Equal rows give equal bytes: there is no time and no file name inside.
     """
     raw = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as out:
         for row in rows:
-            out.write(json.dumps(row_to_dict(row)).encode() + b"\n")
+            record = row_to_dict(row) | ({"source_file": source} if source and row.source_row else {})
+            out.write(json.dumps(record).encode() + b"\n")
     write_bytes(Path(path), raw.getvalue())

@@ -64,6 +64,14 @@ def write_samples(samples: Iterable[Sample], path: Path, columns: Sequence[str] 
     write_row_groups([[vars(sample) for sample in samples]], schema, path)
 
 
+def is_samples(path: Path) -> bool:
+    """Whether a path is a run folder, or a table of samples in one.
+
+    Other tables go by what they hold: ``samples.parquet`` is the name that runs give.
+    """
+    return path.is_dir() or path.name == SAMPLES_FILE
+
+
 def stored_samples(path: Path, columns: Sequence[str] = COLUMNS) -> list[Sample] | None:
     """The samples of a file that a command stored to go on from; None where it is not there or is damaged.
 

@@ -1,0 +1,129 @@
+"""``duel judge`` of outputs that are there: AlpacaEval's file, rows of prompt and response, and samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.running import duel
+
+from toolkit.errors import DataError
+from toolkit.judging.records import read_judgements
+from toolkit.measure.outputs import outputs_to_judge, read_outputs
+from toolkit.preferences.rows import prompt_id
+from toolkit.preferences.samples import Sample, write_samples
+
+PROMPTS = ["Name a bird.", "Say hello.", "Count to three.", "Why?"]
+JUDGE = "def longer(prompts, completions, **_):\n    return list(map(len, completions))\n"
+
+
+@pytest.fixture(autouse=True)
+def longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "outputs_judge.py").write_text(JUDGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "python:outputs_judge:longer"
+
+
+def alpaca(path: Path, name: str, texts: list[str], prompts: list[str] = PROMPTS) -> Path:
+    rows = [
+        {"dataset": "helpful_base", "instruction": p, "output": t, "generator": name}
+        for p, t in zip(prompts, texts, strict=True)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def plain(path: Path, texts: list[str], prompts: list[Any] | None = None) -> Path:
+    rows = [{"prompt": p, "response": t} for p, t in zip(prompts or PROMPTS, texts, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def samples(path: Path, policies: dict[str, list[str]]) -> Path:
+    rows = [
+        Sample(prompt_id(p), name, sample_index=0, prompt=p, response=t)
+        for name, texts in policies.items()
+        for p, t in zip(PROMPTS, texts, strict=True)
+    ]
+    write_samples(rows, path, ["prompt_id", "policy", "sample_index", "prompt", "response"])
+    return path
+
+
+LONG, MIDDLE, SHORT = (["x" * n] * 4 for n in (9, 6, 3))
+
+
+def test_two_files_of_two_kinds(tmp_path: Path, longer: str) -> None:
+    first = alpaca(tmp_path / "a.json", "big-model", ["a long answer", "hi", "1, 2, 3", "so"])
+    chat = [[{"role": "user", "content": p}] for p in PROMPTS]  # the same prompts as messages
+    second = plain(tmp_path / "mine.jsonl", ["owl", "hello", "3", "no"], chat)
+    out = tmp_path / "j.parquet"
+    done = json.loads(duel("judge", str(first), str(second), f"--judge={longer}", f"--out={out}", "--json").stdout)
+    [row] = done["win_rates"]
+    assert (row["policy"], row["baseline"], row["win_rate"]) == ("big-model", "mine", (1 + 0 + 1 + 0.5) / 4)
+    assert [j.preference for j in read_judgements([out])] == [1.0, 0.0, 1.0, 0.5]
+    again = json.loads(duel("winrate", str(out), "--json").stdout)
+    assert again["win_rates"][0]["ci_low"] == row["ci_low"]
+
+
+def test_three_systems_each_with_each_or_all_with_one(tmp_path: Path, longer: str) -> None:
+    files = [plain(tmp_path / f"{name}.jsonl", texts) for name, texts in (("l", LONG), ("m", MIDDLE), ("s", SHORT))]
+    table = samples(tmp_path / "samples.parquet", {"l": LONG, "m": MIDDLE, "s": SHORT})
+    for sources in (files, [table]):
+        arguments = ["judge", *map(str, sources), f"--judge={longer}", f"--out={tmp_path / 'j.parquet'}", "--json"]
+        done = json.loads(duel(*arguments, "--force").stdout)
+        assert [(r["policy"], r["baseline"], r["win_rate"]) for r in done["win_rates"]] == [
+            ("l", "m", 1.0), ("l", "s", 1.0), ("m", "s", 1.0),
+        ]  # fmt: skip
+        assert len(done["bradley_terry"]) == 1
+        done = json.loads(duel(*arguments, "--baseline=m", "--force").stdout)
+        assert [(r["policy"], r["baseline"], r["win_rate"]) for r in done["win_rates"]] == [
+            ("l", "m", 1.0), ("s", "m", 0.0),
+        ]  # fmt: skip
+        done = json.loads(duel(*arguments, "--policy=s", "--force").stdout)
+        assert [(r["policy"], r["baseline"]) for r in done["win_rates"]] == [("s", "l"), ("s", "m")]
+
+
+def test_prompts_that_one_system_left_out(tmp_path: Path) -> None:
+    first = plain(tmp_path / "a.jsonl", LONG)
+    second = plain(tmp_path / "b.jsonl", SHORT[:2], PROMPTS[1:3])
+    asked = outputs_to_judge([first, second], policy=None, baseline=None, limit=None)
+    assert asked.responses.prompts == PROMPTS[1:3] and asked.pairs == [("a", "b")]
+    assert asked.notes == ["2 of 4 prompts have a response of every system"]
+    assert outputs_to_judge([first, second], policy=None, baseline=None, limit=1).responses.prompts == PROMPTS[1:2]
+
+
+def test_several_samples_and_an_input_after_the_instruction(tmp_path: Path) -> None:
+    rows = [{"instruction": "Sum", "input": "1 2", "output": text, "generator": "m"} for text in ("3", "three")]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    outputs = read_outputs([tmp_path / "a.json"])["m"]
+    assert list(outputs.prompts.values()) == ["Sum\n\n1 2"] and list(outputs.responses.values()) == [["3", "three"]]
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda f: [plain(f / "a.jsonl", LONG)], "there is one system, 'a'"),
+        (lambda f: [plain(f / "a.jsonl", LONG), plain(f / "b.jsonl", LONG, ["other"] * 4)], "no prompt has a response"),
+        (
+            lambda f: [alpaca(f / "a.json", "m", LONG), alpaca(f / "b.json", "m", SHORT)],
+            "two files hold outputs",
+        ),
+        (lambda f: [plain(f / "a.jsonl", LONG), f / "absent.json"], "no such file"),
+        (lambda f: [plain(f / "a.jsonl", LONG), f / "c.json"], "no column holds the response"),
+        (lambda f: [plain(f / "a.jsonl", [None, *LONG[1:]])], "'response' is null"),  # type: ignore[list-item]
+    ],
+)
+def test_what_cannot_be_compared(tmp_path: Path, build: Any, words: str) -> None:
+    (tmp_path / "c.json").write_text(json.dumps([{"prompt": "p", "text": "t"}]))
+    with pytest.raises(DataError, match=words):
+        outputs_to_judge(build(tmp_path), policy=None, baseline=None, limit=None)
+
+
+def test_unknown_names_and_people_of_three_systems(tmp_path: Path) -> None:
+    table = samples(tmp_path / "samples.parquet", {"l": LONG, "m": MIDDLE, "s": SHORT})
+    with pytest.raises(DataError, match="there is no system 'x'"):
+        outputs_to_judge([table], policy="x", baseline=None, limit=None)
+    refused = duel("judge", str(table), "--human", f"--out={tmp_path / 'v.parquet'}", check=2)
+    assert "people vote on one pair" in refused.stderr

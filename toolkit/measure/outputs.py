@@ -1,0 +1,219 @@
+"""Outputs of systems that are there already, for ``duel judge``: AlpacaEval's ``model_outputs.json``, duel's own
+``samples.parquet``, and rows of ``prompt`` and ``response``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import DataError, nearest
+from toolkit.judging.battles import plain_prompt
+from toolkit.judging.responses import PolicyResponses
+from toolkit.measure.responses import prompts_of_run
+from toolkit.preferences.cells import RecordError, excerpt, messages_from, name_cell, prompt_cell, text_cell
+from toolkit.preferences.columns import PROMPTS
+from toolkit.preferences.loading import SourceRecords, read_file
+from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, row_error
+from toolkit.preferences.rows import Prompt, prompt_id
+from toolkit.preferences.samples import SAMPLES_FILE, by_policy, read_samples
+
+# (system, prompt's id, response) -> its file and row
+SourceOfResponse = Mapping[tuple[str, str, str], tuple[str, int]]
+RESPONSES = ("response", "output", "completion", "answer")
+# The column that names the system behind a row; AlpacaEval's is the first.
+SYSTEMS = ("generator", "policy", "model", "system_name")
+
+
+@dataclass
+class Outputs:
+    """The responses of one system: prompt's id -> its responses. ``prompts`` keeps the prompts as they are shown.
+
+    ``file`` and ``rows`` say where they are from.
+    """
+
+    name: str
+    prompts: dict[str, Prompt] = field(default_factory=dict)
+    responses: dict[str, list[str]] = field(default_factory=dict)
+    file: str = ""
+    rows: dict[tuple[str, str], int] = field(default_factory=dict)  # of a prompt and a response, the first one
+
+    def add(self, prompt: Prompt, response: str, row: int) -> None:
+        key = prompt_id(plain_prompt(prompt))
+        self.prompts.setdefault(key, plain_prompt(prompt))
+        self.responses.setdefault(key, []).append(response)
+        self.rows.setdefault((key, response), row)
+
+
+@dataclass(frozen=True)
+class JudgedOutputs:
+    """Which systems are compared on which prompts. ``notes`` say how many prompts were left out, and why.
+
+    ``sources`` has the file and the row of a system's response to a prompt.
+    """
+
+    pairs: list[tuple[str, str]]
+    responses: PolicyResponses
+    notes: list[str]
+    sources: SourceOfResponse
+
+
+def read_outputs(files: Sequence[Path]) -> dict[str, Outputs]:
+    """The systems in these files by name, in their order.
+
+    A file of one system without a name in it goes by the name of the file. Raises DataError for a file that holds no
+    outputs, and for one name in two files.
+    """
+    systems: dict[str, Outputs] = {}
+    for file in files:
+        for outputs in _of_file(file):
+            if outputs.name in systems:
+                fix = "rename one of the files, or the system in its rows"
+                raise DataError(f"two files hold outputs of {outputs.name!r}", where=str(file), fix=fix)
+            systems[outputs.name] = outputs
+    return systems
+
+
+def outputs_to_judge(
+    files: Sequence[Path], *, policy: str | None, baseline: str | None, limit: int | None
+) -> JudgedOutputs:
+    """The pairs of systems to be judged, on the prompts that all of them answered.
+
+    Every system is compared with ``baseline``; without one, each with each that comes later, in the order of the files.
+    ``policy`` is the one system to be compared. Of the prompts the first ``limit`` are taken.
+
+    Raises DataError for fewer than two systems, an unknown name, or no prompt that all have answered.
+    """
+    systems = read_outputs(files)
+    for name in (policy, baseline):
+        if name is not None and name not in systems:
+            where = in_words(list(map(str, files)))
+            raise DataError(f"there is no system {name!r}", where=where, fix=nearest(name, systems))
+    pairs = _pairs(list(systems), policy, baseline)
+    if not pairs:
+        fix = "name a second file, or one that holds several systems"
+        raise DataError(f"there is one system, {next(iter(systems))!r}", where=str(files[0]), fix=fix)
+    compared = {name: systems[name] for name in systems if any(name in pair for pair in pairs)}
+    every = list(dict.fromkeys(key for outputs in compared.values() for key in outputs.prompts))
+    shared = [key for key in every if all(key in outputs.prompts for outputs in compared.values())]
+    if not shared:
+        first, second, *_ = compared.values()
+        example = excerpt(next(iter(first.prompts.values())))
+        raise DataError(
+            f"no prompt has a response of {first.name!r} and of {second.name!r}",
+            where=in_words(list(map(str, files))),
+            fix=f"the systems have to answer the same prompts, with equal texts; one of {first.name!r} is {example}",
+        )
+    notes = [f"{len(shared):,} of {len(every):,} prompts have a response of every system"] if shared != every else []
+    ids = shared[:limit]
+    shown = next(iter(compared.values())).prompts
+    return JudgedOutputs(
+        pairs,
+        PolicyResponses(
+            ids,
+            [shown[key] for key in ids],
+            {name: [outputs.responses[key] for key in ids] for name, outputs in compared.items()},
+        ),
+        notes,
+        {
+            (name, key, response): (outputs.file, row)
+            for name, outputs in compared.items()
+            for (key, response), row in outputs.rows.items()
+        },
+    )
+
+
+def _pairs(names: Sequence[str], policy: str | None, baseline: str | None) -> list[tuple[str, str]]:
+    """Which systems are compared.
+
+    >>> _pairs(["a", "b", "c"], None, "b"), _pairs(["a", "b", "c"], "b", None), len(_pairs(["a", "b", "c"], None, None))
+    ([('a', 'b'), ('c', 'b')], [('b', 'a'), ('b', 'c')], 3)
+    """
+    if policy is not None and baseline is not None:
+        return [(policy, baseline)] if policy != baseline else []
+    if policy is not None:
+        return [(policy, name) for name in names if name != policy]
+    if baseline is not None:
+        return [(name, baseline) for name in names if name != baseline]
+    return list(combinations(names, 2))
+
+
+def _of_file(file: Path) -> list[Outputs]:
+    path = file / SAMPLES_FILE if file.is_dir() else file
+    if path.name == SAMPLES_FILE:
+        return _of_samples(path)
+    if not path.is_file():
+        raise DataError("no such file", where=str(path), fix="name a file of outputs, or a run folder")
+    return _of_rows(read_file(path), path)
+
+
+def _of_samples(path: Path) -> list[Outputs]:
+    """The policies of a run's samples."""
+    samples = read_samples(path, ["prompt_id", "policy", "sample_index", "prompt", "response"])
+    prompts = prompts_of_run(path, {sample.prompt_id: sample.prompt for sample in samples})
+    numbers = {id(sample): number for number, sample in enumerate(samples, start=1)}
+    systems = []
+    for name, of_policy in by_policy(samples).items():
+        outputs = Outputs(name, file=str(path))
+        for sample in sorted(of_policy, key=lambda sample: sample.sample_index):
+            outputs.add(prompts[sample.prompt_id], sample.response, numbers[id(sample)])
+        systems.append(outputs)
+    return systems
+
+
+def _of_rows(loaded: SourceRecords, path: Path) -> list[Outputs]:
+    """The systems of rows with a prompt, a response, and maybe the system's name."""
+    if not loaded.records:
+        raise DataError("the file holds no outputs", where=loaded.name)
+    columns = output_columns(loaded)
+    stem = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    systems: dict[str, Outputs] = {}
+    for number, record in loaded.records:
+        try:
+            name, prompt, response = output_of(record, columns)
+            for what in ("prompt", "response"):
+                if record.get(str(columns[what])) is None:
+                    column = str(columns[what])
+                    raise RecordError(f"{column!r} is null", column=column, fix="leave the row out")
+        except RecordError as error:
+            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+        check_unicode(loaded, number, [*prompt_texts(prompt), response], str(columns["response"]))
+        systems.setdefault(name or stem, Outputs(name or stem, file=str(path))).add(prompt, response, number)
+    return list(systems.values())
+
+
+def output_columns(loaded: SourceRecords) -> dict[str, str | None]:
+    """The columns of the prompt, the response and the system's name (None where no column has it).
+
+    Raises DataError where no column holds a prompt or a response.
+    """
+    names = list(dict.fromkeys(str(name) for _, record in loaded.records[:100] for name in record))
+    known = {"prompt": PROMPTS, "response": RESPONSES, "system": SYSTEMS}
+    columns = {what: next((name for name in words if name in names), None) for what, words in known.items()}
+    for what in ("prompt", "response"):
+        if columns[what] is None:
+            raise DataError(
+                f"no column holds the {what}: the columns are {in_words(names)}",
+                where=loaded.name,
+                fix="rows need instruction and output (AlpacaEval), or prompt and response; or name a samples.parquet",
+            )
+    return columns
+
+
+def output_of(record: Mapping[str, Any], columns: Mapping[str, str | None]) -> tuple[str, Prompt, str]:
+    """(the system's name or "", the prompt, the response) of a row."""
+    prompt_column, response_column = str(columns["prompt"]), str(columns["response"])
+    used = [prompt_column, *(["input"] if prompt_column == "instruction" else [])]
+    value = record.get(response_column)
+    if isinstance(value, list):  # one message of the assistant
+        messages = messages_from(value, response_column)
+        if [message["role"] for message in messages] != ["assistant"]:
+            raise RecordError(f"{response_column!r} is not one message of the assistant", column=response_column)
+        response = messages[0]["content"]
+    else:
+        response = text_cell(record, response_column)
+    name = name_cell(record, columns["system"]) if columns["system"] is not None else ""
+    return name, prompt_cell(record, used), response
