@@ -1,6 +1,6 @@
 """Does an ensemble of reward models hold up where a quarter of the labels are wrong? PPO against one, and against four.
 
-    python scripts/bench/ensembles.py [--seeds 5] [--noise 0.25] [--kl 0.01] [--episodes 1536] [--out FILE.json]
+    python scripts/bench/ensembles.py [--seeds 5] [--noise 0.25] [--kl 0.01] [--episodes 640] [--out FILE.json]
 
 Coste et al. 2024 (arXiv 2310.02743) report that uncertainty-weighted optimisation with a small KL penalty removes the
 over-optimisation that PPO against one reward model shows under label noise. Here every pair of responses of `reviews`
@@ -58,7 +58,7 @@ def measure(kind: str, data: Path, seed: int, args: argparse.Namespace, out: Pat
         "seed": seed,
         "data.source": str(data),
         "data.train_prompts": args.prompts,
-        "data.eval_prompts": 150,
+        "data.eval_prompts": 100,
         "data.max_responses": 4,
         "ppo.total_episodes": args.episodes,
         "ppo.kl_coef": args.kl,
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--noise", type=float, default=0.25)
     parser.add_argument("--kl", type=float, default=0.01)
-    parser.add_argument("--episodes", type=int, default=1536)
+    parser.add_argument("--episodes", type=int, default=640)
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--kinds", nargs="*", default=["one", "uwo"], choices=sorted(KINDS))
     parser.add_argument("--out", type=Path, default=RESULTS / "ensembles.json")

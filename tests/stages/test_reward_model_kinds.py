@@ -268,6 +268,12 @@ def test_kinds_that_exclude_each_other(sets: list[str], message: str) -> None:
         load_recipe("smoke", [f"reward_model.{each}" for each in sets])
 
 
+def test_ppo_against_an_ensemble_that_nobody_trains() -> None:
+    assert load_recipe("smoke", ["ppo.reward=ensemble", "reward_model.members=2"]).recipe.ppo.reward == "ensemble"
+    with pytest.raises(RecipeError, match="the reward model has one output"):
+        load_recipe("smoke", ["ppo.reward=ensemble"])
+
+
 @pytest.mark.fault
 def test_a_damaged_ensemble_is_named(tmp_path: Path) -> None:
     RewardHead(outputs=["member-0", "member-1"], members=["member-0", "member-1"]).write(tmp_path)

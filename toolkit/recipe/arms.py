@@ -181,7 +181,7 @@ def _help(ppo: PpoSection, max_response_tokens: int) -> Iterator[ArmDifference]:
     """What PPO learns from beside the comparisons, and what keeps it from unfinished and long text; the data and the
     loss of DPO have nothing like it."""
     note = "DPO has no counterpart"
-    if ppo.reward != "reward_model":
+    if ppo.reward == "length":
         label = "what they learn from (ppo.reward)"
         yield ArmDifference("reward", label, ppo.reward, "the comparisons", True, "a control: PPO reads no comparison")
     if ppo.prompts is not None:

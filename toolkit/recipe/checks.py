@@ -43,7 +43,12 @@ def on_the_hub(source: str) -> bool:
 def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
     """Check the settings against each other. Raises one RecipeError that names every conflict and its lines."""
     conflicts = {
-        "ppo": [*ppo_conflicts(recipe.ppo), *rollout_conflicts(recipe.ppo), *budget_conflicts(recipe.ppo)],
+        "ppo": [
+            *ppo_conflicts(recipe.ppo),
+            *rollout_conflicts(recipe.ppo),
+            *budget_conflicts(recipe.ppo),
+            *ensemble_conflicts(recipe),
+        ],
         "reward_model": reward_model_conflicts(recipe.reward_model),
         "dpo": [*dpo_conflicts(recipe.dpo), *budget_conflicts(recipe.dpo)],
         "data": data_conflicts(recipe.data),
@@ -119,6 +124,15 @@ def reward_model_conflicts(section: RewardModelSection) -> Iterator[Conflict]:
     if section.annotator is not None and not heads:
         what = "a pooled reward model has no head of an annotator"
         yield Conflict(what, "annotators: heads, or leave it out", ("annotator", "annotators"))
+
+
+def ensemble_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """PPO against an ensemble that no section makes."""
+    section = recipe.reward_model
+    averaged = section.combine == "average_weights"
+    if recipe.ppo.reward == "ensemble" and (averaged or (section.members == 1 and section.annotators == "pooled")):
+        what = "ppo.reward: ensemble, and the reward model has one output"
+        yield Conflict(what, "reward_model.members: 4, for instance, or ppo.reward: reward_model", ("reward",))
 
 
 def dpo_conflicts(dpo: DpoSection) -> Iterator[Conflict]:

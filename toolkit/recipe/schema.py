@@ -243,9 +243,10 @@ class PpoSection(Arm):
     adaptive_kl_horizon: PositiveInt = Field(
         10_000, description="Horizon of adaptive_kl, in responses; a longer one changes kl_coef more slowly."
     )
-    reward: Literal["reward_model", "length"] = Field(
+    reward: Literal["reward_model", "ensemble", "length"] = Field(
         "reward_model",
-        description="What PPO optimises: the reward model's score, or, as a control, the response's length alone: "
+        description="What PPO optimises: reward_model, the reward model's score; ensemble, the same, which must have "
+        "members or heads (reward_model.combine); or, as a control, length, the response's length alone: "
         "1 - |tokens / target_length - 1| (Singhal et al. 2023).",
     )
     target_length: PositiveInt | None = Field(

@@ -45,8 +45,13 @@ class Measure:
     interval: str
 
 
-def model_card(run: FinishedRun, artifact: str, name: str | None, *, end: str, conversational: bool) -> str:
-    """The card of a model. ``name`` is USER/NAME of the repositories; ``end`` is the token that ends a response."""
+def model_card(
+    run: FinishedRun, artifact: str, name: str | None, *, end: str, conversational: bool, pair: bool = False
+) -> str:
+    """The card of a model. ``name`` is USER/NAME of the repositories; ``end`` is the token that ends a response.
+
+    ``pair``: it is an encoder, which reads prompt and response as a pair of texts.
+    """
     recipe, results = run.manifest["recipe"], run.results
     repository = f"{name}-{artifact}" if name else artifact
     if artifact == "reward-model":
@@ -58,7 +63,7 @@ def model_card(run: FinishedRun, artifact: str, name: str | None, *, end: str, c
         library_name="transformers",
         pipeline_tag=task,
         tags=["rlhf", "preference-optimization", "duel", artifact],
-        base_model=f"{name}-sft" if name and artifact != "sft" else _hub_link(recipe["model"]["name"]),
+        base_model=_base_model(recipe, artifact, name),
         datasets=[data] if data else None,
         model_name=repository,
         eval_results=[
@@ -86,9 +91,17 @@ def model_card(run: FinishedRun, artifact: str, name: str | None, *, end: str, c
         recipe_text=run.recipe_text,
         end=end,
         conversational=conversational,
-        mean=reward_head(run.folder / "reward_model" / "model").mean,
+        head=reward_head(run.folder / "reward_model" / "model"),
+        pair=pair,
         manifest=run.manifest,
     )
+
+
+def _base_model(recipe: Mapping[str, Any], artifact: str, name: str | None) -> str | None:
+    """What a model was trained from, for the hub."""
+    if artifact == "reward-model" and recipe["reward_model"].get("base"):
+        return _hub_link(recipe["reward_model"]["base"])
+    return f"{name}-sft" if name and artifact != "sft" else _hub_link(recipe["model"]["name"])
 
 
 def data_card(run: FinishedRun, name: str | None, counts: Mapping[str, Mapping[str, int]]) -> str:

@@ -22,8 +22,9 @@ from toolkit.files import atomic_write, copy_whole, is_hub_id, remove_partials, 
 from toolkit.models.encoding import is_conversation, text_encoder
 from toolkit.models.files import REWARD_HEAD_FILE
 from toolkit.models.inspect import DTYPES
-from toolkit.models.load import load_policy, load_reward_model
+from toolkit.models.load import load_policy, load_reward_model, reads_pairs
 from toolkit.models.resolve import TRAINING_RECORD_FILE, resolve
+from toolkit.models.reward_head import reward_head
 from toolkit.models.save import merge_and_save
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
@@ -134,7 +135,13 @@ def write_model(run: FinishedRun, artifact: str, out: Path, name: str | None) ->
     ref, section = resolve(str(folder)), run.model_section
     tokenizer = load_tokenizer(ref)
     if artifact == "reward-model":
-        merge_and_save(load_reward_model(ref, section, dtype=torch.float32), tokenizer, out, torch.float32)
+        for member in reward_head(folder).members:  # of an ensemble, each in its folder
+            model = load_reward_model(resolve(str(folder / member)), section, dtype=torch.float32)
+            merge_and_save(model, tokenizer, out / member, torch.float32)
+        if ref.kind == "ensemble":
+            tokenizer.save_pretrained(out)
+        else:
+            merge_and_save(load_reward_model(ref, section, dtype=torch.float32), tokenizer, out, torch.float32)
     elif ref.kind == "adapter":
         dtype = DTYPES[section.dtype]
         merge_and_save(load_policy(ref, section, dtype=dtype), tokenizer, out, dtype)
@@ -144,9 +151,11 @@ def write_model(run: FinishedRun, artifact: str, out: Path, name: str | None) ->
         if (folder / file).is_file():
             copy_whole(folder / file, out / file)
     rows = from_parquet(run.folder / "data" / "eval.parquet")
-    encoder = text_encoder(tokenizer, rows[0].prompt, ref.spec)
+    pair = artifact == "reward-model" and reads_pairs(ref)
+    encoder = text_encoder(tokenizer, rows[0].prompt, ref.spec, pair=pair)
     end = str(tokenizer.convert_ids_to_tokens(encoder.end_id))
-    write_text(out / "README.md", model_card(run, artifact, name, end=end, conversational=encoder.conversational))
+    card = model_card(run, artifact, name, end=end, conversational=encoder.conversational, pair=pair)
+    write_text(out / "README.md", card)
 
 
 def _copy_written(stage: Path, model: Path, out: Path) -> None:

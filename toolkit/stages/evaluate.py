@@ -145,7 +145,7 @@ def trained_on_a_constant(rewards: Sequence[HeldOutReward], inputs: Mapping[str,
     """RM + PPO with a reason against it, where its reward model gives every response the same score."""
     record = training_record(resolve(str(inputs["ppo"] / "model")))
     reason = constant_reward([reward.explicit_reward for reward in rewards])
-    return {"rm_ppo": reason} if reason and record.get("reward") == "reward_model" else {}
+    return {"rm_ppo": reason} if reason and record.get("reward") != "length" else {}
 
 
 def reward_outputs(

@@ -225,6 +225,6 @@ def configuration(
     values["response_length"] = section.response_length or context.data.max_response_tokens
     values["logging_steps"] = schedule.updates_per_rollout
     law = SampleLaw(section.temperature, values["response_length"])
-    centres = section.reward == "reward_model" and centred_on not in (None, law)
+    centres = section.reward != "length" and centred_on not in (None, law)
     values["center_samples"] = CENTRING_PROMPTS if centres else 0
     return PPOConfig(**values)
