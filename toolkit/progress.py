@@ -25,6 +25,9 @@ from toolkit.files import atomic_write
 
 PLAIN_LINE_EVERY_S = 10.0
 METRICS_FILE = "metrics.jsonl"
+# Of a stage that samples in training; while it trains it is in its folder TRAINER_FOLDER.
+COMPLETIONS_FILE = "completions.jsonl"
+TRAINER_FOLDER = "trainer"
 # In the run folder: how far the current stage is, for those who watch from another process.
 PROGRESS_FILE = ".progress.json"
 PROGRESS_EVERY_S = 1.0

@@ -22,6 +22,9 @@ from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import disable_dropout
 from toolkit.ppo import PPOTrainer
+from toolkit.ppo.export import append_completions, some_completions
+from toolkit.ppo.rollout_metrics import CompletionRow
+from toolkit.progress import COMPLETIONS_FILE
 from toolkit.training.milestones import TOLERANCE
 
 pytestmark = pytest.mark.invariant
@@ -48,6 +51,9 @@ def test_evaluation_completions_milestones_and_export(tmp_path: Path, tiny_ref: 
     assert len(tables) == 2 and len(rows) == 8
     assert {"step", "prompt", "completion", "score", "kl_nats", "n_tokens", "truncated"} <= rows[0].keys()
     assert rows[0]["prompt"].startswith("The film was") and rows[0]["score"] == -rows[0]["n_tokens"]
+    records = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0] * 8 + [2] * 8 and len({r["prompt_id"] for r in records}) == 4
+    assert {json.dumps(row, sort_keys=True) for row in rows} == {json.dumps(r, sort_keys=True) for r in records[8:]}
 
     assert [path.name for path in (tmp_path / "milestones").iterdir()] == ["kl--1"]
 
@@ -131,3 +137,16 @@ def test_a_checkpoint_holds_what_training_changes(tmp_path: Path) -> None:
         ".lora_" in name or "value_head" in name for name in load_file(tmp_path / "checkpoint-4/actors.safetensors")
     )
     assert json.loads((tmp_path / "checkpoint-4/ppo_state.json").read_text())["kl_coef"] == 0.05
+
+
+def test_a_few_prompts_are_shown_and_later_steps_leave(tmp_path: Path) -> None:
+    rows = [CompletionRow(0, f"p{i % 6}", "The film", f"text {i}", 0.5, 0.1, 3, False) for i in range(12)]
+    shown = some_completions(rows, 4)
+    assert [(row["prompt_id"], row["completion"]) for row in shown] == [
+        (f"p{i}", f"text {k}") for i in range(4) for k in (i, i + 6)
+    ]
+    assert some_completions(rows[::-1], 4) == shown
+    for step in (0, 2, 4, 2):  # killed behind 4, and resumed at 2
+        append_completions(some_completions(rows, step), tmp_path)
+    lines = (tmp_path / COMPLETIONS_FILE).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0] * 8 + [2] * 8

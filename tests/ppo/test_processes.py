@@ -21,7 +21,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"bf16": True},
     "critic's warm-up": {"critic_warmup_rollouts": 1, "weight_decay": 0.1},
     "trunk": {"share_trunk": True, "adaptive_kl": True, "adaptive_kl_target": 0.01, "adaptive_kl_horizon": 50},
-    "no critic": {"advantage": "rloo", "weight_decay": 0.1},
+    "no critic": {"advantage": "rloo", "weight_decay": 0.1, "reference_decay": 0.8},
     "all weights": {"full": True, "center_samples": 5, "ema_decay": 0.9, "ptx_coef": 0.5, "ptx_batch_size": 3},
 }
 

@@ -342,7 +342,12 @@ def test_centring_makes_the_start_zero(tmp_path: Path, reward_folder: Path) -> N
 
 @pytest.mark.parametrize(
     "options",
-    [{"logging_steps": 3}, {"share_trunk": True}, {"advantage": "rloo"}, {"ema_decay": 0.9, "center_samples": 4}],
+    [
+        {"logging_steps": 3},
+        {"share_trunk": True},
+        {"advantage": "rloo", "reference_decay": 0.5, "log_completions_steps": 2},
+        {"ema_decay": 0.9, "center_samples": 4},
+    ],
 )
 def test_a_resumed_trainer_equals_an_uninterrupted_one(tmp_path: Path, options: dict[str, Any]) -> None:
     def make(name: str, **more: Any) -> PPOTrainer:
@@ -363,10 +368,15 @@ def test_a_resumed_trainer_equals_an_uninterrupted_one(tmp_path: Path, options: 
         assert timeless(log) == pytest.approx(timeless(same), rel=1e-4, abs=1e-5)
     for name, weight in resumed.models.trained_state().items():
         torch.testing.assert_close(weight, whole.models.trained_state()[name], rtol=0, atol=1e-6, msg=name)
-    if whole.average is not None:
-        assert resumed.average is not None
-        for average, same in zip(resumed.average.averages, whole.average.averages, strict=True):
+    averages = [(resumed.average, whole.average)]
+    averages.append((resumed.models.averaged_reference, whole.models.averaged_reference))
+    for of_resumed, of_whole in averages:
+        assert (of_resumed is None) is (of_whole is None)
+        for average, same in zip(of_resumed.averages, of_whole.averages, strict=True) if of_whole else ():
             torch.testing.assert_close(average, same, rtol=0, atol=1e-6)
+    if args_of := options.get("log_completions_steps"):
+        of_part, of_whole = ((tmp_path / name / "completions.jsonl").read_text() for name in ("part", "whole"))
+        assert of_part == of_whole and len(of_part.splitlines()) == 2 * 8 and args_of == 2
 
 
 def test_what_a_reward_model_may_be_to_the_policy(

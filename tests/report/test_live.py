@@ -58,6 +58,26 @@ def test_what_is_known_so_far(going: Path) -> None:
     assert re.search(r'<progress value="0.25"', html) and "ppo 10/40" in html
 
 
+def test_the_last_completions_of_ppo_are_shown(going: Path) -> None:
+    """While PPO trains they are in its trainer's folder, and then in the stage's."""
+    row = {"prompt": "The <b>film", "completion": "was good", "score": 1.5, "kl_nats": 0.25, "n_tokens": 3}
+    records = [{"step": step, **row, "truncated": step == 4, "completion": f"at {step}"} for step in (0, 4, 4)]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    keys = json.loads((going / "manifest.json").read_text())["keys"]
+    trainer = RunFolder(going).work_dir("ppo", keys["ppo"]) / "trainer"
+    trainer.mkdir()
+    (trainer / "completions.jsonl").write_text(lines)
+    assert reading.read_live(going).completions == records[1:]
+    html = build_live(going, version="v", max_samples=10)
+    assert "What PPO sampled before step 5" in html and html.count("at 4 …") == 2 and "at 0" not in html
+    assert "The &lt;b&gt;film" in html
+    finished = write_run(going.parent / "finished")
+    assert reading.read_run(finished).completions == []
+    (finished / "ppo").mkdir(exist_ok=True)
+    (finished / "ppo" / "completions.jsonl").write_text(lines)
+    assert reading.read_run(finished).completions == records[1:]
+
+
 def test_a_killed_run_is_interrupted(going: Path) -> None:
     assert [row["state"] for row in reading.read_live(going).progress][3] == "interrupted"
 

@@ -183,3 +183,29 @@ def test_further_prompts_of_held_out_groups_are_left_out(tokenizer: PreTrainedTo
     ]
     prompts, line = further_prompts(str(file), [], held_out, text_encoder(tokenizer, "a"), 10)
     assert [prompt.prompt for prompt in prompts] == ["b", "c"] and line.endswith("left out: 1 held out")
+
+
+@pytest.mark.e2e
+def test_the_options_of_the_updates_reach_the_stage(small_run: Path, tmp_path: Path) -> None:
+    """Text that SFT imitates, a reference that follows the policy, and completions to look at."""
+    inputs = {name: small_run / name for name in ("data", "sft", "reward_model")}
+    options = ["ppo.ptx_coef=0.5", "ppo.reference_decay=0.5", "ppo.log_completions_steps=4"]
+    context = context_with(*SMALL_SETTINGS, *options)
+    record = ppo.run(context, inputs, tmp_path, Reporter(quiet=True))
+    plain = json.loads((small_run / "ppo" / "stage.json").read_text(encoding="utf-8"))["metrics"]
+    for entry, same in zip(record["history"][:1], plain["history"][:1], strict=True):
+        assert entry["objective/score"] == same["objective/score"] and entry["loss/ptx"] > 0
+    assert record["response_tokens_trained"] > plain["response_tokens_trained"]  # those of the texts count
+    averaged = [entry["objective/kl_averaged_reference"] for entry in record["history"]]
+    assert averaged[0] == 0 and averaged[-1] != record["history"][-1]["objective/kl"]
+    lines = (tmp_path / "completions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["step"] for line in lines} == {4 * i for i in range(len(record["history"]))}
+    assert not (small_run / "ppo" / "completions.jsonl").exists()
+    tokenizer = load_tokenizer(resolve(str(small_run / "sft" / "model")))
+    rows = from_parquet(inputs["data"] / "train.parquet")
+    assert len(ppo.read_texts(context, inputs["data"], tokenizer)) == len(rows)
+    file = tmp_path / "texts.txt"
+    file.write_text("A long walk home.\n", encoding="utf-8")
+    named = context_with(*SMALL_SETTINGS, "ppo.ptx_coef=0.5", f"ppo.ptx_texts={file}")
+    assert len(ppo.read_texts(named, inputs["data"], tokenizer)) == 1
+    assert ppo.read_texts(context_with(*SMALL_SETTINGS), inputs["data"], tokenizer) == []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.small_models import engine
 
+from toolkit.preferences import splits
 from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.stages import sft
 from toolkit.training.batch import Example, collate
@@ -17,10 +18,10 @@ pytestmark = pytest.mark.invariant
 
 def test_sft_imitates_the_response_that_wins_most() -> None:
     row = PreferenceRow("a", "", ["x", "y", "z"], [Comparison(2, 0), Comparison(1, 0), Comparison(2, 1, 0.4)])
-    assert sft.targets(row, "preferred") == [2]
-    assert sft.targets(row, "all") == [0, 1, 2]
+    assert splits.imitated(row, "preferred") == [2]
+    assert splits.imitated(row, "all") == [0, 1, 2]
     tied = PreferenceRow("a", "", ["x", "y"], [Comparison(0, 1, 0.5), Comparison(1, 0, 0.5)])
-    assert sft.targets(tied, "preferred") == [0]
+    assert splits.imitated(tied, "preferred") == [0]
 
 
 def test_imitation_in_parts_is_the_mean_over_all_tokens(tiny: Any, make_trees: Any) -> None:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import sqlite3
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.running import SMALL, duel, duel_process
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
+from toolkit.progress import Reporter
+from toolkit.training.callbacks import StageProgress, log_table
 
 pytestmark = pytest.mark.e2e
 
@@ -76,3 +84,37 @@ def test_a_tracker_that_is_not_there_or_not_known(tmp_path: Path) -> None:
     if importlib.util.find_spec("trackio") is None:
         missing = duel("run", "smoke", "--out", str(tmp_path / "b"), "--set=report_to=[trackio]", check=2).stderr
         assert "pip install 'rlhf-duel[trackio]'" in missing and not (tmp_path / "b").exists()
+
+
+class Tables:
+    """Stands in for wandb and trackio: keeps the tables that it gets."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[Any, ...]] = []
+
+    def Table(self, **content: Any) -> dict[str, Any]:  # noqa: N802
+        return content
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        self.logged.append((values, step))
+
+
+def test_a_table_reaches_every_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb, trackio, written = Tables(), Tables(), []
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    rows = [{"prompt": "a | b\nc", "score": 0.123456}, {"prompt": "d", "score": 2.0}]
+    tensorboard = TensorBoardCallback.__new__(TensorBoardCallback)
+    tensorboard.tb_writer = SimpleNamespace(add_text=lambda *text: written.append(text))
+    others = [WandbCallback.__new__(WandbCallback), TrackioCallback.__new__(TrackioCallback), TrainerCallback()]
+    stage = StageProgress(Reporter(quiet=True), "ppo", 8)
+    stage.trackers = [tensorboard]
+    log_table([*others, stage], "completions", rows, 4)
+    cells = [["a | b\nc", 0.123456], ["d", 2.0]]
+    assert wandb.logged == [
+        ({"completions": {"columns": ["prompt", "score"], "data": cells}, "train/global_step": 4}, None)
+    ]
+    [(values, step)] = trackio.logged
+    assert step == 4 and values["completions"]["dataframe"].to_numpy().tolist() == cells
+    lines = ["| prompt | score |", "| --- | --- |", "| a \\| b<br>c | 0.1235 |", "| d | 2 |"]
+    assert written == [("completions", "\n".join(lines), 4)]

@@ -257,6 +257,12 @@ def _ppo_models(
 ) -> PPOModels:
     """Adapters on one base where these suffice, and separate models otherwise."""
     dtype, pad_id = DTYPES[_dtype_name(args)], int(tokenizer.pad_token_id)
+    if inputs.reference is not None and args.reference_decay is not None:
+        raise RecipeError(
+            "an averaged reference starts as the policy, and another one is named",
+            where="reference, reference_decay",
+            fix="leave out one",
+        )
     named_critic = _named_critic(inputs, args)
     policy = _make_trainable(policy, inputs.peft_config)
     if isinstance(policy, PeftModel) and named_critic is None and inputs.reference is None:

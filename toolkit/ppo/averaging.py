@@ -13,13 +13,18 @@ from transformers import TrainerCallback
 
 
 class WeightAverage(TrainerCallback):
-    """After every optimiser step: average = decay * average + (1 - decay) * weight (Zheng et al. 2023)."""
+    """After every optimiser step: average = decay * average + (1 - decay) * weight (Zheng et al. 2023).
 
-    def __init__(self, weights: Sequence[nn.Parameter], decay: float) -> None:
-        self.weights, self.decay = weights, decay
+    With ``every``, after every such number of steps.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], decay: float, every: int = 1) -> None:
+        self.weights, self.decay, self.every = weights, decay, every
         self.averages = [weight.detach().clone() for weight in weights]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if (state.global_step + 1) % self.every:  # the step is counted afterwards
+            return
         for average, weight in zip(self.averages, self.weights, strict=True):
             average.lerp_(weight.detach(), 1 - self.decay)
 

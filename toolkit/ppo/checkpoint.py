@@ -13,6 +13,7 @@ from toolkit.ppo.models import PPOModels
 
 WEIGHTS_FILE = "actors.safetensors"
 AVERAGE_FILE = "average.safetensors"
+REFERENCE_FILE = "averaged_reference.safetensors"
 CONTROLS_FILE = "ppo_state.json"
 
 
@@ -35,6 +36,8 @@ def save_checkpoint(folder: Path, models: PPOModels, average: WeightAverage | No
     save_file(weights, folder / WEIGHTS_FILE)
     if average is not None:
         average.save(folder / AVERAGE_FILE)
+    if models.averaged_reference is not None:
+        models.averaged_reference.save(folder / REFERENCE_FILE)
     saved = {
         "kl_coef": controls.kl_coef,
         "centre": controls.score_mean,
@@ -44,9 +47,11 @@ def save_checkpoint(folder: Path, models: PPOModels, average: WeightAverage | No
 
 
 def load_checkpoint(folder: Path, models: PPOModels, average: WeightAverage | None) -> Controls:
-    """Put weights and their average back in place. Raises RuntimeError where the weights are another model's."""
+    """Put weights and their averages back in place. Raises RuntimeError where the weights are another model's."""
     models.load_trained_state(load_file(folder / WEIGHTS_FILE))
     if average is not None:
         average.load(folder / AVERAGE_FILE)
+    if models.averaged_reference is not None:
+        models.averaged_reference.load(folder / REFERENCE_FILE)
     saved = read_json(folder / CONTROLS_FILE)
     return Controls(saved["kl_coef"], saved["centre"], saved["sums"])

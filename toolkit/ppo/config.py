@@ -89,15 +89,12 @@ class PPOConfig(TrainingArguments):
     share_trunk: bool = _shared("share_trunk", False)
     value_head_init: str = _shared("value_head_init", "zero")
     critic_warmup_rollouts: int = _shared("critic_warmup_rollouts", 0)
-    ptx_coef: float = field(
-        default=0.0, metadata={"help": "Weight of the likelihood of ptx_dataset (Ouyang et al. 2022, equation 2)."}
-    )
-    ptx_batch_size: int = field(default=8, metadata={"help": "Examples of ptx_dataset in an optimiser step."})
+    ptx_coef: float = _shared("ptx_coef", 0.0)
+    ptx_batch_size: int = _shared("ptx_batch_size", 8)
     ema_decay: float | None = _shared("ema_decay", None)
+    reference_decay: float | None = _shared("reference_decay", None)
 
-    log_completions_steps: int | None = field(
-        default=None, metadata={"help": "Write a table of completions at intervals of this many optimiser steps."}
-    )
+    log_completions_steps: int | None = _shared("log_completions_steps", None)
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -118,6 +115,10 @@ _IN_RANGE = (
     "gamma",
     "lam",
     "ema_decay",
+    "reference_decay",
+    "ptx_coef",
+    "ptx_batch_size",
+    "log_completions_steps",
     "dual_clip",
     "missing_eos_penalty",
     "kl_estimator",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import transformers
 
-from toolkit.files import write_table
+from toolkit.files import write_table, write_text
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.rollout_metrics import CompletionRow
 from toolkit.preferences.rows import readable
+from toolkit.progress import COMPLETIONS_FILE
 
+# Of the prompts of a rollout, so many are shown with all their completions.
+PROMPTS_SHOWN = 4
 CARD_METRICS = (
     "objective/score",
     "objective/kl",
@@ -63,3 +67,19 @@ def write_completions(rows: Sequence[CompletionRow], out: Path, step: int) -> No
     folder.mkdir(parents=True, exist_ok=True)
     table = [{"step": step, **vars(row), "prompt": readable(row.prompt)} for row in rows]
     write_table(table, folder / f"completions_{step:05d}.parquet")
+
+
+def some_completions(rows: Sequence[CompletionRow], step: int) -> list[dict[str, Any]]:
+    """The rows of a few prompts of a rollout, for people to read. Which ones does not depend on their order."""
+    ordered = sorted(rows, key=lambda row: (row.prompt_id, row.completion))
+    shown = list(dict.fromkeys(row.prompt_id for row in ordered))[:PROMPTS_SHOWN]
+    return [{"step": step, **vars(row), "prompt": readable(row.prompt)} for row in ordered if row.prompt_id in shown]
+
+
+def append_completions(records: Sequence[dict[str, Any]], out: Path) -> None:
+    """Add a rollout's records to ``completions.jsonl``. Those of the same and later steps are of a training that was
+    killed, and leave."""
+    file, step = out / COMPLETIONS_FILE, records[0]["step"]
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    before = [line for line in lines if json.loads(line)["step"] < step]
+    write_text(file, "".join(f"{line}\n" for line in [*before, *(json.dumps(record) for record in records)]))

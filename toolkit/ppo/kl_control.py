@@ -21,8 +21,8 @@ class KlControl:
         """Go on as a checkpoint says."""
         self.controller.coef = coef
 
-    def after_rollout(self, kl_nats: float, n_responses: int) -> bool:
-        """Adapt the coefficient. True: the KL exceeds ``max_kl``, and training stops."""
+    def after_rollout(self, kl_nats: float, n_responses: int, penalised_nats: float) -> bool:
+        """Adapt the coefficient by the KL that it weighs. True: the KL exceeds ``max_kl``, and training stops."""
         if self.adaptive:
-            self.controller.update(kl_nats, n_responses)
+            self.controller.update(penalised_nats, n_responses)
         return self.max_kl is not None and kl_nats > self.max_kl

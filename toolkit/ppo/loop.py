@@ -30,7 +30,10 @@ The details that decide whether PPO works, each with its source (N+ is Huang et 
     of the adapter where the policy came with one (``models.py``).
 18. Off by default: a critic warm-up and an average of the policy's weights (Zheng et al. 2023, "PPO-max",
     arXiv 2307.04964), the likelihood of other text mixed in (Ouyang et al. 2022, equation 2), the dual clip (Ye et al.
-    2020), a critic that is a head on the policy's trunk (``share_trunk``).
+    2020), a critic that is a head on the policy's trunk (``share_trunk``), a reference that follows the policy (Xu et
+    al. 2024, arXiv 2404.10719, section 5): after each rollout's updates it is an average of itself and the policy, of
+    the weights that train (with LoRA of the adapters' factors). The penalty is then on the KL to it; ``objective/kl``,
+    ``max_kl``, milestones and evaluations stay with the policy that training started from.
 19. ``advantage=rloo`` replaces 2, 10 and 15: no critic, and leave-one-out advantages (Ahmadian et al. 2024, arXiv
     2402.14740). The KL penalty stays in the reward, the whitening and the clipped ratio of each token stay, too.
 """
@@ -64,6 +67,7 @@ from toolkit.ppo.sampling import SamplingSettings, Scorer
 from toolkit.ppo.schedule import Schedule
 from toolkit.ppo.update import Update, token_count
 from toolkit.training.budget import VIRTUAL_STEPS, Budget, Spending
+from toolkit.training.callbacks import log_table
 from toolkit.training.checkpoints import CheckpointFiles
 from toolkit.training.milestones import KlMilestones, MilestonePolicy
 from toolkit.training.unlogged import Unlogged
@@ -128,6 +132,11 @@ class PPOLoop(Trainer):
         if args.ema_decay is not None:
             self.average = WeightAverage(models.policy_parameters(), args.ema_decay)
             self.add_callback(self.average)
+        models.averaged_reference = None
+        if args.reference_decay is not None:
+            every = self.schedule.updates_per_rollout
+            models.averaged_reference = WeightAverage(models.policy_parameters(), args.reference_decay, every)
+            self.add_callback(models.averaged_reference)
         self.milestones = KlMilestones(
             args.kl_milestones or [] if keep_milestone is not None else [],
             models.policy_parameters(),
@@ -209,14 +218,20 @@ class PPOLoop(Trainer):
         )
         self.unlogged.add(rollout.metrics)
         n_responses = len(prompts) * self.args.samples_per_prompt
-        if self.kl_control.after_rollout(rollout.metrics["objective/kl"], n_responses):
+        kl_nats = rollout.metrics["objective/kl"]
+        penalised_nats = rollout.metrics.get("objective/kl_averaged_reference", kl_nats)
+        if self.kl_control.after_rollout(kl_nats, n_responses, penalised_nats):
             self.control.should_training_stop = True
-        self.reach_milestones(rollout.metrics["objective/kl"])
+        self.reach_milestones(kl_nats)
         interval = self.args.log_completions_steps
         if interval and rollout.index % max(1, interval // self.schedule.updates_per_rollout) == 0:
             rows = all_items(rollout.completions)
             if self.is_world_process_zero():
-                export.write_completions(rows, Path(str(self.args.output_dir)), self.state.global_step)
+                folder, step = Path(str(self.args.output_dir)), self.state.global_step
+                export.write_completions(rows, folder, step)
+                records = export.some_completions(rows, step)
+                export.append_completions(records, folder)
+                log_table(self.callback_handler.callbacks, "completions", records, step)
         return rollout
 
     # -- one optimiser step
@@ -239,7 +254,9 @@ class PPOLoop(Trainer):
         sums = update.minibatch_gradients(minibatch, n_tokens)
         if self.args.ptx_coef and not critic_only:
             step = inputs["rollout"] * self.schedule.updates_per_rollout + inputs["update"]
-            sums += update.ptx_gradients(self.data.ptx, step)
+            of_texts = update.ptx_gradients(self.data.ptx, step)
+            self.spending.add(int(of_texts.ptx_tokens))
+            sums += of_texts
         # The losses are divided by the tokens of all processes, so gradients add up.
         reduce_gradients(self.models)
         sums = sums.over_processes(self.args.device)

@@ -30,6 +30,7 @@ from toolkit.models.encoding import Tree
 from toolkit.models.inspect import inner
 from toolkit.models.resolve import ModelRef
 from toolkit.models.reward_head import RewardHead
+from toolkit.ppo.averaging import WeightAverage
 
 POLICY, CRITIC, REWARD, REFERENCE = "default", "critic", "reward", "reference"
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -44,6 +45,7 @@ class PPOModels(nn.Module, ABC):
     shares_trunk: bool
     value_head: nn.Linear  # only with a critic
     value_shift: float = 0.0  # what is subtracted from the head's product with a state
+    averaged_reference: WeightAverage | None = None  # the reference of the KL penalty, where it moves
 
     @abstractmethod
     def policy_logps(
@@ -54,6 +56,13 @@ class PPOModels(nn.Module, ABC):
     @abstractmethod
     def reference_logps(self, batch: TreeBatch, temperature: float) -> torch.Tensor:
         """[N] log-probabilities under the policy that training started from."""
+
+    @torch.no_grad()
+    def averaged_reference_logps(self, batch: TreeBatch, temperature: float) -> torch.Tensor:
+        """[N] log-probabilities under the averaged reference. Only where there is one."""
+        assert self.averaged_reference is not None
+        with self.averaged_reference.in_place():
+            return self.policy_logps(batch, temperature)[0]
 
     @abstractmethod
     def values(self, batch: TreeBatch) -> torch.Tensor:

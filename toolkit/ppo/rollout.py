@@ -213,14 +213,20 @@ def pack_minibatches(
 class ForwardPasses:
     """What the models compute for every sampled token, each [S, T]; the mask is true where a token was sampled.
 
-    Without a critic there are no values.
+    Without a critic there are no values. ``averaged_logps_ST`` are those of an averaged reference, if there is one.
     """
 
     mask_ST: torch.Tensor
     logps_ST: torch.Tensor
     entropy_ST: torch.Tensor
     reference_logps_ST: torch.Tensor
+    averaged_logps_ST: torch.Tensor | None
     values_ST: torch.Tensor | None
+
+    def penalised_kl(self, estimator: str) -> torch.Tensor:
+        """[S, T] estimates of the KL that the penalty weighs, in nats: to the averaged reference, if there is one."""
+        against = self.reference_logps_ST if self.averaged_logps_ST is None else self.averaged_logps_ST
+        return objective.kl_tokens(self.logps_ST, against, estimator)
 
 
 def forward_passes(models: PPOModels, packs: Sequence[Pack], temperature: float, dtype: torch.dtype) -> ForwardPasses:
@@ -229,7 +235,8 @@ def forward_passes(models: PPOModels, packs: Sequence[Pack], temperature: float,
     width, device = max(lengths, default=1), models.engine.device
     none = torch.zeros(0, width, device=device)
     no_values = none if models.has_critic else None
-    passes = [ForwardPasses(none.bool(), none, none, none, no_values)]  # a process may have no prompt
+    no_averaged = none if models.averaged_reference is not None else None
+    passes = [ForwardPasses(none.bool(), none, none, none, no_averaged, no_values)]  # a process may have no prompt
     with precision(device, dtype):
         passes += [_forward_pass(models, pack.batch, temperature, width) for pack in packs]
     parts = {f.name: [getattr(one, f.name) for one in passes] for f in fields(ForwardPasses)}
@@ -246,11 +253,15 @@ def _forward_pass(models: PPOModels, batch: TreeBatch, temperature: float, width
     else:
         logps_N, entropy_N = models.policy_logps(batch, temperature, with_entropy=True)
     assert entropy_N is not None
+    averaged_ST = None
+    if models.averaged_reference is not None:
+        averaged_ST = scatter_to_responses(models.averaged_reference_logps(batch, temperature), batch, width)
     return ForwardPasses(
         mask_ST=scatter_to_responses(torch.ones_like(logps_N), batch, width) > 0,
         logps_ST=scatter_to_responses(logps_N, batch, width),
         entropy_ST=scatter_to_responses(entropy_N, batch, width),
         reference_logps_ST=scatter_to_responses(models.reference_logps(batch, temperature), batch, width),
+        averaged_logps_ST=averaged_ST,
         values_ST=None if values_N is None else scatter_to_responses(values_N, batch, width),
     )
 
@@ -288,7 +299,7 @@ def shape_rewards(
         clip=config.reward_clip,
         missing_eos_penalty=config.missing_eos_penalty,
     )
-    kl_ST = objective.kl_tokens(forward.logps_ST, forward.reference_logps_ST, config.kl_estimator)
+    kl_ST = forward.penalised_kl(config.kl_estimator)
     rewards_ST = objective.token_rewards(kl_ST, scores_S, forward.mask_ST, kl_coef)
     rewards_ST = objective.add_steps(rewards_ST, [response.steps for response in responses])
     if config.whiten_rewards:
@@ -359,6 +370,7 @@ def response_sums(
     step_totals = [sum(value for _, value in response.steps) for response in responses]
     kl = sums(objective.kl_tokens(forward.logps_ST, forward.reference_logps_ST, "k1"))
     kl_k3 = sums(objective.kl_tokens(forward.logps_ST, forward.reference_logps_ST, "k3"))
+    averaged = sums(forward.penalised_kl("k1")) if forward.averaged_logps_ST is not None else None
     entropy, rlhf_reward = sums(forward.entropy_ST), sums(rewards.rewards_ST)
     logps = sums(forward.logps_ST)
     critic = critic_sums(forward, returns_ST)
@@ -371,6 +383,7 @@ def response_sums(
             score_shaped=scores_shaped[i] + step_totals[i],
             kl=kl[i],
             kl_k3=kl_k3[i],
+            kl_averaged=averaged[i] if averaged is not None else None,
             entropy=entropy[i],
             sampler_difference=abs(response.sampler_logp - logps[i]),
             rlhf_reward=rlhf_reward[i],

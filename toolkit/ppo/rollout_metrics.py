@@ -41,7 +41,8 @@ class ResponseSums:
     """One response's share of the metrics: sums over its tokens, in fp64.
 
     ``place``: its prompt's place in the rollout, and its number among the prompt's samples. ``sampler_difference`` is
-    that between the log-probabilities under what sampled and under the training pass, without its sign.
+    that between the log-probabilities under what sampled and under the training pass, without its sign. ``kl`` is to
+    the policy that training started from, ``kl_averaged`` to an averaged reference, None where there is none.
     ``disagreement`` is None where no ensemble scores, ``critic`` where there is no critic.
     """
 
@@ -52,6 +53,7 @@ class ResponseSums:
     score_shaped: float
     kl: float
     kl_k3: float
+    kl_averaged: float | None
     entropy: float
     sampler_difference: float
     rlhf_reward: float
@@ -71,11 +73,13 @@ def summarise(responses: Sequence[ResponseSums]) -> dict[str, float]:
         return float(sum(values) / len(values))
 
     spread = [r.disagreement for r in ordered if r.disagreement is not None]
+    averaged = [r.kl_averaged for r in ordered if r.kl_averaged is not None]
     scores = torch.tensor([r.score for r in ordered], dtype=torch.float64)
     quantiles = torch.quantile(scores, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
     return {
         "objective/kl": mean([r.kl for r in ordered]),
         "objective/kl_k3": mean([r.kl_k3 for r in ordered]),
+        **({"objective/kl_averaged_reference": mean(averaged)} if averaged else {}),
         "objective/entropy": float(sum(r.entropy for r in ordered) / n_tokens),
         "objective/score": mean([r.score for r in ordered]),
         "objective/score_shaped": mean([r.score_shaped for r in ordered]),

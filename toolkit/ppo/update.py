@@ -13,7 +13,7 @@ from toolkit.models.inspect import precision
 from toolkit.ppo import objective
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.models import PPOModels
-from toolkit.ppo.rollout import Microbatch, scatter_to_responses
+from toolkit.ppo.rollout import PASS_TOKENS, Microbatch, scatter_to_responses
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class UpdateSums:
     approx_kl: float = 0.0
     value_clipped: float = 0.0
     ptx_loss: float = 0.0
+    ptx_tokens: float = 0.0
 
     def __add__(self, other: UpdateSums) -> UpdateSums:
         return UpdateSums(*map(sum, zip(astuple(self), astuple(other), strict=True)))
@@ -138,20 +139,20 @@ class Update:
         )
 
     def ptx_gradients(self, texts: Sequence[Tree], step: int) -> UpdateSums:
-        """Gradients of the negative log-likelihood per token of this optimiser step's texts, weighted by ``ptx_coef``.
+        """Gradients of the negative log-likelihood per token of this optimiser step's texts, weighted by ``ptx_coef``
+        (Ouyang et al. 2022, equation 2, per token).
 
-        A process computes its share of them.
+        The loss is divided by the tokens of all processes; a process computes its share of the texts.
         """
         rank, size = world()
         first = step * self.config.ptx_batch_size
         batch = [texts[i % len(texts)] for i in range(first, first + self.config.ptx_batch_size)]
         n_tokens = sum(len(ids) for tree in batch for ids in tree.response_ids)
-        share = batch[rank::size]
-        if not share:
-            return UpdateSums()
-        self.models.use_policy()
-        with precision(self.models.engine.device, self.dtype):
-            logps_N, _ = self.models.policy_logps(self.models.engine.pack(share), 1.0)
-        loss = -logps_N.sum() / n_tokens
-        self.backward(self.config.ptx_coef * loss)
-        return UpdateSums(ptx_loss=loss.item())
+        share, engine, sums = batch[rank::size], self.models.engine, UpdateSums()
+        for chosen in engine.batches(share, self.config.token_budget or PASS_TOKENS[engine.device.type]):
+            with precision(engine.device, self.dtype):
+                logps_N, _ = self.models.policy_logps(engine.pack([share[i] for i in sorted(chosen)]), 1.0)
+            loss = -logps_N.sum() / n_tokens
+            self.backward(self.config.ptx_coef * loss)
+            sums += UpdateSums(ptx_loss=loss.item(), ptx_tokens=len(logps_N))
+        return sums

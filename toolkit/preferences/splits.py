@@ -198,3 +198,14 @@ def contradictions(labelled: Sequence[LabelledPair], source_rows: Sequence[int])
         for (_, _, annotator), (for_i, for_j) in sides.items()
         if for_i and for_j and (annotator or len(for_i | for_j) > 1)
     )
+
+
+def imitated(row: PreferenceRow, train_on: str) -> list[int]:
+    """Indices of the responses that SFT imitates: all, or the one with the most wins (of equal ones, the first)."""
+    if train_on == "all":
+        return list(range(len(row.responses)))
+    wins = [0.0] * len(row.responses)
+    for pair in pairs(row):
+        wins[pair.i] += pair.p * pair.weight
+        wins[pair.j] += (1 - pair.p) * pair.weight
+    return [max(range(len(wins)), key=lambda i: (wins[i], -i))]

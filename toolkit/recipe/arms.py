@@ -187,6 +187,13 @@ def _help(ppo: PpoSection, max_response_tokens: int) -> Iterator[ArmDifference]:
     if ppo.prompts is not None:
         label = "further prompts without labels (ppo.prompts)"
         yield ArmDifference("prompts", label, ppo.prompts, None, True, note)
+    if ppo.ptx_coef:
+        label = "other text in the loss (ppo.ptx_coef, ppo.ptx_texts)"
+        texts = f"{ppo.ptx_coef:g} x the likelihood of {ppo.ptx_texts or 'what SFT imitates'}"
+        yield ArmDifference("ptx_coef", label, texts, None, True, note)
+    if ppo.reference_decay is not None:
+        label = "a reference that follows the policy (ppo.reference_decay)"
+        yield ArmDifference("reference_decay", label, ppo.reference_decay, None, True, note)
     if ppo.missing_eos_penalty is not None:
         label = "the score of an unfinished response (ppo.missing_eos_penalty)"
         yield ArmDifference("missing_eos_penalty", label, ppo.missing_eos_penalty, None, True, note)

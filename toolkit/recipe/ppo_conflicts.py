@@ -39,6 +39,8 @@ def ppo_conflicts(ppo: PpoSection) -> Iterator[Conflict]:
             "start above 0 (Ziegler et al. 2019: 0.2)",
             ("adaptive_kl", "kl_coef"),
         )
+    if ppo.ptx_texts is not None and not ppo.ptx_coef:
+        yield Conflict("the texts would not count: their weight is 0", "ptx_coef: 1", ("ptx_texts", "ptx_coef"))
     if ppo.advantage == "rloo":
         yield from _rloo_conflicts(ppo)
     if ppo.share_trunk and ppo.value_learning_rate not in (None, ppo.learning_rate):

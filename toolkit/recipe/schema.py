@@ -314,6 +314,28 @@ class PpoSection(Arm):
         description="Decay of an average of the policy's weights, which is then the exported policy; null keeps no "
         "average.",
     )
+    reference_decay: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        None,
+        description="Let the reference of the KL penalty follow the policy: after each rollout's updates it becomes "
+        "this share of itself and the rest of the policy (Xu et al. 2024), 0.99 for instance; null keeps it. "
+        "`objective/kl` and all KL figures stay those to the policy that training started from.",
+    )
+    ptx_coef: NonNegativeFloat = Field(
+        0.0,
+        description="Weight of the negative log-likelihood, in nats per token, of other text in the policy's loss "
+        "(Ouyang et al. 2022, equation 2); 0 mixes none in.",
+    )
+    ptx_batch_size: PositiveInt = Field(8, description="Texts whose likelihood counts in an optimiser step.")
+    ptx_texts: str | None = Field(
+        None,
+        description="Source of the texts of ptx_coef: rows with a `text`, rows with `prompt` and `completion`, "
+        "preference data, or a .txt file with a text in each line. null takes the responses that SFT imitates.",
+    )
+    log_completions_steps: PositiveInt | None = Field(
+        None,
+        description="Every so many optimiser steps, write the completions of a few prompts of the rollout with score "
+        "and KL to completions.jsonl, and to the trackers; null writes none.",
+    )
 
 
 class OnlineSection(Section):

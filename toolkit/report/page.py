@@ -61,6 +61,7 @@ class View:
     drift: tables.DriftTable | None
     lengths: list[Figure]
     training: list[curves.StageCurves]
+    completions: list[ResultRow]
     cost: provenance.Cost | None
     warnings: list[str]
     settings: provenance.ArmSettings | None
@@ -103,6 +104,7 @@ def view_of(run: Run, prefix: str) -> View:
         drift=tables.drift(run),
         lengths=identified(plots.lengths(run)),
         training=[replace(stage, figures=identified(stage.figures)) for stage in curves.training(run)],
+        completions=run.completions,
         cost=provenance.cost(run),
         warnings=tables.warnings(run),
         settings=provenance.settings(run),
@@ -146,7 +148,7 @@ SECTIONS = (
     ("quality", "Reward model quality", ("quality",)),
     ("drift", "Drift from SFT", ("drift",)),
     ("lengths", "Lengths", ("lengths",)),
-    ("training", "Training", ("training",)),
+    ("training", "Training", ("training", "completions")),
     ("cost", "Cost", ("cost",)),
     ("settings", "Settings of the arms", ("settings",)),
     ("reproduction", "Data and reproduction", ("reproduction", "data")),

@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.errors import StoreError
 from toolkit.files import read_json, read_table
 from toolkit.preferences.samples import SAMPLES_FILE, Sample, read_samples
-from toolkit.progress import METRICS_FILE, PROGRESS_FILE
+from toolkit.progress import COMPLETIONS_FILE, METRICS_FILE, PROGRESS_FILE, TRAINER_FOLDER
 from toolkit.runs.store import (
     MANIFEST_FILE,
     RECIPE_FILE,
@@ -68,7 +68,8 @@ class Run:
 
     ``manifest``, ``data_report``, ``recipe_text``, ``histories`` (of training) and ``judgements`` are empty where the
     folder lacks them. ``name`` tells the runs of one report apart. ``progress`` has the stages of a run that is
-    watched; before its evaluation ``results`` holds only the recipe and empty lists.
+    watched; before its evaluation ``results`` holds only the recipe and empty lists. ``completions`` are the last ones
+    that PPO logged.
     """
 
     folder_name: str
@@ -82,6 +83,7 @@ class Run:
     rewards: list[ResultRow]
     judgements: list[ResultRow]
     progress: list[ResultRow] = field(default_factory=list)
+    completions: list[ResultRow] = field(default_factory=list)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -135,6 +137,7 @@ def read_files(files: RunFiles, folder_name: str) -> Run:
         samples=read_samples(files.tables / SAMPLES_FILE, SAMPLE_COLUMNS, error=StoreError, fix=EVALUATE_AGAIN),
         rewards=read_table(files.tables / "rewards.parquet", REWARD_COLUMNS, fix=EVALUATE_AGAIN),
         judgements=read_table(judgements, JUDGEMENT_COLUMNS, fix=EVALUATE_AGAIN) if judgements.is_file() else [],
+        completions=last_completions(files.stages["ppo"] / COMPLETIONS_FILE),
     )
 
 
@@ -187,6 +190,11 @@ def read_live(folder: Path) -> Run:
         rewards=[],
         judgements=[],
         progress=progress,
+        completions=last_completions(
+            store.work_dir("ppo", keys["ppo"]) / TRAINER_FOLDER / COMPLETIONS_FILE
+            if "ppo" in working
+            else folder / "ppo" / COMPLETIONS_FILE
+        ),
     )
 
 
@@ -223,6 +231,14 @@ def logged(folder: Path, stage: str) -> list[ResultRow]:
                 rows.pop()
             rows.append(entry)
     return rows
+
+
+def last_completions(file: Path) -> list[ResultRow]:
+    """The records of the last step in a file of completions, which is written whole; none where there is no file."""
+    if not file.is_file():
+        return []
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [record for record in records if record["step"] == records[-1]["step"]]
 
 
 def _record(stage_folder: Path) -> dict[str, Any]:

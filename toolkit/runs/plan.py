@@ -110,13 +110,11 @@ def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
         return {"model (weights)": weights} | text_fingerprints(recipe)
     if stage == "reward_model" and recipe.reward_model.base is not None:
         return {"reward_model.base (model)": resolve(recipe.reward_model.base).identity}
-    if stage == "ppo" and recipe.ppo.prompts is not None:
-        content = source_fingerprint(recipe.ppo.prompts, None)
-        if content == MISSING:  # before the stages ahead of it train
-            path = Path(recipe.ppo.prompts).expanduser()
-            fix = nearest(path.name, (item.name for item in path.parent.iterdir())) if path.parent.is_dir() else ""
-            raise RecipeError(f"there is no file {recipe.ppo.prompts}", where="ppo.prompts", fix=fix)
-        return {"ppo.prompts (content)": content}
+    if stage == "ppo":
+        sources = {"ppo.prompts": recipe.ppo.prompts, "ppo.ptx_texts": recipe.ppo.ptx_texts}
+        return {
+            f"{name} (content)": _content_of(name, source) for name, source in sources.items() if source is not None
+        }
     if stage == "dpo" and recipe.dpo.online is not None:
         return judge_fingerprints(recipe.dpo.online.labels)
     if stage == "evaluate":
@@ -124,6 +122,16 @@ def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
         by_judge = [judge_fingerprints(judge, section.judge) for judge in section.judges]
         return {name: value for fingerprints in by_judge for name, value in fingerprints.items()}
     return {}
+
+
+def _content_of(setting: str, source: str) -> str:
+    """Raises RecipeError for a file that is not there, before the stages ahead of the one that reads it train."""
+    content = source_fingerprint(source, None)
+    if content == MISSING:
+        path = Path(source).expanduser()
+        fix = nearest(path.name, (item.name for item in path.parent.iterdir())) if path.parent.is_dir() else ""
+        raise RecipeError(f"there is no file {source}", where=setting, fix=fix)
+    return content
 
 
 def text_fingerprints(recipe: Recipe) -> dict[str, str]:

@@ -60,6 +60,13 @@ class SftSwitch:
 
 
 @dataclass(frozen=True)
+class ImitatedResponses:
+    """Of ``sft``, which responses it imitates."""
+
+    train_on: str
+
+
+@dataclass(frozen=True)
 class DataContext:
     data_seed: int
     data: DataSection
@@ -88,6 +95,7 @@ class RewardModelContext(ModelContext):
 @dataclass(frozen=True)
 class PpoContext(ModelContext):
     data: TextLimits  # further prompts have the same limit as those of the data
+    sft: ImitatedResponses
     ppo: PpoSection
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.engine import distributed
 from toolkit.errors import RecipeError
 from toolkit.files import read_json
-from toolkit.models.encoding import text_encoder
+from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.inspect import DTYPES, inner
 from toolkit.models.resolve import resolve
 from toolkit.models.reward_head import CENTRING_PROMPTS, SampleLaw, reward_head
@@ -22,11 +22,12 @@ from toolkit.ppo.config import SHARED_SETTINGS, PPOConfig
 from toolkit.ppo.further_prompts import further_prompts
 from toolkit.ppo.loop import PPOLoop
 from toolkit.ppo.prompts import PromptIds, TrainingData
+from toolkit.ppo.ptx_texts import imitated_texts, texts_of_source
 from toolkit.ppo.rewards import length_reward
 from toolkit.ppo.sampling import SamplingSettings
 from toolkit.ppo.schedule import Schedule
 from toolkit.preferences.reading import from_parquet
-from toolkit.progress import Reporter
+from toolkit.progress import COMPLETIONS_FILE, Reporter
 from toolkit.recipe.schema import PpoSection
 from toolkit.stages.contexts import PpoContext
 from toolkit.training.batch import examples_of
@@ -47,7 +48,10 @@ MOST_ROLLOUTS = 4
 
 
 def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes ``model/``, the arm's policy, ``checkpoints/step-N/`` along training, and ``critic/`` if there is one."""
+    """Writes ``model/``, the arm's policy, ``checkpoints/step-N/`` along training, and ``critic/`` if there is one.
+
+    With ``log_completions_steps`` also ``completions.jsonl``.
+    """
     spending = Spending(cost_of_reward_model(inputs["reward_model"]))
     section = with_episodes(context.ppo, spending.before)
     sft = resolve(str(inputs["sft"] / "model"))
@@ -68,6 +72,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         target = section.target_length or preferred_length(context, inputs["data"], tokenizer)
         reporter.line(f"ppo: the reward is a response's length, with a target of {target:.4g} tokens")
         reward_function = length_reward(target)
+    texts = read_texts(context, inputs["data"], tokenizer)
     schedule = Schedule(prompts, section, context.seed, distributed.launched_processes())
     steps, stopped_at = len(schedule), -1
 
@@ -108,7 +113,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         models,
         arguments,
         [reward_function],
-        TrainingData(prompts),
+        TrainingData(prompts, ptx=texts),
         SamplingSettings(tokenizer, eos_ids(inner(models.policy), tokenizer), dtype, context.seed),
         keep_milestone=keep_milestone,
         spending=spending,
@@ -124,6 +129,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             stopped_at = last_step
             keep(stopped_at)
         models.save_critic(out / "critic")
+        take_completions(trainer, out)
     missed = trainer.milestones.missed("ppo", reporter.line) if section.kl_milestones else {}
     response_tokens = [entry["tokens"] for entry in progress.history if "tokens" in entry]
     n_prompts = -(-last_step // updates) * schedule.prompts_per_rollout  # of all rollouts
@@ -196,6 +202,27 @@ def read_prompts(
     further, line = further_prompts(source, rows, held_out, encoder, context.data.max_prompt_tokens)
     reporter.line(f"ppo: {line}")
     return prompts + further, len(further)
+
+
+def take_completions(trainer: PPOLoop, out: Path) -> None:
+    """Move what ``log_completions_steps`` wrote out of the trainer's folder, which does not stay."""
+    written = Path(str(trainer.args.output_dir)) / COMPLETIONS_FILE
+    if written.is_file():
+        written.replace(out / COMPLETIONS_FILE)
+
+
+def read_texts(context: PpoContext, data: Path, tokenizer: PreTrainedTokenizerBase) -> list[Tree]:
+    """The texts that ``ppo.ptx_coef`` mixes in; none where it is 0."""
+    if not context.ppo.ptx_coef:
+        return []
+    rows = from_parquet(data / "train.parquet")
+    encoder, limits = text_encoder(tokenizer, rows[0].prompt), context.data
+    source = context.ppo.ptx_texts
+    if source is None:
+        return imitated_texts(rows, context.sft.train_on, encoder, limits.max_response_tokens, context.seed)
+    held_out = from_parquet(data / "eval.parquet")
+    lengths = (limits.max_prompt_tokens, limits.max_response_tokens)
+    return texts_of_source(source, held_out, encoder, lengths, context.seed)
 
 
 def preferred_length(context: PpoContext, data: Path, tokenizer: PreTrainedTokenizerBase) -> float:

@@ -21,7 +21,6 @@ from toolkit.models.save import merge_and_save
 from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.reading import from_parquet
-from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.stages.contexts import SftContext
 from toolkit.training.batch import Example, PairBatch
@@ -59,7 +58,7 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
     encoder = text_encoder(tokenizer, rows[0].prompt, ref.spec)
     examples = []
     for row in rows:
-        imitated = [row.responses[i] for i in targets(row, section.train_on)]
+        imitated = [row.responses[i] for i in splits.imitated(row, section.train_on)]
         encoded = encoder.encode(row.prompt, imitated, context.data.max_response_tokens)
         examples.append(Example(encoded.tree, []))
 
@@ -108,14 +107,3 @@ def completion_loss(engine: Engine, batch: PairBatch) -> tuple[torch.Tensor, dic
     """The batch's mean negative log-likelihood of response tokens, in nats, and metrics. Prompt tokens do not count."""
     logps_N, _ = engine.token_logps(batch.trees)
     return -logps_N.mean() * batch.token_share, {"nll/token": -logps_N}
-
-
-def targets(row: PreferenceRow, train_on: str) -> list[int]:
-    """Indices of the responses to imitate: all, or the one with the most wins (of equal ones, the first)."""
-    if train_on == "all":
-        return list(range(len(row.responses)))
-    wins = [0.0] * len(row.responses)
-    for pair in splits.pairs(row):
-        wins[pair.i] += pair.p * pair.weight
-        wins[pair.j] += (1 - pair.p) * pair.weight
-    return [max(range(len(wins)), key=lambda i: (wins[i], -i))]

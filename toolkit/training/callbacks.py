@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,33 @@ def tracker_callbacks(trackers: Trackers, stage: str, args: TrainingArguments) -
         if isinstance(tracker, TensorBoardCallback) and trackers.folder is not None:
             tracker.logging_dir = str(trackers.folder / "tensorboard" / stage)
     return made
+
+
+def log_table(callbacks: Iterable[TrainerCallback], name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Hand a table to the trackers among ``callbacks``, and to those of a :class:`StageProgress`."""
+    columns, cells = list(rows[0]), [list(row.values()) for row in rows]
+    for callback in callbacks:
+        if isinstance(callback, StageProgress):
+            log_table(callback.trackers, name, rows, step)
+        elif isinstance(callback, WandbCallback):
+            import wandb
+
+            wandb.log({name: wandb.Table(columns=columns, data=cells), "train/global_step": step})
+        elif isinstance(callback, TrackioCallback):
+            import pandas
+            import trackio
+
+            trackio.log({name: trackio.Table(dataframe=pandas.DataFrame(cells, columns=columns))}, step=step)
+        elif isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+            lines = [columns, ["---"] * len(columns), *cells]
+            text = "\n".join("| " + " | ".join(_in_a_cell(value) for value in line) + " |" for line in lines)
+            callback.tb_writer.add_text(name, text, step)
+
+
+def _in_a_cell(value: object) -> str:
+    """A value in one cell of a Markdown table."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", "<br>")
 
 
 class SaveAtSteps(TrainerCallback):
