@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from plotly.offline import get_plotlyjs
@@ -16,6 +17,7 @@ from support.run_folder import HOSTILE, write_run
 
 from toolkit.cli.tables import result_tables
 from toolkit.errors import StoreError
+from toolkit.evals.best_of_n import best_of_n_curve
 from toolkit.evals.judge_tests import LabelledPair, judge_test
 from toolkit.evals.label_references import label_references
 from toolkit.evals.temperatures import side_by_side
@@ -281,6 +283,47 @@ def test_an_empty_part_of_results_is_left_out(copy, key, empty, gone):
     results[key] = empty
     (copy / "results.json").write_text(json.dumps(results))
     assert gone not in sections(build(copy)) and "verdict" in sections(build(copy))
+
+
+NOISE = {"explicit": 1.0, "implicit": 3.0}
+
+
+def best_of_n_results(n_max: int = 64, *, exact: bool = False) -> list[dict[str, Any]]:
+    """Both rewards pick among 64 samples for each of 12 prompts; gold and the rewards measure."""
+    generator = np.random.default_rng(0)
+    gold = generator.normal(size=(12, n_max))
+    values = {name: gold + noise * generator.normal(size=gold.shape) for name, noise in NOISE.items()}
+    kl_nats = [0.1 * n for n in range(n_max)] if exact else None
+    return [
+        {"picked_by": picks, "measured_by": measures, **point.as_dict()}
+        for picks, picked in values.items()
+        for measures, measured in {"gold": gold, **values}.items()
+        for point in best_of_n_curve(picked, measured, n_max, exact_kl_nats=kl_nats, n_resamples=200)
+    ]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_best_of_n_is_drawn_against_its_kl(copy, exact):
+    assert "best-of-n" not in sections(build(copy))
+    path = copy / "results.json"
+    rows = best_of_n_results(exact=exact)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best_of_n": rows}))
+    html = build(copy)
+    assert "best-of-n" in sections(html) and "no fit" not in text_of(html, "best-of-n")
+    drawn = plots.best_of_n(reading.read_run(copy))
+    assert [figure.name for figure in drawn] == [f"best-of-n-{name}_reward" for name in ("gold", *NOISE)]
+    for figure in drawn:
+        assert [trace["name"] for trace in figure.traces] == [f"picked by the {name} reward" for name in NOISE]
+        assert ("at most" in figure.layout["xaxis"]["title"]["text"]) is not exact
+    [by_explicit, _] = drawn[0].traces
+    of_line = [row for row in rows if (row["picked_by"], row["measured_by"]) == ("explicit", "gold")]
+    assert by_explicit["text"] == ["1", "2", "4", "8", "16", "32", "64"] == [str(row["n"]) for row in of_line]
+    assert by_explicit["x"] == pytest.approx([row["kl_nats"] for row in of_line], rel=1e-4)
+    assert by_explicit["y"] == pytest.approx([row["value"] for row in of_line], rel=1e-4)
+    assert by_explicit["line"]["dash"] == ("solid" if exact else "dash")
+    assert by_explicit["hovertext"][-1].count("at most") == (not exact)
+    top = of_line[-1]["ci_high"] - of_line[-1]["value"]
+    assert by_explicit["error_y"]["array"][-1] == pytest.approx(top)
 
 
 def test_win_rates_by_sampling_temperature(copy):

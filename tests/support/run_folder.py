@@ -153,6 +153,7 @@ def _samples(
                     "implicit_reward": implicit,
                     "explicit_reward": explicit,
                     "gold_reward": 0.5 * gain - 0.02 * kl**1.5 + generator.normal(0, 0.6) if gold else None,
+                    "reward_disagreement": None,
                 }
             )
     return out

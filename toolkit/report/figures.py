@@ -11,7 +11,7 @@ Trace = dict[str, Any]
 Layout = dict[str, Any]
 """A Plotly layout, or a part of one."""
 # Figures whose axes mean the same in every run.
-COMPARABLE = ("frontier-", "over-", "margins", "by-margin")
+COMPARABLE = ("frontier-", "over-", "best-of-n-", "margins", "by-margin")
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class View:
     judges: list[ResultRow]
     frontier: list[Figure]
     overoptimization: list[Figure]
+    best_of_n: list[Figure]
     peaks: list[str]
     agreement: tables.EstimateTable | None
     margins: list[Figure]
@@ -70,7 +71,14 @@ class View:
 
     @property
     def figures(self) -> Iterator[Figure]:
-        for group in (self.frontier, self.overoptimization, self.margins, self.reliability, self.lengths):
+        for group in (
+            self.frontier,
+            self.overoptimization,
+            self.best_of_n,
+            self.margins,
+            self.reliability,
+            self.lengths,
+        ):
             yield from group
         for stage in self.training:
             yield from stage.figures
@@ -95,6 +103,7 @@ def view_of(run: Run, prefix: str) -> View:
         judges=run.results.get("judge_tests", []),
         frontier=identified(plots.frontier(run)),
         overoptimization=identified(plots.overoptimization(run)),
+        best_of_n=identified(plots.best_of_n(run)),
         peaks=tables.peaks(run),
         agreement=tables.agreement(run),
         margins=identified(plots.margins(run)),
@@ -144,6 +153,7 @@ SECTIONS = (
     ("temperatures", "Sampling temperature", ("temperatures",)),
     ("frontier", "Reward and KL", ("frontier",)),
     ("overoptimization", "Over-optimisation", ("overoptimization",)),
+    ("best-of-n", "Best of n", ("best_of_n",)),
     ("agreement", "Implicit and explicit reward", ("agreement",)),
     ("quality", "Reward model quality", ("quality",)),
     ("drift", "Drift from SFT", ("drift",)),

@@ -160,6 +160,55 @@ def overoptimization(run: Run) -> list[Figure]:
     return figures
 
 
+def best_of_n(run: Run) -> list[Figure]:
+    """The best of n samples of SFT against its KL: a figure for each reward that measures it, a line for each that
+    picks."""
+    rows = run.results.get("best_of_n", [])
+    figures = []
+    for reward, label in REWARDS.items():
+        measured = [row for row in rows if f"{row['measured_by']}_reward" == reward and row["value"] is not None]
+        picks = dict.fromkeys(row["picked_by"] for row in measured)
+        traces = [_best_of_n_trace([row for row in measured if row["picked_by"] == name], name) for name in picks]
+        if traces:
+            best = [
+                max((row for row in measured if row["picked_by"] == name), key=lambda row: row["n"]) for name in picks
+            ]
+            words = "; ".join(f"by the {r['picked_by']} reward {number(r['value'])} at n = {r['n']}" for r in best)
+            alt = f"Mean {label} of the best of n samples of SFT, picked by each reward, against its KL. {words}."
+            exact = all(row["kl_exact"] for row in measured)
+            kl = "KL to SFT, nats per response" + ("" if exact else ": at most ln n - (n-1)/n")
+            layout = {"xaxis": axis(kl, zeroline=True), "yaxis": axis(label), "hovermode": "closest"}
+            figures.append(Figure(f"best-of-n-{reward}", f"{label.capitalize()} of the best of n", alt, traces, layout))
+    return figures
+
+
+def _best_of_n_trace(rows: Sequence[ResultRow], picked_by: str) -> Trace:
+    """The line of a reward that picks. Its points carry n; it is dashed where their KL is a bound."""
+    rows = sorted(rows, key=lambda row: row["n"])
+    shade = REWARD_COLOR[f"{picked_by}_reward"]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers+text",
+        "name": f"picked by the {picked_by} reward",
+        "x": rounded(row["kl_nats"] for row in rows),
+        "y": rounded(row["value"] for row in rows),
+        "error_y": interval_bars([(row["value"], row) for row in rows], shade),
+        "text": [str(row["n"]) for row in rows],
+        "textposition": "top left",
+        "hovertext": [_best_of_n_hover(row) for row in rows],
+        "hovertemplate": "%{hovertext}<extra></extra>",
+        "line": {"color": shade, "width": 2, "dash": "solid" if rows[0]["kl_exact"] else "dash"},
+        "marker": {"color": shade, "size": 7},
+        "textfont": {"color": shade, "size": 11},
+    }
+
+
+def _best_of_n_hover(row: ResultRow) -> str:
+    bounds = "" if row["ci_low"] is None else f" ({interval(row['ci_low'], row['ci_high'], number)})"
+    kl = f"KL{'' if row['kl_exact'] else ' at most'} {number(row['kl_nats'], 2)} nats"
+    return f"<b>best of {row['n']} by the {row['picked_by']} reward</b><br>{number(row['value'])}{bounds}<br>{kl}"
+
+
 def _overoptimization_traces(
     rows: Sequence[ResultRow], reward: str, label: str, fit: Mapping[str, Any] | None
 ) -> list[Trace]:
