@@ -197,6 +197,7 @@ def filter_rows(
     out: str | Path,
     columns: Mapping[str, str] | None = None,
     plain: bool = False,
+    split: str = "train",
     dtype: Literal["float32", "bfloat16"] = "float32",
     force: bool = False,
     reporter: Reporter | None = None,
@@ -218,7 +219,7 @@ def filter_rows(
         judge,
         _data_source(data, _records_of(target)),
         filtering.FilterOptions(
-            _data_source(calibrate, target.with_name(f"{target.name}.labels.jsonl")), fpr, columns or {}, plain
+            _data_source(calibrate, target.with_name(f"{target.name}.labels.jsonl")), fpr, columns or {}, plain, split
         ),
         ScoringOptions(dtype),
         out=target,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import re
 import tracemalloc
@@ -10,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.running import duel
 
 from toolkit import filter_rows
+from toolkit.errors import DataError
 from toolkit.judging import scorers
 from toolkit.measure import filter as filtering
 from toolkit.models.load import new_reward_model
@@ -54,6 +58,26 @@ def rows(n: int = 10) -> list[dict[str, Any]]:
     return [{"prompt": f"é {k}", "response": "y" * (30 + k), "id": k} for k in range(n)]
 
 
+def saved(path: Path, records: Sequence[dict[str, Any]]) -> str:
+    """The records in the format of the ending; a name without one is a data set as ``datasets`` saves it."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(records[0]))
+    writer.writeheader()
+    writer.writerows(records)
+    ending = "".join(path.suffixes)
+    if ending.startswith(".csv"):
+        raw = text.getvalue().encode("utf-8-sig")
+        path.write_bytes(gzip.compress(raw) if ending.endswith(".gz") else raw)
+    elif ending in (".json", ".json.gz"):
+        raw = json.dumps({"data": list(records)} if ending.endswith(".gz") else list(records)).encode()
+        path.write_bytes(gzip.compress(raw) if ending.endswith(".gz") else raw)
+    elif not ending:
+        datasets.Dataset.from_list(list(records)).save_to_disk(str(path))
+    else:
+        write(path, records)
+    return str(path)
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
@@ -78,6 +102,54 @@ def test_rows_above_the_threshold_are_kept(tmp_path: Path, judge: str) -> None:
     assert [row["score"] for row in dropped] == [*map(float, range(30, 39)), None]
     assert json.loads((tmp_path / "out.summary.json").read_text()) == summary
     assert [path.name for path in tmp_path.glob(".out*")] == [".out.jsonl.gz.done.json"]
+
+
+@pytest.mark.parametrize("ending", [".json", ".json.gz", ".csv", ".csv.gz", ""])
+def test_every_format_of_data_gives_the_same_rows(tmp_path: Path, judge: str, ending: str) -> None:
+    """In chunks or read whole; the number of a row in CSV is a text."""
+    data = saved(tmp_path / f"data{ending}", rows(300))
+    calibrate = saved(tmp_path / f"labels{ending}", labelled())
+    out = tmp_path / "out.jsonl"
+    result = filter_rows(data, judge, calibrate=calibrate, fpr=0.05, out=out)
+    assert (result["threshold"], result["n_kept"], result["n_dropped"]) == (38.0, 291, 9)
+    kept = [{**row, "id": int(row["id"])} for row in lines(out)]
+    assert kept == [{**row, "score": float(len(row["response"]))} for row in rows(300)[9:]]
+    assert filter_rows(data, judge, calibrate=calibrate, fpr=0.05, out=out) == result
+
+
+def test_the_shipped_data_by_its_name(tmp_path: Path, judge: str) -> None:
+    result = filter_rows("reviews", judge, calibrate="reviews", fpr=0.2, out=tmp_path / "out.jsonl.gz")
+    assert result["n_kept"] + result["n_dropped"] == 640
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_calibration_set_of_one_class_is_refused(tmp_path: Path, judge: str, label: bool) -> None:
+    calibrate = write(tmp_path / "labels.jsonl", [row for row in labelled() if row["label"] is label])
+    data = write(tmp_path / "data.jsonl", rows())
+    refused = duel(
+        "filter", f"--judge={judge}", f"--data={data}", f"--calibrate={calibrate}", "--fpr=0.05",
+        f"--out={tmp_path / 'out.jsonl'}", check=2,
+    ).stderr  # fmt: skip
+    assert ("bad" if label else "good") in refused and "Traceback" not in refused
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data.csv", b"prompt,response\na,b,c\n", "3 cells, but the header has 2"),
+        ("data.csv", b"prompt,response\na,\xff\n", "not UTF-8"),
+        ("data.csv.gz", b"prompt,response", "not a whole gzip file"),
+        ("data.json", b"[1]", "expected an object"),
+        ("data.tsv", b"prompt", "ending that is not known"),
+    ],
+)
+def test_data_that_cannot_be_read(tmp_path: Path, judge: str, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    calibrate = write(tmp_path / "labels.jsonl", labelled())
+    with pytest.raises(DataError, match=message) as caught:
+        filter_rows(tmp_path / name, judge, calibrate=calibrate, fpr=0.05, out=tmp_path / "out.jsonl")
+    assert name in str(caught.value)
 
 
 def test_preference_data_in_parquet_goes_by_its_preferred_response(tmp_path: Path, judge: str) -> None:
@@ -122,10 +194,11 @@ def test_a_killed_call_continues_to_the_same_bytes(tmp_path: Path, judge: str, m
         assert (tmp_path / name.format("out")).read_bytes() == (tmp_path / name.format("whole")).read_bytes()
 
 
-def test_memory_does_not_grow_with_the_data(tmp_path: Path, judge: str) -> None:
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_memory_does_not_grow_with_the_data(tmp_path: Path, judge: str, ending: str) -> None:
     calibrate, peaks = write(tmp_path / "labels.jsonl", labelled()), []
     for n in (1_000, 10_000):
-        data = write(tmp_path / f"data{n}.jsonl", [{"prompt": "p" * 500, "response": "y" * 30}] * n)
+        data = saved(tmp_path / f"data{n}{ending}", [{"prompt": "p" * 500, "response": "y" * 30}] * n)
         tracemalloc.start()
         duel("filter", f"--judge={judge}", f"--data={data}", f"--calibrate={calibrate}", "--fpr=0.05",
              f"--out={tmp_path / f'out{n}.jsonl'}")  # fmt: skip

@@ -8,13 +8,15 @@ import click
 
 from toolkit.cli.check import known_column
 from toolkit.cli.measure import DTYPE, SCORED_DATA
-from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, SEED, emit, quiet_libraries, reporter_of, say
+from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, SEED, SPLIT, emit, quiet_libraries, reporter_of, say
 
 
 @click.command("filter")
 @click.option("--rm", help="Score responses with this reward model.")
 @click.option("--judge", help="Score them with this judge: gold, rm:, implicit: or python:, as duel judge names them.")
-@click.option("--data", required=True, help="Rows to filter: a .jsonl, .jsonl.gz or .parquet file, or a shipped name.")
+@click.option(
+    "--data", required=True, help="Rows to filter: a .jsonl, .json, .csv or .parquet file, a hub id, or a shipped name."
+)
 @click.option(
     "--calibrate", required=True, metavar="DATA", help="Rows with a label, or preference data, that set the threshold."
 )
@@ -31,6 +33,7 @@ from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, SEED, emit, quiet_l
     metavar="KNOWN=NAME",
     help="The column NAME holds the prompt, response or label. Can be given several times.",
 )
+@SPLIT
 @click.option("--plain", is_flag=True, help="Read transcripts as text, for models without a chat template.")
 @click.option("--batch-tokens", type=POSITIVE, help="Tokens to score at once.")
 @click.option("--out", type=PATH, required=True, help="File of the kept rows; the others go to *.dropped.* beside it.")

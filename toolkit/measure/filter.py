@@ -14,7 +14,6 @@ from toolkit.evals.filter_threshold import FilterThreshold, filter_threshold
 from toolkit.files import (
     atomic_write,
     code_fingerprint,
-    file_hash,
     fingerprint,
     module_fingerprint,
     read_json,
@@ -52,13 +51,14 @@ class FilterOptions:
     """``calibrate`` are labelled rows, ``fpr`` the target rate as a fraction of one.
 
     ``columns`` maps prompt, response and label to the names that they have in the data. ``plain`` leaves transcripts as
-    text.
+    text. ``split`` is that of data sets on the hub.
     """
 
     calibrate: str
     fpr: float
     columns: Mapping[str, str] = field(default_factory=dict)
     plain: bool = False
+    split: str = "train"
 
 
 def dropped_path(out: Path) -> Path:
@@ -94,7 +94,7 @@ def filter_rows(
     """
     check_judge(judge)
     dropped = dropped_path(out)
-    stream = _Stream(row_file(data), row_file(options.calibrate), options, out)
+    stream = _Stream(row_file(data, options.split), row_file(options.calibrate, options.split), options, out)
     stream.check_names()
     work = out.with_name(f".{out.name}.partial")
     _open_work(work, fingerprint([_identity(judge), stream.identity(), scoring.dtype]))
@@ -122,7 +122,7 @@ class _Stream:
 
     def identity(self) -> list[Any]:
         """What the result depends on beside the judge."""
-        files = [file_hash(file.path) for file in (self.data, self.calibration)]
+        files = [file.identity() for file in (self.data, self.calibration)]
         settings = [self.options.fpr, dict(self.options.columns), self.options.plain, self.out.suffix]
         return [*files, *settings, code_fingerprint("toolkit.measure.filter")]
 

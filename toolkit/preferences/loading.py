@@ -12,7 +12,7 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -124,7 +124,9 @@ def read_file(path: Path) -> SourceRecords:
             fix = "the file is damaged or was cut off: copy or download it again"
             raise DataError(f"not a whole gzip file: {error}", where=name, fix=fix) from error
     if suffix.startswith(".csv"):
-        return SourceRecords(name, "row", list(_csv_records(decoded(raw, name), name)), fingerprint)
+        return SourceRecords(
+            name, "row", list(csv_records(io.StringIO(decoded(raw, name), newline=""), name)), fingerprint
+        )
     if suffix.startswith(".jsonl"):
         return SourceRecords(name, "line", list(_json_lines(raw, name)), fingerprint)
     return _json_document(raw, name, fingerprint)
@@ -185,10 +187,10 @@ def _json_document(raw: bytes, name: str, fingerprint: str) -> SourceRecords:
     return SourceRecords(name, "row", list(enumerate(document, start=1)), fingerprint)
 
 
-def _csv_records(text: str, name: str) -> Iterator[tuple[int, Record]]:
-    """Rows of a CSV file with a header. Cells with a list or with messages hold JSON."""
+def csv_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, Record]]:
+    """Rows of a CSV file with a header, as they are read. Cells with a list or with messages hold JSON."""
     csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than some conversations
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(lines, strict=True)
     try:
         repeated = [column for column, times in Counter(reader.fieldnames or ()).items() if times > 1]
         if repeated:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError
-from toolkit.files import parse_json
+from toolkit.files import file_hash, fingerprint, parse_json
 from toolkit.preferences import formats
 from toolkit.preferences.cells import RecordError, cell, excerpt, messages_from, name_cell, prompt_cell, text_cell
 from toolkit.preferences.columns import GROUP, Format
-from toolkit.preferences.loading import PARQUET_KEY, local_path, shipped_path
+from toolkit.preferences.loading import PARQUET_KEY, SourceRecords, csv_records, load, local_path, shipped_path
 from toolkit.preferences.parsing import Datum, NoSharedPromptError, parse_transcript
 from toolkit.preferences.prompts import COLUMNS as PROMPTS
 from toolkit.preferences.reading import parse_record
@@ -31,6 +31,7 @@ RESPONSES = ("response", "completion", "output", "answer")
 LABEL = "label"
 _WORDS = {"true": True, "false": False, "1": True, "0": False, "good": True, "bad": False}
 _WORDS |= {"chosen": True, "rejected": False}
+CSV = (".csv", ".csv.gz")
 SAMPLE = 100
 # The column with the scores of all responses of a row of preference data.
 RESPONSE_SCORES = "response_scores"
@@ -47,18 +48,35 @@ class Chunk:
 
 @dataclass(frozen=True)
 class RowFile:
-    """A ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, read by chunks. Rows count from 1; blank lines do not."""
+    """Rows read by chunks: those of a ``.jsonl``, ``.csv`` (each also ``.gz``) or ``.parquet`` file, in flat memory.
+
+    ``loaded`` has the rows of a source that has to be read whole: a JSON document, or a data set of the hub. Rows count
+    from 1; blank lines do not.
+    """
 
     path: Path
+    loaded: SourceRecords | None = None
 
     @property
     def is_parquet(self) -> bool:
-        return self.path.name.lower().endswith(".parquet")
+        return self.loaded is None and self.path.name.lower().endswith(".parquet")
+
+    @property
+    def is_csv(self) -> bool:
+        return self.loaded is None and self.path.name.lower().endswith(CSV)
+
+    def identity(self) -> str:
+        """Changes with the rows."""
+        if self.loaded is None:
+            return file_hash(self.path)
+        return self.loaded.fingerprint or fingerprint([record for _, record in self.loaded.records])
 
     def n_rows(self) -> int:
+        if self.loaded is not None:
+            return len(self.loaded.records)
         if self.is_parquet:
             return int(self._parquet().metadata.num_rows)
-        return sum(1 for _ in self._lines())
+        return sum(1 for _ in (self._csv_records() if self.is_csv else self._lines()))
 
     def sample(self) -> list[Record]:
         """The first records. Raises DataError where there is none."""
@@ -69,7 +87,11 @@ class RowFile:
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """All rows, ``size`` at a time. Raises DataError for what cannot be read, with its row."""
-        return self._of_parquet(size) if self.is_parquet else self._of_lines(size)
+        if self.is_parquet:
+            return self._of_parquet(size)
+        if self.loaded is not None:
+            return _chunks((record for _, record in self.loaded.records), size)
+        return _chunks(self._csv_records(), size) if self.is_csv else self._of_lines(size)
 
     def place(self, number: int, column: str = "") -> str:
         return f"{self.path}, row {number}" + (f", column {column!r}" if column else "")
@@ -79,6 +101,17 @@ class RowFile:
         while batch := list(islice(lines, size)):
             yield Chunk(first, [self._record(line, first + k) for k, line in enumerate(batch)])
             first += len(batch)
+
+    def _csv_records(self) -> Iterator[Record]:
+        is_packed = self.path.name.lower().endswith(".gz")
+        try:
+            with (gzip.open if is_packed else open)(self.path, "rt", encoding="utf-8-sig", newline="") as file:
+                yield from (record for _, record in csv_records(file, str(self.path)))
+        except UnicodeDecodeError as error:
+            raise DataError("not UTF-8 text", where=str(self.path), fix="save the file as UTF-8") from error
+        except (EOFError, gzip.BadGzipFile) as error:
+            fix = "the file is damaged or was cut off: copy or download it again"
+            raise DataError(f"not a whole gzip file: {error}", where=str(self.path), fix=fix) from error
 
     def _lines(self) -> Iterator[bytes]:
         is_packed = self.path.name.lower().endswith(".gz")
@@ -127,19 +160,25 @@ class RowFile:
             raise DataError(what, where=self.place(first)) from error
 
 
-def row_file(source: str) -> RowFile:
-    """The file of a shipped data set or of a path. Raises DataError where there is none that can be read by chunks."""
+def _chunks(records: Iterable[Record], size: int) -> Iterator[Chunk]:
+    """Records, ``size`` at a time."""
+    remaining, first = iter(records), 1
+    while batch := list(islice(remaining, size)):
+        yield Chunk(first, batch)
+        first += len(batch)
+
+
+def row_file(source: str, split: str = "train") -> RowFile:
+    """The rows of a shipped data set, of a file, or of a split of a data set of the hub.
+
+    JSON documents and data sets of the hub are read whole, the others by chunks. Raises DataError where there is no
+    such source.
+    """
     path = shipped_path(source) or local_path(source)
-    if not path.is_file():
-        raise DataError(f"no such file: {source}", where=source, fix="name a .jsonl, .jsonl.gz or .parquet file")
-    if not path.name.lower().endswith((".jsonl", ".jsonl.gz", ".parquet")):
-        raise DataError(
-            f"{path.name} cannot be read row by row",
-            where=source,
-            fix="write it as .jsonl, .jsonl.gz or .parquet",
-        )
-    refuse_changed(path)
-    return RowFile(path)
+    if path.is_file() and path.name.lower().endswith((".jsonl", ".jsonl.gz", ".parquet", *CSV)):
+        refuse_changed(path)
+        return RowFile(path)
+    return RowFile(path, load(source, split=split, config=None, revision=None))
 
 
 # ---------------------------------------------------------------- the responses of a row
