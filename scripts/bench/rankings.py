@@ -37,7 +37,7 @@ def train(args: argparse.Namespace, seed: int, by: str) -> list[dict[str, float]
     from toolkit.models.load import new_reward_model, trainable
     from toolkit.models.resolve import resolve
     from toolkit.recipe.schema import Lora, RewardModelSection
-    from toolkit.stages.reward_model import bradley_terry
+    from toolkit.training.reward_model import bradley_terry
     from toolkit.training.trainer import EngineTrainer, seed_everything, training_arguments
 
     tokenizer, training, held_out = examples(args, seed)

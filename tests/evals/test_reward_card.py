@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from toolkit.evals.best_of_pool import (
     best_of_four,
     expected_best,
-    gold_of_best_of_n,
     picks_best_of_four,
     score_variance,
+    values_of_best_of_n,
 )
 from toolkit.evals.feature_bias import feature_bias
 from toolkit.evals.intervals import BootstrapOptions
@@ -225,13 +225,13 @@ def test_the_expected_best_is_the_mean_over_all_subsets(pool: list[tuple[int, fl
 def test_the_curve_reaches_64_and_the_size_of_the_smallest_pool() -> None:
     rng = np.random.default_rng(0)
     gold = [rng.normal(size=70) for _ in range(150)]
-    rows = gold_of_best_of_n(gold, gold, [str(k) for k in range(150)], FAST)
+    rows = values_of_best_of_n(gold, gold, [str(k) for k in range(150)], FAST)
     assert [row["n_responses"] for row in rows] == [1, 2, 4, 8, 16, 32, 64]
     # the expected maximum of n standard normal deviates
     for row, truth in zip(rows, [0.0, 0.5642, 1.0294, 1.4236, 1.7660, 2.0697, 2.3437], strict=True):
         assert row["gold"]["value"] == pytest.approx(truth, abs=0.12)
     assert rows[-1]["kl_bound_nats"] == pytest.approx(math.log(64) - 63 / 64)
-    six = gold_of_best_of_n([values[:6] for values in gold], [values[:6] for values in gold], ["p"] * 150, FAST)
+    six = values_of_best_of_n([values[:6] for values in gold], [values[:6] for values in gold], ["p"] * 150, FAST)
     assert [row["n_responses"] for row in six] == [1, 2, 4, 6]
 
 
@@ -297,7 +297,7 @@ def coverage(seeds: range, n_resamples: int) -> dict[str, float]:
         data, rewards = drawn(seed)
         figures_of = feature_bias(compared_pairs(data, rewards), "length", options)
         figures_of |= score_variance(rewards, data.prompt_ids, options, between_known=True)
-        figures_of["gain"] = gold_of_best_of_n(rewards, gold_of(data), data.prompt_ids, options)[-1]["gain"]
+        figures_of["gain"] = values_of_best_of_n(rewards, gold_of(data), data.prompt_ids, options)[-1]["gain"]
         for name, truth in truths.items():
             inside[name] += figures_of[name]["ci_low"] <= truth <= figures_of[name]["ci_high"]
     return {name: count / len(seeds) for name, count in inside.items()}

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from support.running import duel
+
+from toolkit.preferences import splits
+from toolkit.preferences.reading import read_preferences
 
 SCORERS = """
 def characters(prompts, completions, **columns):
@@ -158,3 +163,46 @@ def test_rm_bench_has_its_matrix_and_lists_of_texts_are_preferences(tmp_path: Pa
     data.write_text(json.dumps(best_of_four))
     made = card("python:card_scorers:characters", "--data", str(data))
     assert made["explicit"]["styles"] is None and made["explicit"]["best_of_4"]["accuracy"]["value"] == 0.0
+
+
+@pytest.mark.usefixtures("scorers")
+def test_the_best_of_n_by_a_judge(tmp_path: Path) -> None:
+    """By one that is the picking function: its gain is all that there is to gain, and it is what a plain loop gives."""
+    shared = ["--data", "reviews", "--limit", "12", "--judge", "python:card_scorers:characters"]
+    made = card("python:card_scorers:characters", *shared)["explicit"]
+    rows = made["best_of_n_judged"]
+    assert [row["n_responses"] for row in rows] == [1, 2, 4, 6] and "gold" not in rows[0]
+    lengths = [sorted(map(len, row.responses)) for row in splits.limit(read_preferences("reviews").rows, 12, 0)]
+    for row in rows:
+        best = [mean(map(max, combinations(of_prompt, row["n_responses"]))) for of_prompt in lengths]
+        assert row["judge"]["value"] == pytest.approx(mean(best))
+        assert row["share_of_best_gain"]["value"] == (None if row["n_responses"] == 1 else pytest.approx(1.0))
+    assert "gold" in made["best_of_n"][0] and "judge" not in made["best_of_n"][0]
+    page = duel("rm-card", "gold", *shared, "--best-of", "4").stdout
+    assert "Best of n by the explicit reward, by the judge" in page
+    few = card("gold", *shared, "--best-of", "3")["explicit"]
+    assert [row["n_responses"] for row in few["best_of_n"]] == [1, 2, 3]
+    assert card("gold", "--data", "reviews", "--limit", "12")["explicit"]["best_of_n_judged"] is None
+
+
+@pytest.mark.usefixtures("scorers")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--best-of", "7"), "fewer than 7 responses to pick from; the first has 6"),
+        (("--best-of", "65"), "n is between 1 and 64"),
+        (("--judge", "python:card_scorers:silent"), "scores are no finite numbers"),
+        (("--judge", "llm:tiny"), "llm:tiny"),
+    ],
+)
+def test_what_cannot_be_the_best_of_n(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    refused = duel("rm-card", "gold", "--data", "reviews", "--limit", "5", *words, check=2).stderr
+    assert message in refused and "Traceback" not in refused
+
+
+def test_without_gold_a_judge_measures_the_best_of_n(tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"p{k}", "chosen": "good " * (k + 1), "rejected": "bad"} for k in range(6)]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    refused = duel("rm-card", "gold", "--data", str(data), "--best-of", "2", check=2).stderr
+    assert "no gold rewards to measure the best of n by" in refused and "--judge" in refused

@@ -68,6 +68,13 @@ def filter_command(ctx: click.Context, /, rm: str | None, judge: str | None, as_
 @click.option("--beta", type=float, help="Scale of the implicit reward; the default is as for duel rewards.")
 @click.option("--any-reference", is_flag=True, help="Accept another reference than the policy was trained against.")
 @click.option("--by", metavar="COLUMN", help="The column that says where a row is from.")
+@click.option(
+    "--judge",
+    help="Measure the best of n by this judge, too: gold, rm:, implicit: or python:, as duel judge names them.",
+)
+@click.option(
+    "--best-of", type=POSITIVE, metavar="N", help="Largest n; every prompt then needs N responses, 64 at most."
+)
 @click.option("--out", type=PATH, help="Folder for card.json and scores.parquet.")
 @FORCE
 @SCORED_DATA

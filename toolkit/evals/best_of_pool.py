@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from toolkit.errors import DataError
 from toolkit.evals.agreement import estimate_dict
 from toolkit.evals.best_of_n import MAX_N, best_of_n_weights
 from toolkit.evals.intervals import (
@@ -33,28 +34,37 @@ def expected_best(rewards: ArrayLike, gold: ArrayLike, n: int) -> float:
     return float(best_of_n_weights(values, n)[n - 1] @ truth)
 
 
-def gold_of_best_of_n(
+def values_of_best_of_n(
     rewards: Sequence[ArrayLike],
-    gold: Sequence[ArrayLike],
+    values: Sequence[ArrayLike],
     prompt_ids: Sequence[str],
     options: BootstrapOptions,
+    *,
+    measure: str = "gold",
+    most: int | None = None,
 ) -> list[dict[str, Any]]:
     """Best-of-n for n = 1, 2, 4 ... 64 and the size of the smallest pool, as far as pools reach.
 
-    Every prompt with at least n responses counts. ``gold`` is the mean gold reward of the picked response, ``gain``
-    what it has over one drawn at random, and ``share_of_best_gain`` is that gain over the gain of picking by gold.
-    ``kl_bound_nats`` is log n - (n - 1) / n, which bounds best-of-n's KL divergence from the policy.
+    Every prompt with at least n responses counts. The key ``measure`` has the mean value of the picked response,
+    ``gain`` what it has over one drawn at random, and ``share_of_best_gain`` is that gain over the gain of picking by
+    the values themselves. ``kl_bound_nats`` is log n - (n - 1) / n, which bounds best-of-n's KL divergence from the
+    policy. With ``most`` it is the largest n.
+
+    Raises DataError for a prompt with fewer responses than ``most``, and for one that is not in 1..64.
     """
-    sizes = [len(np.asarray(values)) for values in rewards]
+    sizes = [len(np.asarray(of_prompt)) for of_prompt in rewards]
     if not sizes:
         return []
-    wanted = sorted({*(2**k for k in range(7)), min(*sizes, MAX_N) if len(sizes) > 1 else min(sizes[0], MAX_N)})
+    if most is not None:
+        check_pools(sizes, prompt_ids, most)
+    largest = min(MAX_N, min(sizes) if most is None else most)
+    wanted = sorted({*(2**k for k in range(7)), largest})
     rows = []
-    for n in (n for n in wanted if n <= max(sizes)):
+    for n in (n for n in wanted if n <= (max(sizes) if most is None else most)):
         at = [k for k, size in enumerate(sizes) if size >= n]
         picked, best, one = (
-            np.array([expected_best(by[k], gold[k], size) for k in at])
-            for by, size in ((rewards, n), (gold, n), (gold, 1))
+            np.array([expected_best(by[k], values[k], size) for k in at])
+            for by, size in ((rewards, n), (values, n), (values, 1))
         )
         ids = [prompt_ids[k] for k in at]
         count = np.ones(len(at))
@@ -65,12 +75,26 @@ def gold_of_best_of_n(
             {
                 "n_responses": n,
                 "kl_bound_nats": math.log(n) - (n - 1) / n,
-                "gold": estimate_dict(mean),
+                measure: estimate_dict(mean),
                 "gain": estimate_dict(gain),
                 "share_of_best_gain": estimate_dict(share),
             }
         )
     return rows
+
+
+def check_pools(sizes: Sequence[int], prompt_ids: Sequence[str], n: int) -> None:
+    """Raises DataError where a prompt has fewer than n responses to pick from, or n is not in 1..64."""
+    if not 1 <= n <= MAX_N:
+        raise DataError(f"best of {n}", where="--best-of", fix=f"n is between 1 and {MAX_N}")
+    few = [k for k, size in enumerate(sizes) if size < n]
+    if few:
+        raise DataError(
+            f"{len(few)} of {len(sizes)} prompts have fewer than {n} responses to pick from; the first has "
+            f"{sizes[few[0]]}",
+            where=f"--best-of, prompt {prompt_ids[few[0]]}",
+            fix=f"sample more (duel simulate --k {n}), or --best-of {min(sizes)}",
+        )
 
 
 def _share(gain: Floats, best: Floats) -> Floats:

@@ -26,7 +26,7 @@ from toolkit.evals.agreement import (
     prompt_clusters,
     within_prompt_correlation,
 )
-from toolkit.evals.best_of_pool import best_of_four, gold_of_best_of_n, score_variance
+from toolkit.evals.best_of_pool import best_of_four, score_variance, values_of_best_of_n
 from toolkit.evals.feature_bias import ComparedPairs, bias_flags, feature_bias
 from toolkit.evals.intervals import (
     BootstrapOptions,
@@ -62,7 +62,8 @@ class CardData:
 
     ``comparisons`` are (prompt, i, j, p, weight). ``features`` has for each of ``LIKED`` a value for each response.
     ``gold`` are the true rewards, None for a prompt where they are not known. ``sources`` names where a prompt is from.
-    ``styled`` are RM-Bench's rows.
+    ``styled`` are RM-Bench's rows. ``judged`` are a judge's scores, which measure the best of n beside gold, and
+    ``best_of`` is its largest n; None goes as far as the pools reach.
     """
 
     prompt_ids: Sequence[str]
@@ -71,6 +72,8 @@ class CardData:
     gold: Sequence[ArrayLike | None]
     sources: Sequence[str] | None = None
     styled: Sequence[StyledResponses] = ()
+    judged: Sequence[ArrayLike] | None = None
+    best_of: int | None = None
 
     @property
     def with_gold(self) -> list[int]:
@@ -123,6 +126,7 @@ def reward_card(
         **biases,
         "gold": _gold_section(data, rewards, options),
         "best_of_n": _best_of_n_section(data, rewards, options),
+        "best_of_n_judged": _judged_section(data, rewards, options),
         "by_source": _source_section(data, rewards, options),
         "variance": score_variance(rewards, ids, options, between_known=comparable_across_prompts),
         "best_of_4": best_of_four(rewards, best_responses(data), ids, options),
@@ -282,7 +286,17 @@ def _best_of_n_section(
     data: CardData, rewards: Sequence[ArrayLike], options: BootstrapOptions
 ) -> list[dict[str, Any]] | None:
     scored, gold, ids = _known(data, rewards)
-    return gold_of_best_of_n(scored, gold, ids, options) if gold else None
+    return values_of_best_of_n(scored, gold, ids, options, most=data.best_of) if gold else None
+
+
+def _judged_section(
+    data: CardData, rewards: Sequence[ArrayLike], options: BootstrapOptions
+) -> list[dict[str, Any]] | None:
+    """The best of n in the judge's score, which has the key ``judge``."""
+    if data.judged is None:
+        return None
+    ids = list(data.prompt_ids)
+    return values_of_best_of_n(rewards, data.judged, ids, options, measure="judge", most=data.best_of)
 
 
 def _source_section(

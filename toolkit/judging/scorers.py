@@ -17,6 +17,7 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.reward_model import load_scorer
 from toolkit.errors import RecipeError
 from toolkit.evals.implicit_reward import defined_by
+from toolkit.files import module_fingerprint
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, preference_by_score, text_measures
 from toolkit.judging.responses import PolicyResponses, SampledIds
@@ -31,6 +32,14 @@ from toolkit.preferences.rows import Prompt
 
 Scores = list[list[float]]  # for each prompt, one score for each of its responses
 TokenLogps = list[list[torch.Tensor]]  # for each prompt, for each response: the log-probabilities of its tokens
+
+
+def judge_identity(judge: str) -> list[Any]:
+    """A judge that scores, by what it is and not by its name alone: its models' weights, its function's source."""
+    kind, _, rest = judge.partition(":")
+    if kind in ("rm", "implicit"):
+        return [kind, *(resolve(name.strip()).fingerprint for name in rest.split(",", 1))]
+    return [judge, module_fingerprint(rest.partition(":")[0]) if kind == "python" else None]
 
 
 class Scorer(Protocol):

@@ -139,8 +139,16 @@ def _scored(rewards: Rewards, n: int, model: str) -> Scored:
 
 def _by_function(model: str, rows: Sequence[PreferenceRow], scoring: ScoringOptions) -> Rewards:
     prompts, responses = [row.prompt for row in rows], [row.responses for row in rows]
-    scores = score(model, prompts, responses, JudgeOptions(scoring.model))
+    scores = score(model, prompts, responses, JudgeOptions(scoring.model, token_budget=scoring.batch_tokens))
     return [np.array(values, dtype=np.float64) for values in scores]
+
+
+def judge_scores(judge: str, rows: Sequence[PreferenceRow], scoring: ScoringOptions) -> Rewards:
+    """A judge's scores of all responses. Raises RecipeError for a judge that does not score, ModelError for a score
+    that is not finite."""
+    scores = _by_function(judge, rows, scoring)
+    _check_finite(scores, judge)
+    return scores
 
 
 def _implicit(pair: PolicyPair, reading: Reading, scoring: ScoringOptions, work: Path, reporter: Reporter) -> Rewards:

@@ -15,7 +15,6 @@ from toolkit.files import (
     atomic_write,
     code_fingerprint,
     fingerprint,
-    module_fingerprint,
     read_json,
     write_json,
 )
@@ -24,7 +23,6 @@ from toolkit.judging.judge import check_judge
 from toolkit.judging.options import JudgeOptions
 from toolkit.measure.once import once
 from toolkit.measure.options import ScoringOptions
-from toolkit.models.resolve import resolve
 from toolkit.preferences.parsing import Datum
 from toolkit.preferences.stream import (
     LABEL,
@@ -97,7 +95,7 @@ def filter_rows(
     stream = _Stream(row_file(data, options.split), row_file(options.calibrate, options.split), options, out)
     stream.check_names()
     work = out.with_name(f".{out.name}.partial")
-    _open_work(work, fingerprint([_identity(judge), stream.identity(), scoring.dtype]))
+    _open_work(work, fingerprint([scorers.judge_identity(judge), stream.identity(), scoring.dtype]))
     scorer = _LazyScorer(judge, JudgeOptions(scoring.model, token_budget=scoring.batch_tokens))
     threshold = _calibrated(stream.calibration, options, scorer, work, reporter)
     reporter.line(f"keep what scores above {threshold.threshold:g}")
@@ -172,14 +170,6 @@ class _LazyScorer:
                     fix="mend the judge, or leave the row out",
                 )
         return scores
-
-
-def _identity(judge: str) -> list[Any]:
-    """A judge by what it is, and not by its name alone."""
-    kind, _, rest = judge.partition(":")
-    if kind in ("rm", "implicit"):
-        return [kind, *(resolve(name.strip()).fingerprint for name in rest.split(",", 1))]
-    return [judge, module_fingerprint(rest.partition(":")[0]) if kind == "python" else None]
 
 
 def _open_work(work: Path, key: str) -> None:

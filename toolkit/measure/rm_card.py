@@ -15,7 +15,15 @@ from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.reward_card import CardData, StyledResponses, all_pairs, card_flags, margin_scale, reward_card
 from toolkit.evals.style_matrix import STYLES
 from toolkit.files import file_hash, fingerprint, read_json, write_json, write_table
-from toolkit.measure.card_scores import CardRewards, Scored, card_rewards, card_rows, scorer_identity
+from toolkit.judging.scorers import judge_identity
+from toolkit.measure.card_scores import (
+    CardRewards,
+    Scored,
+    card_rewards,
+    card_rows,
+    judge_scores,
+    scorer_identity,
+)
 from toolkit.measure.opinion_probe import opinion_section, shipped_gold
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.reading import ReadingOptions
@@ -45,13 +53,16 @@ class CardOptions:
 
     ``implicit`` is POLICY,REFERENCE, whose implicit reward stands beside the explicit one; ``beta`` None takes the one
     that the policy was trained with. ``by`` names the column that says where a row is from; None takes the first of
-    ``SOURCE_COLUMNS`` that is there. ``seed`` is that of the resamples.
+    ``SOURCE_COLUMNS`` that is there. ``judge`` scores the responses that the rewards pick as the best of n, beside
+    gold; ``best_of`` is the largest n. ``seed`` is that of the resamples.
     """
 
     implicit: str | None = None
     beta: float | None = None
     any_reference: bool = False
     by: str | None = None
+    judge: str | None = None
+    best_of: int | None = None
     seed: int = 0
 
 
@@ -79,6 +90,7 @@ def rm_card(
             return _card(model, data, options, reading_options, scoring, Path(folder), reporter)[0]
     content = file_hash(local_path(data)) if local_path(data).is_file() else data
     scorers = scorer_identity(model, options.implicit)
+    scorers += judge_identity(options.judge) if options.judge is not None else []
     identity = fingerprint([scorers, content, asdict(options), asdict(reading_options), asdict(scoring)])
     with RunFolder(out).lock():
         _refuse_other(out / CARD_FILE, identity, force)
@@ -114,7 +126,12 @@ def _card(
     records = [record for _, record in sorted(_records(data, reading_options.split).items())]
     sources = _sources(data, reading_options.split, options.by, rows.rows)
     labelled, labels = card_data(rows.rows, sources, data)
-    labelled = replace(labelled, styled=styled_responses(rows.rows, records))
+    judged = judge_scores(options.judge, rows.rows, scoring) if options.judge is not None else None
+    if options.best_of is not None and judged is None and not labelled.with_gold:
+        fix = "name a judge with --judge"
+        raise DataError("the data has no gold rewards to measure the best of n by", where=data, fix=fix)
+    styled = styled_responses(rows.rows, records)
+    labelled = replace(labelled, styled=styled, judged=judged, best_of=options.best_of)
     intervals: BootstrapOptions = {**DEFAULT_INTERVALS, "seed": options.seed}
     gold_scale = margin_scale(labelled, [row.gold or [] for row in rows.rows]) if shipped_gold(rows.rows) else None
 
@@ -137,6 +154,7 @@ def _card(
         "schema_version": 1,
         "model": model,
         "implicit_model": options.implicit,
+        "judge": options.judge,
         "implicit_reward": rows.pair.reward.words if rows.pair is not None else None,
         "data": data,
         "labels": labels,

@@ -106,15 +106,9 @@ def _lists(rewards: Mapping[str, Mapping[str, Any]], bounds: str) -> list[Sheet]
     """The tables whose rows depend on the data: best-of-n and sources."""
     sheets = []
     for name, sections in rewards.items():
-        if sections["best_of_n"]:
-            columns = ["n", "gold", bounds, "gain", bounds, "share of the best gain", "KL at most", "prompts"]
-            sheet = Sheet(f"Best of n by the {name} reward", columns)
-            for row in sections["best_of_n"]:
-                gold, gain = (estimate_cells(row[key], number) for key in ("gold", "gain"))
-                share = percent(row["share_of_best_gain"]["value"])
-                kl, n = number(row["kl_bound_nats"], 2), str(row["gold"]["n"])
-                sheet.add_row(str(row["n_responses"]), *gold, *gain, share, kl, n)
-            sheets.append(sheet)
+        for key, measure, of in (("best_of_n", "gold", ""), ("best_of_n_judged", "judge", ", by the judge")):
+            if sections[key]:
+                sheets.append(_best_of_n_sheet(f"Best of n by the {name} reward{of}", sections[key], measure, bounds))
         if sections["styles"]:
             styles = sections["styles"]
             sheet = Sheet(f"RM-Bench, {name} reward: chosen (down) against rejected", ["", *styles["styles"]])
@@ -130,6 +124,18 @@ def _lists(rewards: Mapping[str, Mapping[str, Any]], bounds: str) -> list[Sheet]
                 sheet.add_row(row["source"], *(text for cell in cells for text in cell))
             sheets.append(sheet)
     return sheets
+
+
+def _best_of_n_sheet(title: str, rows: Sequence[Mapping[str, Any]], measure: str, bounds: str) -> Sheet:
+    """``measure`` is the key of the value that the picked response has."""
+    columns = ["n", measure, bounds, "gain", bounds, "share of the best gain", "KL at most", "prompts"]
+    sheet = Sheet(title, columns)
+    for row in rows:
+        value, gain = (estimate_cells(row[key], number) for key in (measure, "gain"))
+        share = percent(row["share_of_best_gain"]["value"])
+        kl, n = number(row["kl_bound_nats"], 2), str(row[measure]["n"])
+        sheet.add_row(str(row["n_responses"]), *value, *gain, share, kl, n)
+    return sheet
 
 
 def flag_lines(card: Mapping[str, Any]) -> list[str]:
