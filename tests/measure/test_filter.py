@@ -117,8 +117,8 @@ def test_every_format_of_data_gives_the_same_rows(tmp_path: Path, judge: str, en
     assert filter_rows(data, judge, calibrate=calibrate, fpr=0.05, out=out) == result
 
 
-def test_the_shipped_data_by_its_name(tmp_path: Path, judge: str) -> None:
-    result = filter_rows("reviews", judge, calibrate="reviews", fpr=0.2, out=tmp_path / "out.jsonl.gz")
+def test_the_shipped_data_by_its_name(tmp_path: Path) -> None:
+    result = filter_rows("reviews", "gold", calibrate="reviews", fpr=0.2, out=tmp_path / "out.jsonl.gz")
     assert result["n_kept"] + result["n_dropped"] == 640
 
 
