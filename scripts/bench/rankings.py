@@ -173,7 +173,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=10)
     options.add_argument("--max-response-tokens", type=int, default=256)
     options.add_argument("--threads", type=int, default=os.cpu_count())
-    options.add_argument("--out", type=Path, default=harness.RESULTS / "rankings.json")
+    options.add_argument("--out", type=Path, default=harness.RESULTS / "rankings.json", help="JSON file of all cases")
     args = options.parse_args()
     import torch
     from transformers.utils import logging
