@@ -108,7 +108,7 @@ def grouped(rows: Sequence[TableRow], column: str) -> dict[str, list[TableRow]]:
 
 def mean_of(rows: Sequence[TableRow], column: str, options: BootstrapOptions) -> dict[str, float | int | None]:
     """Mean over prompts of a column, the samples of a prompt averaged first. All None where the column has a None."""
-    if any(row[column] is None for row in rows):
+    if any(row.get(column) is None for row in rows):
         return NO_ESTIMATE.as_dict()
     _, means = average_within_prompt([row["prompt_id"] for row in rows], [float(row[column]) for row in rows])
     return bootstrap_mean(means, **options).as_dict()
