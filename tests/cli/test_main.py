@@ -44,6 +44,7 @@ TOP = {
     "judge_tests",
     "best_of_n",
     "reward_outputs",
+    "process",
     "cost",
     "warnings",
     "arm_differences",

@@ -63,7 +63,8 @@ def filter_command(ctx: click.Context, /, rm: str | None, judge: str | None, as_
 
 @click.command("rm-card")
 @click.argument("model")
-@click.option("--data", required=True, help="Preference data; its gold rewards and sources are used where it has them.")
+@click.option("--data", help="Preference data; its gold rewards and sources are used where it has them.")
+@click.option("--steps", metavar="DATA", help="In its place, labelled steps of solutions, for a process reward model.")
 @click.option("--implicit", metavar="POLICY,REFERENCE", help="Put this implicit reward beside it.")
 @click.option("--beta", type=float, help="Scale of the implicit reward; the default is as for duel rewards.")
 @click.option("--any-reference", is_flag=True, help="Accept another reference than the policy was trained against.")
@@ -82,21 +83,33 @@ def filter_command(ctx: click.Context, /, rm: str | None, judge: str | None, as_
 @DTYPE
 @JSON
 @click.pass_context
-def rm_card(ctx: click.Context, /, as_json: bool, model: str, data: str, **options: Any) -> None:
+def rm_card(
+    ctx: click.Context, /, as_json: bool, model: str, data: str | None, steps: str | None, **options: Any
+) -> None:
     """Say how good a reward MODEL is, and how it is biased.
 
-    MODEL is a reward model, python:MODULE:FUNCTION (a function f(prompts, completions) of numbers), or gold.
+    MODEL is a reward model, python:MODULE:FUNCTION (a function f(prompts, completions) of numbers), or gold. With
+    --steps it is a process reward model.
     """
     from toolkit.measure.options import ScoringOptions, take
     from toolkit.measure.reading import ReadingOptions
     from toolkit.measure.rm_card import CardOptions
     from toolkit.measure.rm_card import rm_card as make_card
+    from toolkit.measure.step_card import step_card
     from toolkit.report.card_sheets import card_sheets, flag_lines
+    from toolkit.report.process import process_sheets
     from toolkit.report.sheets import text_of
 
+    if (data is None) == (steps is None):
+        raise click.UsageError("name preference data with --data, or labelled steps with --steps")
     reporter = reporter_of(ctx)
     quiet_libraries()
     asked, reading, scoring = take(CardOptions, options), take(ReadingOptions, options), take(ScoringOptions, options)
+    if steps is not None:
+        card = step_card(model, steps, asked, reading, scoring, reporter=reporter, **options)
+        emit(card) if as_json else say(text_of(*process_sheets(card, card["intervals"]["confidence"])))
+        return
+    assert data is not None  # one of the two was named
     card = make_card(model, data, asked, reading, scoring, reporter=reporter, **options)
     emit(card) if as_json else say("\n\n".join([text_of(*card_sheets(card)), "\n".join(flag_lines(card))]))
 

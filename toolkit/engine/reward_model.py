@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.engine.engine import Engine
+from toolkit.engine.process import StepEnds, StepProbabilities, scores_by_token
 from toolkit.engine.tree import TreeBatch
+from toolkit.evals.process import solution_score
 from toolkit.models.encoding import TextEncoder, Tree
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_reward_model, load_shared_members
@@ -32,12 +34,14 @@ class RewardModel:
     """One model, one with several heads, or an ensemble, with the ``head`` that makes one score of the outputs.
 
     ``engines`` has one engine for each model. ``adapters`` are the members that share one base, in the single engine
-    of this base: each batch is packed once and computed with every adapter.
+    of this base: each batch is packed once and computed with every adapter. ``step_ends`` finds the steps of a process
+    reward model's responses, and is None for other kinds.
     """
 
     engines: Sequence[Engine]
     head: RewardHead
     adapters: Sequence[str] = ()
+    step_ends: StepEnds | None = None
 
     @property
     def positions(self) -> int | None:
@@ -62,6 +66,12 @@ class RewardModel:
 
     def outputs(self, trees: Sequence[Tree], *, advance: Callable[[int], None] | None = None) -> Outputs:
         """For each tree [K, M] outputs of its responses, before centring."""
+        if self.head.process is not None:
+            rule = self.head.process.solution_score
+            return [
+                np.array([[solution_score([p for _, p in steps], rule)] for steps in of_tree])
+                for of_tree in self.step_probabilities(trees, advance=advance)
+            ]
         if self.adapters:
             [engine] = self.engines
             parts = [engine.map_responses(trees, self._of_adapters, advance)]
@@ -75,6 +85,17 @@ class RewardModel:
         return [
             np.concatenate([np.array(part, dtype=np.float64).reshape(len(part), -1) for part in of_tree], axis=-1)
             for of_tree in zip(*parts, strict=True)
+        ]
+
+    def step_probabilities(
+        self, trees: Sequence[Tree], *, advance: Callable[[int], None] | None = None
+    ) -> list[list[StepProbabilities]]:
+        """For each tree, of each response, a process reward model's probabilities that its steps are right."""
+        assert self.step_ends is not None
+        [engine] = self.engines
+        return [
+            [self.step_ends.probabilities(ids, scores) for ids, scores in zip(tree.response_ids, of_tree, strict=True)]
+            for tree, of_tree in zip(trees, scores_by_token(engine, trees, advance), strict=True)
         ]
 
     def scores(self, trees: Sequence[Tree], *, advance: Callable[[int], None] | None = None) -> list[list[float]]:
@@ -127,4 +148,9 @@ def load_scorer(
     for model in models:
         check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
         engines.append(Engine(model.to(device or best_device()), pad_id, dtype=products, token_budget=token_budget))
-    return RewardModel(engines, head, adapters)
+    return RewardModel(engines, head, adapters, step_ends_of(head, tokenizer))
+
+
+def step_ends_of(head: RewardHead, tokenizer: PreTrainedTokenizerBase) -> StepEnds | None:
+    """What finds the steps of a process reward model's responses; None for other kinds."""
+    return None if head.process is None else StepEnds(TextEncoder(tokenizer, False), head.process.separator)

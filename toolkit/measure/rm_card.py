@@ -93,7 +93,7 @@ def rm_card(
     scorers += judge_identity(options.judge) if options.judge is not None else []
     identity = fingerprint([scorers, content, asdict(options), asdict(reading_options), asdict(scoring)])
     with RunFolder(out).lock():
-        _refuse_other(out / CARD_FILE, identity, force)
+        refuse_other(out / CARD_FILE, identity, force)
         card, table = _card(model, data, options, reading_options, scoring, out / ".scores", reporter)
         card["inputs"] = identity
         write_table(table, out / SCORES_FILE)
@@ -101,7 +101,8 @@ def rm_card(
     return card
 
 
-def _refuse_other(file: Path, identity: str, force: bool) -> None:
+def refuse_other(file: Path, identity: str, force: bool) -> None:
+    """Raises StoreError where the file is the card of something else."""
     if file.is_file() and not force and read_json(file).get("inputs") != identity:
         raise StoreError(
             "the folder has the card of another model, other data or other options",

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from toolkit.errors import ModelError
 from toolkit.evals.ensembles import Combination, combined
+from toolkit.evals.process import SOLUTION_SCORES, SolutionScore
 from toolkit.files import write_json
 from toolkit.models.files import FIX, REWARD_HEAD_FILE, model_json
 
@@ -32,12 +33,26 @@ class SampleLaw:
 
 
 @dataclass(frozen=True)
+class ProcessHead:
+    """What makes a process reward model: its output is the logit of a step being right, at the step's last token.
+
+    ``separator`` stands between two steps, and ``solution_score`` makes one score of the steps' probabilities.
+    ``conversational`` says whether it was trained on prompts that are messages.
+    """
+
+    separator: str
+    solution_score: SolutionScore
+    conversational: bool = False
+
+
+@dataclass(frozen=True)
 class RewardHead:
     """How M outputs of a reward model become one score. A model without the file has one output, which is its score.
 
     ``mean`` is subtracted from the score, and ``means`` (M of them, or none) from the outputs before they are combined.
     ``outputs`` names them where there are several: heads of one model, by annotator or number, or ``members``, folders
-    of reward models. ``annotator`` is the output that is the score by itself; "" combines all of them.
+    of reward models. ``annotator`` is the output that is the score by itself; "" combines all of them. With
+    ``process`` it is a process reward model, whose one output is the solution score.
     """
 
     mean: float = 0.0
@@ -48,6 +63,7 @@ class RewardHead:
     combine: Combination = "mean"
     uwo_lambda: float = 0.5
     annotator: str = ""
+    process: ProcessHead | None = None
 
     @property
     def n_outputs(self) -> int:
@@ -105,6 +121,11 @@ def _head(values: Mapping[str, Any]) -> RewardHead:
     law = values.get("samples")
     names = {name: [str(item) for item in values.get(name) or []] for name in ("outputs", "members")}
     means, combine = values.get("means") or [], values.get("combine", "mean")
+    process = values.get("process")
+    if process is not None and process["solution_score"] not in SOLUTION_SCORES:
+        raise ValueError(f"there is no solution score {process['solution_score']!r}")
+    if process is not None and not (isinstance(process["separator"], str) and process["separator"].strip(" ")):
+        raise ValueError("the separator of steps must be a text")
     annotator, uwo_lambda = values.get("annotator", ""), values.get("uwo_lambda", 0.5)
     if combine not in get_args(Combination):
         raise ValueError(f"there is no combination {combine!r}")
@@ -127,6 +148,9 @@ def _head(values: Mapping[str, Any]) -> RewardHead:
         combine=combine,
         uwo_lambda=float(uwo_lambda),
         annotator=str(annotator),
+        process=None
+        if process is None
+        else ProcessHead(process["separator"], process["solution_score"], bool(process.get("conversational"))),
     )
 
 

@@ -19,10 +19,11 @@ from toolkit.errors import ModelError, RecipeError
 from toolkit.models.inspect import DTYPES, backbone, best_device, disable_dropout, inner
 from toolkit.models.load import load_policy, load_reward_model, trainable
 from toolkit.models.resolve import ModelRef, resolve, resolve_base
-from toolkit.models.reward_head import reward_head
+from toolkit.models.reward_head import RewardHead, reward_head
 from toolkit.models.tokenizer import check_vocabulary, load_tokenizer, reads_the_same
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.models import POLICY, AdapterModels, PPOModels, SeparateModels, linear_head
+from toolkit.ppo.process import RewardShape, shape_of
 from toolkit.ppo.rewards import (
     Ensemble,
     RewardFunction,
@@ -52,6 +53,7 @@ def models_of_run(
     value_head_init: str,
     share_trunk: bool = False,
     with_critic: bool = True,
+    reward_shape: RewardShape = "score",
 ) -> tuple[PPOModels, RewardFunction]:
     """The models of a run and its reward function. The policy starts from ``sft``, the critic, if any, from ``reward``.
 
@@ -63,6 +65,7 @@ def models_of_run(
     # The reference has the policy's precision, so that the KL between two equal models is 0.
     weights_dtype = None if section.lora else torch.float32
     head, members = reward_head(reward.path), members_of(reward)
+    check_critic_head(head, value_head_init)
     loaded: Any = load_policy(sft, section, dtype=weights_dtype)
     policy = trainable(loaded.to(device), section.lora, task="CAUSAL_LM")
     on_policy = all(is_adapter_on(sft, member) for member in members)
@@ -77,7 +80,9 @@ def models_of_run(
             share_trunk=share_trunk,
             with_critic=with_critic,
         )
-        return models, adapter_reward(models, head) if on_policy else _by_itself(reward, section, tokenizer)
+        if on_policy:
+            return models, adapter_reward(models, head, tokenizer, reward_shape)
+        return models, _by_itself(reward, section, tokenizer, reward_shape)
     reference: Any = load_policy(sft, section, dtype=weights_dtype)
     needs_critic = with_critic and not share_trunk
     if first is None and on_policy:
@@ -92,7 +97,7 @@ def models_of_run(
         value_shift=reward_head(members[0].path).mean,
         with_critic=with_critic,
     )
-    return separate, _by_itself(reward, section, tokenizer)
+    return separate, _by_itself(reward, section, tokenizer, reward_shape)
 
 
 def members_of(reward: ModelRef) -> list[ModelRef]:
@@ -101,9 +106,21 @@ def members_of(reward: ModelRef) -> list[ModelRef]:
     return [resolve(str(Path(reward.path) / name)) for name in names] or [reward]
 
 
-def _by_itself(reward: ModelRef, section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
+def check_critic_head(head: RewardHead, value_head_init: str) -> None:
+    """Raises RecipeError for a critic that would start from the head of a process reward model."""
+    if head.process is not None and value_head_init == "reward_model":
+        raise RecipeError(
+            "the head of a process reward model gives logits of steps, which are no values of states",
+            where="value_head_init",
+            fix="zero",
+        )
+
+
+def _by_itself(
+    reward: ModelRef, section: ModelSection, tokenizer: PreTrainedTokenizerBase, shape: RewardShape
+) -> RewardFunction:
     """The scores of a reward model in memory of its own."""
-    [function] = reward_functions(reward.spec, tokenizer, section, best_device())
+    [function] = reward_functions(reward.spec, tokenizer, section, best_device(), shape=shape)
     return function
 
 
@@ -167,11 +184,19 @@ def assemble(inputs: TrainerModels, args: PPOConfig) -> Assembled:
     rewards = []
     if reward_adapter is None:
         section = ModelSection(dtype=_dtype_name(args))
-        rewards = reward_functions(inputs.reward, tokenizer, section, args.device, tokenizers=inputs.reward_tokenizers)
+        rewards = reward_functions(
+            inputs.reward,
+            tokenizer,
+            section,
+            args.device,
+            tokenizers=inputs.reward_tokenizers,
+            shape=shape_of(args.reward_shape),
+        )
     models = _ppo_models(inputs, args, policy, tokenizer, reward_adapter)
     if reward_adapter is not None:
         assert isinstance(models, AdapterModels)
-        rewards = [adapter_reward(models, reward_head(reward_adapter.path))]
+        head = reward_head(reward_adapter.path)
+        rewards = [adapter_reward(models, head, tokenizer, shape_of(args.reward_shape))]
     return Assembled(models, rewards, tokenizer)
 
 
@@ -377,6 +402,8 @@ def _critic_from_reward(
     """A copy of the reward model where it can be the critic: it reads the policy's tokens and has its architecture."""
     reward, reward_tokenizer = inputs.reward, inputs.reward_tokenizer
     ref = resolve(reward) if isinstance(reward, str) else None
+    if ref is not None:
+        check_critic_head(reward_head(ref.path), args.value_head_init)
     if ref is not None and reward_tokenizer is None:
         reward_tokenizer = load_tokenizer(ref)
     if reward_tokenizer is not None and reward_tokenizer.get_vocab() != tokenizer.get_vocab():

@@ -62,6 +62,7 @@ class PPOConfig(TrainingArguments):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weights of several rewards, one each; None: all are 1."}
     )
+    reward_shape: str = _shared("reward_shape", "score")
     reward_clip: float | None = _shared("reward_clip", 10.0)
     whiten_rewards: bool = _shared("whiten_rewards", False)
     center_samples: int = field(
@@ -124,6 +125,7 @@ _IN_RANGE = (
     "kl_estimator",
     "advantage",
     "value_head_init",
+    "reward_shape",
 )
 
 _PARTIAL_CHECKPOINT = "a checkpoint holds only the weights that training changes"

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.engine.engine import Engine
 from toolkit.engine.fast import adapters, speedups
 from toolkit.engine.logps import apply_head, hidden_states, state_logps
+from toolkit.engine.process import by_tokens, response_places
 from toolkit.engine.tree import TreeBatch
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import inner
@@ -269,6 +270,20 @@ class AdapterModels(PPOModels):
         per_tree = self.engine.map_responses(trees, outputs_of, last_tokens=True)
         self._activate(POLICY)
         return [np.array(outputs, dtype=np.float64) for outputs in per_tree]
+
+    @torch.no_grad()
+    def reward_by_token(self, trees: list[Tree]) -> list[list[torch.Tensor]]:
+        """For each tree, of each response, the score of the only reward adapter at every token."""
+        [(adapter, head)] = self.reward_heads.items()
+
+        def scores_of(batch: TreeBatch) -> list[torch.Tensor]:
+            states = hidden_states(self.policy, batch)[response_places(batch)]
+            return by_tokens(apply_head(head, states), batch)
+
+        self._activate(adapter)
+        per_tree = self.engine.map_responses(trees, scores_of, last_tokens=True)
+        self._activate(POLICY)
+        return per_tree
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return list(self.adapter_weights[POLICY])

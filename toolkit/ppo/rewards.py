@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.engine.engine import Engine
-from toolkit.engine.reward_model import RewardModel, load_scorer
+from toolkit.engine.reward_model import RewardModel, load_scorer, step_ends_of
 from toolkit.errors import ModelError, RecipeError
 from toolkit.evals.ensembles import Combination, combined, disagreement
 from toolkit.models.encoding import Tree, is_conversation, text_encoder
@@ -29,6 +29,7 @@ from toolkit.models.resolve import resolve
 from toolkit.models.reward_head import RewardHead
 from toolkit.models.tokenizer import load_tokenizer, reads_the_same
 from toolkit.ppo.models import AdapterModels
+from toolkit.ppo.process import RewardShape, check_shape, on_sampled_tokens, rewards_of_steps
 from toolkit.preferences.rows import Prompt
 from toolkit.recipe.schema import ModelSection
 
@@ -102,14 +103,19 @@ class Ensemble:
 
 
 def model_reward(
-    model: RewardModel, tokenizer: PreTrainedTokenizerBase, policy_tokenizer: PreTrainedTokenizerBase
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    shape: RewardShape = "score",
 ) -> RewardFunction:
-    """Scores of a reward model, whose tokenizer is ``tokenizer``.
+    """Scores of a reward model, whose tokenizer is ``tokenizer``; with ``shape="steps"`` the rewards of its steps.
 
     The ids that were sampled are scored as they are. Their text is encoded again only where the reward model has
     another tokenizer or chat template; a truncated response gets no end of text in either case.
     """
+    check_shape(model.head, shape)
     same_ids = reads_the_same(tokenizer, policy_tokenizer)
+    sampled_ends = step_ends_of(model.head, policy_tokenizer)
 
     def encode_again(responses: Responses) -> list[Tree]:
         encoder = text_encoder(tokenizer, responses.prompts[0], "the reward model", pair=model.reads_pairs)
@@ -121,18 +127,35 @@ def model_reward(
             start = stop
         return trees
 
-    def score(responses: Responses) -> list[float]:
+    def score(responses: Responses) -> Sequence[Reward]:
         trees = responses.trees if same_ids else encode_again(responses)
-        return head_scores(model.head, model.outputs(trees))
+        if sampled_ends is None:
+            return head_scores(model.head, model.outputs(trees))
+        steps = [of_response for of_tree in model.step_probabilities(trees) for of_response in of_tree]
+        if not same_ids:
+            pairs = zip(steps, responses.completion_ids, strict=True)
+            steps = [on_sampled_tokens(of_response, ids, sampled_ends) for of_response, ids in pairs]
+        return rewards_of_steps(model.head, shape, steps)
 
     return score
 
 
-def adapter_reward(models: AdapterModels, head: RewardHead) -> RewardFunction:
-    """Scores of the reward model, or the ensemble, whose members are adapters on the policy's base."""
+def adapter_reward(
+    models: AdapterModels, head: RewardHead, tokenizer: PreTrainedTokenizerBase, shape: RewardShape = "score"
+) -> RewardFunction:
+    """Scores of the reward model, or the ensemble, whose members are adapters on the policy's base.
 
-    def score(responses: Responses) -> list[float]:
-        return head_scores(head, models.reward_outputs(responses.trees))
+    ``tokenizer`` is the policy's; ``shape="steps"`` takes the rewards of a process reward model's steps.
+    """
+    check_shape(head, shape)
+    ends = step_ends_of(head, tokenizer)
+
+    def score(responses: Responses) -> Sequence[Reward]:
+        if ends is None:
+            return head_scores(head, models.reward_outputs(responses.trees))
+        scores = [by_token for of_tree in models.reward_by_token(responses.trees) for by_token in of_tree]
+        pairs = zip(responses.completion_ids, scores, strict=True)
+        return rewards_of_steps(head, shape, [ends.probabilities(ids, by_token) for ids, by_token in pairs])
 
     return score
 
@@ -234,9 +257,11 @@ def reward_functions(
     device: torch.device,
     *,
     tokenizers: Sequence[PreTrainedTokenizerBase | None] | None = None,
+    shape: RewardShape = "score",
 ) -> list[RewardFunction]:
     """One function for each reward: the name or folder of a reward model, a loaded one, an :class:`Ensemble`, a
     function, or a list of these. Models go to ``device``. ``tokenizers`` belong to loaded models (None: the policy's).
+    ``shape="steps"`` takes the rewards of steps, of process reward models.
 
     Raises RecipeError for anything else.
     """
@@ -257,12 +282,12 @@ def reward_functions(
         if isinstance(item, str):
             ref = resolve(item)
             reads = tokenizer or load_tokenizer(ref)
-            return model_reward(load_scorer(ref, section, reads, device=device), reads, policy_tokenizer)
+            return model_reward(load_scorer(ref, section, reads, device=device), reads, policy_tokenizer, shape)
         if isinstance(item, nn.Module):
             reads = tokenizer or policy_tokenizer
-            return model_reward(_loaded(item, reads), reads, policy_tokenizer)
+            return model_reward(_loaded(item, reads), reads, policy_tokenizer, shape)
         if isinstance(item, Ensemble):
-            _check_members(item)
+            _check_members(item, shape)
             return ensemble_reward([one(member, tokenizer) for member in item.members], item)
         if callable(item):
             return function_reward(item)
@@ -275,7 +300,9 @@ def reward_functions(
     return [one(item, tokenizer) for item, tokenizer in zip(rewards, reward_tokenizers, strict=True)]
 
 
-def _check_members(ensemble: Ensemble) -> None:
+def _check_members(ensemble: Ensemble, shape: RewardShape) -> None:
+    if shape == "steps":
+        raise RecipeError("an ensemble combines scores of whole responses", where="reward_shape", fix="score")
     if not ensemble.members:
         raise RecipeError("an ensemble needs members", where="reward")
     if not all(isinstance(member, str | nn.Module) for member in ensemble.members):

@@ -25,7 +25,9 @@ from toolkit.storage.integrity import refuse_changed
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 PARQUET_KEY = b"duel.preference_rows"
-_CSV_JSON = frozenset(["responses", "comparisons", "gold", "ranks", "ranking", "scores", "labels", "completions"])
+_CSV_JSON = frozenset(
+    ["responses", "comparisons", "gold", "ranks", "ranking", "scores", "labels", "completions", "steps"]
+)
 _CSV_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|content|from|value)"')
 
 

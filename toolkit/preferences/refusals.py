@@ -97,7 +97,7 @@ def _other_data(columns: Columns) -> str:
     if columns.has("generator_1", "generator_2", "preference"):
         return "recorded judgements without their texts are for `duel winrate`."
     if holds_steps(columns):
-        return "it labels the steps of solutions: `process` in a recipe trains a process reward model on it."
+        return "it labels the steps of solutions: name it as `reward_model.steps`, with `reward_model.kind: process`."
     response = columns.first(("completion", "response"))
     if response and columns.has("label") and columns.prompts:
         return (

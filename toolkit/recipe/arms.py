@@ -104,7 +104,18 @@ def arm_differences(
 
 def planned_differences(recipe: Recipe, measured: Measured = NOTHING_MEASURED) -> list[ArmDifference]:
     """:func:`arm_differences` of a recipe."""
-    return arm_differences(recipe.ppo, recipe.dpo, recipe.data.max_response_tokens, measured)
+    differences = arm_differences(recipe.ppo, recipe.dpo, recipe.data.max_response_tokens, measured)
+    if recipe.reward_model.kind == "process":
+        differences.insert(0, labels_difference(str(recipe.reward_model.steps), recipe.data.source))
+    return differences
+
+
+def labels_difference(steps: int | str, comparisons: int | str) -> ArmDifference:
+    """What the arms learn from where the reward model reads labelled steps: how many, or the names of the data."""
+    label = "the labels that they learn from (reward_model.kind: process)"
+    note = "a label of every step says more than a comparison of two responses"
+    of_ppo, of_dpo = f"steps: {shown(steps)}", f"comparisons: {shown(comparisons)}"
+    return ArmDifference("labels", label, of_ppo, of_dpo, True, note)
 
 
 def trained_differences(

@@ -12,6 +12,7 @@ from toolkit.files import is_hub_id
 from toolkit.recipe.judge_specs import judge_problem, shown_judge
 from toolkit.recipe.ppo_conflicts import Conflict, ppo_conflicts
 from toolkit.recipe.problems import MOST_SHOWN, Problem, combined
+from toolkit.recipe.process_conflicts import process_conflicts, shape_conflicts
 from toolkit.recipe.schema import (
     Arm,
     DataSection,
@@ -48,8 +49,9 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
             *rollout_conflicts(recipe.ppo),
             *budget_conflicts(recipe.ppo),
             *ensemble_conflicts(recipe),
+            *shape_conflicts(recipe.ppo, recipe.reward_model),
         ],
-        "reward_model": reward_model_conflicts(recipe.reward_model),
+        "reward_model": [*reward_model_conflicts(recipe.reward_model), *process_conflicts(recipe.reward_model)],
         "dpo": [*dpo_conflicts(recipe.dpo), *budget_conflicts(recipe.dpo)],
         "data": data_conflicts(recipe.data),
         "model": model_conflicts(recipe.model),

@@ -149,6 +149,25 @@ class SftSection(Training):
 
 
 class RewardModelSection(Training):
+    kind: Literal["preference", "process"] = Field(
+        "preference",
+        description="preference learns from the comparisons of the data; process learns from `steps` whether a step of "
+        "a solution is right, and scores a response by its steps.",
+    )
+    steps: str | None = Field(
+        None,
+        description="Labelled steps for `kind: process`: a shipped name (arithmetic), a file, or a hub id, in TRL's "
+        "stepwise format (prompt, completions, labels) or as PRM800K. data.eval_fraction, data.train_prompts and "
+        "data.eval_prompts count for its prompts as well.",
+    )
+    step_separator: str = Field(
+        "\n", description="What stands between two steps of a response, for `kind: process`.", min_length=1
+    )
+    solution_score: Literal["min", "product", "last"] = Field(
+        "min",
+        description="A response's score by the probabilities that its steps are right: the least, their product, or "
+        "the last one.",
+    )
     trainer: Literal["engine", "trl"] = Field(
         "engine",
         description="engine computes all comparisons of a prompt at once; trl is TRL's RewardTrainer, on pairs.",
@@ -248,6 +267,12 @@ class PpoSection(Arm):
         description="What PPO optimises: reward_model, the reward model's score; ensemble, the same, which must have "
         "members or heads (reward_model.combine); or, as a control, length, the response's length alone: "
         "1 - |tokens / target_length - 1| (Singhal et al. 2023).",
+    )
+    reward_shape: Literal["score", "steps"] = Field(
+        "score",
+        description="Where a process reward model's reward is given: score gives the solution score at the end of a "
+        "response; steps gives each step, at the token that closes it, the change that it makes in the solution score. "
+        "Both add up to the same.",
     )
     target_length: PositiveInt | None = Field(
         None,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from toolkit.report import curves, plots, provenance, sample_browser, tables
 from toolkit.report.figures import Figure, share_axes
+from toolkit.report.process import process_table
 from toolkit.report.reading import ResultRow, Run, read_live, read_runs
 from toolkit.report.render import render
 from toolkit.report.sheets import Sheet, missing_estimates, outputs_sheets
@@ -57,6 +58,7 @@ class View:
     agreement: tables.EstimateTable | None
     margins: list[Figure]
     quality: tables.EstimateTable | None
+    process: tables.EstimateTable | None
     reliability: list[Figure]
     outputs: list[Sheet]
     drift: tables.DriftTable | None
@@ -108,6 +110,7 @@ def view_of(run: Run, prefix: str) -> View:
         agreement=tables.agreement(run),
         margins=identified(plots.margins(run)),
         quality=tables.quality(run),
+        process=process_table(run.results),
         reliability=identified(plots.reliability(run)),
         outputs=outputs_sheets(run.results.get("reward_outputs"), run.confidence),
         drift=tables.drift(run),
@@ -156,6 +159,7 @@ SECTIONS = (
     ("best-of-n", "Best of n", ("best_of_n",)),
     ("agreement", "Implicit and explicit reward", ("agreement",)),
     ("quality", "Reward model quality", ("quality",)),
+    ("process", "Rewards of steps", ("process",)),
     ("drift", "Drift from SFT", ("drift",)),
     ("lengths", "Lengths", ("lengths",)),
     ("training", "Training", ("training", "completions")),

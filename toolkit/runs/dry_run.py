@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.engine.process import step_trees
 from toolkit.evals.words import counted
 from toolkit.judging.records import check_recorded_names
 from toolkit.judging.templates import check_template_of
 from toolkit.measure.check.check import CheckOptions, check_with
 from toolkit.measure.check.rows import SourceOptions
 from toolkit.measure.check.tokens import Limits
-from toolkit.models.encoding import text_encoder
+from toolkit.models.encoding import TextEncoder, text_encoder
 from toolkit.models.load import read_config
 from toolkit.models.remote_code import remote_code
 from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
@@ -28,8 +29,9 @@ from toolkit.recipe.schema import DataSection, Recipe
 from toolkit.runs.launch import number_of_processes
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import RunFolder
-from toolkit.stages.data import SIDES, limit_notes, limited, read_sides
+from toolkit.stages.data import SIDES, limit_notes, limited, read_sides, step_sides
 from toolkit.training.budget import limit_of
+from toolkit.training.process import step_examples
 from toolkit.training.trainer import step_size, total_steps
 
 GIB = 2**30
@@ -82,6 +84,9 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
     schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed, processes)
     budgets = {"ppo": limit_of(recipe.ppo), "dpo": limit_of(recipe.dpo)}
     steps: dict[str, int | None] = {**training_steps(recipe, rows, processes), "ppo": len(schedule)}
+    step_labels = None
+    if recipe.reward_model.kind == "process":
+        steps["reward_model"], step_labels = step_training(recipe, sides, encoder, processes)
     steps |= {stage: None for stage, limit in budgets.items() if limit is not None}
     example = encoder.encode(rows[0].prompt, rows[0].responses[:1], section.max_response_tokens)
     return {
@@ -105,6 +110,7 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
             "source": data_warnings(report),
         },
         "data": {"format": report["format"], **{name: counts for name, (_, counts) in within.items()}},
+        "step_labels": step_labels,
         "findings": [
             finding.as_dict() for finding in check_with(section.source, ref, tokenizer, check_options(section)).findings
         ],
@@ -123,6 +129,17 @@ def check_options(section: DataSection) -> CheckOptions:
     source = SourceOptions(**{name: getattr(section, name) for name in names})
     limits = Limits(section.max_prompt_tokens, section.max_response_tokens)
     return CheckOptions(source, limits, held_out=section.eval_source)
+
+
+def step_training(
+    recipe: Recipe, sides: Mapping[str, Sequence[PreferenceRow]], encoder: TextEncoder, processes: int
+) -> tuple[int, dict[str, int]]:
+    """Optimiser steps of a process reward model, and the labels of steps on each side."""
+    section = recipe.reward_model
+    solutions, report, _ = step_sides(str(section.steps), recipe.data, recipe.data_seed, sides, encoder)
+    trees, _ = step_trees(solutions["train"], encoder, section.step_separator, recipe.data.max_response_tokens)
+    examples = step_examples(trees, solutions["train"])
+    return total_steps(section, len(examples), processes), {name: report[name]["n_labels"] for name in SIDES}
 
 
 def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow], processes: int = 1) -> dict[str, int]:
@@ -220,6 +237,9 @@ def render(described: dict[str, Any]) -> str:
             f"comparisons, {counts['n_tokens']:,} tokens"
         )
         lines += [f"  {note}" for note in described["notes"][side]]
+    if described["step_labels"] is not None:
+        counts = described["step_labels"]
+        lines.append(f"\nlabels of steps: {counts['train']:,} to train on, {counts['eval']:,} held out")
     lines += [f"  {note}" for note in described["notes"]["source"]]
     if described["findings"]:
         lines.append("\nfindings in the data (duel check shows rows and examples):")

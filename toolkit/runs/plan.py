@@ -12,6 +12,7 @@ from toolkit.files import code_fingerprint, file_fingerprint, fingerprint, folde
 from toolkit.judging.templates import SHIPPED
 from toolkit.models.resolve import resolve
 from toolkit.preferences.loading import local_path, shipped_path
+from toolkit.preferences.steps import step_source_path
 from toolkit.recipe.checks import on_the_hub
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
 from toolkit.recipe.schema import JudgeSettings, Recipe
@@ -104,6 +105,10 @@ def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
             for name, source in sources.items()
             if source
         }
+        if recipe.reward_model.kind == "process" and recipe.reward_model.steps is not None:
+            steps = recipe.reward_model.steps
+            path = step_source_path(steps)
+            contents["reward_model.steps (content)"] = source_fingerprint(str(path) if path.exists() else steps, None)
         return contents | text_fingerprints(recipe)
     if stage == "sft":
         weights = resolve(recipe.model.name, recipe.model.revision).fingerprint

@@ -67,10 +67,19 @@ class ImitatedResponses:
 
 
 @dataclass(frozen=True)
+class StepSource:
+    """Of ``reward_model``, whether it learns from labelled steps, and from which."""
+
+    kind: str
+    steps: str | None
+
+
+@dataclass(frozen=True)
 class DataContext:
     data_seed: int
     data: DataSection
     model: TokenizerSettings
+    reward_model: StepSource
 
 
 @dataclass(frozen=True)

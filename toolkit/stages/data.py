@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from toolkit.preferences import splits
 from toolkit.preferences.loading import place_in
 from toolkit.preferences.reading import PreferenceData, data_warnings, read_preferences, to_parquet
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.steps import Solution, as_prompts_of, read_steps, solutions_to_parquet, split_solutions
 from toolkit.progress import Reporter
 from toolkit.recipe.checks import on_the_hub
 from toolkit.recipe.schema import DataSection
@@ -26,7 +27,10 @@ SIDES = ("train", "eval")
 
 
 def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes ``train.parquet``, ``eval.parquet``, ``report.json``. Raises DataError where either side is empty."""
+    """Writes ``train.parquet``, ``eval.parquet``, ``report.json``, and for a process reward model both sides' steps.
+
+    Raises DataError where a side is empty.
+    """
     section = context.data
     sides, report = read_sides(section, context.data_seed)
     ref = resolve(context.model.name, context.model.revision)
@@ -45,8 +49,68 @@ def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Repo
             reporter.line(f"{name}: {note}")
     for warning in data_warnings(report):
         reporter.line(f"{section.source}: {warning}")
+    if context.reward_model.kind == "process":
+        source = str(context.reward_model.steps)
+        steps, report["steps"], warnings = step_sides(source, section, context.data_seed, sides, encoder)
+        for line in [*(f"{source}: {warning}" for warning in warnings), *write_steps(steps, report["steps"], out)]:
+            reporter.line(line)
     write_json(out / "report.json", report)
     return {"report": report, "tokens": report["train"]["n_tokens"] + report["eval"]["n_tokens"]}
+
+
+def step_sides(
+    source: str, section: DataSection, seed: int, sides: Mapping[str, Sequence[PreferenceRow]], encoder: TextEncoder
+) -> tuple[dict[str, list[Solution]], dict[str, Any], list[str]]:
+    """The labelled solutions of ``train`` and ``eval``, the reader's report with their counts, and its warnings.
+
+    ``sides`` are those of the preference data. Raises DataError where the steps cannot be read or a side is empty.
+    """
+    data = read_steps(source)
+    solutions = as_prompts_of(data.solutions, encoder.conversational, source)
+    report = {**asdict(data.report), "source_fingerprint": data.fingerprint}
+    within: dict[str, list[Solution]] = {}
+    for name, side in zip(SIDES, split_solutions(solutions, section.eval_fraction, seed), strict=True):
+        # What the policies learned from must not test the rewards, and the other way round.
+        others = {row.prompt_id for row in sides["eval" if name == "train" else "train"]}
+        apart = [solution for solution in side if solution.prompt_id not in others]
+        within[name] = limited_solutions(apart, asked_prompts(name, section), seed, encoder, section.max_prompt_tokens)
+        report[name] = {
+            "n_prompts": len({solution.prompt_id for solution in within[name]}),
+            "n_solutions": len(within[name]),
+            "n_labels": sum(len(solution.counted) for solution in within[name]),
+            "n_other_side": len(side) - len(apart),
+        }
+        if not report[name]["n_labels"]:
+            raise DataError(
+                f"no {name} step is left: {report[name]}",
+                where=source,
+                fix="change data.eval_fraction, or raise data.max_prompt_tokens",
+            )
+    return within, report, data.report.warnings()
+
+
+def write_steps(within: Mapping[str, Sequence[Solution]], report: Mapping[str, Any], out: Path) -> list[str]:
+    """Writes ``train_steps.parquet`` and ``eval_steps.parquet``; returns a sentence about each."""
+    lines = []
+    for name, solutions in within.items():
+        solutions_to_parquet(solutions, out / f"{name}_steps.parquet")
+        counts = report[name]
+        lines.append(
+            f"{name} steps: {counts['n_prompts']} prompts, {counts['n_solutions']} solutions, "
+            f"{counts['n_labels']} labels"
+        )
+    return lines
+
+
+def limited_solutions(
+    solutions: Sequence[Solution], n: int | None, seed: int, encoder: TextEncoder, max_prompt_tokens: int
+) -> list[Solution]:
+    """Those of at most ``n`` prompts within the limit on tokens: the prompts that a limit on preference data takes."""
+    prompts = {solution.prompt_id: solution.prompt for solution in solutions}
+    rows = [PreferenceRow(prompt_id, prompt, [], []) for prompt_id, prompt in prompts.items()]
+    chosen = splits.limit(rows, n, seed, lambda row: 0 < len(encoder.prompt(row.prompt)) <= max_prompt_tokens)
+    ids = {row.prompt_id for row in chosen}
+    return [solution for solution in solutions if solution.prompt_id in ids]
 
 
 def read_sides(section: DataSection, seed: int) -> tuple[dict[str, list[PreferenceRow]], dict[str, Any]]:

@@ -34,6 +34,7 @@ from toolkit.judging.records import check_recorded_names, write_judgements
 from toolkit.measure.best_of_n import best_of_n_rows
 from toolkit.measure.judged_policies import judge_all
 from toolkit.measure.policies import EvaluationSettings, Policy, TrainedModels, find_policies, samples_of
+from toolkit.measure.process import StepScoring, explicit_steps, implicit_steps, process_head, process_results
 from toolkit.measure.scores import (
     HeldOutReward,
     ScoredPrompt,
@@ -51,8 +52,9 @@ from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import write_samples
+from toolkit.preferences.steps import solutions_from_parquet
 from toolkit.progress import Reporter
-from toolkit.recipe.arms import trained_differences
+from toolkit.recipe.arms import labels_difference, trained_differences
 from toolkit.recipe.schema import EvaluateSection
 from toolkit.runs.store import STAGE_FILE
 from toolkit.stages.contexts import EvaluateContext
@@ -125,6 +127,11 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     result["warnings"] += milestones_not_reached(missed, kl_nats)
     result["reward_outputs"] = reward_outputs(models.reward_model, settings.rows, scored, bootstrap)
     result["best_of_n"] = best_of_n_rows(scored_samples, bootstrap) if section.best_of_n else []
+    result["process"] = None
+    if reward_head(models.reward_model.path).process is not None:
+        result["process"] = process_section(inputs, models, settings, implicit.beta, bootstrap, reporter)
+        report = read_json(inputs["data"] / "report.json")
+        differences.insert(0, labels_difference(report["steps"]["train"]["n_labels"], report["train"]["n_comparisons"]))
     result["arm_differences"] = [difference.as_dict() for difference in differences]
     # The pipeline adds it to the cost.
     result["judge_usage"] = [asdict(usage) for usage in [*asked.usages, *test_usages]]
@@ -139,6 +146,23 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     n_further = [sample.n_tokens for drawn in further.values() for sample in drawn]
     # Each token was sampled once and scored four times; at further temperatures it was scored twice.
     return {"tokens": 5 * n_tokens + 3 * sum(n_further), "n_samples": len(samples) + len(n_further)}
+
+
+def process_section(
+    inputs: Mapping[str, Path],
+    models: TrainedModels,
+    settings: EvaluationSettings,
+    beta: float,
+    bootstrap: BootstrapOptions,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """``process`` of ``results.json``: the process reward model and DPO's implicit reward on held-out steps."""
+    solutions = solutions_from_parquet(inputs["data"] / "eval_steps.parquet")
+    head = process_head(models.reward_model)
+    scoring = StepScoring(settings.model, settings.max_response_tokens, settings.section.token_budget)
+    explicit = explicit_steps(models.reward_model, solutions, scoring, reporter)
+    implicit = implicit_steps(models.dpo, models.sft, beta, head.separator, solutions, scoring, reporter)
+    return {**asdict(head), "beta": beta, **process_results(explicit, implicit, bootstrap)}
 
 
 def trained_on_a_constant(rewards: Sequence[HeldOutReward], inputs: Mapping[str, Path]) -> dict[str, str]:

@@ -66,6 +66,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         value_head_init=section.value_head_init,
         share_trunk=section.share_trunk,
         with_critic=section.advantage == "gae",
+        reward_shape=section.reward_shape,
     )
     prompts, n_further = read_prompts(context, inputs["data"], tokenizer, reporter)
     if section.reward == "length":

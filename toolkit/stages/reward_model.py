@@ -1,4 +1,4 @@
-"""The explicit reward model: a scalar head on the SFT policy or another base, or an ensemble of such models.
+"""The explicit reward model: a scalar head on the SFT policy or another base, an ensemble, or a judge of steps.
 
 ``training/reward_model.py`` has the loss and the kinds.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
-from toolkit.engine.reward_model import RewardModel, load_scorer
+from toolkit.engine.reward_model import RewardModel, load_scorer, step_ends_of
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.models.averaging import average_members
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
@@ -24,9 +24,10 @@ from toolkit.models.reward_head import CENTRING_PROMPTS, RewardHead, SampleLaw
 from toolkit.models.tokenizer import load_tokenizer, reads_the_same
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.steps import solutions_from_parquet
 from toolkit.progress import Reporter
 from toolkit.stages.contexts import RewardModelContext
-from toolkit.training.reward_model import Member, MemberTraining, members_to_train
+from toolkit.training.reward_model import Member, MemberTraining, members_to_train, steps_to_train
 from toolkit.training.trainer import seed_everything
 
 
@@ -42,7 +43,11 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     rows = from_parquet(inputs["data"] / "train.parquet")
     encoder = text_encoder(tokenizer, rows[0].prompt, base.spec, pair=reads_pairs(base))
     limit = context.data.max_response_tokens
-    members, head = members_to_train(section, rows, encoder, limit, context.seed)
+    if section.kind == "process":
+        solutions = solutions_from_parquet(inputs["data"] / "train_steps.parquet")
+        members, head = steps_to_train(section, solutions, encoder, limit, context.seed)
+    else:
+        members, head = members_to_train(section, rows, encoder, limit, context.seed)
     training = MemberTraining(section, context.model, base, tokenizer, out, reporter)
     took = []
     for member in members:
@@ -90,7 +95,8 @@ def loaded(took: Sequence[dict[str, Any]], head: RewardHead, training: MemberTra
     """The reward model that was trained: a single one is in memory, what members became is loaded from its folder."""
     if len(took) == 1:
         pad_id, dtype = int(training.tokenizer.pad_token_id), DTYPES[training.model.dtype]
-        return RewardModel([Engine(took[0]["model"], pad_id, dtype=dtype)], head)
+        ends = step_ends_of(head, training.tokenizer)
+        return RewardModel([Engine(took[0]["model"], pad_id, dtype=dtype)], head, step_ends=ends)
     return load_scorer(resolve(str(training.out / "model")), training.model, training.tokenizer)
 
 

@@ -15,22 +15,25 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
+from toolkit.engine.process import step_trees
 from toolkit.errors import RecipeError
 from toolkit.files import read_json, write_json
 from toolkit.models.encoding import TextEncoder
 from toolkit.models.inspect import DTYPES, best_device, learned_positions
 from toolkit.models.load import head_modules, new_reward_model, trainable
 from toolkit.models.resolve import ModelRef
-from toolkit.models.reward_head import RewardHead
+from toolkit.models.reward_head import ProcessHead, RewardHead
 from toolkit.models.save import save_policy
 from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.steps import Solution
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ModelSection, RewardModelSection
 from toolkit.training import trl
 from toolkit.training.batch import Example, PairBatch, examples_of
 from toolkit.training.budget import Spending
 from toolkit.training.callbacks import StageProgress
+from toolkit.training.process import StepTrainer, step_examples, step_loss
 from toolkit.training.trainer import (
     EngineTrainer,
     prompts_seen,
@@ -175,6 +178,21 @@ def members_to_train(
     return members, replace(head, outputs=names, members=names)
 
 
+def steps_to_train(
+    section: RewardModelSection, solutions: Sequence[Solution], encoder: TextEncoder, limit: int, seed: int
+) -> tuple[list[Member], RewardHead]:
+    """:func:`members_to_train` for a process reward model, on labelled steps.
+
+    Raises RecipeError for an encoder, which would see what follows a step; DataError where nothing can be learned.
+    """
+    if encoder.pair is not None:
+        what = "an encoder reads a whole response at once, and cannot judge a step by what stands before it"
+        raise RecipeError(what, where="reward_model.base", fix="a decoder, or kind: preference")
+    trees, _ = step_trees(solutions, encoder, section.step_separator, limit)
+    head = RewardHead(process=ProcessHead(section.step_separator, section.solution_score, encoder.conversational))
+    return [Member("", seed, seed, step_examples(trees, solutions))], head
+
+
 def member_seed(seed: int, number: int) -> int:
     """The seed of an ensemble's member. The first has the run's."""
     if number == 0:
@@ -242,8 +260,12 @@ class MemberTraining:
         else:
             model = trainable(model, self.model.lora, task="SEQ_CLS", modules_to_save=head_modules(model))
             engine = Engine(model, int(self.tokenizer.pad_token_id), dtype=DTYPES[self.model.dtype])
-            loss = partial(bradley_terry, engine, section.center_rewards_coefficient)
-            trainer = EngineTrainer(engine, arguments, examples, loss, [progress], spending)
+            if section.kind == "process":
+                steps_loss = partial(step_loss, engine)
+                trainer = StepTrainer(engine, arguments, examples, steps_loss, [progress], spending)
+            else:
+                loss = partial(bradley_terry, engine, section.center_rewards_coefficient)
+                trainer = EngineTrainer(engine, arguments, examples, loss, [progress], spending)
         train_to_end(trainer, progress, checkpoints)
         model.eval()
         took = {

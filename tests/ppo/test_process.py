@@ -1,0 +1,105 @@
+"""A process reward model in PPO: a bandit whose optimum is known, and where the rewards of steps stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+from toolkit.engine.reward_model import RewardModel, load_scorer
+from toolkit.errors import RecipeError
+from toolkit.models.encoding import Tree
+from toolkit.models.resolve import resolve
+from toolkit.models.reward_head import ProcessHead, RewardHead
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.ppo import PPOConfig, PPOTrainer
+from toolkit.ppo.rewards import Responses, model_reward
+from toolkit.recipe.schema import ModelSection
+
+VOCABULARY = {"<pad>": 0, "<end>": 1, ";": 2, "a": 3, "b": 4, "c": 5}
+PROMPT = [3, 4]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(WordLevel(VOCABULARY, unk_token="<pad>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>")
+
+
+def config(initializer_range: float = 0.3, **more: Any) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=initializer_range,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def process_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random logits of steps that stand between semicolons, spread so that probabilities lie far apart."""
+    folder = tmp_path_factory.mktemp("rm") / "model"
+    torch.manual_seed(4)
+    model = LlamaForSequenceClassification(config(num_labels=1))
+    with torch.no_grad():
+        model.score.weight.mul_(3.0)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    RewardHead(process=ProcessHead(";", "min")).write(folder)
+    return folder
+
+
+def loaded(folder: Path) -> RewardModel:
+    ref = resolve(str(folder))
+    return load_scorer(ref, ModelSection(dtype="float32"), load_tokenizer(ref))
+
+
+@pytest.mark.invariant
+def test_rewards_of_steps_stand_where_steps_are_closed_and_add_up_to_the_score(process_model: Path) -> None:
+    responses = [[3, 2, 4, 5, 1], [2, 3], [5, 1], [2, 1]]
+    of_prompt = Responses(["a b"] * 4, ["a;bc", ";a", "c", ";"], [False] * 4, [Tree(PROMPT, responses)])
+    model = loaded(process_model)
+    steps = model_reward(model, tokenizer(), tokenizer(), "steps")(of_prompt)
+    assert [[at for at, _ in each] for each in steps if isinstance(each, list)] == [[1, 4], [1], [1], []]
+    scores = model_reward(model, tokenizer(), tokenizer())(of_prompt)
+    sums = [sum(value for _, value in each) for each in steps if isinstance(each, list)]
+    assert sums == pytest.approx(list(scores)) and scores == pytest.approx(model.scores(of_prompt.trees)[0])
+    assert scores[3] == 0.0  # a response without a step has shown nothing
+
+
+@pytest.mark.invariant
+def test_a_reward_model_with_other_tokens_gives_steps_at_the_sampled_ones(process_model: Path) -> None:
+    other = tokenizer()
+    other.chat_template = "{{ messages }}"  # the policy's: its texts are read again in the reward model's tokens
+    of_prompt = Responses(["a b"], ["a ; b c"], [False], [Tree(PROMPT, [[3, 2, 4, 5, 1]])])
+    [steps] = model_reward(loaded(process_model), tokenizer(), other, "steps")(of_prompt)
+    assert isinstance(steps, list) and [at for at, _ in steps] == [1, 4]
+
+
+@pytest.mark.fault
+def test_rewards_of_steps_need_a_process_reward_model(process_model: Path, tmp_path: Path) -> None:
+    plain = loaded(process_model)
+    plain = RewardModel(plain.engines, RewardHead())
+    with pytest.raises(RecipeError, match="no rewards of steps"):
+        model_reward(plain, tokenizer(), tokenizer(), "steps")
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "per_device_train_batch_size": 4, "total_episodes": 4}
+    args = PPOConfig(**settings, value_head_init="reward_model", report_to="none")
+    with pytest.raises(RecipeError, match="logits of steps"):
+        PPOTrainer(
+            LlamaForCausalLM(config()), args, str(process_model), [{"prompt": "a b"}], processing_class=tokenizer()
+        )
+    with pytest.raises(RecipeError, match="reward_shape"):
+        PPOConfig(output_dir=str(tmp_path), reward_shape="dense")

@@ -1,0 +1,401 @@
+"""Solutions in steps with a label for each step: what a process reward model learns from.
+
+Two layouts are read: TRL's stepwise format (``prompt, completions, labels``; the second is called ``steps`` as well),
+and PRM800K's table of candidates for a next step (``instruction, responses, next_response, rating``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import DataError
+from toolkit.files import write_row_groups
+from toolkit.preferences import splits
+from toolkit.preferences.cells import RecordError, cell, excerpt, prompt_cell, text_cell, type_name
+from toolkit.preferences.loading import SourceRecords, load, local_path, parquet_records, read_file
+from toolkit.preferences.reading import column_names
+from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, row_error
+from toolkit.preferences.rows import PreferenceRow, Prompt, Record, canonical_prompt, prompt_id
+from toolkit.storage.integrity import refuse_changed
+
+PROMPTS = ("prompt", "question", "problem", "instruction")
+STEPS = ("completions", "steps")
+STEPWISE = "stepwise (prompt, completions or steps, labels)"
+PRM800K = "PRM800K (instruction, responses, next_response, rating)"
+RATINGS = {1: True, 0: True, -1: False}  # the neutral rating counts as right: nothing wrong was seen in the step
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A prompt and a solution in steps. ``labels[k]`` says whether step k is right; None where nobody judged it.
+
+    The first ``n_shared`` steps are those of an earlier solution of the prompt, with its labels. They count there, and
+    not again here. ``source_row`` is the 1-based row (of JSON lines the line) that the solution ends in.
+    """
+
+    prompt_id: str
+    prompt: Prompt
+    steps: list[str]
+    labels: list[bool | None]
+    n_shared: int = 0
+    source_row: int = 0
+
+    @property
+    def counted(self) -> list[int]:
+        """The steps whose labels count here."""
+        return [k for k in range(self.n_shared, len(self.steps)) if self.labels[k] is not None]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Counts of what was read. Steps and labels are counted once where solutions share them."""
+
+    source: str
+    format: str
+    n_rows_read: int
+    n_prompts: int
+    n_solutions: int
+    n_steps: int
+    n_right: int  # neutral ratings are among them
+    n_wrong: int
+    n_neutral: int
+    n_unlabelled: int
+    n_duplicates: int  # solutions equal to an earlier one, or to its beginning; they are left out
+    n_contradictions: int  # steps with another label than the same step, behind the same steps, had before
+
+    def warnings(self) -> list[str]:
+        """One sentence for each count that a user should know of."""
+        n_labelled = self.n_right + self.n_wrong
+        sentences = {
+            f"{self.n_neutral:,} of {n_labelled:,} labelled steps are rated neutral and count as right": self.n_neutral,
+            f"{self.n_unlabelled:,} steps have no label: they are read, and neither train nor test": self.n_unlabelled,
+            f"{self.n_duplicates:,} solutions say nothing that an earlier one does not: they are left out": (
+                self.n_duplicates
+            ),
+            f"{self.n_contradictions:,} steps are labelled both right and wrong": self.n_contradictions,
+        }
+        return [sentence for sentence, n in sentences.items() if n]
+
+
+@dataclass(frozen=True)
+class StepData:
+    """Solutions, a report of what was read, and a hash of the content."""
+
+    solutions: list[Solution]
+    report: StepReport
+    fingerprint: str
+
+
+def shipped_steps() -> dict[str, Path]:
+    """Names of the step data inside this package, each with its file."""
+    folder = resources.files("toolkit.preferences") / "assets" / "steps"
+    return {
+        item.name.removesuffix(".jsonl.gz"): Path(str(item))
+        for item in folder.iterdir()
+        if item.name.endswith(".jsonl.gz")
+    }
+
+
+def step_source_path(source: str) -> Path:
+    """The file or folder of step data with this name."""
+    return shipped_steps().get(source) or local_path(source)
+
+
+def read_steps(source: str, *, split: str = "train") -> StepData:
+    """Read step data: a shipped name, a file, a folder of ``datasets``, or a hub id.
+
+    Solutions of one prompt that begin with the same steps and labels share these (:class:`Solution`).
+
+    Raises:
+        DataError: no such source, another layout, steps without labels, as many labels as there are no steps, a label
+            that is none, an empty step, no label at all, or texts and conversations in one data set. It names the row.
+    """
+    shipped = shipped_steps().get(source)
+    loaded = (
+        replace(read_file(shipped), name=source) if shipped else load(source, split=split, config=None, revision=None)
+    )
+    if not loaded.records:
+        raise DataError("the step data is empty", where=loaded.name)
+    names = set(column_names(loaded))
+    is_prm800k = {"instruction", "responses", "next_response"} <= names
+    solutions, n_neutral = _prm800k(loaded, names) if is_prm800k else _stepwise(loaded, names)
+    _check_one_kind(loaded, solutions)
+    solutions, n_duplicates, n_contradictions = with_shared(solutions)
+    counted = [solution.labels[k] for solution in solutions for k in solution.counted]
+    report = StepReport(
+        source=loaded.name,
+        format=PRM800K if is_prm800k else STEPWISE,
+        n_rows_read=len(loaded.records),
+        n_prompts=len({solution.prompt_id for solution in solutions}),
+        n_solutions=len(solutions),
+        n_steps=sum(len(solution.steps) - solution.n_shared for solution in solutions),
+        n_right=counted.count(True),
+        n_wrong=counted.count(False),
+        n_neutral=n_neutral,
+        n_unlabelled=sum(len(solution.steps) - solution.n_shared - len(solution.counted) for solution in solutions),
+        n_duplicates=n_duplicates,
+        n_contradictions=n_contradictions,
+    )
+    if not counted:
+        raise DataError("no step has a label", where=loaded.name, fix="a label is true or false; null is none")
+    return StepData(solutions, report, loaded.fingerprint or _hash(solutions))
+
+
+def _hash(solutions: Iterable[Solution]) -> str:
+    lines = (json.dumps(asdict(solution), sort_keys=True) for solution in solutions)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------- TRL's layout
+def _stepwise(loaded: SourceRecords, names: set[str]) -> tuple[list[Solution], int]:
+    prompts = next((name for name in PROMPTS if name in names), None)
+    steps = next((name for name in STEPS if name in names), None)
+    if prompts is None or steps is None:
+        raise DataError(
+            f"not a known layout of step data: its columns are {in_words(column_names(loaded))}",
+            where=loaded.name,
+            fix=f"known layouts: {STEPWISE}; {PRM800K}",
+        )
+    if "labels" not in names:
+        raise DataError(
+            "the steps have no labels: there is no column 'labels'",
+            where=loaded.name,
+            fix="a list for each row, true or false for each of its steps",
+        )
+    solutions = []
+    for number, record in loaded.records:
+        try:
+            solution = _stepwise_record(record, prompts, steps)
+        except RecordError as error:
+            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+        _check_texts(loaded, number, solution)
+        solutions.append(replace(solution, source_row=number))
+    return solutions, 0
+
+
+def _stepwise_record(record: Record, prompts: str, column: str) -> Solution:
+    prompt = prompt_cell(record, (prompts,))
+    steps = _step_texts(record, column)
+    labels = cell(record, "labels")
+    if labels is None:
+        fix = "true or false for each of its steps, null for one that nobody judged"
+        raise RecordError("the row has steps and no labels", column="labels", fix=fix)
+    if not isinstance(labels, list):
+        fix = "one label for each step, such as [true, false]"
+        raise RecordError(f"'labels' is {type_name(labels)}, expected a list", column="labels", fix=fix)
+    if len(labels) != len(steps):
+        raise RecordError(
+            f"{len(steps)} steps have {len(labels)} labels", column="labels", fix="one label for each step"
+        )
+    if not steps:
+        raise RecordError("the row has no steps", column=column, fix="leave the row out")
+    read = [_label(value, k) for k, value in enumerate(labels, start=1)]
+    return Solution(prompt_id(prompt), prompt, steps, read)
+
+
+def _step_texts(record: Record, column: str) -> list[str]:
+    """The texts in a column of steps."""
+    value, fix = cell(record, column), "a list of texts, one for each step"
+    if not isinstance(value, list):
+        raise RecordError(f"{column!r} is {type_name(value)}, expected a list", column=column, fix=fix)
+    for number, item in enumerate(value, start=1):
+        if not isinstance(item, str):
+            what = f"step {number} is {type_name(item)} ({excerpt(item)}), expected text"
+            raise RecordError(what, column=column, fix=fix)
+    return value
+
+
+def _label(value: object, number: int) -> bool | None:
+    """True, False, 1 or 0; None for null."""
+    if value is None:
+        return None
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        fix = "true or 1 for a right step, false or 0 for a wrong one, null for one that nobody judged"
+        raise RecordError(f"the label of step {number} is {excerpt(value)}", column="labels", fix=fix)
+    return bool(value)
+
+
+# ---------------------------------------------------------------------------------------------------- PRM800K's layout
+@dataclass
+class _Problem:
+    """The candidates of one prompt: the labels of the paths of steps, each with the row that it comes from."""
+
+    prompt: Prompt
+    label: dict[tuple[str, ...], bool | None] = field(default_factory=dict)
+    row: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+
+def _prm800k(loaded: SourceRecords, names: set[str]) -> tuple[list[Solution], int]:
+    """Every path of steps that no other path goes on from. A step has the rating that it got as a candidate."""
+    if "rating" not in names:
+        fix = "the column 'rating': 1, 0 or -1"
+        raise DataError("the steps have no labels: there is no column 'rating'", where=loaded.name, fix=fix)
+    problems: dict[str, _Problem] = {}
+    n_neutral = 0
+    for number, record in loaded.records:
+        try:
+            prompt, steps, rating = _candidate(record)
+        except RecordError as error:
+            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+        _check_texts(loaded, number, Solution("", prompt, steps, [None] * len(steps)))
+        problem = problems.setdefault(canonical_prompt(prompt), _Problem(prompt))
+        path = tuple(step.strip() for step in steps)
+        if problem.label.get(path) is None:  # the first rating of a candidate that several people saw
+            problem.label[path] = None if rating is None else RATINGS[rating]
+            n_neutral += rating == 0
+        problem.row.setdefault(path, number)
+    return [solution for problem in problems.values() for solution in _paths(problem)], n_neutral
+
+
+def _candidate(record: Record) -> tuple[Prompt, list[str], int | None]:
+    """The prompt, the steps up to the candidate, and its rating."""
+    prompt = prompt_cell(record, ("instruction",))
+    before = _step_texts(record, "responses")
+    value = cell(record, "rating")
+    if value is not None and (isinstance(value, bool | str) or value not in RATINGS):
+        fix = "1 (right), 0 (neutral), -1 (wrong), or null for a candidate that was skipped"
+        raise RecordError(f"the rating is {excerpt(value)}", column="rating", fix=fix)
+    return prompt, [*before, text_cell(record, "next_response")], None if value is None else int(value)
+
+
+def _paths(problem: _Problem) -> list[Solution]:
+    """The longest path first, so that others share its steps and not the other way round."""
+    beginnings = {path[:n] for path in problem.label for n in range(1, len(path))}
+    ends = sorted(
+        (path for path in problem.label if path not in beginnings), key=lambda path: (-len(path), problem.row[path])
+    )
+    return [
+        Solution(
+            prompt_id(problem.prompt),
+            problem.prompt,
+            list(path),
+            [problem.label.get(path[: k + 1]) for k in range(len(path))],
+            source_row=problem.row[path],
+        )
+        for path in ends
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- checks
+def _check_texts(loaded: SourceRecords, number: int, solution: Solution) -> None:
+    """Raises DataError for an empty prompt or step, and for text that no tokenizer takes."""
+    texts = prompt_texts(solution.prompt)
+    if not texts or not texts[-1].strip():
+        raise row_error(loaded, number, "the prompt is empty", fix="leave the row out")
+    for k, step in enumerate(solution.steps, start=1):
+        if not step.strip():
+            raise row_error(
+                loaded, number, f"step {k} of {len(solution.steps)} is empty", fix="leave out the step and its label"
+            )
+    check_unicode(loaded, number, texts, "prompt")
+    check_unicode(loaded, number, solution.steps, "steps")
+
+
+def _check_one_kind(loaded: SourceRecords, solutions: Iterable[Solution]) -> None:
+    first: dict[bool, int] = {}
+    for solution in solutions:
+        first.setdefault(isinstance(solution.prompt, list), solution.source_row)
+    if len(first) == 2:
+        what = f"{loaded.unit} {first[True]} holds chat messages, {loaded.unit} {first[False]} holds plain text"
+        raise DataError(f"conversational and plain prompts in one data set: {what}", where=loaded.name)
+
+
+def with_shared(solutions: Iterable[Solution]) -> tuple[list[Solution], int, int]:
+    """The solutions with stripped steps and ``n_shared`` set; how many were left out, and how many steps contradict.
+
+    >>> a = Solution("p", "2 + 2 + 2", ["2 + 2 = 4", "4 + 2 = 6"], [True, True])
+    >>> b = Solution("p", "2 + 2 + 2", ["2 + 2 = 4", "4 + 2 = 7"], [True, False])
+    >>> [s.n_shared for s in with_shared([a, b])[0]], with_shared([a, a])[1]
+    ([0, 1], 1)
+    """
+    # A node is a step behind its path, with its label; node 0 of a prompt is the path without steps.
+    nodes: dict[tuple[str, int, str, bool | None], int] = {}
+    unshared, n_duplicates, n_contradictions = [], 0, 0
+    for solution in solutions:
+        steps, node, n_shared, sharing = [step.strip() for step in solution.steps], 0, 0, True
+        for step, label in zip(steps, solution.labels, strict=True):
+            key = (solution.prompt_id, node, step, label)
+            sharing = sharing and key in nodes
+            n_shared += sharing
+            if label is not None and key not in nodes:
+                n_contradictions += (solution.prompt_id, node, step, not label) in nodes
+            node = nodes.setdefault(key, len(nodes) + 1)
+        if n_shared == len(steps):
+            n_duplicates += 1
+        else:
+            unshared.append(replace(solution, steps=steps, n_shared=n_shared))
+    return unshared, n_duplicates, n_contradictions
+
+
+# ---------------------------------------------------------------------------------------------------- sides
+def split_solutions(
+    solutions: Sequence[Solution], eval_fraction: float, seed: int
+) -> tuple[list[Solution], list[Solution]]:
+    """``(train, eval)`` by whole prompts, by the hash that splits preference data: a prompt of both is on one side."""
+    ids = dict.fromkeys(solution.prompt_id for solution in solutions)
+    _, held_out = splits.split_rows([PreferenceRow(i, "", [], []) for i in ids], eval_fraction, seed)
+    out = {row.prompt_id for row in held_out}
+    train, evaluation = ([s for s in solutions if (s.prompt_id in out) == side] for side in (False, True))
+    return train, evaluation
+
+
+def as_prompts_of(solutions: Sequence[Solution], conversational: bool, source: str) -> list[Solution]:
+    """Solutions whose prompts are of one kind with the preference data's: text becomes a user's message there.
+
+    Raises DataError for messages beside preference data that is text.
+    """
+    if not solutions or isinstance(solutions[0].prompt, list) == conversational:
+        return list(solutions)
+    if not conversational:
+        raise DataError(
+            "the prompts of the steps are chat messages, and those of the preference data are text",
+            where=source,
+            fix="data.conversational: true reads text prompts as messages",
+        )
+    as_messages = []
+    for solution in solutions:
+        prompt: Prompt = [{"role": "user", "content": str(solution.prompt)}]
+        as_messages.append(replace(solution, prompt_id=prompt_id(prompt), prompt=prompt))
+    return as_messages
+
+
+# ---------------------------------------------------------------------------------------------------- Parquet
+def solutions_to_parquet(solutions: Sequence[Solution], path: Path) -> None:
+    """Write solutions, the prompt as JSON text; :func:`solutions_from_parquet` gives back equal ones."""
+    import pyarrow as pa
+
+    schema = pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("prompt", pa.string()),
+            ("steps", pa.list_(pa.string())),
+            ("labels", pa.list_(pa.bool_())),
+            ("n_shared", pa.int32()),
+            ("source_row", pa.int64()),
+        ]
+    )
+    records: list[Mapping[str, Any]] = [
+        {**asdict(solution), "prompt": json.dumps(solution.prompt)} for solution in solutions
+    ]
+    write_row_groups([records], schema, path)
+
+
+def solutions_from_parquet(path: Path) -> list[Solution]:
+    """Solutions that :func:`solutions_to_parquet` wrote.
+
+    Raises DataError where the file cannot be read, StoreError for one that was changed in its run.
+    """
+    refuse_changed(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the file: {error.strerror or error}", where=str(path)) from error
+    return [
+        Solution(**{**record, "prompt": json.loads(record["prompt"])}) for record in parquet_records(raw, str(path))
+    ]
