@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from toolkit.recipe.schema import ModelSection
 
 VOCABULARY = {"<pad>": 0, "<end>": 1, ";": 2, "a": 3, "b": 4, "c": 5}
 PROMPT = [3, 4]
+LIMIT_NATS = 0.02
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -65,6 +67,66 @@ def process_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(folder: Path) -> RewardModel:
     ref = resolve(str(folder))
     return load_scorer(ref, ModelSection(dtype="float32"), load_tokenizer(ref))
+
+
+@torch.no_grad()
+def sequences(model: Any, longest: int = 3) -> dict[tuple[int, ...], float]:
+    """The log-probability of every response; token 1 ends one."""
+    log_probs, open_ = {}, {(): 0.0}
+    for length in range(1, longest + 1):
+        contexts = torch.tensor([[*PROMPT, *ids] for ids in open_])
+        log_p = model(input_ids=contexts).logits[:, -1].double().log_softmax(-1).tolist()
+        longer = {
+            (*ids, t): open_[ids] + row[t]
+            for ids, row in zip(open_, log_p, strict=True)
+            for t in range(len(VOCABULARY))
+        }
+        log_probs |= {ids: value for ids, value in longer.items() if ids[-1] == 1 or length == longest}
+        open_ = {ids: value for ids, value in longer.items() if ids[-1] != 1}
+    return log_probs
+
+
+@pytest.mark.slow
+@pytest.mark.invariant
+def test_ppo_with_rewards_of_steps_finds_the_optimum(process_model: Path, tmp_path: Path) -> None:
+    """The rewards of steps add up to the solution score, so that the optimum is pi_ref exp(score / beta)."""
+    beta = 0.3
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(config(initializer_range=0.1)).eval()
+    started = sequences(model)
+    reward_model = loaded(process_model)
+    [scores] = reward_model.scores([Tree(PROMPT, [list(ids) for ids in started])])
+    rewards = dict(zip(started, scores, strict=True))
+    assert max(scores) - min(scores) > 0.5
+    log_z = float(torch.tensor([log_p + rewards[ids] / beta for ids, log_p in started.items()]).logsumexp(0))
+    optimum = {ids: log_p + rewards[ids] / beta - log_z for ids, log_p in started.items()}
+
+    def off(policy: Any) -> float:
+        return sum(math.exp(log_p) * (log_p - optimum[ids]) for ids, log_p in sequences(policy).items())
+
+    assert off(model) > 5 * LIMIT_NATS
+    args = PPOConfig(
+        output_dir=str(tmp_path),
+        learning_rate=5e-3,
+        lr_scheduler_type="cosine",
+        per_device_train_batch_size=1024,
+        samples_per_prompt=64,  # of 16 copies of the prompt: a row with all would be mostly mask
+        total_episodes=1024 * 150,
+        num_ppo_epochs=2,
+        response_length=3,
+        stop_token_ids=[1],
+        missing_eos_penalty=None,
+        kl_coef=beta,
+        lam=1.0,
+        reward_shape="steps",
+        save_strategy="no",
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    data = [{"prompt": "a b"}] * 16
+    PPOTrainer(model, args, str(process_model), data, processing_class=tokenizer()).train()
+    assert off(model) < LIMIT_NATS
 
 
 @pytest.mark.invariant
