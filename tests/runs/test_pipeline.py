@@ -25,6 +25,7 @@ from toolkit.runs.attempts import AttemptsClock
 from toolkit.runs.dry_run import describe
 from toolkit.runs.facts import PACKAGES, machine, peak_memory, versions
 from toolkit.runs.pipeline import RunOptions, cost, run
+from toolkit.runs.plan import STAGE_NAMES
 from toolkit.runs.store import refuse_damaged
 from toolkit.stages.contexts import CONTEXTS, from_json
 
@@ -68,7 +69,7 @@ def go(folder: Path, *sets: str, **options: Any) -> dict[str, Any]:
 
 def test_each_stage_gets_its_own_context_inputs_and_reporter(ran: dict[str, Any], tmp_path: Path) -> None:
     manifest = go(tmp_path, "report_to=[tensorboard]", command=["duel", "run"])
-    assert list(ran) == list(manifest["stages"]) == list(CONTEXTS)
+    assert list(ran) == list(manifest["stages"]) == list(STAGE_NAMES)
     for name, call in ran.items():
         assert type(call.context) is CONTEXTS[name]
         assert call.out == tmp_path / ".work" / f"{name}-{manifest['keys'][name]}"
@@ -76,9 +77,9 @@ def test_each_stage_gets_its_own_context_inputs_and_reporter(ran: dict[str, Any]
         assert (trackers.names, trackers.run_name, trackers.folder) == (("tensorboard",), "smoke", tmp_path)
     assert ran["ppo"].inputs == {name: tmp_path / name for name in ("data", "sft", "reward_model")}
     documents = ("results.json", "manifest.json", "recipe.resolved.yaml")
-    assert ran["report"].inputs == {name: tmp_path / name for name in (*list(CONTEXTS)[:-1], *documents)}
+    assert ran["report"].inputs == {name: tmp_path / name for name in (*STAGE_NAMES[:-1], *documents)}
     logged = [json.loads(line)["stage"] for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
-    assert logged == list(CONTEXTS)
+    assert logged == list(STAGE_NAMES)
 
 
 def test_what_is_recorded(ran: dict[str, Any], tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_what_a_damaged_file_of_the_run_folder_costs(ran: dict[str, Any], tmp_pa
             (tmp_path / damaged).write_text("{")
         ran.clear()
         manifest = go(tmp_path)
-        assert list(ran) == runs_again and manifest["status"] == "done" and set(manifest["stages"]) == set(CONTEXTS)
+        assert list(ran) == runs_again and manifest["status"] == "done" and set(manifest["stages"]) == set(STAGE_NAMES)
 
 
 def test_a_damaged_stage_runs_again_and_so_does_what_reads_it(

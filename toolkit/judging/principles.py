@@ -22,9 +22,8 @@ from toolkit.judging.templates import Template, load_template
 from toolkit.preferences.loading import decoded
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
 from toolkit.progress import Reporter
+from toolkit.recipe.judge_specs import SHIPPED_PRINCIPLES
 from toolkit.recipe.yaml_values import read_yaml
-
-SHIPPED = ("hhh",)
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,16 @@ def load_principles(name_or_path: str) -> list[str]:
 
     Raises DataError where there is no such file, no principle, or one that comes twice.
     """
-    if name_or_path in SHIPPED:
+    if name_or_path in SHIPPED_PRINCIPLES:
         asset = resources.files("toolkit.judging").joinpath("assets", f"{name_or_path}.yaml")
         path = Path(str(asset))
     else:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
             raise DataError(
-                "there is no such file of principles", where=name_or_path, fix=f"name {', '.join(SHIPPED)}, or a file"
+                "there is no such file of principles",
+                where=name_or_path,
+                fix=f"name {', '.join(SHIPPED_PRINCIPLES)}, or a file",
             )
     if path.suffix in (".yaml", ".yml"):
         items = read_yaml(path)

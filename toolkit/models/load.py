@@ -242,16 +242,28 @@ def _check_complete(model: Any, ref: ModelRef, name: str) -> None:
 def trainable(model: Any, lora: Lora | None, *, task: str, modules_to_save: list[str] | None = None) -> Any:
     """Make a model trainable: with a LoRA adapter on frozen weights, or without ``lora`` all weights, in fp32.
 
-    ``task`` and ``modules_to_save`` (heads that train in full) are peft's.
+    A model that comes with an adapter goes on training that one. ``task`` and ``modules_to_save`` (heads that train in
+    full) are peft's.
     """
     if lora is None:
         return model.float().requires_grad_(True)
+    if isinstance(model, PeftModel):
+        return _go_on(model)
     adapted = get_peft_model(model, lora_config(lora, task=task, modules_to_save=modules_to_save))
     for weight in adapted.parameters():
         # peft keeps the adapters in fp32, but not the heads that train in full.
         if weight.requires_grad:
             weight.data = weight.data.float()
     return speedups.install(adapted)
+
+
+def _go_on(model: PeftModel) -> Any:
+    """Let the training of a loaded adapter go on, and that of the head that was trained with it."""
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(adapters.is_adapter_weight(name) or ".modules_to_save." in name)
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return speedups.install(model)
 
 
 def lora_config(lora: Lora, *, task: str, modules_to_save: list[str] | None = None) -> LoraConfig:

@@ -54,8 +54,10 @@ def models_of_run(
     share_trunk: bool = False,
     with_critic: bool = True,
     reward_shape: RewardShape = "score",
+    previous: ModelRef | None = None,
 ) -> tuple[PPOModels, RewardFunction]:
-    """The models of a run and its reward function. The policy starts from ``sft``, the critic, if any, from ``reward``.
+    """The models of a run and its reward function. The policy starts from ``sft``, or goes on from ``previous``, a
+    policy that started there; ``sft`` is the reference. The critic, if any, starts from ``reward``.
 
     With adapters to train, the models share one base with those rewards that are adapters on it. A critic cannot start
     from a reward model of another architecture or with another tokenizer, and starts from the policy then; one beside
@@ -66,7 +68,7 @@ def models_of_run(
     weights_dtype = None if section.lora else torch.float32
     head, members = reward_head(reward.path), members_of(reward)
     check_critic_head(head, value_head_init)
-    loaded: Any = load_policy(sft, section, dtype=weights_dtype)
+    loaded: Any = load_policy(previous or sft, section, dtype=weights_dtype)
     policy = trainable(loaded.to(device), section.lora, task="CAUSAL_LM")
     on_policy = all(is_adapter_on(sft, member) for member in members)
     first = None if on_policy else _as_critic(members[0], policy, tokenizer, section)
@@ -79,6 +81,7 @@ def models_of_run(
             value_head_init=value_head_init,
             share_trunk=share_trunk,
             with_critic=with_critic,
+            base_is_reference=True,
         )
         if on_policy:
             return models, adapter_reward(models, head, tokenizer, reward_shape)

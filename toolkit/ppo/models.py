@@ -165,7 +165,8 @@ class AdapterModels(PPOModels):
     starts as a copy of the first, or as a copy of the policy's where there is none. With
     ``value_head_init="reward_model"`` its head is the mean of that adapter's outputs, and ``value_shift`` is subtracted
     from its values. A policy that comes with a trained adapter keeps a frozen copy of it as the reference: the base
-    alone is not the policy that training started from. Without ``with_critic`` there is no critic.
+    alone is not the policy that training started from. With ``base_is_reference`` it is: training goes on from an
+    earlier policy, and the reference stays what that one started from. Without ``with_critic`` there is no critic.
     """
 
     def __init__(
@@ -178,12 +179,14 @@ class AdapterModels(PPOModels):
         value_head_init: str = "zero",
         share_trunk: bool = False,
         with_critic: bool = True,
+        base_is_reference: bool = False,
     ) -> None:
         super().__init__()
         self.policy, self.engine, self.has_critic, self.shares_trunk = policy, engine, with_critic, share_trunk
         has_adapter = with_critic and not share_trunk  # the critic
         initial = get_peft_model_state_dict(policy, adapter_name=POLICY)
-        self.reference_adapter = REFERENCE if adapters.is_trained(initial) else None
+        comes_trained = adapters.is_trained(initial) and not base_is_reference
+        self.reference_adapter = REFERENCE if comes_trained else None
         if self.reference_adapter is not None:
             self._add_adapter(REFERENCE, policy.peft_config[POLICY], initial)
         if with_critic:

@@ -13,6 +13,7 @@ from toolkit.recipe.judge_specs import judge_problem, shown_judge
 from toolkit.recipe.ppo_conflicts import Conflict, ppo_conflicts
 from toolkit.recipe.problems import MOST_SHOWN, Problem, combined
 from toolkit.recipe.process_conflicts import process_conflicts, shape_conflicts
+from toolkit.recipe.rounds import rounds_conflicts
 from toolkit.recipe.schema import (
     Arm,
     DataSection,
@@ -56,6 +57,7 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
         "data": data_conflicts(recipe.data),
         "model": model_conflicts(recipe.model),
         "evaluate": evaluate_conflicts(recipe.evaluate),
+        "rounds": rounds_conflicts(recipe),
         "study": study_conflicts(recipe) if recipe.study is not None else (),
     }
     values = flat(recipe)

@@ -16,6 +16,8 @@ JUDGE_FORMS = {
     "llm": ":MODEL",
     "openai": ":MODEL@BASE_URL",
 }
+# Lists of principles that are shipped.
+SHIPPED_PRINCIPLES = ("hhh",)
 _PATTERN = re.compile(
     r"gold|rm(:.+)?|implicit(:[^,]+,[^,]+)?|file:.+|python:[\w.]+:\w+|llm:.+|openai:[^@]+@https?://.+",
     re.DOTALL,

@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.recipe.problems import allowed, sections_of
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.yaml_values import SHORTHAND, one_line
+from toolkit.recipe.yaml_values import SHORT_TYPES, SHORTHAND, one_line
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ def markdown() -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe file, for editors; the short forms ``model: tiny`` and ``data: FILE`` included."""
+    """The JSON schema of a recipe file, for editors, with the short forms such as ``model: tiny`` and ``rounds: 3``."""
     schema = Recipe.model_json_schema()
     for section, key in SHORTHAND.items():
-        short = {"type": "string", "description": f"Short for {section}.{key}."}
+        kind = "integer" if SHORT_TYPES[section] is int else "string"
+        short = {"type": kind, "description": f"Short for {section}.{key}."}
         schema["properties"][section] = {"anyOf": [schema["properties"][section], short]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

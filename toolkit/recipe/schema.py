@@ -478,6 +478,34 @@ class EvaluateSection(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(0.95, description="Coverage of each interval.")
 
 
+class RoundsSection(Section):
+    """Rounds of sampling from both arms, labelling, and training further. `rounds: 3` is short for `number: 3`."""
+
+    number: PositiveInt = Field(2, description="Rounds of training; the first is a run without this section.")
+    prompts: PositiveInt | None = Field(
+        None, description="Training prompts that each arm's policy answers in a round; null takes all of them."
+    )
+    samples_per_prompt: Annotated[int, Field(ge=2)] = Field(
+        2, description="Responses that an arm's policy samples for each of these prompts; every two are compared."
+    )
+    temperature: PositiveFloat = Field(1.0, description="Temperature of these samples.")
+    labels: str = Field(
+        "gold",
+        description="What compares them: gold, rm:MODEL, python:module:function, llm:MODEL or openai:MODEL@BASE_URL.",
+    )
+    principles: str | None = Field(
+        None,
+        description="Principles that a language model compares by: hhh (shipped), or a file with one on each line or a "
+        "YAML list. One is drawn for each comparison.",
+    )
+    label_budget: PositiveInt | None = Field(
+        None,
+        description="Most comparisons that are labelled for each arm in a round; null labels all. Both arms get the "
+        "same number.",
+    )
+    judge: JudgeSettings = Field(default_factory=JudgeSettings, description="Options where a language model labels.")
+
+
 # Values of a setting to try: a list of them, or a range that is drawn from.
 Scalar = bool | int | float | str | None
 Range = dict[Literal["uniform", "log_uniform"], Annotated[list[float], Field(min_length=2, max_length=2)]]
@@ -555,6 +583,11 @@ class Recipe(Section):
     dpo: DpoSection = Field(default_factory=DpoSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     report: ReportSection = Field(default_factory=ReportSection)
+    rounds: RoundsSection | None = Field(
+        None,
+        description="Further rounds of sampling, labelling and training; null trains each arm once. `rounds: 3` takes "
+        "the defaults.",
+    )
     study: StudySection | None = Field(None, description="For `duel study`; `duel run` leaves it out.")
 
     @property

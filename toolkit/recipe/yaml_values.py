@@ -19,8 +19,9 @@ from toolkit.errors import RecipeError
 Keys = tuple[str, ...]
 LARGEST_FILE = 1_000_000  # bytes; no settings take as many
 MOST_VALUES = 50_000  # of one file, where aliases are followed
-# A plain text for one of these sections is short for this key of it: `model: tiny` means `model: {name: tiny}`.
-SHORTHAND = {"model": "name", "data": "source"}
+# A plain value for one of these sections is short for this key of it: `model: tiny` means `model: {name: tiny}`.
+SHORTHAND = {"model": "name", "data": "source", "rounds": "number"}
+SHORT_TYPES: dict[str, type] = {"model": str, "data": str, "rounds": int}
 _MAP, _SEQ, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "merge"))
 
 
@@ -133,10 +134,14 @@ def _invalid_yaml(error: yaml.MarkedYAMLError, path: Path) -> RecipeError:
 
 def _expand_shorthand(marked: MarkedValues, section: str) -> None:
     value = marked.values.get(section)
-    if isinstance(value, str):
+    if _is_short(section, value):
         key = SHORTHAND[section]
         marked.values[section] = {key: value}
         marked.marks[(section, key)] = marked.marks[(section,)]
+
+
+def _is_short(section: str, value: object) -> bool:
+    return section in SHORTHAND and type(value) is SHORT_TYPES[section]
 
 
 def set_value(marked: MarkedValues, assignment: str) -> None:
@@ -151,7 +156,7 @@ def set_value(marked: MarkedValues, assignment: str) -> None:
         raise RecipeError(f"{assignment!r} is not KEY=VALUE", where=where, fix="for instance --set ppo.kl_coef=0.1")
     typed = MarkedValues()
     value = _parse_value(text.strip(), keys, where, typed)
-    if len(keys) == 1 and keys[0] in SHORTHAND and isinstance(value, str):
+    if len(keys) == 1 and _is_short(keys[0], value):
         keys = (keys[0], SHORTHAND[keys[0]])
         typed = MarkedValues()
     mark = Mark("--set", where, text.strip())

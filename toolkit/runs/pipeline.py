@@ -22,6 +22,7 @@ from toolkit.models.remote_code import remote_code, remote_code_allowed
 from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.arms import planned_differences
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
+from toolkit.recipe.rounds import kind_of
 from toolkit.runs.attempts import ATTEMPTS_FILE, AttemptsClock
 from toolkit.runs.facts import machine, peak_memory, versions
 from toolkit.runs.launch import accelerate_launch, number_of_processes
@@ -195,7 +196,7 @@ def run_and_measure(
     name = planned.spec.name
     launches = options.launch and planned.spec.trains
     runner = launched(options.launch) if launches else in_this_process(options.before_stage)
-    inputs = {stage: folder.stage_dir(stage) for stage in planned.inputs}
+    inputs = {role: folder.stage_dir(stage) for role, stage in planned.reads.items()}
     inputs |= {document: folder.root / document for document in planned.spec.documents}
     started = time.time()
     with peak_memory() as peak, AttemptsClock(work / ATTEMPTS_FILE) as clock:
@@ -223,7 +224,7 @@ def in_this_process(before_stage: Callable[[], None]) -> Runner:
     ) -> dict[str, Any]:
         before_stage()
         compute()  # what was loaded before is not this stage's
-        metrics = importlib.import_module(f"toolkit.stages.{stage}").run(context, inputs, work, reporter)
+        metrics = importlib.import_module(f"toolkit.stages.{kind_of(stage)}").run(context, inputs, work, reporter)
         return {**metrics, "compute": compute()}
 
     return run_here

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from toolkit.preferences.loading import local_path, shipped_path
 from toolkit.preferences.steps import step_source_path
 from toolkit.recipe.checks import on_the_hub
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
-from toolkit.recipe.schema import JudgeSettings, Recipe
+from toolkit.recipe.judge_specs import SHIPPED_PRINCIPLES
+from toolkit.recipe.rounds import kind_of, n_rounds, stage_of
+from toolkit.recipe.schema import JudgeSettings, Recipe, RoundsSection
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE, RunFolder, StageState
 from toolkit.stages.contexts import Context, context_of, settings_of
 
@@ -24,45 +26,87 @@ from toolkit.stages.contexts import Context, context_of, settings_of
 class StageSpec:
     """A stage: what it reads, and which arm's cost it is.
 
-    ``inputs`` are stages before it, ``documents`` files of the run. ``trains``: several processes can share it, and
-    each takes batches of the recipe's size, so that their number changes the result.
+    ``inputs`` are stages before it, by what they are to it; ``documents`` are files of the run. ``trains``: several
+    processes can share it, and each takes batches of the recipe's size, so that their number changes the result.
     """
 
     name: str
     arm: str
-    inputs: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
     documents: tuple[str, ...] = ()
     trains: bool = False
 
 
-STAGES = (
+def _by_name(*stages: str) -> dict[str, str]:
+    return {stage: stage for stage in stages}
+
+
+TRAINING = (
     StageSpec("data", "shared"),
-    StageSpec("sft", "shared", ("data",), trains=True),
-    StageSpec("reward_model", "rm_ppo", ("data", "sft"), trains=True),
-    StageSpec("ppo", "rm_ppo", ("data", "sft", "reward_model"), trains=True),
-    StageSpec("dpo", "dpo", ("data", "sft"), trains=True),
-    StageSpec("evaluate", "shared", ("data", "sft", "reward_model", "ppo", "dpo")),
-    StageSpec(
-        "report",
-        "shared",
-        ("data", "sft", "reward_model", "ppo", "dpo", "evaluate"),
-        (RESULTS_FILE, MANIFEST_FILE, RECIPE_FILE),
-    ),
+    StageSpec("sft", "shared", _by_name("data"), trains=True),
+    StageSpec("reward_model", "rm_ppo", _by_name("data", "sft"), trains=True),
+    StageSpec("ppo", "rm_ppo", _by_name("data", "sft", "reward_model"), trains=True),
+    StageSpec("dpo", "dpo", _by_name("data", "sft"), trains=True),
 )
+# Of the kinds of stages that a round has, those that an evaluation reads, too.
+EVALUATED = ("reward_model", "ppo", "dpo")
 MISSING = "missing"  # instead of a hash
-STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+def stages_of(rounds: int = 1) -> tuple[StageSpec, ...]:
+    """The stages of a run in their order.
+
+    A further round labels samples of the policies before it (``labels@2``), and goes on with both arms
+    (``reward_model@2, ppo@2, dpo@2``). The evaluation reads the last round's arms as ``ppo`` and ``dpo``, and what
+    earlier rounds left as ``ppo@1``.
+
+    >>> [stage.name for stage in stages_of(2)][4:]
+    ['dpo', 'labels@2', 'reward_model@2', 'ppo@2', 'dpo@2', 'evaluate', 'report']
+    """
+    training = [*TRAINING, *(stage for round_ in range(2, rounds + 1) for stage in _further_round(round_))]
+    evaluated = {**_by_name("data", "sft"), **{kind: stage_of(kind, rounds) for kind in EVALUATED}}
+    evaluated |= {f"{kind}@{r}": stage_of(kind, r) for r in range(1, rounds) for kind in EVALUATED}
+    evaluated |= _by_name(*(stage_of("labels", r) for r in range(2, rounds + 1)))
+    reported = _by_name(*(stage.name for stage in training), "evaluate")
+    return (
+        *training,
+        StageSpec("evaluate", "shared", evaluated),
+        StageSpec("report", "shared", reported, (RESULTS_FILE, MANIFEST_FILE, RECIPE_FILE)),
+    )
+
+
+def _further_round(round_: int) -> Iterator[StageSpec]:
+    """The stages of a round behind the first. ``previous`` is what a stage goes on from."""
+    base, (rm, ppo, dpo) = _by_name("data", "sft"), (stage_of(kind, round_ - 1) for kind in EVALUATED)
+    labels = [stage_of("labels", earlier) for earlier in range(2, round_ + 1)]
+    new_rm = stage_of("reward_model", round_)
+    yield StageSpec(labels[-1], "shared", {**base, "ppo": ppo, "dpo": dpo})
+    yield StageSpec(new_rm, "rm_ppo", {**base, **_by_name(*labels), "previous": rm}, trains=True)
+    yield StageSpec(stage_of("ppo", round_), "rm_ppo", {**base, "reward_model": new_rm, "previous": ppo}, trains=True)
+    yield StageSpec(stage_of("dpo", round_), "dpo", {**base, "labels": labels[-1], "previous": dpo}, trains=True)
+
+
+STAGE_NAMES = tuple(stage.name for stage in stages_of())
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with its inputs (other stages), its context, its key, the key's fields, and what is on disk."""
+    """A stage with what it reads, its context, its key, the key's fields, and what is on disk.
+
+    ``reads``: what another stage is to this one -> that stage.
+    """
 
     spec: StageSpec
-    inputs: tuple[str, ...]
+    reads: Mapping[str, str]
     context: Context
     key: str
     fields: dict[str, Any]
     state: StageState
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The stages that it reads."""
+        return tuple(self.reads.values())
 
 
 def plan_stages(loaded: LoadedRecipe, folder: RunFolder, processes: int = 1) -> list[PlannedStage]:
@@ -73,31 +117,32 @@ def plan_stages(loaded: LoadedRecipe, folder: RunFolder, processes: int = 1) -> 
     """
     keys: dict[str, str] = {}
     stages = []
-    for spec in STAGES:
+    for spec in stages_of(n_rounds(loaded.recipe)):
         context = context_of(spec.name, loaded.recipe)
         fields: dict[str, Any] = settings_of(context)
-        fields["code"] = code_fingerprint(f"toolkit.stages.{spec.name}")
-        inputs = inputs_of(spec, loaded.recipe)
+        fields["code"] = code_fingerprint(f"toolkit.stages.{kind_of(spec.name)}")
+        reads = inputs_of(spec, loaded.recipe)
+        inputs = tuple(reads.values())
         fields |= {f"input {name}": keys[name] for name in inputs}
         if RECIPE_FILE in spec.documents:  # the other documents say what the recipe and the stages make of them
             fields[f"input {RECIPE_FILE}"] = fingerprint(resolved_yaml(loaded))
-        fields |= outside_fingerprints(spec.name, loaded.recipe)
+        fields |= outside_fingerprints(kind_of(spec.name), loaded.recipe)
         if spec.trains and processes > 1:  # the keys of a single process do not have it
             fields["processes"] = processes
         key = keys[spec.name] = fingerprint(fields)
-        stages.append(PlannedStage(spec, inputs, context, key, fields, folder.state(spec.name, key, fields, inputs)))
+        stages.append(PlannedStage(spec, reads, context, key, fields, folder.state(spec.name, key, fields, inputs)))
     return stages
 
 
-def inputs_of(spec: StageSpec, recipe: Recipe) -> tuple[str, ...]:
+def inputs_of(spec: StageSpec, recipe: Recipe) -> Mapping[str, str]:
     """The stages that a stage reads: DPO reads the reward model where that labels the policy's samples."""
     if spec.name == "dpo" and recipe.dpo.online is not None and recipe.dpo.online.labels == "rm":
-        return (*spec.inputs, "reward_model")
+        return {**spec.inputs, **_by_name("reward_model")}
     return spec.inputs
 
 
 def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
-    """Fingerprints of what a stage reads from outside the run: data, models, files of judgements."""
+    """Fingerprints of what a kind of stage reads from outside the run: data, models, files of judgements."""
     if stage == "data":
         sources = {"data.source": recipe.data.source, "data.eval_source": recipe.data.eval_source}
         contents = {
@@ -122,6 +167,8 @@ def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
         }
     if stage == "dpo" and recipe.dpo.online is not None:
         return judge_fingerprints(recipe.dpo.online.labels)
+    if stage == "labels" and recipe.rounds is not None:
+        return labelling_fingerprints(recipe.rounds)
     if stage == "evaluate":
         section = recipe.evaluate
         by_judge = [judge_fingerprints(judge, section.judge) for judge in section.judges]
@@ -148,9 +195,19 @@ def text_fingerprints(recipe: Recipe) -> dict[str, str]:
     return text
 
 
-def judge_fingerprints(judge: str, settings: JudgeSettings | None = None) -> dict[str, str]:
+def labelling_fingerprints(rounds: RoundsSection) -> dict[str, str]:
+    """Fingerprints of what labels samples in further rounds: the judge, and a file of principles."""
+    fingerprints = judge_fingerprints(rounds.labels, rounds.judge, "rounds.judge")
+    if rounds.principles is not None and rounds.principles not in SHIPPED_PRINCIPLES:
+        fingerprints["rounds.principles (content)"] = _file_or_missing(rounds.principles)
+    return fingerprints
+
+
+def judge_fingerprints(
+    judge: str, settings: JudgeSettings | None = None, section: str = "evaluate.judge"
+) -> dict[str, str]:
     """Fingerprints of what a judge reads from outside: a file of judgements, its models, the source of its function,
-    and of a language model the file of its template, where ``settings`` name one.
+    and of a language model the file of its template, where ``settings``, those of a ``section``, name one.
     """
     kind, _, rest = judge.partition(":")
     fingerprints = {}
@@ -163,7 +220,7 @@ def judge_fingerprints(judge: str, settings: JudgeSettings | None = None) -> dic
         fingerprints[f"{judge} (source)"] = module_fingerprint(rest.partition(":")[0]) or MISSING
     template = settings.template if settings is not None else None
     if kind in ("llm", "openai") and template is not None and template not in SHIPPED:
-        fingerprints["evaluate.judge.template (content)"] = _file_or_missing(template)
+        fingerprints[f"{section}.template (content)"] = _file_or_missing(template)
     return fingerprints
 
 
@@ -213,11 +270,12 @@ def stages_to_run(
     """
     if target is not None:
         return with_inputs(stages, target)
+    names = [stage.spec.name for stage in stages]
     for option, name in (("--only", only), ("--until", until)):
-        if name is not None and name not in STAGE_NAMES:
-            raise RecipeError(f"there is no stage {name!r}", where=option, fix=nearest(name, STAGE_NAMES))
+        if name is not None and name not in names:
+            raise RecipeError(f"there is no stage {name!r}", where=option, fix=nearest(name, names))
     if only is None:
-        return list(STAGE_NAMES if until is None else STAGE_NAMES[: STAGE_NAMES.index(until) + 1])
+        return names if until is None else names[: names.index(until) + 1]
     states = {stage.spec.name: stage.state.status for stage in stages}
     inputs = next(stage.inputs for stage in stages if stage.spec.name == only)
     for stage in stages:

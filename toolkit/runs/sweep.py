@@ -15,7 +15,7 @@ from toolkit.recipe.files import LoadedRecipe, load_recipe
 from toolkit.runs import pipeline
 from toolkit.runs.engines import Engine, Task, engine_of
 from toolkit.runs.pipeline import RunOptions
-from toolkit.runs.plan import STAGE_NAMES, plan_stages
+from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import RESULTS_FILE, RunFolder, read_document
 from toolkit.storage.locks import held
 
@@ -134,9 +134,10 @@ def compute_on_ray(jobs: Sequence[Job], engine: Engine, reporter: Reporter) -> N
 
     Raises what a stage raises, and RuntimeError for a stage that died.
     """
-    stages = [plan_stages(job.loaded, RunFolder(job.folder)) for job in jobs]
-    for number, name in enumerate(STAGE_NAMES):
-        first = {planned[number].key: job for planned, job in reversed(list(zip(stages, jobs, strict=True)))}
+    plans = [plan_stages(job.loaded, RunFolder(job.folder)) for job in jobs]
+    keys = [{planned.spec.name: planned.key for planned in plan} for plan in plans]
+    for name in max(keys, key=len):  # a run of more rounds has all stages of one with fewer
+        first = {of_job[name]: job for of_job, job in reversed(list(zip(keys, jobs, strict=True))) if name in of_job}
         reporter.line(f"{name}: {len(first)} of {len(jobs)} runs compute it, the others take it over")
         tasks = [
             Task(job.label, _run_until, (job.loaded, job.folder.resolve(), others_of(job, jobs), name))

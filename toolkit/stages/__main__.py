@@ -11,6 +11,7 @@ from toolkit.errors import DuelError, RecipeError
 from toolkit.files import read_json, write_json
 from toolkit.models.remote_code import remote_code
 from toolkit.progress import Reporter, RunLog, Trackers, show_notes
+from toolkit.recipe.rounds import kind_of
 from toolkit.runs.store import RunFolder
 from toolkit.stages.contexts import from_json
 
@@ -37,7 +38,7 @@ def run_stage(file: Path, run_folder: Path) -> int:
     writes = main_process()
     trackers = Trackers(tuple(request["trackers"]["names"]), request["trackers"]["run_name"], run_folder)
     inputs = {name: Path(path) for name, path in request["inputs"].items()}
-    stage = importlib.import_module(f"toolkit.stages.{request['stage']}")
+    stage = importlib.import_module(f"toolkit.stages.{kind_of(request['stage'])}")
     context = from_json(request["stage"], request["context"])
     log = RunLog(run_folder) if writes else None
     try:

@@ -13,10 +13,12 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter
 
+from toolkit.recipe.rounds import kind_of, round_of, seed_of_round
 from toolkit.recipe.schema import (
     DataSection,
     DpoSection,
     EvaluateSection,
+    JudgeSettings,
     ModelSection,
     PpoSection,
     Recipe,
@@ -75,6 +77,19 @@ class StepSource:
 
 
 @dataclass(frozen=True)
+class LabelSettings:
+    """Of ``rounds``, how one round labels: their number is no part of it, so that a further one changes no other."""
+
+    prompts: int | None
+    samples_per_prompt: int
+    temperature: float
+    labels: str
+    principles: str | None
+    label_budget: int | None
+    judge: JudgeSettings
+
+
+@dataclass(frozen=True)
 class DataContext:
     data_seed: int
     data: DataSection
@@ -114,6 +129,11 @@ class DpoContext(ModelContext):
 
 
 @dataclass(frozen=True)
+class LabelsContext(ModelContext):
+    rounds: LabelSettings
+
+
+@dataclass(frozen=True)
 class EvaluateContext(ModelContext):
     sft: SftSwitch
     evaluate: EvaluateSection
@@ -132,6 +152,7 @@ CONTEXTS: dict[str, type[Context]] = {
     "reward_model": RewardModelContext,
     "ppo": PpoContext,
     "dpo": DpoContext,
+    "labels": LabelsContext,
     "evaluate": EvaluateContext,
     "report": ReportContext,
 }
@@ -139,8 +160,9 @@ T = TypeVar("T")
 
 
 def context_of(stage: str, recipe: Recipe) -> Context:
-    """The context of a stage, from the settings of a recipe."""
-    return _narrowed(CONTEXTS[stage], recipe)
+    """The context of a stage, from the settings of a recipe. Each round has its own seed."""
+    seed = seed_of_round(recipe.seed, round_of(stage))
+    return _narrowed(CONTEXTS[kind_of(stage)], recipe.model_copy(update={"seed": seed}))
 
 
 def _narrowed(kind: type[T], settings: Any) -> T:
@@ -178,4 +200,4 @@ def to_json(context: Context) -> dict[str, Any]:
 
 def from_json(stage: str, values: Mapping[str, Any]) -> Context:
     """The context of a stage, as :func:`to_json` wrote it."""
-    return TypeAdapter(CONTEXTS[stage]).validate_python(values)
+    return TypeAdapter(CONTEXTS[kind_of(stage)]).validate_python(values)

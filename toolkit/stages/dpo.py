@@ -32,8 +32,9 @@ from toolkit.recipe.schema import DpoSection, ModelSection, OnlineSection
 from toolkit.stages.contexts import DpoContext
 from toolkit.training import trl
 from toolkit.training.batch import Example, PairBatch, examples_of
-from toolkit.training.budget import Spending
+from toolkit.training.budget import Cost, Spending
 from toolkit.training.callbacks import SaveAtKl, StageProgress
+from toolkit.training.labelled import read_labelled, write_fresh_rewards
 from toolkit.training.milestones import RESPONSES, KlMilestones, MilestonePolicy
 from toolkit.training.online import OnlineData, OnlineTrainer, prompts_alone
 from toolkit.training.trainer import (
@@ -43,6 +44,7 @@ from toolkit.training.trainer import (
     policy_folder,
     prompts_seen,
     prompts_trained,
+    record_before,
     seed_everything,
     total_steps,
     train_to_end,
@@ -126,7 +128,7 @@ def dpo_loss(
 def reference_logps(
     ref: ModelRef, section: ModelSection, policy: Any, pad_id: int, trees: list[Tree], reporter: Reporter
 ) -> list[torch.Tensor]:
-    """For each tree, [K] summed log-probabilities under ``policy`` before its training. The cache folder has them."""
+    """For each tree, [K] summed log-probabilities under ``policy``, which is the reference. The cache has them."""
     distributed.join_group()
     weights = str(policy.dtype).removeprefix("torch.")
     key = cache.identity(ref, dtype=section.dtype, attention=attention(section), weights=weights)
@@ -193,16 +195,21 @@ class KlProbe:
 
 
 def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes ``model/``, the arm's policy, and ``checkpoints/step-N/`` along training."""
-    section, dtype, lora, spending = context.dpo, DTYPES[context.model.dtype], context.model.lora, Spending()
+    """Writes ``model/``, the arm's policy, and ``checkpoints/step-N/`` along training.
+
+    In a further round training goes on from the policy of ``previous``, on the comparisons of ``labels`` alone, with
+    the same reference and a new optimiser; records count its steps and its cost on.
+    """
+    section, dtype, lora = context.dpo, DTYPES[context.model.dtype], context.model.lora
     sft = resolve(str(inputs["sft"] / "model"))
+    earlier = record_before(inputs)
+    spending = Spending(Cost.recorded(earlier))
     tokenizer = load_tokenizer(sft)
     seed_everything(context.seed)
-    policy = load_policy(sft, context.model, dtype=dtype if lora else torch.float32).to(best_device())
     rows = from_parquet(inputs["data"] / "train.parquet")
     encoder = text_encoder(tokenizer, rows[0].prompt, sft.spec)
     online, pad_id = section.online, int(tokenizer.pad_token_id)
-    examples, reference = training_data(context, rows, encoder, policy, sft, reporter)
+    policy, examples, reference = beginning(context, rows, encoder, sft, inputs, out, reporter)
     n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
     steps = total_steps(section, n_items)
 
@@ -221,7 +228,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         )
 
     def save(step: int) -> None:
-        save_in(policy_folder(out, step, final=step == steps), {"step": step})
+        save_in(policy_folder(out, step, final=step == steps), {"step": earlier.get("step", 0) + step})
 
     def keep_milestone(kept: MilestonePolicy) -> None:
         reporter.line(f"dpo: {kept}")
@@ -277,23 +284,53 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     }
 
 
-def training_data(
+def beginning(
     context: DpoContext,
     rows: list[PreferenceRow],
     encoder: TextEncoder,
-    policy: Any,
     sft: ModelRef,
+    inputs: Mapping[str, Path],
+    out: Path,
     reporter: Reporter,
-) -> tuple[list[Example], list[torch.Tensor]]:
-    """What training goes over, and the reference's log-probabilities of each example's responses.
+) -> tuple[Any, list[Example], list[torch.Tensor]]:
+    """The policy that training starts from, what it goes over, and the reference's log-probabilities of its responses.
 
-    With ``dpo.online`` these are prompts alone: samples and their log-probabilities come on the way.
+    With ``dpo.online`` it goes over prompts alone: samples and their log-probabilities come on the way. In a further
+    round it also writes the implicit rewards of the round's samples, before training on them.
     """
+    dtype = DTYPES[context.model.dtype]
+    weights_dtype = dtype if context.model.lora is not None else torch.float32
+    policy = load_policy(sft, context.model, dtype=weights_dtype).to(best_device())
     if context.dpo.online is not None:
-        return prompts_alone(rows, encoder), []
-    examples = examples_of(rows, encoder, context.data.max_response_tokens)
+        return policy, prompts_alone(rows, encoder), []
+    if "labels" in inputs:
+        examples = read_labelled(inputs["labels"], "dpo", encoder)
+    else:
+        examples = examples_of(rows, encoder, context.data.max_response_tokens)
     trees, pad_id = [example.tree for example in examples], int(encoder.tokenizer.pad_token_id)
-    return examples, reference_logps(sft, context.model, policy, pad_id, trees, reporter)
+    reference = reference_logps(sft, context.model, policy, pad_id, trees, reporter)
+    if "previous" in inputs:
+        previous = resolve(str(inputs["previous"] / "model"))
+        policy = load_policy(previous, context.model, dtype=weights_dtype).to(best_device())
+        fresh = fresh_rewards(context.dpo, Engine(policy, pad_id, dtype=dtype), examples, reference)
+        if distributed.main_process():
+            write_fresh_rewards(fresh, out)
+    return policy, examples, reference
+
+
+def fresh_rewards(
+    section: DpoSection, engine: Engine, examples: Sequence[Example], reference: Sequence[torch.Tensor]
+) -> list[list[float]]:
+    """The implicit reward of each example's responses, before training on them."""
+    implicit = defined_by({"loss_type": section.loss_type}, section.beta)
+    rewards = []
+    for example, logps, of_reference in zip(
+        examples, engine.logps([example.tree for example in examples]), reference, strict=True
+    ):
+        ratios = [float(a.double().sum()) - float(b) for a, b in zip(logps, of_reference, strict=True)]
+        lengths = map(len, example.tree.response_ids)
+        rewards.append([implicit(ratio, n) for ratio, n in zip(ratios, lengths, strict=True)])
+    return rewards
 
 
 def computed_data(section: DpoSection, steps: int, examples: Sequence[Example], spending: Spending) -> dict[str, int]:

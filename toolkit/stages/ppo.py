@@ -38,6 +38,7 @@ from toolkit.training.trainer import (
     checkpoint,
     keep_along,
     policy_folder,
+    record_before,
     seed_everything,
     train_to_end,
     training_arguments,
@@ -50,9 +51,12 @@ MOST_ROLLOUTS = 4
 def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``, the arm's policy, ``checkpoints/step-N/`` along training, and ``critic/`` if there is one.
 
-    With ``log_completions_steps`` also ``completions.jsonl``.
+    With ``log_completions_steps`` also ``completions.jsonl``. In a further round training goes on from the policy of
+    ``previous``, with a new critic and optimiser, and records count its steps and its cost on.
     """
-    spending = Spending(cost_of_reward_model(inputs["reward_model"]))
+    previous = resolve(str(inputs["previous"] / "model")) if "previous" in inputs else None
+    earlier = record_before(inputs)
+    spending = Spending(cost_of_reward_model(inputs["reward_model"]) + Cost.recorded(earlier))
     section = with_episodes(context.ppo, spending.before)
     sft = resolve(str(inputs["sft"] / "model"))
     reward = resolve(str(inputs["reward_model"] / "model"))
@@ -67,6 +71,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         share_trunk=section.share_trunk,
         with_critic=section.advantage == "gae",
         reward_shape=section.reward_shape,
+        previous=previous,
     )
     prompts, n_further = read_prompts(context, inputs["data"], tokenizer, reporter)
     if section.reward == "length":
@@ -92,7 +97,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     def keep(step: int) -> None:
         folder = policy_folder(out, step, final=step in (steps, stopped_at))
         trainer.export(folder)
-        record(folder, {"step": step})
+        record(folder, {"step": earlier.get("step", 0) + step})
 
     def keep_milestone(kept: MilestonePolicy) -> None:
         reporter.line(f"ppo: {kept}")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,10 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.steps import solutions_from_parquet
 from toolkit.progress import Reporter
+from toolkit.recipe.rounds import kind_of, round_of
 from toolkit.stages.contexts import RewardModelContext
+from toolkit.training.batch import Example
+from toolkit.training.labelled import read_labelled, write_fresh_rewards
 from toolkit.training.reward_model import Member, MemberTraining, members_to_train, steps_to_train
 from toolkit.training.trainer import seed_everything
 
@@ -34,7 +37,9 @@ from toolkit.training.trainer import seed_everything
 def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``: a sequence classifier (an adapter on its base, or all weights), or the folders of an ensemble.
 
-    ``reward_head.json`` in it says how its outputs become one score, with a mean of 0 over samples of SFT.
+    ``reward_head.json`` in it says how its outputs become one score, with a mean of 0 over samples of SFT. In a further
+    round the reward model of ``previous`` is trained further, on the data and on the comparisons of all ``labels@N`` so
+    far.
     """
     section = context.reward_model
     sft = resolve(str(inputs["sft"] / "model"))
@@ -43,12 +48,17 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     rows = from_parquet(inputs["data"] / "train.parquet")
     encoder = text_encoder(tokenizer, rows[0].prompt, base.spec, pair=reads_pairs(base))
     limit = context.data.max_response_tokens
+    previous = inputs["previous"] / "model" if "previous" in inputs else None
+    new = labelled_so_far(inputs, encoder)
+    if previous is not None:
+        write_fresh(load_scorer(resolve(str(previous)), context.model, tokenizer), new[-1], out)
     if section.kind == "process":
         solutions = solutions_from_parquet(inputs["data"] / "train_steps.parquet")
         members, head = steps_to_train(section, solutions, encoder, limit, context.seed)
     else:
-        members, head = members_to_train(section, rows, encoder, limit, context.seed)
-    training = MemberTraining(section, context.model, base, tokenizer, out, reporter)
+        further = [example for of_round in new for example in of_round]
+        members, head = members_to_train(section, rows, encoder, limit, context.seed, further)
+    training = MemberTraining(section, context.model, base, tokenizer, out, reporter, previous)
     took = []
     for member in members:
         seed_everything(member.seed)
@@ -77,6 +87,19 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
         "steps": first["steps"],
         **({"members": [each["history"] for each in took]} if len(took) > 1 else {}),
     }
+
+
+def labelled_so_far(inputs: Mapping[str, Path], encoder: TextEncoder) -> list[list[Example]]:
+    """The labelled comparisons of the arm's samples, of each round so far."""
+    rounds = sorted((role for role in inputs if kind_of(role) == "labels"), key=round_of)
+    return [read_labelled(inputs[role], "rm_ppo", encoder) for role in rounds]
+
+
+def write_fresh(model: RewardModel, examples: Sequence[Example], out: Path) -> None:
+    """Write what the reward model of the round before gives to the newest samples."""
+    scores = model.scores([example.tree for example in examples])
+    if distributed.main_process():
+        write_fresh_rewards(scores, out)
 
 
 def one_model(combine: str, members: Sequence[Member], head: RewardHead, training: MemberTraining) -> RewardHead:

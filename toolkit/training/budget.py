@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,6 +40,11 @@ class Cost:
     def facts(self) -> dict[str, object]:
         """For the record of a policy's training."""
         return {"train_tokens": self.train_tokens, "wall_s": round(self.wall_s, 3)}
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any]) -> Cost:
+        """What a policy cost up to where it was saved, by the record of its training; nothing without one."""
+        return cls(record.get("train_tokens", 0), record.get("wall_s", 0.0))
 
 
 NOTHING = Cost()

@@ -21,6 +21,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from toolkit.engine.distributed import all_sum
 from toolkit.errors import NotFiniteError
 from toolkit.progress import Reporter, Trackers
+from toolkit.recipe.rounds import kind_of
 from toolkit.training.budget import Budget
 from toolkit.training.checkpoints import FILES_FILE, checkpoint_folder
 from toolkit.training.milestones import KlMilestones
@@ -32,14 +33,15 @@ TRACKERS = {"wandb": WandbCallback, "trackio": TrackioCallback, "tensorboard": T
 class StageProgress(TrainerCallback):
     """Shows a stage's progress, and hands its numbers to ``metrics.jsonl`` and the trackers.
 
-    Progress is counted in steps, or in what ``budget`` counts.
+    Inside a run the reporter knows the stage's name, with its round; elsewhere it is ``stage``. Progress is counted in
+    steps, or in what ``budget`` counts.
 
     ``history`` has the log's entries, those from before a resume among them. A stage trains inside of :meth:`shown`
     (:func:`toolkit.training.trainer.train_to_end`).
     """
 
     def __init__(self, reporter: Reporter, stage: str, steps: int, budget: Budget | None = None) -> None:
-        self.reporter, self.stage, self.steps, self.budget = reporter, stage, steps, budget
+        self.reporter, self.stage, self.steps, self.budget = reporter, reporter.stage or stage, steps, budget
         self.history: list[dict[str, float]] = []
 
     @contextmanager
@@ -112,7 +114,7 @@ def diverged(what: str, stage: str, args: TrainingArguments) -> NotFiniteError:
     folders = Path(str(args.output_dir)).glob("checkpoint-*")
     steps = sorted(int(folder.name.split("-")[1]) for folder in folders if (folder / FILES_FILE).is_file())
     before = f"; the last checkpoint before it is that of step {steps[-1]}" if steps else ""
-    fix = f"lower {stage}.learning_rate{before}"
+    fix = f"lower {kind_of(stage)}.learning_rate{before}"
     return NotFiniteError(f"training diverged: {what}", where=f"stage {stage}", fix=fix)
 
 

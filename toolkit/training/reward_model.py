@@ -20,8 +20,8 @@ from toolkit.errors import RecipeError
 from toolkit.files import read_json, write_json
 from toolkit.models.encoding import TextEncoder
 from toolkit.models.inspect import DTYPES, best_device, learned_positions
-from toolkit.models.load import head_modules, new_reward_model, trainable
-from toolkit.models.resolve import ModelRef
+from toolkit.models.load import head_modules, load_reward_model, new_reward_model, trainable
+from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.reward_head import ProcessHead, RewardHead
 from toolkit.models.save import save_policy
 from toolkit.preferences import splits
@@ -144,9 +144,15 @@ def examples_by_annotator(
 
 
 def members_to_train(
-    section: RewardModelSection, rows: Sequence[PreferenceRow], encoder: TextEncoder, limit: int, seed: int
+    section: RewardModelSection,
+    rows: Sequence[PreferenceRow],
+    encoder: TextEncoder,
+    limit: int,
+    seed: int,
+    further: Sequence[Example] = (),
 ) -> tuple[list[Member], RewardHead]:
-    """What to train on these rows, responses of at most ``limit`` tokens, and the head that makes one score of it.
+    """What to train on these rows, responses of at most ``limit`` tokens, and on ``further`` comparisons, which no
+    annotator of the data made; and the head that makes one score of it.
 
     Raises RecipeError for heads of annotators that the rows cannot train.
     """
@@ -161,7 +167,7 @@ def members_to_train(
         return [Member("", seed, seed, examples, len(names))], replace(
             head, outputs=names, annotator=section.annotator or ""
         )
-    examples = examples_of(rows, encoder, limit)
+    examples = [*examples_of(rows, encoder, limit), *further]
     if section.members == 1:
         return [Member("", seed, seed, examples)], RewardHead()
     if section.differ_by == "head":
@@ -225,7 +231,7 @@ def check_positions(model: Any, examples: Sequence[Example], base: str) -> None:
 
 @dataclass(frozen=True)
 class MemberTraining:
-    """What the trainings of all members share."""
+    """What the trainings of all members share. ``previous`` is the folder of the reward model that they go on from."""
 
     section: RewardModelSection
     model: ModelSection
@@ -233,6 +239,7 @@ class MemberTraining:
     tokenizer: PreTrainedTokenizerBase
     out: Path
     reporter: Reporter
+    previous: Path | None = None
 
     def folder(self, member: Member) -> Path:
         """Where its model is written."""
@@ -245,7 +252,7 @@ class MemberTraining:
         if member.name and record.is_file():
             return read_json(record)
         label = f"reward_model, {member.name} of {n_members}" if member.name else "reward_model"
-        model, spending = self._new_model(member), Spending()
+        model, spending = self._start(member), Spending()
         section, examples = self.section, member.examples
         check_positions(model, examples, self.base.spec)
         n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
@@ -284,6 +291,12 @@ class MemberTraining:
         distributed.barrier()
         return took | {"model": model}
 
-    def _new_model(self, member: Member) -> Any:
+    def _start(self, member: Member) -> Any:
+        """A new model, or the one of the round before: the member's, or what became of all members."""
+        if self.previous is not None:
+            of_member = self.previous / member.name
+            ref = resolve(str(of_member if of_member.is_dir() else self.previous))
+            dtype = DTYPES[self.model.dtype] if self.model.lora is not None else torch.float32
+            return load_reward_model(ref, self.model, dtype=dtype).to(best_device())
         pad_id = int(self.tokenizer.pad_token_id)
         return new_reward_model(self.base, self.model, pad_id, member.head_seed, member.n_outputs).to(best_device())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import (
 from toolkit.engine.distributed import all_items, all_sum, launched_processes, reduce_gradients
 from toolkit.engine.engine import Engine
 from toolkit.models.inspect import precision
+from toolkit.models.resolve import resolve, training_record
 from toolkit.recipe.schema import Arm, DpoSection, RewardModelSection, Training
 from toolkit.training.batch import Example, PairBatch, StepTotals, collate
 from toolkit.training.budget import RESUME_POINTS, VIRTUAL_STEPS, Budget, Spending, limit_of
@@ -135,6 +136,11 @@ def keep_along(
         return Budget(limit, spending, section.num_checkpoints, save, unit_steps=unit_steps, cap=cap), []
     units = milestone_steps(section, steps // unit_steps)
     return None, [SaveAtSteps([n * unit_steps for n in units], save)]
+
+
+def record_before(inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """The training record of the policy that a further round goes on from; empty in the first round."""
+    return training_record(resolve(str(inputs["previous"] / "model"))) if "previous" in inputs else {}
 
 
 def policy_folder(out: Path, step: int, *, final: bool) -> Path:
