@@ -41,7 +41,7 @@ def last_sound_policies(
     """Broken arm -> the row of its last policy along training that is not broken, where one was kept and sampled."""
     rows = {}
     for arm in broken:
-        of_arm = [row for row in policies if row["arm"] == arm and row["kind"] == "checkpoint"]
+        of_arm = [row for row in policies if row["arm"] == arm and row["kind"] in ("checkpoint", "round")]
         sound = [row for row in of_arm if not _reason_of(row["policy"], policies, samples)]
         if sound:
             rows[arm] = max(sound, key=lambda row: row["step"])

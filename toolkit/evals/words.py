@@ -10,11 +10,15 @@ def policy_name(policy: str) -> str:
 
     >>> policy_name("rm_ppo"), policy_name("dpo@6"), policy_name("dpo@kl-2"), policy_name("best_of_4_rm")
     ('RM + PPO', 'DPO, step 6', 'DPO, milestone of 2 nats', 'best of 4 by RM')
+    >>> policy_name("dpo@round-1")
+    'DPO, round 1'
     """
     head, _, step = policy.partition("@")
     if head.startswith("best_of_"):
         n, _, by = head.removeprefix("best_of_").partition("_")
         return f"best of {n} by {'RM' if by == 'rm' else by}"
+    if step.startswith("round-"):
+        return f"{ARM_NAMES.get(head, head)}, round {step.removeprefix('round-')}"
     if step.startswith("kl-"):
         return f"{ARM_NAMES.get(head, head)}, milestone of {step.removeprefix('kl-')} nats"
     return ARM_NAMES.get(head, head) + (f", step {step}" if step else "")

@@ -9,6 +9,7 @@ from pathlib import Path
 from toolkit.errors import ModelError
 from toolkit.files import read_table
 from toolkit.models.resolve import ModelRef, resolve, resolve_base
+from toolkit.recipe.rounds import kind_of
 
 TRAINED_ON_FILE = Path("data") / "train.parquet"
 # Judges that are models, by the kind of their name.
@@ -27,7 +28,7 @@ class RunModels:
     def name_of(self, ref: ModelRef) -> str | None:
         """What a model is to this run; None where it is no model of the run."""
         path, folder = Path(ref.path).resolve(), self.folder.resolve()
-        if path.is_relative_to(folder) and path.relative_to(folder).parts[0] in STAGE_FOLDERS:
+        if path.is_relative_to(folder) and kind_of(path.relative_to(folder).parts[0]) in STAGE_FOLDERS:
             return f"a model of this run, {path.relative_to(folder)}"
         if ref.fingerprint in self.fingerprints:
             return f"a model of this run, {self.fingerprints[ref.fingerprint]}"

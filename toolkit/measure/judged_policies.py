@@ -18,9 +18,12 @@ def judge_all(
     settings: EvaluationSettings,
     reporter: Reporter,
 ) -> Judged:
-    """Every policy against SFT, and the arms against each other, by every judge; and what language models took."""
+    """Every policy against SFT, and the arms against each other, in every round, by every judge; and what language
+    models took."""
     names = [*policies, *sorted({sample.policy for sample in samples} - set(policies))]
     pairs = [(name, "sft") for name in names if name != "sft"] + [("rm_ppo", "dpo")]
+    of_rounds = [name for name in names if name.startswith("rm_ppo@round-")]
+    pairs += [(name, f"dpo@{name.partition('@')[2]}") for name in of_rounds]
     of_policy = by_policy(samples)
     ordered = {name: of_policy[name] for name in names}
     responses = of_samples(ordered, settings.rows)

@@ -11,7 +11,9 @@ import torch
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import StoreError
+from toolkit.evals.rounds import policy_of_round
 from toolkit.judging.options import JudgeOptions
+from toolkit.measure.rounds import rounds_of
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy
@@ -29,7 +31,7 @@ SAMPLED_COLUMNS = COLUMNS[: COLUMNS.index("policy_logp") + 1]
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy to sample. ``kind`` is base, sft, checkpoint or final."""
+    """A policy to sample. ``kind`` is base, sft, checkpoint, round (the end of an earlier round) or final."""
 
     name: str
     arm: str
@@ -104,9 +106,9 @@ class EvaluationSettings:
 
 
 def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
-    """base, sft, and both arms with their checkpoints in the order of training.
+    """base, sft, and both arms with their checkpoints and rounds in the order of training.
 
-    Several samples of a prompt go to the policies that the verdict compares.
+    Several samples of a prompt go to the policies that the verdict compares, and to those of earlier rounds.
     """
     section: EvaluateSection = context.evaluate
     n = section.samples_per_prompt
@@ -116,13 +118,26 @@ def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelR
         policies.append(Policy("base", "base", "base", 0, base, 1))
     policies.append(Policy("sft", "sft", "sft", 0, sft, n + section.best_of_n))
     for arm, stage in (("rm_ppo", "ppo"), ("dpo", "dpo")):
-        folders = (inputs[stage] / "checkpoints").glob("*") if section.checkpoints else ()
-        checkpoints = [(training_record(ref), ref) for ref in (resolve(str(folder)) for folder in folders)]
-        for record, ref in sorted(checkpoints, key=lambda item: (item[0]["step"], item[0].get("kl_milestone", 0.0))):
-            at = f"kl-{record['kl_milestone']:g}" if "kl_milestone" in record else record["step"]
-            policies.append(Policy(f"{arm}@{at}", arm, "checkpoint", record["step"], ref, 1))
+        earlier = rounds_of(inputs, stage)
+        for round_, folder in earlier.items():
+            policies += _checkpoints(arm, folder, section)
+            ref = resolve(str(folder / "model"))
+            name = policy_of_round(arm, round_, len(earlier) + 1)
+            policies.append(Policy(name, arm, "round", training_record(ref)["step"], ref, n))
+        policies += _checkpoints(arm, inputs[stage], section)
         final = resolve(str(inputs[stage] / "model"))
         policies.append(Policy(arm, arm, "final", training_record(final)["step"], final, n))
+    return policies
+
+
+def _checkpoints(arm: str, stage: Path, section: EvaluateSection) -> list[Policy]:
+    """The policies along the training of a stage, in its order."""
+    folders = (stage / "checkpoints").glob("*") if section.checkpoints else ()
+    policies = []
+    checkpoints = [(training_record(ref), ref) for ref in (resolve(str(folder)) for folder in folders)]
+    for record, ref in sorted(checkpoints, key=lambda item: (item[0]["step"], item[0].get("kl_milestone", 0.0))):
+        at = f"kl-{record['kl_milestone']:g}" if "kl_milestone" in record else record["step"]
+        policies.append(Policy(f"{arm}@{at}", arm, "checkpoint", record["step"], ref, 1))
     return policies
 
 

@@ -47,6 +47,7 @@ from importlib import resources
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer, SentiText
 
 from toolkit.preferences.domains import base_form, domain_of, domains, on_domain, without_names
+from toolkit.preferences.rows import PreferenceRow
 
 LEAST, MOST = -1.5, 1.0
 GENERIC, ON_SUBJECT = 0.3, 0.4
@@ -440,3 +441,15 @@ def gold_reward(prompt: str | Sequence[dict[str, str]], response: str) -> float:
 def gold_rewards(prompts: Sequence[str | Sequence[dict[str, str]]], responses: Sequence[str]) -> list[float]:
     """:func:`gold_reward` of each pair. Raises ValueError if the numbers of prompts and responses differ."""
     return [gold_reward(p, r) for p, r in zip(prompts, responses, strict=True)]
+
+
+def gold_is_known(rows: Sequence[PreferenceRow]) -> tuple[bool, list[str]]:
+    """Whether the gold reward of new samples can be computed, and a warning where it is not that of the data."""
+    if any(row.gold is None for row in rows):
+        return False, []
+    for row in rows[:20]:
+        assert row.gold is not None
+        computed = gold_rewards([row.prompt] * len(row.responses), row.responses)
+        if any(abs(a - b) > 1e-3 for a, b in zip(computed, row.gold, strict=True)):
+            return False, ["the data's gold rewards are not those of the shipped gold reward: gold is left out"]
+    return True, []

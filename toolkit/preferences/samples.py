@@ -21,9 +21,10 @@ SAMPLES_FILE = "samples.parquet"
 class Sample:
     """One response of a policy. Columns that a file was not asked for, or does not record, have their default.
 
-    ``kind`` of the policy: base, sft, checkpoint, final or best_of_n (picked among samples, not drawn). ``truncated``:
-    the response reached the length limit without an end of text. Log-probabilities are sums over the response in nats,
-    ``policy_logp`` under the policy at the sampling temperature; ``kl_nats`` is what it exceeds the reference's by.
+    ``kind`` of the policy: base, sft, checkpoint, round (the end of an earlier round), final or best_of_n (picked among
+    samples, not drawn). ``truncated``: the response reached the length limit without an end of text. Log-probabilities
+    are sums over the response in nats, ``policy_logp`` under the policy at the sampling temperature; ``kl_nats`` is
+    what it exceeds the reference's by.
     """
 
     prompt_id: str

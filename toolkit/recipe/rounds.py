@@ -43,10 +43,10 @@ def stage_words(stage: str) -> str:
     """The name of a stage for readers.
 
     >>> stage_words("reward_model"), stage_words("reward_model@2")
-    ('reward model', 'reward model, round 2')
+    ('reward model', 'reward model (round 2)')
     """
     words = kind_of(stage).replace("_", " ")
-    return words if round_of(stage) == 1 else f"{words}, round {round_of(stage)}"
+    return words if round_of(stage) == 1 else f"{words} (round {round_of(stage)})"
 
 
 def seed_of_round(seed: int, round_: int) -> int:

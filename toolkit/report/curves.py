@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.recipe.rounds import kind_of, round_of
 from toolkit.report.figures import Figure, Trace, axis
 from toolkit.report.reading import Run
 
@@ -37,9 +38,9 @@ _COLOR = {"ppo": "@rm_ppo", "reward_model": "@rm_ppo", "dpo": "@dpo", "sft": "@s
 
 @dataclass(frozen=True)
 class StageCurves:
-    """The figures of one stage."""
+    """The figures of one stage. ``kind`` is its name without the round."""
 
-    stage: str
+    kind: str
     title: str
     figures: list[Figure]
 
@@ -47,13 +48,18 @@ class StageCurves:
 def training(run: Run) -> list[StageCurves]:
     """The curves of each stage, both arms first. A stage or quantity that was not logged is left out."""
     stages = []
-    for stage, wanted in CURVES.items():
-        history = run.histories.get(stage, [])
-        figures = [_curve(stage, history, keys, title) for keys, title in wanted]
-        drawn = [figure for figure in figures if figure is not None]
-        if drawn:
-            stages.append(StageCurves(stage, STAGE_NAMES[stage], drawn))
+    for kind, wanted in CURVES.items():
+        for stage in sorted((stage for stage in run.histories if kind_of(stage) == kind), key=round_of):
+            figures = [_curve(stage, run.histories[stage], keys, title) for keys, title in wanted]
+            drawn = [figure for figure in figures if figure is not None]
+            if drawn:
+                stages.append(StageCurves(kind, _name(stage), drawn))
     return stages
+
+
+def _name(stage: str) -> str:
+    name = STAGE_NAMES[kind_of(stage)]
+    return name if round_of(stage) == 1 else f"{name}, round {round_of(stage)}"
 
 
 def _curve(stage: str, history: Sequence[Mapping[str, Any]], keys: Mapping[str, str], title: str) -> Figure | None:
@@ -62,7 +68,7 @@ def _curve(stage: str, history: Sequence[Mapping[str, Any]], keys: Mapping[str, 
         points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
         if not points:
             continue
-        shade = _COLOR[stage] if number == 0 else "@muted"
+        shade = _COLOR[kind_of(stage)] if number == 0 else "@muted"
         traces.append(
             {
                 "type": "scatter",
@@ -79,6 +85,6 @@ def _curve(stage: str, history: Sequence[Mapping[str, Any]], keys: Mapping[str, 
     if not traces:
         return None
     last = ", ".join(f"{trace['name']} {trace['y'][-1]:.4g}" for trace in traces)
-    alt = f"{title} of {STAGE_NAMES[stage]} by training step; last: {last}."
+    alt = f"{title} of {_name(stage)} by training step; last: {last}."
     layout = {"xaxis": axis(""), "yaxis": axis(""), "hovermode": "closest"}
-    return Figure(f"{stage}-{next(iter(keys)).replace('/', '-')}", title, alt, traces, layout)
+    return Figure(f"{stage.replace('@', '-')}-{next(iter(keys)).replace('/', '-')}", title, alt, traces, layout)

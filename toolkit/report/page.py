@@ -11,6 +11,7 @@ from toolkit.report.figures import Figure, share_axes
 from toolkit.report.process import process_table
 from toolkit.report.reading import ResultRow, Run, read_live, read_runs
 from toolkit.report.render import render
+from toolkit.report.rounds import RoundTable, round_figures, round_table
 from toolkit.report.sheets import Sheet, missing_estimates, outputs_sheets
 from toolkit.report.temperatures import TemperatureTable, temperature_table
 
@@ -51,6 +52,8 @@ class View:
     temperatures: TemperatureTable | None
     missing_estimates: list[str]
     judges: list[ResultRow]
+    rounds: RoundTable | None
+    round_figures: list[Figure]
     frontier: list[Figure]
     overoptimization: list[Figure]
     best_of_n: list[Figure]
@@ -74,6 +77,7 @@ class View:
     @property
     def figures(self) -> Iterator[Figure]:
         for group in (
+            self.round_figures,
             self.frontier,
             self.overoptimization,
             self.best_of_n,
@@ -103,6 +107,8 @@ def view_of(run: Run, prefix: str) -> View:
         temperatures=temperature_table(run.results),
         missing_estimates=missing_estimates(run.results["win_rates"]),
         judges=run.results.get("judge_tests", []),
+        rounds=round_table(run.results),
+        round_figures=identified(round_figures(run)),
         frontier=identified(plots.frontier(run)),
         overoptimization=identified(plots.overoptimization(run)),
         best_of_n=identified(plots.best_of_n(run)),
@@ -154,6 +160,7 @@ SECTIONS = (
     ("verdict", "Verdict", ("verdict",)),
     ("win-rates", "Win rates", ("win_rates",)),
     ("temperatures", "Sampling temperature", ("temperatures",)),
+    ("rounds", "Rounds", ("rounds",)),
     ("frontier", "Reward and KL", ("frontier",)),
     ("overoptimization", "Over-optimisation", ("overoptimization",)),
     ("best-of-n", "Best of n", ("best_of_n",)),

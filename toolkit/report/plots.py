@@ -396,7 +396,7 @@ def lengths(run: Run) -> list[Figure]:
     tokens_of = {
         name: [sample.n_tokens for sample in samples]
         for name, samples in by_policy(run.samples).items()
-        if samples[0].kind != "checkpoint"
+        if samples[0].kind not in ("checkpoint", "round")
     }
     if not tokens_of:
         return []

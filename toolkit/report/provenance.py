@@ -12,6 +12,7 @@ from toolkit.files import flat
 from toolkit.preferences.reading import data_warnings
 from toolkit.progress import duration
 from toolkit.recipe.arms import OWN_UNITS
+from toolkit.recipe.rounds import stage_words
 from toolkit.report.names import ARM_NAMES
 from toolkit.report.numbers import count, number
 from toolkit.report.reading import ResultRow, Run
@@ -61,7 +62,7 @@ def _stage_progress(row: ResultRow) -> StageProgress:
         share = row["done"] / row["total"] if row["total"] else None
         left = f"{duration(row['left_s'])} left" if row["left_s"] is not None else ""
         facts = [fact for fact in (f"{row['label']} {row['done']}/{row['total']}", left, row["note"]) if fact]
-    return StageProgress(row["stage"].replace("_", " "), row["state"], row.get("arm", "base"), share, facts)
+    return StageProgress(stage_words(row["stage"]), row["state"], row.get("arm", "base"), share, facts)
 
 
 # ---------------------------------------------------------------- cost
@@ -91,12 +92,14 @@ class ArmCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost by stage, by arm and in all, and what the language-model judges used."""
+    """Cost by stage, by arm and in all, what the language-model judges used, and what each arm's labels took: (arm, its
+    name, counts) where there were further rounds."""
 
     stages: list[StageCost]
     arms: list[ArmCost]
     total: ArmCost
     judges: list[ResultRow]
+    labels: list[tuple[str, str, ResultRow]]
 
 
 def cost(run: Run) -> Cost | None:
@@ -106,7 +109,7 @@ def cost(run: Run) -> Cost | None:
     longest = max(row["wall_s"] for row in recorded["stages"]) or 1.0
     stages = [
         StageCost(
-            label=row["stage"].replace("_", " "),
+            label=stage_words(row["stage"]),
             arm=row["arm"],
             time=duration(row["wall_s"]),
             share=row["wall_s"] / longest,
@@ -128,7 +131,8 @@ def cost(run: Run) -> Cost | None:
         peak_gib=max(arm.peak_gib for arm in arms),
         stages="",
     )
-    return Cost(stages, arms, total, recorded.get("judges", []))
+    spent = [(arm, ARM_NAMES.get(arm, arm), counts) for arm, counts in recorded.get("labels", {}).items()]
+    return Cost(stages, arms, total, recorded.get("judges", []), spent)
 
 
 # ---------------------------------------------------------------- settings, reproduction, data

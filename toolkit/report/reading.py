@@ -13,6 +13,7 @@ from toolkit.errors import StoreError
 from toolkit.files import read_json, read_table
 from toolkit.preferences.samples import SAMPLES_FILE, Sample, read_samples
 from toolkit.progress import COMPLETIONS_FILE, METRICS_FILE, PROGRESS_FILE, TRAINER_FOLDER
+from toolkit.recipe.rounds import kind_of
 from toolkit.runs.store import (
     MANIFEST_FILE,
     RECIPE_FILE,
@@ -58,7 +59,10 @@ class RunFiles:
             manifest=folder / MANIFEST_FILE,
             recipe=folder / RECIPE_FILE,
             tables=folder,
-            stages={name: folder / name for name in ("data", *TRAINED_STAGES, "evaluate")},
+            stages={
+                name: folder / name
+                for name in ("data", *TRAINED_STAGES, *(path.name for path in folder.glob("*@*")), "evaluate")
+            },
         )
 
 
@@ -124,7 +128,8 @@ def read_files(files: RunFiles, folder_name: str) -> Run:
     results = read_document(files.results)
     manifest = read_document(files.manifest) if files.manifest.is_file() else {}
     data_report = _json(files.stages["data"] / "report.json")
-    histories = {stage: _record(files.stages[stage]).get("history", []) for stage in TRAINED_STAGES}
+    trained = [stage for stage in manifest.get("keys") or TRAINED_STAGES if kind_of(stage) in TRAINED_STAGES]
+    histories = {stage: _record(files.stages[stage]).get("history", []) for stage in trained if stage in files.stages}
     judgements = files.tables / "judgements.parquet"
     return Run(
         folder_name=folder_name,
@@ -175,8 +180,9 @@ def read_live(folder: Path) -> Run:
         run = read_run(folder)
         run.progress.extend(progress)
         return run
-    histories = {stage: _record(folder / stage).get("history", []) for stage in TRAINED_STAGES if stage in finished}
-    histories |= {stage: logged(folder, stage) for stage in TRAINED_STAGES if stage in working}
+    trained = [stage for stage in keys if kind_of(stage) in TRAINED_STAGES]
+    histories = {stage: _record(folder / stage).get("history", []) for stage in trained if stage in finished}
+    histories |= {stage: logged(folder, stage) for stage in trained if stage in working}
     recipe_path = folder / RECIPE_FILE
     return Run(
         folder_name=folder.resolve().name,

@@ -95,7 +95,7 @@ def browser(runs: Sequence[Run], max_samples: int) -> dict[str, Any] | None:
 
 
 def _columns(number: int, run: Run) -> list[Column]:
-    final = [sample for sample in run.samples if sample.kind != "checkpoint"]
+    final = [sample for sample in run.samples if sample.kind not in ("checkpoint", "round")]
     policies = sorted(by_policy(final).items(), key=lambda item: _ORDER.get(item[0], 4))
     return [
         Column(

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from toolkit.report.numbers import count, interval, length_control_name, number, p_value, percent
+from toolkit.report.rounds import RoundTable, round_table
 from toolkit.report.temperatures import TemperatureTable, temperature_table
 
 
@@ -135,6 +136,8 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
     tests = judge_sheet(results.get("judge_tests", []), confidence)
     temperatures = temperature_table(results)
     shown += [temperature_sheet(temperatures, confidence)] if temperatures is not None else []
+    rounds = round_table(results)
+    shown += [round_sheet(rounds, confidence)] if rounds is not None else []
     best = best_of_n_sheet(results.get("best_of_n", []), confidence)
     shown += [best] if best.rows else []
     return [
@@ -169,6 +172,29 @@ def best_of_n_sheet(rows: Sequence[Mapping[str, Any]], confidence: float) -> She
             kl = f"{'' if row['kl_exact'] else 'at most '}{number(row['kl_nats'], 2)}"
             within = interval(row["ci_low"], row["ci_high"], number)
             sheet.add_row(row["picked_by"], row["measured_by"], str(row["n"]), number(row["value"]), within, kl)
+    return sheet
+
+
+def round_sheet(table: RoundTable, confidence: float) -> Sheet:
+    """Both arms at the end of each round, and the labels that they had spent until then."""
+    bounds = interval_heading(confidence)
+    rate = ["wins over SFT", bounds]
+    key, reward = table.reward
+    columns = ["round", "arm", "labels so far", "failed", reward, "KL (nats)", *rate, "right on fresh samples", bounds]
+    judge = f", judge {table.judge}" if table.judge else ""
+    sheet = Sheet(f"Rounds, labels by {table.labelled_by}{judge}", columns)
+    for entry in table.rows:
+        row = entry.row
+        sheet.add_row(
+            str(entry.round),
+            entry.name,
+            count(row["labels_so_far"]),
+            count(row["labels"]["failed"]) if row["labels"] is not None else "-",
+            number(row[key]["value"]),
+            number(row["kl_nats"], 2),
+            *estimate_cells(entry.rate, percent),
+            *estimate_cells(row["fresh_accuracy"], percent),
+        )
     return sheet
 
 

@@ -25,9 +25,11 @@ from toolkit.preferences.reading import data_warnings
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.recipe.arms import ArmDifference, Measured, planned_differences
 from toolkit.recipe.files import LoadedRecipe
+from toolkit.recipe.rounds import kind_of, most_labels, n_rounds, stage_of
 from toolkit.recipe.schema import DataSection, Recipe
 from toolkit.runs.launch import number_of_processes
 from toolkit.runs.plan import plan_stages
+from toolkit.runs.rounds import check_labelled_data, check_labelling
 from toolkit.runs.store import RunFolder
 from toolkit.stages.data import SIDES, limit_notes, limited, read_sides, step_sides
 from toolkit.training.budget import limit_of
@@ -81,13 +83,18 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
     encoder = text_encoder(tokenizer, sides["train"][0].prompt, recipe.model.name)
     within = {name: limited(name, sides[name], encoder, section, recipe.data_seed) for name in SIDES}
     rows, counts = within["train"]
+    if recipe.rounds is not None and recipe.rounds.number > 1:
+        check_labelling(recipe.rounds)
+        check_labelled_data(recipe.rounds, rows)
     schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed, processes)
     budgets = {"ppo": limit_of(recipe.ppo), "dpo": limit_of(recipe.dpo)}
     steps: dict[str, int | None] = {**training_steps(recipe, rows, processes), "ppo": len(schedule)}
     step_labels = None
     if recipe.reward_model.kind == "process":
         steps["reward_model"], step_labels = step_training(recipe, sides, encoder, processes)
+    steps |= {stage_of("ppo", round_): len(schedule) for round_ in range(2, n_rounds(recipe) + 1)}
     steps |= {stage: None for stage, limit in budgets.items() if limit is not None}
+    labels = most_labels(recipe.rounds, len(rows)) if recipe.rounds is not None else None
     example = encoder.encode(rows[0].prompt, rows[0].responses[:1], section.max_response_tokens)
     return {
         "name": recipe.name,
@@ -101,6 +108,7 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
                 "changed": [name for name in planned.state.changed if not name.startswith("input ")],
                 "damage": planned.state.damage,
                 "steps": steps.get(planned.spec.name),
+                "labels": labels if kind_of(planned.spec.name) == "labels" else None,
                 "until": limit.words(limit.amount) if (limit := budgets.get(planned.spec.name)) is not None else None,
             }
             for planned in stages
@@ -225,11 +233,13 @@ def render(described: dict[str, Any]) -> str:
         )
     if described["processes"] > 1:
         lines.append(f"  {described['processes']} processes train, each with batches of the recipe's size\n")
+    width = max(13, *(len(stage["stage"]) for stage in described["stages"]))
     for stage in described["stages"]:
         why = f"  changed: {', '.join(stage['changed'])}" if stage["changed"] else ""
         steps = f"  {stage['steps']} steps" if stage["steps"] is not None else ""
         steps = f"  until {stage['until']}" if stage["until"] is not None else steps
-        lines.append(f"  {stage['stage']:13} {STATES[stage['state']]:24}{steps}{why}")
+        steps = f"  at most {counted(stage['labels'], 'label')} for each arm" if stage["labels"] is not None else steps
+        lines.append(f"  {stage['stage']:{width}} {STATES[stage['state']]:24}{steps}{why}")
     for side in SIDES:
         counts = described["data"][side]
         lines.append(

@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from toolkit.files import is_hub_id, read_json
 from toolkit.models.reward_head import reward_head
+from toolkit.recipe.rounds import kind_of, round_of
 from toolkit.recipe.schema import ModelSection
 from toolkit.report.numbers import interval, number, percent
 
@@ -32,6 +33,11 @@ class FinishedRun:
     @property
     def model_section(self) -> ModelSection:
         return ModelSection.model_validate(self.manifest["recipe"]["model"])
+
+    def last(self, kind: str) -> Path:
+        """The folder of the last stage of this kind: that of the last round."""
+        names: list[str] = [name for name in self.manifest["stages"] if kind_of(name) == kind]
+        return self.folder / max(names, key=round_of)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def model_card(
         recipe_text=run.recipe_text,
         end=end,
         conversational=conversational,
-        head=reward_head(run.folder / "reward_model" / "model"),
+        head=reward_head(run.last("reward_model") / "model"),
         pair=pair,
         manifest=run.manifest,
     )

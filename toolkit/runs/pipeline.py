@@ -19,6 +19,7 @@ from toolkit.files import copy_whole, read_json, write_json, write_text
 from toolkit.judging.records import check_recorded_names
 from toolkit.judging.templates import check_template_of
 from toolkit.models.remote_code import remote_code, remote_code_allowed
+from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.arms import planned_differences
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
@@ -27,6 +28,7 @@ from toolkit.runs.attempts import ATTEMPTS_FILE, AttemptsClock
 from toolkit.runs.facts import machine, peak_memory, versions
 from toolkit.runs.launch import accelerate_launch, number_of_processes
 from toolkit.runs.plan import PlannedStage, plan_stages, stages_to_run
+from toolkit.runs.rounds import check_labelled_data, check_labelling, labels_in_all, labels_spent
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, REPORT_FILE, RESULTS_FILE, SCHEMA_VERSION, TABLES, RunFolder
 from toolkit.stages.contexts import Context, to_json
 from toolkit.storage.integrity import described, write_sealed
@@ -84,6 +86,9 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
         if "evaluate" in names:
             check_recorded_names(recipe.evaluate.judges)
             check_template_of(recipe.evaluate.judges, recipe.evaluate.judge.template)
+        rounds = recipe.rounds if any(kind_of(name) == "labels" for name in names) else None
+        if rounds is not None:
+            check_labelling(rounds)
         with recorded(out, new_manifest(loaded, stages, options.command, processes)) as manifest:
             manifest["files"] = {RECIPE_FILE: described(out / RECIPE_FILE)}
             for number, planned in enumerate(stages, start=1):
@@ -94,6 +99,8 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
                     if name in names:
                         complete(planned, folder, stage_reporter, options)
                     enter(planned, folder, loaded, manifest)
+                if rounds is not None and name == "data":
+                    check_labelled_data(rounds, from_parquet(folder.stage_dir("data") / "train.parquet"))
             manifest["status"] = "done" if len(manifest["stages"]) == len(stages) else "partial"
     return manifest
 
@@ -273,6 +280,8 @@ def enter(planned: PlannedStage, folder: RunFolder, loaded: LoadedRecipe, manife
         entry = {name: value for name, value in record.items() if name not in ("metrics", "inputs", "files")}
         if TRAINED in record["metrics"]:
             entry[TRAINED] = record["metrics"][TRAINED]
+        if spent := labels_spent(record["metrics"]):
+            entry["labels"] = spent
         entry["outputs"] = outputs(record)
         manifest["stages"][stage] = entry
         if stage == "evaluate":
@@ -327,7 +336,8 @@ def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             "peak_gib": max((row["peak_gib"] for row in of_arm), default=0.0),
             TRAINED: _response_tokens_trained([stages[row["stage"]] for row in of_arm]),
         }
-    return {"stages": rows, "arms": arms, "sentence": cost_sentence(arms)}
+    labels = labels_in_all(stages)
+    return {"stages": rows, "arms": arms, "sentence": cost_sentence(arms)} | ({"labels": labels} if labels else {})
 
 
 def _response_tokens_trained(stages: Sequence[Mapping[str, Any]]) -> int | None:

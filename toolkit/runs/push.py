@@ -131,7 +131,8 @@ def _write_all(
 
 def write_model(run: FinishedRun, artifact: str, out: Path, name: str | None) -> None:
     """All weights of a model with its tokenizer and card in ``out``."""
-    folder = run.folder / STAGE_OF[artifact] / "model"
+    stage = run.last(STAGE_OF[artifact])
+    folder = stage / "model"
     ref, section = resolve(str(folder)), run.model_section
     tokenizer = load_tokenizer(ref)
     if artifact == "reward-model":
@@ -146,7 +147,7 @@ def write_model(run: FinishedRun, artifact: str, out: Path, name: str | None) ->
         dtype = DTYPES[section.dtype]
         merge_and_save(load_policy(ref, section, dtype=dtype), tokenizer, out, dtype)
     else:
-        _copy_written(run.folder / STAGE_OF[artifact], folder, out)
+        _copy_written(stage, folder, out)
     for file in (REWARD_HEAD_FILE, TRAINING_RECORD_FILE):
         if (folder / file).is_file():
             copy_whole(folder / file, out / file)

@@ -35,6 +35,7 @@ from toolkit.measure.best_of_n import best_of_n_rows
 from toolkit.measure.judged_policies import judge_all
 from toolkit.measure.policies import EvaluationSettings, Policy, TrainedModels, find_policies, samples_of
 from toolkit.measure.process import StepScoring, explicit_steps, implicit_steps, process_head, process_results
+from toolkit.measure.rounds import add_rounds, rounds_of, summed_records
 from toolkit.measure.scores import (
     HeldOutReward,
     ScoredPrompt,
@@ -48,15 +49,13 @@ from toolkit.measure.temperatures import ComparedTemperatures, JudgedSamples, co
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.reward_head import reward_head
 from toolkit.preferences import splits
-from toolkit.preferences.gold import gold_rewards
+from toolkit.preferences.gold import gold_is_known
 from toolkit.preferences.reading import from_parquet
-from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import write_samples
 from toolkit.preferences.steps import solutions_from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.arms import labels_difference, trained_differences
 from toolkit.recipe.schema import EvaluateSection
-from toolkit.runs.store import STAGE_FILE
 from toolkit.stages.contexts import EvaluateContext
 
 
@@ -117,7 +116,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     )
     ended = where_both_ended(one_way, samples, list(result["verdict"]["judges"]), **bootstrap)
     complete_verdict(result, ended, judging)
-    records = {stage: read_json(inputs[stage] / STAGE_FILE) for stage in ("ppo", "dpo")}
+    records = {stage: summed_records(inputs, stage) for stage in ("ppo", "dpo")}
     kl_nats = {row["policy"]: row["kl_nats"] for row in result["policies"]}
     differences = trained_differences(records, kl_nats, context.data.max_response_tokens)
     missed = {
@@ -135,6 +134,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     result["arm_differences"] = [difference.as_dict() for difference in differences]
     # The pipeline adds it to the cost.
     result["judge_usage"] = [asdict(usage) for usage in [*asked.usages, *test_usages]]
+    add_rounds(result, inputs, judges, bootstrap)
     if further:
         main = JudgedSamples(samples, one_way)
         add_temperatures(
@@ -196,18 +196,6 @@ def add_temperatures(result: dict[str, Any], compared: ComparedTemperatures) -> 
     result["judge_usage"] += [asdict(usage) for usage in compared.usages]
 
 
-def gold_is_known(rows: Sequence[PreferenceRow]) -> tuple[bool, list[str]]:
-    """Whether the gold reward of new samples can be computed, and a warning where it is not that of the data."""
-    if any(row.gold is None for row in rows):
-        return False, []
-    for row in rows[:20]:
-        assert row.gold is not None
-        computed = gold_rewards([row.prompt] * len(row.responses), row.responses)
-        if any(abs(a - b) > 1e-3 for a, b in zip(computed, row.gold, strict=True)):
-            return False, ["the data's gold rewards are not those of the shipped gold reward: gold is left out"]
-    return True, []
-
-
 def choose_judges(judges: Sequence[str], has_gold: bool, models: TrainedModels) -> tuple[list[str], list[str]]:
     """The judges of a run, and warnings about those that are training signals by another name.
 
@@ -222,6 +210,9 @@ def choose_judges(judges: Sequence[str], has_gold: bool, models: TrainedModels) 
 
 def run_models(inputs: Mapping[str, Path], models: TrainedModels, policies: Sequence[Policy]) -> RunModels:
     """What no judge of this run may be. The base model may, and so may SFT where it is the base model, untrained."""
-    kinds = {"checkpoint", "final"} | ({"sft"} if any(policy.kind == "base" for policy in policies) else set())
+    kinds = {"checkpoint", "round", "final"} | ({"sft"} if any(policy.kind == "base" for policy in policies) else set())
     trained = {policy.ref.fingerprint: policy.name for policy in policies if policy.kind in kinds}
-    return RunModels(inputs["sft"].parent, trained | {models.reward_model.fingerprint: "its reward model"})
+    rewards = {models.reward_model.fingerprint: "its reward model"}
+    for round_, folder in rounds_of(inputs, "reward_model").items():
+        rewards[resolve(str(folder / "model")).fingerprint] = f"its reward model of round {round_}"
+    return RunModels(inputs["sft"].parent, trained | rewards)
