@@ -45,6 +45,7 @@ TOP = {
     "best_of_n",
     "reward_outputs",
     "process",
+    "rounds",
     "cost",
     "warnings",
     "arm_differences",
