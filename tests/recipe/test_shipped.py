@@ -12,7 +12,7 @@ from toolkit.recipe.files import load_recipe, resolved_yaml, shipped_recipes
 pytestmark = pytest.mark.e2e
 
 RECIPES = sorted(shipped_recipes())
-EXPECTED = {"smoke", "quickstart", "hh-harmless", "ultrafeedback", "tldr", "imdb-sentiment"}
+EXPECTED = {"smoke", "quickstart", "hh-harmless", "ultrafeedback", "tldr", "imdb-sentiment", "rounds"}
 
 
 def test_the_promised_recipes_are_there():

@@ -278,6 +278,7 @@ def test_gold_labels_need_a_gold_reward(tmp_path: Path) -> None:
         (["rounds=2", "dpo.online={labels: rm}"], "dpo.online"),
         (["rounds=2", "dpo.trainer=trl"], "dpo.trainer"),
         (["rounds=2", "reward_model.trainer=trl"], "reward_model.trainer"),
+        (["rounds=2", "reward_model.annotators=heads"], "reward_model.annotators"),
         (["rounds=2", "ppo.train_tokens=1000"], "ppo.train_tokens"),
         (["rounds=2", "dpo.kl_milestones=[1]"], "dpo.kl_milestones"),
         (["rounds=2", "study.seeds=2", "evaluate.judges=[gold]"], "a study trains each trial once"),

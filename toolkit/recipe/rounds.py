@@ -74,6 +74,9 @@ def _cannot_go_on(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for name, trainer in (("reward_model", recipe.reward_model.trainer), ("dpo", recipe.dpo.trainer)):
         if trainer == "trl":
             yield f"TRL's trainer does not go on from an earlier round: {name}.trainer", f"{name}.trainer: engine"
+    if recipe.reward_model.annotators == "heads":
+        what = "new labels are none of the data's annotators', who have a head each: reward_model.annotators"
+        yield what, "reward_model.annotators: pooled"
     if recipe.ppo.reward == "length":
         what = "PPO for length reads no reward model, which rounds train further: ppo.reward"
         yield what, "ppo.reward: reward_model, or leave out rounds"

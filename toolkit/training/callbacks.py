@@ -33,15 +33,16 @@ TRACKERS = {"wandb": WandbCallback, "trackio": TrackioCallback, "tensorboard": T
 class StageProgress(TrainerCallback):
     """Shows a stage's progress, and hands its numbers to ``metrics.jsonl`` and the trackers.
 
-    Inside a run the reporter knows the stage's name, with its round; elsewhere it is ``stage``. Progress is counted in
-    steps, or in what ``budget`` counts.
+    ``stage`` begins with the stage's kind; inside a run the reporter knows its whole name, with the round. Progress is
+    counted in steps, or in what ``budget`` counts.
 
     ``history`` has the log's entries, those from before a resume among them. A stage trains inside of :meth:`shown`
     (:func:`toolkit.training.trainer.train_to_end`).
     """
 
     def __init__(self, reporter: Reporter, stage: str, steps: int, budget: Budget | None = None) -> None:
-        self.reporter, self.stage, self.steps, self.budget = reporter, reporter.stage or stage, steps, budget
+        self.reporter, self.steps, self.budget = reporter, steps, budget
+        self.stage = stage.replace(kind_of(reporter.stage), reporter.stage, 1) if reporter.stage else stage
         self.history: list[dict[str, float]] = []
 
     @contextmanager
@@ -114,7 +115,8 @@ def diverged(what: str, stage: str, args: TrainingArguments) -> NotFiniteError:
     folders = Path(str(args.output_dir)).glob("checkpoint-*")
     steps = sorted(int(folder.name.split("-")[1]) for folder in folders if (folder / FILES_FILE).is_file())
     before = f"; the last checkpoint before it is that of step {steps[-1]}" if steps else ""
-    fix = f"lower {kind_of(stage)}.learning_rate{before}"
+    kind, _, _ = kind_of(stage).partition(",")
+    fix = f"lower {kind}.learning_rate{before}"
     return NotFiniteError(f"training diverged: {what}", where=f"stage {stage}", fix=fix)
 
 
