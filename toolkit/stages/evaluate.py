@@ -51,6 +51,7 @@ from toolkit.models.reward_head import reward_head
 from toolkit.preferences import splits
 from toolkit.preferences.gold import gold_is_known
 from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import write_samples
 from toolkit.preferences.steps import solutions_from_parquet
 from toolkit.progress import Reporter
