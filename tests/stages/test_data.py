@@ -15,9 +15,9 @@ from toolkit.models.resolve import resolve
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import DataSection, ModelSection
+from toolkit.recipe.schema import DataSection
 from toolkit.stages import data
-from toolkit.stages.contexts import DataContext
+from toolkit.stages.contexts import DataContext, StepSource, TokenizerSettings
 
 LONG = " the cat sat on the mat and went home" * 4
 
@@ -75,5 +75,6 @@ def test_the_readers_warnings_are_printed(tmp_path: Path) -> None:
     reporter = Lines()
     out = tmp_path / "out"
     out.mkdir()
-    data.run(DataContext(data=section, data_seed=0, model=ModelSection(name="tiny")), {}, out, reporter)
+    model, reward_model = TokenizerSettings("tiny", None, None, False), StepSource("preference", None)
+    data.run(DataContext(data=section, data_seed=0, model=model, reward_model=reward_model), {}, out, reporter)
     assert {f"{source}: {text}" for text in warnings} <= set(reporter.lines)
