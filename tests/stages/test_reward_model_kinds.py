@@ -136,19 +136,15 @@ def check_ppo(small_run: Path, folder: Path, context: RewardModelContext, trees:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("lora", ["null", "{r: 2, alpha: 4}"])
-def test_averaged_weights_are_the_mean_of_the_members(
-    small_run: Path, tmp_path: Path, lora: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("toolkit.stages.reward_model.shutil.rmtree", lambda folder: None)  # the members stay
-    context, _ = train(
-        small_run, tmp_path, "reward_model.members=3", "reward_model.combine=average_weights", f"model.lora={lora}"
-    )
+def test_averaged_weights_are_the_mean_of_the_members(small_run: Path, tmp_path: Path, lora: str) -> None:
+    sets = ("reward_model.members=3", "reward_model.combine=average_weights", f"model.lora={lora}")
+    context, took = train(small_run, tmp_path, *sets)
 
     def weights(folder: Path) -> dict[str, torch.Tensor]:
         model: Any = load_reward_model(resolve(str(folder)), context.model, dtype=torch.float32)
         return dict((model.merge_and_unload() if lora != "null" else model).state_dict())
 
-    members = [weights(tmp_path / "model" / f"member-{number}") for number in range(3)]
+    members = [weights(tmp_path / "trainer" / f"member-{number}" / "model") for number in range(3)]
     for name, weight in weights(tmp_path / "model").items():
         if weight.is_floating_point():
             mean = torch.stack([member[name] for member in members]).mean(0)
@@ -157,6 +153,9 @@ def test_averaged_weights_are_the_mean_of_the_members(
     # Its centring is its own: samples of SFT have a mean of 0 under it.
     head = reward_head(tmp_path / "model")
     assert head.n_outputs == 1 and head.samples is not None and head.mean != 0.0
+    # A stage that was killed after its members were trained goes on from them.
+    (tmp_path / "model" / "reward_head.json").unlink()
+    assert train(small_run, tmp_path, *sets)[1] == took and reward_head(tmp_path / "model") == head
 
 
 @pytest.fixture

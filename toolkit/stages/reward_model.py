@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,13 +102,11 @@ def write_fresh(model: RewardModel, examples: Sequence[Example], out: Path) -> N
 
 
 def one_model(combine: str, members: Sequence[Member], head: RewardHead, training: MemberTraining) -> RewardHead:
-    """The head after ``average_weights`` has made one model of the members, in the place of their folders."""
+    """The head after ``average_weights`` has made one model of the members, which is done again after a kill."""
     if combine != "average_weights":
         return head
     if distributed.main_process():
         average_members([training.folder(member) for member in members], training.out / "model", training.model)
-        for member in members:
-            shutil.rmtree(training.folder(member))
     distributed.barrier()
     return RewardHead()
 

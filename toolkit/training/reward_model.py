@@ -242,8 +242,9 @@ class MemberTraining:
     previous: Path | None = None
 
     def folder(self, member: Member) -> Path:
-        """Where its model is written."""
-        return self.out / "model" / member.name
+        """Where its model is written: members whose weights are averaged stay beside their checkpoints."""
+        averaged = self.section.combine == "average_weights" and member.name
+        return self.out / "trainer" / member.name / "model" if averaged else self.out / "model" / member.name
 
     def train(self, member: Member, n_members: int) -> dict[str, Any]:
         """Train one member, unless an interrupted stage has, and return what it took. Its head is not written."""
@@ -289,7 +290,7 @@ class MemberTraining:
                 RewardHead().write(self.folder(member))
                 write_json(record, took)
         distributed.barrier()
-        return took | {"model": model}
+        return took if member.name else took | {"model": model}
 
     def _start(self, member: Member) -> Any:
         """A new model, or the one of the round before: the member's, or what became of all members."""
