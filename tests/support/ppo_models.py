@@ -82,7 +82,7 @@ class Folders:
     def reward(self, models: PPOModels, dtype: str = "float32") -> RewardFunction:
         """The reward model that belongs to these models."""
         if isinstance(models, AdapterModels):
-            return adapter_reward(models, RewardHead(mean=MEAN))
+            return adapter_reward(models, RewardHead(mean=MEAN), self.tokenizer)
         section = ModelSection(name="tiny", dtype=dtype, lora=None)
         model = load_scorer(resolve(str(self.rm_full)), section, self.tokenizer)
         return model_reward(model, self.tokenizer, self.tokenizer)
