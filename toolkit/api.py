@@ -150,6 +150,8 @@ def implicit_rewards(
         if not summary:  # under `accelerate launch` only the main process has results
             return Result({}, [])
         rows = read_table(target)
+        if not isinstance(data, str | Path):  # the file that records were written to is not the user's
+            rows = [{**row, "source_file": "records"} for row in rows]
         return Result({**summary, "out": str(out) if out is not None else None, "rows": rows}, rewards_sheets(summary))
 
     return _in_folder(out, "rewards.parquet", score)

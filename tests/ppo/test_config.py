@@ -20,7 +20,7 @@ SIZES = {"per_device_train_batch_size": 8, "samples_per_prompt": 2, "num_mini_ba
 
 def test_settings_that_recipes_have_too_are_explained_by_one_text() -> None:
     by_name = {f.name: f for f in fields(PPOConfig)}
-    assert len(SHARED_SETTINGS) == 37
+    assert len(SHARED_SETTINGS) == 38
     for name in SHARED_SETTINGS:
         text = PpoSection.model_fields[name].description
         assert text and by_name[name].metadata["help"] == text.replace("null", "None"), name

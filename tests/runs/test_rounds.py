@@ -19,6 +19,7 @@ from toolkit.models.load import load_policy
 from toolkit.models.resolve import resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.assembly import models_of_run
+from toolkit.preferences.fresh import FRESH_REWARDS_FILE
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
@@ -29,7 +30,7 @@ from toolkit.runs.plan import PlannedStage, plan_stages, stages_of
 from toolkit.runs.store import STAGE_FILE, RunFolder
 from toolkit.stages import dpo, labels, ppo, reward_model
 from toolkit.stages.contexts import context_of
-from toolkit.training.labelled import FRESH_REWARDS_FILE, read_labelled
+from toolkit.training.labelled import read_labelled
 
 pytestmark = pytest.mark.e2e
 ROUNDS = "rounds={number: 2, prompts: 16, samples_per_prompt: 3, label_budget: 20}"

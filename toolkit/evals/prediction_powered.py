@@ -66,7 +66,7 @@ def prediction_powered(human: ArrayLike, judge: ArrayLike, *, confidence: float 
 
     >>> result = prediction_powered([1, 0] * 10 + [np.nan] * 180, [1, 0] * 100)
     >>> round(result.win_rate, 3), result.judge_weight, round(result.width_ratio, 3)
-    (0.5, 0.9, 0.316)
+    (0.5, 0.857..., 0.431)
     """
     human_N, judge_N = np.asarray(human, dtype=np.float64), np.asarray(judge, dtype=np.float64)
     if human_N.shape != judge_N.shape or human_N.ndim != 1:

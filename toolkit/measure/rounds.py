@@ -11,9 +11,9 @@ from toolkit.evals.rounds import FreshSamples, round_rows, round_warnings
 from toolkit.evals.verdict import ARMS
 from toolkit.files import read_json
 from toolkit.preferences import splits
+from toolkit.preferences.fresh import read_fresh
 from toolkit.recipe.rounds import kind_of, round_of
 from toolkit.runs.store import STAGE_FILE
-from toolkit.training.labelled import read_fresh
 
 # The stage whose rewards an arm's samples had before it was trained on them.
 REWARDS_OF = dict(zip(ARMS, ("reward_model", "dpo"), strict=True))

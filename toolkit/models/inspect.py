@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from toolkit.engine.fast.architectures import ENCODERS
 from toolkit.errors import NotFiniteError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -73,7 +73,7 @@ def inner(model: Any) -> Any:
 
 def is_encoder(config: Any) -> bool:
     """Whether a model of this configuration is an encoder (BERT style), whose tokens see those that follow."""
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    return config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
 
 
 def backbone(model: Any) -> nn.Module:

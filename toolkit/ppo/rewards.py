@@ -319,7 +319,7 @@ def weighted_sum(rewards: Sequence[Sequence[Reward]], weights: Sequence[float]) 
     A NaN is left out of the sum. A response without any reward has the score NaN, which the caller reports.
 
     >>> weighted_sum([[1.0, math.nan], [[(0, 0.5)], 3.0]], [2.0, 1.0])
-    Scores(values=[2.0, 3.0], steps=[[(0, 0.5)], []])
+    Scores(values=[2.0, 3.0], steps=[[(0, 0.5)], []], disagreement=[])
     """
     values, steps = [], []
     for rewards_of_response in zip(*rewards, strict=True):

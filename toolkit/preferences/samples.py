@@ -47,6 +47,8 @@ class Sample:
 
 
 COLUMNS = tuple(column.name for column in fields(Sample))
+# Those that files of earlier versions do not have.
+LATER = ("reward_disagreement",)
 _TYPES = {column.name: str(column.type) for column in fields(Sample)}
 
 
@@ -98,18 +100,23 @@ def read_samples(
 ) -> list[Sample]:
     """These columns of the samples in a run folder, or in such a file. Raises ``error`` where it does not have them.
 
-    Columns in ``optional`` are read where all of them are there, and keep their defaults elsewhere.
+    Columns in ``optional`` are read where all of them are there, and keep their defaults elsewhere; so does each that
+    files of earlier versions lack.
     """
+    later = [name for name in columns if name in LATER]
+    columns = [name for name in columns if name not in LATER]
     file = path / SAMPLES_FILE if path.is_dir() else path
     if not file.is_file():
         raise error("there are no samples: the table is missing", where=str(file), fix=fix)
     refuse_changed(file)
-    rows = read_table(file, error=error, fix=fix) if optional else read_table(file, columns, error=error, fix=fix)
-    if optional and rows:
+    whole = bool(optional or later)
+    rows = read_table(file, error=error, fix=fix) if whole else read_table(file, columns, error=error, fix=fix)
+    if whole and rows:
         lacking = set(columns) - rows[0].keys()
         if lacking:
             raise error(f"the samples lack {', '.join(sorted(lacking))}", where=str(file), fix=fix)
         wanted = [*columns, *(optional if set(optional) <= rows[0].keys() else ())]
+        wanted += [name for name in later if name in rows[0]]
         rows = [{name: row[name] for name in wanted} for row in rows]
     return [_sample(row, f"{file}, row {number}", error, fix) for number, row in enumerate(rows, start=1)]
 

@@ -25,6 +25,7 @@ from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.save import save_policy, write_training_record
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.labels import labels_by
+from toolkit.preferences.fresh import write_fresh_rewards
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
@@ -34,7 +35,7 @@ from toolkit.training import trl
 from toolkit.training.batch import Example, PairBatch, examples_of
 from toolkit.training.budget import Cost, Spending
 from toolkit.training.callbacks import SaveAtKl, StageProgress
-from toolkit.training.labelled import read_labelled, write_fresh_rewards
+from toolkit.training.labelled import read_labelled
 from toolkit.training.milestones import RESPONSES, KlMilestones, MilestonePolicy
 from toolkit.training.online import OnlineData, OnlineTrainer, prompts_alone
 from toolkit.training.trainer import (

@@ -21,6 +21,7 @@ from toolkit.models.load import load_policy, reads_pairs
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.reward_head import CENTRING_PROMPTS, RewardHead, SampleLaw
 from toolkit.models.tokenizer import load_tokenizer, reads_the_same
+from toolkit.preferences.fresh import write_fresh_rewards
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.steps import solutions_from_parquet
@@ -28,7 +29,7 @@ from toolkit.progress import Reporter
 from toolkit.recipe.rounds import kind_of, round_of
 from toolkit.stages.contexts import RewardModelContext
 from toolkit.training.batch import Example
-from toolkit.training.labelled import read_labelled, write_fresh_rewards
+from toolkit.training.labelled import read_labelled
 from toolkit.training.reward_model import Member, MemberTraining, members_to_train, steps_to_train
 from toolkit.training.trainer import seed_everything
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.files import read_table, write_table
 from toolkit.models.encoding import TextEncoder
 from toolkit.preferences import splits
 from toolkit.preferences.reading import from_parquet, to_parquet
@@ -13,7 +12,6 @@ from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample, by_prompt, read_samples, write_samples
 from toolkit.training.batch import Example
 
-FRESH_REWARDS_FILE = "fresh_rewards.parquet"
 COLUMNS = ("prompt_id", "policy", "sample_index", "response", "response_ids", "n_tokens", "truncated")
 
 
@@ -43,14 +41,3 @@ def read_labelled(folder: Path, arm: str, encoder: TextEncoder) -> list[Example]
         tree = encoder.as_sampled(row.prompt, row.responses, ids, truncated)
         examples.append(Example(tree, splits.pairs(row), tuple(splits.margins(row))))
     return examples
-
-
-def write_fresh_rewards(rewards: Sequence[Sequence[float]], out: Path) -> None:
-    """Write what a reward gave to the responses of a round's comparisons, before it was trained on them."""
-    write_table([{"rewards": list(of_example)} for of_example in rewards], out / FRESH_REWARDS_FILE)
-
-
-def read_fresh(labels: Path, arm: str, stage: Path) -> tuple[list[PreferenceRow], list[list[float]]]:
-    """An arm's labelled comparisons of a round, and the rewards of their responses that its stage wrote."""
-    rewards = [list(row["rewards"]) for row in read_table(stage / FRESH_REWARDS_FILE)]
-    return from_parquet(labels / f"{arm}.parquet"), rewards

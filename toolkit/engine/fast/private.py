@@ -34,6 +34,12 @@ class PrivateNames:
 
 PRIVATE = (
     PrivateNames(
+        "transformers.models.auto.modeling_auto",
+        ("MODEL_FOR_MASKED_LM_MAPPING_NAMES",),
+        "engine/fast/architectures.py",
+        "a reward model on an encoder reads prompt and response as a pair of texts",
+    ),
+    PrivateNames(
         "torch.nn.Module",
         ("_forward_hooks", "_forward_pre_hooks"),
         "engine/fast/adapters.py",

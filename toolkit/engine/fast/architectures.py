@@ -1,0 +1,8 @@
+"""Kinds of architectures, by the names that transformers gives to the types of models."""
+
+from __future__ import annotations
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+# Those that are trained by masking words: their tokens see what follows.
+ENCODERS = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
