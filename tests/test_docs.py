@@ -10,13 +10,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
 from support.running import ROOT, duel, duel_process
 
 from toolkit.cli.main import cli
 from toolkit.preferences.reading import read_preferences
+from toolkit.recipe.files import shipped_recipes
 from toolkit.recipe.reference import reference
 
 README, INDEX, GUIDE = ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "CONTRIBUTING.md"
@@ -26,6 +29,15 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", flags=re.S | re.M)
 # What a page says behind a command that cannot run here.
 NOT_HERE = re.compile(r"#\s*(needs .+|serves a page until Ctrl-C)$")
+# The recipes that pages run, with few prompts and steps. A page's own settings count before these.
+SMALLER: dict[str, dict[str, Any]] = {
+    "data": {"train_prompts": 32, "eval_prompts": 24},
+    "reward_model": {"num_train_epochs": 1},
+    "ppo": {"total_episodes": 64, "per_device_train_batch_size": 32},
+    "dpo": {"num_train_epochs": 1},
+    "evaluate": {"best_of_n": 2, "bootstrap": 200},
+}
+SMALLER_RECIPES = ("smoke", "process", "hh-harmless")
 
 
 def linked(page: Path) -> list[Path]:
@@ -54,6 +66,12 @@ def examples(page: Path) -> str:
     return "\n".join(text for name, text in blocks(page, "python") if not name)
 
 
+def arguments_of(command: str) -> list[str]:
+    """What follows the word duel."""
+    words = shlex.split(command, comments=True)
+    return words[words.index("duel") + 1 :]
+
+
 def is_duel(command: str) -> bool:
     return re.match(r"(\w+=\S+ )*duel ", command) is not None
 
@@ -69,8 +87,16 @@ def in_order() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all commands, with the files that pages tell a reader to write."""
+    """One folder for all commands, with the files that pages tell a reader to write.
+
+    A file there named as a shipped recipe is taken in its place, by the commands and by the examples in Python.
+    """
     out = tmp_path_factory.mktemp("reader")
+    for recipe in SMALLER_RECIPES:
+        settings = yaml.safe_load(shipped_recipes()[recipe].read_text(encoding="utf-8"))
+        for section, smaller in SMALLER.items():
+            settings[section] |= smaller
+        (out / recipe).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     for page in PAGES:
         for language in ("json", "python", "text"):
             for name, text in blocks(page, language):
@@ -87,15 +113,22 @@ def test_every_duel_command_runs(command: str, folder: Path) -> None:
         if REAL_DATA is None:
             pytest.skip("DUEL_REAL_DATA is not set")
         (folder / HH).symlink_to(REAL_DATA / "hh_harmless" / HH)
-    words = shlex.split(command, comments=True)
-    at = words.index("duel")
-    environment = dict(word.split("=", 1) for word in words[:at])
+    environment = dict(word.split("=", 1) for word in command.partition("duel ")[0].split())
     if "PYTHONPATH" in environment:
         environment["PYTHONPATH"] += os.pathsep + str(ROOT)
-    start = duel_process if environment or "--" in words else duel
-    done = start(*words[at + 1 :], cwd=folder, check=None, env=environment)
+    start = duel_process if environment else duel
+    done = start(*arguments_of(command), cwd=folder, check=None, env=environment)
     assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     assert done.stdout or "--until" in command, command  # a run that stops on the way has no result to print
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_the_runs_of_the_readme_at_their_full_size(tmp_path: Path) -> None:
+    runs = [arguments for c in commands(README) if c in RUNNABLE and (arguments := arguments_of(c))[0] == "run"]
+    assert len(runs) >= 3
+    for arguments in runs:
+        assert duel(*arguments, cwd=tmp_path).stdout
 
 
 def test_what_a_page_shows_of_a_command_is_what_it_prints() -> None:
