@@ -29,6 +29,7 @@ from toolkit.files import (
     folder_fingerprint,
     imported_modules,
     is_hub_id,
+    package_code_fingerprint,
     read_json,
     write_json,
     write_table,
@@ -211,7 +212,7 @@ STAGES = ("data", "sft", "reward_model", "ppo", "dpo", "evaluate", "report")
 
 
 def codes(package: Path) -> dict[str, str]:
-    return {stage: code_fingerprint(f"toolkit.stages.{stage}", package) for stage in STAGES}
+    return {stage: package_code_fingerprint(f"toolkit.stages.{stage}", package) for stage in STAGES}
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +222,13 @@ def before() -> dict[str, str]:
 
 def copied(tmp_path: Path) -> Path:
     return shutil.copytree(PACKAGE, tmp_path / "toolkit", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def test_a_process_has_one_fingerprint_of_a_module_which_is_that_of_the_package(before: dict[str, str]) -> None:
+    assert {stage: code_fingerprint(f"toolkit.stages.{stage}") for stage in STAGES} == before
+    code_fingerprint.cache_clear()
+    assert [code_fingerprint("toolkit.stages.sft") for _ in range(3)] == [before["sft"]] * 3
+    assert code_fingerprint.cache_info().misses == 1
 
 
 def append(file: Path, text: str) -> None:
@@ -271,6 +279,6 @@ def test_an_import_inside_a_function_brings_its_folder(tmp_path: Path) -> None:
     package = copied(tmp_path)
     append(package / "stages" / "sft.py", "\ndef later():\n    from toolkit.judging import answers\n")
     assert "toolkit.judging.answers" in imported_modules("toolkit.stages.sft", package)
-    first = code_fingerprint("toolkit.stages.sft", package)
+    first = package_code_fingerprint("toolkit.stages.sft", package)
     append(package / "judging" / "templates.py", "\n# a change\n")
-    assert code_fingerprint("toolkit.stages.sft", package) != first
+    assert package_code_fingerprint("toolkit.stages.sft", package) != first

@@ -72,8 +72,17 @@ def folder_fingerprint(folder: Path, names: list[str]) -> str:
     return fingerprint({path.relative_to(folder).as_posix(): file_fingerprint(path) for path in files})
 
 
-def code_fingerprint(module: str, package: Path = PACKAGE) -> str:
-    """16 hex digits over the code that the results of a module of ``package`` ("toolkit.stages.dpo") depend on.
+@cache
+def code_fingerprint(module: str) -> str:
+    """16 hex digits over the code that the results of a module ("toolkit.stages.dpo") depend on.
+
+    A process computes it once: it goes on with the code that it has imported, also where a file is edited meanwhile.
+    """
+    return package_code_fingerprint(module, PACKAGE)
+
+
+def package_code_fingerprint(module: str, package: Path) -> str:
+    """16 hex digits over the code in the folder ``package`` that the results of its module depend on.
 
     Its imports are followed from module to module, also those inside functions. Every file of a folder that they reach
     counts, word lists and templates too; in ``FOLDERS_OF_SEPARATE_MODULES`` the modules that they reach.
