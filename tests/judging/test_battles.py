@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.known_sets import KNOWN_SETS, QUESTIONS
-from support.running import duel
+from support.running import ROOT, duel
 
 from toolkit.errors import DataError
 from toolkit.evals.winrate import win_rate
@@ -234,13 +235,38 @@ def test_votes_correct_a_judge(tmp_path: Path) -> None:
     assert "Corrected by people's votes" in duel("winrate", str(judged), f"--human={votes}").stdout
 
 
+def test_the_command_of_the_page_runs(tmp_path: Path) -> None:
+    judged, _ = files(tmp_path)
+    judged.rename(tmp_path / "judged.jsonl")
+    page = (ROOT / "docs" / "judges-and-statistics.md").read_text(encoding="utf-8")
+    [command] = [line for line in page.splitlines() if line.startswith("duel winrate") and "--human" in line]
+    shown = duel(*shlex.split(command, comments=True)[1:], cwd=tmp_path).stdout
+    assert "Corrected by people's votes" in shown and "people alone" in shown
+
+
 def test_votes_on_other_systems_or_prompts_are_refused(tmp_path: Path) -> None:
     judged, _ = files(tmp_path)
     other = jsonl(tmp_path / "o.jsonl", [{"prompt": "p1", "model_a": "v", "model_b": "w", "winner": "A"}])
     refused = duel("winrate", str(judged), f"--human={other}", check=2)
     assert "people compared v against w, the judge x against y" in refused.stderr
     few = jsonl(tmp_path / "f.jsonl", [{"prompt": "p1", "model_a": "x", "model_b": "y", "winner": "A"}])
-    assert "it takes 10" in duel("winrate", str(judged), f"--human={few}", check=2).stderr
+    refused = duel("winrate", str(judged), f"--human={few}", check=2)
+    assert "on 10 of its judged prompts; the most are on 1" in refused.stderr
+
+
+def test_a_pair_with_few_votes_is_left_out_by_name(tmp_path: Path) -> None:
+    judged, votes = files(tmp_path)
+    other = {"model_a": "x", "model_b": "z", "winner": "A"}
+    more = [{"prompt": f"p{k}", **other, "judge": "j"} for k in range(20)]
+    judged.write_text(judged.read_text() + "".join(json.dumps(row) + "\n" for row in more))
+    few = [{"prompt": f"p{k}", **other, "judge": "person 0"} for k in range(9)]
+    votes.write_text(votes.read_text() + "".join(json.dumps(row) + "\n" for row in few))
+    document = json.loads(duel("winrate", str(judged), f"--human={votes}", "--json").stdout)
+    assert [(row["policy"], row["baseline"]) for row in document["prediction_powered"]] == [("x", "y")]
+    left_out = document["prediction_powered_left_out"]
+    assert left_out == [{"policy": "x", "baseline": "z", "judge": "j", "n_votes": 9}]
+    shown = " ".join(duel("winrate", str(judged), f"--human={votes}").stdout.split())
+    assert "x against z, judge j, is not corrected: people voted on 9 of its prompts, and it takes 10" in shown
 
 
 def test_the_prompts_of_texts_and_messages_are_one() -> None:

@@ -415,6 +415,23 @@ KNOWN_SETS: dict[str, KnownSet] = {
         True,
         system=True,
     ),
+    "argilla/distilabel-intel-orca-dpo-pairs": KnownSet(
+        rows(
+            system=SYSTEM,
+            input=TEXTS["prompt"],
+            chosen=TEXTS["chosen"],
+            rejected=TEXTS["rejected"],
+            generations=lambda k: [GOOD[k], BAD[k]],
+            order=lambda k: ["chatgpt", "gpt4"],
+            rating=lambda k: [9.0, 9.0 if k == 4 else 7.0],
+            status=lambda k: "tie" if k == 4 else ["unchanged", "swapped"][k % 2],
+            in_gsm8k_train=False,
+        ),
+        "chosen/rejected",
+        True,
+        WINS,
+        system=True,
+    ),
     "jondurbin/truthy-dpo-v0.1": KnownSet(
         rows(id=lambda k: f"{k}", source="truthy_dpo", system=SYSTEM, **TEXTS), "chosen/rejected", True, system=True
     ),

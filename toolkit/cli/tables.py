@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from toolkit.evals.prediction_powered import MIN_HUMAN
 from toolkit.progress import duration
 from toolkit.report.numbers import interval, number, percent
 from toolkit.report.sheets import (
@@ -162,7 +163,12 @@ def judging_tables(report: Mapping[str, Any]) -> str:
     if report.get("prediction_powered"):
         sheets.append(_corrected_sheet(report["prediction_powered"], confidence))
     notes = "\n".join(
-        f"note: {text}" for text in [*missing_estimates(rows), *map(_columns_line, report.get("columns_read", []))]
+        f"note: {text}"
+        for text in [
+            *missing_estimates(rows),
+            *map(_left_out_line, report.get("prediction_powered_left_out", [])),
+            *map(_columns_line, report.get("columns_read", [])),
+        ]
     )
     heading = f"Policies in {folder}" if folder else ""
     return "\n\n".join(filter(None, [heading, text_of(*sheets), notes]))
@@ -190,6 +196,12 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 def _policy_and_slice(row: Mapping[str, Any]) -> str:
     return str(row["policy"]) if row["slice"] is None else f"{row['policy']}, {row['slice']}"
+
+
+def _left_out_line(pair: Mapping[str, Any]) -> str:
+    """Which pair has too few votes to be corrected."""
+    compared = f"{pair['policy']} against {pair['baseline']}, judge {pair['judge']}"
+    return f"{compared}, is not corrected: people voted on {pair['n_votes']} of its prompts, and it takes {MIN_HUMAN}"
 
 
 def _columns_line(read: Mapping[str, Any]) -> str:

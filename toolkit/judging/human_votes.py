@@ -4,28 +4,40 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from toolkit.errors import DataError
-from toolkit.evals.prediction_powered import prediction_powered
+from toolkit.evals.prediction_powered import MIN_HUMAN, prediction_powered
 from toolkit.judging.records import POOLED, Judgement
 
 Key = tuple[str, str]
 ByPrompt = Callable[[Sequence[Judgement]], dict[str, float]]
 
 
+@dataclass(frozen=True)
+class Corrected:
+    """Corrected win rates, and the judged pairs that have too few votes for one.
+
+    A row has ``policy``, ``baseline``, ``judge`` and the fields of
+    :class:`toolkit.evals.prediction_powered.PredictionPowered`; a pair that is left out has the first three and
+    ``n_votes``, the number of its judged prompts that people voted on.
+    """
+
+    rows: list[dict[str, Any]]
+    left_out: list[dict[str, Any]]
+
+
 def corrected_win_rates(
     judgements: Sequence[Judgement], votes: Sequence[Judgement], preferences: ByPrompt, confidence: float
-) -> list[dict[str, Any]]:
-    """A row for each (policy, baseline, judge) that people voted on, as
-    :class:`toolkit.evals.prediction_powered.PredictionPowered` has it.
+) -> Corrected:
+    """A row for each (policy, baseline, judge) with the votes of people on ``MIN_HUMAN`` of its prompts or more.
 
     ``preferences`` gives the preference of each prompt: orders, repeats and people are averaged inside it.
 
-    Raises DataError where no vote is on a pair and a prompt that was judged, or on too few.
+    Raises DataError where no (policy, baseline, judge) has enough votes.
     """
     by_pair: dict[Key, list[Judgement]] = defaultdict(list)
     for vote in votes:
@@ -35,26 +47,40 @@ def corrected_win_rates(
         )
     groups: dict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
-        if (judgement.policy, judgement.baseline) in by_pair:
-            groups[judgement.policy, judgement.baseline, judgement.judge].append(judgement)
-    rows = []
+        groups[judgement.policy, judgement.baseline, judgement.judge].append(judgement)
+    corrected = Corrected([], [])
     for (policy, baseline, judge), members in groups.items():
-        of_judge, of_people = preferences(members), preferences(by_pair[policy, baseline])
-        if not of_judge.keys() & of_people.keys():
+        names = {"policy": policy, "baseline": baseline, "judge": judge}
+        of_judge, of_people = preferences(members), preferences(by_pair.get((policy, baseline), []))
+        n_votes = len(of_judge.keys() & of_people.keys())
+        if n_votes < MIN_HUMAN:
+            corrected.left_out.append({**names, "n_votes": n_votes})
             continue
         human = np.array([of_people.get(prompt, np.nan) for prompt in of_judge])
         estimate = prediction_powered(human, np.array(list(of_judge.values())), confidence=confidence)
-        rows.append({"policy": policy, "baseline": baseline, "judge": judge, **estimate.as_dict()})
-    if not rows:
+        corrected.rows.append({**names, **estimate.as_dict()})
+    if not corrected.rows:
+        raise _too_few(corrected, judgements, votes)
+    return corrected
+
+
+def _too_few(corrected: Corrected, judgements: Sequence[Judgement], votes: Sequence[Judgement]) -> DataError:
+    """The error where no pair can be corrected: no vote is on a judged prompt of its pair, or too few are."""
+    most = max((pair["n_votes"] for pair in corrected.left_out), default=0)
+    if most == 0:
         judged = sorted({f"{j.policy} against {j.baseline}" for j in judgements})
         voted = sorted({f"{v.policy} against {v.baseline}" for v in votes})
-        raise DataError(
+        return DataError(
             "no vote is on a pair of systems and a prompt that was judged: people compared "
             f"{', '.join(voted[:3])}, the judge {', '.join(judged[:3])}",
             where="--human",
             fix="the votes need the systems' names and the prompts (or their ids) of the judged file",
         )
-    return rows
+    return DataError(
+        f"no pair has the votes of people on {MIN_HUMAN} of its judged prompts; the most are on {most}",
+        where="--human",
+        fix="ask people about more of the prompts",
+    )
 
 
 def _turned(vote: Judgement) -> Judgement:

@@ -80,7 +80,8 @@ def winrate_report(
     or the defaults where they record none or different ones.
     ``by`` adds win rates for each value of a prompt's attribute. The attribute is a column of ``files``, or of
     ``attributes``, a file of prompts. ``human`` names a file with the votes of people on some of the prompts: the
-    judges' win rates, corrected by them, are under ``prediction_powered``. ``columns`` maps known names of columns to
+    judges' win rates, corrected by them, are under ``prediction_powered``, the pairs with too few votes under
+    ``prediction_powered_left_out``. ``columns`` maps known names of columns to
     those of the files; ``columns_read`` says what was read from files of battles.
 
     Raises:
@@ -110,7 +111,8 @@ def winrate_report(
         votes = read_recorded([human])
         taken = [*taken, *votes.columns_read]
         confidence = options.get("confidence", DEFAULT_INTERVALS["confidence"])
-        result["prediction_powered"] = corrected_win_rates(judgements, votes.judgements, by_prompt, confidence)
+        corrected = corrected_win_rates(judgements, votes.judgements, by_prompt, confidence)
+        result |= {"prediction_powered": corrected.rows, "prediction_powered_left_out": corrected.left_out}
     if taken:
         result["columns_read"] = [asdict(columns_of_file) for columns_of_file in taken]
     return result

@@ -55,6 +55,7 @@ def recognise(names: Iterable[str], sample: Sequence[Record], *, text_only: bool
     for recogniser in (*recognisers, *more, _compared_pair, layouts.scored_rows):
         recognised = recogniser(columns)
         if recognised is not None:
+            recognised = layouts.with_ties(recognised, columns)
             return recognised if text_only else layouts.in_context(recognised, columns)
     return None
 

@@ -19,7 +19,7 @@ from toolkit.preferences.cells import (
 )
 from toolkit.preferences.columns import Format
 from toolkit.preferences.parsing import Datum, NoSharedPromptError
-from toolkit.preferences.rows import Record, canonical_prompt
+from toolkit.preferences.rows import Record, canonical_prompt, soft_comparisons
 
 ANSWER_TEXTS = ("answer", "text", "response", "content", "completion")
 ANSWER_VALUES = ("rank", "pm_score", "score")  # a rank is better where it is lower
@@ -125,6 +125,15 @@ def in_context(record: Record, *, recognised: Format, system: str | None, histor
     elif text.strip() and first["content"].strip() != text.strip():
         raise RecordError("another system message than the prompt's own", column=system or "", fix="keep one of them")
     return replace(datum, prompt=prompt, responses=responses)
+
+
+def with_ties(record: Record, *, recognised: Format) -> Datum:
+    """What the format reads; a pair whose ``status`` is a tie is a tie."""
+    datum = recognised.parse(record)
+    if record.get("status") != "tie":
+        return datum
+    comparisons = [tied for c in datum.comparisons for tied in soft_comparisons(c.winner, c.loser, 0.5, c.annotator)]
+    return replace(datum, comparisons=comparisons)
 
 
 def _turns(record: Record, history: str | None) -> list[Message]:

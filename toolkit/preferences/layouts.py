@@ -14,6 +14,7 @@ from toolkit.preferences.cells import json_texts
 from toolkit.preferences.columns import ANSWERS, CONVERSATIONS, LABELS, ONE_HOT, ROW_SCORES, SYSTEMS, Columns, Format
 from toolkit.preferences.parsing import parse_transcript
 
+PAIR_STATUS = {"tie", "swapped", "unchanged"}
 TURNS = ("prompt", "response_a", "response_b")
 
 
@@ -102,6 +103,18 @@ def in_context(recognised: Format, columns: Columns) -> Format:
     used = recognised.columns | {name for name in (system, history) if name}
     parse = partial(layout_parsing.in_context, recognised=recognised, system=system, history=history)
     return replace(recognised, columns=used, parse=parse)
+
+
+def with_ties(recognised: Format, columns: Columns) -> Format:
+    """The format with the ties of distilabel's orca pairs: there, ``status`` says that two ratings were equal.
+
+    Chosen and rejected of such a row are in no order.
+    """
+    texts = {cell for cell in columns.cells("status") if isinstance(cell, str)}
+    if recognised.name != "chosen/rejected" or not texts or not texts <= PAIR_STATUS:
+        return recognised
+    parse = partial(layout_parsing.with_ties, recognised=recognised)
+    return replace(recognised, columns=recognised.columns | {"status"}, parse=parse)
 
 
 def _says(cell: object) -> bool:
