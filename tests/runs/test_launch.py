@@ -1,5 +1,5 @@
 """A run whose training stages have two processes: what follows ``--`` reaches ``accelerate launch``, and they share the
-work, also where there is no GPU."""
+work, also where there is no GPU. In test_signals.py they share SFT, and end with their run."""
 
 from __future__ import annotations
 
@@ -34,15 +34,6 @@ def test_a_stage_refuses_another_number_of_processes_than_its_key_says() -> None
     check_processes(2, 2)
     with pytest.raises(RecipeError, match="started 4 processes, and the stage's key is that of 2"):
         check_processes(4, 2)
-
-
-@pytest.mark.e2e
-def test_two_processes_share_a_stage(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    duel_process("run", "smoke", *SMALL, "--out", str(out), "--until", "sft", "--", "--num_processes", "2")
-    record = json.loads((out / "sft" / "stage.json").read_text(encoding="utf-8"))
-    assert record["metrics"]["processes"] == record["fields"]["processes"] == 2
-    assert record["compute"]["threads"] >= 1 and record["compute"]["attention"] == ["grouped"]
 
 
 @pytest.mark.slow

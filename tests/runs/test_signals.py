@@ -1,9 +1,10 @@
-"""Runs that are told to end, and processes whose run was killed."""
+"""Runs that are told to end, and processes that share a stage of a run which is killed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -26,8 +27,12 @@ def wait_for(out: Path, pattern: str, process: subprocess.Popen[str]) -> None:
     ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
 @pytest.mark.parametrize("moment", [".work/sft-*", ".work/dpo-*/trainer/*"])
-def test_a_signal_ends_a_run_in_words(number: int, code: int, word: str, moment: str, tmp_path: Path) -> None:
+def test_a_signal_ends_a_run_in_words(
+    number: int, code: int, word: str, moment: str, small_run: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
+    if "dpo" in moment:  # the stages before are there; DPO runs again, for longer
+        shutil.copytree(small_run, out)
     words = command("run", "smoke", "--out", str(out), "--until", "dpo", *SMALL, "--set=dpo.num_train_epochs=40")
     with subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         wait_for(out, moment, process)
@@ -54,27 +59,30 @@ def processes_with(word: str) -> list[int]:
     return ids
 
 
-def test_launched_processes_die_with_a_killed_run_and_hold_its_folder_until_then(tmp_path: Path) -> None:
+def test_launched_processes_share_a_stage_die_with_a_killed_run_and_hold_its_folder_until_then(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    more = ["--set=dpo.num_train_epochs=40", "--set=dpo.per_device_train_batch_size=4"]
-    words = ["run", "smoke", "--out", str(out), "--until", "dpo", *SMALL, *more, "--", "--num_processes", "2"]
+    more = ["--set=sft.num_train_epochs=40", "--set=sft.per_device_train_batch_size=4"]
+    words = ["run", "smoke", "--out", str(out), "--until", "sft", *SMALL, *more, "--", "--num_processes", "2"]
     pipe = {"stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command("-q", *words), cwd=ROOT, env=environment(), **pipe) as process:
-        wait_for(out, ".work/dpo-*/trainer/*", process)
+        wait_for(out, ".work/sft-*/trainer/*", process)
         process.terminate()
         told = time.monotonic()
         assert process.wait(timeout=30) == 143 and time.monotonic() - told < 5
         _, stderr = process.communicate(timeout=30)  # the launched processes have ended as well
     assert "Traceback" not in stderr and stderr.splitlines()[-1].startswith("terminated; run the same command again")
     with subprocess.Popen(command(*words), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) as process:
-        wait_for(out, ".work/dpo-*/trainer/checkpoint-*", process)
+        wait_for(out, ".work/sft-*/trainer/checkpoint-*", process)
         process.kill()
     killed = time.monotonic()
     while processes_with(str(out / ".work")) and time.monotonic() - killed < 20:
         time.sleep(0.1)
     assert not processes_with(str(out / ".work")) and time.monotonic() - killed < 10
     done = duel_process(*words)
-    assert "resumed at step" in done.stderr and (out / "dpo" / "stage.json").is_file()
+    assert "resumed at step" in done.stderr
+    record = json.loads((out / "sft" / "stage.json").read_text(encoding="utf-8"))
+    assert record["metrics"]["processes"] == record["fields"]["processes"] == 2
+    assert record["compute"]["threads"] >= 1 and record["compute"]["attention"] == ["grouped"]
 
 
 def test_a_run_is_refused_while_processes_of_another_live(tmp_path: Path) -> None:
