@@ -174,9 +174,9 @@ def test_online_dpo_finds_the_optimum(tmp_path: Path) -> None:
         ]
 
     data = OnlineData(
-        [PreferenceRow(str(i), "w2 w3", ["a", "b"], []) for i in range(512)],
+        [PreferenceRow(str(i), "w2 w3", ["a", "b"], []) for i in range(128)],
         TextEncoder(tokenizer, False),
-        SamplingParams(1, n=2, batch_size=1024, stop_token_ids=list(range(WORDS))),
+        SamplingParams(1, n=2, batch_size=256, stop_token_ids=list(range(WORDS))),
         labels,
         lambda trees: [torch.cat(logps) for logps in reference_engine.logps(trees)],
         seed=0,
@@ -186,7 +186,7 @@ def test_online_dpo_finds_the_optimum(tmp_path: Path) -> None:
         "output_dir": str(tmp_path),
         "learning_rate": 5e-3,
         "lr_scheduler_type": "cosine",
-        "per_device_train_batch_size": 512,
+        "per_device_train_batch_size": 128,
         "max_steps": 300,
         "data_seed": 0,
         "save_strategy": "no",
