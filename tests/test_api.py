@@ -47,7 +47,7 @@ def test_run_continues_a_run_of_the_command_line(small_run: Path) -> None:
     html = result._repr_html_()
     assert results["verdict"]["sentence"] in html and "<script" not in html
     row = next(row for row in results["policies"] if row["policy"] == "dpo")
-    assert ["dpo", f"{row['gold_reward']['value']:.3f}"] in [row[:2] for row in cells(html)]
+    assert ["DPO", f"{row['gold_reward']['value']:.3f}"] in [row[:2] for row in cells(html)]
     assert str(result).endswith(results["verdict"]["sentence"]) and f"{row['kl_nats']:.2f}" in str(result)
 
 

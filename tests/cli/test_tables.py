@@ -48,7 +48,8 @@ def judged(*lengths: tuple[int, int]) -> list[Judgement]:
     ]
 
 
-def test_a_length_controlled_rate_has_its_interval_and_its_variant() -> None:
+def test_a_length_controlled_rate_has_its_interval_and_its_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     rng = np.random.default_rng(2)
     report = win_rates.report(
         judged(*rng.integers(100, 200, (60, 2)).tolist()), controls=win_rates.Controls(length=True), n_resamples=100
@@ -65,7 +66,7 @@ def test_without_a_length_controlled_rate_the_reason_is_said() -> None:
     report = win_rates.report(judged(*[(450, 95)] * 60), controls=win_rates.Controls(length=True), n_resamples=100)
     [row] = report["win_rates"]
     assert row["lc_win_rate"] is None
-    text = judging_tables(report)
+    text = " ".join(judging_tables(report).split())
     assert f"note: no length-controlled win rate: {row['lc_reason']} (a against b, judge gold)" in text
     assert "by length alone" not in text
     assert "length-controlled" not in judging_tables(win_rates.report(judged(*[(450, 95)] * 60), n_resamples=100))

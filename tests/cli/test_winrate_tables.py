@@ -115,5 +115,5 @@ def test_the_intervals_cover_the_truth(answers: Answers) -> None:
 def test_on_the_terminal_as_well(tmp_path: Path) -> None:
     for number in (0, N_TABLES - 1):
         table(number, tmp_path / "t.jsonl")
-        text = duel("winrate", str(tmp_path / "t.jsonl"), "--length-control").stdout
+        text = " ".join(duel("winrate", str(tmp_path / "t.jsonl"), "--length-control").stdout.split())
         assert "length-controlled" in text and ("note: no length-controlled win rate" in text) == (number > 0)

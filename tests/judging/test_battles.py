@@ -241,7 +241,7 @@ def test_the_command_of_the_page_runs(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "judges-and-statistics.md").read_text(encoding="utf-8")
     [command] = [line for line in page.splitlines() if line.startswith("duel winrate") and "--human" in line]
     shown = duel(*shlex.split(command, comments=True)[1:], cwd=tmp_path).stdout
-    assert "Corrected by people's votes" in shown and "people alone" in shown
+    assert "Corrected by people's votes" in shown and "30 of 60" in shown
 
 
 def test_votes_on_other_systems_or_prompts_are_refused(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_the_two_weights_of_the_kl_are_one_parameter() -> None:
     assert not rows["kl_coef, beta"].differs and "one parameter" in rows["kl_coef, beta"].note
     assert differing("dpo.beta=0.1") == {"kl_coef, beta": (0.05, 0.1)}
     assert planned_differences(recipe_of("dpo.beta=0.1"))[0].sentence == (
-        "the arms differ in the weight of the KL (ppo.kl_coef, dpo.beta): PPO 0.05, DPO 0.1 (one parameter where "
+        "the arms differ in the weight of the KL (ppo.kl_coef, dpo.beta): RM + PPO 0.05, DPO 0.1 (one parameter where "
         "labels are Bradley-Terry: both arms aim at pi_ref exp(reward / beta))"
     )
 

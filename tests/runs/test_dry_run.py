@@ -115,7 +115,7 @@ def test_what_the_arms_will_differ_in(described: dict[str, Any], tmp_path: Path)
     assert (rows["prompts_seen"]["ppo"], rows["prompts_seen"]["dpo"]) == (20, 20) and not rows["prompts_seen"][
         "differs"
     ]
-    assert "the arms differ in learning_rate: PPO" in render(described)
+    assert "the arms differ in learning_rate: RM + PPO" in render(described)
     assert "the prompts that their policies" not in render(described)
     short = load_recipe("smoke", [*FEW, "ppo.total_episodes=64", "ppo.samples_per_prompt=4", "dpo.max_steps=1"])
     [seen] = [row for row in describe(short, tmp_path)["arm_differences"] if row["name"] == "prompts_seen"]

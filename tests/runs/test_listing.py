@@ -144,7 +144,7 @@ def test_a_study_is_listed_as_one_and_its_trials_inside_it_alone(tmp_path: Path)
     best = document["verdict"]["best"]
     assert (row["status"], row["winner"], row["wall_s"]) == ("done", document["verdict"]["winner"], 60)
     assert (row["win_rate"], row["ci_low"], row["ci_high"]) == (best["win_rate"], best["ci_low"], best["ci_high"])
-    assert f"{best['win_rate']:.1%} (" in runs_table([row])
+    assert f"{best['win_rate']:.1%}  {best['ci_low']:.1%} to {best['ci_high']:.1%}" in runs_table([row])
     # another call began, and was interrupted: what is written is of the earlier one
     trials = json.loads((folder / "trials.json").read_text())
     write_json(folder / "trials.json", trials | {"started": started + 100})

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from toolkit.cli.options import JSON, PATH, POSITIVE, SEED, SPLIT, emit, reporter_of
+from toolkit.cli.options import JSON, PATH, POSITIVE, SEED, SPLIT, emit, reporter_of, say, wrapped
 
 
 @click.command()
@@ -69,7 +69,7 @@ def check(ctx: click.Context, /, data: str, model: str, as_json: bool, **options
     result = check_data(
         data, model, CheckOptions(source, limits, chat_template=str(template) if template else None, **options)
     )
-    emit(result.as_dict()) if as_json else print(result)
+    emit(result.as_dict()) if as_json else say(wrapped(str(result)))
 
 
 def known_column(text: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -67,6 +68,21 @@ def emit(document: Any) -> None:
 def say(text: object, end: str = "\n") -> None:
     """Print text for people. Names and texts of data may hold what a terminal would obey."""
     print(shown(str(text)), end=end)
+
+
+def wrapped(text: str) -> str:
+    """Text whose long lines go on below, two characters further in, for a terminal of 80 columns.
+
+    >>> print(wrapped("  " + "word " * 17))
+      word word word word word word word word word word word word word word word
+        word word
+    """
+    lines = []
+    for line in text.splitlines():
+        inside = " " * (len(line) - len(line.lstrip()) + 2)
+        short = textwrap.wrap(line, 79, subsequent_indent=inside, break_long_words=False, break_on_hyphens=False)
+        lines += short or [""]
+    return "\n".join(lines) + ("\n" if text.endswith("\n") else "")
 
 
 # ---------------------------------------------------------------- shell completion

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from toolkit.cli.options import (
     quiet_libraries,
     reporter_of,
     say,
+    wrapped,
 )
 
 
@@ -69,7 +71,11 @@ def run(
 
         quiet_libraries()
         described = describe(loaded, out, options["launch"])
-        emit(described) if as_json else say(render(described))
+        if as_json:
+            emit(described)
+            return
+        facts, heading, example = render(described).partition("first training example")  # the example stays as it is
+        say(wrapped(facts) + heading + example)
         return
     command = ["duel", *sys.argv[1:]]
     manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command, before_stage=quiet_libraries))
@@ -136,7 +142,7 @@ def recipes_list(as_json: bool) -> None:
         return
     width = max(map(len, summaries))
     for name, text in summaries.items():
-        say(f"{name:{width}}  {text}")
+        say(textwrap.fill(f"{name:{width}}  {text}", 79, subsequent_indent=" " * (width + 2), break_on_hyphens=False))
 
 
 @recipes.command("show")

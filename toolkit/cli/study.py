@@ -18,6 +18,7 @@ from toolkit.cli.options import (
     quiet_libraries,
     reporter_of,
     say,
+    wrapped,
 )
 
 
@@ -105,7 +106,7 @@ def _of_recipe(
 
         quiet_libraries()
         described = describe(plan)
-        emit(described) if as_json else say(render(described))
+        emit(described) if as_json else say(wrapped(render(described)))
         return
     from toolkit.cli.tables import study_tables
     from toolkit.runs.study.run import run_study

@@ -24,16 +24,24 @@ from toolkit.report.sheets import (
 )
 from toolkit.report.study_sheets import study_sheets
 
+WIDTH = 79
+WINNERS = {"rm_ppo": "RM + PPO", "dpo": "DPO", "undecided": "undecided", None: "-"}
+
 
 def result_tables(results: Mapping[str, Any]) -> str:
     """The end of ``duel run``: tables, warnings, and the verdict last, where the reader's eye is."""
     changes = [entry["order_change"] for entry in results.get("temperatures", []) if entry["order_change"]]
     notes = [f"note: {change['sentence']}" for change in changes if not change["sure"]]  # a sure one is a warning
-    warnings = "\n".join([*notes, *(f"warning: {text}" for text in results["warnings"])])
+    warnings = "\n".join(map(_filled, [*notes, *(f"warning: {text}" for text in results["warnings"])]))
     verdict = results["verdict"]
     beside = [results["cost"].get("sentence", ""), f"Next: {verdict['next_step']}" if "next_step" in verdict else ""]
-    end = "\n".join(filter(None, [verdict["sentence"], *beside]))
+    end = "\n".join(textwrap.fill(text, WIDTH) for text in [verdict["sentence"], *beside] if text)
     return "\n\n".join(filter(None, [text_of(*result_sheets(results)), warnings, end]))
+
+
+def _filled(text: str) -> str:
+    """A note or a warning in lines of a terminal of 80 columns."""
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
 
 
 def next_study(recipe: str, has_study: bool) -> str:
@@ -50,33 +58,29 @@ def next_study(recipe: str, has_study: bool) -> str:
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """``duel sweep``."""
-    sheet = Sheet("Sweep", ["settings", "PPO over SFT", "DPO over SFT", "KL PPO", "KL DPO", "verdict"])
+    sheet = Sheet("Sweep", ["settings", "RM + PPO over SFT", "DPO over SFT", "KL RM + PPO", "KL DPO", "verdict"])
     for row in rows:
         final = {point["policy"]: point for point in row["frontier"]}
         rates = [next(iter(final[arm]["win_rate_over_sft"].values()), None) for arm in ("rm_ppo", "dpo")]
         kl = [number(final[arm]["kl_nats"], 2) for arm in ("rm_ppo", "dpo")]
         settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items()) or "default"
         shares = [percent(rate["win_rate"] if rate else None) for rate in rates]
-        sheet.add_row(settings, *shares, *kl, row["verdict"]["winner"])
+        sheet.add_row(settings, *shares, *kl, WINNERS[row["verdict"]["winner"]])
     return text_of(sheet)
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """``duel runs``."""
-    columns = ["run", "recipe", "seed", "status", "stages", "time", "started", "better", "RM + PPO wins"]
-    sheet = Sheet("Runs", columns)
-    winners = {"rm_ppo": "RM + PPO", "dpo": "DPO", "undecided": "undecided", None: "-"}
+    columns = ["run", "recipe", "seed", "status", "stages", "time", "started", "better"]
+    sheet = Sheet("Runs", [*columns, "RM + PPO wins", "interval", "judge"])
     for row in rows:
         status = row["status"] if row["status"] == "done" or not row["stage"] else f"{row['status']}, {row['stage']}"
-        rate = "-"
-        if row["win_rate"] is not None:
-            beside = [interval(row["ci_low"], row["ci_high"]) if row["ci_low"] is not None else "", row["judge"] or ""]
-            rate = percent(row["win_rate"]) + (f" ({', '.join(filter(None, beside))})" if any(beside) else "")
+        within = interval(row["ci_low"], row["ci_high"])
         started = f"{datetime.fromtimestamp(row['started']):%Y-%m-%d %H:%M}"
         stages = f"{row['stages_done']}/{row['stages']}" + (" trials" if row["kind"] == "study" else "")
         seed = "-" if row["seed"] is None else str(row["seed"])
         cells = (row["run"], row["recipe"] or "-", seed, status, stages, duration(row["wall_s"]), started)
-        sheet.add_row(*cells, winners[row["winner"]], rate)
+        sheet.add_row(*cells, WINNERS[row["winner"]], percent(row["win_rate"]), within, row["judge"] or "-")
     return text_of(sheet)
 
 
@@ -163,7 +167,7 @@ def judging_tables(report: Mapping[str, Any]) -> str:
     if report.get("prediction_powered"):
         sheets.append(_corrected_sheet(report["prediction_powered"], confidence))
     notes = "\n".join(
-        f"note: {text}"
+        _filled(f"note: {text}")
         for text in [
             *missing_estimates(rows),
             *map(_left_out_line, report.get("prediction_powered_left_out", [])),
@@ -214,7 +218,7 @@ def _corrected_sheet(rows: Sequence[Mapping[str, Any]], confidence: float) -> Sh
     """Win rates of judges, corrected by people's votes, beside those of people alone."""
     bounds = interval_heading(confidence)
     columns = ["policy", "against", "judge", "corrected", bounds, "people alone", bounds, "judge alone", "bias"]
-    sheet = Sheet("Corrected by people's votes", [*columns, "weight", "votes on"])
+    sheet = Sheet("Corrected by people's votes", [*columns, "weight", "votes on"], n_keys=3)
     for row in rows:
         sheet.add_row(
             row["policy"],
@@ -235,7 +239,7 @@ def _corrected_sheet(rows: Sequence[Mapping[str, Any]], confidence: float) -> Sh
 def _style_sheet(rows: Sequence[Mapping[str, Any]], confidence: float) -> Sheet:
     effects = list(rows[0]["style_effects"])
     columns = ["policy", "against", "judge", "win rate", interval_heading(confidence), *effects]
-    sheet = Sheet("At equal style", columns)
+    sheet = Sheet("At equal style", columns, n_keys=3)
     for row in rows:
         sheet.add_row(
             _policy_and_slice(row),
@@ -261,7 +265,7 @@ def _ranking_sheet(ranking: Mapping[str, Any], confidence: float) -> Sheet:
 
 def _judges_sheet(agreement: Mapping[str, Any], confidence: float) -> Sheet:
     columns = ["judge", "with", "measure", "value", interval_heading(confidence), "comparisons"]
-    sheet = Sheet("Judges", columns)
+    sheet = Sheet("Judges", columns, n_keys=3)
     for row in agreement["against_reference"]:
         judges = (row["judge"], agreement["reference"])
         sheet.add_row(*judges, "accuracy", *estimate_cells(row["accuracy"], percent), str(row["n"]))
@@ -366,7 +370,9 @@ def _implicit_against_explicit(check: Mapping[str, Any]) -> list[Sheet]:
     sheets = [overall]
     measures = ("accuracy_explicit", "accuracy_implicit", "agreement")
     for name, slices in check.get("splits", {}).items():
-        sheet = Sheet(f"By {name.replace('_', ' ')}", ["from", "to", "pairs", "explicit", "implicit", "agreement"])
+        sheet = Sheet(
+            f"By {name.replace('_', ' ')}", ["from", "to", "pairs", "explicit", "implicit", "agreement"], n_keys=2
+        )
         for row in slices:
             shares = [percent(row[measure]["value"]) for measure in measures]
             sheet.add_row(f"{row['low']:.3g}", f"{row['high']:.3g}", str(row["n_pairs"]), *shares)
@@ -425,11 +431,9 @@ def _written_data(title: str, rows: Mapping[str, str], out: str) -> str:
 
 # ---------------------------------------------------------------- studies
 
-WIDTH = 79
-
 
 def study_tables(document: Mapping[str, Any]) -> str:
     """``duel study``: the sentence, what it rests on, and the warnings, for a terminal of 80 columns."""
-    warnings = [textwrap.fill(f"warning: {text}", WIDTH, subsequent_indent="  ") for text in document["warnings"]]
+    warnings = [_filled(f"warning: {text}") for text in document["warnings"]]
     sentence = textwrap.fill(document["verdict"]["sentence"], WIDTH)
     return "\n\n".join([sentence, text_of(*study_sheets(document)), *warnings])

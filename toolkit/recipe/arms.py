@@ -45,7 +45,7 @@ class ArmDifference:
         """
         verb = "differ in" if self.differs else "are equal in"
         note = f" ({self.note})" if self.note else ""
-        return f"the arms {verb} {self.label}: PPO {shown(self.ppo)}, DPO {shown(self.dpo)}{note}"
+        return f"the arms {verb} {self.label}: RM + PPO {shown(self.ppo)}, DPO {shown(self.dpo)}{note}"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types; with the two values as text and the sentence."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
+from toolkit.evals.words import ARM_NAMES, policy_name
+from toolkit.report.folding import folded, terminal_width
 from toolkit.report.numbers import count, interval, length_control_name, number, p_value, percent
 from toolkit.report.rounds import RoundTable, round_table
 from toolkit.report.temperatures import TemperatureTable, temperature_table
@@ -19,32 +16,27 @@ from toolkit.report.temperatures import TemperatureTable, temperature_table
 
 @dataclass
 class Sheet:
-    """A table to look at: a title, the names of the columns, and rows of text."""
+    """A table to look at: a title, the names of the columns, and rows of text.
+
+    The first ``n_keys`` columns name the row. A table that is folded has them in each of its blocks.
+    """
 
     title: str
     columns: Sequence[str]
     rows: list[tuple[str, ...]] = field(default_factory=list)
+    n_keys: int = 1
 
     def add_row(self, *cells: str) -> None:
         self.rows.append(cells)
 
 
-def text_of(*sheets: Sheet) -> str:
-    """Sheets as text, with a blank line between them. The first column stands to the left, the others to the right."""
-    return "\n\n".join(_text(sheet) for sheet in sheets)
+def text_of(*sheets: Sheet, width: int | None = None) -> str:
+    """Sheets as text, with a blank line between them. The first column stands to the left, the others to the right.
 
-
-def _text(sheet: Sheet) -> str:
-    buffer = io.StringIO()
-    # Wide enough that no number wraps, and without colour, since this text may go to a file.
-    console = Console(file=buffer, width=200, no_color=True, highlight=False)
-    table = Table(title=escape(sheet.title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for position, column in enumerate(sheet.columns):
-        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
-    for row in sheet.rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
+    A row is no wider than ``width``, by default the terminal's.
+    """
+    columns = width or terminal_width()
+    return "\n\n".join(folded(sheet.title, sheet.columns, sheet.rows, sheet.n_keys, columns) for sheet in sheets)
 
 
 def html_of(*sheets: Sheet, sentence: str = "") -> str:
@@ -81,7 +73,7 @@ def win_rate_sheet(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95, 
     heading = ", ".join(filter(None, ["length-controlled", length_control_name(rows)]))
     controlled = [heading, bounds] if asked else []
     columns = ["policy", "against", "judge", "win rate", bounds, *controlled, "p", "prompts", "tied", "failed"]
-    sheet = Sheet(title, columns)
+    sheet = Sheet(title, columns, n_keys=3)
     for row in rows:
         sheet.add_row(
             row["policy"],
@@ -117,7 +109,7 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
     )
     for row in results["policies"]:
         policies.add_row(
-            row["policy"],
+            policy_name(row["policy"]),
             number(row["gold_reward"]["value"]),
             number(row["explicit_reward"]["value"]),
             number(row["implicit_reward"]["value"]),
@@ -125,13 +117,17 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
             number(row["length_tokens"]["value"], 1),
             percent(row["eos_rate"]["value"]),
         )
-    final = [row for row in results["win_rates"] if "@" not in row["policy"]]
-    ended = results["verdict"].get("both_ended", [])
+    final = _with_names([row for row in results["win_rates"] if "@" not in row["policy"]])
+    ended = _with_names(results["verdict"].get("both_ended", []))
     shown = [win_rate_sheet(ended, confidence, title="Where both arms ended their responses")] if ended else []
     cost = Sheet("Cost", ["stage", "arm", "seconds", "tokens", "peak GiB"])
     for row in results["cost"]["stages"]:
         cost.add_row(
-            row["stage"], row["arm"], number(row["wall_s"], 1), count(row["tokens"]), number(row["peak_gib"], 2)
+            row["stage"],
+            ARM_NAMES.get(row["arm"], row["arm"]),
+            number(row["wall_s"], 1),
+            count(row["tokens"]),
+            number(row["peak_gib"], 2),
         )
     tests = judge_sheet(results.get("judge_tests", []), confidence)
     temperatures = temperature_table(results)
@@ -151,6 +147,11 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
     ]
 
 
+def _with_names(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Win rates of a run with the names of its policies for readers."""
+    return [{**row, **{side: policy_name(row[side]) for side in ("policy", "baseline")}} for row in rows]
+
+
 def filter_sheet(summary: Mapping[str, Any]) -> Sheet:
     """The rates that a filter's threshold will have on new data, with their 95% intervals."""
     title = f"Threshold {summary['threshold']:g}, for a false-positive rate of {percent(summary['fpr']['target'])}"
@@ -166,7 +167,9 @@ def best_of_n_sheet(rows: Sequence[Mapping[str, Any]], confidence: float) -> She
     """Best of n samples of SFT by each reward, in gold reward; where gold is not known, in the reward that picks."""
     measured = {row["measured_by"] for row in rows}
     bounds = interval_heading(confidence)
-    sheet = Sheet("Best of n samples of SFT", ["picked by", "measured by", "n", "reward", bounds, "KL (nats)"])
+    sheet = Sheet(
+        "Best of n samples of SFT", ["picked by", "measured by", "n", "reward", bounds, "KL (nats)"], n_keys=3
+    )
     for row in rows:
         if row["measured_by"] == ("gold" if "gold" in measured else row["picked_by"]):
             kl = f"{'' if row['kl_exact'] else 'at most '}{number(row['kl_nats'], 2)}"
@@ -182,7 +185,7 @@ def round_sheet(table: RoundTable, confidence: float) -> Sheet:
     key, reward = table.reward
     columns = ["round", "arm", "labels so far", "failed", reward, "KL (nats)", *rate, "right on fresh samples", bounds]
     judge = f", judge {table.judge}" if table.judge else ""
-    sheet = Sheet(f"Rounds, labels by {table.labelled_by}{judge}", columns)
+    sheet = Sheet(f"Rounds, labels by {table.labelled_by}{judge}", columns, n_keys=2)
     for entry in table.rows:
         row = entry.row
         sheet.add_row(
@@ -204,7 +207,7 @@ def temperature_sheet(table: TemperatureTable, confidence: float) -> Sheet:
     against_dpo = ["RM + PPO against DPO", bounds]
     kl = ["KL RM + PPO", "KL DPO"]
     columns = ["temperature", "judge", *against_dpo, "RM + PPO against SFT", "DPO against SFT", *kl]
-    sheet = Sheet("Win rates by sampling temperature (*: the verdict's)", columns)
+    sheet = Sheet("Win rates by sampling temperature (*: the verdict's)", columns, n_keys=2)
     for row in table.rows:
         rates = [None if rate is None else rate["win_rate"] for rate in (row.arms, row.ppo_over_sft, row.dpo_over_sft)]
         within = (None, None) if row.arms is None else (row.arms["ci_low"], row.arms["ci_high"])
