@@ -74,8 +74,8 @@ def run(
         if as_json:
             emit(described)
             return
-        facts, heading, example = render(described).partition("first training example")  # the example stays as it is
-        say(wrapped(facts) + heading + example)
+        plan, heading, example = render(described).partition("first training example")  # the example stays as it is
+        say(wrapped(plan) + heading + example)
         return
     command = ["duel", *sys.argv[1:]]
     manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command, before_stage=quiet_libraries))

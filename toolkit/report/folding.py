@@ -179,11 +179,11 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _wrapped(heading: str, width: int) -> list[str]:
-    return textwrap.wrap(heading, max(width, 1), break_long_words=False) or [""]
+    return textwrap.wrap(heading, max(width, 1), break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _words(heading: str) -> list[str]:
-    return textwrap.wrap(heading, 1, break_long_words=False)
+    return textwrap.wrap(heading, 1, break_long_words=False, break_on_hyphens=False)
 
 
 def _total(widths: Iterable[int]) -> int:
