@@ -19,7 +19,7 @@ from typing import NoReturn
 import click
 
 from toolkit.cli import check, folders, judging, measure, reward_models, run, study
-from toolkit.cli.options import Group
+from toolkit.cli.options import JSON_HELP, Group, common
 from toolkit.errors import EXIT_CODE_FILE, LAUNCHER_FILE, DuelError, Terminated, shown
 
 # What libraries say of a full disk in errors of their own: the system, torch's writer of checkpoints (twice), SQLite.
@@ -30,11 +30,15 @@ USER_ERROR, DEFECT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("-q", "--quiet", is_flag=True, help="Show results and errors, but no progress.")
+@click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
 @click.version_option(package_name="rlhf-duel", prog_name="duel")
 @click.pass_context
-def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
-    """DPO, or a reward model and PPO? Both arms on your preference data, one evaluation, one verdict."""
-    ctx.obj = {"debug": debug, "quiet": quiet}
+def cli(ctx: click.Context, debug: bool, quiet: bool, as_json: bool) -> None:
+    """DPO, or a reward model and PPO? Both arms on your preference data, one evaluation, one verdict.
+
+    The options -q, --debug and --json can stand before or behind a command.
+    """
+    ctx.obj = {"debug": debug, "quiet": quiet, "json": as_json}
 
 
 for command in (
@@ -46,7 +50,7 @@ for command in (
     *study.COMMANDS,
     *folders.COMMANDS,
 ):
-    cli.add_command(command)
+    cli.add_command(common(command))
 
 
 def main() -> NoReturn:
@@ -63,7 +67,8 @@ def main() -> NoReturn:
 
 def exit_code() -> int:
     """Run the command; show an error as a message."""
-    debug = "--debug" in sys.argv[1:]
+    words = sys.argv[1:]
+    debug = "--debug" in (words[: words.index("--")] if "--" in words else words)
     try:
         cli.main(standalone_mode=False)
         return 0

@@ -7,6 +7,7 @@ import logging
 import os
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -33,6 +34,39 @@ class Group(click.Group):
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             ctx.fail(f"there is no command {args[0]!r}; {nearest(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
+
+
+def common(command: click.Command) -> click.Command:
+    """Let ``-q``, ``--debug`` and ``--json`` stand behind the command, too, and behind the commands in a group."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            common(inner)
+        return command
+    for flags, name, text in (
+        (["-q", "--quiet"], "quiet", "Show results and errors, but no progress."),
+        (["--debug"], "debug", "Show the traceback of an error."),
+    ):
+        command.params.append(
+            click.Option(flags, is_flag=True, expose_value=False, callback=partial(_remember, name), help=text)
+        )
+    if all(parameter.name != "as_json" for parameter in command.params):
+        command.params.append(
+            click.Option(["--json"], is_flag=True, expose_value=False, hidden=True, callback=_refuse_json)
+        )
+    return command
+
+
+def _remember(name: str, ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    ctx.find_root().obj[name] |= value
+
+
+def _refuse_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value or ctx.find_root().obj["json"]:
+        raise click.NoSuchOption("--json", ctx=ctx)
+
+
+def _also_before(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    return value or bool(ctx.find_root().obj["json"])
 
 
 def reporter_of(ctx: click.Context) -> Reporter:
@@ -146,9 +180,8 @@ SET = click.option(
     shell_complete=complete_settings,
     help="Set a value of the recipe. Can be given several times.",
 )
-JSON = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, and nothing else there."
-)
+JSON_HELP = "Print one JSON document on stdout, and nothing else there."
+JSON = click.option("--json", "as_json", is_flag=True, callback=_also_before, help=JSON_HELP)
 SEED_RANGE = click.IntRange(0, 2**32 - 1)  # numpy takes no larger one
 SEED = click.option("--seed", type=SEED_RANGE, default=0, show_default=True, help="Seed of everything that is random.")
 SPLIT = click.option("--split", default="train", show_default=True, help="Split of a hub data set.")

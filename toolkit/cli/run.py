@@ -57,7 +57,7 @@ def run(
 
     Arguments after -- go to `accelerate launch`, which runs the stages sft, reward_model, ppo and dpo.
     """
-    from toolkit.cli.tables import next_study, result_tables
+    from toolkit.cli.tables import held_out_line, next_study, result_tables
     from toolkit.recipe.files import load_recipe
     from toolkit.runs.pipeline import RunOptions
     from toolkit.runs.pipeline import run as run_recipe
@@ -81,14 +81,22 @@ def run(
     manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command, before_stage=quiet_libraries))
     results = read_document(out / RESULTS_FILE) if manifest["status"] == "done" else {}
     study = next_study(recipe, loaded.recipe.study is not None)
+    accuracy = None
+    if "reward_model" in (options["until"], options["only"]):
+        from toolkit.measure.held_out import held_out_accuracy
+
+        accuracy = held_out_accuracy(out, loaded.recipe, reporter)
     if as_json:
         facts = {"out": str(out), "status": manifest["status"], "stages": manifest["stages"]}
+        facts |= {"reward_model": accuracy} if accuracy is not None else {}
         results |= {"next": study} if results else {}
         shown = ("verdict", "next", "win_rates", "temperatures", "cost", "warnings")
         emit({**facts, **{key: results[key] for key in shown if key in results}})
     elif results:
         say(result_tables(results))
         say(f"\nreport: {out / 'report.html'}\n\n{study}")
+    elif accuracy is not None:
+        say(held_out_line(accuracy))
 
 
 @click.command()

@@ -44,6 +44,15 @@ def _filled(text: str) -> str:
     return textwrap.fill(text, WIDTH, subsequent_indent="  ")
 
 
+def held_out_line(accuracy: Mapping[str, Any]) -> str:
+    """The end of ``duel run --until reward_model``."""
+    bounds = interval(*accuracy["accuracy_ci"])
+    return _filled(
+        f"The reward model is right in {percent(accuracy['accuracy'])} of {accuracy['n_comparisons']:,} held-out "
+        f"comparisons (interval {bounds}, {accuracy['n_prompts']:,} prompts)."
+    )
+
+
 def next_study(recipe: str, has_study: bool) -> str:
     """The last line of ``duel run``: how to go from one run to a study. ``recipe`` is what the user typed.
 

@@ -64,4 +64,5 @@ def accelerate_launch(arguments: Sequence[str], module: str, module_arguments: S
             command = [*launcher, "-m", module, *module_arguments]
             # In a session of its own, the launcher hears no Ctrl-C of the terminal: this process ends it.
             code = subprocess.run(command, check=False, env=environment, start_new_session=True).returncode
+        os.environ.setdefault("ACCELERATE_LOG_LEVEL", "ERROR")  # its warnings, equal in each stage, are shown once
         return int(code_file.read_text(encoding="ascii")) if code and code_file.is_file() else code
