@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.finished_study import SMALL_STUDY
-from support.running import ROOT, command, duel, duel_process, environment
+from support.running import ROOT, command, duel, environment
 
 from toolkit.evals.study.study import study
 from toolkit.evals.study.table import read_study
@@ -131,6 +130,7 @@ def test_a_trial_that_diverges_counts_as_the_worst_of_its_setting(small_study: P
     out = tmp_path / "study"
     shutil.copytree(small_study, out)
     spaces = [f"--set=study.{arm}={{learning_rate: [{wrong}, 0.0003]}}" for arm, wrong in (("dpo", 1e30), ("ppo", 1e2))]
+    spaces.append("--set=study.controls=[]")
     done = duel("study", "study-tiny", "--out", str(out), *SMALL_STUDY, *spaces)
     assert "training diverged" in done.stderr
     written = document(out)
@@ -161,7 +161,9 @@ def test_bad_input_is_told_in_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
-def test_a_judge_that_fails_is_said_and_asked_again(small_study: Path, tmp_path: Path) -> None:
+def test_a_judge_that_fails_is_said_and_asked_again(
+    small_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "study"
     shutil.copytree(small_study, out)
     (tmp_path / "moody.py").write_text(
@@ -173,13 +175,13 @@ def test_a_judge_that_fails_is_said_and_asked_again(small_study: Path, tmp_path:
     )
     judge = ["--set=evaluate.judges=[gold, python:moody:length]", "--json"]
     words = ("study", "study-tiny", "--out", str(out), *SMALL_STUDY, *judge)
-    path = os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "tests")])
-    none = duel_process(*words, env={"PYTHONPATH": path, "MOOD": "none"}, check=2)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    none = duel(*words, env={"MOOD": "none"}, check=2)
     assert "the judge python:moody:length gave no answer on any of" in none.stderr
-    some = json.loads(duel_process(*words, env={"PYTHONPATH": path, "MOOD": "some"}).stdout)
+    some = json.loads(duel(*words, env={"MOOD": "some"}).stdout)
     [said] = [text for text in some["warnings"] if "python:moody:length failed on" in text]
     assert "asked again" in said and 0 < some["verdict"]["n_prompts"] < some["splits"]["test"]["n_prompts"]
-    every = json.loads(duel_process(*words, env={"PYTHONPATH": path, "MOOD": "fine"}).stdout)
+    every = json.loads(duel(*words, env={"MOOD": "fine"}).stdout)
     assert every["verdict"]["n_prompts"] == every["splits"]["test"]["n_prompts"]
     assert not [text for text in every["warnings"] if "failed on" in text]
     assert [row["judge"] for row in every["verdict"]["judges"]] == ["gold", "python:moody:length"]
