@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,10 @@ def test_resume_and_accumulation_change_nothing(small_run: Path, tmp_path: Path,
         torch.testing.assert_close(weight, load_file(tmp_path / "part" / "model" / weights.name)[name], msg=name)
 
 
-def test_a_run_with_online_dpo_ends_in_its_report(tmp_path: Path) -> None:
-    done = duel("run", "smoke", *SMALL, "--set", "dpo.online={labels: rm}", "--out", str(tmp_path / "run"), "--json")
-    run = tmp_path / "run"
+def test_a_run_with_online_dpo_ends_in_its_report(small_run: Path, tmp_path: Path) -> None:
+    """Behind the stages that a run with offline DPO has as well."""
+    run = shutil.copytree(small_run, tmp_path / "run")
+    done = duel("run", "smoke", *SMALL, "--set", "dpo.online={labels: rm}", "--out", str(run), "--json")
     assert (run / "report.html").is_file() and json.loads(done.stdout)
     record = json.loads((run / "dpo" / "stage.json").read_text(encoding="utf-8"))
     assert "input reward_model" in record["fields"] and record["fields"]["dpo.online.labels"] == "rm"
