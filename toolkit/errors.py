@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # Environment variable with the file to which a launched process writes its exit code. The launcher's is always 1.
 EXIT_CODE_FILE = "DUEL_EXIT_CODE_FILE"
@@ -43,6 +43,18 @@ class DuelError(Exception):
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
         super().__init__(self.render())
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call what the message names by other names.
+
+        >>> error = DuelError("no column", where="/tmp/x.jsonl, line 3")
+        >>> error.rename({"/tmp/x.jsonl": "records"})
+        >>> error.where
+        'records, line 3'
+        """
+        for name, other in names.items():
+            self.what, self.where, self.fix = (text.replace(name, other) for text in (self.what, self.where, self.fix))
+        self.args = (self.render(),)
 
     def render(self) -> str:
         lines = [self.what]

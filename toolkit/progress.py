@@ -24,6 +24,7 @@ from toolkit.errors import shown
 from toolkit.files import atomic_write
 
 PLAIN_LINE_EVERY_S = 10.0
+NOTEBOOK_LINE_EVERY_S = 1.0  # one line is written over again and again
 METRICS_FILE = "metrics.jsonl"
 # Of a stage that samples in training; while it trains it is in its folder TRAINER_FOLDER.
 COMPLETIONS_FILE = "completions.jsonl"
@@ -57,23 +58,54 @@ def resident_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook: Jupyter's, VS Code's, Colab's."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and type(shell).__name__ != "TerminalInteractiveShell"
+
+
 class Display:
-    """Lines and bars on stderr. ``prefix`` stands in front of each line."""
+    """Lines and bars on stderr. ``prefix`` stands in front of each line.
+
+    A notebook shows stderr as an error. There, lines go to stdout, and the progress is one line that is written over.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
+        self.notebook = in_notebook()
+        self.written_over = ""  # the line of progress that stands in the notebook now
         self.console = Console(stderr=True, highlight=False)
         self.prefix = ""
         self.bars: Progress | None = None
+
+    @property
+    def line_every_s(self) -> float:
+        return NOTEBOOK_LINE_EVERY_S if self.notebook else PLAIN_LINE_EVERY_S
 
     def line(self, text: str) -> None:
         if self.quiet:
             return
         text = shown(self.prefix + text)
-        if self.console.is_terminal:
+        if self.notebook:
+            self.clear()
+            print(text, flush=True)
+        elif self.console.is_terminal:
             self.console.print(text, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
+
+    def write_over(self, text: str) -> None:
+        """Replace a notebook's line of progress."""
+        text = shown(self.prefix + text)
+        print("\r" + text.ljust(len(self.written_over)), end="", flush=True)
+        self.written_over = text
+
+    def clear(self) -> None:
+        """Take a notebook's line of progress away."""
+        if self.written_over:
+            print("\r" + " " * len(self.written_over) + "\r", end="", flush=True)
+            self.written_over = ""
 
     @contextmanager
     def showing_bars(self) -> Iterator[None]:
@@ -171,10 +203,11 @@ class Task:
         if display.bars is not None and self.bar is not None:
             fields: dict[str, Any] = {"note": shown(self.note), "left": left, "speed": self.speed}
             display.bars.update(self.bar, completed=self.done, memory=f"{resident_gib():.1f} GiB", **fields)
-        elif not display.quiet and now - self.printed >= PLAIN_LINE_EVERY_S:
+        elif not display.quiet and now - self.printed >= display.line_every_s:
             self.printed = now
             facts = [f"{self.done}/{self.total}", left, self.speed, f"{resident_gib():.1f} GiB", self.note]
-            display.line(f"{self.label}: " + "  ".join(filter(None, facts)))
+            show = display.write_over if display.notebook else display.line
+            show(f"{self.label}: " + "  ".join(filter(None, facts)))
 
 
 class Reporter:
@@ -214,7 +247,10 @@ class Reporter:
     def task(self, label: str, total: int) -> Iterator[Task]:
         """Show the progress of ``total`` pieces of work."""
         with self.display.showing_bars():
-            yield Task(self, label, total)
+            try:
+                yield Task(self, label, total)
+            finally:
+                self.display.clear()
 
     def log(self, stage: str, values: Mapping[str, Any]) -> None:
         """Record numbers of a stage in the run's log."""

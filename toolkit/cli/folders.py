@@ -25,20 +25,9 @@ from toolkit.cli.options import FORCE, JSON, PATH, complete_runs, emit, quiet_li
 @FORCE
 def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_samples: int, force: bool) -> None:
     """Write the HTML report of FOLDER, a run or a study. Several runs are shown side by side."""
-    from toolkit.files import refuse_others_file, write_text
-    from toolkit.report.page import build
-    from toolkit.report.render import is_page
-    from toolkit.report.study_page import build_study, is_study
+    from toolkit.report.writing import write_page
 
-    studies = [path for path in folder if is_study(path)]
-    if studies and len(folder) > 1:
-        raise click.UsageError(f"{studies[0]} is a study, and a study has a page of its own: give it alone")
-    target = out or folder[0] / ("report.html" if len(folder) == 1 else "report-side-by-side.html")
-    if out is not None:
-        refuse_others_file(out, force, is_page)
-    page = build_study(folder[0], title=title) if studies else build(folder, title=title, max_samples=max_samples)
-    write_text(target, page)
-    say(target)
+    say(write_page(folder, out, title, max_samples, force))
 
 
 @click.command()

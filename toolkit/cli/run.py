@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import textwrap
 from pathlib import Path
@@ -225,28 +224,9 @@ def env(as_json: bool) -> None:
 
     These are versions, machine, devices, and the short names of models that are here.
     """
-    import platform
+    from toolkit.runs.facts import environment
 
-    import torch
-
-    from toolkit.errors import ModelError
-    from toolkit.models.resolve import SHORT_NAMES, resolve
-    from toolkit.runs.facts import versions
-
-    models = {}
-    for name in SHORT_NAMES:
-        try:
-            models[name] = resolve(name).path
-        except ModelError as error:
-            models[name] = f"not here: {error.what}"
-    facts = {
-        "versions": versions(),
-        "system": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "models": models,
-    }
+    facts = environment()
     if as_json:
         emit(facts)
         return

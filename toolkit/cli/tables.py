@@ -6,12 +6,11 @@ import os
 import shlex
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from toolkit.evals.prediction_powered import MIN_HUMAN
-from toolkit.progress import duration
 from toolkit.report.numbers import interval, number, percent
+from toolkit.report.run_sheets import runs_sheet, sweep_sheet
 from toolkit.report.sheets import (
     Sheet,
     estimate_cells,
@@ -25,7 +24,6 @@ from toolkit.report.sheets import (
 from toolkit.report.study_sheets import study_sheets
 
 WIDTH = 79
-WINNERS = {"rm_ppo": "RM + PPO", "dpo": "DPO", "undecided": "undecided", None: "-"}
 
 
 def result_tables(results: Mapping[str, Any]) -> str:
@@ -67,30 +65,12 @@ def next_study(recipe: str, has_study: bool) -> str:
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """``duel sweep``."""
-    sheet = Sheet("Sweep", ["settings", "RM + PPO over SFT", "DPO over SFT", "KL RM + PPO", "KL DPO", "verdict"])
-    for row in rows:
-        final = {point["policy"]: point for point in row["frontier"]}
-        rates = [next(iter(final[arm]["win_rate_over_sft"].values()), None) for arm in ("rm_ppo", "dpo")]
-        kl = [number(final[arm]["kl_nats"], 2) for arm in ("rm_ppo", "dpo")]
-        settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items()) or "default"
-        shares = [percent(rate["win_rate"] if rate else None) for rate in rates]
-        sheet.add_row(settings, *shares, *kl, WINNERS[row["verdict"]["winner"]])
-    return text_of(sheet)
+    return text_of(sweep_sheet(rows))
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """``duel runs``."""
-    columns = ["run", "recipe", "seed", "status", "stages", "time", "started", "better"]
-    sheet = Sheet("Runs", [*columns, "RM + PPO wins", "interval", "judge"])
-    for row in rows:
-        status = row["status"] if row["status"] == "done" or not row["stage"] else f"{row['status']}, {row['stage']}"
-        within = interval(row["ci_low"], row["ci_high"])
-        started = f"{datetime.fromtimestamp(row['started']):%Y-%m-%d %H:%M}"
-        stages = f"{row['stages_done']}/{row['stages']}" + (" trials" if row["kind"] == "study" else "")
-        seed = "-" if row["seed"] is None else str(row["seed"])
-        cells = (row["run"], row["recipe"] or "-", seed, status, stages, duration(row["wall_s"]), started)
-        sheet.add_row(*cells, WINNERS[row["winner"]], percent(row["win_rate"]), within, row["judge"] or "-")
-    return text_of(sheet)
+    return text_of(runs_sheet(rows))
 
 
 def diff_tables(difference: Mapping[str, Any]) -> str:

@@ -12,7 +12,9 @@ import inspect
 import logging
 import math
 import os
+import re
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
@@ -20,9 +22,12 @@ from itertools import islice
 from typing import Any
 
 from toolkit.errors import ModelError, RecipeError, first_line
+from toolkit.files import fingerprint
 from toolkit.preferences.rows import Prompt
 
 _log = logging.getLogger(__name__)
+
+HANDED_OVER = "duel_functions"  # the module of functions that a caller from Python hands over
 
 
 def function_scores(spec: str, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
@@ -55,6 +60,20 @@ def function_scores(spec: str, prompts: Sequence[Prompt], responses: Sequence[st
     return [_number(value, row, where) for row, value in enumerate(values)]
 
 
+def hand_over(function: Callable[[Sequence[Any], Sequence[str]], Any]) -> str:
+    """The name of a judge, ``python:MODULE:FUNCTION``, for a function of the caller's f(prompts, completions).
+
+    The name holds the hash of its code, so that another function of the same name is another judge.
+    """
+    module = sys.modules.setdefault(HANDED_OVER, types.ModuleType(HANDED_OVER))
+    code = getattr(function, "__code__", None)
+    cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
+    parts = [code.co_code.hex(), repr(code.co_consts), *cells] if code is not None else [repr(function)]
+    name = re.sub(r"\W", "_", getattr(function, "__name__", type(function).__name__)) + f"_{fingerprint(parts)}"
+    setattr(module, name, lambda prompts, completions: function(prompts, completions))
+    return f"python:{HANDED_OVER}:{name}"
+
+
 def _function(spec: str) -> Callable[..., Any]:
     module_name, _, name = spec.partition(":")
     where = f"python:{spec}"
@@ -77,7 +96,8 @@ def _function(spec: str) -> Callable[..., Any]:
         )
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise RecipeError("the judge's function is asynchronous", where=where, fix="name a function without async")
-    _say_whose_code_runs(spec, str(file))
+    if module_name != HANDED_OVER:  # who hands a function over knows it
+        _say_whose_code_runs(spec, str(file))
     return function  # type: ignore[no-any-return]
 
 

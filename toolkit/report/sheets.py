@@ -299,11 +299,12 @@ def judge_sheet(tests: Sequence[Mapping[str, Any]], confidence: float) -> Sheet:
     return sheet
 
 
-def rewards_sheets(summary: Mapping[str, Any]) -> list[Sheet]:
-    """The summary of implicit rewards: what was scored, and the check against explicit rewards where there is one."""
-    scored = Sheet("Implicit rewards", ["", "value", "95% interval"])
+def rewards_sheets(summary: Mapping[str, Any], title: str = "Implicit rewards") -> list[Sheet]:
+    """The summary of rewards: what was scored, and the check against explicit rewards where there is one."""
+    scored = Sheet(title, ["", "value", "95% interval"])
     for name in ("n_prompts", "n_responses", "beta", "seconds", "responses_per_second"):
-        scored.add_row(name.replace("_", " "), f"{summary[name]:,.4g}", "")
+        if name in summary:
+            scored.add_row(name.replace("_", " "), f"{summary[name]:,.4g}", "")
     if summary["accuracy"] is not None:
         scored.add_row("pairwise accuracy", percent(summary["accuracy"]), interval(*summary["accuracy_ci"]))
     against = Sheet("Implicit against explicit, within prompts", ["", "value", "95% interval"])

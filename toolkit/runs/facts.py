@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import ModelError
+
 PACKAGES = ("rlhf-duel", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "scipy")
 # Products in bfloat16 and fp32 take other kernels, and round otherwise, where a processor has these.
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
@@ -81,3 +83,25 @@ def peak_memory() -> Iterator[PeakMemory]:
 
             unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB on the other systems
             peak.gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def environment() -> dict[str, Any]:
+    """What a bug report needs: versions, machine, devices, and the short names of models that are here."""
+    import torch
+
+    from toolkit.models.resolve import SHORT_NAMES, resolve
+
+    models = {}
+    for name in SHORT_NAMES:
+        try:
+            models[name] = resolve(name).path
+        except ModelError as error:
+            models[name] = f"not here: {error.what}"
+    return {
+        "versions": versions(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "models": models,
+    }
