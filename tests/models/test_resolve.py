@@ -117,6 +117,23 @@ def test_an_adapter_of_a_run_that_was_moved_finds_the_sft_model_beside_it(tmp_pa
     assert base_now.path == str(tmp_path / "elsewhere" / "sft" / "model")
 
 
+def test_duel_says_how_others_load_the_adapters_of_a_run_that_was_moved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    base = folder(run / "sft" / "model")
+    (run / "manifest.json").write_text("{}")
+    for name in ("ppo", "dpo"):
+        adapter(run / name / "model", str(base))
+    resolve(str(run / "dpo" / "model"))
+    assert not caplog.messages
+    shutil.move(run, tmp_path / "elsewhere")
+    for name in ("ppo", "dpo"):
+        resolve(str(tmp_path / "elsewhere" / name / "model"))
+    [message] = caplog.messages  # once for a run
+    assert str(base) in message and f"duel push {tmp_path / 'elsewhere'} --to FOLDER" in message
+
+
 def test_what_a_policy_was_trained_with(tmp_path: Path) -> None:
     ref = resolve(str(folder(tmp_path / "policy")))
     assert training_record(ref) == {}

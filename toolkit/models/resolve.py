@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ def resolve_base(adapter: Path, above: frozenset[Path] = frozenset()) -> ModelRe
     if not Path(name).is_dir():
         for parent in adapter.resolve().parents:
             if (parent / "manifest.json").is_file() and (parent / "sft" / "model").is_dir():
+                _say_moved(name, parent)
                 name = str(parent / "sft" / "model")
                 break
     try:
@@ -195,6 +197,18 @@ def resolve_base(adapter: Path, above: frozenset[Path] = frozenset()) -> ModelRe
             where=str(adapter),
             fix="put the base back, or correct base_model_name_or_path in adapter_config.json",
         ) from error
+
+
+@cache
+def _say_moved(base: str, run: Path) -> None:
+    """Other libraries look for the base where it was: say what they can load."""
+    _log.warning(
+        "the adapters in %s name a base that is gone, %s; sft/model of that folder is taken. For peft alone load "
+        "sft/model, then PeftModel.from_pretrained(model, ADAPTER), or let `duel push %s --to FOLDER` merge them",
+        run,
+        base,
+        run,
+    )
 
 
 def _hub(spec: str, revision: str | None) -> ModelRef:
