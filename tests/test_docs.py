@@ -242,7 +242,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
         assert option in OPTIONS or option in scripts or option in OF_OTHERS, f"there is no option {option}"
 
 
-SECTIONS = ("model", "data", "sft", "reward_model", "ppo", "dpo", "evaluate", "report", "rounds")
+SECTIONS = ("model", "data", "sft", "reward_model", "ppo", "dpo", "evaluate", "report", "rounds", "rft")
 OF_OTHERS = ("--num_processes", "--config_file", "--write", "--kills", "--light")
 
 

@@ -8,7 +8,7 @@ from toolkit.recipe.schema import Recipe, flat
 
 def test_every_setting_stands_in_it_with_a_meaning() -> None:
     found = {setting.name: setting for setting in reference()}
-    everything = {"name": "x", "dpo": {"online": {}}, "rounds": {}, "study": {}}
+    everything = {"name": "x", "dpo": {"online": {}}, "rft": {}, "rounds": {}, "study": {}}
     assert set(flat(Recipe.model_validate(everything))) == set(found)
     assert [name for name, setting in found.items() if not setting.meaning] == []
     assert len(found) == len(reference())

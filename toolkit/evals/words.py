@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-ARM_NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO", "sft": "SFT", "base": "base"}
+ARM_NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO", "rft": "rejection sampling", "sft": "SFT", "base": "base"}
 
 
 def policy_name(policy: str) -> str:

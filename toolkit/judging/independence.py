@@ -15,7 +15,7 @@ TRAINED_ON_FILE = Path("data") / "train.parquet"
 # Judges that are models, by the kind of their name.
 MODEL_JUDGES = ("rm", "implicit", "llm")
 # Where a run folder has models: those of its stages, and the earlier ones on the shelf.
-STAGE_FOLDERS = ("sft", "reward_model", "ppo", "dpo", ".shelf")
+STAGE_FOLDERS = ("sft", "reward_model", "ppo", "dpo", "rft", ".shelf")
 
 
 @dataclass(frozen=True)

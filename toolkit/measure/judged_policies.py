@@ -18,12 +18,14 @@ def judge_all(
     settings: EvaluationSettings,
     reporter: Reporter,
 ) -> Judged:
-    """Every policy against SFT, and the arms against each other, in every round, by every judge; and what language
-    models took."""
+    """What every judge says, and what language models took: of every policy against SFT, and of the arms against each
+    other, in every round, and against rejection sampling.
+    """
     names = [*policies, *sorted({sample.policy for sample in samples} - set(policies))]
     pairs = [(name, "sft") for name in names if name != "sft"] + [("rm_ppo", "dpo")]
     of_rounds = [name for name in names if name.startswith("rm_ppo@round-")]
     pairs += [(name, f"dpo@{name.partition('@')[2]}") for name in of_rounds]
+    pairs += [(arm, "rft") for arm in ("rm_ppo", "dpo") if "rft" in names]
     of_policy = by_policy(samples)
     ordered = {name: of_policy[name] for name in names}
     responses = of_samples(ordered, settings.rows)

@@ -106,7 +106,8 @@ class EvaluationSettings:
 
 
 def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
-    """base, sft, and both arms with their checkpoints and rounds in the order of training.
+    """base, sft, and both arms with their checkpoints and rounds in the order of training, and rft
+    where the recipe has it.
 
     Several samples of a prompt go to the policies that the verdict compares, and to those of earlier rounds.
     """
@@ -127,6 +128,9 @@ def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelR
         policies += _checkpoints(arm, inputs[stage], section)
         final = resolve(str(inputs[stage] / "model"))
         policies.append(Policy(arm, arm, "final", training_record(final)["step"], final, n))
+    if "rft" in inputs:
+        ref = resolve(str(inputs["rft"] / "model"))
+        policies.append(Policy("rft", "rft", "final", training_record(ref)["step"], ref, n))
     return policies
 
 

@@ -478,6 +478,18 @@ class EvaluateSection(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(0.95, description="Coverage of each interval.")
 
 
+class RftSection(Training):
+    """A baseline beside both arms: SFT goes on with the best of n of its samples by the reward model.
+
+    Rejection-sampling fine-tuning: Touvron et al. 2023 (arXiv 2307.09288), section 3.2.3; Dong et al. 2023 (RAFT, arXiv
+    2304.06767).
+    """
+
+    n: Annotated[int, Field(ge=2)] = Field(4, description="Samples of SFT for a training prompt; the best one is kept.")
+    prompts: PositiveInt | None = Field(None, description="Training prompts to sample for; null takes all of them.")
+    temperature: PositiveFloat = Field(1.0, description="Temperature of these samples.")
+
+
 class RoundsSection(Section):
     """Rounds of sampling from both arms, labelling, and training further. `rounds: 3` is short for `number: 3`."""
 
@@ -583,6 +595,11 @@ class Recipe(Section):
     dpo: DpoSection = Field(default_factory=DpoSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     report: ReportSection = Field(default_factory=ReportSection)
+    rft: RftSection | None = Field(
+        None,
+        description="Rejection-sampling fine-tuning of SFT as a third policy to compare with; null leaves it out. `{}` "
+        "takes the defaults.",
+    )
     rounds: RoundsSection | None = Field(
         None,
         description="Further rounds of sampling, labelling and training; null trains each arm once. `rounds: 3` takes "

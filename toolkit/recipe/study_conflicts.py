@@ -43,6 +43,8 @@ def study_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     if "more_prompts" in study.controls and study.more_prompts is None:
         fix = "name a file of prompts in study.more_prompts"
         yield Conflict("the control more_prompts needs a file", fix, ("controls", "more_prompts"))
+    if recipe.rft is not None:
+        yield Conflict("a study does not train the baseline rft", "leave out rft; its controls are further arms", ())
     if len(set(study.controls)) < len(study.controls):
         yield Conflict("a control is there twice", "keep one of them", ("controls",))
     for arm in SPACES:

@@ -31,9 +31,10 @@ CURVES: dict[str, list[tuple[dict[str, str], str]]] = {
     ],
     "reward_model": [({"rewards/accuracies": "accuracy"}, "accuracy of the reward model"), ({"loss": "loss"}, "loss")],
     "sft": [({"loss": "loss"}, "loss"), ({"mean_token_accuracy": "accuracy"}, "token accuracy")],
+    "rft": [({"loss": "loss"}, "loss")],
 }
-STAGE_NAMES = {"ppo": "PPO", "dpo": "DPO", "reward_model": "Reward model", "sft": "SFT"}
-_COLOR = {"ppo": "@rm_ppo", "reward_model": "@rm_ppo", "dpo": "@dpo", "sft": "@sft"}
+STAGE_NAMES = {"ppo": "PPO", "dpo": "DPO", "reward_model": "Reward model", "sft": "SFT", "rft": "Rejection sampling"}
+_COLOR = {"ppo": "@rm_ppo", "reward_model": "@rm_ppo", "dpo": "@dpo", "sft": "@sft", "rft": "@rft"}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ PALETTE = {
         "sft": "#5d6670",
         "base": "#777f88",
         "best_of_n": "#4f5860",
+        "rft": "#3f474e",
         "warn": "#8a5a00",
         "mark": "#fbe7a1",
     },
@@ -39,6 +40,7 @@ PALETTE = {
         "sft": "#a9b2ba",
         "base": "#8d969e",
         "best_of_n": "#bcc4cb",
+        "rft": "#c9d0d6",
         "warn": "#e3b341",
         "mark": "#6b5510",
     },
@@ -65,7 +67,7 @@ def arm_name(arm: str) -> str:
 
 
 def arm_of(policy: str) -> str:
-    """The arm of a policy, as the page's colours name it: "rm_ppo", "dpo", "sft", "base", "best_of_n" or "other"."""
+    """The arm of a policy, as the page's colours name it: one of ``ARM_NAMES``, "best_of_n" or "other"."""
     head = policy.partition("@")[0]
     return "best_of_n" if head.startswith("best_of_") else head if head in ARM_NAMES else "other"
 

@@ -98,6 +98,10 @@ def _curves(points: Sequence[FrontierPoint], form: Form) -> list[Trace]:
         if trained:
             line = [replace(point, kind="start") for point in sft] + trained
             traces.append(_trace(line, ARM_NAMES[arm], color(arm), form, mode="lines+markers"))
+    baseline = [point for point in points if point.arm == "rft"]
+    if baseline:
+        traces.append(_trace(baseline, ARM_NAMES["rft"], "@rft", form, mode="markers"))
+        traces[-1]["marker"]["symbol"] = "square"
     for point in points:
         if point.kind == "best_of_n":
             trace = _trace([point], policy_name(point.policy), "@best_of_n", form, mode="markers")

@@ -27,7 +27,7 @@ from toolkit.runs.store import (
 
 ResultRow = dict[str, Any]
 """A row of a table in ``results.json``, of one of the run's Parquet tables, or of a log."""
-TRAINED_STAGES = ("sft", "reward_model", "ppo", "dpo")
+TRAINED_STAGES = ("sft", "reward_model", "ppo", "dpo", "rft")
 # Token ids and log-probabilities are most of samples.parquet and are not shown.
 SAMPLE_COLUMNS = [
     *("prompt_id", "policy", "arm", "kind", "sample_index", "prompt", "response", "n_tokens", "truncated"),

@@ -328,8 +328,10 @@ def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if name != "report"
     ]
     arms = {}
-    for arm in ("shared", "rm_ppo", "dpo"):
+    for arm in ("shared", "rm_ppo", "dpo", "rft"):
         of_arm = [row for row in rows if row["arm"] == arm]
+        if arm == "rft" and not of_arm:  # only a recipe with this baseline has it
+            continue
         arms[arm] = {
             "wall_s": round(sum(row["wall_s"] for row in of_arm), 3),
             "tokens": sum(row["tokens"] for row in of_arm),

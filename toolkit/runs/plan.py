@@ -53,20 +53,23 @@ EVALUATED = ("reward_model", "ppo", "dpo")
 MISSING = "missing"  # instead of a hash
 
 
-def stages_of(rounds: int = 1) -> tuple[StageSpec, ...]:
+def stages_of(rounds: int = 1, *, rft: bool = False) -> tuple[StageSpec, ...]:
     """The stages of a run in their order.
 
     A further round labels samples of the policies before it (``labels@2``), and goes on with both arms
     (``reward_model@2, ppo@2, dpo@2``). The evaluation reads the last round's arms as ``ppo`` and ``dpo``, and what
-    earlier rounds left as ``ppo@1``.
+    earlier rounds left as ``ppo@1``. With ``rft`` a baseline is trained against the last reward model.
 
     >>> [stage.name for stage in stages_of(2)][4:]
     ['dpo', 'labels@2', 'reward_model@2', 'ppo@2', 'dpo@2', 'evaluate', 'report']
     """
     training = [*TRAINING, *(stage for round_ in range(2, rounds + 1) for stage in _further_round(round_))]
+    last_rm = stage_of("reward_model", rounds)
+    if rft:
+        training.append(StageSpec("rft", "rft", {**_by_name("data", "sft"), "reward_model": last_rm}, trains=True))
     evaluated = {**_by_name("data", "sft"), **{kind: stage_of(kind, rounds) for kind in EVALUATED}}
     evaluated |= {f"{kind}@{r}": stage_of(kind, r) for r in range(1, rounds) for kind in EVALUATED}
-    evaluated |= _by_name(*(stage_of("labels", r) for r in range(2, rounds + 1)))
+    evaluated |= _by_name(*(stage_of("labels", r) for r in range(2, rounds + 1)), *(["rft"] if rft else []))
     reported = _by_name(*(stage.name for stage in training), "evaluate")
     return (
         *training,
@@ -117,7 +120,7 @@ def plan_stages(loaded: LoadedRecipe, folder: RunFolder, processes: int = 1) -> 
     """
     keys: dict[str, str] = {}
     stages = []
-    for spec in stages_of(n_rounds(loaded.recipe)):
+    for spec in stages_of(n_rounds(loaded.recipe), rft=loaded.recipe.rft is not None):
         context = context_of(spec.name, loaded.recipe)
         fields: dict[str, Any] = settings_of(context)
         fields["code"] = code_fingerprint(f"toolkit.stages.{kind_of(spec.name)}")

@@ -24,6 +24,7 @@ from toolkit.recipe.schema import (
     Recipe,
     ReportSection,
     RewardModelSection,
+    RftSection,
     Section,
     SftSection,
     leaves,
@@ -129,6 +130,11 @@ class DpoContext(ModelContext):
 
 
 @dataclass(frozen=True)
+class RftContext(ModelContext):
+    rft: RftSection
+
+
+@dataclass(frozen=True)
 class LabelsContext(ModelContext):
     rounds: LabelSettings
 
@@ -153,6 +159,7 @@ CONTEXTS: dict[str, type[Context]] = {
     "ppo": PpoContext,
     "dpo": DpoContext,
     "labels": LabelsContext,
+    "rft": RftContext,
     "evaluate": EvaluateContext,
     "report": ReportContext,
 }

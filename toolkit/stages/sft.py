@@ -23,8 +23,9 @@ from toolkit.preferences import splits
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.stages.contexts import SftContext
-from toolkit.training.batch import Example, PairBatch
+from toolkit.training.batch import Example
 from toolkit.training.callbacks import StageProgress
+from toolkit.training.imitation import completion_loss
 from toolkit.training.trainer import (
     EngineTrainer,
     seed_everything,
@@ -101,9 +102,3 @@ def check_likelihood(before: float, after: float, n_tokens: int) -> None:
         where="stage sft",
         fix="take another base model: model.name" if bad_before else "lower sft.learning_rate",
     )
-
-
-def completion_loss(engine: Engine, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The batch's mean negative log-likelihood of response tokens, in nats, and metrics. Prompt tokens do not count."""
-    logps_N, _ = engine.token_logps(batch.trees)
-    return -logps_N.mean() * batch.token_share, {"nll/token": -logps_N}
