@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,16 @@ def test_a_run_compares_it_with_sft_and_both_arms(small_run: Path, tmp_path: Pat
     assert results["cost"]["arms"]["rft"]["response_tokens_trained"] > 0
     assert [entry["arm"] for entry in results["cost"]["stages"] if entry["stage"] == "rft"] == ["rft"]
     assert "rft" not in read_json(small_run / "results.json")["cost"]["arms"]
+    assert results["verdict"] == read_json(small_run / "results.json")["verdict"]  # it is between the arms
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "rejection sampling" in page and '"square"' in page
+    assert "The square is the baseline" in page and '"square"' in page and "counts only its own sampling" in page
+    assert "The square is" not in (small_run / "report.html").read_text(encoding="utf-8")
+
+    pushed = json.loads(duel("push", str(out), "--to", str(tmp_path / "pushed"), "--only", "rft", "--json").stdout)
+    card = (Path(pushed["pushed"]["rft"]) / "README.md").read_text(encoding="utf-8")
+    assert "rejection-sampling fine-tuning" in card and "win rate over sft" in card and "`n` | `2`" in card
+    refused = duel("push", str(small_run), "--to", str(tmp_path / "other"), "--only", "rft", check=2).stderr
+    assert "no baseline of rejection sampling" in refused
 
 
 @pytest.mark.parametrize(

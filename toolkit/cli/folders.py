@@ -111,7 +111,7 @@ def rerun(ctx: click.Context, /, manifest: Path, out: Path | None, launch: tuple
     "--only",
     "artifacts",
     multiple=True,
-    help="Push this alone: sft, ppo, dpo, reward-model or preferences. Can be given several times.",
+    help="Push this alone: sft, ppo, dpo, rft, reward-model or preferences. Can be given several times.",
 )
 @click.option("--public", is_flag=True, help="Make the repositories public; the default is private.")
 @JSON

@@ -106,8 +106,8 @@ class EvaluationSettings:
 
 
 def find_policies(context: EvaluateContext, inputs: dict[str, Path], sft: ModelRef) -> list[Policy]:
-    """base, sft, and both arms with their checkpoints and rounds in the order of training, and rft
-    where the recipe has it.
+    """base, sft, both arms with their checkpoints and rounds in the order of training, and rft where the recipe has
+    it.
 
     Several samples of a prompt go to the policies that the verdict compares, and to those of earlier rounds.
     """

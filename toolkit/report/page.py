@@ -147,6 +147,7 @@ def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str 
         sections=_sections(views, bool(between), browser is not None),
         figures=[figure for view in views for figure in view.figures],
         live=live,
+        has_rft=any(row["policy"] == "rft" for run in runs for row in run.results["policies"]),
         samples=browser,
         subjects=list(dict.fromkeys(filter(None, subjects))),
         views=views,

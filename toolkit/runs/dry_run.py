@@ -162,7 +162,12 @@ def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow], processes: int
         "engine": len(compared),
         "trl": sum(pair.p != 0.5 for pairs in compared for pair in pairs),
     }
+    baseline = {}
+    if recipe.rft is not None:
+        n_prompts = min(len(rows), recipe.rft.prompts or len(rows))
+        baseline["rft"] = total_steps(recipe.rft, n_prompts, processes)
     return {
+        **baseline,
         "sft": total_steps(recipe.sft, len(rows), processes) if recipe.sft.enabled else 0,
         "reward_model": total_steps(recipe.reward_model, items[recipe.reward_model.trainer], processes),
         "dpo": total_steps(recipe.dpo, items[items_of_dpo], processes),

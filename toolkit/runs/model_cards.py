@@ -17,8 +17,14 @@ from toolkit.recipe.schema import ModelSection
 from toolkit.report.numbers import interval, number, percent
 
 TEMPLATES = Path(__file__).parent / "cards"
-POLICY_OF = {"sft": "sft", "ppo": "rm_ppo", "dpo": "dpo"}
-TITLES = {"sft": "SFT policy", "ppo": "RM + PPO policy", "dpo": "DPO policy", "reward-model": "reward model"}
+POLICY_OF = {"sft": "sft", "ppo": "rm_ppo", "dpo": "dpo", "rft": "rft"}
+TITLES = {
+    "sft": "SFT policy",
+    "ppo": "RM + PPO policy",
+    "dpo": "DPO policy",
+    "rft": "policy of rejection-sampling fine-tuning, a baseline",
+    "reward-model": "reward model",
+}
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,10 @@ from toolkit.storage.locks import writing
 
 # What the hub's HTTP client raises, and the hub lets through: of httpx in huggingface_hub 1, of httpx2 in 2.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
-STAGE_OF = {"sft": "sft", "ppo": "ppo", "dpo": "dpo", "reward-model": "reward_model"}
-# What a run has to give: its models and its data.
-ARTIFACTS = (*STAGE_OF, "preferences")
+STAGE_OF = {"sft": "sft", "ppo": "ppo", "dpo": "dpo", "rft": "rft", "reward-model": "reward_model"}
+# What every run has to give: its models and its data. A run with the baseline has its policy, too.
+ARTIFACTS = ("sft", "ppo", "dpo", "reward-model", "preferences")
+BASELINE = "rft"
 
 
 def push_run(
@@ -65,18 +66,22 @@ def push_run(
     if name is not None and not is_hub_id(name):
         raise RecipeError(f"{name!r} is no repository", where="NAME", fix="write it as USER/NAME")
     for artifact in artifacts:
-        if artifact not in ARTIFACTS:
+        if artifact not in (*ARTIFACTS, BASELINE):
             raise RecipeError(f"a run has no {artifact!r}", where="--only", fix=nearest(artifact, ARTIFACTS))
     run = read_finished(folder)
-    wanted = [artifact for artifact in ARTIFACTS if artifact in (artifacts or ARTIFACTS)]
+    available = [*ARTIFACTS, BASELINE] if BASELINE in run.manifest["stages"] else ARTIFACTS
+    if BASELINE in artifacts and BASELINE not in available:
+        fix = "leave it out, or run the recipe with --set 'rft={}'"
+        raise StoreError("the run has no baseline of rejection sampling (rft)", where=str(folder), fix=fix)
+    wanted = [artifact for artifact in available if artifact in (artifacts or available)]
     if to is not None:
         with writing(to) as resumed:
-            there = [artifact for artifact in wanted if (to / artifact).exists()]
-            if there and not resumed:
+            written_before = [artifact for artifact in wanted if (to / artifact).exists()]
+            if written_before and not resumed:
                 fix = "choose another --to, or move it away"
-                raise StoreError("the folder exists", where=str(to / there[0]), fix=fix)
+                raise StoreError("the folder exists", where=str(to / written_before[0]), fix=fix)
             remove_partials(to, ".*.partial")
-            new = [artifact for artifact in wanted if artifact not in there]  # what is there is whole
+            new = [artifact for artifact in wanted if artifact not in written_before]  # what is there is whole
             written = dict(_write_all(run, new, to, None, reporter))
         return {artifact: str(written.get(artifact, to / artifact)) for artifact in wanted}
     with tempfile.TemporaryDirectory() as scratch:

@@ -26,7 +26,7 @@ from toolkit.ppo.labels import labels_by
 from toolkit.preferences import splits
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.preferences.samples import Sample, by_prompt, stored_samples, write_samples
+from toolkit.preferences.samples import Sample, by_prompt, read_samples, stored_samples, write_samples
 from toolkit.progress import Reporter
 from toolkit.stages.contexts import RftContext
 from toolkit.training.batch import Example
@@ -59,11 +59,13 @@ def run(context: RftContext, inputs: dict[str, Path], out: Path, reporter: Repor
     rows = splits.limit(from_parquet(inputs["data"] / "train.parquet"), section.prompts, context.seed)
     encoder = text_encoder(tokenizer, rows[0].prompt, sft.spec)
     samples = stored_samples(out / SAMPLES_FILE, COLUMNS)
-    distributed.barrier()  # all processes have looked before one writes
+    distributed.barrier()  # every process has read the file before one writes it
     if samples is None:
         samples = scored_samples(context, rows, encoder, sft, reward, reporter)
         if distributed.main_process():
             write_samples(samples, out / SAMPLES_FILE, COLUMNS)
+        distributed.barrier()  # processes train on the same samples, and rounding may let each draw others
+        samples = read_samples(out / SAMPLES_FILE, COLUMNS)
     best = best_of_prompts(samples)
     examples = [Example(Tree(encoder.prompt(row.prompt), [best[row.prompt_id].response_ids]), []) for row in rows]
 
