@@ -20,6 +20,7 @@ from toolkit.evals.best_of_pool import (
 )
 from toolkit.evals.feature_bias import feature_bias
 from toolkit.evals.intervals import BootstrapOptions
+from toolkit.evals.logistic import fit_l2_logistic
 from toolkit.evals.reward_card import (
     QUANTILES,
     CardData,
@@ -128,6 +129,88 @@ def test_rewards_without_a_bias_have_no_flag(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["noisy", "partial"])
 def test_false_alarms_are_rare(kind: str) -> None:
     assert false_alarms(range(100), kind) <= 5
+
+
+# ---------------------------------------------------------------- rewards that state probabilities
+
+
+def bradley_terry(seed: int, *, sees: float = 0.3, bias: float = 0.0) -> tuple[CardData, list[Any]]:
+    """Labels by Bradley and Terry's model of gold, and a reward fitted to such labels of 400 other prompts.
+
+    It sees the length and a noisy sign of the rest of gold (``sees``), so it knows little. Those other labels like length
+    by ``bias`` beside gold.
+    """
+    rng = np.random.default_rng(seed)
+
+    def drawn(n: int, liking: float) -> tuple[Any, Any, list[tuple[int, int, int, float, float]]]:
+        length, style, rest, noise = rng.normal(size=(4, n, 4))
+        gold = 0.2 * length + rest
+        latent = gold + liking * length
+        pairs = [(q, i, j) for q in range(n) for i, j in combinations(range(4), 2)]
+        wins = [rng.random() < 1 / (1 + math.exp(latent[q, j] - latent[q, i])) for q, i, j in pairs]
+        comparisons = [(*pair, float(win), 1.0) for pair, win in zip(pairs, wins, strict=True)]
+        return np.stack([length, style, sees * rest + noise], axis=-1), gold, comparisons
+
+    seen, _, comparisons = drawn(400, bias)
+    x = np.array([seen[q, i] - seen[q, j] for q, i, j, *_ in comparisons])
+    y = np.array([p for *_, p, _ in comparisons])
+    weights = fit_l2_logistic(x, y, np.ones((1, len(y))), np.array([1e-6]), 1e-9)[0]
+    seen, gold, comparisons = drawn(120, 0.0)
+    features = {"length": list(seen[..., 0]), "format": list(seen[..., 1])}
+    data = CardData([f"p{q}" for q in range(120)], comparisons, features, list(gold))
+    return data, list(seen @ weights)
+
+
+def shown(data: CardData, rewards: list[Any]) -> set[tuple[str, str]]:
+    """What a card flags, and by which figure."""
+    return {(flag["figure"], flag["direction"]) for flag in card_flags(reward_card(data, rewards, **FAST))}
+
+
+def test_a_bias_is_told_from_ignorance_by_what_the_reward_states() -> None:
+    """Both follow length and noise alone, and order the responses alike; one is too sure of the longer ones."""
+    data, _ = bradley_terry(9)
+    noise = np.random.default_rng(9).normal(size=(120, 4))
+    followed = [z + e for z, e in zip(data.features["length"], noise, strict=True)]
+    assert shown(data, [3.0 * values for values in followed]) == {("overstated", "more")}
+    assert shown(data, [0.14 * values for values in followed]) == set()
+
+
+def test_twice_the_log_odds_are_allowed() -> None:
+    """Length wins 3 of 4 pairs. What states 3/4 to 9/10 may have had cleaner labels; below that it may be noise."""
+    pairs = [(k, 0, 1, float(k % 4 > 0), 1.0) for k in range(40)]
+    data = CardData([f"p{k}" for k in range(40)], pairs, {"length": [[1.0, 0.0]] * 40}, [None] * 40)
+    for log_odds, beyond in ((0.0, 0.0), (1.0, 0.0), (2.19, 0.0), (4.0, 0.082), (-2.0, 0.119 - 0.5)):
+        section = feature_bias(compared_pairs(data, [[log_odds, 0.0]] * 40), "length", FAST)
+        assert section["stated_rate"]["value"] == pytest.approx(1 / (1 + math.exp(-log_odds)))
+        assert section["overstated"]["value"] == pytest.approx(beyond, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])  # trained on noisier labels, on such, on cleaner ones
+def test_a_fitted_reward_without_a_bias_overstates_nothing(scale: float) -> None:
+    alarms = 0
+    for seed in range(100):
+        data, rewards = bradley_terry(seed)
+        alarms += any(figure == "overstated" for figure, _ in shown(data, [scale * values for values in rewards]))
+    assert alarms <= 3
+
+
+@pytest.mark.slow
+def test_the_intervals_of_what_a_reward_states_cover_it() -> None:
+    """Of a pair in two the longer one is stated to win with 0.9, and wins with 0.6."""
+    inside = {"stated_rate": 0, "overstated": 0}
+    options: BootstrapOptions = {**FAST, "n_resamples": 1000}
+    twice = 0.6**2 / (0.6**2 + 0.4**2)
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        margin = np.where(rng.random(120) < 0.5, math.log(9.0), 0.0)
+        pairs = [(k, 0, 1, float(rng.random() < 0.6), 1.0) for k in range(120)]
+        data = CardData([f"p{k}" for k in range(120)], pairs, {"length": [[1.0, 0.0]] * 120}, [None] * 120)
+        section = feature_bias(compared_pairs(data, [[m, 0.0] for m in 2.0 * margin]), "length", options)
+        stated = 0.5 * 81.0 / 82.0 + 0.25
+        for name, truth in (("stated_rate", stated), ("overstated", stated - twice)):
+            inside[name] += section[name]["ci_low"] <= truth <= section[name]["ci_high"]
+    assert all(0.925 <= count / 1000 <= 0.975 for count in inside.values()), inside
 
 
 def test_every_figure_has_an_interval_that_holds_its_value() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.errors import DataError, StoreError, nearest
 from toolkit.evals.agreement import LOG_Z_WARNING, Comparison
-from toolkit.evals.feature_bias import LEAST_COEFFICIENT, MOST
+from toolkit.evals.feature_bias import LEAST_COEFFICIENT, LEAST_OVERSTATED, MOST
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.reward_card import CardData, StyledResponses, all_pairs, card_flags, margin_scale, reward_card
 from toolkit.evals.style_matrix import STYLES
@@ -42,8 +42,9 @@ SOURCE_COLUMNS = ("source", "subset", "domain", "dataset", "category")
 ALARM = (
     f"A flag is a coefficient of a feature, of at least {LEAST_COEFFICIENT:g}, that lies beyond what the reference "
     "(gold, else the labels) explains: beyond both r * g, as noise would weaken it, and g / r, as a small model would "
-    "strengthen it, by the intervals of coefficient, excess_if_noisy and excess_if_partial. A feature that explains "
-    f"{MOST:.0%} of the margins, and not of the reference, is a flag as well."
+    "strengthen it, by the intervals of coefficient, excess_if_noisy and excess_if_partial. A reward that overstates how "
+    f"often more of a feature wins by {LEAST_OVERSTATED:.0%} (overstated), or of whose margins a feature explains "
+    f"{MOST:.0%}, and not of the reference's, has a flag as well."
 )
 
 

@@ -17,6 +17,8 @@ _BIAS: list[tuple[str, tuple[str, ...], Form]] = [
     ("the labels do", ("labels_rate",), percent),
     ("gold does", ("gold_rate",), percent),
     ("excess over the labels", ("excess_over_labels",), percent),
+    ("stated by the reward", ("stated_rate",), percent),
+    ("overstated", ("overstated",), percent),
     ("accuracy where the preferred has more", ("accuracy_more_preferred",), percent),
     ("accuracy where it has less", ("accuracy_less_preferred",), percent),
     ("log odds per unit", ("log_odds",), number),
@@ -142,7 +144,7 @@ def flag_lines(card: Mapping[str, Any]) -> list[str]:
     """A sentence for each flag, or that there is none, and what a flag is."""
     lines = []
     for flag in card["flags"]:
-        form = percent if flag["figure"] == "explained" else number
+        form = percent if flag["figure"] in ("explained", "overstated") else number
         bounds = interval(flag["ci_low"], flag["ci_high"], form)
         lines.append(f"flag: {flag['reward']}: {flag['sentence']} ({flag['figure']} {form(flag['value'])}, {bounds})")
     return [*(lines or ["no flag"]), card["alarm"]]
