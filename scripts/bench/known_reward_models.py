@@ -1,4 +1,4 @@
-"""Reward models whose labels are known: trained on ``reviews`` as an annotator with a known noise and bias labels it."""
+"""Reward models whose labels are known: trained on ``reviews`` by an annotator of known noise and bias."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ def labelled(rows: Sequence[Any], labels: Labels, seed: int) -> list[Any]:
     from toolkit.preferences.simulate import Annotator, annotate
 
     annotator = Annotator("known", labels.noise, labels.bias, labels.weight, labels.flipped)  # type: ignore[arg-type]
-    return [
-        replace(row, comparisons=annotate(row.prompt, row.responses, row.gold, [annotator], seed)) for row in rows
-    ]
+    return [replace(row, comparisons=annotate(row.prompt, row.responses, row.gold, [annotator], seed)) for row in rows]
 
 
 def write_data(design: Design, folder: Path) -> None:

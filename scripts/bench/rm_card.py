@@ -148,20 +148,6 @@ def permutation_p(x: Any, y: Any, n_permutations: int = 10_000, seed: int = 0) -
     return float((1 + as_far.sum()) / (1 + n_permutations))
 
 
-def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Adjusted p-values (Holm 1979).
-
-    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
-    {'a': 0.03, 'c': 0.06, 'b': 0.06}
-    """
-    adjusted: dict[str, float] = {}
-    largest = 0.0
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
-        adjusted[name] = largest
-    return adjusted
-
-
 def outcome(record: dict[str, Any], name: str) -> float:
     value = record[name]["value"] if isinstance(record[name], dict) else record[name]
     return float("nan") if value is None else float(value)
@@ -188,11 +174,13 @@ def predictions(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each figure its rank correlation with each outcome, the strongest with gold first."""
     import numpy as np
 
+    from toolkit.evals.winrate import holm
+
     columns = {name: np.array([r["figures"].get(name) for r in records], dtype=float) for name in FIGURES}
     columns = {name: x for name, x in columns.items() if np.all(np.isfinite(x)) and np.ptp(x) > 0.0}
     truth = {name: np.array([outcome(record, name) for record in records]) for name in OUTCOMES}
     p_values = {name: permutation_p(x, truth["gold"]) for name, x in columns.items()}
-    adjusted = holm(p_values)
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     accuracy = columns["accuracy on the labels"]
     rows = [
         {

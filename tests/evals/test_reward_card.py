@@ -137,8 +137,8 @@ def test_false_alarms_are_rare(kind: str) -> None:
 def bradley_terry(seed: int, *, sees: float = 0.3, bias: float = 0.0) -> tuple[CardData, list[Any]]:
     """Labels by Bradley and Terry's model of gold, and a reward fitted to such labels of 400 other prompts.
 
-    It sees the length and a noisy sign of the rest of gold (``sees``), so it knows little. Those other labels like length
-    by ``bias`` beside gold.
+    It sees the length and a noisy sign of the rest of gold (``sees``), so it knows little. Those other labels like
+    length by ``bias`` beside gold.
     """
     rng = np.random.default_rng(seed)
 

@@ -7,15 +7,15 @@ has: with correlation r between the two, the reward's coefficient c of a feature
 guess from what a small model sees strengthens it: it leans on features that go with the reference, and c is g / r. So
 there is a bias where c lies beyond both, outside the range from r * g to g / r.
 
-That range is wide for a reward model that knows little: whoever sees the length alone can only follow it. What tells its
-bias from ignorance is how sure it is. A reward of Bradley and Terry's model states with which probability a response
-wins, and ignorance makes no response with more of a feature win more often than it does (calibration within a group:
-Hebert-Johnson et al. 2018, arXiv 1711.08513).
+That range is wide for a reward model that knows little: whoever sees the length alone can only follow it. What tells
+its bias from ignorance is how sure it is. A reward of Bradley and Terry's model states with which probability a
+response wins, and ignorance makes no response with more of a feature win more often than it does (calibration within a
+group: Hebert-Johnson et al. 2018, arXiv 1711.08513).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +66,9 @@ def feature_bias(pairs: ComparedPairs, name: str, options: BootstrapOptions) -> 
 
     - ``preferred_rate``: how often the reward prefers more; ``labels_rate`` and ``gold_rate``: how often these do;
     - ``excess_over_labels``: preferred_rate - labels_rate, on the same pairs;
-    - ``stated_rate``: how often more wins by the reward's own word, the mean of sigmoid(margin); ``overstated``: how far
-      this lies beyond the labels_rate, and beyond what it would be with twice the log odds, because a reward that was
-      trained on cleaner labels is more certain. It is 0 between that and one half, where noise draws it;
+    - ``stated_rate``: how often more wins by the reward's own word, the mean of sigmoid(margin); ``overstated``: how
+      far this lies beyond the labels_rate, and beyond what it would be with twice the log odds, because a reward that
+      was trained on cleaner labels is more certain. It is 0 between that and one half, where noise draws it;
     - ``accuracy_more_preferred``, ``accuracy_less_preferred``: accuracy where the labels prefer more, or less;
     - ``log_odds``: the coefficient of a logistic regression of the reward's choice on the difference of the feature, in
       units of its root mean square. None where the feature alone decides every choice;
@@ -99,7 +99,7 @@ def feature_bias(pairs: ComparedPairs, name: str, options: BootstrapOptions) -> 
         sums = sums_by_prompt(cluster, weight * (chosen - labelled), weight)
         excess = bootstrap_statistic(sums, ratio, **options)
         sums = sums_by_prompt(cluster, weight * stated, weight * labelled, weight)
-        overstated = bootstrap_statistic(sums, _overstated, **options)
+        overstated = _overstated(sums, options)
     more, less = weight * (labelled > 0.5), weight * (labelled < 0.5)
     return {
         "preferred_rate": share(weight * chosen, weight),
@@ -115,12 +115,36 @@ def feature_bias(pairs: ComparedPairs, name: str, options: BootstrapOptions) -> 
     }
 
 
-def _overstated(stated: Floats, labelled: Floats, weight: Floats) -> Floats:
-    """How far the stated rate lies outside the range from one half to the labels' rate with twice its log odds."""
-    rate, of_labels = stated / weight, labelled / weight
-    twice = of_labels**2 / (of_labels**2 + (1.0 - of_labels) ** 2)
-    above, below = rate - np.maximum(twice, 0.5), rate - np.minimum(twice, 0.5)
-    return np.maximum(above, 0.0) + np.minimum(below, 0.0)
+def _overstated(sums: Sequence[Floats], options: BootstrapOptions) -> Estimate:
+    """How far the stated rate lies outside the range from one half to the labels' rate with twice its log odds.
+
+    The distances to the two ends get an interval each, before what lies inside becomes 0: draws that are all 0 on one
+    side would make it too narrow.
+    """
+
+    def twice(labelled: Floats, weight: Floats) -> Floats:
+        rate = labelled / weight
+        return rate**2 / (rate**2 + (1.0 - rate) ** 2)
+
+    def beyond_upper(stated: Floats, labelled: Floats, weight: Floats) -> Floats:
+        return stated / weight - np.maximum(twice(labelled, weight), 0.5)
+
+    def beyond_lower(stated: Floats, labelled: Floats, weight: Floats) -> Floats:
+        return stated / weight - np.minimum(twice(labelled, weight), 0.5)
+
+    above = bootstrap_statistic(sums, beyond_upper, **options)
+    below = bootstrap_statistic(sums, beyond_lower, **options)
+
+    def outside(high: float | None, low: float | None) -> float | None:
+        return None if high is None or low is None else max(high, 0.0) + min(low, 0.0)
+
+    return Estimate(
+        outside(above.value, below.value),
+        None,
+        outside(above.ci_low, below.ci_low),
+        outside(above.ci_high, below.ci_high),
+        above.n,
+    )
 
 
 def _where(cluster: NDArray[np.int64], part: Floats, whole: Floats, options: BootstrapOptions) -> EstimateDict:
@@ -184,12 +208,12 @@ def bias_flags(topics: Mapping[str, Mapping[str, Any]], words: Mapping[str, tupl
 
     Its ``figure`` says by which of these it shows, the first that does:
 
-    - ``excess_if_noisy``: the intervals of ``coefficient``, ``excess_if_noisy`` and ``excess_if_partial`` leave out 0 on
-      the same side, and the coefficient is at least ``LEAST_COEFFICIENT``;
-    - ``overstated``: the reward overstates by ``LEAST_OVERSTATED``, by the interval, how often the feature wins, and the
-      intervals of ``coefficient`` and ``excess_if_noisy`` leave out 0 on the same side;
-    - ``explained``: the feature is most of the reward. It explains at least ``MOST`` of the margins, by the interval, and
-      less of the reference.
+    - ``excess_if_noisy``: the intervals of ``coefficient``, ``excess_if_noisy`` and ``excess_if_partial`` leave out 0
+      on the same side, and the coefficient is at least ``LEAST_COEFFICIENT``;
+    - ``overstated``: the reward overstates by ``LEAST_OVERSTATED``, by the interval, how often the feature wins, and
+      the intervals of ``coefficient`` and ``excess_if_noisy`` leave out 0 on the same side;
+    - ``explained``: the feature is most of the reward. It explains at least ``MOST`` of the margins, by the interval,
+      and less of the reference.
 
     ``words`` has what a positive and a negative value mean.
     """

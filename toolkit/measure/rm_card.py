@@ -42,9 +42,9 @@ SOURCE_COLUMNS = ("source", "subset", "domain", "dataset", "category")
 ALARM = (
     f"A flag is a coefficient of a feature, of at least {LEAST_COEFFICIENT:g}, that lies beyond what the reference "
     "(gold, else the labels) explains: beyond both r * g, as noise would weaken it, and g / r, as a small model would "
-    "strengthen it, by the intervals of coefficient, excess_if_noisy and excess_if_partial. A reward that overstates how "
-    f"often more of a feature wins by {LEAST_OVERSTATED:.0%} (overstated), or of whose margins a feature explains "
-    f"{MOST:.0%}, and not of the reference's, has a flag as well."
+    "strengthen it, by the intervals of coefficient, excess_if_noisy and excess_if_partial. Other flags: the reward "
+    f"overstates how often more of a feature wins, by {LEAST_OVERSTATED:.0%} (overstated), or a feature explains "
+    f"{MOST:.0%} of its margins and not of the reference's (explained)."
 )
 
 
