@@ -49,6 +49,12 @@ def test_wide_tables_fold_at_their_columns_and_an_interval_stays_with_its_value(
     assert first.splitlines()[-1].startswith("runs/b ")
 
 
+def test_intervals_that_have_no_room_beside_their_value_stand_below_it() -> None:
+    columns, cells = ["policy", "win rate", *["95% interval"] * 3], ["a", *["9" * 25] * 4]
+    text = folded("T", columns, [cells], 1, 80)
+    assert all(len(line) <= 80 for line in text.splitlines()) and text.count("9" * 25) == 4
+
+
 def test_long_names_are_shortened_apart_and_named_in_full_below() -> None:
     names = [f"/data/{'x' * 60}/{k}/{'y' * 60}" for k in range(3)]
     *_, a, b, c = folded("T", ["policy", "win rate"], [[name, "50.0%"] for name in names], 1, 40).splitlines()

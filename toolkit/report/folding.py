@@ -67,11 +67,11 @@ def folded(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], n_
         else:
             keys.append(column)
     title = f"{title} ({', '.join(constant)})" if constant else title
-    widest = max((_total(column.folded_width for column in group) for group in _groups(values)), default=0)
+    widest = max(map(_folded_width, _groups(values)), default=0)
     room = max(width - min(widest, width // 2) - len(GAP), SHORTEST)
     names = _Names()
     keys = _shortened(keys, room, names)
-    rest = width - _total(column.folded_width for column in keys) - len(GAP)
+    rest = width - _folded_width(keys) - len(GAP)
     values = [_shortened([column], rest, names)[0] for column in values]
     blocks = [_block([*keys, *block], width) for block in _blocks(values, rest)] or [_block(keys, width)]
     return "\n".join([title, "\n\n".join(blocks), *names.legend()])
@@ -133,16 +133,22 @@ def _groups(columns: Sequence[Column]) -> list[list[Column]]:
 
 
 def _blocks(columns: Sequence[Column], room: int) -> list[list[Column]]:
-    """The columns in as few blocks as the first fit gives; an interval stays with its value."""
+    """The columns in as few blocks as the first fit gives; an interval stays with its value where both have room."""
     blocks: list[list[Column]] = []
     for group in _groups(columns):
-        for block in blocks:
-            if _total(column.folded_width for column in [*block, *group]) <= room:
-                block.extend(group)
-                break
-        else:
-            blocks.append(list(group))
+        together = _folded_width(group) <= room
+        for columns_of_block in [group] if together else [[column] for column in group]:
+            for block in blocks:
+                if _folded_width([*block, *columns_of_block]) <= room:
+                    block.extend(columns_of_block)
+                    break
+            else:
+                blocks.append(list(columns_of_block))
     return blocks
+
+
+def _folded_width(columns: Sequence[Column]) -> int:
+    return _total(column.folded_width for column in columns)
 
 
 def _block(columns: Sequence[Column], width: int) -> str:
