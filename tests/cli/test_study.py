@@ -70,4 +70,5 @@ def test_report_writes_the_page_of_a_study(table: Path, tmp_path: Path) -> None:
     assert "<title>Mine</title>" in (tmp_path / "other.html").read_text(encoding="utf-8")
     for second in (folder, tmp_path):
         refused = duel("report", str(folder), str(second), check=2)
-        assert "is a study, and a study has a page of its own: give it alone" in " ".join(refused.stderr.split())
+        said = " ".join(refused.stderr.split())
+        assert f"where: {folder} fix: give it alone: a study has a page of its own" in said
