@@ -38,7 +38,7 @@ ALL_SECTIONS = [
 GOLD_OVER_SFT = ("rm_ppo", "sft", "gold")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of text stand as they are, unfolded."""
     monkeypatch.setenv("COLUMNS", "200")
@@ -223,6 +223,7 @@ def test_a_judges_test_and_the_warnings_stand_beside_the_verdict(copy):
     assert re.search(r"judge +test\ngold +passed\n", printed)  # folded below: the table is wider than the page
 
 
+@pytest.mark.usefixtures("wide_terminal")
 def test_accuracies_and_losses_have_their_references_beside_them(copy):
     quality = text_of(build(copy), "quality")
     assert "explicit reward implicit reward gold reward a coin" in quality and "accuracy against gold" in quality
@@ -333,6 +334,7 @@ def test_the_best_of_n_is_drawn_against_its_kl(copy, exact):
     assert by_explicit["error_y"]["array"][-1] == pytest.approx(top)
 
 
+@pytest.mark.usefixtures("wide_terminal")
 def test_win_rates_by_sampling_temperature(copy):
     """A run with one temperature has no such section; with several, the terminal and the page show them alike."""
     assert "temperatures" not in sections(build(copy))
