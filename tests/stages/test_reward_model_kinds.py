@@ -24,6 +24,7 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.assembly import models_of_run
 from toolkit.ppo.models import AdapterModels
 from toolkit.ppo.rewards import EnsembleScores, Responses
+from toolkit.preferences.annotators import annotators_of
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.progress import Reporter
@@ -31,7 +32,7 @@ from toolkit.recipe.files import load_recipe
 from toolkit.recipe.schema import ModelSection, RewardModelSection
 from toolkit.stages import reward_model as stage
 from toolkit.stages.contexts import RewardModelContext, context_of
-from toolkit.training.reward_model import annotators_of, bradley_terry, examples_by_annotator, members_to_train
+from toolkit.training.reward_model import bradley_terry, examples_by_annotator, members_to_train
 
 FP32 = ModelSection(name="tiny", dtype="float32", lora=None)
 FEW = ["reward_model.max_steps=2", "data.max_response_tokens=12"]

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
 )
@@ -19,7 +20,7 @@ from transformers import (
 from toolkit.engine.fast import adapters, speedups
 from toolkit.errors import ModelError
 from toolkit.models.files import ADAPTER_CONFIG, FIX, UNREADABLE, check_weights, model_json
-from toolkit.models.inspect import DTYPES, check_finite, disable_dropout, is_encoder
+from toolkit.models.inspect import DTYPES, check_finite, disable_dropout, is_encoder, learned_positions
 from toolkit.models.remote_code import remote_code_allowed, unreadable
 from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
 from toolkit.models.reward_head import reward_head
@@ -137,6 +138,19 @@ def reads_pairs(ref: ModelRef) -> bool:
     if ref.kind == "adapter":
         return reads_pairs(resolve_base(Path(ref.path)))
     return is_encoder(read_config(ref))
+
+
+def table_of_positions(ref: ModelRef) -> int | None:
+    """:func:`toolkit.models.inspect.learned_positions` of a model whose weights are not loaded."""
+    whole = resolve_base(Path(ref.path)) if ref.kind == "adapter" else ref
+    config = read_config(whole)
+    auto: Any = AutoModel
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config, trust_remote_code=remote_code_allowed())
+    except UNREADABLE as error:
+        raise _unreadable(whole, error) from error
+    return learned_positions(model)
 
 
 def _check_classifier(ref: ModelRef) -> None:

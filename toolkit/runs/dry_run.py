@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from toolkit.ppo.schedule import Schedule
 from toolkit.preferences import splits
 from toolkit.preferences.reading import data_warnings
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.steps import Solution
 from toolkit.recipe.arms import ArmDifference, Measured, planned_differences
 from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.rounds import kind_of, most_labels, n_rounds, stage_of
 from toolkit.recipe.schema import DataSection, Recipe
 from toolkit.runs.launch import number_of_processes
 from toolkit.runs.plan import plan_stages
+from toolkit.runs.reward_data import check_reward_data
 from toolkit.runs.rounds import check_labelled_data, check_labelling
 from toolkit.runs.store import RunFolder
 from toolkit.stages.data import SIDES, limit_notes, limited, read_sides, step_sides
@@ -89,9 +91,12 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
     schedule = Schedule([PromptIds("", [0])], recipe.ppo, recipe.seed, processes)
     budgets = {"ppo": limit_of(recipe.ppo), "dpo": limit_of(recipe.dpo)}
     steps: dict[str, int | None] = {**training_steps(recipe, rows, processes), "ppo": len(schedule)}
-    step_labels = None
+    step_labels, solutions = None, list[Solution]()
     if recipe.reward_model.kind == "process":
-        steps["reward_model"], step_labels = step_training(recipe, sides, encoder, processes)
+        by_side, of_steps, _ = step_sides(str(recipe.reward_model.steps), section, recipe.data_seed, sides, encoder)
+        solutions, step_labels = by_side["train"], {name: of_steps[name]["n_labels"] for name in SIDES}
+        steps["reward_model"] = step_training(recipe, solutions, encoder, processes)
+    check_reward_data(recipe, rows, solutions)
     steps |= {stage_of("ppo", round_): len(schedule) for round_ in range(2, n_rounds(recipe) + 1)}
     steps |= {stage: None for stage, limit in budgets.items() if limit is not None}
     labels = most_labels(recipe.rounds, len(rows)) if recipe.rounds is not None else None
@@ -139,15 +144,11 @@ def check_options(section: DataSection) -> CheckOptions:
     return CheckOptions(source, limits, held_out=section.eval_source)
 
 
-def step_training(
-    recipe: Recipe, sides: Mapping[str, Sequence[PreferenceRow]], encoder: TextEncoder, processes: int
-) -> tuple[int, dict[str, int]]:
-    """Optimiser steps of a process reward model, and the labels of steps on each side."""
+def step_training(recipe: Recipe, solutions: Sequence[Solution], encoder: TextEncoder, processes: int) -> int:
+    """Optimiser steps of a process reward model on these solutions."""
     section = recipe.reward_model
-    solutions, report, _ = step_sides(str(section.steps), recipe.data, recipe.data_seed, sides, encoder)
-    trees, _ = step_trees(solutions["train"], encoder, section.step_separator, recipe.data.max_response_tokens)
-    examples = step_examples(trees, solutions["train"])
-    return total_steps(section, len(examples), processes), {name: report[name]["n_labels"] for name in SIDES}
+    trees, _ = step_trees(solutions, encoder, section.step_separator, recipe.data.max_response_tokens)
+    return total_steps(section, len(step_examples(trees, solutions)), processes)
 
 
 def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow], processes: int = 1) -> dict[str, int]:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,17 @@ from toolkit.judging.records import check_recorded_names
 from toolkit.judging.templates import check_template_of
 from toolkit.models.remote_code import remote_code, remote_code_allowed
 from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.steps import solutions_from_parquet
 from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.arms import planned_differences
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
 from toolkit.recipe.rounds import kind_of
+from toolkit.recipe.schema import Recipe
 from toolkit.runs.attempts import ATTEMPTS_FILE, AttemptsClock
 from toolkit.runs.facts import machine, peak_memory, versions
 from toolkit.runs.launch import accelerate_launch, number_of_processes
 from toolkit.runs.plan import PlannedStage, plan_stages, stages_to_run
+from toolkit.runs.reward_data import check_reward_data, needs_check
 from toolkit.runs.rounds import check_labelled_data, check_labelling, labels_in_all, labels_spent
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, REPORT_FILE, RESULTS_FILE, SCHEMA_VERSION, TABLES, RunFolder
 from toolkit.stages.contexts import Context, to_json
@@ -99,10 +102,30 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
                     if name in names:
                         complete(planned, folder, stage_reporter, options)
                     enter(planned, folder, loaded, manifest)
-                if rounds is not None and name == "data":
-                    check_labelled_data(rounds, from_parquet(folder.stage_dir("data") / "train.parquet"))
+                if name == "data":
+                    check_data(recipe, folder.stage_dir("data"), stages_to_come(stages, names, options))
             manifest["status"] = "done" if len(manifest["stages"]) == len(stages) else "partial"
     return manifest
+
+
+def stages_to_come(stages: Sequence[PlannedStage], names: Sequence[str], options: RunOptions) -> set[str]:
+    """Names of the stages without a result that run now, or behind ``until`` in a later run."""
+    asked = names if options.only or options.target else [planned.spec.name for planned in stages]
+    missing = (planned.spec.name for planned in stages if planned.state.status not in ("cached", "shelved"))
+    return {name for name in missing if name in asked}
+
+
+def check_data(recipe: Recipe, data: Path, to_come: Collection[str]) -> None:
+    """Raises a DuelError where a stage ``to_come`` would refuse the training data, before the stages ahead of it train.
+
+    ``data`` is the folder of the data stage.
+    """
+    if recipe.rounds is not None and any(kind_of(name) == "labels" for name in to_come):
+        check_labelled_data(recipe.rounds, from_parquet(data / "train.parquet"))
+    if "reward_model" in to_come and needs_check(recipe.reward_model):
+        steps = recipe.reward_model.kind == "process"
+        solutions = solutions_from_parquet(data / "train_steps.parquet") if steps else []
+        check_reward_data(recipe, from_parquet(data / "train.parquet"), solutions)
 
 
 def check_trackers(names: Sequence[str]) -> None:

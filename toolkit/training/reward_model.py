@@ -18,13 +18,22 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.process import step_trees
 from toolkit.errors import RecipeError
 from toolkit.files import read_json, write_json
-from toolkit.models.encoding import TextEncoder
+from toolkit.models.encoding import TextEncoder, text_encoder
 from toolkit.models.inspect import DTYPES, best_device, learned_positions
-from toolkit.models.load import head_modules, load_reward_model, new_reward_model, trainable
+from toolkit.models.load import (
+    head_modules,
+    load_reward_model,
+    new_reward_model,
+    reads_pairs,
+    table_of_positions,
+    trainable,
+)
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.reward_head import ProcessHead, RewardHead
 from toolkit.models.save import save_policy
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
+from toolkit.preferences.annotators import annotators_of
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.steps import Solution
 from toolkit.progress import Reporter
@@ -106,23 +115,6 @@ class Member:
     n_outputs: int = 1
 
 
-def annotators_of(rows: Sequence[PreferenceRow]) -> list[str]:
-    """The annotators that get a head. Raises RecipeError where the rows cannot train one for each."""
-    where, fix = "reward_model.annotators", "annotators: pooled, or data that names who compared"
-    comparisons = [comparison for row in rows for comparison in row.comparisons]
-    unnamed = sum(not comparison.annotator for comparison in comparisons)
-    if unnamed:
-        raise RecipeError(f"{unnamed} of {len(comparisons)} comparisons name no annotator", where=where, fix=fix)
-    names = sorted({comparison.annotator for comparison in comparisons})
-    if len(names) < 2:
-        raise RecipeError(f"one annotator compared all responses, {names[0]!r}", where=where, fix=fix)
-    if not any(len(preferences) > 1 for row in rows for *_, preferences in splits.by_annotator(row)):
-        what = f"no pair of responses has the comparisons of two of the {len(names)} annotators"
-        fix = "annotators: pooled; heads of annotators who never overlap learn the prompts that each one saw"
-        raise RecipeError(what, where=where, fix=fix)
-    return names
-
-
 def examples_by_annotator(
     rows: Sequence[PreferenceRow], names: Sequence[str], encoder: TextEncoder, max_response_tokens: int
 ) -> list[Example]:
@@ -159,10 +151,7 @@ def members_to_train(
     combine = section.combine if section.combine != "average_weights" else "mean"
     head = RewardHead(combine=combine, uwo_lambda=section.uwo_lambda)
     if section.annotators == "heads":
-        names = annotators_of(rows)
-        if section.annotator is not None and section.annotator not in names:
-            what, fix = f"the data has no annotator {section.annotator!r}", f"one of {', '.join(names)}"
-            raise RecipeError(what, where="reward_model.annotator", fix=fix)
+        names = annotators_of(rows, section.annotator)
         examples = examples_by_annotator(rows, names, encoder, limit)
         return [Member("", seed, seed, examples, len(names))], replace(
             head, outputs=names, annotator=section.annotator or ""
@@ -213,9 +202,8 @@ def bootstrap_of(examples: Sequence[Example], seed: int) -> list[Example]:
     return [examples[int(i)] for i in drawn]
 
 
-def check_positions(model: Any, examples: Sequence[Example], base: str) -> None:
-    """Raises RecipeError where an encoder has too few positions for the training data."""
-    positions = learned_positions(model)
+def check_positions(positions: int | None, examples: Sequence[Example], base: str) -> None:
+    """Raises RecipeError where a base with a table of ``positions`` has too few of them for the training data."""
     too_long = [example.tree.depth for example in examples if positions is not None and example.tree.depth > positions]
     if too_long:
         raise RecipeError(
@@ -224,6 +212,28 @@ def check_positions(model: Any, examples: Sequence[Example], base: str) -> None:
             where="reward_model.base",
             fix="lower data.max_prompt_tokens or data.max_response_tokens, or take another base",
         )
+
+
+def check_base(
+    model: ModelSection,
+    section: RewardModelSection,
+    rows: Sequence[PreferenceRow],
+    solutions: Sequence[Solution],
+    limit: int,
+) -> None:
+    """What can be said of the base before there is an SFT policy, which has the tokenizer of ``model``.
+
+    Raises a DuelError where the base cannot read the training data.
+    """
+    base = resolve(model.name, model.revision) if section.base is None else resolve(section.base)
+    tokenizer = load_tokenizer(base, model.chat_template if section.base is None else None)
+    encoder = text_encoder(tokenizer, rows[0].prompt, base.spec, pair=reads_pairs(base))
+    positions = table_of_positions(base)
+    if section.kind == "process":
+        [member], _ = steps_to_train(section, solutions, encoder, limit, seed=0)
+        check_positions(positions, member.examples, base.spec)
+    elif positions is not None:
+        check_positions(positions, examples_of(rows, encoder, limit), base.spec)
 
 
 # -- training
@@ -255,7 +265,7 @@ class MemberTraining:
         label = f"reward_model, {member.name} of {n_members}" if member.name else "reward_model"
         model, spending = self._start(member), Spending()
         section, examples = self.section, member.examples
-        check_positions(model, examples, self.base.spec)
+        check_positions(learned_positions(model), examples, self.base.spec)
         n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
         steps = total_steps(section, n_items)
         progress = StageProgress(self.reporter, label, steps)
