@@ -1,4 +1,4 @@
-"""Step data: both layouts, what solutions share, and wrong rows with their place."""
+"""Step data: its layouts, what solutions share, and wrong rows with their place."""
 
 from __future__ import annotations
 
@@ -79,6 +79,72 @@ def test_prm800k_candidates_become_solutions(tmp_path: Path) -> None:
     assert "neutral and count as right" in report.warnings()[0]
 
 
+def nested(*steps: dict[str, Any]) -> dict[str, Any]:
+    """An original record of PRM800K, with the fields that are not read."""
+    label = {"steps": list(steps), "total_time": 1000, "finish_reason": "solution"}
+    question = {"problem": "q", "ground_truth_answer": "1", "pre_generated_steps": ["a"]}
+    return {"labeler": "x", "generation": None, "question": question, "label": label}
+
+
+def offered(*texts_and_ratings: tuple[str, object], chosen: object = None, human: object = None) -> dict[str, Any]:
+    completions = [{"text": text, "rating": rating, "flagged": None} for text, rating in texts_and_ratings]
+    return {"completions": completions, "human_completion": human, "chosen_completion": chosen}
+
+
+def test_original_records_of_prm800k_are_read_as_its_table_is(tmp_path: Path) -> None:
+    human = {"text": "human", "rating": None, "source": "human", "flagged": False}
+    rows = [
+        nested(
+            offered(("z", -1), ("a", 1), chosen=1),
+            offered(("b", 0), chosen=0),
+            offered(("c", -1), ("e", None)),
+        ),
+        nested(offered(("z", -1), human=human), offered(("d", 1), chosen=0)),
+        nested(offered(("z", -1)), offered(("lost", 1), chosen=0)),
+    ]
+    data = read_steps(file_of(tmp_path, *rows))
+    table = [
+        *(candidate([], "z", -1), candidate([], "a", 1), candidate(["a"], "b", 0)),
+        *(candidate(["a", "b"], "c", -1), candidate(["a", "b"], "e", None)),
+        *(candidate([], "human", None), candidate(["human"], "d", 1)),
+    ]
+    same = read_steps(file_of(tmp_path, *table))
+    assert [replace(s, source_row=0) for s in data.solutions] == [replace(s, source_row=0) for s in same.solutions]
+    assert [(s.steps, s.source_row) for s in data.solutions] == [
+        (["a", "b", "c"], 1),
+        (["a", "b", "e"], 1),
+        (["human", "d"], 2),
+        (["z"], 1),
+    ]
+    assert (data.report.n_neutral, data.report.n_unclear) == (1, 1) and "original" in data.report.format
+    assert any("1 rows do not say" in warning for warning in data.report.warnings())
+
+
+def shepherd(text: str, signs: str) -> dict[str, str]:
+    """A row of Math-Shepherd: the label has one sign for each mark of the text."""
+    label = text
+    for sign in signs:
+        label = label.replace("ки", sign, 1)
+    return {"input": text, "label": label, "task": "GSM8K"}
+
+
+def test_math_shepherds_marks_divide_steps_and_carry_labels(tmp_path: Path) -> None:
+    rows = [
+        shepherd("How many - 2 + 1? Step 1: 2 + 1 = 3. ки\nStep 2: The answer is: 3 ки", "++"),
+        shepherd("How many - 2 + 1? Step 1: 2 + 1 = 3. ки\nStep 2: The answer is: 4 ки", "+-"),
+        shepherd("Who?  Nobody. ки\nI think. ки and more", "-+"),
+        shepherd("Round ки to the nearest. Step 1: ten ки", "-+"),
+        shepherd("No first step ки", "+"),
+    ]
+    data = read_steps(file_of(tmp_path, *rows))
+    assert [(s.prompt, s.steps, s.labels, s.n_shared, s.source_row) for s in data.solutions] == [
+        ("How many - 2 + 1?", ["Step 1: 2 + 1 = 3.", "Step 2: The answer is: 3"], [True, True], 0, 1),
+        ("How many - 2 + 1?", ["Step 1: 2 + 1 = 3.", "Step 2: The answer is: 4"], [True, False], 1, 2),
+        ("Who?", ["Nobody.", "I think.", "and more"], [False, True, None], 0, 3),
+    ]
+    assert data.report.n_unclear == 2 and data.report.format.startswith("Math-Shepherd")
+
+
 @pytest.mark.skipif(REAL is None, reason="DUEL_REAL_DATA names no folder")
 def test_prm800k_as_it_is() -> None:
     data = read_steps(f"{REAL}/prm800k/test.parquet")
@@ -113,6 +179,18 @@ def test_prm800k_as_it_is() -> None:
         (candidate(["a", ""], "b", 1.0), "step 2 of 3 is empty"),
         (candidate(["a"], "", 1.0), "step 2 of 2 is empty"),
         ({"instruction": "q", "responses": [], "next_response": "a"}, "no labels"),
+        (nested(offered(("a", 2), chosen=0)), "rating is 2"),
+        (nested(offered(("a", True), chosen=0)), "rating is True"),
+        (nested(offered(("a", 1), chosen=1)), "'chosen_completion' of step 1 is 1"),
+        (nested(offered((" ", 1), chosen=0)), "step 1 of 1 is empty"),
+        (nested(offered(("a", 1), human=3)), "human_completion is a number"),
+        (nested() | {"question": "q"}, "question is text, expected an object"),
+        (nested() | {"label": {"steps": "a"}}, "'steps' is text, expected a list"),
+        (nested(), "no step has a label"),
+        (shepherd("q? Step 1: a ки", "?"), "mark 1 of 'input' has '?'"),
+        (shepherd("q? Step 1: a ки", "+") | {"label": "q?"}, "mark 1 of 'input' has ''"),
+        (shepherd("q? ки Step 1: a", "+"), "no step has a label"),
+        (shepherd("Step 1: a ки", "+"), "prompt is empty"),
     ],
 )
 def test_wrong_rows_are_refused_with_their_place(row: dict[str, Any], says: str, tmp_path: Path) -> None:

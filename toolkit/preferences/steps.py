@@ -1,7 +1,8 @@
 """Solutions in steps with a label for each step: what a process reward model learns from.
 
-Two layouts are read: TRL's stepwise format (``prompt, completions, labels``; the second is called ``steps`` as well),
-and PRM800K's table of candidates for a next step (``instruction, responses, next_response, rating``).
+These layouts are read: TRL's stepwise format (``prompt, completions, labels``; the second is called ``steps`` as well),
+PRM800K's table of candidates for a next step (``instruction, responses, next_response, rating``), its original records
+(``question, label``), and Math-Shepherd's marked texts (``input, label``).
 """
 
 from __future__ import annotations
@@ -17,18 +18,30 @@ from typing import Any
 from toolkit.errors import DataError
 from toolkit.files import write_row_groups
 from toolkit.preferences import splits
-from toolkit.preferences.cells import RecordError, cell, excerpt, prompt_cell, text_cell, type_name
+from toolkit.preferences.cells import RecordError, cell, excerpt, prompt_cell, type_name
 from toolkit.preferences.loading import SourceRecords, load, local_path, parquet_records, read_file
 from toolkit.preferences.reading import column_names
 from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, row_error
 from toolkit.preferences.rows import PreferenceRow, Prompt, Record, canonical_prompt, prompt_id
+from toolkit.preferences.step_layouts import (
+    MARK,
+    RATINGS,
+    UnclearRecordError,
+    marked_steps,
+    nested_candidates,
+    step_texts,
+    table_candidates,
+)
 from toolkit.storage.integrity import refuse_changed
 
 PROMPTS = ("prompt", "question", "problem", "instruction")
 STEPS = ("completions", "steps")
 STEPWISE = "stepwise (prompt, completions or steps, labels)"
 PRM800K = "PRM800K (instruction, responses, next_response, rating)"
-RATINGS = {1: True, 0: True, -1: False}  # the neutral rating counts as right: nothing wrong was seen in the step
+PRM800K_NESTED = "PRM800K's original records (question.problem, label.steps)"
+MATH_SHEPHERD = f"Math-Shepherd (input with {MARK} behind each step, label with + or - in these places)"
+ROWS_THAT_TELL = 20
+LAYOUTS = (STEPWISE, PRM800K, PRM800K_NESTED, MATH_SHEPHERD)
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,7 @@ class StepReport:
     n_unlabelled: int
     n_duplicates: int  # solutions equal to an earlier one, or to its beginning; they are left out
     n_contradictions: int  # steps with another label than the same step, behind the same steps, had before
+    n_unclear: int = 0  # rows that do not say where their first step begins, or which candidate others follow
 
     def warnings(self) -> list[str]:
         """One sentence for each count that a user should know of."""
@@ -79,6 +93,8 @@ class StepReport:
                 self.n_duplicates
             ),
             f"{self.n_contradictions:,} steps are labelled both right and wrong": self.n_contradictions,
+            f"{self.n_unclear:,} rows do not say where the first step begins, or what a step follows: they are left "
+            "out": self.n_unclear,
         }
         return [sentence for sentence, n in sentences.items() if n]
 
@@ -123,14 +139,20 @@ def read_steps(source: str, *, split: str = "train") -> StepData:
     if not loaded.records:
         raise DataError("the step data is empty", where=loaded.name)
     names = set(column_names(loaded))
-    is_prm800k = {"instruction", "responses", "next_response"} <= names
-    solutions, n_neutral = _prm800k(loaded, names) if is_prm800k else _stepwise(loaded, names)
+    layout = _layout(loaded, names)
+    n_neutral = n_unclear = 0
+    if layout == STEPWISE:
+        solutions = _stepwise(loaded, names)
+    elif layout == MATH_SHEPHERD:
+        solutions, n_unclear = _math_shepherd(loaded)
+    else:
+        solutions, n_neutral, n_unclear = _prm800k(loaded, names, layout)
     _check_one_kind(loaded, solutions)
     solutions, n_duplicates, n_contradictions = with_shared(solutions)
     counted = [solution.labels[k] for solution in solutions for k in solution.counted]
     report = StepReport(
         source=loaded.name,
-        format=PRM800K if is_prm800k else STEPWISE,
+        format=layout,
         n_rows_read=len(loaded.records),
         n_prompts=len({solution.prompt_id for solution in solutions}),
         n_solutions=len(solutions),
@@ -141,6 +163,7 @@ def read_steps(source: str, *, split: str = "train") -> StepData:
         n_unlabelled=sum(len(solution.steps) - solution.n_shared - len(solution.counted) for solution in solutions),
         n_duplicates=n_duplicates,
         n_contradictions=n_contradictions,
+        n_unclear=n_unclear,
     )
     if not counted:
         raise DataError("no step has a label", where=loaded.name, fix="a label is true or false; null is none")
@@ -152,15 +175,27 @@ def _hash(solutions: Iterable[Solution]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def _layout(loaded: SourceRecords, names: set[str]) -> str:
+    """The layout by its columns, and where these are common names by the cells of the first rows."""
+    first = [record for _, record in loaded.records[:ROWS_THAT_TELL]]
+    if {"instruction", "responses", "next_response"} <= names:
+        return PRM800K
+    if {"question", "label"} <= names and any(isinstance(record.get("label"), Mapping) for record in first):
+        return PRM800K_NESTED
+    if {"input", "label"} <= names and any(MARK in str(record.get("input")) for record in first):
+        return MATH_SHEPHERD
+    return STEPWISE
+
+
 # ---------------------------------------------------------------------------------------------------- TRL's layout
-def _stepwise(loaded: SourceRecords, names: set[str]) -> tuple[list[Solution], int]:
+def _stepwise(loaded: SourceRecords, names: set[str]) -> list[Solution]:
     prompts = next((name for name in PROMPTS if name in names), None)
     steps = next((name for name in STEPS if name in names), None)
     if prompts is None or steps is None:
         raise DataError(
             f"not a known layout of step data: its columns are {in_words(column_names(loaded))}",
             where=loaded.name,
-            fix=f"known layouts: {STEPWISE}; {PRM800K}",
+            fix=f"known layouts: {'; '.join(LAYOUTS)}",
         )
     if "labels" not in names:
         raise DataError(
@@ -176,12 +211,12 @@ def _stepwise(loaded: SourceRecords, names: set[str]) -> tuple[list[Solution], i
             raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
         _check_texts(loaded, number, solution)
         solutions.append(replace(solution, source_row=number))
-    return solutions, 0
+    return solutions
 
 
 def _stepwise_record(record: Record, prompts: str, column: str) -> Solution:
     prompt = prompt_cell(record, (prompts,))
-    steps = _step_texts(record, column)
+    steps = step_texts(record, column)
     labels = cell(record, "labels")
     if labels is None:
         fix = "true or false for each of its steps, null for one that nobody judged"
@@ -197,18 +232,6 @@ def _stepwise_record(record: Record, prompts: str, column: str) -> Solution:
         raise RecordError("the row has no steps", column=column, fix="leave the row out")
     read = [_label(value, k) for k, value in enumerate(labels, start=1)]
     return Solution(prompt_id(prompt), prompt, steps, read)
-
-
-def _step_texts(record: Record, column: str) -> list[str]:
-    """The texts in a column of steps."""
-    value, fix = cell(record, column), "a list of texts, one for each step"
-    if not isinstance(value, list):
-        raise RecordError(f"{column!r} is {type_name(value)}, expected a list", column=column, fix=fix)
-    for number, item in enumerate(value, start=1):
-        if not isinstance(item, str):
-            what = f"step {number} is {type_name(item)} ({excerpt(item)}), expected text"
-            raise RecordError(what, column=column, fix=fix)
-    return value
 
 
 def _label(value: object, number: int) -> bool | None:
@@ -231,37 +254,34 @@ class _Problem:
     row: dict[tuple[str, ...], int] = field(default_factory=dict)
 
 
-def _prm800k(loaded: SourceRecords, names: set[str]) -> tuple[list[Solution], int]:
-    """Every path of steps that no other path goes on from. A step has the rating that it got as a candidate."""
-    if "rating" not in names:
+def _prm800k(loaded: SourceRecords, names: set[str], layout: str) -> tuple[list[Solution], int, int]:
+    """Every path of steps that no other path goes on from. A step has the rating that it got as a candidate.
+
+    Also the number of neutral ratings, and of rows that are left out.
+    """
+    if layout == PRM800K and "rating" not in names:
         fix = "the column 'rating': 1, 0 or -1"
         raise DataError("the steps have no labels: there is no column 'rating'", where=loaded.name, fix=fix)
+    candidates_of = table_candidates if layout == PRM800K else nested_candidates
     problems: dict[str, _Problem] = {}
-    n_neutral = 0
+    n_neutral = n_unclear = 0
     for number, record in loaded.records:
         try:
-            prompt, steps, rating = _candidate(record)
+            candidates = candidates_of(record)
+        except UnclearRecordError:
+            n_unclear += 1
+            continue
         except RecordError as error:
             raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
-        _check_texts(loaded, number, Solution("", prompt, steps, [None] * len(steps)))
-        problem = problems.setdefault(canonical_prompt(prompt), _Problem(prompt))
-        path = tuple(step.strip() for step in steps)
-        if problem.label.get(path) is None:  # the first rating of a candidate that several people saw
-            problem.label[path] = None if rating is None else RATINGS[rating]
-            n_neutral += rating == 0
-        problem.row.setdefault(path, number)
-    return [solution for problem in problems.values() for solution in _paths(problem)], n_neutral
-
-
-def _candidate(record: Record) -> tuple[Prompt, list[str], int | None]:
-    """The prompt, the steps up to the candidate, and its rating."""
-    prompt = prompt_cell(record, ("instruction",))
-    before = _step_texts(record, "responses")
-    value = cell(record, "rating")
-    if value is not None and (isinstance(value, bool | str) or value not in RATINGS):
-        fix = "1 (right), 0 (neutral), -1 (wrong), or null for a candidate that was skipped"
-        raise RecordError(f"the rating is {excerpt(value)}", column="rating", fix=fix)
-    return prompt, [*before, text_cell(record, "next_response")], None if value is None else int(value)
+        for prompt, steps, rating in candidates:
+            _check_texts(loaded, number, Solution("", prompt, steps, [None] * len(steps)))
+            problem = problems.setdefault(canonical_prompt(prompt), _Problem(prompt))
+            path = tuple(step.strip() for step in steps)
+            if problem.label.get(path) is None:  # the first rating of a candidate that several people saw
+                problem.label[path] = None if rating is None else RATINGS[rating]
+                n_neutral += rating == 0
+            problem.row.setdefault(path, number)
+    return [solution for problem in problems.values() for solution in _paths(problem)], n_neutral, n_unclear
 
 
 def _paths(problem: _Problem) -> list[Solution]:
@@ -280,6 +300,24 @@ def _paths(problem: _Problem) -> list[Solution]:
         )
         for path in ends
     ]
+
+
+# ---------------------------------------------------------------------------------------------------- Math-Shepherd
+def _math_shepherd(loaded: SourceRecords) -> tuple[list[Solution], int]:
+    """A solution of each row, and the number of rows that are left out."""
+    solutions, n_unclear = [], 0
+    for number, record in loaded.records:
+        try:
+            prompt, steps, labels = marked_steps(record)
+        except UnclearRecordError:
+            n_unclear += 1
+            continue
+        except RecordError as error:
+            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+        solution = Solution(prompt_id(prompt), prompt, steps, labels, source_row=number)
+        _check_texts(loaded, number, solution)
+        solutions.append(solution)
+    return solutions, n_unclear
 
 
 # ---------------------------------------------------------------------------------------------------- checks

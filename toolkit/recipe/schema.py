@@ -157,8 +157,8 @@ class RewardModelSection(Training):
     steps: str | None = Field(
         None,
         description="Labelled steps for `kind: process`: a shipped name (arithmetic), a file, or a hub id, in TRL's "
-        "stepwise format (prompt, completions, labels) or as PRM800K. data.eval_fraction, data.train_prompts and "
-        "data.eval_prompts count for its prompts as well.",
+        "stepwise format (prompt, completions, labels), as PRM800K or as Math-Shepherd. "
+        "data.eval_fraction, data.train_prompts and data.eval_prompts count for its prompts as well.",
     )
     step_separator: str = Field(
         "\n", description="What stands between two steps of a response, for `kind: process`.", min_length=1
