@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--epochs", type=float, default=1.0, help="passes over the labelled steps")
     parser.add_argument("--pairs", type=int, default=600, help="pairs that DPO trains on")
+    parser.add_argument("--test-prompts", type=int, help="test on the solutions of so many problems; default: all")
     parser.add_argument("--tokens", type=int, default=256, help="longest solution; later steps are cut")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--work", type=Path, help="folder of the run; the default is a temporary one")
@@ -106,7 +107,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         str(folder / "reward_model/model"),
         str(test),
         CardOptions(implicit=implicit),
-        ReadingOptions(max_prompt_tokens=256, max_response_tokens=args.tokens),
+        ReadingOptions(limit=args.test_prompts, max_prompt_tokens=256, max_response_tokens=args.tokens),
         ScoringOptions("bfloat16"),
         reporter=Reporter(),
     )
