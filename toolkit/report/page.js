@@ -105,6 +105,16 @@
   }, { rootMargin: "300px" });
   canvases.forEach(legendOf);
   canvases.forEach((node) => near.observe(node));
+  // What is far below is drawn as soon as the page has nothing else to do: a capture of the whole page has every figure.
+  const idle = window.requestIdleCallback || ((callback) => setTimeout(callback, 50));
+  const undrawn = [...canvases];
+  const drawNext = () => {
+    const node = undrawn.shift();
+    if (node === undefined) return;
+    if (!drawn.has(node)) { near.unobserve(node); draw(node); }
+    idle(drawNext);
+  };
+  addEventListener("load", () => idle(drawNext));
   dark.addEventListener("change", () => drawn.forEach((node) => draw(node)));
 
   const opened = [];

@@ -261,6 +261,10 @@ QUALITY = (
 )
 
 
+# Whose samples, for readers: the names of ``implicit_vs_explicit.on_samples`` where they differ.
+SAMPLED = {"sft and base": "SFT and base", "PPO": "RM + PPO"}
+
+
 def agreement(run: Run) -> EstimateTable | None:
     """Explicit and implicit reward on held-out data and on the samples of the policies, one column each."""
     checks = run.results.get("implicit_vs_explicit")
@@ -268,7 +272,7 @@ def agreement(run: Run) -> EstimateTable | None:
         return None
     ceiling = references(run.results).get("label_ceiling") or {}
     columns = {"held-out responses": {**checks["held_out"], "label_ceiling": ceiling.get("accuracy")}} | {
-        f"samples of {name.replace('sft', 'SFT')}" if name != "all" else "all samples": part
+        f"samples of {SAMPLED.get(name, name)}" if name != "all" else "all samples": part
         for name, part in checks["on_samples"].items()
     }
     sizes = [(part["n_prompts"], part["n_pairs"]) for part in columns.values()]
