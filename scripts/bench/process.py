@@ -120,7 +120,11 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         "machine": {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "processor": harness.processor()},
         "versions": harness.versions(),
         "seconds": seconds,
-        "trained_on": {"steps": report["steps"]["train"]["n_labels"], "pairs": report["train"]["n_comparisons"]},
+        "trained_on": {
+            "steps": report["steps"]["train"]["n_labels"],
+            "epochs": args.epochs,
+            "pairs": report["train"]["n_comparisons"],
+        },
         "n_test": {name: card["explicit"][name] for name in ("n_steps", "n_solutions")},
         "steps": {name: summary(card[name]) for name in ("explicit", "implicit", "implicit_own")},
         "card": {name: value for name, value in card.items() if name not in ("model", "implicit_model", "steps")},
