@@ -107,7 +107,7 @@ def test_a_wrong_row_is_named(tmp_path: Path, case: str) -> None:
     path = tmp_path / "bad.jsonl"
     assert refused(path, lines([good, good, bad, good])).what.find(what) >= 0
     error = refused(path, b"\n" + lines([good, bad]))  # a blank line counts: it is the file's line that is named
-    assert error.where.startswith(f"{path}, line 3")
+    assert error.where.startswith(f"{path}, line 3") and error.fix
     assert (f"column {column!r}" in error.where) == bool(column)
     table = refused(tmp_path / "bad.json", json.dumps([good, good, bad]).encode())
     assert ", row 3" in table.where

@@ -59,13 +59,15 @@ def _as_text(value: object, name: str, column: str) -> str:
         return ""  # a missing text is an empty one: the row is left out and counted
     if isinstance(value, bool):
         return str(value)  # the answer "True" after a table reader guessed its type (PandaLM has six of these)
-    raise RecordError(f"{name!r} is {type_name(value)} ({str(value)[:40]}), expected text", column=column)
+    what = f"{name!r} is {type_name(value)} ({str(value)[:40]}), expected text"
+    raise RecordError(what, column=column, fix="text in quotes, or another column by data.columns")
 
 
 def list_cell(record: Record, column: str) -> list[Any]:
     value = cell(record, column)
     if not isinstance(value, list):
-        raise RecordError(f"{column!r} is {type_name(value)} ({str(value)[:40]}), expected a list", column=column)
+        what = f"{column!r} is {type_name(value)} ({str(value)[:40]}), expected a list"
+        raise RecordError(what, column=column, fix="a list, or another column by data.columns")
     return value
 
 
@@ -164,7 +166,8 @@ def name_cell(record: Record, column: str) -> str:
 def read_number(value: object, column: str) -> float:
     number = None if isinstance(value, str) else parsed_number(value)
     if number is None:
-        raise RecordError(f"{column!r} holds {excerpt(value)}, expected a finite number", column=column)
+        what = f"{column!r} holds {excerpt(value)}, expected a finite number"
+        raise RecordError(what, column=column, fix="correct it, or leave the row out")
     return number
 
 
@@ -172,7 +175,8 @@ def numbers_cell(record: Record, column: str, n: int) -> list[float | None]:
     """One number for each of ``n`` responses. None where it is null."""
     items = list_cell(record, column)
     if len(items) != n:
-        raise RecordError(f"{n} responses but {len(items)} values in {column!r}", column=column)
+        what = f"{n} responses but {len(items)} values in {column!r}"
+        raise RecordError(what, column=column, fix="one value for each response")
     return [None if item is None else read_number(item, column) for item in items]
 
 
@@ -236,7 +240,8 @@ def read_probability(value: object, column: str) -> float | None:
         return None
     parsed = parsed_number(value)
     if parsed is None or not 0 <= parsed <= 1:
-        raise RecordError(f"probability {excerpt(value)} is not between 0 and 1", column=column)
+        fix = "the probability that the first response is better, from 0 to 1; divide percentages by 100"
+        raise RecordError(f"probability {excerpt(value)} is not between 0 and 1", column=column, fix=fix)
     return parsed
 
 

@@ -83,7 +83,7 @@ def merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> Merged:
         entry = entries.setdefault(key, _PromptEntry(prompt, number, datum.group))
         if datum.group != entry.group:
             what = f"group {datum.group!r} here and {entry.group!r} earlier for the same prompt"
-            raise row_error(loaded, number, what, column=GROUP)
+            raise row_error(loaded, number, what, column=GROUP, fix="the same group in all rows of a prompt")
         whole = (key, tuple(responses), tuple(datum.comparisons))
         n["n_duplicates"] += whole in seen
         seen.add(whole)
@@ -94,7 +94,7 @@ def merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> Merged:
         for text, gold in zip(responses, datum.gold or (), strict=False):
             if entry.gold.setdefault(text, gold) != gold:
                 what = f"gold is {gold} here and {entry.gold[text]} earlier for the same prompt and response"
-                raise row_error(loaded, number, what, column="gold")
+                raise row_error(loaded, number, what, column="gold", fix="one gold reward for each response")
     usable = {key: entry for key, entry in entries.items() if len(entry.position) > 1}
     pairs = [(splits.labelled_pairs(entry.comparisons), entry.comparison_rows) for entry in usable.values()]
     counts: dict[str, Any] = {

@@ -68,7 +68,8 @@ def native(record: Record) -> Datum:
         return Datum(prompt, responses, comparisons)
     gold = numbers_cell(record, "gold", len(responses))
     if None in gold:
-        raise RecordError("'gold' has a null: give a number for every response, or none at all", column="gold")
+        fix = "a number for every response, or leave 'gold' out"
+        raise RecordError("'gold' has a null: give a number for every response, or none at all", column="gold", fix=fix)
     return Datum(prompt, responses, comparisons, [g for g in gold if g is not None])
 
 
@@ -77,11 +78,13 @@ def _native_comparison(item: object, where: str, n_responses: int) -> Comparison
         raise RecordError(f"{where} is {type_name(item)}, expected an object", column="comparisons")
     winner, loser = (read_index(item.get(end), n_responses, f"{where}: {end}") for end in ("winner", "loser"))
     if winner == loser:
-        raise RecordError(f"{where} compares response {winner} with itself", column="comparisons")
+        fix = "two different indices of responses, or leave the comparison out"
+        raise RecordError(f"{where} compares response {winner} with itself", column="comparisons", fix=fix)
     weight = item.get("weight")
     weight = 1.0 if weight is None else read_number(weight, "comparisons")
     if weight <= 0:
-        raise RecordError(f"{where}: weight {weight} is not positive", column="comparisons")
+        fix = "a weight over 0, or leave the comparison out"
+        raise RecordError(f"{where}: weight {weight} is not positive", column="comparisons", fix=fix)
     return Comparison(winner, loser, weight, name_cell(item, "annotator"), margin_cell(item, "comparisons"))
 
 
@@ -186,7 +189,8 @@ def verdict_of(record: Record, columns: tuple[str, ...]) -> float | None:
     if len(columns) == 3:
         first, second, tie = (value == 1 for value in values)
         if first + second + tie > 1:
-            raise RecordError(f"more than one of {', '.join(columns)} is 1", column=columns[0])
+            what = f"more than one of {', '.join(columns)} is 1"
+            raise RecordError(what, column=columns[0], fix="1 in one of them, 0 in the others")
         return 0.5 + 0.5 * (first - second) if first or second or tie else None
     left, right = values
     return None if left is None or right is None else 1.0 if left > right else 0.5 if left == right else 0.0
@@ -222,7 +226,8 @@ def _prompt_and_two(record: Record, prompts: Sequence[str], pair: tuple[str, str
     else:
         n = _shared_messages(first, second)
         if n and isinstance(prompt, list):
-            raise RecordError(f"{pair[0]!r} and {pair[1]!r} do not start with the prompt's messages", column=pair[0])
+            what = f"{pair[0]!r} and {pair[1]!r} do not start with the prompt's messages"
+            raise RecordError(what, column=pair[0], fix="leave out 'prompt', or repeat its messages in both")
         prompt = first[:n] or (prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}])
     rests = (first[n:], second[n:])
     if any(len(rest) != 1 or rest[0]["role"] != "assistant" for rest in rests) or not (n or prompts):

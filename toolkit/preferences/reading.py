@@ -259,8 +259,13 @@ def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, D
     if single:
         number, n = single[0]
         if len(single) == len(loaded.records):
-            raise DataError(f"every row has {n} response(s): a preference needs K >= 2 responses", where=loaded.name)
-        raise row_error(loaded, number, f"{n} response(s) for a prompt: a preference needs K >= 2 responses")
+            what, fix = (
+                f"every row has {n} response(s): a preference needs K >= 2 responses",
+                "add responses to compare",
+            )
+            raise DataError(what, where=loaded.name, fix=fix)
+        what = f"{n} response(s) for a prompt: a preference needs K >= 2 responses"
+        raise row_error(loaded, number, what, fix="leave the row out, or add responses")
     return data, unparsable, []
 
 
