@@ -101,6 +101,23 @@ def test_several_samples_and_an_input_after_the_instruction(tmp_path: Path) -> N
     assert list(outputs.prompts.values()) == ["Sum\n\n1 2"] and list(outputs.responses.values()) == [["3", "three"]]
 
 
+def test_recorded_samples_are_judged_as_they_were_sampled(tmp_path: Path) -> None:
+    rows = [
+        Sample(prompt_id(p), name, sample_index=0, prompt=p, response="abc", response_ids=[5, k], truncated=name == "a")
+        for name in ("a", "b")
+        for k, p in enumerate(PROMPTS)
+    ]
+    columns = ["prompt_id", "policy", "sample_index", "prompt", "response", "response_ids", "truncated"]
+    write_samples(rows, tmp_path / "samples.parquet", columns)
+    responses = outputs_to_judge([tmp_path], policy=None, baseline=None, limit=2).responses
+    assert responses.truncated == {"a": [[True], [True]], "b": [[False], [False]]}
+    assert responses.ids is not None
+    assert [list(ids) for [ids] in responses.ids["a"]] == [[5, 0], [5, 1]]
+    texts = plain(tmp_path / "texts.jsonl", SHORT)
+    with_texts = outputs_to_judge([tmp_path, texts], policy="a", baseline="texts", limit=None).responses
+    assert with_texts.ids is None and with_texts.truncated is None
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [

@@ -19,7 +19,7 @@ from toolkit.preferences.columns import PROMPTS
 from toolkit.preferences.loading import SourceRecords, read_file
 from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, row_error
 from toolkit.preferences.rows import Prompt, prompt_id
-from toolkit.preferences.samples import SAMPLES_FILE, by_policy, read_samples
+from toolkit.preferences.samples import SAMPLES_FILE, Sample, by_policy, read_samples
 
 # (system, prompt's id, response) -> its file and row
 SourceOfResponse = Mapping[tuple[str, str, str], tuple[str, int]]
@@ -32,7 +32,8 @@ SYSTEMS = ("generator", "policy", "model", "system_name")
 class Outputs:
     """The responses of one system: prompt's id -> its responses. ``prompts`` keeps the prompts as they are shown.
 
-    ``file`` and ``rows`` say where they are from.
+    ``file`` and ``rows`` say where they are from. Of a run's samples ``ids`` are the sampled token ids, and
+    ``truncated`` says which ran into the length limit; they are empty for texts alone.
     """
 
     name: str
@@ -40,12 +41,17 @@ class Outputs:
     responses: dict[str, list[str]] = field(default_factory=dict)
     file: str = ""
     rows: dict[tuple[str, str], int] = field(default_factory=dict)  # of a prompt and a response, the first one
+    ids: dict[str, list[Sequence[int]]] = field(default_factory=dict)
+    truncated: dict[str, list[bool]] = field(default_factory=dict)
 
-    def add(self, prompt: Prompt, response: str, row: int) -> None:
+    def add(self, prompt: Prompt, response: str, row: int, sample: Sample | None = None) -> None:
         key = prompt_id(plain_prompt(prompt))
         self.prompts.setdefault(key, plain_prompt(prompt))
         self.responses.setdefault(key, []).append(response)
         self.rows.setdefault((key, response), row)
+        if sample is not None:
+            self.ids.setdefault(key, []).append(sample.response_ids)
+            self.truncated.setdefault(key, []).append(sample.truncated)
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,15 @@ def outputs_to_judge(
     notes = [f"{len(shared):,} of {len(every):,} prompts have a response of every system"] if shared != every else []
     ids = shared[:limit]
     shown = next(iter(compared.values())).prompts
+    recorded = all(outputs.ids for outputs in compared.values())
     return JudgedOutputs(
         pairs,
         PolicyResponses(
             ids,
             [shown[key] for key in ids],
             {name: [outputs.responses[key] for key in ids] for name, outputs in compared.items()},
+            ids={name: [of.ids[key] for key in ids] for name, of in compared.items()} if recorded else None,
+            truncated={name: [of.truncated[key] for key in ids] for name, of in compared.items()} if recorded else None,
         ),
         notes,
         {
@@ -152,14 +161,16 @@ def _of_file(file: Path) -> list[Outputs]:
 
 def _of_samples(path: Path) -> list[Outputs]:
     """The policies of a run's samples."""
-    samples = read_samples(path, ["prompt_id", "policy", "sample_index", "prompt", "response"])
+    columns = ["prompt_id", "policy", "sample_index", "prompt", "response"]
+    samples = read_samples(path, columns, optional=("response_ids", "truncated"))
+    recorded = all(sample.response_ids for sample in samples)  # a table of texts alone has none
     prompts = prompts_of_run(path, {sample.prompt_id: sample.prompt for sample in samples})
     numbers = {id(sample): number for number, sample in enumerate(samples, start=1)}
     systems = []
     for name, of_policy in by_policy(samples).items():
         outputs = Outputs(name, file=str(path))
         for sample in sorted(of_policy, key=lambda sample: sample.sample_index):
-            outputs.add(prompts[sample.prompt_id], sample.response, numbers[id(sample)])
+            outputs.add(prompts[sample.prompt_id], sample.response, numbers[id(sample)], sample if recorded else None)
         systems.append(outputs)
     return systems
 
