@@ -411,7 +411,7 @@ def test_two_runs_side_by_side(run, no_gold):
     }
     assert all(cell is not None for cell in browser["rows"][0]["cells"])
     figures = data_of(html, "figure-data")["figures"]
-    assert {name[:4] for name in figures} == {"run0", "run1"}
+    assert {name[:4] for name in figures} == {"all-", "run0", "run1"}
     assert html.count(get_plotlyjs()[:2000]) == 1
 
 
@@ -553,20 +553,37 @@ def test_the_frontier_starts_at_sft_and_follows_training(run):
     assert "step 10" in ppo["text"][1] and "nats" in ppo["text"][1]
 
 
+def test_runs_side_by_side_stand_in_one_frontier_each_with_its_dash(run, no_gold):
+    figures = data_of(build(run, no_gold), "figure-data")["figures"]
+    alone = [data_of(build(folder), "figure-data")["figures"] for folder in (run, no_gold)]
+    assert not any(name.startswith(("run0-frontier", "run1-frontier", "run0-length")) for name in figures)
+    together, first, second = (
+        page[f"{prefix}-frontier-explicit_reward"]["traces"]
+        for prefix, page in (("all", figures), ("run0", alone[0]), ("run0", alone[1]))
+    )
+    assert [(t["x"], t["y"], t["error_y"]) for t in together] == [
+        (t["x"], t["y"], t["error_y"]) for t in first + second
+    ]
+    names = [run_name for trace in together if (run_name := trace["name"].partition(", ")[2])]
+    assert len(set(names)) == 2 and names == sorted(names, key=names.index)
+    dashes = {
+        trace["line"]["dash"] for trace in together if "lines" in trace["mode"] and trace["name"].endswith(names[0])
+    }
+    assert dashes == {"solid"}
+    assert {t["line"]["dash"] for t in together if "lines" in t["mode"] and t["name"].endswith(names[-1])} == {"dash"}
+    assert "all-frontier-gold_reward" in figures  # one of the runs has gold
+
+
 def test_runs_side_by_side_share_their_axes(run, no_gold):
     figures = data_of(build(run, no_gold), "figure-data")["figures"]
     alone = data_of(build(run), "figure-data")["figures"]
-    shared = [name.removeprefix("run0-") for name in figures if name.startswith("run0-frontier-explicit")]
-    assert shared == ["frontier-explicit_reward"]
-    first, second = (figures[f"run{k}-{shared[0]}"] for k in (0, 1))
+    name = "over-rm_ppo"
+    first, second = (figures[f"run{k}-{name}"] for k in (0, 1))
     for axis in ("xaxis", "yaxis"):
         assert first["layout"][axis]["range"] == second["layout"][axis]["range"]
-        assert "range" not in alone[f"run0-{shared[0]}"]["layout"][axis]
+        assert "range" not in alone[f"run0-{name}"]["layout"][axis]
     low, high = first["layout"]["yaxis"]["range"]
-    for trace in (*first["traces"], *second["traces"]):
-        for k, value in enumerate(trace["y"]):
-            assert low < value - (trace["error_y"]["arrayminus"][k] or 0)
-            assert value + (trace["error_y"]["array"][k] or 0) < high
+    assert all(low < value < high for trace in (*first["traces"], *second["traces"]) for value in trace["y"])
     ppo = [figures[f"run{k}-ppo-objective-kl"]["layout"]["xaxis"] for k in (0, 1)]
     assert not any("range" in axis for axis in ppo)
 

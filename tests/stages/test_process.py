@@ -90,7 +90,7 @@ def test_the_card_gives_the_same_figures_without_the_run(run_folder: Path, tmp_p
     assert again == card and (tmp_path / "card/steps.parquet").stat().st_mtime_ns == before
     other = duel(*words, "--seed", "1", "--out", str(tmp_path / "card"), check=2)
     assert "another model, other data or other options" in other.stderr
-    text = duel(*words).stdout
+    text = duel(*words, env={"COLUMNS": "200"}).stdout
     assert "accuracy on steps" in text and "implicit, running sum" in text and "95% interval" in text
 
 

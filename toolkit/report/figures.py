@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Trace = dict[str, Any]
@@ -12,6 +12,8 @@ Layout = dict[str, Any]
 """A Plotly layout, or a part of one."""
 # Figures whose axes mean the same in every run.
 COMPARABLE = ("frontier-", "over-", "best-of-n-", "margins", "by-margin")
+# The dashes of several runs in one figure, in their order.
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,34 @@ def share_axes(figures: Iterable[Figure]) -> None:
             margin = 0.06 * (max(ends) - min(ends)) or 0.5
             for figure in group:
                 figure.layout[f"{name}axis"].setdefault("range", [min(ends) - margin, max(ends) + margin])
+
+
+def overlaid(by_run: Mapping[str, Sequence[Figure]]) -> list[Figure]:
+    """One figure for those of the same name of several runs: colours stay the arms', and each run has its dash.
+
+    ``by_run`` has the figures of each run by its name, which ends the name of each trace.
+    """
+    by_name: dict[str, list[tuple[str, Figure]]] = {}
+    for run, figures in by_run.items():
+        for figure in figures:
+            by_name.setdefault(figure.name, []).append((run, figure))
+    dash_of = {run: DASHES[number % len(DASHES)] for number, run in enumerate(by_run)}
+    return [
+        replace(
+            group[0][1],
+            id=f"all-{name}",
+            alt=" ".join(f"{run}: {figure.alt}" for run, figure in group),
+            traces=[_of_run(trace, run, dash_of[run]) for run, figure in group for trace in figure.traces],
+        )
+        for name, group in by_name.items()
+    ]
+
+
+def _of_run(trace: Trace, run: str, dash: str) -> Trace:
+    named = trace | {"name": f"{trace['name']}, {run}"}
+    if "hovertemplate" in trace:
+        named["hovertemplate"] = trace["hovertemplate"].replace("<extra></extra>", f"<extra>{run}</extra>")
+    return named | {"line": trace["line"] | {"dash": dash}} if "lines" in trace.get("mode", "") else named
 
 
 def _ends(trace: Trace, axis_name: str) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.report import curves, plots, provenance, sample_browser, tables
-from toolkit.report.figures import Figure, share_axes
+from toolkit.report.figures import Figure, overlaid, share_axes
 from toolkit.report.process import process_table
 from toolkit.report.reading import ResultRow, Run, read_live, read_runs
 from toolkit.report.render import render
@@ -134,18 +134,28 @@ def view_of(run: Run, prefix: str) -> View:
 def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str | None = None) -> str:
     """The page of runs that were read. With ``live``, a version, it is the page of :func:`build_live`."""
     views = [view_of(run, f"run{number}") for number, run in enumerate(runs)]
+    sections = _sections(views, bool(between := provenance.between_runs(runs)))
+    together: dict[str, list[Figure]] = {}
     if len(runs) > 1:
+        together = {
+            "frontier": overlaid({view.name: view.frontier for view in views}),
+            "lengths": overlaid({view.name: view.lengths for view in views}),
+        }
+        views = [replace(view, frontier=[], lengths=[]) for view in views]
         share_axes(figure for view in views for figure in view.figures)
     browser = sample_browser.browser(runs, max_samples)
-    between = provenance.between_runs(runs)
     subjects = [provenance.subject(run) for run in runs]
     if title is None and len(runs) == 1 and subjects[0]:
         title, subjects = f"DPO and RM + PPO on {subjects[0]}", []
     return render(
         "page.html.j2",
         title=title or " and ".join(run.name for run in runs) + ": RM + PPO against DPO",
-        sections=_sections(views, bool(between), browser is not None),
-        figures=[figure for view in views for figure in view.figures],
+        sections=sections + ([("samples", "Samples")] if browser is not None else []),
+        together=together,
+        figures=[
+            *(figure for figures in together.values() for figure in figures),
+            *(figure for view in views for figure in view.figures),
+        ],
         live=live,
         has_rft=any(row["policy"] == "rft" for run in runs for row in run.results["policies"]),
         samples=browser,
@@ -178,7 +188,7 @@ SECTIONS = (
 """(id, title, the fields of :class:`View` that it shows), in the order of the page."""
 
 
-def _sections(views: Sequence[View], runs_differ: bool, has_samples: bool) -> list[tuple[str, str]]:
+def _sections(views: Sequence[View], runs_differ: bool) -> list[tuple[str, str]]:
     """(id, title) of the sections for which at least one run has data."""
     shown = [
         (name, title)
@@ -187,4 +197,4 @@ def _sections(views: Sequence[View], runs_differ: bool, has_samples: bool) -> li
     ]
     if runs_differ:
         shown.insert(1, ("between", "What differs between the runs"))
-    return shown + ([("samples", "Samples")] if has_samples else [])
+    return shown
