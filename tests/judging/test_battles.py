@@ -194,7 +194,7 @@ def test_other_names_are_mapped_and_the_columns_are_said(tmp_path: Path) -> None
         {"file": str(path), "prompt": "prompt", "systems": "response_a and response_b", "winner": "winner",
          "judge": "none is named", "n_judgements": 4, "note": ""}
     ]  # fmt: skip
-    shown = duel("winrate", str(path), *mapped).stdout
+    shown = " ".join(duel("winrate", str(path), *mapped).stdout.split())
     assert "prompt = prompt, systems = response_a and response_b, winner = winner" in shown
     assert "there is no column 'wo'" in duel("winrate", str(path), "--column=winner=wo", check=2).stderr
 

@@ -93,7 +93,7 @@ def test_what_is_recorded(ran: dict[str, Any], tmp_path: Path) -> None:
     assert "metrics" not in manifest["stages"]["dpo"] and not (tmp_path / "dpo" / "trainer").exists()
     results = read_json(tmp_path / "results.json")
     assert results["schema_version"] == 2 and results["recipe"]["dpo"]["learning_rate"] == 0.5
-    assert results["warnings"][0] == "w" and "learning_rate: PPO" in results["warnings"][1]
+    assert results["warnings"][0] == "w" and "learning_rate: RM + PPO" in results["warnings"][1]
     assert results["arm_differences"] == manifest["arm_differences"] == [d.as_dict() for d in MEASURED]
     assert len(results["warnings"]) == 2  # what is equal is no warning
     assert results["cost"]["judges"] == ["usage"] and len(results["cost"]["stages"]) == 6

@@ -24,12 +24,12 @@ class Result(dict[str, Any]):
     ) -> None:
         super().__init__(values)
         sheets = sheets or ([_numbers(self)] if self else [])
-        for name, value in (("sheets", tuple(sheets)), ("sentence", sentence), ("_main", main)):
+        for name, value in (("sheets", tuple(sheets)), ("sentence", sentence), ("_main_table", main)):
             object.__setattr__(self, name, value)
 
     sheets: tuple[Sheet, ...]
     sentence: str
-    _main: str
+    _main_table: str
 
     def to_frame(self, name: str = "") -> pd.DataFrame:
         """A table of the result as a ``pandas.DataFrame``: the rows of the list ``name``, with nested names dotted.
@@ -43,7 +43,7 @@ class Result(dict[str, Any]):
         import pandas as pd
 
         tables = [key for key, value in self.items() if _is_table(value)]
-        key = name or (self._main if self._main in tables else "")
+        key = name or (self._main_table if self._main_table in tables else "")
         if not key:
             plain = {key: value for key, value in self.items() if not isinstance(value, list)}
             return pd.json_normalize(plain)
@@ -67,7 +67,7 @@ class Result(dict[str, Any]):
         return "\n\n".join(filter(None, [text_of(*self.sheets), self.sentence]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (dict(self), self.sheets, self.sentence, self._main)
+        return _again, (dict(self), self.sheets, self.sentence, self._main_table)
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("a result cannot be changed; dict(result) is a copy that can")

@@ -41,7 +41,7 @@ class ArmDifference:
     def sentence(self) -> str:
         """
         >>> ArmDifference("adam_epsilon", "adam_epsilon", 1e-5, 1e-8, True).sentence
-        'the arms differ in adam_epsilon: PPO 1e-05, DPO 1e-08'
+        'the arms differ in adam_epsilon: RM + PPO 1e-05, DPO 1e-08'
         """
         verb = "differ in" if self.differs else "are equal in"
         note = f" ({self.note})" if self.note else ""
