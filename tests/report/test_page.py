@@ -26,6 +26,7 @@ from toolkit.recipe.schema import ReportSection
 from toolkit.report import page as page_module
 from toolkit.report import plots, provenance, reading, render, sample_browser, tables
 from toolkit.report.names import policy_name
+from toolkit.report.writing import write_page
 from toolkit.stages import report as report_stage
 from toolkit.stages.contexts import ReportContext
 
@@ -413,6 +414,20 @@ def test_two_runs_side_by_side(run, no_gold):
     figures = data_of(html, "figure-data")["figures"]
     assert {name[:4] for name in figures} == {"all-", "run0", "run1"}
     assert html.count(get_plotlyjs()[:2000]) == 1
+
+
+def test_a_sweeps_folder_stands_for_its_runs_wherever_it_lies(run, no_gold, tmp_path):
+    for name, folder in (("beta=0.1", run), ("beta=0.2", no_gold)):
+        shutil.copytree(folder, tmp_path / name)
+    runs = [{"out": f"/somewhere/else/{name}"} for name in ("beta=0.1", "beta=0.2")]
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": runs}))
+    page = write_page([tmp_path], None, None, 10, False)
+    assert page == tmp_path / "report.html"
+    alone = build(tmp_path / "beta=0.1", tmp_path / "beta=0.2")
+    assert data_of(page.read_text(encoding="utf-8"), "figure-data") == data_of(alone, "figure-data")
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": []}))
+    with pytest.raises(StoreError, match="no finished run"):
+        write_page([tmp_path], None, None, 10, False)
 
 
 def test_runs_of_one_name_are_told_apart(run):

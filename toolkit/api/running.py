@@ -242,10 +242,10 @@ def write_report(
     max_samples: int = 500,
     force: bool = False,
 ) -> Path:
-    """``duel report``: write the HTML report of a run or a study; several runs are shown side by side.
+    """``duel report``: write the HTML report of a run, a sweep or a study; several runs share one page.
 
     Args:
-        folders: run folders, or the folder of one study.
+        folders: folders of runs or sweeps, or the folder of one study.
         out: the file to write; the default is ``report.html`` in the first folder.
         title: of the page.
         max_samples: the largest number of prompts whose samples are shown.

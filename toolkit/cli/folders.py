@@ -24,7 +24,7 @@ from toolkit.cli.options import FORCE, JSON, PATH, complete_runs, emit, quiet_li
 )
 @FORCE
 def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_samples: int, force: bool) -> None:
-    """Write the HTML report of FOLDER, a run or a study. Several runs are shown side by side."""
+    """Write the HTML report of FOLDER, a run, a sweep or a study. Several runs share one page."""
     from toolkit.report.writing import write_page
 
     say(write_page(folder, out, title, max_samples, force))

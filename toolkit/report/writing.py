@@ -1,4 +1,4 @@
-"""Writing the page of a run, of runs side by side, or of a study."""
+"""Writing the page of a run, of several runs such as those of a sweep, or of a study."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.errors import StoreError
-from toolkit.files import refuse_others_file, write_text
+from toolkit.files import read_json, refuse_others_file, write_text
 from toolkit.report.page import build
 from toolkit.report.render import is_page
 from toolkit.report.study_page import build_study, is_study
+
+SWEEP_FILE = "sweep.json"
 
 
 def write_page(folders: Sequence[Path], out: Path | None, title: str | None, max_samples: int, force: bool) -> Path:
     """Writes the page to ``out``, by default into the first folder, and returns its path.
 
-    Raises StoreError for a study beside others, and where ``out`` is somebody else's file, unless ``force``.
+    The folder of a sweep stands for its runs. Raises StoreError for a study beside others, for a sweep without runs,
+    and where ``out`` is somebody else's file, unless ``force``.
     """
     studies = [path for path in folders if is_study(path)]
     if studies and len(folders) > 1:
@@ -24,6 +27,20 @@ def write_page(folders: Sequence[Path], out: Path | None, title: str | None, max
     target = out or folders[0] / ("report.html" if len(folders) == 1 else "report-side-by-side.html")
     if out is not None:
         refuse_others_file(out, force, is_page)
-    page = build_study(folders[0], title=title) if studies else build(folders, title=title, max_samples=max_samples)
+    if studies:
+        page = build_study(folders[0], title=title)
+    else:
+        page = build([run for folder in folders for run in _runs_of(folder)], title=title, max_samples=max_samples)
     write_text(target, page)
     return target
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """The folders of a sweep's runs, which lie inside its own, or the folder itself."""
+    record = folder / SWEEP_FILE
+    if not record.is_file():
+        return [folder]
+    runs = [folder / Path(run["out"]).name for run in read_json(record)["runs"]]
+    if not runs:
+        raise StoreError("this sweep has no finished run", where=str(folder), fix="run the sweep again: it goes on")
+    return runs
