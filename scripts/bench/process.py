@@ -127,7 +127,8 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         },
         "n_test": {name: card["explicit"][name] for name in ("n_steps", "n_solutions")},
         "steps": {name: summary(card[name]) for name in ("explicit", "implicit", "implicit_own")},
-        "card": {name: value for name, value in card.items() if name not in ("model", "implicit_model", "steps")},
+        "card": {name: value for name, value in card.items() if name not in ("model", "implicit_model", "steps")}
+        | {"source": "prm800k/test.parquet"},
     }
 
 
