@@ -134,7 +134,8 @@ def view_of(run: Run, prefix: str) -> View:
 def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str | None = None) -> str:
     """The page of runs that were read. With ``live``, a version, it is the page of :func:`build_live`."""
     views = [view_of(run, f"run{number}") for number, run in enumerate(runs)]
-    sections = _sections(views, bool(between := provenance.between_runs(runs)))
+    between = provenance.between_runs(runs)
+    sections = _sections(views, bool(between))
     together: dict[str, list[Figure]] = {}
     if len(runs) > 1:
         together = {

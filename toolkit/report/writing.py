@@ -10,8 +10,7 @@ from toolkit.files import read_json, refuse_others_file, write_text
 from toolkit.report.page import build
 from toolkit.report.render import is_page
 from toolkit.report.study_page import build_study, is_study
-
-SWEEP_FILE = "sweep.json"
+from toolkit.runs.store import SWEEP_FILE
 
 
 def write_page(folders: Sequence[Path], out: Path | None, title: str | None, max_samples: int, force: bool) -> Path:

@@ -34,6 +34,7 @@ RECIPE_FILE = "recipe.resolved.yaml"
 STUDY_FILE = "study.json"
 TRIALS_FILE = "trials.json"
 FAILURE_FILE = "failed.json"
+SWEEP_FILE = "sweep.json"  # its settings, and the folder and the verdict of each run
 SCORES_FOLDER = "scores"
 # Fields of the two documents of a run that readers take for granted, with their types; and those that hold objects.
 FORMS: dict[str, dict[str, Any]] = {

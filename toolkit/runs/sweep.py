@@ -16,7 +16,7 @@ from toolkit.runs import pipeline
 from toolkit.runs.engines import Engine, Task, engine_of
 from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.plan import plan_stages
-from toolkit.runs.store import RESULTS_FILE, RunFolder, read_document
+from toolkit.runs.store import RESULTS_FILE, SWEEP_FILE, RunFolder, read_document
 from toolkit.storage.locks import held
 
 LONGEST_FOLDER_NAME = 100
@@ -110,7 +110,7 @@ def _run_jobs(
                 "wall_s": {arm: facts["wall_s"] for arm, facts in results["cost"]["arms"].items()},
             }
         )
-        write_json(sweep.out / "sweep.json", {"recipe": sweep.recipe, "runs": rows})
+        write_json(sweep.out / SWEEP_FILE, {"recipe": sweep.recipe, "runs": rows})
     return rows
 
 
