@@ -20,12 +20,13 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports on disk: a hostile run, one without gold, both side by side, and a long one."""
+    """Reports on disk: a hostile run, one without gold, a long one, and several of them on one page."""
     root = tmp_path_factory.mktemp("reports")
     hostile = write_run(root / "first", hostile=True, checkpoints=3)
     no_gold = write_run(root / "second", gold=False, seed=1)
     long = write_run(root / "long", n_prompts=200, checkpoints=1, judge_names=("gold",))
     made = {"hostile": [hostile], "no_gold": [no_gold], "two": [hostile, no_gold], "long": [long]}
+    made["three"] = [hostile, no_gold, long]
     made["huge"] = [repeated(long, root / "huge", 5_000)]
     out = {}
     for name, folders in made.items():
@@ -61,8 +62,8 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     [
         ("hostile", 20, 390, "light"),
         ("no_gold", 20, 1440, "dark"),
-        ("two", 40, 1440, "light"),
-        ("two", 40, 390, "dark"),
+        ("two", 20, 1440, "light"),
+        ("two", 20, 390, "dark"),
     ],
 )
 def test_every_figure_is_drawn_without_error_or_request(opened, name, least, width, scheme):
@@ -190,6 +191,38 @@ def test_the_keyboard_reaches_what_the_mouse_does(opened):
     assert button.get_attribute("aria-pressed") == "false"
     assert view.run("[...document.querySelectorAll('.scroll, pre')].every(n => n.tabIndex === 0)")
     assert view.run("[...document.querySelectorAll('[role=img]')].every(n => n.getAttribute('aria-label').length > 10)")
+
+
+def test_a_run_is_switched_off_in_every_figure_and_a_line_in_its_figure_for_all_runs(opened):
+    view = opened("two")
+    view.draw_everything()
+    lines = "[...document.querySelectorAll('figure')].map(n => n.querySelectorAll('.scatterlayer .trace').length)"
+    before = view.run(lines)
+    explicit = 1  # the frontier of the explicit reward, which both runs have
+    key = view.page.locator("#frontier .run-keys button", has_text="second")
+    key.click()
+    view.page.wait_for_function(f"{lines}[{explicit}] < {before[explicit]}")
+    pressed = view.run("[...document.querySelectorAll('[data-run=second]')].map(n => n.ariaPressed)")
+    assert len(pressed) > 3 and set(pressed) == {"false"}
+    assert sum(after < all_of for after, all_of in zip(view.run(lines), before, strict=True)) > 10
+    key.click()
+    view.page.wait_for_function(f"{lines}[{explicit}] === {before[explicit]}")
+    view.page.locator("figure").nth(explicit).get_by_role("button", name="DPO").click()
+    view.page.wait_for_function(f"{lines}[{explicit}] === {before[explicit] - 2}")
+    after = view.run(lines)
+    assert [k for k, n in enumerate(after) if n != before[k]] == [explicit] and view.problems == []
+
+
+def test_of_many_runs_the_tables_of_one_are_shown_at_a_time(opened):
+    view = opened("three")
+    headings = (
+        "[...document.querySelectorAll('#verdict .run-name')].filter(n => n.offsetHeight).map(n => n.textContent)"
+    )
+    assert view.run(headings) == ["first"]
+    view.page.get_by_label("Tables and text of").select_option(label="long")
+    assert view.run(headings) == ["long"]
+    view.page.get_by_label("Tables and text of").select_option(label="all runs")
+    assert view.run(headings) == ["first", "second", "long"]
 
 
 def test_a_change_of_scheme_redraws_the_figures(opened):

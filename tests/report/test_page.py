@@ -318,18 +318,18 @@ def test_the_best_of_n_is_drawn_against_its_kl(copy, exact):
     rows = best_of_n_results(exact=exact)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"best_of_n": rows}))
     html = build(copy)
-    assert "best-of-n" in sections(html) and "no fit" not in text_of(html, "best-of-n")
+    assert "best-of-n" in sections(html)
     drawn = plots.best_of_n(reading.read_run(copy))
     assert [figure.name for figure in drawn] == [f"best-of-n-{name}_reward" for name in ("gold", *NOISE)]
     for figure in drawn:
         assert [trace["name"] for trace in figure.traces] == [f"picked by the {name} reward" for name in NOISE]
-        assert ("at most" in figure.layout["xaxis"]["title"]["text"]) is not exact
     [by_explicit, _] = drawn[0].traces
     of_line = [row for row in rows if (row["picked_by"], row["measured_by"]) == ("explicit", "gold")]
     assert by_explicit["text"] == ["1", "2", "4", "8", "16", "32", "64"] == [str(row["n"]) for row in of_line]
     assert by_explicit["x"] == pytest.approx([row["kl_nats"] for row in of_line], rel=1e-4)
     assert by_explicit["y"] == pytest.approx([row["value"] for row in of_line], rel=1e-4)
-    assert by_explicit["line"]["dash"] == ("solid" if exact else "dash")
+    assert by_explicit["marker"]["symbol"] == ("circle" if exact else "circle-open")
+    assert "An open point stands at an upper bound of its KL" in text_of(html, "best-of-n")
     assert by_explicit["hovertext"][-1].count("at most") == (not exact)
     top = of_line[-1]["ci_high"] - of_line[-1]["value"]
     assert by_explicit["error_y"]["array"][-1] == pytest.approx(top)
@@ -379,7 +379,9 @@ def test_nulls_of_a_single_prompt_run(tmp_path):
     (one / "results.json").write_text(json.dumps(results))
     html = build(one)
     assert (
-        "no fit (1 of the policies are more than 0.05 nats from SFT: a fit of two parameters takes at least 4)" in html
+        "No curve is fitted to RM + PPO (gold reward, explicit reward, implicit reward) or DPO (gold reward, "
+        "explicit reward): a fit of two parameters takes at least 4 policies that are more than 0.05 nats from SFT, "
+        "and here 1 is." in text_of(html, "overoptimization")
     )
     assert "–" in text_of(html, "win-rates") and "None" not in text_of(html, "win-rates")
 
@@ -579,28 +581,60 @@ def test_runs_side_by_side_stand_in_one_frontier_each_with_its_dash(run, no_gold
     assert [(t["x"], t["y"], t["error_y"]) for t in together] == [
         (t["x"], t["y"], t["error_y"]) for t in first + second
     ]
-    names = [run_name for trace in together if (run_name := trace["name"].partition(", ")[2])]
-    assert len(set(names)) == 2 and names == sorted(names, key=names.index)
-    dashes = {
-        trace["line"]["dash"] for trace in together if "lines" in trace["mode"] and trace["name"].endswith(names[0])
-    }
-    assert dashes == {"solid"}
-    assert {t["line"]["dash"] for t in together if "lines" in t["mode"] and t["name"].endswith(names[-1])} == {"dash"}
+    assert [trace["meta"] for trace in together] == ["run"] * len(first) + ["other"] * len(second)
+    assert [trace["name"] for trace in together] == [trace["name"] for trace in first + second]
+    for name, dash in (("run", "solid"), ("other", "dash")):
+        lines = [trace for trace in together if "lines" in trace["mode"] and trace["meta"] == name]
+        assert {trace["line"]["dash"] for trace in lines} == {dash}
     assert "all-frontier-gold_reward" in figures  # one of the runs has gold
 
 
-def test_runs_side_by_side_share_their_axes(run, no_gold):
-    figures = data_of(build(run, no_gold), "figure-data")["figures"]
+def test_every_figure_of_two_runs_is_one_but_for_the_margins_which_share_their_axes(run, no_gold):
+    page = build(run, no_gold)
+    figures = data_of(page, "figure-data")["figures"]
     alone = data_of(build(run), "figure-data")["figures"]
-    name = "over-rm_ppo"
-    first, second = (figures[f"run{k}-{name}"] for k in (0, 1))
+    assert {name for name in figures if name.startswith("run")} == {"run0-margins", "run1-margins"}
+    assert {name.removeprefix("run0-") for name in alone} - {"margins"} == {
+        name.removeprefix("all-") for name in figures if name.startswith("all-")
+    }
+    first, second = (figures[f"run{k}-margins"] for k in (0, 1))
     for axis in ("xaxis", "yaxis"):
         assert first["layout"][axis]["range"] == second["layout"][axis]["range"]
-        assert "range" not in alone[f"run0-{name}"]["layout"][axis]
     low, high = first["layout"]["yaxis"]["range"]
     assert all(low < value < high for trace in (*first["traces"], *second["traces"]) for value in trace["y"])
-    ppo = [figures[f"run{k}-ppo-objective-kl"]["layout"]["xaxis"] for k in (0, 1)]
-    assert not any("range" in axis for axis in ppo)
+    ranges = [
+        data_of(build(folder), "figure-data")["figures"]["run0-lengths"]["layout"]["xaxis"]["range"]
+        for folder in (run, no_gold)
+    ]
+    assert figures["all-lengths"]["layout"]["xaxis"]["range"] == [0, max(high for _, high in ranges)]
+    for section in ("frontier", "overoptimization", "quality", "lengths", "training"):
+        body = page.split(f'<section id="{section}"')[1].split("</section>")[0]
+        assert body.count('data-run="run"') == 1 == body.count('data-run="other"')
+    kl = figures["all-ppo-objective-kl"]
+    assert [(trace["name"], trace["meta"], trace["line"]["dash"]) for trace in kl["traces"]] == [
+        ("KL", "run", "solid"),
+        ("KL", "other", "dash"),
+    ]
+
+
+def test_what_runs_have_in_common_is_shown_once(run, copy, no_gold):
+    page = build(run, copy, no_gold)
+    quality = text_of(page, "quality")
+    assert quality.count("accuracy on the labels") == 2 and "run · copy" in quality
+    assert text_of(build(run, copy), "quality").count("accuracy on the labels") == 1
+    assert "The same in both runs" in text_of(build(run, copy), "drift")
+    figures = data_of(page, "figure-data")["figures"]
+    assert {name for name in figures if name.startswith("run")} == {"run0-margins", "run2-margins"}
+
+
+def test_more_than_two_runs_have_a_row_each_and_a_choice_whose_tables_to_show(run, copy, no_gold):
+    page = build(run, copy, no_gold)
+    verdict = text_of(page, "verdict")
+    results = json.loads((run / "results.json").read_text())["verdict"]
+    row = f"run {results['sentence'].partition(': ')[0]} gold {results['win_rate']:.1%}"
+    assert row in verdict and "other Undecided –" in verdict
+    assert re.findall(r'<option value="(\d*)"', page.split('id="run-choice"')[1].split("</select>")[0]) == ["", *"012"]
+    assert 'id="run-choice"' not in build(run, no_gold)
 
 
 @pytest.mark.parametrize(

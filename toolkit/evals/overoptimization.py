@@ -87,8 +87,8 @@ def fit_with_intervals(
     if fit["a"] is None:
         n = int(np.count_nonzero(away_P))
         if n < MIN_POINTS:
-            far = f"{n} of the policies are more than {STILL_NATS} nats from SFT"
-            return None, f"{far}: a fit of two parameters takes at least {MIN_POINTS}"
+            needed = f"{MIN_POINTS} policies that are more than {STILL_NATS} nats from SFT"
+            return None, f"a fit of two parameters takes at least {needed}, and here {n} {'is' if n == 1 else 'are'}"
         return None, "all policies are at the same KL"
     kl_PN, reward_PN = kl_PN[away_P], reward_PN[away_P]
     n_prompts = kl_PN.shape[1]

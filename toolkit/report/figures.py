@@ -10,8 +10,6 @@ Trace = dict[str, Any]
 """One Plotly trace."""
 Layout = dict[str, Any]
 """A Plotly layout, or a part of one."""
-# Figures whose axes mean the same in every run.
-COMPARABLE = ("frontier-", "over-", "best-of-n-", "margins", "by-margin")
 # The dashes of several runs in one figure, in their order.
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
@@ -58,14 +56,10 @@ def rounded(values: Iterable[float]) -> list[float]:
 
 
 def share_axes(figures: Iterable[Figure]) -> None:
-    """Give figures of the same name in several runs the same ranges, so that a reader can compare them.
-
-    Training curves keep their own ranges: their steps do not mean the same in two runs.
-    """
+    """Give figures of the same name in several runs the same ranges, so that a reader can compare them."""
     by_name: dict[str, list[Figure]] = {}
     for figure in figures:
-        if figure.name.startswith(COMPARABLE):
-            by_name.setdefault(figure.name, []).append(figure)
+        by_name.setdefault(figure.name, []).append(figure)
     for group in by_name.values():
         for name in "xy":
             ends = [end for figure in group for trace in figure.traces for end in _ends(trace, name)]
@@ -75,31 +69,50 @@ def share_axes(figures: Iterable[Figure]) -> None:
 
 
 def overlaid(by_run: Mapping[str, Sequence[Figure]]) -> list[Figure]:
-    """One figure for those of the same name of several runs: colours stay the arms', and each run has its dash.
+    """One figure for those of the same name of several runs: colours stay, and each run has its dash.
 
-    ``by_run`` has the figures of each run by its name, which ends the name of each trace.
+    ``by_run`` has the figures of each run by its name, which becomes the ``meta`` of its traces.
     """
     by_name: dict[str, list[tuple[str, Figure]]] = {}
     for run, figures in by_run.items():
         for figure in figures:
             by_name.setdefault(figure.name, []).append((run, figure))
-    dash_of = {run: DASHES[number % len(DASHES)] for number, run in enumerate(by_run)}
+    dash_of = dashes(by_run)
     return [
         replace(
             group[0][1],
             id=f"all-{name}",
             alt=" ".join(f"{run}: {figure.alt}" for run, figure in group),
             traces=[_of_run(trace, run, dash_of[run]) for run, figure in group for trace in figure.traces],
+            layout=_joined([figure.layout for _, figure in group]),
         )
         for name, group in by_name.items()
     ]
 
 
+def dashes(runs: Iterable[str]) -> dict[str, str]:
+    """The dash of each run, by its name."""
+    return {run: DASHES[number % len(DASHES)] for number, run in enumerate(runs)}
+
+
 def _of_run(trace: Trace, run: str, dash: str) -> Trace:
-    named = trace | {"name": f"{trace['name']}, {run}"}
+    named = trace | {"meta": run}
     if "hovertemplate" in trace:
-        named["hovertemplate"] = trace["hovertemplate"].replace("<extra></extra>", f"<extra>{run}</extra>")
+        name, mark, extra = trace["hovertemplate"].partition("<extra>")
+        named["hovertemplate"] = (
+            name + mark + extra.replace("</extra>", (", " if extra[0] != "<" else "") + "%{meta}</extra>")
+        )
     return named | {"line": trace["line"] | {"dash": dash}} if "lines" in trace.get("mode", "") else named
+
+
+def _joined(layouts: Sequence[Layout]) -> Layout:
+    """The first layout, with each of its ranges as wide as all of them together."""
+    joined = dict(layouts[0])
+    for name in ("xaxis", "yaxis"):
+        ranges = [layout[name]["range"] for layout in layouts if "range" in layout[name]]
+        if ranges:
+            joined[name] = joined[name] | {"range": [min(low for low, _ in ranges), max(high for _, high in ranges)]}
+    return joined
 
 
 def _ends(trace: Trace, axis_name: str) -> list[float]:

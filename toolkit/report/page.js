@@ -54,49 +54,78 @@
     return merge(base, resolve(figure.layout, colors));
   };
 
-  const hidden = new Map(); // figure -> indices of the traces that are switched off
+  const hidden = new Map(); // figure -> names of the lines that are switched off
+  const hiddenRuns = new Set(); // names of runs that are switched off in every figure
   const swatch = (trace) => {
-    if (trace.mode.startsWith("lines")) return (trace.line.dash || "solid") === "solid" ? "line" : "dashed";
+    if (trace.mode.startsWith("lines")) return trace.meta || (trace.line.dash || "solid") === "solid" ? "line" : "dashed";
     const symbol = (trace.marker || {}).symbol || "";
     return symbol || "point";
   };
   const legendOf = (node) => {
     const figure = figures[node.dataset.figure];
-    const off = new Set(figure.traces.flatMap((trace, index) => (trace.visible === "legendonly" ? [index] : [])));
+    // The lines of one name, such as those of an arm in several runs, have one button.
+    const named = new Map();
+    for (const trace of figure.traces) {
+      if (trace.showlegend !== false && !named.has(trace.name)) named.set(trace.name, trace);
+    }
+    const off = new Set([...named].flatMap(([name, trace]) => (trace.visible === "legendonly" ? [name] : [])));
     hidden.set(node, off);
-    const named = figure.traces.map((trace, index) => [trace, index]).filter(([trace]) => trace.showlegend !== false);
-    if (named.length < 2) return;
+    if (named.size < 2) return;
     const box = make("div", "keys");
-    for (const [trace, index] of named) {
+    for (const [name, trace] of named) {
       const button = make("button");
       button.type = "button";
       const mark = make("i", `swatch ${swatch(trace)}`);
       const shade = ((trace.mode === "markers" ? trace.marker : trace.line) || {}).color || "@muted";
       mark.style.color = `var(--${shade.slice(1).split("/")[0]})`;
-      button.append(mark, trace.name);
-      button.setAttribute("aria-pressed", String(!off.has(index)));
+      button.append(mark, name);
+      button.setAttribute("aria-pressed", String(!off.has(name)));
       button.addEventListener("click", () => {
-        if (!off.delete(index)) off.add(index);
-        button.setAttribute("aria-pressed", String(!off.has(index)));
+        if (!off.delete(name)) off.add(name);
+        button.setAttribute("aria-pressed", String(!off.has(name)));
         draw(node);
       });
       box.append(button);
     }
     node.before(box);
   };
+  const runButtons = [...document.querySelectorAll("[data-run]")];
+  for (const button of runButtons) {
+    button.addEventListener("click", () => {
+      const { run } = button.dataset;
+      if (!hiddenRuns.delete(run)) hiddenRuns.add(run);
+      for (const other of runButtons) other.setAttribute("aria-pressed", String(!hiddenRuns.has(other.dataset.run)));
+      drawn.forEach((node) => draw(node));
+    });
+  }
 
   const drawn = new Set();
   const draw = (node, scheme) => {
     const figure = figures[node.dataset.figure];
     const colors = palette[scheme || (dark.matches ? "dark" : "light")];
     const small = node.closest(".small") !== null;
-    const traces = figure.traces.map((trace, index) => ({ ...trace, visible: !hidden.get(node).has(index) }));
+    const off = hidden.get(node);
+    const traces = figure.traces.map((trace) => ({ ...trace, visible: !off.has(trace.name) && !hiddenRuns.has(trace.meta) }));
     const done = Plotly.react(node, resolve(traces, colors), layoutOf(figure, small, colors), {
       displayModeBar: false, responsive: true, showTips: false,
     });
     drawn.add(node);
     return done;
   };
+
+  // ---------------------------------------------------------------- the run whose tables are shown
+
+  const choice = byId("run-choice");
+  if (choice) {
+    const choose = () => {
+      for (const node of document.querySelectorAll("[data-runs]")) {
+        node.hidden = choice.value !== "" && !node.dataset.runs.split(" ").includes(choice.value);
+      }
+    };
+    choice.addEventListener("change", choose);
+    choose();
+  }
+
   const canvases = [...document.querySelectorAll("[data-figure]")];
   const near = new IntersectionObserver((entries) => {
     for (const entry of entries) {

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.report import curves, plots, provenance, sample_browser, tables
-from toolkit.report.figures import Figure, overlaid, share_axes
-from toolkit.report.process import process_table
-from toolkit.report.reading import ResultRow, Run, read_live, read_runs
+from toolkit.report import provenance, sample_browser, several
+from toolkit.report.reading import Run, read_live, read_runs
 from toolkit.report.render import render
-from toolkit.report.rounds import RoundTable, round_figures, round_table
-from toolkit.report.sheets import Sheet, missing_estimates, outputs_sheets
-from toolkit.report.temperatures import TemperatureTable, temperature_table
+from toolkit.report.views import View, view_of
 
 
 def build(run_folders: Sequence[Path], *, title: str | None, max_samples: int) -> str:
-    """The page of one run, or of several side by side. ``max_samples`` prompts are shown with their samples.
+    """The page of one run, or of several. ``max_samples`` prompts are shown with their samples.
 
     The page makes no request: scripts, styles and data are inside, about 4.8 MB of it plotly.js.
 
@@ -38,112 +33,14 @@ def build_live(run_folder: Path, *, version: str, max_samples: int) -> str:
     return page_of([read_live(run_folder)], None, max_samples, version)
 
 
-@dataclass(frozen=True)
-class View:
-    """Everything that the template shows of one run. A part is None or empty where the run lacks it."""
-
-    name: str
-    confidence: float
-    progress: list[provenance.StageProgress]
-    verdict: tables.Verdict | None
-    differences: list[ResultRow]
-    policies: tables.PolicyTable
-    win_rates: list[tables.WinRateRow]
-    temperatures: TemperatureTable | None
-    missing_estimates: list[str]
-    judges: list[ResultRow]
-    rounds: RoundTable | None
-    round_figures: list[Figure]
-    frontier: list[Figure]
-    overoptimization: list[Figure]
-    best_of_n: list[Figure]
-    peaks: list[str]
-    agreement: tables.EstimateTable | None
-    margins: list[Figure]
-    quality: tables.EstimateTable | None
-    process: tables.EstimateTable | None
-    reliability: list[Figure]
-    outputs: list[Sheet]
-    drift: tables.DriftTable | None
-    lengths: list[Figure]
-    training: list[curves.StageCurves]
-    completions: list[ResultRow]
-    cost: provenance.Cost | None
-    warnings: list[str]
-    settings: provenance.ArmSettings | None
-    data: provenance.DataSummary | None
-    reproduction: provenance.Reproduction | None
-
-    @property
-    def figures(self) -> Iterator[Figure]:
-        for group in (
-            self.round_figures,
-            self.frontier,
-            self.overoptimization,
-            self.best_of_n,
-            self.margins,
-            self.reliability,
-            self.lengths,
-        ):
-            yield from group
-        for stage in self.training:
-            yield from stage.figures
-
-
-def view_of(run: Run, prefix: str) -> View:
-    """``prefix`` begins the ids of the figures, which are unique on the page."""
-
-    def identified(figures: Sequence[Figure]) -> list[Figure]:
-        return [replace(figure, id=f"{prefix}-{figure.name}") for figure in figures]
-
-    return View(
-        name=run.name,
-        confidence=run.confidence,
-        progress=provenance.progress(run),
-        verdict=tables.verdict(run) if "verdict" in run.results else None,
-        differences=run.results.get("arm_differences", []),
-        policies=tables.policies(run),
-        win_rates=tables.win_rates(run),
-        temperatures=temperature_table(run.results),
-        missing_estimates=missing_estimates(run.results["win_rates"]),
-        judges=run.results.get("judge_tests", []),
-        rounds=round_table(run.results),
-        round_figures=identified(round_figures(run)),
-        frontier=identified(plots.frontier(run)),
-        overoptimization=identified(plots.overoptimization(run)),
-        best_of_n=identified(plots.best_of_n(run)),
-        peaks=tables.peaks(run),
-        agreement=tables.agreement(run),
-        margins=identified(plots.margins(run)),
-        quality=tables.quality(run),
-        process=process_table(run.results),
-        reliability=identified(plots.reliability(run)),
-        outputs=outputs_sheets(run.results.get("reward_outputs"), run.confidence),
-        drift=tables.drift(run),
-        lengths=identified(plots.lengths(run)),
-        training=[replace(stage, figures=identified(stage.figures)) for stage in curves.training(run)],
-        completions=run.completions,
-        cost=provenance.cost(run),
-        warnings=tables.warnings(run),
-        settings=provenance.settings(run),
-        data=provenance.data(run),
-        reproduction=provenance.reproduction(run),
-    )
-
-
 def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str | None = None) -> str:
     """The page of runs that were read. With ``live``, a version, it is the page of :func:`build_live`."""
     views = [view_of(run, f"run{number}") for number, run in enumerate(runs)]
     between = provenance.between_runs(runs)
     sections = _sections(views, bool(between))
-    together: dict[str, list[Figure]] = {}
-    if len(runs) > 1:
-        together = {
-            "frontier": overlaid({view.name: view.frontier for view in views}),
-            "lengths": overlaid({view.name: view.lengths for view in views}),
-        }
-        views = [replace(view, frontier=[], lengths=[]) for view in views]
-        share_axes(figure for view in views for figure in view.figures)
+    drawn = several.figures_by_section(views)
+    training = several.training_of(views)
+    views = several.with_common_figures(views)
     browser = sample_browser.browser(runs, max_samples)
     subjects = [provenance.subject(run) for run in runs]
     if title is None and len(runs) == 1 and subjects[0]:
@@ -152,16 +49,20 @@ def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str 
         "page.html.j2",
         title=title or " and ".join(run.name for run in runs) + ": RM + PPO against DPO",
         sections=sections + ([("samples", "Samples")] if browser is not None else []),
-        together=together,
+        drawn=drawn,
+        training=training,
         figures=[
-            *(figure for figures in together.values() for figure in figures),
-            *(figure for view in views for figure in view.figures),
+            *(figure for figures in drawn.values() for figure in figures),
+            *(figure for stage in training for figure in stage.figures),
+            *(figure for view in views for figure in view.margins),
         ],
         live=live,
         has_rft=any(row["policy"] == "rft" for run in runs for row in run.results["policies"]),
         samples=browser,
         subjects=list(dict.fromkeys(filter(None, subjects))),
         views=views,
+        run_keys=several.run_keys(views),
+        summaries=several.summaries(runs),
         between=between,
         browser=browser,
     )

@@ -179,15 +179,13 @@ def best_of_n(run: Run) -> list[Figure]:
             ]
             words = "; ".join(f"by the {r['picked_by']} reward {number(r['value'])} at n = {r['n']}" for r in best)
             alt = f"Mean {label} of the best of n samples of SFT, picked by each reward, against its KL. {words}."
-            exact = all(row["kl_exact"] for row in measured)
-            kl = "KL to SFT, nats per response" + ("" if exact else ": at most ln n - (n-1)/n")
-            layout = {"xaxis": axis(kl, zeroline=True), "yaxis": axis(label), "hovermode": "closest"}
+            layout = _against_kl(label)
             figures.append(Figure(f"best-of-n-{reward}", f"{label.capitalize()} of the best of n", alt, traces, layout))
     return figures
 
 
 def _best_of_n_trace(rows: Sequence[ResultRow], picked_by: str) -> Trace:
-    """The line of a reward that picks. Its points carry n; it is dashed where their KL is a bound."""
+    """The line of a reward that picks. Its points carry n; they are open where their KL is a bound."""
     rows = sorted(rows, key=lambda row: row["n"])
     shade = REWARD_COLOR[f"{picked_by}_reward"]
     return {
@@ -201,8 +199,8 @@ def _best_of_n_trace(rows: Sequence[ResultRow], picked_by: str) -> Trace:
         "textposition": "top left",
         "hovertext": [_best_of_n_hover(row) for row in rows],
         "hovertemplate": "%{hovertext}<extra></extra>",
-        "line": {"color": shade, "width": 2, "dash": "solid" if rows[0]["kl_exact"] else "dash"},
-        "marker": {"color": shade, "size": 7},
+        "line": {"color": shade, "width": 2},
+        "marker": {"color": shade, "size": 7, "symbol": "circle" if rows[0]["kl_exact"] else "circle-open"},
         "textfont": {"color": shade, "size": 11},
     }
 
@@ -241,7 +239,7 @@ def _overoptimization_traces(
     fitted = {
         "type": "scatter",
         "mode": "lines",
-        "name": f"{label}, fit",
+        "name": label,
         "x": rounded(d),
         "y": rounded(d * (fit["a"] - fit["b"] * np.log(d))),
         "line": {"color": shade, "width": 1.5, "dash": "dash"},
@@ -330,10 +328,11 @@ def reliability(run: Run) -> list[Figure]:
         "reliability",
         "Reliability",
         "Share of held-out comparisons ordered right, against the confidence that the reward margin implies.",
-        [_calibrated_line(), *(_reliability_trace(*quality) for quality in qualities)],
+        [_reliability_trace(*quality) for quality in qualities],
         {
             "xaxis": axis("confidence, sigmoid of the margin", **in_percent, range=[0.48, 1.02]),
             "yaxis": axis("accuracy", **in_percent),
+            "shapes": [_calibrated_line()],
             "hovermode": "closest",
         },
         "On the dotted line a reward is right as often as it claims. A larger point stands for more comparisons.",
@@ -354,10 +353,9 @@ def reliability(run: Run) -> list[Figure]:
     return [by_confidence, by_margin]
 
 
-def _calibrated_line() -> Trace:
+def _calibrated_line() -> Layout:
     line = {"color": "@muted", "width": 1, "dash": "dot"}
-    ends = {"x": [0.5, 1.0], "y": [0.5, 1.0]}
-    return {"type": "scatter", "mode": "lines", **ends, "line": line, "name": "calibrated", "hoverinfo": "skip"}
+    return {"type": "line", "x0": 0.5, "x1": 1.0, "y0": 0.5, "y1": 1.0, "line": line, "layer": "below"}
 
 
 def _reliability_trace(name: str, quality: Mapping[str, Any], shade: str) -> Trace:

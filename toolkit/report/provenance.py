@@ -201,14 +201,14 @@ def reproduction(run: Run) -> Reproduction | None:
     if not manifest:
         return None
     started = manifest.get("started")
-    machine = {k: v for k, v in manifest.get("machine", {}).items() if v not in ("", None)}
+    machine = {k: v for k, v in manifest.get("machine", {}).items() if v not in ("", None, [])}
     facts = {
         "recipe": manifest.get("name"),
         "seed": manifest.get("seed"),
         "started": f"{datetime.fromtimestamp(started, tz=UTC):%Y-%m-%d %H:%M} UTC" if started else None,
         "data": run.data_report.get("source"),
         "fingerprint of the data": run.data_report.get("source_fingerprint"),
-        "machine": ", ".join(f"{v} CPUs" if k == "cpus" else str(v) for k, v in machine.items()),
+        "machine": ", ".join(_machine_fact(name, value) for name, value in machine.items()),
     }
     return Reproduction(
         command=shlex.join(manifest.get("command", [])),
@@ -254,6 +254,12 @@ def between_runs(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
         for name in names
         if any(recipe.get(name, absent) != recipes[0].get(name, absent) for recipe in recipes)
     ]
+
+
+def _machine_fact(name: str, value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value} CPUs" if name == "cpus" else str(value)
 
 
 def show(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ from toolkit.report.names import PALETTE
 from toolkit.report.numbers import count, length_control_name, number, p_value, percent, probability
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Body:
+    """A part of the page that belongs to the views at these places."""
+
+    places: list[int]
+    html: Markup
 
 
 def inline_scripts() -> list[str]:
@@ -60,6 +69,7 @@ def render(
         "probability": partial(probability, absent=""),
         "length_control_name": length_control_name,
     }
+    environment.globals["grouped"] = partial(_grouped, environment)
     return environment.get_template(template).render(
         title=title,
         sections=sections,
@@ -74,6 +84,16 @@ def render(
         samples=_embed(samples) if samples else "",
         **values,
     )
+
+
+def _grouped(environment: jinja2.Environment, template: str, views: Sequence[Any], **values: Any) -> list[Body]:
+    """What a template makes of each view, without empty ones; equal ones are one body of several views."""
+    bodies: dict[str, list[int]] = {}
+    for place, view in enumerate(views):
+        html = environment.get_template(template).render(view=view, **values).strip()
+        if html:
+            bodies.setdefault(html, []).append(place)
+    return [Body(places, Markup(html)) for html, places in bodies.items()]
 
 
 def is_page(path: Path) -> bool:

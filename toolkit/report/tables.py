@@ -192,8 +192,9 @@ def policies(run: Run) -> PolicyTable:
 
 
 def peaks(run: Run) -> list[str]:
-    """Where the curve of Gao et al. puts the best KL of each arm, or why there is no curve, in words."""
+    """Where the curve of Gao et al. puts the best KL of each arm, and why there is no curve for others, in words."""
     sentences = []
+    without: dict[str, dict[str, list[str]]] = {}
     for arm, part in run.results.get("overoptimization", {}).items():
         for reward, by_kind in part.get("fits", {}).items():
             label = f"{ARM_NAMES[arm]}, {REWARDS[reward]}"
@@ -201,7 +202,10 @@ def peaks(run: Run) -> list[str]:
             if fit:
                 sentences.append(f"{label}: {_peak(fit, max(row['kl_nats'] for row in part['rows']))}")
             elif reason and any(row[reward] is not None for row in part["rows"]):
-                sentences.append(f"{label}: no fit ({reason}).")
+                without.setdefault(reason, {}).setdefault(ARM_NAMES[arm], []).append(REWARDS[reward])
+    for reason, by_arm in without.items():
+        arms = " or ".join(f"{arm} ({', '.join(rewards)})" for arm, rewards in by_arm.items())
+        sentences.append(f"No curve is fitted to {arms}: {reason}.")
     return sentences
 
 
