@@ -1,4 +1,4 @@
-"""A run whose training stages have two processes: what follows ``--`` reaches ``accelerate launch``, and they share the
+"""A run whose stages have two processes: what follows ``--`` reaches ``accelerate launch``, and they share the
 work, also where there is no GPU. In test_signals.py they share SFT, and end with their run."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def test_a_stage_refuses_another_number_of_processes_than_its_key_says() -> None
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_two_processes_train_every_stage(tmp_path: Path) -> None:
+def test_two_processes_share_every_stage(tmp_path: Path) -> None:
     out = tmp_path / "run"
     milestones = [
         "--set=dpo.per_device_train_batch_size=8",
@@ -46,12 +46,16 @@ def test_two_processes_train_every_stage(tmp_path: Path) -> None:
         "--set=dpo.num_checkpoints=1",
         "--set=dpo.kl_milestones=[0.000001]",
     ]
-    options = [*SMALL, *milestones, "--out", str(out), "--until", "dpo"]
+    options = [*SMALL, *milestones, "--out", str(out)]
     done = duel_process("run", "smoke", *options, "--", "--num_processes", "2")
     assert "Traceback" not in done.stderr
     for stage in ("sft", "reward_model", "ppo", "dpo"):
         record = json.loads((out / stage / "stage.json").read_text(encoding="utf-8"))
         assert record["metrics"]["processes"] == record["fields"]["processes"] == 2, stage
+    # The evaluation is the same for any number of processes, so its key does not have it.
+    evaluated = json.loads((out / "evaluate" / "stage.json").read_text(encoding="utf-8"))
+    assert evaluated["metrics"]["processes"] == 2 and "processes" not in evaluated["fields"]
+    assert json.loads((out / "results.json").read_text(encoding="utf-8"))["verdict"]
     assert record["metrics"]["steps"] == 2  # DPO's 24 prompts, 8 for each process
     for arm in ("ppo", "dpo"):
         assert (out / arm / "model" / "model.safetensors").is_file()

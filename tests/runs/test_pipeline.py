@@ -172,27 +172,30 @@ def test_a_launched_stage_gets_the_same_context(
         request = read_json(Path(own[0]))
         asked[request["stage"]] = request
         write_json(Path(own[0]).with_name("answer.json"), {"tokens": 3, "processes": 2})
+        if request["stage"] == "evaluate":
+            sys.modules["toolkit.stages.evaluate"].run(None, {}, Path(own[0]).parent, Reporter(quiet=True))
         return 0
 
     monkeypatch.setattr(pipeline, "accelerate_launch", launch)
     go(tmp_path / "one")
+    alone = dict(ran)
     sets = ["report_to=[tensorboard]", "name=smoke"]
     manifest = go(tmp_path / "two", *sets, launch=["--num_processes", "2"])
-    assert list(asked) == ["sft", "reward_model", "ppo", "dpo"]
+    assert list(asked) == ["sft", "reward_model", "ppo", "dpo", "evaluate"]
     for name, request in asked.items():
-        assert from_json(name, request["context"]) == ran[name].context
-        assert request["inputs"] == {stage: str(tmp_path / "two" / stage) for stage in ran[name].inputs}
+        assert from_json(name, request["context"]) == alone[name].context
+        assert request["inputs"] == {stage: str(tmp_path / "two" / stage) for stage in alone[name].inputs}
         assert request["trackers"] == {"names": ["tensorboard"], "run_name": "smoke"}
         assert not (tmp_path / "two" / name / "request.json").exists()
         assert request["processes"] == 2
     assert manifest["stages"]["dpo"]["tokens"] == 3 and manifest["processes"] == 2
     # One process has other results: nothing that two have trained stands for them.
     ran.clear()
-    alone = go(tmp_path / "two", *sets)
-    assert alone["processes"] == 1 and list(ran) == ["sft", "reward_model", "ppo", "dpo", "evaluate", "report"]
+    assert go(tmp_path / "two", *sets)["processes"] == 1
+    assert list(ran) == ["sft", "reward_model", "ppo", "dpo", "evaluate", "report"]
     ran.clear()
     go(tmp_path / "two", *sets, launch=["--num_processes=2"])  # all of it lies on the shelf
-    assert not ran and len(asked) == 4
+    assert not ran and len(asked) == 5
 
     monkeypatch.setattr(pipeline, "accelerate_launch", lambda *_: 2)
     with pytest.raises(StoreError, match="exit code 2"):

@@ -54,7 +54,7 @@ def run(
 
     A second call continues, and computes nothing twice.
 
-    Arguments after -- go to `accelerate launch`, which runs the stages sft, reward_model, ppo and dpo.
+    Arguments after -- go to `accelerate launch`, which runs the stages that train, sample or score.
     """
     from toolkit.cli.tables import held_out_line, next_study, result_tables
     from toolkit.recipe.files import load_recipe

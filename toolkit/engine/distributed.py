@@ -10,10 +10,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +27,10 @@ from toolkit.errors import LAUNCHER_FILE
 from toolkit.files import is_locked
 
 LAUNCHER_CHECK_S = 0.5
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+_shares_batches: ContextVar[bool] = ContextVar("shares_batches", default=False)
 
 
 def launched_processes() -> int:
@@ -86,6 +93,50 @@ def leave_group() -> None:
     if world()[1] > 1:
         barrier()
         dist.destroy_process_group()
+
+
+def others_leave() -> bool:
+    """Close the group behind shared work. Returns whether this process is the main one, which goes on alone.
+
+    The others do not wait for it: what it does next, such as asking judges, may take hours.
+    """
+    main = main_process()
+    leave_group()
+    return main
+
+
+@contextmanager
+def shared_batches() -> Iterator[None]:
+    """Inside it, sampling and scoring take turns over the processes, which must all do the same work.
+
+    A batch is what it is in a single process, and each process gets the results of all. So these are the ones of a
+    single process, to the last bit where the devices compute alike.
+    """
+    token = _shares_batches.set(True)
+    try:
+        yield
+    finally:
+        _shares_batches.reset(token)
+
+
+def map_batches(
+    batches: Sequence[Batch], compute: Callable[[Batch], Result], done: Callable[[Result], None] = lambda _: None
+) -> list[Result]:
+    """What ``compute`` gives for each batch, in their order; inside :func:`shared_batches` of all processes.
+
+    ``done`` is told of every result.
+    """
+    rank, size = world() if _shares_batches.get() else (0, 1)
+    results: dict[int, Result] = {}
+    for number in range(rank, len(batches), size):
+        results[number] = compute(batches[number])
+        done(results[number])
+    if size > 1:
+        for number, result in all_items(list(results.items())):
+            if number not in results:
+                results[number] = result
+                done(result)
+    return [results[number] for number in range(len(batches))]
 
 
 def all_sum(total: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from toolkit.engine.distributed import map_batches
 from toolkit.engine.fast.attention import takes_padding_map
 from toolkit.engine.logps import at_temperature, branch_scores, by_response, from_logits, score_head, token_logps
 from toolkit.engine.tree import TreeBatch, batches, pack, split_wide
@@ -207,7 +208,8 @@ class Engine:
         def compute(batch: TreeBatch) -> list[torch.Tensor]:
             logps_N, _ = self.token_logps(batch, temperature=temperature)
             lengths = torch.bincount(batch.owner, minlength=batch.n_responses).tolist()
-            return list(torch.split(logps_N.cpu(), lengths))
+            # Copies: a view that is sent to another process takes the whole batch with it.
+            return [logps_n.clone() for logps_n in torch.split(logps_N.cpu(), lengths)]
 
         return self.map_responses(trees, compute, advance)
 
@@ -245,15 +247,22 @@ class Engine:
             for index, tree in enumerate(trees)
             for piece in (split_wide(tree, limit) if limit else [tree])
         ]
-        values_of: list[list[T]] = [[] for _ in narrow]
-        for indices in self.batches([tree for _, tree in narrow], last_tokens=last_tokens):
+
+        def of_batch(indices: list[int]) -> list[T]:
             batch = self.pack([narrow[i][1] for i in indices], last_tokens=last_tokens)
             with torch.no_grad(), precision(self.device, self.dtype):
-                values = iter(compute(batch))
+                return compute(batch)
+
+        def done(values: list[T]) -> None:
+            if advance is not None:
+                advance(len(values))
+
+        batches = list(self.batches([tree for _, tree in narrow], last_tokens=last_tokens))
+        values_of: list[list[T]] = [[] for _ in narrow]
+        for indices, of_responses in zip(batches, map_batches(batches, of_batch, done), strict=True):
+            values = iter(of_responses)
             for i in indices:
                 values_of[i] = [next(values) for _ in narrow[i][1].response_ids]
-            if advance is not None:
-                advance(batch.n_responses)
         out: list[list[T]] = [[] for _ in trees]
         for (index, _), values_in_order in zip(narrow, values_of, strict=True):
             out[index] += values_in_order

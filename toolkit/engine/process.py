@@ -99,7 +99,9 @@ def response_places(batch: TreeBatch) -> torch.Tensor:
 
 def by_tokens(values_N: torch.Tensor, batch: TreeBatch) -> list[torch.Tensor]:
     """Of each response its [n_tokens] values, on the CPU."""
-    return list(torch.split(values_N.float().cpu(), torch.bincount(batch.owner, minlength=batch.n_responses).tolist()))
+    lengths = torch.bincount(batch.owner, minlength=batch.n_responses).tolist()
+    # Copies: a view that is sent to another process takes the whole batch with it.
+    return [values_n.clone() for values_n in torch.split(values_N.float().cpu(), lengths)]
 
 
 def scores_by_token(engine: Engine, trees: Sequence[Tree], advance: Advance | None = None) -> list[list[torch.Tensor]]:

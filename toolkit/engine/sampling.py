@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.engine.distributed import map_batches
 from toolkit.engine.fast import speedups
 from toolkit.models.inspect import backbone, inner, precision
 from toolkit.models.tokenizer import eos_ids
@@ -127,26 +128,37 @@ def generate(
     model emits is the response's last id. Adapters are merged into the weights until all responses are there.
     """
     device = next(model.parameters()).device
-    responses: dict[int, SampledResponse] = {}
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    batches = [order[start : start + params.batch_size] for start in range(0, len(order), params.batch_size)]
+
+    def compute(indices: list[int]) -> list[SampledResponse]:
+        uniform = torch.from_numpy(uniforms([keys[i] for i in indices], params.max_new_tokens)).to(device)
+        # No name for the rows: the cache of one batch must be gone before that of the next is made.
+        batch = _decode(
+            _Rows(inner(model), [prompts[i] for i in indices], pad_id, device),
+            uniform,
+            params.temperature,
+            stop_token_ids,
+        )
+        responses = []
+        for ids, logps in batch:
+            end = next((k for k, token in enumerate(ids) if token in stop_token_ids), None)
+            length = len(ids) if end is None else end + 1
+            responses.append(SampledResponse(ids[:length], end is None, math.fsum(logps[:length])))
+        return responses
+
+    def done(responses: list[SampledResponse]) -> None:
+        if advance is not None:
+            advance(len(responses), tokens=sum(len(response.ids) for response in responses))
+
     with torch.inference_mode(), speedups.decoding(inner(model)), _autocast(model, device, dtype):
-        for start in range(0, len(order), params.batch_size):
-            indices = order[start : start + params.batch_size]
-            uniform = torch.from_numpy(uniforms([keys[i] for i in indices], params.max_new_tokens)).to(device)
-            # No name for the rows: the cache of one batch must be gone before that of the next is made.
-            batch = _decode(
-                _Rows(inner(model), [prompts[i] for i in indices], pad_id, device),
-                uniform,
-                params.temperature,
-                stop_token_ids,
-            )
-            for i, (ids, logps) in zip(indices, batch, strict=True):
-                end = next((k for k, token in enumerate(ids) if token in stop_token_ids), None)
-                length = len(ids) if end is None else end + 1
-                responses[i] = SampledResponse(ids[:length], end is None, math.fsum(logps[:length]))
-            if advance is not None:
-                advance(len(indices), tokens=sum(len(responses[i].ids) for i in indices))
-    return [responses[i] for i in range(len(prompts))]
+        sampled = map_batches(batches, compute, done)
+    by_index = {
+        i: response
+        for indices, of in zip(batches, sampled, strict=True)
+        for i, response in zip(indices, of, strict=True)
+    }
+    return [by_index[i] for i in range(len(prompts))]
 
 
 def _autocast(model: Any, device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import StoreError
@@ -149,8 +150,11 @@ def samples_of(policy: Policy, settings: EvaluationSettings, folder: Path, repor
     """The policy's samples, from ``folder`` where an interrupted evaluation has drawn them already."""
     path = folder / f"{policy.name}.parquet"
     if stored_samples(path, SAMPLED_COLUMNS) is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_samples(sample_policy(policy, settings, reporter), path, SAMPLED_COLUMNS)
+        drawn = sample_policy(policy, settings, reporter)
+        if distributed.main_process():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_samples(drawn, path, SAMPLED_COLUMNS)
+        distributed.barrier()  # the others read it
     return read_samples(path, SAMPLED_COLUMNS, error=StoreError, fix="remove it and run again")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit.engine.distributed import main_process
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.temperatures import COMPARED, side_by_side, temperature_entry
 from toolkit.evals.verdict import Judging
@@ -47,7 +48,8 @@ def further_samples(
         at, folder = settings.at_further(temperature), temperature_folder(out, temperature)
         drawn = [sample for policy in compared for sample in samples_of(policy, at, folder / "policies", reporter)]
         sampled[temperature] = with_kl(drawn, at, sft, has_gold, reporter)
-        write_samples(sampled[temperature], folder / SAMPLES_FILE)
+        if main_process():
+            write_samples(sampled[temperature], folder / SAMPLES_FILE)
     return sampled
 
 

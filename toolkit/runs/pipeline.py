@@ -50,8 +50,9 @@ class RunOptions:
     ``only`` and ``until`` name stages; ``target`` names one that runs with what it reads, and without the other arm.
     ``force`` runs stages again that are done. ``reuse`` are other run folders whose equal stages are taken over.
     ``say_reused=False`` leaves out the lines about stages that are there. ``launch`` are arguments of
-    ``accelerate launch`` for the stages that train. ``command`` is recorded in the manifest. ``before_stage`` is called
-    before a stage's code is imported, so that a run whose stages are all there imports none of it.
+    ``accelerate launch`` for the stages that train, sample or score. ``command`` is recorded in the manifest.
+    ``before_stage`` is called before a stage's code is imported, so that a run whose stages are all there imports none
+    of it.
     """
 
     only: str | None = None
@@ -224,8 +225,8 @@ def run_and_measure(
 ) -> dict[str, Any]:
     """Run a stage in its work folder; returns its record. The time of attempts that were interrupted counts."""
     name = planned.spec.name
-    launches = options.launch and planned.spec.trains
-    runner = launched(options.launch) if launches else in_this_process(options.before_stage)
+    shared = planned.spec.trains or planned.spec.shares
+    runner = launched(options.launch) if options.launch and shared else in_this_process(options.before_stage)
     inputs = {role: folder.stage_dir(stage) for role, stage in planned.reads.items()}
     inputs |= {document: folder.root / document for document in planned.spec.documents}
     started = time.time()

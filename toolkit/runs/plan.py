@@ -28,6 +28,7 @@ class StageSpec:
 
     ``inputs`` are stages before it, by what they are to it; ``documents`` are files of the run. ``trains``: several
     processes can share it, and each takes batches of the recipe's size, so that their number changes the result.
+    ``shares``: they can share it, and their number changes nothing, since each batch is that of a single process.
     """
 
     name: str
@@ -35,6 +36,7 @@ class StageSpec:
     inputs: Mapping[str, str] = field(default_factory=dict)
     documents: tuple[str, ...] = ()
     trains: bool = False
+    shares: bool = False
 
 
 def _by_name(*stages: str) -> dict[str, str]:
@@ -73,7 +75,7 @@ def stages_of(rounds: int = 1, *, rft: bool = False) -> tuple[StageSpec, ...]:
     reported = _by_name(*(stage.name for stage in training), "evaluate")
     return (
         *training,
-        StageSpec("evaluate", "shared", evaluated),
+        StageSpec("evaluate", "shared", evaluated, shares=True),
         StageSpec("report", "shared", reported, (RESULTS_FILE, MANIFEST_FILE, RECIPE_FILE)),
     )
 
@@ -83,7 +85,7 @@ def _further_round(round_: int) -> Iterator[StageSpec]:
     base, (rm, ppo, dpo) = _by_name("data", "sft"), (stage_of(kind, round_ - 1) for kind in EVALUATED)
     labels = [stage_of("labels", earlier) for earlier in range(2, round_ + 1)]
     new_rm = stage_of("reward_model", round_)
-    yield StageSpec(labels[-1], "shared", {**base, "ppo": ppo, "dpo": dpo})
+    yield StageSpec(labels[-1], "shared", {**base, "ppo": ppo, "dpo": dpo}, shares=True)
     yield StageSpec(new_rm, "rm_ppo", {**base, **_by_name(*labels), "previous": rm}, trains=True)
     yield StageSpec(stage_of("ppo", round_), "rm_ppo", {**base, "reward_model": new_rm, "previous": ppo}, trains=True)
     yield StageSpec(stage_of("dpo", round_), "dpo", {**base, "labels": labels[-1], "previous": dpo}, trains=True)

@@ -32,7 +32,7 @@ def main(file: Path) -> int:
 
 def run_stage(file: Path, run_folder: Path) -> int:
     """What :func:`main` does in the run folder."""
-    from toolkit.engine.distributed import launched_processes, leave_group, main_process, world
+    from toolkit.engine.distributed import join_group, launched_processes, leave_group, main_process, world
 
     request = read_json(file)
     writes = main_process()
@@ -45,13 +45,15 @@ def run_stage(file: Path, run_folder: Path) -> int:
         with Reporter(quiet=not writes).in_stage(request["stage"], log=log, trackers=trackers) as reporter:
             show_notes(reporter)
             check_processes(launched_processes(), request["processes"])
+            join_group()
+            processes = world()[1]
             with remote_code(request["trust_remote_code"]):
                 metrics = stage.run(context, inputs, file.parent, reporter)
     except DuelError as error:
         print(f"error: {error.render()}", file=sys.stderr)
         return 2
     if writes:
-        write_json(file.parent / "answer.json", {**metrics, "processes": world()[1], "compute": compute()})
+        write_json(file.parent / "answer.json", {**metrics, "processes": processes, "compute": compute()})
     leave_group()
     return 0
 

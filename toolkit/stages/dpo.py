@@ -313,7 +313,8 @@ def beginning(
     if "previous" in inputs:
         previous = resolve(str(inputs["previous"] / "model"))
         policy = load_policy(previous, context.model, dtype=weights_dtype).to(best_device())
-        fresh = fresh_rewards(context.dpo, Engine(policy, pad_id, dtype=dtype), examples, reference)
+        with distributed.shared_batches():
+            fresh = fresh_rewards(context.dpo, Engine(policy, pad_id, dtype=dtype), examples, reference)
         if distributed.main_process():
             write_fresh_rewards(fresh, out)
     return policy, examples, reference

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.engine import distributed
 from toolkit.errors import RecipeError
 from toolkit.evals import summary
 from toolkit.evals.beside_verdict import complete_verdict
@@ -61,7 +62,10 @@ from toolkit.stages.contexts import EvaluateContext
 
 
 def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes the three tables and ``evaluation.json``: the run's ``results.json`` without recipe and cost."""
+    """Writes the three tables and ``evaluation.json``: the run's ``results.json`` without recipe and cost.
+
+    Several processes share sampling and scoring. The main one goes on alone: it asks the judges, and computes.
+    """
     section: EvaluateSection = context.evaluate
     models = TrainedModels(*(resolve(str(inputs[name] / "model")) for name in ("sft", "reward_model", "dpo")))
     settings = EvaluationSettings.of(context, from_parquet(inputs["data"] / "eval.parquet"), models.sft)
@@ -69,22 +73,26 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     judges, renamed = choose_judges(section.judges, has_gold, models)
     check_recorded_names([*section.judges, *judges])  # a signal has its short name only now
     policies = find_policies(context, inputs, models.sft)
-    drawn = [sample for policy in policies for sample in samples_of(policy, settings, out / "policies", reporter)]
-    further = further_samples(policies, settings, models.sft, out, has_gold, reporter)
-
     implicit = defined_by(training_record(models.dpo))
-    scored = score_everything(drawn, settings, models, reporter)
+    bootstrap: BootstrapOptions = {
+        "n_resamples": section.bootstrap,
+        "confidence": section.confidence,
+        "seed": context.seed,
+    }
+    with distributed.shared_batches():
+        drawn = [sample for policy in policies for sample in samples_of(policy, settings, out / "policies", reporter)]
+        further = further_samples(policies, settings, models.sft, out, has_gold, reporter)
+        scored = score_everything(drawn, settings, models, reporter)
+        process = process_section(inputs, models, settings, implicit.beta, bootstrap, reporter)
+    if not distributed.others_leave():
+        return {}
+
     rewards = held_out_rewards(settings.rows, scored, implicit)
     scored_samples = with_scores(drawn, settings.rows, scored, implicit, has_gold)
     samples = [sample for sample in scored_samples if sample.sample_index < section.samples_per_prompt]
     samples += best_of_n(scored_samples, section)
 
     asked = judge_all(judges, samples, [policy.name for policy in policies], settings, reporter)
-    bootstrap: BootstrapOptions = {
-        "n_resamples": section.bootstrap,
-        "confidence": section.confidence,
-        "seed": context.seed,
-    }
     tests, test_usages = examine_judges(
         judges,
         settings.rows,
@@ -127,9 +135,8 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     result["warnings"] += milestones_not_reached(missed, kl_nats)
     result["reward_outputs"] = reward_outputs(models.reward_model, settings.rows, scored, bootstrap)
     result["best_of_n"] = best_of_n_rows(scored_samples, bootstrap) if section.best_of_n else []
-    result["process"] = None
-    if reward_head(models.reward_model.path).process is not None:
-        result["process"] = process_section(inputs, models, settings, implicit.beta, bootstrap, reporter)
+    result["process"] = process
+    if process is not None:
         report = read_json(inputs["data"] / "report.json")
         differences.insert(0, labels_difference(report["steps"]["train"]["n_labels"], report["train"]["n_comparisons"]))
     result["arm_differences"] = [difference.as_dict() for difference in differences]
@@ -156,8 +163,13 @@ def process_section(
     beta: float,
     bootstrap: BootstrapOptions,
     reporter: Reporter,
-) -> dict[str, Any]:
-    """``process`` of ``results.json``: the process reward model and DPO's implicit reward on held-out steps."""
+) -> dict[str, Any] | None:
+    """``process`` of ``results.json``: the process reward model and DPO's implicit reward on held-out steps.
+
+    None where the reward model is of another kind.
+    """
+    if reward_head(models.reward_model.path).process is None:
+        return None
     solutions = solutions_from_parquet(inputs["data"] / "eval_steps.parquet")
     head = process_head(models.reward_model)
     scoring = StepScoring(settings.model, settings.max_response_tokens, settings.section.token_budget)

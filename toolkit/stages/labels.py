@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from toolkit.engine import distributed
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import DataError, ModelError
 from toolkit.evals.verdict import ARMS
@@ -35,7 +36,7 @@ STAGES = dict(zip(ARMS, ("ppo", "dpo"), strict=True))
 
 
 def run(context: LabelsContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes for each arm its samples and its labelled comparisons.
+    """Writes for each arm its samples and its labelled comparisons. Several processes share the sampling.
 
     ``inputs`` have the policies of both arms as they are now: ``ppo`` and ``dpo``. Raises DataError where a policy
     writes the same text every time, ModelError where the judge answers nothing.
@@ -44,7 +45,10 @@ def run(context: LabelsContext, inputs: dict[str, Path], out: Path, reporter: Re
     rows = splits.limit(from_parquet(inputs["data"] / "train.parquet"), rounds.prompts, context.seed)
     sft = resolve(str(inputs["sft"] / "model"))
     encoder = text_encoder(load_tokenizer(sft), rows[0].prompt, sft.spec)
-    sampled = {arm: samples_of(arm, context, rows, encoder, inputs, out, reporter) for arm in ARMS}
+    with distributed.shared_batches():
+        sampled = {arm: samples_of(arm, context, rows, encoder, inputs, out, reporter) for arm in ARMS}
+    if not distributed.others_leave():
+        return {}
     pairs = {arm: in_turns(rows, samples) for arm, samples in sampled.items()}
     n = labels_for_each(pairs, rounds.label_budget, reporter)
     facts: dict[str, Any] = {}
@@ -82,7 +86,8 @@ def samples_of(
     if stored is None:
         ref = resolve(str(inputs[STAGES[arm]] / "model"))
         stored = sample_policy(arm, ref, context, rows, encoder, reporter)
-        write_arm_samples(stored, out, arm)
+        if distributed.main_process():
+            write_arm_samples(stored, out, arm)
     return stored
 
 

@@ -71,7 +71,8 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     law = SampleLaw(temperature=1.0, max_new_tokens=limit)
     if section.center or head.n_outputs > 1:
         model = loaded(took, head, training)
-        outputs = model.outputs(samples_of_sft(model, sft, encoder, rows[:CENTRING_PROMPTS], context, law))
+        with distributed.shared_batches():
+            outputs = model.outputs(samples_of_sft(model, sft, encoder, rows[:CENTRING_PROMPTS], context, law))
         head = head.centred_on([of_response for of_tree in outputs for of_response in of_tree], law)
     if not section.center:
         head = replace(head, mean=0.0, samples=None)
@@ -97,7 +98,8 @@ def labelled_so_far(inputs: Mapping[str, Path], encoder: TextEncoder) -> list[li
 
 def write_fresh(model: RewardModel, examples: Sequence[Example], out: Path) -> None:
     """Write what the reward model of the round before gives to the newest samples."""
-    scores = model.scores([example.tree for example in examples])
+    with distributed.shared_batches():
+        scores = model.scores([example.tree for example in examples])
     if distributed.main_process():
         write_fresh_rewards(scores, out)
 

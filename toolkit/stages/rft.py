@@ -61,10 +61,11 @@ def run(context: RftContext, inputs: dict[str, Path], out: Path, reporter: Repor
     samples = stored_samples(out / SAMPLES_FILE, COLUMNS)
     distributed.barrier()  # every process has read the file before one writes it
     if samples is None:
-        samples = scored_samples(context, rows, encoder, sft, reward, reporter)
+        with distributed.shared_batches():
+            samples = scored_samples(context, rows, encoder, sft, reward, reporter)
         if distributed.main_process():
             write_samples(samples, out / SAMPLES_FILE, COLUMNS)
-        distributed.barrier()  # processes train on the same samples, and rounding may let each draw others
+        distributed.barrier()  # the others read it
         samples = read_samples(out / SAMPLES_FILE, COLUMNS)
     best = best_of_prompts(samples)
     examples = [Example(Tree(encoder.prompt(row.prompt), [best[row.prompt_id].response_ids]), []) for row in rows]
