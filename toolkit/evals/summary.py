@@ -186,7 +186,7 @@ def overoptimization_by_arm(
 
     ``fits`` has for each reward ``rl``, the fit, or None with a ``reason``.
     """
-    start = next(row for row in policies if row["kind"] == "sft")
+    start = next(row["policy"] for row in policies if row["kind"] == "sft")
     out: dict[str, Any] = {}
     for arm in ("rm_ppo", "dpo"):
         trained = [row for row in policies if row["arm"] == arm]
@@ -196,11 +196,11 @@ def overoptimization_by_arm(
             point: dict[str, Any] = {"policy": row["policy"], "step": row["step"], "kind": "rl", "kl_nats": kl}
             point["sqrt_kl"] = math.sqrt(kl)
             for reward in REWARDS:
-                value, origin = row[reward]["value"], start[reward]["value"]
-                point[reward] = None if value is None or origin is None else value - origin
+                gains = _gains_by_prompt(samples[row["policy"]], samples[start], reward)
+                point[reward] = None if gains is None else float(np.mean([*gains.values()]))
             rows.append(point)
         names = [row["policy"] for row in trained]
-        fits = {reward: _fit(names, start["policy"], samples, reward, options) for reward in REWARDS}
+        fits = {reward: _fit(names, start, samples, reward, options) for reward in REWARDS}
         if arm == "dpo":
             fits["implicit_reward"] = {"rl": None, "reason": ITS_KL_AGAIN}
         out[arm] = {"rows": rows, "fits": fits}
@@ -210,18 +210,27 @@ def overoptimization_by_arm(
 def _fit(
     policies: Sequence[str], sft: str, samples: Mapping[str, Sequence[TableRow]], reward: str, options: BootstrapOptions
 ) -> dict[str, Any]:
-    if any(row[reward] is None for name in (sft, *policies) for row in samples[name]):
-        return {"rl": None, "reason": "the reward is not known"}
+    """The fit over the prompts that all of these policies were sampled on."""
     if not policies:
         return {"rl": None, "reason": "no policy was evaluated"}
-    start = _means_by_prompt(samples[sft], reward)
-    kl, gain = [], []
-    for name in policies:
-        of_policy = _means_by_prompt(samples[name], reward)
-        kl.append([*_means_by_prompt(samples[name], "kl_nats").values()])
-        gain.append([value - start[prompt] for prompt, value in of_policy.items()])
-    fit, reason = fit_with_intervals(np.array(kl), np.array(gain), kind="rl", **options)
+    gains = [_gains_by_prompt(samples[name], samples[sft], reward) for name in policies]
+    known = [of_policy for of_policy in gains if of_policy is not None]
+    if len(known) < len(policies):
+        return {"rl": None, "reason": "the reward is not known"}
+    prompts = sorted(set.intersection(*(set(of_policy) for of_policy in known)))
+    kl = [_means_by_prompt(samples[name], "kl_nats") for name in policies]
+    kl_PN = np.array([[of_policy[prompt] for prompt in prompts] for of_policy in kl])
+    gain_PN = np.array([[of_policy[prompt] for prompt in prompts] for of_policy in known])
+    fit, reason = fit_with_intervals(kl_PN, gain_PN, kind="rl", **options)
     return {"rl": fit, "reason": reason}
+
+
+def _gains_by_prompt(rows: Sequence[TableRow], sft: Sequence[TableRow], reward: str) -> dict[str, float] | None:
+    """How much more of a reward a policy has than SFT, by each prompt of the policy. None where it is not known."""
+    if any(row[reward] is None for of_policy in (rows, sft) for row in of_policy):
+        return None
+    start = _means_by_prompt(sft, reward)
+    return {prompt: value - start[prompt] for prompt, value in _means_by_prompt(rows, reward).items()}
 
 
 def _means_by_prompt(rows: Sequence[TableRow], column: str) -> dict[str, float]:

@@ -58,6 +58,7 @@ def matched(judgements: Sequence[Judgement], responses: PolicyResponses) -> Matc
         (policy, prompt_id): {response_hash(text) for text in texts}
         for policy, of_prompt in responses.texts.items()
         for prompt_id, texts in zip(responses.prompt_ids, of_prompt, strict=True)
+        if texts
     }
     matching, unverified, elsewhere, other_texts = [], 0, 0, 0
     for j in judgements:

@@ -20,7 +20,7 @@ class SampledIds:
 
 @dataclass(frozen=True)
 class PolicyResponses:
-    """Responses of policies to the same prompts: ``texts[policy][p]`` are a policy's samples for prompt p.
+    """Responses of policies to the same prompts: ``texts[policy][p]`` are a policy's samples for prompt p, if any.
 
     ``ids`` and ``truncated``, of the same shape, are the sampled token ids and whether a response ran into the length
     limit. Without ``truncated`` every response is taken as one that ended.
@@ -66,6 +66,9 @@ def of_samples(policies: Mapping[str, Sequence[Sample]], rows: Sequence[Preferen
 def sample_column(
     policies: Mapping[str, Sequence[Sample]], prompt_ids: Sequence[str], name: str
 ) -> dict[str, list[list[Any]]]:
-    """A field of each policy's samples, by policy, prompt and sample."""
+    """A field of each policy's samples, by policy, prompt and sample; none for a prompt that it was not sampled on."""
     groups = {policy: by_prompt(samples) for policy, samples in policies.items()}
-    return {policy: [[getattr(s, name) for s in group[key]] for key in prompt_ids] for policy, group in groups.items()}
+    return {
+        policy: [[getattr(s, name) for s in group.get(key, ())] for key in prompt_ids]
+        for policy, group in groups.items()
+    }

@@ -13,6 +13,7 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import StoreError
 from toolkit.evals.rounds import policy_of_round
+from toolkit.files import fingerprint
 from toolkit.judging.options import JudgeOptions
 from toolkit.measure.rounds import rounds_of
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
@@ -28,6 +29,8 @@ from toolkit.stages.contexts import EvaluateContext
 
 # What is known of a sample as soon as its policy has written it; the other columns come with the scores.
 SAMPLED_COLUMNS = COLUMNS[: COLUMNS.index("policy_logp") + 1]
+# Of the policies that show what training did, and that no verdict compares.
+UNDECIDING_KINDS = ("base", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,17 @@ class EvaluationSettings:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.model.dtype]
+
+    def prompts_of(self, policy: Policy) -> list[int]:
+        """Indices of the rows that a policy is sampled on: all of them, or ``evaluate.checkpoint_prompts`` for policies
+        that decide nothing.
+
+        Hashes of the prompts decide which, so that all these policies, and every seed, have the same ones.
+        """
+        n = self.section.checkpoint_prompts
+        if n is None or policy.kind not in UNDECIDING_KINDS:
+            return list(range(len(self.rows)))
+        return sorted(sorted(range(len(self.rows)), key=lambda i: fingerprint(self.rows[i].prompt_id))[:n])
 
     def engine(self, model: Any) -> Engine:
         pad_id = int(self.encoder.tokenizer.pad_token_id)
@@ -159,22 +173,23 @@ def samples_of(policy: Policy, settings: EvaluationSettings, folder: Path, repor
 
 
 def sample_policy(policy: Policy, settings: EvaluationSettings, reporter: Reporter) -> list[Sample]:
-    """Sample a policy on every held-out prompt, and score the samples under itself at the sampling temperature."""
-    section = settings.section
+    """Sample a policy on its held-out prompts, and score the samples under itself at the sampling temperature."""
+    section, indices = settings.section, settings.prompts_of(policy)
+    rows, prompts = [settings.rows[i] for i in indices], [settings.prompts[i] for i in indices]
     engine = settings.engine(load_policy(policy.ref, settings.model))
     label = f"sample {policy.name}" + (f" at temperature {section.temperature}" if settings.further else "")
     purpose = ("evaluate", section.temperature) if settings.further else ("evaluate",)
-    with reporter.task(label, len(settings.rows) * policy.n_samples) as task:
+    with reporter.task(label, len(rows) * policy.n_samples) as task:
         responses = sample_responses(
             engine.model,
             settings.encoder.tokenizer,
-            settings.prompts,
-            lambda i, k: (settings.seed, *purpose, policy.name, settings.rows[i].prompt_id, k),
+            prompts,
+            lambda i, k: (settings.seed, *purpose, policy.name, rows[i].prompt_id, k),
             SamplingParams(settings.max_new_tokens, section.temperature, policy.n_samples, section.batch_size),
             dtype=settings.dtype,
             advance=task.advance,
         )
-    trees = [Tree(ids, [r.ids for r in group]) for ids, group in zip(settings.prompts, responses, strict=True)]
+    trees = [Tree(ids, [r.ids for r in group]) for ids, group in zip(prompts, responses, strict=True)]
     # What the reference, SFT, and DPO's policy score later is not scored twice.
     dpo_scores_later = section.temperature == 1.0 and not settings.further
     scored_later = policy.kind == "sft" or (policy.name == "dpo" and dpo_scores_later)
@@ -194,6 +209,6 @@ def sample_policy(policy: Policy, settings: EvaluationSettings, reporter: Report
             truncated=response.truncated,
             policy_logp=float(logps[p][k].double().sum()) if logps is not None else None,
         )
-        for p, (row, group) in enumerate(zip(settings.rows, responses, strict=True))
+        for p, (row, group) in enumerate(zip(rows, responses, strict=True))
         for k, response in enumerate(group)
     ]

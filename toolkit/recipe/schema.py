@@ -470,6 +470,11 @@ class EvaluateSection(Section):
         4, description="Samples of SFT that a best-of-n policy picks from; 0 leaves these policies out."
     )
     checkpoints: bool = Field(True, description="Evaluate the policies along training, too.")
+    checkpoint_prompts: PositiveInt | None = Field(
+        None,
+        description="Held-out prompts that the base policy and checkpoints, which decide nothing, are sampled on; null "
+        "takes all.",
+    )
     batch_size: PositiveInt = Field(64, description="Responses to sample at once.")
     token_budget: PositiveInt | None = Field(
         None, description="Tokens to score at once; null takes 1,024 on a CPU and 16,384 on a GPU."
