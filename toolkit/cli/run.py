@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,9 @@ from toolkit.cli.options import (
     wrapped,
 )
 
+if TYPE_CHECKING:
+    from toolkit.recipe.files import LoadedRecipe
+
 
 @click.command(context_settings={"allow_interspersed_args": True})
 @click.argument("recipe", shell_complete=complete_recipes)
@@ -38,6 +41,11 @@ from toolkit.cli.options import (
 @click.option("--until", metavar="STAGE", shell_complete=complete_stages, help="Stop after this stage.")
 @click.option("--force", is_flag=True, help="Run stages again that are already there.")
 @click.option("--dry-run", is_flag=True, help="Show what would run, with counts and an example, and stop.")
+@click.option(
+    "--estimate",
+    is_flag=True,
+    help="First time the model for some seconds, and say about how long each stage takes on this machine.",
+)
 @JSON
 @click.pass_context
 def run(
@@ -47,6 +55,7 @@ def run(
     out: Path | None,
     sets: tuple[str, ...],
     dry_run: bool,
+    estimate: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -65,13 +74,14 @@ def run(
     loaded = load_recipe(recipe, sets)
     out = out or Path("runs") / loaded.recipe.name
     reporter = reporter_of(ctx)
+    estimated = _estimated(loaded, out, show=not as_json) if estimate else {}
     if dry_run:
         from toolkit.runs.dry_run import describe, render
 
         quiet_libraries()
         described = describe(loaded, out, options["launch"])
         if as_json:
-            emit(described)
+            emit({**described, **estimated})
             return
         plan, heading, example = render(described).partition("first training example")  # the example stays as it is
         say(wrapped(plan) + heading + example)
@@ -86,7 +96,7 @@ def run(
 
         accuracy = held_out_accuracy(out, loaded.recipe, reporter)
     if as_json:
-        facts = {"out": str(out), "status": manifest["status"], "stages": manifest["stages"]}
+        facts = {"out": str(out), "status": manifest["status"], "stages": manifest["stages"], **estimated}
         facts |= {"reward_model": accuracy} if accuracy is not None else {}
         results |= {"next": study} if results else {}
         shown = ("verdict", "next", "win_rates", "temperatures", "cost", "warnings")
@@ -96,6 +106,17 @@ def run(
         say(f"\nreport: {out / 'report.html'}\n\n{study}")
     elif accuracy is not None:
         say(held_out_line(accuracy))
+
+
+def _estimated(loaded: LoadedRecipe, out: Path, *, show: bool) -> dict[str, Any]:
+    """``{"estimate": ...}`` of what is left of a run, which is shown, too."""
+    from toolkit.runs.estimate import estimate, render
+
+    quiet_libraries()
+    estimated = estimate(loaded, out)
+    if show:
+        say(render(loaded.recipe.name, estimated) + "\n")
+    return {"estimate": estimated}
 
 
 @click.command()

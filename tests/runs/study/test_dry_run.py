@@ -13,10 +13,10 @@ from support.finished_study import SMALL_STUDY
 from support.running import duel
 
 from toolkit.files import read_json, write_json
+from toolkit.runs.calibration import Speed
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import RunFolder
 from toolkit.runs.study import estimate
-from toolkit.runs.study.calibration import Speed
 from toolkit.runs.study.dry_run import describe, render
 from toolkit.runs.study.trials import StudyPlan
 

@@ -6,28 +6,21 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from toolkit.evals.verdict import ARMS
 from toolkit.files import read_json
 from toolkit.judging.records import check_recorded_names
-from toolkit.models.encoding import TextEncoder, text_encoder
 from toolkit.models.remote_code import remote_code
-from toolkit.models.resolve import resolve
-from toolkit.models.tokenizer import load_tokenizer
-from toolkit.preferences.reading import from_parquet
-from toolkit.preferences.rows import PreferenceRow
-from toolkit.progress import duration
-from toolkit.recipe.files import LoadedRecipe
+from toolkit.progress import rough_duration
 from toolkit.report.names import arm_name
+from toolkit.runs.estimate import read_data
 from toolkit.runs.plan import STAGE_NAMES, PlannedStage, plan_stages, with_inputs
 from toolkit.runs.store import STUDY_FILE, TRIALS_FILE, RunFolder
 from toolkit.runs.study.estimate import Work, estimate
 from toolkit.runs.study.measuring import Held, held_of, judges_of, sampled
 from toolkit.runs.study.training import Failure, recorded_failure
 from toolkit.runs.study.trials import SFT, StudyPlan, Trial
-from toolkit.stages.data import SIDES, limited, read_sides
 
 STATES = {
     "done": "trained",
@@ -66,7 +59,8 @@ def _describe(plan: StudyPlan) -> dict[str, Any]:
     controls = control_trials(plan, trials)
     planned = [planned_trial(trial) for trial in [*sft_trials, *trials, *controls]]
     started = time.perf_counter()
-    sides, encoder = read_data(plan.base, sft_trials[0].folder / "data", planned[0])
+    data_is_there = planned[0].stages[0].state.status == "cached"
+    sides, encoder = read_data(recipe, sft_trials[0].folder / "data" if data_is_there else None)
     read_s = time.perf_counter() - started
     held = held_of(sides["eval"], plan)
     judges = judges_of(plan, sides["eval"])
@@ -134,21 +128,6 @@ def planned_trial(trial: Trial) -> PlannedTrial:
     else:
         state = "waiting"
     return PlannedTrial(trial, stages, state, failures[0] if state == "failed" else None)
-
-
-def read_data(
-    base: LoadedRecipe, folder: Path, first: PlannedTrial
-) -> tuple[dict[str, list[PreferenceRow]], TextEncoder]:
-    """The rows of both sides: of the study's folder where its data is there, else from the source."""
-    recipe = base.recipe
-    tokenizer = load_tokenizer(resolve(recipe.model.name, recipe.model.revision), recipe.model.chat_template)
-    if first.stages[0].state.status == "cached":
-        sides = {side: from_parquet(folder / f"{side}.parquet") for side in SIDES}
-        return sides, text_encoder(tokenizer, sides["train"][0].prompt, recipe.model.name)
-    sides, _ = read_sides(recipe.data, recipe.data_seed)
-    encoder = text_encoder(tokenizer, sides["train"][0].prompt, recipe.model.name)
-    within = {side: limited(side, sides[side], encoder, recipe.data, recipe.data_seed)[0] for side in SIDES}
-    return within, encoder
 
 
 # ---------------------------------------------------------------- counts
@@ -276,21 +255,8 @@ def _budget(budget: Mapping[str, Any]) -> str:
 def _time_lines(time_left: Mapping[str, Any]) -> list[str]:
     if not time_left["parts"]:
         return ["time: nothing is left to run"]
-    lines = [f"time: about {_about(time_left['seconds'])} with one worker"]
+    lines = [f"time: about {rough_duration(time_left['seconds'])} with one worker"]
     for part in time_left["parts"]:
-        each = f"{part['runs']} x {_about(part['seconds'] / part['runs'])}"
-        lines.append(f"  {part['part']:13}{_about(part['seconds']):12}{each}, {part['from']}")
+        each = f"{part['runs']} x {rough_duration(part['seconds'] / part['runs'])}"
+        lines.append(f"  {part['part']:13}{rough_duration(part['seconds']):12}{each}, {part['from']}")
     return lines + [f"  without the time of {judge}" for judge in time_left["without"]]
-
-
-def _about(seconds: float) -> str:
-    """A duration as exact as an estimate is.
-
-    >>> _about(4.2), _about(0.4), _about(185), _about(7620)
-    ('4 s', 'under 1 s', '3 min', '2h 07m')
-    """
-    if seconds < 1:
-        return "under 1 s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else duration(seconds)

@@ -8,16 +8,13 @@ from functools import cached_property
 from statistics import fmean, median
 from typing import Any
 
-from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.models.encoding import TextEncoder
-from toolkit.ppo.prompts import PromptIds
-from toolkit.ppo.schedule import Schedule
-from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.recipe.schema import Recipe, Training
+from toolkit.runs.calibration import Speed, calibrate
+from toolkit.runs.estimate import asks_a_model
 from toolkit.runs.plan import PlannedStage
+from toolkit.runs.stage_times import TrainingRows, training_seconds
 from toolkit.runs.store import SCORES_FOLDER, RunFolder
-from toolkit.runs.study.calibration import Speed, calibrate
 from toolkit.runs.study.measuring import Held
 from toolkit.runs.study.trials import OWN_REWARD_MODEL, StudyPlan, Trial
 
@@ -46,20 +43,8 @@ class Work:
         return calibrate(self.plan.base.recipe, self.train_rows, self.encoder)
 
     @cached_property
-    def lengths(self) -> list[list[int]]:
-        """For each training prompt, its responses' tokens."""
-        limit = self.plan.base.recipe.data.max_response_tokens
-        return [[len(ids) for ids in self.encoder.responses(r.responses, limit)[0]] for r in self.train_rows]
-
-    @property
-    def mean_length(self) -> float:
-        return fmean(length for row in self.lengths for length in row)
-
-    @property
-    def compared_tokens(self) -> int:
-        """Response tokens of the prompts that have comparisons: one epoch of a reward model or DPO."""
-        pairs = zip(self.train_rows, self.lengths, strict=True)
-        return sum(sum(lengths) for row, lengths in pairs if splits.pairs(row))
+    def data(self) -> TrainingRows:
+        return TrainingRows(self.train_rows, self.encoder, self.plan.base.recipe.data.max_response_tokens)
 
 
 def estimate(work: Work) -> dict[str, Any]:
@@ -91,13 +76,12 @@ def estimate(work: Work) -> dict[str, Any]:
         "seconds": round(sum(part["seconds"] for part in parts), 1),
         "workers": 1,
         "parts": [{**part, "seconds": round(part["seconds"], 1)} for part in parts],
-        "without": [f"the judge {name}" for name in work.judges if n_policies and _is_slow(name)],
+        "without": [
+            f"the judge {name}"
+            for name in work.judges
+            if n_policies and name != OWN_REWARD_MODEL and asks_a_model(name)
+        ],
     }
-
-
-def _is_slow(judge: str) -> bool:
-    """Whether a judge asks models of its own."""
-    return judge not in (*TRAINING_SIGNALS, "gold", OWN_REWARD_MODEL) and not judge.startswith("file:")
 
 
 def _recorded_seconds(plan: StudyPlan) -> dict[str, float]:
@@ -122,47 +106,7 @@ def _stage_seconds(stage: str, trial: Trial, work: Work) -> tuple[float, str]:
                 _recorded_seconds(work.plan).get("reward_model") or _stage_seconds("reward_model", trial, work)[0]
             )
         return max(seconds, 0.0) + speed.load_s, FROM_BUDGET
-    if stage == "sft":
-        n_tokens = _epochs(recipe.sft, len(work.train_rows)) * len(work.train_rows) * work.mean_length
-        return speed.load_s + n_tokens * speed.train_s if recipe.sft.enabled else 0.0, FROM_TIMING
-    if stage == "reward_model":
-        return speed.load_s + _reward_model_tokens(recipe, work) * speed.train_s, FROM_TIMING
-    return (_ppo_seconds if stage == "ppo" else _dpo_seconds)(recipe, work), FROM_TIMING
-
-
-def _epochs(section: Training, n_prompts: int) -> float:
-    if section.max_steps > 0:
-        return section.max_steps * section.per_device_train_batch_size / n_prompts
-    return section.num_train_epochs
-
-
-def _reward_model_tokens(recipe: Recipe, work: Work) -> float:
-    return _epochs(recipe.reward_model, len(work.train_rows)) * work.compared_tokens
-
-
-def _ppo_seconds(recipe: Recipe, work: Work) -> float:
-    """Rollouts (sampling; policy, reference, critic and reward model score them), and epochs of policy and critic."""
-    section, speed = recipe.ppo, work.speed
-    if section.train_tokens is not None:
-        sampled = (section.train_tokens - _reward_model_tokens(recipe, work)) / section.num_ppo_epochs
-    else:
-        batch = section.per_device_train_batch_size
-        sampled = len(Schedule([PromptIds("", [0])] * len(work.train_rows), section, 0)) * batch * work.mean_length
-        sampled /= section.num_ppo_epochs * section.num_mini_batches
-    has_critic = section.advantage == "gae"
-    passes = 3 + has_critic
-    training = section.num_ppo_epochs * (1 + has_critic) * speed.train_s
-    return passes * speed.load_s + max(sampled, 0.0) * (speed.sample_s + passes * speed.score_s + training)
-
-
-def _dpo_seconds(recipe: Recipe, work: Work) -> float:
-    """The reference's scores of the data, and training. Online, two samples are drawn and scored for each prompt."""
-    section, speed = recipe.dpo, work.speed
-    n_tokens = section.train_tokens or _epochs(section, len(work.train_rows)) * work.compared_tokens
-    if section.online is not None:
-        passes = 2  # the reference and the reward model
-        return (1 + passes) * speed.load_s + n_tokens * (speed.sample_s + passes * speed.score_s + speed.train_s)
-    return speed.load_s + work.compared_tokens * speed.score_s + n_tokens * speed.train_s
+    return training_seconds(stage, recipe, work.data, speed), FROM_TIMING
 
 
 def _policy_seconds(work: Work) -> tuple[float, str]:
@@ -173,6 +117,6 @@ def _policy_seconds(work: Work) -> tuple[float, str]:
     if len(gaps) >= LEAST_GAPS:
         return median(gaps), FROM_RECORDS
     section, speed = work.plan.base.recipe.evaluate, work.speed
-    n_tokens = fmean([len(work.held.dev), len(work.held.test)]) * section.samples_per_prompt * work.mean_length
+    n_tokens = fmean([len(work.held.dev), len(work.held.test)]) * section.samples_per_prompt * work.data.mean_length
     passes = 2 + (OWN_REWARD_MODEL in work.judges)  # under itself, under the reference, and by the reward model
     return passes * speed.load_s + n_tokens * (speed.sample_s + passes * speed.score_s), FROM_TIMING
