@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import re
 import shutil
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -44,7 +47,7 @@ def called(venv: Path, script: str, *words: str) -> list[str]:
 def installed(calls: list[str]) -> list[str]:
     """What pip is told to install, without its options."""
     found = [call.partition(" install ")[2] for call in calls if " -m pip " in call]
-    return [re.sub(r"(--quiet|--no-deps|-c \S+|-e) ", "", words) for words in found]
+    return [re.sub(r"(--quiet|--no-compile|--no-deps|-c \S+|-e) ", "", words) for words in found]
 
 
 @pytest.mark.parametrize(
@@ -124,3 +127,40 @@ def test_the_hooks_need_no_download() -> None:
     for hook in repository["hooks"]:
         assert hook["language"] == "system"
         assert shutil.which(hook["entry"].split()[0], path=path), hook["id"]
+
+
+def test_the_table_of_ratios_has_every_committed_one_and_says_which_are_old() -> None:
+    table, harness = bench("table"), bench("harness")
+    rows = list(table.ratios())
+    assert {row.bench for row in rows} == {
+        path.stem
+        for path in harness.RESULTS.glob("*.json")
+        if isinstance(record := json.loads(path.read_text()), dict) and "ratios" in record
+    }
+    assert all(row.value > 0 and (row.low is None or row.low <= row.value <= row.high) for row in rows)
+    shown = table.rendered(rows).splitlines()
+    assert len(shown) == len(rows) + 1
+    assert [line.endswith("older than the code") for line in shown[1:]] == [row.older_than_code for row in rows]
+    # A record of its code is compared with the code that is there, and not by dates.
+    record = {"date": "2000-01-01", "code": harness.code_of("dpo")}
+    assert not table.is_older("dpo", record) and table.is_older("dpo", record | {"code": "other"})
+    assert table.is_older("dpo", {"date": "2000-01-01"}) and not table.is_older("dpo", {"date": "9999-01-01"})
+
+
+def test_a_bench_is_older_for_changed_code_and_not_for_changed_words() -> None:
+    code_alone = bench("harness").code_alone
+    code = 'def f(x: int) -> int:\n    """A doubled."""\n    return 2 * x\n'
+    assert code_alone(code) == code_alone(code.replace("A doubled", "Twice x").replace("2 * x", "(2 *  x)  # why"))
+    assert code_alone(code) != code_alone(code.replace("2", "3"))
+    files = {path.name for path in bench("harness").files_of("dpo")}
+    assert {"dpo.py", "engine.py", "tree.py", "logps.py", "trainer.py"} <= files and "page.py" not in files
+
+
+def bench(name: str) -> Any:
+    """A module of scripts/bench."""
+    folder = str(ROOT / "scripts/bench")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(folder)

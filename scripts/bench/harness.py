@@ -7,6 +7,8 @@ the time that this took, without loading the model. Peak memory is the process's
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import json
 import os
 import platform
@@ -20,6 +22,20 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+# The modules whose work a bench times; what they import counts, too, inside the rooms that compute.
+MODULES = {
+    "rewards": ("toolkit.engine.engine", "toolkit.models.load"),
+    "dpo": ("toolkit.stages.dpo",),
+    "reward_model": ("toolkit.training.reward_model",),
+    "ppo": ("toolkit.ppo.trainer",),
+    "quickstart": (
+        "toolkit.stages.evaluate",
+        "toolkit.stages.ppo",
+        "toolkit.stages.dpo",
+        "toolkit.stages.reward_model",
+    ),
+}
+ROOMS = ("engine", "models", "training", "ppo", "stages", "measure")
 KIB_IN_GIB = 2**20
 Peer = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -147,6 +163,7 @@ def main(
         "median": medians,
         "ratios": measured_ratios,
         "turns": turns,
+        **({"code": code_of(args.out.stem)} if args.out.stem in MODULES else {}),
     }
     write(args.out, record)
 
@@ -168,6 +185,36 @@ def take_turns(peers: Sequence[str], rounds: int) -> dict[str, list[dict[str, An
 def command() -> str:
     """How this bench was called."""
     return " ".join(["python", "scripts/bench/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def files_of(bench: str) -> list[Path]:
+    """The files of the rooms that compute which a bench's modules reach."""
+    from toolkit.files import PACKAGE, imported_modules
+
+    reached, waiting = set[str](), list(MODULES[bench])
+    while waiting:
+        name = waiting.pop()
+        if name not in reached and name.split(".")[1] in ROOMS:
+            reached.add(name)
+            waiting += imported_modules(name)
+    return sorted(PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in reached)
+
+
+def code_of(bench: str) -> str:
+    """A hash over the code that a bench times."""
+    texts = (code_alone(path.read_text(encoding="utf-8")) for path in files_of(bench))
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def code_alone(text: str) -> str:
+    """Python code without docstrings, comments and formatting."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            first.value.value = ""
+    return ast.unparse(tree)
 
 
 def write(out: Path, record: Mapping[str, Any]) -> None:

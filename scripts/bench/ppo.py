@@ -64,6 +64,7 @@ def main() -> None:
         "model": f"random weights of {args.architecture.name}" if args.architecture else "smollm2-135m",
         "settings": {name: value for name, value in settings.items() if name not in ("model", "texts")},
         **summary(turns, peak_gib, args.prompts),
+        "code": harness.code_of("ppo"),
     }
     harness.write(args.out, result)
     print(json.dumps({name: result[name] for name in ("speed_over_trl", "memory_over_trl")}))
