@@ -245,5 +245,11 @@ def test_print_draws_every_figure_and_row_in_the_light_scheme(opened):
     assert len(view.prompts()) == 200
     assert view.run("document.querySelectorAll('details:not([open])').length") == 0
     assert view.run("document.querySelector('[data-figure] .js-line').style.stroke") == "rgb(178, 72, 11)"
+    view.page.set_viewport_size({"width": 500, "height": 900})  # the paper is not as wide as the window
+    view.page.emulate_media(media="print")
+    inside = "n.querySelector('.main-svg').getBoundingClientRect().width <= n.getBoundingClientRect().width + 1"
+    assert view.run(f"[...document.querySelectorAll('[data-figure]')].every(n => {inside})")
+    assert view.run("[...document.querySelectorAll('.main-svg')].every(n => n.hasAttribute('viewBox'))")
+    view.page.emulate_media(media="screen")
     view.run("dispatchEvent(new Event('afterprint'))")
     assert view.run("document.querySelectorAll('main details[open]').length") == 0

@@ -149,9 +149,14 @@
   const opened = [];
   addEventListener("beforeprint", () => {
     canvases.forEach((node) => { near.unobserve(node); draw(node, "light"); });
+    // The paper is not as wide as the window: figures are scaled to it as drawings.
+    for (const svg of document.querySelectorAll(".main-svg")) {
+      if (!svg.hasAttribute("viewBox")) svg.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${svg.getAttribute("height")}`);
+    }
     for (const details of document.querySelectorAll("details:not([open])")) { details.open = true; opened.push(details); }
   });
   addEventListener("afterprint", () => {
+    for (const svg of document.querySelectorAll(".main-svg")) svg.removeAttribute("viewBox");
     drawn.forEach((node) => draw(node));
     opened.splice(0).forEach((details) => { details.open = false; });
   });

@@ -47,7 +47,7 @@ def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str 
         title, subjects = f"DPO and RM + PPO on {subjects[0]}", []
     return render(
         "page.html.j2",
-        title=title or " and ".join(run.name for run in runs) + ": RM + PPO against DPO",
+        title=title or f"{_named([run.name for run in runs])}: RM + PPO against DPO",
         sections=sections + ([("samples", "Samples")] if browser is not None else []),
         drawn=drawn,
         training=training,
@@ -66,6 +66,10 @@ def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str 
         between=between,
         browser=browser,
     )
+
+
+def _named(runs: Sequence[str]) -> str:
+    return " and ".join(runs) if len(runs) < 3 else f"{len(runs)} runs"
 
 
 SECTIONS = (
