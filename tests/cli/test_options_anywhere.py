@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from support.running import SMALL, duel
+
+from toolkit.cli.main import cli
+from toolkit.cli.options import WITHOUT_JSON
 
 pytestmark = pytest.mark.e2e
 
@@ -15,8 +20,21 @@ pytestmark = pytest.mark.e2e
 def test_json_before_and_behind_a_command() -> None:
     before, behind = duel("--json", "recipes", "list"), duel("recipes", "list", "--json")
     assert before.stdout == behind.stdout and {"name", "summary"} == json.loads(before.stdout)[0].keys()
+    assert duel("--json", "schema").stdout == duel("schema", "--json").stdout == duel("schema").stdout
     for words in (("--json", "recipes", "show", "smoke"), ("recipes", "show", "smoke", "--json")):
-        assert "No such option '--json'" in duel(*words, check=2).stderr
+        assert "recipes show has no --json: what it prints is the file of the recipe" in duel(*words, check=2).stderr
+    assert "leave out --markdown or --json" in duel("--json", "schema", "--markdown", check=2).stderr
+
+
+def test_every_command_takes_json_or_says_why_not() -> None:
+    def without_json(group: click.Group) -> Iterator[str | None]:
+        for command in group.commands.values():
+            if isinstance(command, click.Group):
+                yield from without_json(command)
+            elif all(parameter.name != "as_json" for parameter in command.params):
+                yield command.name
+
+    assert set(without_json(cli)) == set(WITHOUT_JSON)
 
 
 def test_debug_and_quiet_before_and_behind_a_command(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.running import duel
 from transformers import AutoTokenizer
 
 from toolkit.errors import DataError, ModelError
@@ -17,6 +19,7 @@ from toolkit.measure.check.findings import KINDS
 from toolkit.measure.check.rows import SourceOptions
 from toolkit.measure.check.tokens import Limits
 from toolkit.models.resolve import resolve
+from toolkit.preferences.reading import read_preferences
 
 TURN = "'<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n'"
 OPENING = "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
@@ -104,6 +107,7 @@ def annotated(n: int, odd: Callable[[int, str], bool]) -> list[dict[str, Any]]:
 
 # kind, template, rows, options, places that are expected
 TRIPS: list[tuple[str, str, list[dict[str, Any]], dict[str, Any], tuple[int, ...]]] = [
+    ("unreadable", CHATML, with_row(text_rows(), 1, chosen=3), {}, (2,)),
     ("template_raises", REFUSES_SYSTEM, with_row(chat_rows(), 2, prompt=user("Q?", SYSTEM)), {}, (3,)),
     ("template_raises", CHATML.replace("m['role']", "m['role'] + 1"), chat_rows(2), {}, (1, 2)),
     ("think_block_open", THINKS, chat_rows(2), {}, (1, 2)),
@@ -179,6 +183,7 @@ def test_each_kind_is_found_in_its_rows(
 
 # kind, template, rows that must not trip it, options
 SOUND: list[tuple[str, str, list[dict[str, Any]], dict[str, Any]]] = [
+    ("unreadable", CHATML, with_row(text_rows(), 1, chosen=" "), {}),  # left out of a run
     ("template_raises", REFUSES_SYSTEM, chat_rows(), {}),
     ("think_block_open", CLOSES_THINKING, chat_rows(), {}),
     ("think_block_open", THINKS, [r | {"chosen": "Hm.\n</think>\nGood", "rejected": "So.</think>Bad"} for r in chat_rows()], {}),
@@ -231,7 +236,7 @@ def test_sound_rows_trip_nothing(
 
 def test_clean_data_has_no_finding(check: Check) -> None:
     assert check(chat_rows(12)).findings == () and check(text_rows(12)).findings == ()
-    assert check(text_rows(12)).as_dict() == {"n_rows": 12, "findings": [], "notes": []}
+    assert check(text_rows(12)).as_dict() == {"n_rows": 12, "n_refused": 0, "findings": [], "notes": []}
 
 
 def test_every_kind_has_a_case() -> None:
@@ -285,11 +290,51 @@ def test_rows_are_lines_of_the_file_and_rows_of_a_table(check: Check, tmp_path: 
     assert rows_of(result)["encoding"] == (2,) and "(row 2)" in str(result)
 
 
+REFUSED = [
+    (CHATML, with_row(text_rows(), 1, chosen=3), 1),
+    (CHATML, with_row(with_row(text_rows(), 1, chosen=3), 4, chosen={"a": 1}), 2),
+    (REFUSES_SYSTEM, with_row(chat_rows(), 2, prompt=user("Q?", SYSTEM)), 1),
+    (CHATML, with_row(chat_rows(), 4, prompt=[*user("Hi"), dict(role="assistant", content="x")]), 1),
+    (
+        CHATML,
+        [{k: [*user("Hi"), *(dict(role="assistant", content=c) for c in ("a", k))] for k in ("chosen", "rejected")}],
+        1,
+    ),
+    (CHATML, [*text_rows(), chat_rows()[0]], 1),
+    (CHATML, with_row(text_rows(), 1, chosen=" "), 0),
+    (CHATML, with_row(text_rows(), 1, prompt="Human: Hi\n\nAssistant: Hello there"), 0),
+    (CHATML, [*text_rows(), *text_rows()], 0),
+]
+
+
+@pytest.mark.parametrize(("template", "rows", "n_refused"), REFUSED)
+def test_rows_for_which_a_run_refuses_the_data_are_counted(
+    check: Check, tmp_path: Path, template: str, rows: list[dict[str, Any]], n_refused: int
+) -> None:
+    assert check(rows, template).n_refused == n_refused
+    if template != CHATML:  # the template of the model, which a run meets behind its reading
+        return
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError) if n_refused else nullcontext():
+        read_preferences(str(path))
+
+
+def test_the_exit_code_says_whether_a_run_takes_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for number, code in ((3, 2), (" fine", 0)):
+        rows = with_row(text_rows(), 1, chosen=number)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        done = duel("check", str(path), "--model", "tiny", "--json", check=code)
+        assert json.loads(done.stdout)["n_refused"] == (code == 2)
+        assert ("duel run refuses this data for 1 row" in done.stderr) == (code == 2)
+
+
 def test_rows_that_cannot_be_read_are_named_and_the_others_checked(check: Check) -> None:
     rows = with_row(with_row(text_rows(), 1, chosen=3), 2, rejected=" ")
     result = check([*rows, rows[0]])
-    assert rows_of(result) == {"duplicates": (7,)} and result.n_rows == 7
-    assert "line 2: 'chosen' is a number" in result.notes[0] and "(line 3)" in result.notes[1]
+    assert rows_of(result) == {"unreadable": (2,), "duplicates": (7,)} and result.n_rows == 7
+    assert "line 2: 'chosen' is a number" in result.findings[0].example and "(line 3)" in result.notes[0]
     with pytest.raises(DataError, match="no row can be read") as caught:
         check([row | {"chosen": 3} for row in text_rows()])
     assert "line 1" in caught.value.where

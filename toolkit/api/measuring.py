@@ -666,8 +666,9 @@ def check(
         seed: of that draw.
         split: of a data set on the hub.
 
-    Returns a frozen :class:`toolkit.measure.check.check.CheckResult`: ``n_rows`` and ``findings``, each with ``kind``,
-    ``n_rows``, ``rows`` (the first ten, from 1), ``example`` and ``fix``.
+    Returns a frozen :class:`toolkit.measure.check.check.CheckResult`: ``n_rows``, ``n_refused`` (rows for which a run
+    refuses the whole data) and ``findings``, each with ``kind``, ``n_rows``, ``rows`` (the first ten, from 1),
+    ``example`` and ``fix``.
 
     Raises:
         DataError: a source that cannot be read, or has no row that can.

@@ -55,7 +55,10 @@ def check(ctx: click.Context, /, data: str, model: str, as_json: bool, **options
     """Say what is valid but wrong in preference DATA for a model.
 
     Each finding has its rows (lines of a .jsonl file, else rows, from 1), an example, and what to do.
+    The exit code is 2 where duel run would refuse the data.
     """
+    from toolkit.errors import DataError
+    from toolkit.evals.words import counted
     from toolkit.measure.check.check import CheckOptions, check_data
     from toolkit.measure.check.rows import SourceOptions
     from toolkit.measure.check.tokens import Limits
@@ -70,6 +73,12 @@ def check(ctx: click.Context, /, data: str, model: str, as_json: bool, **options
         data, model, CheckOptions(source, limits, chat_template=str(template) if template else None, **options)
     )
     emit(result.as_dict()) if as_json else say(wrapped(str(result)))
+    if result.n_refused:
+        raise DataError(
+            f"duel run refuses this data for {counted(result.n_refused, 'row')}",
+            where=data,
+            fix="correct the rows that the findings name, or leave them out",
+        )
 
 
 def known_column(text: str) -> tuple[str, str]:

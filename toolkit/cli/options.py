@@ -62,7 +62,7 @@ def _remember(name: str, ctx: click.Context, parameter: click.Parameter, value: 
 
 def _refuse_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value or ctx.find_root().obj["json"]:
-        raise click.NoSuchOption("--json", ctx=ctx)
+        raise click.UsageError(f"{ctx.command_path} has no --json: {WITHOUT_JSON[ctx.command.name]}", ctx)
 
 
 def _also_before(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
@@ -180,6 +180,14 @@ SET = click.option(
     shell_complete=complete_settings,
     help="Set a value of the recipe. Can be given several times.",
 )
+# Why a command has no JSON document.
+WITHOUT_JSON: dict[str | None, str] = {
+    "show": "what it prints is the file of the recipe, in YAML",
+    "copy": "it copies a file",
+    "report": "it writes an HTML page; the numbers are in results.json or study.json of the folder",
+    "watch": "it serves an HTML page; the numbers are in metrics.jsonl of the run",
+    "completion": "what it prints is for the shell",
+}
 JSON_HELP = "Print one JSON document on stdout, and nothing else there."
 JSON = click.option("--json", "as_json", is_flag=True, callback=_also_before, help=JSON_HELP)
 SEED_RANGE = click.IntRange(0, 2**32 - 1)  # numpy takes no larger one

@@ -142,14 +142,17 @@ def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print the recipe reference for people.")
-def schema(as_markdown: bool) -> None:
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the settings as a table for people.")
+@JSON
+def schema(as_markdown: bool, as_json: bool) -> None:
     """Print the JSON schema of a recipe file.
 
-    It is for editors. With --markdown, the settings are printed for people.
+    Editors complete and check recipes with it. With --markdown, the settings are printed for people.
     """
     from toolkit.recipe.reference import json_schema, markdown
 
+    if as_markdown and as_json:
+        raise click.UsageError("--markdown is a table for people: leave out --markdown or --json")
     say(markdown(), end="") if as_markdown else emit(json_schema())
 
 

@@ -35,20 +35,23 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What ``duel check`` says. ``notes`` are about rows that a run leaves out or refuses; ``unit`` is "line" or "row".
+    """What ``duel check`` says. ``notes`` are about rows that a run leaves out; ``unit`` is "line" or "row".
 
-    Findings are in the order of :data:`toolkit.measure.check.findings.KINDS`.
+    For one of the ``n_refused`` rows a run refuses the whole data. Findings are in the order of
+    :data:`toolkit.measure.check.findings.KINDS`.
     """
 
     n_rows: int
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     unit: str = "row"
+    n_refused: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """As in ``duel check --json``."""
         return {
             "n_rows": self.n_rows,
+            "n_refused": self.n_refused,
             "findings": [finding.as_dict() for finding in self.findings],
             "notes": list(self.notes),
         }
@@ -86,7 +89,7 @@ def check_with(data: str, ref: ModelRef, tokenizer: Any, options: CheckOptions) 
 
         sample = LikelihoodSample(options.likelihood, options.seed)
         check_likelihood(ref, tokenizer, checked.rows, sample, options.limits, collector)
-    return CheckResult(checked.n_rows, collector.findings(), tuple(notes), checked.unit)
+    return CheckResult(checked.n_rows, collector.findings(), tuple(notes), checked.unit, len(collector.refused))
 
 
 def _check_tokens(

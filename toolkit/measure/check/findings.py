@@ -22,6 +22,10 @@ class Kind:
 
 
 KINDS = {
+    "unreadable": Kind(
+        "These rows cannot be read",
+        "correct them, or leave them out; where the columns have other names, map them (--column, data.columns)",
+    ),
     "template_raises": Kind(
         "The chat template refuses these rows",
         "correct the rows (roles, their order, system turns), or set another model.chat_template; duel run stops here",
@@ -145,11 +149,15 @@ class Finding:
 
 @dataclass
 class Collector:
-    """Collects rows for each kind while the checks run. ``unit`` is what the source calls a row."""
+    """Collects rows for each kind while the checks run. ``unit`` is what the source calls a row.
+
+    ``refused`` are the rows for which a run refuses the whole data.
+    """
 
     unit: str
     rows: dict[str, dict[int, str]] = field(default_factory=dict)
     numbers: dict[str, str] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
 
     def has(self, kind: str, row: int) -> bool:
         return row in self.rows.get(kind, ())
@@ -157,6 +165,11 @@ class Collector:
     def add(self, kind: str, row: int, detail: str) -> None:
         """A row of this kind; ``detail`` says what is there. The first detail of a row stays."""
         self.rows.setdefault(kind, {}).setdefault(row, detail)
+
+    def refuse(self, kind: str, row: int, detail: str) -> None:
+        """A row of this kind that a run refuses."""
+        self.add(kind, row, detail)
+        self.refused.add(row)
 
     def add_all(self, kind: str, rows: Sequence[int], numbers: str) -> None:
         """Rows of a kind that is about all of them together; ``numbers`` say how much."""

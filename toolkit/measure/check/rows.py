@@ -74,7 +74,7 @@ class CheckedRow:
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """The rows of a source that can be checked, and sentences on those that a run leaves out or refuses."""
+    """The rows of a source that can be checked, and sentences on those that a run leaves out."""
 
     unit: str
     n_rows: int
@@ -120,6 +120,8 @@ def read_rows(source: str, options: SourceOptions, limit: int | None, collector:
             where=loaded.name,
             fix="check which columns hold the prompt and the responses; --column maps their names",
         )
+    for number, error in reader.refused.items():
+        collector.refuse("unreadable", number, error.what)
     notes = _notes(loaded, reader, blank, not_conversations)
     notes += _odd_rows(loaded.unit, rows, [number for number, datum in data if datum.n_unlabelled])
     return CheckedRows(loaded.unit, len(loaded.records), rows, notes)
@@ -146,12 +148,6 @@ def _whole(text: str) -> str:
 
 def _notes(loaded: SourceRecords, reader: _RecordReader, blank: list[int], unparsable: list[int]) -> list[str]:
     notes = []
-    if reader.refused:
-        number, error = next(iter(reader.refused.items()))
-        notes.append(
-            f"{counted(len(reader.refused), 'row')} cannot be read, and duel run refuses the file: {loaded.unit} "
-            f"{number}: {error.what}"
-        )
     for numbers, why in (
         (blank, "a prompt or response is empty"),
         (sorted([*reader.without_prompt, *unparsable]), "its responses share no prompt"),
@@ -187,7 +183,7 @@ def _report_two_kinds(data: Sequence[tuple[int, Datum]], bare_texts: Sequence[in
             (messages, "messages", "text") if len(messages) < len(texts) else (texts, "text", "messages")
         )
         for number in rarer:
-            collector.add("text_and_messages", number, f"{word}, and most rows are {other}")
+            collector.refuse("text_and_messages", number, f"{word}, and most rows are {other}")
 
 
 # ---------------------------------------------------------------------------------------------------- single records
@@ -208,7 +204,7 @@ class _RecordReader:
         answered = prompt_with_answer(record)
         if answered is not None:
             column, last = answered
-            self.collector.add("ends_with_assistant", number, f"the prompt ends with {last}")
+            self.collector.refuse("ends_with_assistant", number, f"the prompt ends with {last}")
             record = {**record, column: _before_answer(record[column])}
         try:
             datum = parse_record(self.recognised, record)
@@ -227,7 +223,8 @@ class _RecordReader:
         yield datum
 
     def _refuse(self, number: int, record: Record, error: RecordError, *, explained: bool) -> None:
-        """Note a row that cannot be read, unless a finding explains it."""
+        """Note a row that cannot be read, unless another finding explains it."""
+        self.collector.refused.add(number)
         present = [
             [record.get(name) for name in pair] for pair in TWO_RESPONSES if all(record.get(name) for name in pair)
         ]

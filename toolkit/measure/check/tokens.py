@@ -70,7 +70,7 @@ class TokenChecks:
                 text = render_prompt(self.tokenizer, row.prompt)
             except TEMPLATE_ERRORS as error:
                 words = (str(error).strip() or type(error).__name__).splitlines()[0]
-                self.collector.add("template_raises", row.number, f"the template says: {words[:200]}")
+                self.collector.refuse("template_raises", row.number, f"the template says: {words[:200]}")
                 continue
             self.rendered[place] = text
             for message in row.prompt:
