@@ -71,6 +71,7 @@ def study(
     out: str | Path | None = None,
     settings: Settings | None = None,
     engine: Engine = "local",
+    resources: Mapping[str, float] | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
     """``duel study``: both arms with equal tuning and an equal budget over seeds, or the rest of a study that began.
@@ -81,6 +82,7 @@ def study(
         out: the study's folder; the default is ``runs/NAME``.
         settings: dotted names of the recipe to values; ``{"study.seeds": 5}`` sets the number of seeds.
         engine: local runs one task after the other, ray all at once.
+        resources: what each task on Ray asks for: ``{"cpus": 4, "gpus": 1, "memory_gib": 16}``, or some of these.
         reporter: shows the progress.
 
     Returns ``study.json`` with ``out`` (the study's folder) added.
@@ -88,6 +90,7 @@ def study(
     Raises:
         DuelError: an input that the user can correct.
     """
+    from toolkit.runs.engines import task_resources
     from toolkit.runs.study.run import run_study
     from toolkit.runs.study.trials import StudyPlan
 
@@ -95,7 +98,9 @@ def study(
     sets, folder = _sets_and_folder(recipe, settings, data, out)
     command = ["python", "-c", f"from toolkit import study; study({str(recipe)!r}, settings={dict(settings or {})!r})"]
     plan = StudyPlan(str(recipe), tuple(sets), folder)
-    document = run_study(plan, reporter or Reporter(), engine=engine, command=command)
+    document = run_study(
+        plan, reporter or Reporter(), engine=engine, resources=task_resources(resources or {}), command=command
+    )
     return Result({**document, "out": str(folder)}, study_sheets(document), document["verdict"]["sentence"])
 
 
@@ -109,6 +114,7 @@ def sweep(
     out: str | Path | None = None,
     settings: Settings | None = None,
     engine: Engine = "local",
+    resources: Mapping[str, float] | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
     """``duel sweep``: run a recipe at every point of a grid. Runs share every stage that is equal.
@@ -121,6 +127,7 @@ def sweep(
         out: the folder of the runs; the default is ``runs/NAME-sweep``.
         settings: dotted names to values that hold at every point.
         engine: local runs one run after the other, ray all at once.
+        resources: what each task on Ray asks for: ``{"cpus": 4, "gpus": 1, "memory_gib": 16}``, or some of these.
         reporter: shows the progress.
 
     Returns ``{"runs": [row, ...], "out": folder}``.
@@ -131,13 +138,15 @@ def sweep(
     from toolkit.recipe.files import load_recipe
     from toolkit.recipe.yaml_values import one_line
     from toolkit.report.run_sheets import sweep_sheet
+    from toolkit.runs.engines import task_resources
     from toolkit.runs.sweep import Sweep, run_sweep
 
     one_of("engine", engine, ENGINES)
     name = load_recipe(str(recipe), [f"{key}={one_line(value)}" for key, value in (settings or {}).items()]).recipe.name
     sets, folder = _sets_and_folder(recipe, settings, data, out or Path("runs") / f"{name}-sweep")
     points = [f"{key}={','.join(one_line(value) for value in values)}" for key, values in grid.items()]
-    rows = run_sweep(Sweep(str(recipe), sets, points, seeds, folder), reporter or Reporter(), engine=engine)
+    planned, asked = Sweep(str(recipe), sets, points, seeds, folder), task_resources(resources or {})
+    rows = run_sweep(planned, reporter or Reporter(), engine=engine, resources=asked)
     return Result({"runs": rows, "out": str(folder)}, [sweep_sheet(rows)], main="runs")
 
 

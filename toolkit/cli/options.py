@@ -196,3 +196,24 @@ SPLIT = click.option("--split", default="train", show_default=True, help="Split 
 PROMPT_LIMIT = click.option("--limit", type=POSITIVE, metavar="N", help="Use only N of the prompts.")
 FORCE = click.option("--force", is_flag=True, help="Overwrite an existing file.")
 WITH_TEXT = click.option("--with-text", is_flag=True, help="Add the texts of prompts and responses to the table.")
+# What a task on Ray asks for.
+RAY = group(
+    click.option(
+        "--ray-cpus",
+        type=click.FloatRange(0),
+        metavar="N",
+        help="CPUs of each task on Ray; the default is 1 beside GPUs and 2 without.",
+    ),
+    click.option(
+        "--ray-gpus",
+        type=click.FloatRange(0),
+        metavar="N",
+        help="GPUs of each task on Ray, 0.5 for half of one; the default is 1 where there are some.",
+    ),
+    click.option(
+        "--ray-memory",
+        type=click.FloatRange(0),
+        metavar="GIB",
+        help="Memory of each task on Ray, in GiB; by default it is not counted.",
+    ),
+)

@@ -12,6 +12,7 @@ import click
 from toolkit.cli.options import (
     JSON,
     PATH,
+    RAY,
     SET,
     Group,
     complete_recipes,
@@ -216,6 +217,7 @@ def recipes_copy(name: str, target: Path | None, force: bool) -> None:
     show_default=True,
     help="local: one run after the other; ray: all at once on Ray.",
 )
+@RAY
 @click.option("--out", type=PATH, help="Folder of the runs; the default is runs/NAME-sweep.")
 @SET
 @JSON
@@ -227,17 +229,22 @@ def sweep(
     out: Path | None,
     sets: tuple[str, ...],
     engine: str,
+    ray_cpus: float | None,
+    ray_gpus: float | None,
+    ray_memory: float | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Run RECIPE at every point of a grid. Runs share every stage that is equal."""
     from toolkit.cli.tables import sweep_table
     from toolkit.recipe.files import load_recipe
+    from toolkit.runs.engines import TaskResources
     from toolkit.runs.sweep import Sweep, run_sweep
 
     out = out or Path("runs") / f"{load_recipe(recipe, sets).recipe.name}-sweep"
     planned = Sweep(recipe, sets, out=out, **options)
-    rows = run_sweep(planned, reporter_of(ctx), engine=engine, before_stage=quiet_libraries)
+    resources = TaskResources(ray_cpus, ray_gpus, ray_memory)
+    rows = run_sweep(planned, reporter_of(ctx), engine=engine, resources=resources, before_stage=quiet_libraries)
     emit({"runs": rows}) if as_json else say(sweep_table(rows))
 
 

@@ -12,6 +12,7 @@ from toolkit.cli.options import (
     JSON,
     PATH,
     POSITIVE,
+    RAY,
     SET,
     complete_recipes,
     emit,
@@ -34,6 +35,7 @@ from toolkit.cli.options import (
     show_default=True,
     help="local: one task after the other; ray: all at once on Ray.",
 )
+@RAY
 @SET
 @click.option("--dry-run", is_flag=True, help="Show trials, shared stages and an estimate of the time, and stop.")
 @click.option("--table", type=PATH, help="Run nothing: read this Parquet file with a row for each policy and prompt.")
@@ -54,6 +56,9 @@ def study(
     seeds: int | None,
     trials: int | None,
     engine: str,
+    ray_cpus: float | None,
+    ray_gpus: float | None,
+    ray_memory: float | None,
     sets: tuple[str, ...],
     dry_run: bool,
     table: Path | None,
@@ -74,6 +79,8 @@ def study(
     if table is not None:
         given = {"--seeds": seeds, "--trials": trials, "--set": sets or None, "--dry-run": dry_run or None}
         wrong = [option for option, value in given.items() if value is not None]
+        resources = {"--ray-cpus": ray_cpus, "--ray-gpus": ray_gpus, "--ray-memory": ray_memory}
+        wrong += [option for option, value in resources.items() if value is not None]
         if wrong or engine != "local":
             raise click.UsageError(f"{', '.join(wrong or ['--engine'])} is for a RECIPE: a --table was run already")
         _of_table(table, kl_limit, out, force, as_json)
@@ -81,7 +88,8 @@ def study(
     assert recipe is not None
     options = {"study.seeds": seeds, "study.trials": trials, "study.kl_limit": kl_limit}
     changes = [f"{name}={value}" for name, value in options.items() if value is not None]
-    _of_recipe(ctx, recipe, (*sets, *changes), out, engine, dry_run=dry_run, as_json=as_json)
+    on_ray = engine, (ray_cpus, ray_gpus, ray_memory)
+    _of_recipe(ctx, recipe, (*sets, *changes), out, on_ray, dry_run=dry_run, as_json=as_json)
 
 
 def _of_recipe(
@@ -89,12 +97,14 @@ def _of_recipe(
     recipe: str,
     sets: tuple[str, ...],
     out: Path | None,
-    engine: str,
+    on_ray: tuple[str, tuple[float | None, float | None, float | None]],
     *,
     dry_run: bool,
     as_json: bool,
 ) -> None:
+    """``on_ray``: the engine, and what its tasks ask for."""
     from toolkit.recipe.files import load_recipe
+    from toolkit.runs.engines import TaskResources
     from toolkit.runs.study.trials import StudyPlan
 
     if load_recipe(recipe).recipe.study is None:  # not made by --seeds alone
@@ -111,7 +121,11 @@ def _of_recipe(
     from toolkit.cli.tables import study_tables
     from toolkit.runs.study.run import run_study
 
-    document = run_study(plan, reporter, engine=engine, command=["duel", *sys.argv[1:]], before_task=quiet_libraries)
+    engine, resources = on_ray[0], TaskResources(*on_ray[1])
+    command = ["duel", *sys.argv[1:]]
+    document = run_study(
+        plan, reporter, engine=engine, resources=resources, command=command, before_task=quiet_libraries
+    )
     if as_json:
         emit(document)
         return

@@ -8,18 +8,70 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolkit.errors import BusyError, DuelError, RecipeError, first_line
+from toolkit.errors import BusyError, DuelError, RecipeError, first_line, nearest
 from toolkit.progress import Reporter
 
 # What a Ray task asks for where there is no GPU, and where a node has that many.
 CPUS_PER_TASK = 2
 LONGEST_WAIT_S = 60.0
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class TaskResources:
+    """What each task asks Ray for. Without ``gpus`` it is a GPU where the cluster has some, without ``cpus`` one core
+    beside GPUs and ``CPUS_PER_TASK`` without. Memory is not counted unless ``memory_gib`` is there.
+    """
+
+    cpus: float | None = None
+    gpus: float | None = None
+    memory_gib: float | None = None
+
+    def __bool__(self) -> bool:
+        return (self.cpus, self.gpus, self.memory_gib) != (None, None, None)
+
+    def of_ray(self, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """Ray's ``num_cpus``, ``num_gpus`` and ``memory`` (bytes) on a cluster of nodes with these resources.
+
+        Raises RecipeError where no node has as much: Ray would wait for such a node for ever.
+        """
+        gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU", 0) for node in nodes))
+        most = min(CPUS_PER_TASK, max(int(node.get("CPU", 0)) for node in nodes))
+        cpus = self.cpus if self.cpus is not None else 1 if gpus else most
+        if gpus > 1 and gpus != int(gpus):
+            what = f"{gpus:g} GPUs are neither whole ones nor a share of one"
+            raise RecipeError(what, where="--ray-gpus", fix="a whole number, or one below 1")
+        asked = {"CPU": cpus, "GPU": gpus, "memory": (self.memory_gib or 0.0) * GIB}
+        if not any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
+            words = f"{cpus:g} CPUs, {gpus:g} GPUs and {self.memory_gib or 0:g} GiB"
+            has = "; ".join(
+                f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs, {node.get('memory', 0) / GIB:.1f} GiB"
+                for node in nodes
+            )
+            raise RecipeError(
+                f"no node of the Ray cluster has {words} (it has: {has})",
+                where="--ray-cpus, --ray-gpus, --ray-memory",
+                fix="ask for less, or add a node",
+            )
+        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": int(gpus) if gpus >= 1 else gpus}
+        return options | ({"memory": int(asked["memory"])} if self.memory_gib else {})
+
+
+def task_resources(values: Mapping[str, float]) -> TaskResources:
+    """Resources by their names. Raises RecipeError for another name, or an amount below 0."""
+    names = [field.name for field in fields(TaskResources)]
+    for name, amount in values.items():
+        if name not in names:
+            raise RecipeError(f"there is no resource {name!r}", where="resources", fix=nearest(name, names))
+        if amount < 0:
+            raise RecipeError(f"{name} is {amount:g}", where="resources", fix="0 or more")
+    return TaskResources(**values)
 
 
 @dataclass(frozen=True)
@@ -82,15 +134,13 @@ def _in_task(error: DuelError, task: Task) -> DuelError:
 
 
 class RayEngine:
-    """All tasks at once on a Ray cluster. Each takes a GPU where the cluster has some, and cores where not."""
+    """All tasks at once on a Ray cluster, as many as have the resources."""
 
-    def __init__(self, ray: Any) -> None:
+    def __init__(self, ray: Any, resources: TaskResources) -> None:
         self.ray = ray
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = any(node.get("GPU", 0) for node in nodes)
-        cpus = 1 if gpus else min(CPUS_PER_TASK, max(int(node.get("CPU", 0)) for node in nodes))
         # Ray itself runs a task again whose worker or node was lost.
-        self.remote = ray.remote(_in_worker).options(num_gpus=int(gpus), num_cpus=cpus, max_retries=-1)
+        self.remote = ray.remote(_in_worker).options(**resources.of_ray(nodes), max_retries=-1)
 
     def run(self, label: str, tasks: Sequence[Task], reporter: Reporter, *, retries: int = 0) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
@@ -139,13 +189,20 @@ def _in_worker(function: Callable[..., Any], arguments: tuple[Any, ...], cwd: Pa
 
 
 @contextmanager
-def engine_of(name: str, before_task: Callable[[], None] = lambda: None) -> Iterator[Engine]:
+def engine_of(
+    name: str, before_task: Callable[[], None] = lambda: None, resources: TaskResources | None = None
+) -> Iterator[Engine]:
     """The engine of that name: ``local``, or ``ray``.
 
     ``RAY_ADDRESS`` names a Ray cluster, whose nodes must see the folders under the same paths; without it Ray starts on
-    this machine. Raises RecipeError where Ray is not installed.
+    this machine. ``resources`` are those of a task on Ray. Raises RecipeError where Ray is not installed, where no node
+    has these resources, and where they are asked for without Ray.
     """
     if name == "local":
+        if resources:
+            raise RecipeError(
+                "tasks ask for resources on Ray alone", where="--ray-cpus, --ray-gpus, --ray-memory", fix="--engine ray"
+            )
         yield LocalEngine(before_task)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -155,6 +212,6 @@ def engine_of(name: str, before_task: Callable[[], None] = lambda: None) -> Iter
         raise RecipeError("Ray is not installed", where="--engine ray", fix="pip install 'rlhf-duel[ray]'") from None
     ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
     try:
-        yield RayEngine(ray)
+        yield RayEngine(ray, resources or TaskResources())
     finally:
         ray.shutdown()

@@ -13,7 +13,7 @@ from toolkit.files import fingerprint, write_json
 from toolkit.progress import Reporter
 from toolkit.recipe.files import LoadedRecipe, load_recipe
 from toolkit.runs import pipeline
-from toolkit.runs.engines import Engine, Task, engine_of
+from toolkit.runs.engines import Engine, Task, TaskResources, engine_of
 from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.store import RESULTS_FILE, SWEEP_FILE, RunFolder, read_document
@@ -75,25 +75,31 @@ class Sweep:
 
 
 def run_sweep(
-    sweep: Sweep, reporter: Reporter, *, engine: str = "local", before_stage: Callable[[], None] = lambda: None
+    sweep: Sweep,
+    reporter: Reporter,
+    *,
+    engine: str = "local",
+    resources: TaskResources | None = None,
+    before_stage: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Run every job, one after the other or (``engine="ray"``) at once; returns the rows of ``sweep.json``.
 
-    ``before_stage`` is that of :class:`toolkit.runs.pipeline.RunOptions`. Raises what a run raises.
+    ``resources`` are those of a task on Ray. ``before_stage`` is that of
+    :class:`toolkit.runs.pipeline.RunOptions`. Raises what a run raises.
     """
     jobs = sweep.jobs()
     sweep.out.mkdir(parents=True, exist_ok=True)
     with held(sweep.out / ".lock", "runs this sweep", sweep.out, fix="wait for it, or choose another --out"):
-        return _run_jobs(sweep, jobs, reporter, engine, before_stage)
+        with engine_of(engine, resources=resources) as running:
+            if engine == "ray":
+                compute_on_ray(jobs, running, reporter)
+        return _run_jobs(sweep, jobs, reporter, before_stage)
 
 
 def _run_jobs(
-    sweep: Sweep, jobs: Sequence[Job], reporter: Reporter, engine: str, before_stage: Callable[[], None]
+    sweep: Sweep, jobs: Sequence[Job], reporter: Reporter, before_stage: Callable[[], None]
 ) -> list[dict[str, Any]]:
     """What :func:`run_sweep` does while it holds the sweep's folder."""
-    if engine == "ray":
-        with engine_of(engine) as on_ray:
-            compute_on_ray(jobs, on_ray, reporter)
     rows = []
     for number, job in enumerate(jobs, start=1):
         reporter.line(f"run {number} of {len(jobs)}: {job.label}")

@@ -25,7 +25,7 @@ from toolkit.progress import Reporter, RunLog
 from toolkit.recipe.files import resolved_yaml
 from toolkit.report.study_page import study_page
 from toolkit.runs import pipeline
-from toolkit.runs.engines import Engine, engine_of
+from toolkit.runs.engines import Engine, TaskResources, engine_of
 from toolkit.runs.facts import machine, versions
 from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.store import RECIPE_FILE, STUDY_FILE, TRIALS_FILE, RunFolder
@@ -43,6 +43,7 @@ def run_study(
     reporter: Reporter,
     *,
     engine: str = "local",
+    resources: TaskResources | None = None,
     command: Sequence[str] = (),
     before_task: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -52,16 +53,21 @@ def run_study(
     of an arm failed; DataError where the held-out prompts do not make two splits.
     """
     with remote_code(plan.base.recipe.model.trust_remote_code):
-        return _run_study(plan, reporter, engine, command, before_task)
+        return _run_study(plan, reporter, engine, resources, command, before_task)
 
 
 def _run_study(
-    plan: StudyPlan, reporter: Reporter, engine: str, command: Sequence[str], before_task: Callable[[], None]
+    plan: StudyPlan,
+    reporter: Reporter,
+    engine: str,
+    resources: TaskResources | None,
+    command: Sequence[str],
+    before_task: Callable[[], None],
 ) -> dict[str, Any]:
     started = time.time()
     trials, sft_trials = plan.trials(), plan.sft_trials()
     plan.control_trials({arm: next(trial for trial in trials if trial.arm == arm) for arm in ARMS})  # are they valid?
-    with RunFolder(plan.out).lock(), engine_of(engine, before_task) as running:
+    with RunFolder(plan.out).lock(), engine_of(engine, before_task, resources) as running:
         write_text(plan.out / RECIPE_FILE, resolved_yaml(plan.base))
         _write_trials(plan, [*sft_trials, *trials], started)
         reporter = Reporter(stage="study", log=RunLog(plan.out), display=reporter.display)
