@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import dataclasses
 import importlib
 import json
 import os
@@ -154,6 +157,109 @@ def test_a_bench_is_older_for_changed_code_and_not_for_changed_words() -> None:
     assert code_alone(code) != code_alone(code.replace("2", "3"))
     files = {path.name for path in bench("harness").files_of("dpo")}
     assert {"dpo.py", "engine.py", "tree.py", "logps.py", "trainer.py"} <= files and "page.py" not in files
+
+
+def test_the_benches_import_names_that_exist() -> None:
+    """Most of their imports stand inside functions, where nothing else would notice."""
+    for path in (ROOT / "scripts/bench").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toolkit"):
+                place = ROOT / node.module.replace(".", "/")
+                if place.is_dir():
+                    submodules = {file.stem for file in place.glob("*.py")}
+                    names = submodules | top_level_names(place / "__init__.py")
+                else:
+                    names = top_level_names(place.with_suffix(".py"))
+                assert {alias.name for alias in node.names} <= names, f"{path.name}, line {node.lineno}"
+
+
+def top_level_names(file: Path) -> set[str]:
+    """What a module defines, imports, or lists in ``__all__``."""
+    names = set[str]()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            if "__all__" in names and isinstance(node.value, ast.List):
+                names |= {item.value for item in node.value.elts if isinstance(item, ast.Constant)}
+    return names
+
+
+def test_ratios_of_the_quickstart_are_of_all_stages_together() -> None:
+    stages = bench("quickstart").STAGES
+    duel = {"seconds": dict.fromkeys(stages, 10.0), "peak_gib": dict(zip(stages, (1.0, 2.0, 3.0, 2.0), strict=True))}
+    trl = {"seconds": dict(zip(stages, (10.0, 20.0, 60.0, 30.0), strict=True)), "peak_gib": dict.fromkeys(stages, 6.0)}
+    ratios = bench("quickstart").summary({"duel": [duel, duel], "trl": [trl, trl]})["ratios"]
+    assert ratios["times TRL"] == [3.0, 3.0] and ratios["of TRL's peak memory"] == [0.5, 0.5]
+    assert ratios["times TRL, ppo"] == [6.0, 6.0] and ratios["of TRL's peak memory, sft"] == [0.167, 0.167]
+
+
+def test_the_gpu_bench_counts_weights_flops_and_bytes() -> None:
+    gpu = bench("gpu")
+    # SmolLM2-135M, Llama 3.2 1B, Llama 2 7B: as their model cards and transformers count them.
+    published = {"0.1": 134_515_008, "1": 1_235_814_400, "7": 6_738_415_616}
+    assert {size: gpu.SHAPES[size].parameters for size in published} == published
+
+    shape, prompt, responses = gpu.SHAPES["tiny"], 3, [2, 4]
+    # Token by token: every linear layer, and each position that it attends to.
+    contexts = [1, 2, 3, *(4, 5), *(4, 5, 6, 7)]
+    per_context = 2 * 2 * shape.layers * shape.heads * shape.head_dim  # scores and values
+    by_hand = sum(2 * shape.linear + per_context * context for context in contexts)
+    assert gpu.forward_flops(shape, prompt, responses, logits=False) == by_hand
+    assert gpu.forward_flops(shape, prompt, responses) == by_hand + 6 * 2 * shape.hidden * shape.vocabulary
+    load = gpu.TINY
+    pair = gpu.forward_flops(shape, load.prompt, [load.response] * 2)
+    assert gpu.case_flops("dpo", shape, load) == 3 * load.pairs * pair == 1.5 * gpu.case_flops("rewards", shape, load)
+    assert gpu.case_tokens("dpo", load) == load.pairs * 2 * (load.prompt + load.response)
+
+    # Two steps of one row: the weights twice, and a cache of 5 and 6 tokens, with a key and a value in every layer.
+    short = dataclasses.replace(load, sampled=1, sampled_prompt=4, new_tokens=2)
+    of_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * 2
+    read = 2 * 2 * (shape.linear + shape.unembedding) + (5 + 6) * of_token
+    assert gpu.decoding_floor(shape, short, bandwidth=10.0) == read / 10
+
+
+def test_the_gpu_bench_says_what_it_left_out_and_compares_the_rest() -> None:
+    gpu = bench("gpu")
+    assert "budget" in gpu.Peers(argparse.Namespace(), deadline=0.0).ask("duel", "dpo", "1")["skipped"]
+    options = argparse.Namespace(bandwidth_tbs=4.3, peak_tflops=989.0)
+    rows = [
+        {"case": case, "size": "1", "peer": peer, **gpu.figures(case, "1", answer, options)}
+        for case, peer, answer in [
+            ("dpo", "duel", {"seconds": 1.0, "peak_gib": 10.0}),
+            ("dpo", "trl", {"seconds": 2.5, "peak_gib": 40.0}),
+            ("ppo", "duel", {"seconds": 1.0, "peak_gib": 10.0}),
+            ("ppo", "trl-ppo", {"skipped": "the time budget is spent"}),
+            ("sampling", "duel", {"seconds": 1.0, "peak_gib": 10.0}),
+        ]
+    ]
+    floor = gpu.decoding_floor(gpu.SHAPES["1"], gpu.Load(), 4.3e12)
+    assert gpu.ratios(rows) == {
+        "times TRL, dpo, 1 B": [2.5],
+        "of TRL's peak memory, dpo, 1 B": [0.25],
+        "times the bandwidth floor, 1 B": [round(1 / floor, 2)],
+    }
+    assert 0 < rows[0]["mfu"] == round(gpu.case_flops("dpo", gpu.SHAPES["1"], gpu.Load()) / 989e12, 4)
+    assert rows[3] == {"case": "ppo", "size": "1", "peer": "trl-ppo", "skipped": "the time budget is spent"}
+
+
+@pytest.mark.slow
+def test_the_gpu_bench_runs_on_a_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, str(ROOT / "scripts/bench/gpu.py"), "--device", "cpu", "--sizes", "tiny", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {(row["case"], row["peer"]): row for row in json.loads(out.read_text())["cases"]}
+    assert rows["correctness", "duel"]["right"] is True
+    for case in ("rewards", "dpo", "reward_model", "ppo", "sampling"):
+        assert rows[case, "duel"]["tokens_per_s"] > 0 and rows[case, "duel"]["peak_gib"] > 0, case
+    assert rows["dpo", "trl"]["mfu"] > 0 and rows["reward_model", "trl"]["mfu"] > 0
+    assert "ppo" in rows["ppo", "trl-ppo"]["skipped"]  # the installed TRL has none
+    assert all("seconds" in row["tree"] and "gib" in row["causal_training"] for row in rows["rows", "duel"]["rows"])
 
 
 def bench(name: str) -> Any:

@@ -29,11 +29,12 @@ MODULES = {
     "reward_model": ("toolkit.training.reward_model",),
     "ppo": ("toolkit.ppo.trainer",),
     "quickstart": (
-        "toolkit.stages.evaluate",
+        "toolkit.stages.sft",
+        "toolkit.stages.reward_model",
         "toolkit.stages.ppo",
         "toolkit.stages.dpo",
-        "toolkit.stages.reward_model",
     ),
+    "gpu": ("toolkit.ppo.trainer", "toolkit.stages.dpo", "toolkit.training.reward_model"),
 }
 ROOMS = ("engine", "models", "training", "ppo", "stages", "measure")
 KIB_IN_GIB = 2**20
@@ -168,12 +169,19 @@ def main(
     write(args.out, record)
 
 
-def take_turns(peers: Sequence[str], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """What each peer measured in each of its turns, in a process of its own for each."""
+def take_turns(
+    peers: Sequence[str], rounds: int, options: Sequence[str] = (), pythons: Mapping[str, str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """What each peer measured in each of its turns, in a process of its own for each.
+
+    ``options`` are added to this process's own; ``pythons`` has the interpreters of peers that need another.
+    """
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
     for turn in range(rounds):
         for name in peers if turn % 2 == 0 else reversed(peers):
-            done = subprocess.run([sys.executable, *sys.argv, "--peer", name], capture_output=True, text=True)
+            python = (pythons or {}).get(name, sys.executable)
+            words = [python, *sys.argv, *options, "--peer", name]
+            done = subprocess.run(words, capture_output=True, text=True)
             lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
             if done.returncode or not lines:
                 sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")

@@ -50,11 +50,7 @@ def main() -> None:
         peer, folder = args.worker
         worker(peer, Path(folder), args.rollouts)
         return
-    if not args.peer_python.is_file():
-        venv = args.peer_python.parent.parent
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-        for packages in (["torch==2.13.0"], [TRL, "peft"]):
-            subprocess.run([str(args.peer_python), "-m", "pip", "install", "--quiet", *packages], check=True)
+    make_environment(args.peer_python)
     with tempfile.TemporaryDirectory() as folder:
         settings = prepare(Path(folder), args.architecture, args.prompts, args.tokens)
         turns, peak_gib = measure(str(args.peer_python), folder, args.rollouts)
@@ -68,6 +64,14 @@ def main() -> None:
     }
     harness.write(args.out, result)
     print(json.dumps({name: result[name] for name in ("speed_over_trl", "memory_over_trl")}))
+
+
+def make_environment(python: Path) -> None:
+    """A virtual environment with the peer's packages around this ``python``, where it is missing."""
+    if not python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(python.parent.parent)], check=True)
+        for packages in (["torch==2.13.0"], [TRL, "peft"]):
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
 
 
 def measure(peer_python: str, folder: str, rollouts: int) -> tuple[list[dict[str, float]], dict[str, float]]:
@@ -254,41 +258,59 @@ def our_trainer(peer: str, folder: Path, settings: dict[str, Any], rollouts: int
 
 def trl_trainer(peer: str, folder: Path, settings: dict[str, Any], rollouts: int) -> Any:
     import torch
-    from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(settings["model"], padding_side="left")
-    args = PPOConfig(
-        output_dir=str(folder / peer),
-        per_device_train_batch_size=settings["prompts"],
-        gradient_accumulation_steps=1,
-        num_mini_batches=1,
-        num_ppo_epochs=N_EPOCHS,
-        total_episodes=settings["prompts"] * rollouts,
-        response_length=settings["tokens"],
-        local_rollout_forward_batch_size=settings["prompts"],
-        num_sample_generations=0,
-        temperature=1.0,
-        gradient_checkpointing=False,  # its default saves memory and costs time
-        learning_rate=1e-5,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        save_strategy="no",
-        report_to="none",
-    )
+    values = {
+        "output_dir": str(folder / peer),
+        "per_device_train_batch_size": settings["prompts"],
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": 1,
+        "num_ppo_epochs": N_EPOCHS,
+        "total_episodes": settings["prompts"] * rollouts,
+        "response_length": settings["tokens"],
+        "local_rollout_forward_batch_size": settings["prompts"],
+        "num_sample_generations": 0,
+        "temperature": 1.0,
+        "gradient_checkpointing": False,  # its default saves memory and costs time
+        "learning_rate": 1e-5,
+        "bf16": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "save_strategy": "no",
+        "report_to": "none",
+    }
     classifier = {"num_labels": 1, "dtype": torch.bfloat16}
+    return peer_trainer(
+        tokenizer,
+        values,
+        AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16),
+        [AutoModelForSequenceClassification.from_pretrained(folder / "reward", **classifier) for _ in range(2)],
+        [tokenizer(prompt)["input_ids"] for prompt in settings["texts"]],
+        LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+
+
+def peer_trainer(
+    tokenizer: Any, values: dict[str, Any], policy: Any, classifiers: list[Any], prompts: list[list[int]], lora: Any
+) -> Any:
+    """TRL's PPOTrainer. ``values`` are of its PPOConfig, ``classifiers`` are the reward model and the critic."""
+    from datasets import Dataset
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    tokenizer.padding_side = "left"
+    reward_model, value_model = classifiers
+    data = Dataset.from_list([{"input_ids": ids} for ids in prompts])
     return PPOTrainer(
-        args=args,
+        args=PPOConfig(**values),
         processing_class=tokenizer,
-        model=AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16),
+        model=policy,
         ref_model=None,
-        reward_model=AutoModelForSequenceClassification.from_pretrained(folder / "reward", **classifier),
-        value_model=AutoModelForSequenceClassification.from_pretrained(folder / "reward", **classifier),
-        train_dataset=Dataset.from_list([{"input_ids": tokenizer(p)["input_ids"]} for p in settings["texts"]]),
-        eval_dataset=Dataset.from_list([{"input_ids": tokenizer(p)["input_ids"]} for p in settings["texts"]]),
-        peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+        reward_model=reward_model,
+        value_model=value_model,
+        train_dataset=data,
+        eval_dataset=data,
+        peft_config=lora,
     )
 
 

@@ -50,7 +50,7 @@ def duel(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     from toolkit.models.inspect import DTYPES
     from toolkit.models.load import trainable
     from toolkit.recipe.schema import Lora
-    from toolkit.stages.reward_model import bradley_terry
+    from toolkit.training.reward_model import bradley_terry
     from toolkit.training.trainer import EngineTrainer
 
     tokenizer, examples, batch = data(args, kind)
