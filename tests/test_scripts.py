@@ -165,11 +165,10 @@ def test_the_benches_import_names_that_exist() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toolkit"):
                 place = ROOT / node.module.replace(".", "/")
-                if place.is_dir():
-                    submodules = {file.stem for file in place.glob("*.py")}
-                    names = submodules | top_level_names(place / "__init__.py")
+                if (module := place.with_suffix(".py")).is_file():
+                    names = top_level_names(module)
                 else:
-                    names = top_level_names(place.with_suffix(".py"))
+                    names = {file.stem for file in place.glob("*.py")} | top_level_names(place / "__init__.py")
                 assert {alias.name for alias in node.names} <= names, f"{path.name}, line {node.lineno}"
 
 
@@ -183,7 +182,7 @@ def top_level_names(file: Path) -> set[str]:
             names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
             if "__all__" in names and isinstance(node.value, ast.List):
                 names |= {item.value for item in node.value.elts if isinstance(item, ast.Constant)}
     return names
