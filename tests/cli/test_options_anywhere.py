@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 import pytest
 from support.running import SMALL, duel
 
+from toolkit.cli.examples import EXAMPLES
 from toolkit.cli.main import cli
 from toolkit.cli.options import WITHOUT_JSON
 
@@ -35,6 +37,18 @@ def test_every_command_takes_json_or_says_why_not() -> None:
                 yield command.name
 
     assert set(without_json(cli)) == set(WITHOUT_JSON)
+
+
+@pytest.mark.parametrize("example", [example for examples in EXAMPLES.values() for example in examples])
+def test_an_example_of_the_help_parses(example: str) -> None:
+    words, command = shlex.split(example)[1:], cli
+    while isinstance(command, click.Group):
+        name, *words = words
+        command = command.commands[name]
+    context = command.make_context(name, words, obj={"json": False, "quiet": False, "debug": False})
+    assert example in EXAMPLES[name]
+    shown = command.get_help(context)
+    assert example in " ".join(shown.replace("\\\n", " ").split()) and max(map(len, shown.splitlines())) <= 80
 
 
 def test_debug_and_quiet_before_and_behind_a_command(tmp_path: Path) -> None:

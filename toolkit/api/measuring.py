@@ -382,7 +382,7 @@ def judge(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Result:
-    """``duel judge``: judge outputs that are there, of two or more systems, and compute win rates.
+    """``duel judge``: judge existing outputs of two or more systems, and compute win rates.
 
     Args:
         outputs: the outputs by the name of their system (rows of ``prompt`` and ``response``), or files as on the

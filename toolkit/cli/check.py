@@ -52,10 +52,11 @@ from toolkit.cli.options import JSON, PATH, POSITIVE, SEED, SPLIT, emit, reporte
 @JSON
 @click.pass_context
 def check(ctx: click.Context, /, data: str, model: str, as_json: bool, **options: Any) -> None:
-    """Say what is valid but wrong in preference DATA for a model.
+    """Find problems in preference DATA, for a model.
 
-    Each finding has its rows (lines of a .jsonl file, else rows, from 1), an example, and what to do.
-    The exit code is 2 where duel run would refuse the data.
+    It finds labels that follow the length, repeated prompts, a template without an end, and more. Each finding has its
+    rows (lines of a .jsonl file, else rows, from 1), an example, and what to do. The exit code is 2 where duel run
+    would refuse the data.
     """
     from toolkit.errors import DataError
     from toolkit.evals.words import counted

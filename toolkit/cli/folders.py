@@ -32,7 +32,7 @@ def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_sa
 
 @click.command()
 @click.argument("folder", type=PATH, shell_complete=complete_runs)
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; 0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; the default is a free one.")
 @click.option(
     "--max-samples",
     type=click.IntRange(1),
@@ -42,7 +42,7 @@ def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_sa
 )
 @click.pass_context
 def watch(ctx: click.Context, /, folder: Path, port: int, max_samples: int) -> None:
-    """Serve the report of FOLDER, a run or a study, while it goes on.
+    """Serve the report of a run or a study while it goes on.
 
     The page is for this machine alone. Ctrl-C ends it, and not the run.
     """
@@ -89,10 +89,10 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 @JSON
 @click.pass_context
 def rerun(ctx: click.Context, /, manifest: Path, out: Path | None, launch: tuple[str, ...], as_json: bool) -> None:
-    """Run again what MANIFEST describes, and compare.
+    """Repeat the run of MANIFEST, and compare the results.
 
     MANIFEST is the manifest.json of a run, or its folder. Versions, machine, inputs, weights and results are
-    compared. A second call continues.
+    compared. The same command continues a repetition that was stopped.
     """
     from toolkit.cli.tables import rerun_tables
     from toolkit.runs.pipeline import RunOptions
@@ -111,7 +111,7 @@ def rerun(ctx: click.Context, /, manifest: Path, out: Path | None, launch: tuple
     "--only",
     "artifacts",
     multiple=True,
-    help="Push this alone: sft, ppo, dpo, rft, reward-model or preferences. Can be given several times.",
+    help="Push this part alone: sft, ppo, dpo, rft, reward-model or preferences. Can be given several times.",
 )
 @click.option("--public", is_flag=True, help="Make the repositories public; the default is private.")
 @JSON
@@ -134,9 +134,9 @@ def push(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the code that lets SHELL complete duel's words.
+    """Print the code for completion in SHELL.
 
-    These are its commands, options, recipes and settings. In ~/.bashrc: eval "$(duel completion bash)". In ~/.zshrc:
+    It completes commands, options, recipes and settings. In ~/.bashrc: eval "$(duel completion bash)". In ~/.zshrc:
     eval "$(duel completion zsh)". In fish: duel completion fish | source.
     """
     from click.shell_completion import get_completion_class

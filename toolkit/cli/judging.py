@@ -32,7 +32,7 @@ from toolkit.cli.options import (
 @click.option("--judge", help=f"Ask this judge: {JUDGES}")
 @click.option("--annotator", default="me", show_default=True, help="Name of a voter who gives none on the page.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Port of the page on 127.0.0.1; 0 takes a free one."
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port of the page on 127.0.0.1; the default is a free one."
 )
 @LANGUAGE_MODEL
 @PROMPT_LIMIT
@@ -47,10 +47,10 @@ from toolkit.cli.options import (
 def judge(
     ctx: click.Context, /, as_json: bool, human: bool, judge: str | None, files: tuple[Path, ...], **options: Any
 ) -> None:
-    """Judge outputs that are there.
+    """Judge existing outputs of two or more systems.
 
-    FILES are a run folder or its samples.parquet, AlpacaEval's model_outputs.json, or rows of prompt and response; two
-    or more systems in all.
+    FILES are a run folder or its samples.parquet, AlpacaEval's model_outputs.json, or rows of prompt and
+    response.
     """
     from toolkit.cli.tables import judging_tables
     from toolkit.measure.judge import JudgedFiles, SampledPair, ask_people, judge_outputs, judge_samples, one_pair

@@ -36,7 +36,7 @@ USER_ERROR, DEFECT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 def cli(ctx: click.Context, debug: bool, quiet: bool, as_json: bool) -> None:
     """DPO, or a reward model and PPO? Both arms on your preference data, one evaluation, one verdict.
 
-    The options -q, --debug and --json can stand before or behind a command.
+    The options -q, --debug and --json can stand before or after a command.
     """
     ctx.obj = {"debug": debug, "quiet": quiet, "json": as_json}
 

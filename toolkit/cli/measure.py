@@ -55,7 +55,7 @@ DTYPE = group(
         is_flag=True,
         expose_value=False,
         callback=_allow_remote_code,
-        help="Run Python code that a model brings in its folder. Read it before: it has all your rights.",
+        help="Run the Python code in a model's folder. Read it first: it can do whatever you can.",
     ),
 )
 TEMPERATURE = click.option(
@@ -165,15 +165,15 @@ def sampling_params(n: str, options: dict[str, Any]) -> SamplingParams:
 @click.option(
     "--samples",
     type=PATH,
-    help="A run's samples.parquet: with --rm, check the rewards of what its policies wrote, too.",
+    help="A run's samples.parquet: with --rm, also check the rewards of its policies' samples.",
 )
 @click.option(
     "--shift",
     "shifts",
     multiple=True,
     metavar="NAME:FILE",
-    help="Also the accuracy on shifted comparisons: yours in FILE, or the built-in case, whitespace, list, courtesy, "
-    "truncated or swapped. Can be given several times.",
+    help="Also measure the accuracy on shifted comparisons: those in FILE, or a built-in shift (case, whitespace, "
+    "list, courtesy, truncated or swapped). Can be given several times.",
 )
 @click.option("--with-ids", is_flag=True, help="Add the token ids.")
 @WITH_TEXT
@@ -302,14 +302,14 @@ def compare(ctx: click.Context, /, as_json: bool, policies: tuple[str, ...], **o
     type=click.Choice(["one", "all"]),
     default="one",
     show_default=True,
-    help="Principles for a comparison: one at random, or all, which vote.",
+    help="Principles for a comparison: one, drawn at random, or all, by vote.",
 )
 @click.option(
     "--labels",
     type=click.Choice(["soft", "hard"]),
     default="soft",
     show_default=True,
-    help="soft: probabilities (of a judge that scores: rm: and implicit: have some); hard: winners.",
+    help="soft: probabilities (of judges that score, rm: and implicit: give them); hard: winners.",
 )
 @LANGUAGE_MODEL
 @sampled_data(k=4, longest=128)

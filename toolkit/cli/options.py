@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
+from toolkit.cli.examples import epilog
 from toolkit.errors import nearest, shown
 
 if TYPE_CHECKING:
@@ -37,11 +38,15 @@ class Group(click.Group):
 
 
 def common(command: click.Command) -> click.Command:
-    """Let ``-q``, ``--debug`` and ``--json`` stand behind the command, too, and behind the commands in a group."""
+    """What all commands have, those in a group, too: ``-q``, ``--debug`` and ``--json`` behind them, and examples."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             common(inner)
         return command
+    command.epilog = epilog(command.name)
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.metavar is None and not parameter.is_flag:
+            parameter.metavar = METAVARS.get(type(parameter.type))
     for flags, name, text in (
         (["-q", "--quiet"], "quiet", "Show results and errors, but no progress."),
         (["--debug"], "debug", "Show the traceback of an error."),
@@ -180,6 +185,12 @@ SET = click.option(
     shell_complete=complete_settings,
     help="Set a value of the recipe. Can be given several times.",
 )
+# What an option takes, where it does not say so itself.
+METAVARS: dict[type[click.ParamType], str] = {
+    click.IntRange: "N",
+    click.FloatRange: "X",
+    click.types.FloatParamType: "X",
+}
 # Why a command has no JSON document.
 WITHOUT_JSON: dict[str | None, str] = {
     "show": "what it prints is the file of the recipe, in YAML",

@@ -35,7 +35,9 @@ from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, SEED, SPLIT, emit, 
 )
 @SPLIT
 @click.option("--plain", is_flag=True, help="Read transcripts as text, for models without a chat template.")
-@click.option("--batch-tokens", type=POSITIVE, help="Tokens to score at once.")
+@click.option(
+    "--batch-tokens", type=POSITIVE, help="Tokens to score at once; the default is 1024 on a CPU, 16384 on a GPU."
+)
 @click.option("--out", type=PATH, required=True, help="File of the kept rows; the others go to *.dropped.* beside it.")
 @FORCE
 @DTYPE
@@ -64,14 +66,18 @@ def filter_command(ctx: click.Context, /, rm: str | None, judge: str | None, as_
 @click.command("rm-card")
 @click.argument("model")
 @click.option("--data", help="Preference data; its gold rewards and sources are used where it has them.")
-@click.option("--steps", metavar="DATA", help="In its place, labelled steps of solutions, for a process reward model.")
-@click.option("--implicit", metavar="POLICY,REFERENCE", help="Put this implicit reward beside it.")
+@click.option(
+    "--steps", metavar="DATA", help="Labelled steps of solutions in place of --data, for a process reward model."
+)
+@click.option("--implicit", metavar="POLICY,REFERENCE", help="Compare it with this implicit reward.")
 @click.option("--beta", type=float, help="Scale of the implicit reward; the default is as for duel rewards.")
 @click.option("--any-reference", is_flag=True, help="Accept another reference than the policy was trained against.")
-@click.option("--by", metavar="COLUMN", help="The column that says where a row is from.")
+@click.option(
+    "--by", metavar="COLUMN", help="The column with the source of each row: a table shows the accuracy by source."
+)
 @click.option(
     "--judge",
-    help="Measure the best of n by this judge, too: gold, rm:, implicit: or python:, as duel judge names them.",
+    help="Also measure the best of n by this judge: gold, rm:, implicit: or python:, as duel judge names them.",
 )
 @click.option(
     "--best-of", type=POSITIVE, metavar="N", help="Largest n; every prompt then needs N responses, 64 at most."
@@ -86,7 +92,7 @@ def filter_command(ctx: click.Context, /, rm: str | None, judge: str | None, as_
 def rm_card(
     ctx: click.Context, /, as_json: bool, model: str, data: str | None, steps: str | None, **options: Any
 ) -> None:
-    """Say how good a reward MODEL is, and how it is biased.
+    """Measure the quality and the biases of a reward MODEL.
 
     MODEL is a reward model, python:MODULE:FUNCTION (a function f(prompts, completions) of numbers), or gold. With
     --steps it is a process reward model.

@@ -37,15 +37,15 @@ if TYPE_CHECKING:
     "--only",
     metavar="STAGE",
     shell_complete=complete_stages,
-    help="Run this stage alone. The stages that it reads must be there.",
+    help="Run this stage alone. The stages before it must be done.",
 )
 @click.option("--until", metavar="STAGE", shell_complete=complete_stages, help="Stop after this stage.")
-@click.option("--force", is_flag=True, help="Run stages again that are already there.")
+@click.option("--force", is_flag=True, help="Run finished stages again.")
 @click.option("--dry-run", is_flag=True, help="Show what would run, with counts and an example, and stop.")
 @click.option(
     "--estimate",
     is_flag=True,
-    help="First time the model for some seconds, and say about how long each stage takes on this machine.",
+    help="Time the model for some seconds first, and estimate how long each stage takes on this machine.",
 )
 @JSON
 @click.pass_context
@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Run RECIPE: both arms, one evaluation, one verdict.
 
-    A second call continues, and computes nothing twice.
+    The same command continues a run that was stopped. Nothing is computed twice.
 
     Arguments after -- go to `accelerate launch`, which runs the stages that train, sample or score.
     """
@@ -191,7 +191,7 @@ def recipes_show(name: str) -> None:
 @click.argument("target", type=PATH, required=False)
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def recipes_copy(name: str, target: Path | None, force: bool) -> None:
-    """Copy a recipe to TARGET (default NAME.yaml), to make your own of it."""
+    """Copy a recipe to TARGET (default NAME.yaml), to edit it."""
     from toolkit.recipe.files import copy_recipe
 
     say(copy_recipe(name, target or Path(f"{name}.yaml"), force))
@@ -208,7 +208,7 @@ def recipes_copy(name: str, target: Path | None, force: bool) -> None:
     default=1,
     show_default=True,
     metavar="N",
-    help="Run each point with seeds 0..N-1.",
+    help="Run each combination with the seeds 0 to N-1.",
 )
 @click.option(
     "--engine",
@@ -235,7 +235,7 @@ def sweep(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Run RECIPE at every point of a grid. Runs share every stage that is equal."""
+    """Run RECIPE with every combination of some settings. Equal stages are computed once."""
     from toolkit.cli.tables import sweep_table
     from toolkit.recipe.files import load_recipe
     from toolkit.runs.engines import TaskResources
@@ -253,7 +253,7 @@ def sweep(
 def env(as_json: bool) -> None:
     """Show the facts that a bug report needs.
 
-    These are versions, machine, devices, and the short names of models that are here.
+    It lists versions, the machine, its devices, and the models that are installed, by their short names.
     """
     from toolkit.runs.facts import environment
 

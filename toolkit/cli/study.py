@@ -66,13 +66,13 @@ def study(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compare RM + PPO with DPO over seeds and settings, with equal tuning for both.
+    """Compare RM + PPO with DPO over seeds and settings.
 
     RECIPE has a section `study`. Both arms try the same number of settings with every seed. Settings and checkpoints
     are chosen on dev prompts. The verdict is on test prompts: best against best, at equal KL, at equal compute, and by
-    the number of trials. A second call continues.
+    the number of trials. The same command continues a study that was stopped.
 
-    With --table nothing is run: the table has the policies that anybody trained. docs/study.md describes it.
+    With --table nothing is trained: the table has scores of policies that were trained elsewhere (docs/study.md).
     """
     if (recipe is None) == (table is None):
         raise click.UsageError("name a RECIPE with a section `study`, or a --table of recorded policies")
