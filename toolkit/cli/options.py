@@ -186,7 +186,7 @@ SET = click.option(
     help="Set a value of the recipe. Can be given several times.",
 )
 # What an option takes, where it does not say so itself.
-METAVARS: dict[type[click.ParamType], str] = {
+METAVARS: dict[type[Any], str] = {
     click.IntRange: "N",
     click.FloatRange: "X",
     click.types.FloatParamType: "X",
