@@ -303,6 +303,29 @@ def write_row_groups(groups: Iterable[Sequence[Mapping[str, Any]]], schema: Any,
             writer.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
 
 
+def write_tables(tables: Iterable[Any], schema: Any, path: Path, row_group: int) -> None:
+    """Write pyarrow tables of this schema one behind the other as a Parquet file, whole or not at all.
+
+    A row group has at least ``row_group`` rows, except the last one: no more rows than that wait in memory.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(waiting: list[Any]) -> None:
+        # One chunk for each column: the file's bytes then do not depend on how the rows came.
+        writer.write_table(pa.concat_tables(waiting).combine_chunks())
+
+    with atomic_write(path) as partial, pq.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
+        waiting = [schema.empty_table()]
+        for table in tables:
+            waiting.append(table)
+            if sum(map(len, waiting)) >= row_group:
+                write(waiting)
+                waiting = []
+        if waiting:
+            write(waiting)
+
+
 def read_table(
     path: Path,
     columns: Sequence[str] | None = None,

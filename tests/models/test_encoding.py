@@ -247,3 +247,32 @@ def test_chatml_without_a_bos_of_the_tokenizer_stays(tokenizer: Any) -> None:
     assert encoder.prompt(rendered) == tokenizer(rendered)["input_ids"]
     [ids], _ = encoder.responses(["Yes.<|im_end|>\n"], 99)
     assert ids == tokenizer("Yes.<|im_end|>")["input_ids"]
+
+
+CHATML = "<|im_start|>user\nIs it good?<|im_end|>"
+
+
+@pytest.mark.parametrize("name", ["tiny", "stories", "words that close"])
+def test_many_prompts_and_responses_are_read_as_each_of_them_alone(
+    name: str, tiny_ref: Any, stories_folder: Path
+) -> None:
+    folders = {"tiny": tiny_ref.path, "stories": str(stories_folder)}
+    tokenizer = AutoTokenizer.from_pretrained(folders[name]) if name in folders else words(closes=True)
+    texts = ["Is it good?", CHATML, "<s>yes", "yes</s>", "", "good <s> bad", "\U0001f600 yes"]
+    encoder = text_encoder(tokenizer, texts[0])
+    assert encoder.prompts(texts, encoder.written(texts)) == [encoder.prompt(text) for text in texts]
+    together, cut = encoder.responses(texts, 4)
+    alone = [encoder.responses([text], 4) for text in texts]
+    assert (together, cut) == ([ids[0] for ids, _ in alone], [was_cut[0] for _, was_cut in alone])
+
+
+def test_many_conversations_are_read_as_each_of_them_alone(tokenizer: Any) -> None:
+    texts = ["Is it good?", CHATML, "", "good"]
+    conversations = [[{"role": "user", "content": text}] for text in texts] + [CHAT]
+    encoder = text_encoder(tokenizer, CHAT)
+    written = encoder.written(conversations)
+    assert encoder.prompts(conversations, written) == [encoder.prompt(messages) for messages in conversations]
+    assert [text[-60:] for text in written] == [encoder.end_of_prompt(messages) for messages in conversations]
+    tokenizer = words(template=TURNS)
+    encoder = text_encoder(tokenizer, CHAT)
+    assert encoder.prompts([CHAT, "is"], encoder.written([CHAT, "is"])) == [encoder.prompt(CHAT), encoder.prompt("is")]

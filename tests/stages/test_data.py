@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 from toolkit.errors import DataError
 from toolkit.models.encoding import text_encoder
 from toolkit.models.resolve import resolve
+from toolkit.preferences import splits
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id
 from toolkit.progress import Reporter
@@ -52,6 +54,25 @@ def test_an_open_block_of_thoughts_is_noticed() -> None:
     _, counts = data.limited("train", [*rows, thoughtful], encoder, DataSection(), 0)
     assert counts["n_open_thoughts"] == 2
     assert data.limit_notes("train", counts, DataSection())[0].startswith("2 prompts end inside a block of thoughts")
+
+
+def test_a_refused_conversation_counts_where_the_limit_reaches_it() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(resolve("tiny").path)
+    rows = [row([{"role": "user", "content": f"Question {i}?"}], "Good.", "Bad.") for i in range(40)]
+    order = splits.limit_order(rows, 10, 0)
+    refused = order[10]
+    rows[refused] = replace(rows[refused], prompt=[{"role": "system", "content": "No."}], source_row=7)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    encoder = text_encoder(tokenizer, rows[0].prompt)
+    within, counts = data.limited("train", rows, encoder, DataSection(source="a.jsonl", train_prompts=10), 0)
+    assert [within[k].prompt_id for k in range(10)] == [rows[k].prompt_id for k in sorted(order[:10])]
+    assert counts["n_prompts"] == 10 and counts["n_long_prompts"] == 0
+    with pytest.raises(DataError, match="no system") as caught:
+        data.limited("train", rows, encoder, DataSection(source="a.jsonl", train_prompts=11), 0)
+    assert caught.value.where == "a.jsonl, line 7"
 
 
 class Lines(Reporter):

@@ -12,12 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ModelError
 from toolkit.models.joining import Joiner
-from toolkit.models.rendering import answers_after_blank, render_prompt
-from toolkit.models.special_tokens import SpecialTokens
+from toolkit.models.rendering import LAST_CHARACTERS, answers_after_blank, render_prompt, rendered_prompts
+from toolkit.models.special_tokens import SpecialTokens, mostly_together
 from toolkit.models.tokenizer import require_chat_template, response_end
 from toolkit.preferences.rows import Prompt, readable
-
-LAST_CHARACTERS = 60  # of a prompt: more than any template writes to open a block of thoughts
 
 
 @dataclass(frozen=True)
@@ -128,12 +126,43 @@ class TextEncoder:
         if isinstance(prompt, str):
             rendered = self.special_tokens.opens(prompt)
             text_ids = self.special_tokens.text_ids
-            ids = self._rendered_ids(prompt) if rendered else text_ids(prompt, opening=True)
-            # Some tokenizers close every text; the response is still to come.
-            while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id) and len(ids) > 1:
-                ids = ids[:-1]
-            return list(ids)
+            return self._without_end(self._rendered_ids(prompt) if rendered else text_ids(prompt, opening=True))
         return self._with_one_bos(self.special_tokens.conversation_ids(prompt))
+
+    def written(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Prompts as the model reads them: text as it is, conversations as the chat template writes them.
+
+        Raises TemplateRefusesError for the first conversation that the template refuses.
+        """
+        conversations = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        rendered = iter(rendered_prompts(self.tokenizer, conversations) if conversations else ())
+        return [prompt if isinstance(prompt, str) else next(rendered) for prompt in prompts]
+
+    def prompts(self, prompts: Sequence[Prompt], written: Sequence[str]) -> list[list[int]]:
+        """:meth:`prompt` of many prompts, in as few calls of the tokenizer as possible. ``written``: as it gives them.
+
+        Prompts of text and conversations may stand together.
+        """
+        special = self.special_tokens
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        conversations = [
+            (prompt, text) for prompt, text in zip(prompts, written, strict=True) if not isinstance(prompt, str)
+        ]
+        of_texts = iter(
+            mostly_together(
+                texts,
+                special.opens,
+                self.prompt,
+                lambda others: [self._without_end(ids) for ids in special.texts_ids(others, opening=True)],
+            )
+        )
+        of_conversations = iter(
+            special.conversations_ids([prompt for prompt, _ in conversations], [text for _, text in conversations])
+        )
+        return [
+            next(of_texts) if isinstance(prompt, str) else self._with_one_bos(next(of_conversations))
+            for prompt in prompts
+        ]
 
     def end_of_prompt(self, prompt: Prompt) -> str:
         """The last characters before the response, with the template's."""
@@ -145,8 +174,23 @@ class TextEncoder:
         """Ids of a text prompt that was rendered before: its special tokens are tokens, and its BOS is the only one."""
         return self._with_one_bos(list(self.tokenizer(prompt)["input_ids"]))
 
+    def _without_end(self, ids: list[int]) -> list[int]:
+        """Some tokenizers close every text; the response is still to come."""
+        while len(ids) > 1 and ids[-1] in self._ends_of_text:
+            ids = ids[:-1]
+        return ids
+
+    @cached_property
+    def _bos(self) -> int | None:
+        bos: int | None = self.tokenizer.bos_token_id
+        return bos
+
+    @cached_property
+    def _ends_of_text(self) -> tuple[int | None, int | None]:
+        return self.tokenizer.eos_token_id, self.tokenizer.sep_token_id
+
     def _with_one_bos(self, ids: list[int]) -> list[int]:
-        bos = self.tokenizer.bos_token_id
+        bos = self._bos
         while bos is not None and ids[:2] == [bos, bos]:
             ids = ids[1:]
         return ids
@@ -166,9 +210,17 @@ class TextEncoder:
         whole = list(texts) if self.conversational else [special.without_end(text) for text in texts]
         if self.lead:
             whole = [self.lead + text for text in whole]
-        if any(map(special.stand_in, whole)):
-            return self._joiner.encode(whole, lambda texts: [special.text_ids(text) for text in texts])
-        return self._joiner.encode(whole)
+        return self._joiner.encode(whole, self._ids_of_texts)
+
+    def _ids_of_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts by themselves, in which special tokens are text."""
+        special = self.special_tokens
+        return mostly_together(
+            texts,
+            special.stand_in,
+            special.text_ids,
+            lambda clean: self.tokenizer(clean, add_special_tokens=False)["input_ids"],
+        )
 
     def encode(self, prompt: Prompt, responses: Sequence[str], max_response_tokens: int) -> Encoded:
         """One prompt and its responses, each cut at ``max_response_tokens``."""

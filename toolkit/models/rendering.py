@@ -34,6 +34,7 @@ _THINK = re.compile(r"(?:<(?:think|thinking|thought|reasoning|reflection)>|\[THI
 _SENTENCE_END = "</s>"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARK = "duel-marks-this-text"
+LAST_CHARACTERS = 60  # of a prompt: more than any template writes to open a block of thoughts
 # A template takes milliseconds, and writes little beside the messages. One with a loop in a loop does not end.
 MOST_SECONDS, MOST_ADDED = 20.0, 1_000_000
 
@@ -77,13 +78,37 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[st
     return _applied(tokenizer, list(messages), opening=True)
 
 
+def rendered_prompts(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[str]:
+    """What :func:`rendered` gives for each of these conversations. They are rendered together, which takes less time.
+
+    Raises TemplateRefusesError for the first one on which the template raises.
+    """
+    turns = [[dict(message) for message in messages] for messages in conversations]
+    if all(turns):  # transformers refuses a conversation without messages only where it stands alone
+        try:
+            with time_limit(MOST_SECONDS):
+                texts = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return [_checked(str(text), messages) for text, messages in zip(texts, turns, strict=True)]
+        except (ModelError, *TEMPLATE_ERRORS):
+            pass  # one by one below, which says whose fault it is
+    return [rendered(tokenizer, messages) for messages in conversations]
+
+
 def _applied(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, opening: bool) -> str:
     """Raises one of TEMPLATE_ERRORS, also where the template does not end or writes what no tokenizer reads."""
     with time_limit(MOST_SECONDS):
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening))
-    most = MOST_ADDED + 10 * sum(len(str(message)) for message in messages)
-    if len(text) > most:
-        raise ValueError(f"it writes {len(text):,} characters, more than {most:,} for these messages")
+    return _checked(text, messages)
+
+
+def _checked(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
+    """What a template wrote. Raises ValueError for far too much, and for what no tokenizer reads."""
+    if len(text) > MOST_ADDED:
+        most = MOST_ADDED + 10 * sum(len(str(message)) for message in messages)
+        if len(text) > most:
+            raise ValueError(f"it writes {len(text):,} characters, more than {most:,} for these messages")
     if not text.isascii() and (half := _SURROGATE.search(text)) is not None:
         raise ValueError(f"it writes half of a surrogate pair, U+{ord(half[0]):04X}")
     return text
@@ -125,6 +150,11 @@ def answers_after_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
     except TEMPLATE_ERRORS:
         return False
     return answered.startswith(f"{opening} {_MARK}")
+
+
+def ends_in_thoughts(before: str) -> bool:
+    """Whether a text ends with the opening of a block of thoughts."""
+    return _THINK.search(before[-LAST_CHARACTERS:]) is not None
 
 
 def open_think_block(before: str, responses: Sequence[str]) -> str | None:

@@ -7,10 +7,10 @@ template may write such tokens here, and text that was rendered before.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +19,20 @@ from toolkit.models.rendering import rendered
 # Some models' turns are opened by added tokens that are not marked as special. They are written like this.
 _LIKE_A_TURN = re.compile(r"<[|\uff5c].*[|\uff5c]>|</?(start|end)_of_\w+>")
 _PLACE = "duelspecialtoken"
+Item = TypeVar("Item")
+
+
+def mostly_together(
+    items: Sequence[Item],
+    is_marked: Callable[[Item], bool],
+    alone: Callable[[Item], list[int]],
+    together: Callable[[list[Item]], Sequence[list[int]]],
+) -> list[list[int]]:
+    """The ids of items in their order: of the marked ones one by one, of the others from one call."""
+    marks = [is_marked(item) for item in items]
+    others = [item for item, marked in zip(items, marks, strict=True) if not marked]
+    ids = iter(together(others) if others else ())
+    return [alone(item) if marked else list(next(ids)) for item, marked in zip(items, marks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -49,9 +63,18 @@ class SpecialTokens:
         # A tokenizer without any has a pattern that matches nowhere.
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
+    @cached_property
+    def _first_characters(self) -> tuple[str, ...]:
+        return tuple({name[0] for name in self.names})
+
     def stand_in(self, text: str) -> bool:
         """Whether a text has one of them."""
-        return self._written.search(text) is not None
+        # Most texts have none of the characters that they begin with, which is known faster than a pattern fails.
+        return any(map(text.__contains__, self._first_characters)) and self._written.search(text) is not None
+
+    def stand_in_messages(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a text of a conversation has one of them."""
+        return any(self.stand_in(value) for m in messages for value in m.values() if isinstance(value, str))
 
     def opens(self, text: str) -> bool:
         """Whether a text was rendered before: it begins with the BOS, or with a token that the chat template writes."""
@@ -60,9 +83,13 @@ class SpecialTokens:
             return False
         return match[0] == self.tokenizer.bos_token or match[0] in str(self.tokenizer.chat_template or "")
 
+    @cached_property
+    def _end(self) -> str | None:
+        return next((name for name, i in self.names.items() if i == self.end_id), None)
+
     def without_end(self, text: str) -> str:
         """A response without the token that it ends with, if it ends with the one that ends responses."""
-        end = next((name for name, i in self.names.items() if i == self.end_id), None)
+        end = self._end
         return text.rstrip().removesuffix(end) if end and text.rstrip().endswith(end) else text
 
     def text_ids(self, text: str, *, opening: bool = False) -> list[int]:
@@ -79,6 +106,15 @@ class SpecialTokens:
         around = self.tokenizer("", add_special_tokens=opening)["input_ids"]
         return [*around, *(i for part in cut for i in self.tokenizer(part, add_special_tokens=False)["input_ids"])]
 
+    def texts_ids(self, texts: Sequence[str], *, opening: bool = False) -> list[list[int]]:
+        """:meth:`text_ids` of many texts, those without special tokens in one call of the tokenizer."""
+        return mostly_together(
+            texts,
+            self.stand_in,
+            lambda marked: self.text_ids(marked, opening=opening),
+            lambda clean: self.tokenizer(clean, add_special_tokens=opening, split_special_tokens=True)["input_ids"],
+        )
+
     def conversation_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Ids of a conversation up to the response: the chat template's special tokens are tokens, the others text."""
         literals: list[str] = []
@@ -87,9 +123,9 @@ class SpecialTokens:
             literals.append(match[0])
             return f"{mark}{len(literals) - 1}x"
 
-        texts = [value for message in messages for value in message.values() if isinstance(value, str)]
-        if not any(map(self.stand_in, texts)):
+        if not self.stand_in_messages(messages):
             return self._template_ids(self._rendered(messages))
+        texts = [value for message in messages for value in message.values() if isinstance(value, str)]
         mark = _PLACE
         while any(mark in text for text in texts):
             mark += "x"
@@ -102,6 +138,20 @@ class SpecialTokens:
         for number, text in zip(pieces[1::2], pieces[2::2], strict=True):
             ids += self.text_ids(literals[int(number)]) + self._template_ids(text)
         return ids
+
+    def conversations_ids(
+        self, conversations: Sequence[Sequence[Mapping[str, Any]]], rendered: Sequence[str]
+    ) -> list[list[int]]:
+        """:meth:`conversation_ids` of many conversations, of which ``rendered`` has what the template writes.
+
+        Those without special tokens are read in one call of the tokenizer.
+        """
+        return mostly_together(
+            list(zip(conversations, rendered, strict=True)),
+            lambda item: not item[1] or self.stand_in_messages(item[0]),
+            lambda item: self.conversation_ids(item[0]),
+            lambda items: self.tokenizer([text for _, text in items], add_special_tokens=False)["input_ids"],
+        )
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
         return rendered(self.tokenizer, messages)

@@ -11,11 +11,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, nearest
-from toolkit.files import write_row_groups
+from toolkit.files import write_tables
 from toolkit.preferences import formats
 from toolkit.preferences.cells import RecordError, name_cell, parsed_number
 from toolkit.preferences.columns import GROUP, KNOWN_COLUMNS, Columns, Format, is_known_column
@@ -26,6 +27,7 @@ from toolkit.preferences.parsing import Datum, NoSharedPromptError, parse_transc
 from toolkit.preferences.refusals import check_label_base, no_usable_row, row_error, unknown_format
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, row_to_dict
 from toolkit.preferences.unseen import unseen_parts
+from toolkit.preferences.views import chunks
 from toolkit.storage.integrity import refuse_changed
 
 # The scores of the chosen and the rejected response: UltraFeedback's, Tulu's and argilla's names.
@@ -36,6 +38,8 @@ SIDE_SCORES = (
     ("chosen-rating", "rejected-rating"),
     ("rating_chosen", "rating_rejected"),
 )
+ROWS_AT_ONCE = 4096  # that become a part of a table
+ROW_GROUP = 65_536  # rows of a row group of a Parquet file
 SAMPLE = 100  # records that are looked at to recognise the format
 
 
@@ -370,14 +374,33 @@ def _renamed(loaded: SourceRecords, columns: Mapping[str, str]) -> SourceRecords
 
 
 # ---------------------------------------------------------------------------------------------------- Parquet
-def to_parquet(rows: Sequence[PreferenceRow], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write rows, the prompt as JSON text; :func:`from_parquet` gives back equal rows.
+def to_parquet(rows: Iterable[PreferenceRow], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write rows as they come, the prompt as JSON text; :func:`from_parquet` gives back equal rows.
 
     ``metadata`` is kept beside the columns.
     """
     import pyarrow as pa
 
-    comparison = pa.struct(
+    schema = pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("prompt", pa.string()),
+            ("responses", pa.list_(pa.string())),
+            ("comparisons", pa.list_(_comparison_type())),
+            ("gold", pa.list_(pa.float64())),
+            ("source_row", pa.int64()),
+            ("group", pa.string()),
+        ],
+        metadata={PARQUET_KEY: b"1"} | {key.encode(): value.encode() for key, value in (metadata or {}).items()},
+    )
+    tables = (_as_table(chunk, schema) for chunk in chunks(rows, ROWS_AT_ONCE))
+    write_tables(tables, schema, Path(path), ROW_GROUP)
+
+
+def _comparison_type() -> Any:
+    import pyarrow as pa
+
+    return pa.struct(
         [
             ("winner", pa.int32()),
             ("loser", pa.int32()),
@@ -386,20 +409,28 @@ def to_parquet(rows: Sequence[PreferenceRow], path: str | Path, metadata: Mappin
             ("margin", pa.float64()),
         ]
     )
-    schema = pa.schema(
-        [
-            ("prompt_id", pa.string()),
-            ("prompt", pa.string()),
-            ("responses", pa.list_(pa.string())),
-            ("comparisons", pa.list_(comparison)),
-            ("gold", pa.list_(pa.float64())),
-            ("source_row", pa.int64()),
-            ("group", pa.string()),
-        ],
-        metadata={PARQUET_KEY: b"1"} | {key.encode(): value.encode() for key, value in (metadata or {}).items()},
+
+
+def _as_table(rows: Sequence[PreferenceRow], schema: Any) -> Any:
+    """Rows as a table, made column by column: that takes a fraction of the time of one object for each row."""
+    import pyarrow as pa
+
+    comparisons = [c for row in rows for c in row.comparisons]
+    fields = _comparison_type()
+    structs = pa.StructArray.from_arrays(
+        [pa.array([getattr(c, of.name) for c in comparisons], of.type) for of in fields], fields=list(fields)
     )
-    records = [{**asdict(row), "prompt": json.dumps(row.prompt)} for row in rows]
-    write_row_groups([records], schema, Path(path))
+    ends = [0, *accumulate(len(row.comparisons) for row in rows)]
+    columns = {
+        "prompt": [json.dumps(row.prompt) for row in rows],
+        "comparisons": pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs),
+    }
+    names = [name for name in schema.names if name not in columns]
+    columns |= {name: [getattr(row, name) for row in rows] for name in names}
+    arrays = [
+        column if isinstance(column := columns[of.name], pa.Array) else pa.array(column, of.type) for of in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def from_parquet(path: str | Path) -> list[PreferenceRow]:

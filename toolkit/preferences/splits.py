@@ -102,12 +102,16 @@ def limit(
     Subsets are nested: the 100 rows of n = 100 are among the 200 rows of n = 200. ``fits`` is asked for rows by their
     hash, until n rows fit: a limit counts what is left after the filters.
     """
+    return [rows[k] for k in sorted(islice((k for k in limit_order(rows, n, seed) if fits(rows[k])), n))]
+
+
+def limit_order(rows: Sequence[PreferenceRow], n: int | None, seed: int) -> Sequence[int]:
+    """The places of rows in the order in which :func:`limit` asks for them."""
     if n is not None and n < 0:
         raise ValueError(f"n must not be negative, not {n}")
-    order: Sequence[int] = range(len(rows))
-    if n is not None and n < len(rows):
-        order = sorted(order, key=lambda k: _uniform("limit", seed, rows[k].prompt_id))
-    return [rows[k] for k in sorted(islice((k for k in order if fits(rows[k])), n))]
+    if n is None or n >= len(rows):
+        return range(len(rows))
+    return sorted(range(len(rows)), key=lambda k: _uniform("limit", seed, rows[k].prompt_id))
 
 
 def pairs(row: PreferenceRow) -> list[Pair]:

@@ -73,12 +73,12 @@ def asks_a_model(judge: str) -> bool:
     return judge not in (*TRAINING_SIGNALS, "gold") and not judge.startswith("file:")
 
 
-def read_data(recipe: Recipe, folder: Path | None) -> tuple[dict[str, list[PreferenceRow]], TextEncoder]:
+def read_data(recipe: Recipe, folder: Path | None) -> tuple[dict[str, Sequence[PreferenceRow]], TextEncoder]:
     """The rows of both sides: of the data stage's ``folder``, or, without one, from the source."""
     tokenizer = load_tokenizer(resolve(recipe.model.name, recipe.model.revision), recipe.model.chat_template)
     if folder is not None:
-        sides = {side: from_parquet(folder / f"{side}.parquet") for side in SIDES}
-        return sides, text_encoder(tokenizer, sides["train"][0].prompt, recipe.model.name)
+        stored: dict[str, Sequence[PreferenceRow]] = {side: from_parquet(folder / f"{side}.parquet") for side in SIDES}
+        return stored, text_encoder(tokenizer, stored["train"][0].prompt, recipe.model.name)
     sides, _ = read_sides(recipe.data, recipe.data_seed)
     encoder = text_encoder(tokenizer, sides["train"][0].prompt, recipe.model.name)
     within = {side: limited(side, sides[side], encoder, recipe.data, recipe.data_seed)[0] for side in SIDES}

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError
 from toolkit.files import write_json
 from toolkit.models.encoding import TextEncoder, text_encoder
-from toolkit.models.rendering import open_think_block, refusals_at
+from toolkit.models.rendering import (
+    LAST_CHARACTERS,
+    TemplateRefusesError,
+    ends_in_thoughts,
+    open_think_block,
+    refusals_at,
+)
 from toolkit.models.resolve import require_policy, resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
@@ -18,12 +26,14 @@ from toolkit.preferences.loading import place_in
 from toolkit.preferences.reading import PreferenceData, data_warnings, read_preferences, to_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.steps import Solution, as_prompts_of, read_steps, solutions_to_parquet, split_solutions
+from toolkit.preferences.views import RowsAt, chunks
 from toolkit.progress import Reporter
 from toolkit.recipe.checks import on_the_hub
 from toolkit.recipe.schema import DataSection
 from toolkit.stages.contexts import DataContext
 
 SIDES = ("train", "eval")
+CHUNK = 1024  # rows that are tokenised together
 
 
 def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
@@ -160,43 +170,32 @@ def _read(section: DataSection, source: str, split: str) -> PreferenceData:
 
 def limited(
     side: str, rows: Sequence[PreferenceRow], encoder: TextEncoder, section: DataSection, seed: int
-) -> tuple[list[PreferenceRow], dict[str, int]]:
+) -> tuple[Sequence[PreferenceRow], dict[str, int]]:
     """The rows of a side within the recipe's limits, and counts. Raises DataError where none is left.
 
     A prompt that is too long is left out, and another takes its place until the limit on prompts is reached: the counts
     are of the prompts that were looked at. Of more than ``max_responses`` responses the first ones stay.
     """
-    within: list[PreferenceRow] = []
-    n_long_responses = n_left_out_responses = n_tokens = n_identical_pairs = n_open_thoughts = 0
-    prompt_tokens: dict[str, int] = {}
-
     source = (section.eval_source if side == "eval" else None) or section.source
-
-    def fits(row: PreferenceRow) -> bool:
-        with refusals_at(place_in(source, row.source_row)):
-            prompt_tokens[row.prompt_id] = len(encoder.prompt(row.prompt))
-        return 0 < prompt_tokens[row.prompt_id] <= section.max_prompt_tokens
-
-    for row in splits.limit(rows, asked_prompts(side, section), seed, fits):
-        if section.max_responses is not None and len(row.responses) > section.max_responses:
-            n_left_out_responses += len(row.responses) - section.max_responses
-            row = first_responses(row, section.max_responses)
-        responses, cut = encoder.responses(row.responses, section.max_response_tokens)
-        n_long_responses += sum(cut)
-        n_tokens += prompt_tokens[row.prompt_id] + sum(map(len, responses))
-        n_identical_pairs += sum(responses[pair.i] == responses[pair.j] for pair in splits.pairs(row))
-        n_open_thoughts += open_think_block(encoder.end_of_prompt(row.prompt), row.responses) is not None
-        within.append(row)
+    fitting = fitting_prompts(rows, asked_prompts(side, section), seed, encoder, section.max_prompt_tokens, source)
+    places = sorted(fitting.tokens)
+    within = RowsAt(rows, places, section.max_responses)
+    responses = _response_counts(within, encoder, section.max_response_tokens)
     counts = {
         "n_prompts": len(within),
-        "n_responses": sum(len(row.responses) for row in within),
-        "n_comparisons": sum(len(splits.pairs(row)) for row in within),
-        "n_tokens": n_tokens,
-        "n_long_prompts": len(prompt_tokens) - len(within),
-        "n_long_responses": n_long_responses,
-        "n_left_out_responses": n_left_out_responses,
-        "n_identical_pairs": n_identical_pairs,
-        "n_open_thoughts": n_open_thoughts,
+        **{name: responses[name] for name in ("n_responses", "n_comparisons")},
+        "n_tokens": sum(fitting.tokens.values()) + responses["n_tokens"],
+        "n_long_prompts": fitting.n_long,
+        "n_long_responses": responses["n_long_responses"],
+        "n_left_out_responses": sum(len(rows[k].responses) for k in places) - responses["n_responses"]
+        if section.max_responses is not None
+        else 0,
+        "n_identical_pairs": responses["n_identical_pairs"],
+        "n_open_thoughts": sum(
+            open_think_block(before, within[bisect_left(places, k)].responses) is not None
+            for k, before in fitting.thoughts.items()
+            if k in fitting.tokens
+        ),
     }
     if not within:
         raise DataError(
@@ -204,13 +203,81 @@ def limited(
             where=section.source,
             fix="raise data.max_prompt_tokens, or change data.eval_fraction",
         )
-    if side == "train" and 0 < counts["n_comparisons"] == n_identical_pairs:
+    if side == "train" and 0 < counts["n_comparisons"] == counts["n_identical_pairs"]:
         raise DataError(
             f"every pair has two responses with the same tokens once cut at {section.max_response_tokens}",
             where=section.source,
             fix="raise data.max_response_tokens: nothing can be learned from equal responses",
         )
     return within, counts
+
+
+@dataclass
+class FittingPrompts:
+    """The places of the rows whose prompts fit, with the prompts' tokens; how many that were looked at did not fit.
+
+    ``thoughts`` has, by place, the end of each prompt that ends with the opening of a block of thoughts.
+    """
+
+    tokens: dict[int, int] = field(default_factory=dict)
+    n_long: int = 0
+    thoughts: dict[int, str] = field(default_factory=dict)
+
+
+def fitting_prompts(
+    rows: Sequence[PreferenceRow], n: int | None, seed: int, encoder: TextEncoder, max_tokens: int, source: str
+) -> FittingPrompts:
+    """Of the rows whose prompts have 1 to ``max_tokens`` tokens, those that :func:`splits.limit` takes.
+
+    Raises DataError, with the row, for a conversation that the chat template refuses.
+    """
+    fitting = FittingPrompts()
+    for places in chunks(splits.limit_order(rows, n, seed), CHUNK):
+        if n is not None and len(fitting.tokens) >= n:
+            break
+        for k, (length, written) in zip(
+            places, _prompts_read([rows[k] for k in places], encoder, source), strict=False
+        ):
+            if not 0 < length <= max_tokens:
+                fitting.n_long += 1
+                continue
+            fitting.tokens[k] = length
+            if ends_in_thoughts(written):
+                fitting.thoughts[k] = written[-LAST_CHARACTERS:]
+            if len(fitting.tokens) == n:
+                break
+    return fitting
+
+
+def _prompts_read(rows: Sequence[PreferenceRow], encoder: TextEncoder, source: str) -> Iterator[tuple[int, str]]:
+    """Of each row's prompt the number of tokens, and what the model reads. Rows are read together where all can be."""
+    prompts = [row.prompt for row in rows]
+    try:
+        written = encoder.written(prompts)
+        read = [(len(ids), text) for ids, text in zip(encoder.prompts(prompts, written), written, strict=True)]
+    except TemplateRefusesError:  # a row behind the last one that is asked for must not be refused
+        for row in rows:
+            with refusals_at(place_in(source, row.source_row)):
+                yield len(encoder.prompt(row.prompt)), encoder.written([row.prompt])[0]
+        return
+    yield from read
+
+
+def _response_counts(rows: Sequence[PreferenceRow], encoder: TextEncoder, max_tokens: int) -> Counter[str]:
+    """Counts over the responses of all rows and their pairs, once cut at ``max_tokens``."""
+    counts: Counter[str] = Counter()
+    for chunk in chunks(rows, CHUNK):
+        ids, cut = encoder.responses([text for row in chunk for text in row.responses], max_tokens)
+        counts["n_responses"] += len(ids)
+        counts["n_long_responses"] += sum(cut)
+        counts["n_tokens"] += sum(map(len, ids))
+        first = 0
+        for row in chunk:
+            pairs = splits.pairs(row)
+            counts["n_comparisons"] += len(pairs)
+            counts["n_identical_pairs"] += sum(ids[first + pair.i] == ids[first + pair.j] for pair in pairs)
+            first += len(row.responses)
+    return counts
 
 
 def asked_prompts(side: str, section: DataSection) -> int | None:
@@ -248,10 +315,3 @@ def limit_notes(side: str, counts: Mapping[str, int], section: DataSection) -> l
         "template": n_thoughts,
     }
     return [note for note, applies in notes.items() if applies]
-
-
-def first_responses(row: PreferenceRow, n: int) -> PreferenceRow:
-    """The row with its first ``n`` responses and the comparisons between them."""
-    comparisons = [c for c in row.comparisons if max(c.winner, c.loser) < n]
-    gold = row.gold[:n] if row.gold is not None else None
-    return replace(row, responses=row.responses[:n], comparisons=comparisons, gold=gold)
