@@ -19,6 +19,7 @@ from toolkit.preferences.reading import DataReport, PreferenceData, column_names
 from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import PreferenceRow, Prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, is_samples, read_samples
+from toolkit.preferences.stored import StoredRows
 
 # (row, prompt, response, group)
 Single = tuple[int, Prompt, str, str]
@@ -113,4 +114,7 @@ def _together(singles: Iterable[Single], name: str, kind: str) -> PreferenceData
         n_prompt_repeated=0,
         n_booleans=0,
     )
-    return PreferenceData(list(rows.values()), report, "", numbers)
+    stored = StoredRows()
+    for key, row in rows.items():
+        stored.add(row, numbers[key])
+    return PreferenceData(stored, report, "")

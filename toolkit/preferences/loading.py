@@ -12,17 +12,19 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from toolkit.errors import DataError, nearest
-from toolkit.files import is_hub_id, parse_json, read_json
+from toolkit.files import file_hash, is_hub_id, parse_json, read_json
 from toolkit.preferences.rows import Record
 from toolkit.storage.integrity import refuse_changed
 
+HELD_BYTES = 1 << 25  # of a file of JSON lines whose records stay in memory once they were read
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 PARQUET_KEY = b"duel.preference_rows"
 _CSV_JSON = frozenset(
@@ -37,7 +39,7 @@ class SourceRecords:
 
     name: str
     unit: str
-    records: list[tuple[int, Record]]
+    records: Sequence[tuple[int, Record]]
     fingerprint: str | None = None
 
     def place(self, number: int) -> str:
@@ -112,6 +114,8 @@ def read_file(path: Path) -> SourceRecords:
         fix = f"known endings: {', '.join(SUFFIXES)}"
         raise DataError(f"{path.name} has an ending that is not known", where=name, fix=fix)
     refuse_changed(path)
+    if suffix.startswith(".jsonl"):
+        return _json_lines_file(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -129,37 +133,94 @@ def read_file(path: Path) -> SourceRecords:
         return SourceRecords(
             name, "row", list(csv_records(io.StringIO(decoded(raw, name), newline=""), name)), fingerprint
         )
-    if suffix.startswith(".jsonl"):
-        return SourceRecords(name, "line", list(_json_lines(raw, name)), fingerprint)
     return _json_document(raw, name, fingerprint)
 
 
-def decoded(raw: bytes, name: str) -> str:
-    """Text in UTF-8, with or without its mark. Raises DataError, with the line, where it is not."""
+def decoded(raw: bytes, name: str, first_line: int = 1) -> str:
+    """Text in UTF-8; its mark may stand before line 1. Raises DataError, with the line, where it is not."""
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig" if first_line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = raw.count(b"\n", 0, error.start) + first_line
         fix = "save the file as UTF-8"
         raise DataError(
             f"not UTF-8 text (byte {raw[error.start]:#04x})", where=f"{name}, line {line}", fix=fix
         ) from error
 
 
+def _json_lines_file(path: Path) -> SourceRecords:
+    """The records of a file of JSON lines: a small one's are held, those of a large one are read when asked for."""
+    name = str(path)
+    try:
+        fingerprint = file_hash(path)
+        n_bytes = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
+    lines = JsonLines(path)
+    held = n_bytes <= HELD_BYTES
+    return SourceRecords(name, "line", list(lines) if held else lines.checked(), fingerprint)
+
+
+@dataclass(frozen=True)
+class JsonLines(Sequence[tuple[int, Record]]):
+    """The records of a file of JSON lines, read anew each time that they are asked for. Blank lines are none.
+
+    Raises DataError where a line cannot be read.
+    """
+
+    path: Path
+    n: int = 0
+
+    def checked(self) -> JsonLines:
+        """These records once all of them were read, so that their number is known."""
+        return replace(self, n=sum(1 for _ in self))
+
+    def __len__(self) -> int:
+        return self.n
+
+    @overload
+    def __getitem__(self, at: int) -> tuple[int, Record]: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[tuple[int, Record]]: ...
+    def __getitem__(self, at: int | slice) -> tuple[int, Record] | Sequence[tuple[int, Record]]:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(self.n)
+            return list(islice(self, start, stop, step))
+        if not -self.n <= at < self.n:
+            raise IndexError(at)
+        return next(islice(self, at % self.n, None))
+
+    def __iter__(self) -> Iterator[tuple[int, Record]]:
+        name = str(self.path)
+        with gzip.open(self.path) if name.lower().endswith(".gz") else self.path.open("rb") as file:
+            try:
+                # at "\n" only, as files are read in bytes: texts may hold U+2028 and other ends of lines
+                for number, line in enumerate(file, start=1):
+                    text = decoded(line.removesuffix(b"\n"), name, first_line=number)
+                    if text.strip():
+                        yield number, _json_record(text, name, number)
+            except (OSError, EOFError, zlib.error) as error:
+                fix = "the file is damaged or was cut off: copy or download it again"
+                raise DataError(f"not a whole gzip file: {error}", where=name, fix=fix) from error
+
+
+def _json_record(line: str, name: str, number: int) -> Record:
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        fix = "each line must be one JSON object; a list of objects belongs into a .json file"
+        raise DataError(f"invalid JSON: {error}", where=f"{name}, line {number}", fix=fix) from error
+    if not isinstance(record, dict):
+        what = f"a JSON {type(record).__name__}, expected an object"
+        raise DataError(what, where=f"{name}, line {number}")
+    return record
+
+
 def _json_lines(raw: bytes, name: str) -> Iterator[tuple[int, Record]]:
     # split at "\n" only: str.splitlines also splits at U+2028 and other characters that JSON text may hold
     for number, line in enumerate(decoded(raw, name).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line)
-        except ValueError as error:
-            fix = "each line must be one JSON object; a list of objects belongs into a .json file"
-            raise DataError(f"invalid JSON: {error}", where=f"{name}, line {number}", fix=fix) from error
-        if not isinstance(record, dict):
-            what = f"a JSON {type(record).__name__}, expected an object"
-            raise DataError(what, where=f"{name}, line {number}")
-        yield number, record
+        if line.strip():
+            yield number, _json_record(line, name, number)
 
 
 def _json_document(raw: bytes, name: str, fingerprint: str) -> SourceRecords:

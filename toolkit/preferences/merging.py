@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from toolkit.preferences import splits
 from toolkit.preferences.columns import GROUP
@@ -13,39 +17,39 @@ from toolkit.preferences.loading import SourceRecords
 from toolkit.preferences.parsing import ASSISTANT_TURN, Datum
 from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, canonical_prompt
+from toolkit.preferences.stored import StoredRows
+from toolkit.storage.spilled import Spill
 
 FIRST_ROWS = 5  # row numbers that a report lists for what was left out
 
 
 @dataclass
 class _PromptEntry:
-    """One prompt while its rows are collected."""
+    """One prompt while its rows are put together."""
 
     prompt: Prompt
     source_row: int
-    group: str = ""
+    group: str
     position: dict[str, int] = field(default_factory=dict)  # of each response
     response_rows: list[int] = field(default_factory=list)  # where each response is first
     comparisons: list[Comparison] = field(default_factory=list)
     comparison_rows: list[int] = field(default_factory=list)
     gold: dict[str, float] = field(default_factory=dict)
 
-    def add(self, number: int, datum: Datum) -> int:
-        """Add the responses and comparisons of a record. Returns how many judgements compare a text with itself."""
-        at = [self.position.setdefault(text, len(self.position)) for text in datum.responses]
+    def add(
+        self, number: int, responses: Sequence[str], comparisons: Iterable[Sequence[Any]], gold: Sequence[float]
+    ) -> None:
+        at = [self.position.setdefault(text, len(self.position)) for text in responses]
         self.response_rows += [number] * (len(self.position) - len(self.response_rows))
-        identical = []
-        for c in datum.comparisons:
-            if at[c.winner] == at[c.loser]:
-                identical.append(c)
-            else:
-                self.comparisons.append(Comparison(at[c.winner], at[c.loser], c.weight, c.annotator, c.margin))
+        for winner, loser, *rest in comparisons:
+            if at[winner] != at[loser]:
+                self.comparisons.append(Comparison(at[winner], at[loser], *rest))
                 self.comparison_rows.append(number)
-        return len(splits.labelled_pairs(identical))
+        for text, value in zip(responses, gold, strict=False):
+            self.gold.setdefault(text, value)
 
-    def row(self, key: str) -> PreferenceRow:
+    def row(self, prompt_id: str) -> PreferenceRow:
         gold = [self.gold[text] for text in self.position] if len(self.gold) == len(self.position) else None
-        prompt_id = hashlib.sha256(key.encode()).hexdigest()[:16]  # as rows.prompt_id, whose JSON the key is
         return PreferenceRow(
             prompt_id, self.prompt, list(self.position), self.comparisons, gold, self.source_row, self.group
         )
@@ -55,59 +59,119 @@ class _PromptEntry:
 class Merged:
     """Rows, one for each prompt in order of first appearance, and counts of
     :class:`toolkit.preferences.reading.DataReport`.
-
-    ``response_rows`` has, by a prompt's id, the row of the source where each of its responses is first.
     """
 
-    rows: list[PreferenceRow]
-    response_rows: dict[str, list[int]]
+    rows: StoredRows
     counts: dict[str, Any]
+
+
+@dataclass
+class _Records:
+    """What the records say, on disk, and of each the place of its prompt among the prompts; in memory are numbers."""
+
+    spilled: Spill = field(default_factory=Spill)
+    prompt_of: array[int] = field(default_factory=lambda: array("q"))
+    ids: dict[int, int] = field(default_factory=dict)  # a prompt's id -> its place
+    groups: dict[str, int] = field(default_factory=dict)
+    group_of: array[int] = field(default_factory=lambda: array("q"))  # of each prompt
+    contents: array[int] = field(default_factory=lambda: array("q"))  # a hash of each record
+    gold: dict[tuple[int, bytes], float] = field(default_factory=dict)
+
+    def add(self, loaded: SourceRecords, number: int, datum: Datum) -> None:
+        """Raises DataError for a record that contradicts an earlier one of its prompt."""
+        key = canonical_prompt(datum.prompt).encode()
+        place = self.ids.setdefault(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"), len(self.ids))
+        group = self.groups.setdefault(datum.group, len(self.groups))
+        if place == len(self.group_of):
+            self.group_of.append(group)
+        elif self.group_of[place] != group:
+            earlier = list(self.groups)[self.group_of[place]]
+            what = f"group {datum.group!r} here and {earlier!r} earlier for the same prompt"
+            raise row_error(loaded, number, what, column=GROUP, fix="the same group in all rows of a prompt")
+        comparisons = [(c.winner, c.loser, c.weight, c.annotator, c.margin) for c in datum.comparisons]
+        self.contents.append(hash((place, *datum.responses, *comparisons)))
+        for text, gold in zip(datum.responses, datum.gold or (), strict=False):
+            known = self.gold.setdefault((place, hashlib.sha256(text.encode()).digest()[:16]), gold)
+            if known != gold:
+                what = f"gold is {gold} here and {known} earlier for the same prompt and response"
+                raise row_error(loaded, number, what, column="gold", fix="one gold reward for each response")
+        self.prompt_of.append(place)
+        self.spilled.append((number, datum.prompt, datum.responses, comparisons, list(datum.gold or ())))
+
+    def n_duplicates(self) -> int:
+        return len(self.contents) - len(np.unique(np.frombuffer(self.contents, np.int64)))
+
+    def entries(self) -> Iterator[tuple[str, _PromptEntry]]:
+        """Each prompt, in order of first appearance: its id and what its records say."""
+        prompt_of = np.frombuffer(self.prompt_of, np.int64)
+        by_prompt = np.argsort(prompt_of, kind="stable")
+        ends = np.cumsum(np.bincount(prompt_of, minlength=len(self.ids))).tolist()
+        names, start = list(self.groups), 0
+        for prompt_id, end, group in zip(self.ids, ends, self.group_of, strict=True):
+            entry: _PromptEntry | None = None
+            for record in by_prompt[start:end].tolist():
+                number, prompt, responses, comparisons, gold = self.spilled[record]
+                if entry is None:
+                    entry = _PromptEntry(prompt, number, names[group])
+                entry.add(number, responses, comparisons, gold)
+            assert entry is not None
+            yield f"{prompt_id:016x}", entry
+            start = end
 
 
 def merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> Merged:
     """Rows of one prompt become one. Raises DataError for one that contradicts an earlier row."""
-    entries: dict[str, _PromptEntry] = {}
-    seen: set[object] = set()
-    empty: list[int] = []
-    identical: list[int] = []
-    n = dict.fromkeys(("n_duplicates", "n_unlabelled", "n_multi_turn", "n_prompt_repeated"), 0)
+    records = _Records()
+    empty, identical = _Numbers(), _Numbers()
+    n: Counter[str] = Counter()
     for number, datum in data:
         prompt, responses = datum.prompt, datum.responses
         last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
         check_unicode(loaded, number, prompt_texts(prompt), "prompt")
         check_unicode(loaded, number, responses, "responses")
         if not last.strip() or not all(map(str.strip, responses)):
-            empty.append(number)
+            empty.add(number)
             continue
-        key = canonical_prompt(prompt)
-        entry = entries.setdefault(key, _PromptEntry(prompt, number, datum.group))
-        if datum.group != entry.group:
-            what = f"group {datum.group!r} here and {entry.group!r} earlier for the same prompt"
-            raise row_error(loaded, number, what, column=GROUP, fix="the same group in all rows of a prompt")
-        whole = (key, tuple(responses), tuple(datum.comparisons))
-        n["n_duplicates"] += whole in seen
-        seen.add(whole)
+        records.add(loaded, number, datum)
         n["n_unlabelled"] += datum.n_unlabelled
         n["n_multi_turn"] += any("\n\nHuman:" in text or ASSISTANT_TURN in text for text in responses)
         n["n_prompt_repeated"] += all(text.startswith(last) for text in responses)
-        identical += [number] * entry.add(number, datum)
-        for text, gold in zip(responses, datum.gold or (), strict=False):
-            if entry.gold.setdefault(text, gold) != gold:
-                what = f"gold is {gold} here and {entry.gold[text]} earlier for the same prompt and response"
-                raise row_error(loaded, number, what, column="gold", fix="one gold reward for each response")
-    usable = {key: entry for key, entry in entries.items() if len(entry.position) > 1}
-    pairs = [(splits.labelled_pairs(entry.comparisons), entry.comparison_rows) for entry in usable.values()]
+        same = [c for c in datum.comparisons if responses[c.winner] == responses[c.loser]]
+        identical.add(number, len(splits.labelled_pairs(same)) if same else 0)
+    rows, annotators = StoredRows(), set[str]()
+    for prompt_id, entry in records.entries():
+        if len(entry.position) < 2:
+            continue
+        labelled = splits.labelled_pairs(entry.comparisons)
+        n["n_comparisons"] += len(labelled)
+        n["n_ties"] += sum(pair.p == 0.5 for pair in labelled)
+        n["n_unjudged"] += not labelled
+        if len(labelled) > 1:
+            n["n_contradictions"] += splits.contradictions(labelled, entry.comparison_rows)
+        n["n_responses"] += len(entry.position)
+        annotators.update(c.annotator for c in entry.comparisons if c.annotator)
+        rows.add(entry.row(prompt_id), entry.response_rows)
+    counted = ("n_unlabelled", "n_multi_turn", "n_prompt_repeated", "n_comparisons", "n_ties", "n_contradictions")
     counts: dict[str, Any] = {
-        **n,
-        "n_comparisons": sum(len(labelled) for labelled, _ in pairs),
-        "n_ties": sum(pair.p == 0.5 for labelled, _ in pairs for pair in labelled),
-        "n_contradictions": sum(splits.contradictions(labelled, rows) for labelled, rows in pairs),
-        "n_unjudged": sum(not labelled for labelled, _ in pairs),
-        "n_empty": len(empty),
-        "empty_rows": tuple(empty[:FIRST_ROWS]),
-        "n_identical": len(identical),
-        "identical_rows": tuple(dict.fromkeys(identical))[:FIRST_ROWS],
+        **{name: n[name] for name in (*counted, "n_unjudged", "n_responses")},
+        "n_annotators": len(annotators),
+        "n_duplicates": records.n_duplicates(),
+        "n_empty": empty.n,
+        "empty_rows": tuple(empty.first),
+        "n_identical": identical.n,
+        "identical_rows": tuple(dict.fromkeys(identical.first)),
     }
-    rows = [entry.row(key) for key, entry in usable.items()]
-    response_rows = [entry.response_rows for entry in usable.values()]
-    return Merged(rows, {row.prompt_id: of_row for row, of_row in zip(rows, response_rows, strict=True)}, counts)
+    return Merged(rows, counts)
+
+
+@dataclass
+class _Numbers:
+    """A count of what is wrong with rows, and the first of the rows' numbers."""
+
+    n: int = 0
+    first: list[int] = field(default_factory=list)
+
+    def add(self, number: int, times: int = 1) -> None:
+        self.n += times
+        if times and len(self.first) < FIRST_ROWS and number not in self.first:
+            self.first.append(number)

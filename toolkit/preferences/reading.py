@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from toolkit.preferences.merging import FIRST_ROWS, merge
 from toolkit.preferences.parsing import Datum, NoSharedPromptError, parse_transcript
 from toolkit.preferences.refusals import check_label_base, no_usable_row, row_error, unknown_format
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, row_to_dict
+from toolkit.preferences.stored import StoredRows
 from toolkit.preferences.unseen import unseen_parts
 from toolkit.preferences.views import chunks
 from toolkit.storage.integrity import refuse_changed
@@ -119,15 +121,16 @@ def data_warnings(report: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """Rows, a report of what was read, and a hash of the content.
+    """Rows, which wait on disk, a report of what was read, and a hash of the content."""
 
-    ``response_rows`` has, by a prompt's id, the row of the source where each of its responses is first.
-    """
-
-    rows: list[PreferenceRow]
+    rows: StoredRows
     report: DataReport
     fingerprint: str
-    response_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @cached_property
+    def response_rows(self) -> Mapping[str, Sequence[int]]:
+        """By a prompt's id, the row of the source where each of its responses is first."""
+        return {prompt_id: self.rows.response_rows(k) for k, (prompt_id, _) in enumerate(self.rows.keys())}
 
 
 def read_preferences(
@@ -160,14 +163,14 @@ def read_preferences(
     loaded, recognised = recognised_source(
         source, split=split, config=config, revision=revision, columns=columns, text_only=conversational is False
     )
-    data, unparsable, single = _parse(loaded, recognised)
-    data, not_conversations = as_conversation(loaded, recognised, data, conversational)
-    _check_one_kind(loaded, data)
+    tally = _Tally()
+    data = _conversations(loaded, recognised, conversational, tally)
     if annotators is not None:
         data = _only_annotators(loaded, data, annotators)
-    merged = merge(loaded, data)
+    merged = merge(loaded, _of_one_kind(loaded, data))
     rows, counts = merged.rows, merged.counts
-    counts |= _unparsable_counts([*unparsable, *not_conversations])
+    unparsable, single = sorted(tally.unparsable), tally.single
+    counts |= {"n_unparsable": len(unparsable), "unparsable_rows": tuple(unparsable[:FIRST_ROWS])}
     counts |= {"n_single": len(single), "single_rows": tuple(single[:FIRST_ROWS])}
     if not rows:
         raise no_usable_row(loaded, counts)
@@ -177,30 +180,38 @@ def read_preferences(
         conversational=isinstance(rows[0].prompt, list),
         n_rows_read=len(loaded.records),
         n_prompts=len(rows),
-        n_responses=sum(len(row.responses) for row in rows),
-        n_annotators=len({c.annotator for row in rows for c in row.comparisons if c.annotator}),
-        n_booleans=sum(any(isinstance(r.get(c), bool) for c in recognised.columns) for _, r in loaded.records),
-        n_equal_scores=sum(_equal_scores(record) for _, record in loaded.records),
-        n_groups=len({row.group for row in rows if row.group}),
+        n_booleans=tally.n_booleans,
+        n_equal_scores=tally.n_equal_scores,
+        n_groups=rows.n_groups,
         ignored_columns=tuple(n for n in column_names(loaded) if n not in {*recognised.columns, GROUP}),
-        unseen=_unseen(loaded, recognised),
+        unseen=dict(sorted(tally.unseen.items())),
         **counts,
     )
-    return PreferenceData(rows, report, loaded.fingerprint or _rows_hash(rows), merged.response_rows)
+    return PreferenceData(rows, report, loaded.fingerprint or _rows_hash(rows))
+
+
+@dataclass
+class _Tally:
+    """What is counted while records are parsed, and the numbers of those that are left out."""
+
+    n_booleans: int = 0
+    n_equal_scores: int = 0
+    unseen: Counter[str] = field(default_factory=Counter)
+    unparsable: list[int] = field(default_factory=list)
+    single: list[int] = field(default_factory=list)
+
+    def count(self, record: Record, recognised: Format) -> None:
+        self.n_booleans += any(isinstance(record.get(column), bool) for column in recognised.columns)
+        self.n_equal_scores += _equal_scores(record)
+        if unseen := set(unseen_parts(record, recognised.columns)):
+            self.unseen.update(unseen)
 
 
 def _equal_scores(record: Record) -> bool:
     """Whether the chosen and the rejected response have the same score, in columns such as UltraFeedback's."""
-    scores = ([parsed_number(record.get(name)) for name in pair] for pair in SIDE_SCORES)
+    there = (pair for pair in SIDE_SCORES if pair[0] in record)
+    scores = ([parsed_number(record.get(name)) for name in pair] for pair in there)
     return any(chosen is not None and chosen == rejected for chosen, rejected in scores)
-
-
-def _unseen(loaded: SourceRecords, recognised: Format) -> dict[str, int]:
-    """What rows hold and no model here sees, with the number of rows that do."""
-    counts: Counter[str] = Counter()
-    for _, record in loaded.records:
-        counts.update(set(unseen_parts(record, recognised.columns)))
-    return dict(sorted(counts.items()))
 
 
 def recognised_source(
@@ -238,31 +249,25 @@ def column_names(loaded: SourceRecords) -> tuple[str, ...]:
 
 
 # ---------------------------------------------------------------------------------------------------- single records
-def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, Datum]], list[int], list[int]]:
+def _parse(loaded: SourceRecords, recognised: Format, tally: _Tally) -> Iterator[tuple[int, Datum]]:
     """Each record as ``(number, datum)``; records of one response are joined by their prompts.
 
-    Also returns the numbers of the records whose responses share no prompt, and of those that have no other response to
-    be compared with.
+    The tally gets the numbers of the records whose responses share no prompt, and of those that have no other response
+    to be compared with. Raises DataError for a wrong record.
     """
-    data: list[tuple[int, Datum]] = []
-    unparsable: list[int] = []
-    single: list[tuple[int, int]] = []
-    for number, record in loaded.records:
-        try:
-            datum = parse_record(recognised, record)
-        except NoSharedPromptError:
-            unparsable.append(number)
-            continue
-        except RecordError as error:
-            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
-        if len(datum.responses) < 2 and not recognised.one_response:
-            single.append((number, len(datum.responses)))
-        data.append((number, datum))
     if recognised.one_response:
-        return joined(data)[0], unparsable, joined(data)[1]
-    if single:
-        number, n = single[0]
-        if len(single) == len(loaded.records):
+        together, tally.single = joined(list(_parsed(loaded, recognised, tally)))
+        yield from together
+        return
+    n_single, first_single = 0, (0, 0)
+    for number, datum in _parsed(loaded, recognised, tally):
+        if len(datum.responses) < 2:
+            first_single = first_single if n_single else (number, len(datum.responses))
+            n_single += 1
+        yield number, datum
+    if n_single:
+        number, n = first_single
+        if n_single == len(loaded.records):
             what, fix = (
                 f"every row has {n} response(s): a preference needs K >= 2 responses",
                 "add responses to compare",
@@ -270,12 +275,45 @@ def _parse(loaded: SourceRecords, recognised: Format) -> tuple[list[tuple[int, D
             raise DataError(what, where=loaded.name, fix=fix)
         what = f"{n} response(s) for a prompt: a preference needs K >= 2 responses"
         raise row_error(loaded, number, what, fix="leave the row out, or add responses")
-    return data, unparsable, []
+
+
+def _parsed(loaded: SourceRecords, recognised: Format, tally: _Tally) -> Iterator[tuple[int, Datum]]:
+    for number, record in loaded.records:
+        tally.count(record, recognised)
+        try:
+            datum = parse_record(recognised, record)
+        except NoSharedPromptError:
+            tally.unparsable.append(number)
+        except RecordError as error:
+            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+        else:
+            yield number, datum
+
+
+def _conversations(
+    loaded: SourceRecords, recognised: Format, conversational: bool | None, tally: _Tally
+) -> Iterator[tuple[int, Datum]]:
+    """The data of all records, as :func:`as_conversation` has them, one after the other."""
+    if conversational is None and recognised.name.endswith("transcripts"):
+        # One transcript that cannot be read as messages makes all of them text.
+        data = _parse(loaded, recognised, _Tally())
+        conversational = (
+            all(isinstance(datum.prompt, list) or parse_transcript(datum.prompt) is not None for _, datum in data)
+            or None
+        )
+        if conversational is None:
+            yield from _parse(loaded, recognised, tally)
+            return
+    for item in _parse(loaded, recognised, tally):
+        converted, unparsable = as_conversation(loaded, recognised, [item], conversational)
+        yield from converted
+        tally.unparsable += unparsable
 
 
 def parse_record(recognised: Format, record: Record) -> Datum:
     """What one record says. Raises RecordError for a wrong one, NoSharedPromptError where no prompt is shared."""
-    return replace(recognised.parse(record), group=_group(record))
+    datum, group = recognised.parse(record), _group(record)
+    return replace(datum, group=group) if group != datum.group else datum
 
 
 def _group(record: Record) -> str:
@@ -320,22 +358,17 @@ def as_conversation(
 
 
 def _only_annotators(
-    loaded: SourceRecords, data: list[tuple[int, Datum]], names: Sequence[str]
-) -> list[tuple[int, Datum]]:
-    known = {c.annotator for _, datum in data for c in datum.comparisons if c.annotator}
+    loaded: SourceRecords, data: Iterable[tuple[int, Datum]], names: Sequence[str]
+) -> Iterator[tuple[int, Datum]]:
+    known = set[str]()
+    wanted = frozenset(names)
+    for number, datum in data:
+        known |= {c.annotator for c in datum.comparisons if c.annotator}
+        yield number, replace(datum, comparisons=[c for c in datum.comparisons if c.annotator in wanted])
     for name in names:
         if name not in known:
             fix = nearest(name, known) or "this data names no annotators"
             raise DataError(f"no comparison by annotator {name!r}", where=loaded.name, fix=fix)
-    wanted = frozenset(names)
-    return [
-        (number, replace(datum, comparisons=[c for c in datum.comparisons if c.annotator in wanted]))
-        for number, datum in data
-    ]
-
-
-def _unparsable_counts(numbers: Sequence[int]) -> dict[str, Any]:
-    return {"n_unparsable": len(numbers), "unparsable_rows": tuple(sorted(numbers)[:FIRST_ROWS])}
 
 
 def _rows_hash(rows: Iterable[PreferenceRow]) -> str:
@@ -346,7 +379,8 @@ def _rows_hash(rows: Iterable[PreferenceRow]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- checks
-def _check_one_kind(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> None:
+def _of_one_kind(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> Iterator[tuple[int, Datum]]:
+    """The data as they come. Raises DataError where text follows chat messages, or the other way round."""
     first: dict[bool, int] = {}
     for number, datum in data:
         first.setdefault(isinstance(datum.prompt, list), number)
@@ -354,6 +388,7 @@ def _check_one_kind(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) ->
             what = f"{loaded.unit} {first[True]} holds chat messages, {loaded.unit} {first[False]} holds plain text"
             fix = "conversational: true turns plain prompts into messages"
             raise DataError(f"conversational and plain prompts in one data set: {what}", where=loaded.name, fix=fix)
+        yield number, datum
 
 
 def _renamed(loaded: SourceRecords, columns: Mapping[str, str]) -> SourceRecords:

@@ -7,8 +7,9 @@ that name a group are held out by whole groups.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -56,20 +57,33 @@ def split_rows(
     nearer to ``eval_fraction``. A row without a group is a group by itself. A group is never on both sides either.
     Splits with another ``purpose`` do not depend on each other.
     """
+    train, held_out = split_places([(row.prompt_id, row.group) for row in rows], eval_fraction, seed, purpose=purpose)
+    return [rows[k] for k in train], [rows[k] for k in held_out]
+
+
+def split_places(
+    keys: Iterable[tuple[str, str]], eval_fraction: float, seed: int, *, purpose: str = "split"
+) -> tuple[Sequence[int], Sequence[int]]:
+    """:func:`split_rows` of rows with these (prompt_id, group): the places of the rows of both sides."""
     if not 0.0 <= eval_fraction <= 1.0:
         raise ValueError(f"eval_fraction must be in [0, 1], not {eval_fraction}")
-    if any(row.group for row in rows):
-        groups_held_out = _groups_held_out(rows, eval_fraction, seed, purpose)
-        sides = [(row.group or row.prompt_id) in groups_held_out for row in rows]
+    keys = list(keys)
+    if any(group for _, group in keys):
+        names = [group or prompt_id for prompt_id, group in keys]
+        groups_held_out = _groups_held_out(names, eval_fraction, seed, purpose)
+        is_out = [name in groups_held_out for name in names]
     else:
-        sides = [_uniform(purpose, seed, row.prompt_id) < eval_fraction for row in rows]
-    train, held_out = ([row for row, is_out in zip(rows, sides, strict=True) if is_out == side] for side in (0, 1))
-    return train, held_out
+        is_out = [_uniform(purpose, seed, prompt_id) < eval_fraction for prompt_id, _ in keys]
+    sides = array("q"), array("q")
+    for k, side in enumerate(is_out):
+        sides[side].append(k)
+    return sides
 
 
-def _groups_held_out(rows: Sequence[PreferenceRow], eval_fraction: float, seed: int, purpose: str) -> set[str]:
-    sizes = Counter(row.group or row.prompt_id for row in rows)
-    target = eval_fraction * len(rows)
+def _groups_held_out(names: Sequence[str], eval_fraction: float, seed: int, purpose: str) -> set[str]:
+    """``names`` has the group of each row."""
+    sizes = Counter(names)
+    target = eval_fraction * len(names)
     held_out: set[str] = set()
     n, left_out = 0, False
     for group in sorted(sizes, key=lambda group: (_uniform(purpose, seed, group), group)):
@@ -86,9 +100,19 @@ def _groups_held_out(rows: Sequence[PreferenceRow], eval_fraction: float, seed: 
 
 def overlap(train: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow]) -> tuple[list[PreferenceRow], int]:
     """``(train without the prompts and groups of held_out, number of rows removed)``. For data from another source."""
-    prompt_ids, groups = {row.prompt_id for row in held_out}, {row.group for row in held_out if row.group}
-    remaining = [row for row in train if row.prompt_id not in prompt_ids and row.group not in groups]
-    return remaining, len(train) - len(remaining)
+    keys = ([(row.prompt_id, row.group) for row in rows] for rows in (train, held_out))
+    remaining = places_apart(*keys)
+    return [train[k] for k in remaining], len(train) - len(remaining)
+
+
+def places_apart(train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]]) -> Sequence[int]:
+    """Where rows stand that share neither prompt nor group with ``held_out``; both are (prompt_id, group) of rows."""
+    prompt_ids, groups = set[str](), set[str]()
+    for prompt_id, group in held_out:
+        prompt_ids.add(prompt_id)
+        groups |= {group} if group else set()
+    apart = (k for k, (name, group) in enumerate(train) if name not in prompt_ids and group not in groups)
+    return array("q", apart)
 
 
 def limit(

@@ -123,7 +123,7 @@ def limited_solutions(
     return [solution for solution in solutions if solution.prompt_id in ids]
 
 
-def read_sides(section: DataSection, seed: int) -> tuple[dict[str, list[PreferenceRow]], dict[str, Any]]:
+def read_sides(section: DataSection, seed: int) -> tuple[dict[str, Sequence[PreferenceRow]], dict[str, Any]]:
     """The rows of ``train`` and ``eval``, and the reader's counts. A prompt is never on both sides.
 
     Raises DataError where the data cannot be read, or either side has no prompt.
@@ -133,23 +133,23 @@ def read_sides(section: DataSection, seed: int) -> tuple[dict[str, list[Preferen
     # A file has no splits: eval_split means something for a hub data set alone.
     if section.eval_source or (section.eval_split and on_the_hub(section.source)):
         held_out = _read(section, section.eval_source or section.source, section.eval_split or section.split)
-        train, n_overlap = splits.overlap(data.rows, held_out.rows)
-        report |= {"n_overlap": n_overlap, "eval_fingerprint": held_out.fingerprint}
+        train = splits.places_apart(data.rows.keys(), held_out.rows.keys())
+        report |= {"n_overlap": len(data.rows) - len(train), "eval_fingerprint": held_out.fingerprint}
         if not train:
             raise DataError(
                 "every training prompt, or its group, is among the held-out ones",
                 where=section.source,
                 fix="name another data.eval_source or data.eval_split",
             )
-        return {"train": train, "eval": held_out.rows}, report
-    train, evaluation = splits.split_rows(data.rows, section.eval_fraction, seed)
+        return {"train": RowsAt(data.rows, train), "eval": held_out.rows}, report
+    train, evaluation = splits.split_places(data.rows.keys(), section.eval_fraction, seed)
     if not train or not evaluation:
         raise DataError(
             f"holding out {section.eval_fraction:g} of {len(data.rows)} prompts{_groups(data)} leaves one side empty",
             where=section.source,
             fix="change data.eval_fraction, or name data.eval_source",
         )
-    return {"train": train, "eval": evaluation}, report
+    return {"train": RowsAt(data.rows, train), "eval": RowsAt(data.rows, evaluation)}, report
 
 
 def _groups(data: PreferenceData) -> str:

@@ -1,0 +1,64 @@
+"""Values that wait on disk, not in memory, until they are asked for."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import tempfile
+from array import array
+from typing import Any
+
+from toolkit.errors import StoreError
+
+BUFFER = 1 << 20  # bytes that wait in memory before they are written
+
+
+class Spill:
+    """A list of plain values (texts, numbers, None, lists, tuples and dicts of them) in a file that no folder shows.
+
+    A value costs 8 bytes of memory. The file lies in the folder for temporary files, which $TMPDIR names, and is gone
+    when the list is. Raises StoreError where it cannot be written.
+
+    >>> spill = Spill()
+    >>> [spill.append(value) for value in ("a", [1, None])], spill[1], len(spill)
+    ([0, 1], [1, None], 2)
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it lives as long as this list
+        self._ends = array("q")
+        self._waiting = bytearray()
+        self._written = 0
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def append(self, value: Any) -> int:
+        """Add a value; returns its place."""
+        self._waiting += marshal.dumps(value)
+        self._ends.append(self._written + len(self._waiting))
+        if len(self._waiting) >= BUFFER:
+            self._write()
+        return len(self._ends) - 1
+
+    def __getitem__(self, at: int) -> Any:
+        if not -len(self) <= at < len(self):
+            raise IndexError(at)
+        at %= len(self)
+        start, end = self._ends[at - 1] if at else 0, self._ends[at]
+        if start >= self._written:
+            return marshal.loads(memoryview(self._waiting)[start - self._written : end - self._written])
+        return marshal.loads(os.pread(self._file.fileno(), end - start, start))
+
+    def _write(self) -> None:
+        try:
+            while self._waiting:
+                n = os.write(self._file.fileno(), self._waiting)
+                self._written += n
+                del self._waiting[:n]
+        except OSError as error:
+            raise StoreError(
+                f"a temporary file cannot be written: {error.strerror}",
+                where=tempfile.gettempdir(),
+                fix="free space there, or let TMPDIR name a folder on another disk",
+            ) from error
