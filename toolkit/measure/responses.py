@@ -54,8 +54,8 @@ def read_responses(selection: PromptSelection) -> list[Answered]:
     if local_path(selection.data).suffix.lower() != ".txt":
         loaded = load(selection.data, split=selection.split, config=None, revision=None)
         if not _recognised(loaded) and _unlabelled(loaded):
-            rows = _of_rows(loaded)
-            return [_answered(row) for row in splits.limit(rows, selection.limit, selection.seed)]
+            unlabelled = _of_rows(loaded)
+            return [_answered(row) for row in splits.limit(unlabelled, selection.limit, selection.seed)]
     rows = read_preferences(selection.data, split=selection.split).rows
     return [_answered(row) for row in splits.limit(rows, selection.limit, selection.seed)]
 
