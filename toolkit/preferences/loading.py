@@ -156,9 +156,22 @@ def _json_lines_file(path: Path) -> SourceRecords:
         n_bytes = path.stat().st_size
     except OSError as error:
         raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
+    if name.lower().endswith(".gz"):
+        _check_whole(path)
     lines = JsonLines(path)
     held = n_bytes <= HELD_BYTES
     return SourceRecords(name, "line", list(lines) if held else lines.checked(), fingerprint)
+
+
+def _check_whole(path: Path) -> None:
+    """Raises DataError for a packed file that is damaged, before anything in it is taken for text."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        fix = "the file is damaged or was cut off: copy or download it again"
+        raise DataError(f"not a whole gzip file: {error}", where=str(path), fix=fix) from error
 
 
 @dataclass(frozen=True)
@@ -193,15 +206,11 @@ class JsonLines(Sequence[tuple[int, Record]]):
     def __iter__(self) -> Iterator[tuple[int, Record]]:
         name = str(self.path)
         with gzip.open(self.path) if name.lower().endswith(".gz") else self.path.open("rb") as file:
-            try:
-                # at "\n" only, as files are read in bytes: texts may hold U+2028 and other ends of lines
-                for number, line in enumerate(file, start=1):
-                    text = decoded(line.removesuffix(b"\n"), name, first_line=number)
-                    if text.strip():
-                        yield number, _json_record(text, name, number)
-            except (OSError, EOFError, zlib.error) as error:
-                fix = "the file is damaged or was cut off: copy or download it again"
-                raise DataError(f"not a whole gzip file: {error}", where=name, fix=fix) from error
+            # at "\n" only, as files are read in bytes: texts may hold U+2028 and other ends of lines
+            for number, line in enumerate(file, start=1):
+                text = decoded(line.removesuffix(b"\n"), name, first_line=number)
+                if text.strip():
+                    yield number, _json_record(text, name, number)
 
 
 def _json_record(line: str, name: str, number: int) -> Record:

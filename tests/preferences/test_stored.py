@@ -1,0 +1,133 @@
+"""Rows that wait on disk: they are those of before, and memory does not grow with their texts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import DataError, StoreError
+from toolkit.preferences import loading
+from toolkit.preferences.reading import read_preferences
+from toolkit.preferences.rows import Comparison, PreferenceRow
+from toolkit.preferences.stored import StoredRows
+from toolkit.storage import spilled
+from toolkit.storage.spilled import Spill
+
+ODD = "caf\u00e9 \u2028 line"
+
+
+def test_a_spill_gives_back_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spilled, "BUFFER", 64)  # some of the values are written, the last ones wait
+    spill, values = Spill(), [ODD * k for k in range(9)] + [[None, 1.5, {"role": "user"}], ("a", 2**70)]
+    assert [spill.append(value) for value in values] == list(range(len(values)))
+    assert [spill[k] for k in range(len(spill))] == values
+    assert spill[-1] == values[-1] and spill[3] == values[3]
+    with pytest.raises(IndexError):
+        spill[len(values)]
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spilled, "BUFFER", 1)
+    spill = Spill()
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spilled.os, "write", full)
+    with pytest.raises(StoreError, match="No space left") as caught:
+        spill.append("text")
+    assert "TMPDIR" in caught.value.fix
+
+
+def test_stored_rows_are_a_sequence_of_equal_rows() -> None:
+    rows = [
+        PreferenceRow(f"{k:016x}", ODD, ["a", "b"], [Comparison(0, 1, 0.5, "x", 2.0)], [0.1, 0.2], k, "g" * (k % 2))
+        for k in range(5)
+    ]
+    stored = StoredRows()
+    for row in rows:
+        stored.add(row, [row.source_row, 7])
+    assert stored == rows and rows == stored and stored != rows[:4] and stored[1:4:2] == [rows[1], rows[3]]
+    assert stored[-1] == rows[-1] and rows[2] in stored
+    assert list(stored.keys()) == [(row.prompt_id, row.group) for row in rows]
+    assert stored.response_rows(3) == [3, 7] and stored.n_groups == 1
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+def test_a_large_file_of_lines_reads_as_a_small_one(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"{ODD} {k % 7}", "chosen": f"good {k}", "rejected": "bad"} for k in range(40)]
+    text = "\ufeff" + "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n \n"
+    path = tmp_path / f"rows{ending}"
+    path.write_bytes(loading.gzip.compress(text.encode()) if ending.endswith(".gz") else text.encode())
+    small = loading.read_file(path)
+    monkeypatch.setattr(loading, "HELD_BYTES", 0)
+    large = loading.read_file(path)
+    assert isinstance(large.records, loading.JsonLines) and large.fingerprint == small.fingerprint
+    assert list(large.records) == small.records and len(large.records) == len(rows)
+    assert large.records[3] == small.records[3] and large.records[-1] == small.records[-1]
+    assert large.records[:5] == small.records[:5]
+    assert read_preferences(str(path)).rows == _read_small(path, monkeypatch)
+
+
+def _read_small(path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredRows:
+    monkeypatch.setattr(loading, "HELD_BYTES", 1 << 20)
+    return read_preferences(str(path)).rows
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"prompt":', "invalid JSON: Expecting value: line 1 column 11"),
+        (b"[1]", "a JSON list"),
+        (b"\xe9", "not UTF-8"),
+    ],
+)
+def test_a_wrong_line_of_a_large_file_is_named(
+    line: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n' + line + b"\n")
+    for held in (0, 1 << 20):
+        monkeypatch.setattr(loading, "HELD_BYTES", held)
+        with pytest.raises(DataError, match=words) as caught:
+            read_preferences(str(path))
+        assert caught.value.where == f"{path}, line 2"
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from toolkit.preferences import loading
+from toolkit.preferences.reading import read_preferences, to_parquet
+loading.HELD_BYTES = 0
+rows = read_preferences(sys.argv[1]).rows
+to_parquet(rows, sys.argv[1] + ".parquet")
+status = Path("/proc/self/status").read_text().splitlines()
+print(len(rows), next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
+def test_peak_memory_is_flat_in_the_rows(tmp_path: Path) -> None:
+    peaks = []
+    for n in (1, 20_000, 40_000):
+        path = tmp_path / f"{n}.jsonl"
+        with path.open("w") as out:
+            for k in range(n):
+                texts = {name: f"{name} {k} " * 100 for name in ("prompt", "chosen", "rejected")}
+                out.write(json.dumps(texts) + "\n")
+        done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
+        n_rows, peak = map(int, done.stdout.split())
+        assert n_rows == n
+        peaks.append(peak)
+    empty, one, two = peaks
+    n_bytes = path.stat().st_size
+    assert two - one < 0.15 * n_bytes / 2 / 1024  # KiB; the texts alone of the further rows would be all of it
+    assert two < 1.3 * one + 20_000 and one - empty < 250_000
