@@ -22,6 +22,7 @@ from toolkit.errors import DuelError, StoreError, first_line
 PACKAGE = Path(__file__).parent
 # In these folders a result depends on the modules that it reaches. In the others it depends on every file.
 FOLDERS_OF_SEPARATE_MODULES = ("stages", "runs", "measure")
+ROW_GROUP_BYTES = 1 << 25  # of a table that waits in memory to be written
 # A file that was written less long ago is hashed each time.
 SETTLED_NS = 1_000_000_000
 # Files of commands that were killed and run again now: they may have been written whole just before.
@@ -306,7 +307,7 @@ def write_row_groups(groups: Iterable[Sequence[Mapping[str, Any]]], schema: Any,
 def write_tables(tables: Iterable[Any], schema: Any, path: Path, row_group: int) -> None:
     """Write pyarrow tables of this schema one behind the other as a Parquet file, whole or not at all.
 
-    A row group has at least ``row_group`` rows, except the last one: no more rows than that wait in memory.
+    A row group is written once it has ``row_group`` rows or ROW_GROUP_BYTES, so that no more than that waits in memory.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -319,7 +320,7 @@ def write_tables(tables: Iterable[Any], schema: Any, path: Path, row_group: int)
         waiting = [schema.empty_table()]
         for table in tables:
             waiting.append(table)
-            if sum(map(len, waiting)) >= row_group:
+            if sum(map(len, waiting)) >= row_group or sum(part.nbytes for part in waiting) >= ROW_GROUP_BYTES:
                 write(waiting)
                 waiting = []
         if waiting:

@@ -51,7 +51,7 @@ def test_stored_rows_are_a_sequence_of_equal_rows() -> None:
     stored = StoredRows()
     for row in rows:
         stored.add(row, [row.source_row, 7])
-    assert stored == rows and rows == stored and stored != rows[:4] and stored[1:4:2] == [rows[1], rows[3]]
+    assert stored == rows and rows == stored and stored != rows[:4] and list(stored[1:4:2]) == rows[1:4:2]
     assert stored[-1] == rows[-1] and rows[2] in stored
     assert list(stored.keys()) == [(row.prompt_id, row.group) for row in rows]
     assert stored.response_rows(3) == [3, 7] and stored.n_groups == 1
@@ -129,5 +129,5 @@ def test_peak_memory_is_flat_in_the_rows(tmp_path: Path) -> None:
         peaks.append(peak)
     empty, one, two = peaks
     n_bytes = path.stat().st_size
-    assert two - one < 0.15 * n_bytes / 2 / 1024  # KiB; the texts alone of the further rows would be all of it
+    assert two - one < 0.25 * n_bytes / 2 / 1024  # KiB; the texts alone of the further rows would be all of it
     assert two < 1.3 * one + 20_000 and one - empty < 250_000

@@ -40,7 +40,7 @@ SIDE_SCORES = (
     ("chosen-rating", "rejected-rating"),
     ("rating_chosen", "rating_rejected"),
 )
-ROWS_AT_ONCE = 4096  # that become a part of a table
+ROWS_AT_ONCE = 1024  # that become a part of a table
 ROW_GROUP = 65_536  # rows of a row group of a Parquet file
 SAMPLE = 100  # records that are looked at to recognise the format
 
