@@ -316,7 +316,8 @@ def figures(case: str, size: str, answer: Mapping[str, Any], args: argparse.Name
         derived = {"ms_per_step": round(1000 * seconds / load.new_tokens, 3), "times_floor": round(seconds / floor, 2)}
     else:
         speed = case_tokens(case, load) / seconds
-        derived = {"mfu": round(case_flops(case, shape, load) / seconds / (args.peak_tflops * 1e12), 4)}
+        mfu = case_flops(case, shape, load) / seconds / (args.peak_tflops * 1e12)
+        derived = {"mfu": float(f"{mfu:.3g}")}
     return {**answer, "tokens_per_s": round(speed, 1), **derived}
 
 
