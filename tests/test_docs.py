@@ -243,7 +243,19 @@ def test_what_a_page_names_exists(page: Path) -> None:
 
 
 SECTIONS = ("model", "data", "sft", "reward_model", "ppo", "dpo", "evaluate", "report", "rounds", "rft")
-OF_OTHERS = ("--num_processes", "--config_file", "--write", "--kills", "--light")
+OF_OTHERS = (
+    "--num_processes",
+    "--config_file",
+    "--use_fsdp",
+    "--fsdp_version",
+    "--num_machines",
+    "--machine_rank",
+    "--main_process_ip",
+    "--main_process_port",
+    "--write",
+    "--kills",
+    "--light",
+)
 
 
 def options(command: click.Command) -> Iterator[str]:

@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from support.running import SMALL, duel_process
+from support.running import SMALL, duel, duel_process
 
 from toolkit.errors import RecipeError
-from toolkit.runs.launch import number_of_processes
+from toolkit.recipe.files import load_recipe
+from toolkit.runs.launch import check_sharded, for_this_machine, launch_of, number_of_processes
 from toolkit.stages.__main__ import check_processes
 
 
@@ -28,6 +29,94 @@ def test_how_many_processes_the_arguments_ask_for(tmp_path: Path, monkeypatch: p
         number_of_processes(["--config_file", str(tmp_path / "none")])
     with pytest.raises(RecipeError, match="0 processes"):
         number_of_processes(["--num_processes", "0"])
+
+
+FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
+
+
+def test_what_the_arguments_say_about_sharding(tmp_path: Path) -> None:
+    frees, keeps = {"reshard_after_forward": True}, {"reshard_after_forward": False}
+    assert launch_of(FSDP2).sharding == frees
+    assert launch_of([*FSDP2, "--fsdp_reshard_after_forward=false"]).sharding == keeps
+    assert launch_of([*FSDP2[:-1], "1"]).sharding is None  # one process has all shards
+    assert launch_of(["--num_processes", "2"]).sharding is None
+    config = tmp_path / "fsdp.yaml"
+    config.write_text(
+        "distributed_type: FSDP\nnum_processes: 2\nfsdp_config:\n"
+        "  fsdp_version: 2\n  fsdp_reshard_after_forward: false\n  fsdp_offload_params: false\n"
+    )
+    assert launch_of(["--config_file", str(config)]).sharding == keeps
+    assert launch_of(["--config_file", str(config), "--fsdp_reshard_after_forward", "true"]).sharding == frees
+    assert launch_of(["--config_file", str(config), "--multi_gpu"]).sharding is None
+    # The stages shard models; accelerate starts plain processes, which it would not without a GPU.
+    assert for_this_machine(FSDP2) == ["--multi_gpu", "--fsdp_version", "2", "--num_processes", "2"]
+    assert for_this_machine(["--config_file", str(config)]) == ["--multi_gpu", "--config_file", str(config)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config", "what", "where"),
+    [
+        (["--use_deepspeed"], "", "does not train under DEEPSPEED", "--use_deepspeed"),
+        ([], "distributed_type: DEEPSPEED", "does not train under DEEPSPEED", "accelerate.yaml: distributed_type"),
+        ([], "distributed_type: MEGATRON_LM", "does not train under MEGATRON_LM", "distributed_type"),
+        ([], "distributed_type: XLA", "does not train under XLA", "distributed_type"),
+        (
+            [],
+            "distributed_type: NO\nparallelism_config: {parallelism_config_tp_size: 2}",
+            "parallelism_config",
+            "--use",
+        ),
+        (["--use_fsdp"], "", "under FSDP 1", "--use_fsdp"),
+        ([], "distributed_type: FSDP", "under FSDP 1", "distributed_type"),
+        ([], "distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}", "under FSDP 1", "distributed_type"),
+        ([*FSDP2, "--fsdp_offload_params", "true"], "", "on the CPU", "fsdp_offload_params"),
+        (
+            [*FSDP2, "--fsdp_activation_checkpointing=true"],
+            "",
+            "checkpointing of FSDP",
+            "fsdp_activation_checkpointing",
+        ),
+    ],
+)
+def test_other_ways_to_train_are_refused(
+    arguments: list[str], config: str, what: str, where: str, tmp_path: Path
+) -> None:
+    if config:
+        (tmp_path / "accelerate.yaml").write_text(config)
+        arguments = [*arguments, "--config_file", str(tmp_path / "accelerate.yaml"), "--num_processes", "2"]
+    with pytest.raises(RecipeError, match=what) as caught:
+        launch_of(arguments)
+    assert where in caught.value.where and caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("sets", "stages", "where"),
+    [
+        (["model.lora.r=4"], ["sft"], "model.lora"),
+        ([], ["sft", "ppo"], "stage ppo"),
+        ([], ["ppo@2"], "stage ppo"),
+        (["dpo.online.labels=gold"], ["dpo"], "dpo.online"),
+        (["dpo.kl_milestones=[1.0]"], ["dpo@2"], "dpo.kl_milestones"),
+        (["dpo.trainer=trl"], ["dpo"], "dpo.trainer"),
+        (["reward_model.trainer=trl"], ["reward_model"], "reward_model.trainer"),
+    ],
+)
+def test_what_does_not_train_with_sharded_models_is_refused(sets: list[str], stages: list[str], where: str) -> None:
+    recipe = load_recipe("smoke", ["model.lora=null", *sets]).recipe
+    check_sharded(recipe, ["data", "evaluate"])
+    with pytest.raises(RecipeError) as caught:
+        check_sharded(recipe, stages)
+    assert caught.value.where == where and caught.value.fix
+
+
+def test_the_command_line_refuses_deepspeed_and_sharded_ppo(tmp_path: Path) -> None:
+    for launch, words in ((["--use_deepspeed"], "DEEPSPEED"), (FSDP2, "PPO does not train with sharded models")):
+        done = duel("run", "smoke", "--set=model.lora=null", "--out", str(tmp_path), "--", *launch, check=2)
+        assert words in done.stderr and not (tmp_path / "manifest.json").exists()
+    done = duel(
+        "rewards", "--policy=tiny", "--reference=tiny", "--data=reviews", "--out=t.parquet", "--", *FSDP2, check=2
+    )
+    assert "each holds whole models" in done.stderr
 
 
 def test_a_stage_refuses_another_number_of_processes_than_its_key_says() -> None:
@@ -72,3 +161,28 @@ def test_two_processes_share_every_stage(tmp_path: Path) -> None:
     states = {stage["stage"]: (stage["state"], stage["changed"]) for stage in planned["stages"]}
     assert states["data"] == ("cached", [])
     assert all(states[stage] == ("stale", ["processes"]) for stage in ("sft", "reward_model", "ppo", "dpo"))
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_run_trains_with_sharded_models_and_evaluates_what_they_became(tmp_path: Path) -> None:
+    """All but PPO, which takes whole models: its command has no FSDP, and takes over what was trained with it."""
+    out = tmp_path / "run"
+    still = [f"--set={section}.warmup_ratio=0" for section in ("sft", "dpo", "rft")]  # the only step has a rate
+    options = [*SMALL, *still, "--set=model.lora=null", "--set=rft.n=2", "--out", str(out)]
+    for stages, launch in (
+        (["--until", "reward_model"], FSDP2),
+        (["--only", "dpo"], FSDP2),
+        (["--only", "rft"], FSDP2),
+        ([], ["--num_processes", "2"]),
+    ):
+        done = duel_process("run", "smoke", *options, *stages, "--", *launch)
+        assert "Traceback" not in done.stderr
+    records = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/stage.json")}
+    assert {records[stage]["metrics"]["processes"] for stage in ("sft", "reward_model", "ppo", "dpo", "rft")} == {2}
+    for stage in ("sft", "reward_model", "dpo", "rft"):
+        [entry] = [name for name in records[stage]["files"] if name.endswith("model.safetensors")][-1:]
+        assert (out / stage / entry).stat().st_size > 500_000, stage  # all weights, and not those of a shard
+    results = json.loads((out / "results.json").read_text())
+    kl = {row["policy"]: row["kl_nats"] for row in results["policies"]}
+    assert kl["dpo"] != 0 and kl["rft"] != 0 and results["verdict"]

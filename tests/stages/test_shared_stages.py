@@ -43,7 +43,7 @@ def in_two(run: Path, stage: str) -> tuple[Path, dict[str, object]]:
     work.mkdir(parents=True)
     inputs = {role: str(run / name) for role, name in planned.reads.items()}
     request = {"stage": stage, "context": to_json(planned.context), "inputs": inputs, "processes": 2}
-    request |= {"trackers": {"names": [], "run_name": "two"}, "trust_remote_code": False}
+    request |= {"trackers": {"names": [], "run_name": "two"}, "trust_remote_code": False, "sharding": None}
     write_json(work / "request.json", request)
     in_two_processes("toolkit.stages", str(work / "request.json"))
     answer = read_json(work / "answer.json")

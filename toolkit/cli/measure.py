@@ -195,8 +195,12 @@ def rewards(ctx: click.Context, /, launch: tuple[str, ...], as_json: bool, **opt
     if launch:
         if "--" not in sys.argv:
             raise click.UsageError(f"unexpected argument {launch[0]!r}")
-        from toolkit.runs.launch import accelerate_launch
+        from toolkit.errors import RecipeError
+        from toolkit.runs.launch import accelerate_launch, launch_of
 
+        if launch_of(launch).sharding is not None:
+            what = "no model is trained here: the processes share the responses, and each holds whole models"
+            raise RecipeError(what, where="--use_fsdp", fix="leave FSDP out")
         sys.exit(accelerate_launch(launch, "toolkit.cli", sys.argv[1 : sys.argv.index("--")]))
     from toolkit.cli.tables import rewards_table
     from toolkit.measure.options import ScoringOptions, take

@@ -25,6 +25,7 @@ from torch import nn
 
 from toolkit.errors import LAUNCHER_FILE
 from toolkit.files import is_locked
+from toolkit.models.sharding import is_sharded, shards
 
 LAUNCHER_CHECK_S = 0.5
 
@@ -42,6 +43,11 @@ def main_process() -> bool:
     """Whether this is the process that writes."""
     rank, size = world()
     return rank == 0 and (size > 1 or launched_processes() == 1 or os.environ.get("RANK", "0") == "0")
+
+
+def saves_models() -> bool:
+    """Whether this process takes part in saving a model: the main one, or each where every one has a shard of it."""
+    return main_process() or shards()
 
 
 def join_group() -> None:
@@ -147,6 +153,15 @@ def all_sum(total: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def all_max(value: int, device: torch.device) -> int:
+    """The largest of the processes' values."""
+    if world()[1] == 1:
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def all_items(items: list[Any]) -> list[Any]:
     """The items of all processes, by rank."""
     if world()[1] == 1:
@@ -159,9 +174,10 @@ def all_items(items: list[Any]) -> list[Any]:
 def reduce_gradients(model: nn.Module) -> None:
     """Add up gradients over the processes: losses are divided by the totals of all.
 
-    DDP would do so in its wrapper, and our forward passes go through the engine instead.
+    DDP would do so in its wrapper, and our forward passes go through the engine instead. Those of a sharded model are
+    added up already, block by block.
     """
-    if world()[1] == 1:
+    if world()[1] == 1 or is_sharded(model):
         return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     # A weight without a gradient in any process keeps none: to an optimiser with momentum or decay, zero is a gradient.

@@ -24,6 +24,7 @@ from toolkit.models.inspect import DTYPES, check_finite, disable_dropout, is_enc
 from toolkit.models.remote_code import remote_code_allowed, unreadable
 from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
 from toolkit.models.reward_head import reward_head
+from toolkit.models.sharding import is_sharded
 from toolkit.recipe.schema import Lora, ModelSection
 
 # The heads of transformers' sequence classifiers: of decoders, and of encoders, some of which pool first.
@@ -259,6 +260,7 @@ def trainable(model: Any, lora: Lora | None, *, task: str, modules_to_save: list
     A model that comes with an adapter goes on training that one. ``task`` and ``modules_to_save`` (heads that train in
     full) are peft's.
     """
+    assert not is_sharded(model)  # its optimiser would get other weights than those that it computes with
     if lora is None:
         return model.float().requires_grad_(True)
     if isinstance(model, PeftModel):

@@ -28,7 +28,7 @@ from toolkit.recipe.arms import ArmDifference, Measured, planned_differences
 from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.rounds import kind_of, most_labels, n_rounds, stage_of
 from toolkit.recipe.schema import DataSection, Recipe
-from toolkit.runs.launch import number_of_processes
+from toolkit.runs.launch import check_sharded, launch_of
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.reward_data import check_reward_data
 from toolkit.runs.rounds import check_labelled_data, check_labelling
@@ -74,10 +74,13 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
 def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[str, Any]:
     recipe, section = loaded.recipe, loaded.recipe.data
     earlier_layout = RunFolder(out).earlier_version()
-    processes = number_of_processes(launch)
+    launched = launch_of(launch)
+    processes = launched.processes
     check_recorded_names(recipe.evaluate.judges)
     check_template_of(recipe.evaluate.judges, recipe.evaluate.judge.template)
     stages = plan_stages(loaded, RunFolder(out), processes)
+    if launched.sharding is not None:
+        check_sharded(recipe, [planned.spec.name for planned in stages if planned.state.status != "cached"])
     sides, report = read_sides(section, recipe.data_seed)
     ref = resolve(recipe.model.name, recipe.model.revision)
     require_policy(ref)

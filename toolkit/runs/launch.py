@@ -5,24 +5,53 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import yaml
 
 from toolkit.errors import EXIT_CODE_FILE, LAUNCHER_FILE, RecipeError
 from toolkit.files import locked
+from toolkit.recipe.rounds import kind_of
+from toolkit.recipe.schema import Recipe
+
+# Of accelerate's settings of FSDP, those that mean something here.
+RESHARD, VERSION = "fsdp_reshard_after_forward", "fsdp_version"
+UNSUPPORTED = {
+    "fsdp_offload_params": ("weights that lie on the CPU while they train", "fsdp_offload_params: false"),
+    "fsdp_activation_checkpointing": (
+        "the checkpointing of FSDP",
+        "fsdp_activation_checkpointing: false, and gradient_checkpointing: true in the recipe's sections",
+    ),
+}
 
 
-def number_of_processes(arguments: Sequence[str]) -> int:
-    """How many processes `accelerate launch` starts with these arguments; 1 without any.
+@dataclass(frozen=True)
+class Launch:
+    """What the arguments of ``accelerate launch`` ask for.
+
+    ``sharding`` has the fields of :class:`toolkit.models.sharding.Sharding`. It is None where each process holds whole
+    models. ``processes`` are those of all machines; the one with rank 0 is the main machine.
+    """
+
+    processes: int = 1
+    machines: int = 1
+    machine_rank: int = 0
+    sharding: Mapping[str, bool] | None = None
+
+
+def launch_of(arguments: Sequence[str]) -> Launch:
+    """What ``accelerate launch`` does with these arguments; one process without any.
 
     As there, the arguments come before the configuration file, and that comes before the number of GPUs. Raises
-    RecipeError where the configuration file is not there or the number is below 1.
+    RecipeError where the configuration file is not there, the number is below 1, or the processes would work in a way
+    that duel does not know (DeepSpeed, FSDP 1, and others).
     """
     if not arguments:
-        return 1
+        return Launch()
     import torch
     from accelerate.commands.config.config_args import default_config_file
     from accelerate.commands.launch import launch_command_parser
@@ -32,26 +61,102 @@ def number_of_processes(arguments: Sequence[str]) -> int:
     file = Path(parsed.config_file or default_config_file)
     if parsed.config_file and not file.is_file():
         raise RecipeError("there is no such file", where=f"--config_file {file}", fix="name accelerate's own file")
-    if number is None and file.is_file() and (parsed.config_file or not parsed.cpu):
-        number = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("num_processes")
+    config: dict[str, Any] = {}
+    if file.is_file() and (parsed.config_file or not parsed.cpu):
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if number is None:
+        number = config.get("num_processes")
+    machines = int(parsed.num_machines or config.get("num_machines") or 1)
+    if machines > 1 and (number is None or number % machines):
+        what = f"{machines} machines share {'no' if number is None else number} processes"
+        raise RecipeError(what, where="--num_processes", fix="that of all machines, with as many on each")
     if number is None:
         number = max(1, torch.cuda.device_count())
     if number < 1:
         raise RecipeError(f"{number} processes can do no work", where="--num_processes", fix="1 or more")
-    return int(number)
+    kind, where = _kind_of_training(parsed, config, file)
+    if kind not in ("NO", "FSDP") and not kind.startswith("MULTI_"):
+        raise RecipeError(
+            f"duel does not train under {kind}",
+            where=where,
+            fix="FSDP2, which shards full fine-tuning (--use_fsdp --fsdp_version 2), or an adapter (model.lora)",
+        )
+    sharding = _sharding(arguments, parsed, config.get("fsdp_config") or {}, where) if kind == "FSDP" else None
+    rank = parsed.machine_rank if parsed.machine_rank is not None else config.get("machine_rank")
+    return Launch(int(number), machines, int(rank or 0), sharding if number > 1 else None)
+
+
+def _kind_of_training(parsed: Any, config: Mapping[str, Any], file: Path) -> tuple[str, str]:
+    """accelerate's name of how the processes train, and where it says so: an argument counts, or else the file."""
+    flags = {"use_deepspeed": "DEEPSPEED", "use_fsdp": "FSDP", "use_megatron_lm": "MEGATRON_LM", "tpu": "XLA"}
+    for flag, kind in flags.items():
+        if getattr(parsed, flag):
+            return kind, f"--{flag}"
+    if vars(parsed).get("use_parallelism_config") or config.get("parallelism_config"):
+        return "accelerate's parallelism_config", "--use_parallelism_config"
+    if parsed.multi_gpu:
+        return "MULTI_GPU", "--multi_gpu"
+    # Without quotes YAML reads NO as false.
+    return str(config.get("distributed_type") or "NO"), f"{file}: distributed_type"
+
+
+def _sharding(arguments: Sequence[str], parsed: Any, section: Mapping[str, Any], where: str) -> dict[str, bool]:
+    """The settings of FSDP2. Raises RecipeError for FSDP 1, and for what duel does not do."""
+    asked = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments}
+
+    def value(name: str) -> str:
+        of_file = section.get(name, section.get(name.removeprefix("fsdp_"), getattr(parsed, name)))
+        return str(getattr(parsed, name) if name in asked else of_file).lower()
+
+    if value(VERSION) != "2":
+        raise RecipeError("duel does not train under FSDP 1", where=where, fix=f"{VERSION}: 2 (--{VERSION} 2)")
+    for name, (what, fix) in UNSUPPORTED.items():
+        if value(name) == "true":
+            raise RecipeError(f"duel does not know {what}", where=name, fix=fix)
+    return {"reshard_after_forward": value(RESHARD) not in ("false", "shard_grad_op", "no_reshard")}
+
+
+def number_of_processes(arguments: Sequence[str]) -> int:
+    """How many processes ``accelerate launch`` starts with these arguments. Raises as :func:`launch_of`."""
+    return launch_of(arguments).processes
+
+
+def check_sharded(recipe: Recipe, stages: Collection[str]) -> None:
+    """Raises RecipeError where one of these stages cannot train with sharded models."""
+    kinds = {kind_of(stage) for stage in stages}
+    what = "FSDP2 shards full fine-tuning, and this recipe trains an adapter"
+    if recipe.model.lora is not None and kinds & {"sft", "reward_model", "dpo", "rft"}:
+        raise RecipeError(what, where="model.lora", fix="null, or start the processes without FSDP")
+    alone = "run --until reward_model and --only dpo with FSDP, and then the whole recipe without it"
+    conflicts = [
+        ("ppo", True, "PPO does not train with sharded models", "stage ppo", alone),
+        ("dpo", recipe.dpo.online is not None, "online DPO does not train with sharded models", "dpo.online", "null"),
+        ("dpo", bool(recipe.dpo.kl_milestones), "no KL is measured with sharded models", "dpo.kl_milestones", "[]"),
+    ]
+    for section, trainer in (("dpo", recipe.dpo.trainer), ("reward_model", recipe.reward_model.trainer)):
+        what = "TRL's trainer does not train with sharded models here"
+        conflicts.append((section, trainer == "trl", what, f"{section}.trainer", "engine"))
+    for kind, conflict, what, where, fix in conflicts:
+        if conflict and kind in kinds:
+            raise RecipeError(what, where=where, fix=fix)
 
 
 def for_this_machine(arguments: Sequence[str]) -> list[str]:
     """Arguments of ``accelerate launch``, with what makes it start several processes where there is no GPU.
 
     By itself it starts one there, whatever ``--num_processes`` says. Its launcher for several GPUs starts them all, and
-    they talk through gloo.
+    they talk through gloo. The stages shard models themselves, so that launcher starts the processes of FSDP2, too.
     """
     import torch
 
-    if torch.cuda.is_available() or number_of_processes(arguments) < 2:
-        return list(arguments)
-    return [*(["--multi_gpu"] if "--multi_gpu" not in arguments else []), *(a for a in arguments if a != "--cpu")]
+    launch = launch_of(arguments)
+    alone = torch.cuda.is_available() and launch.sharding is None and launch.machines == 1
+    if launch.processes < 2 or alone:
+        return [argument for argument in arguments if argument != "--use_fsdp"]
+    return [
+        *(["--multi_gpu"] if "--multi_gpu" not in arguments else []),
+        *(argument for argument in arguments if argument not in ("--cpu", "--use_fsdp")),
+    ]
 
 
 def accelerate_launch(arguments: Sequence[str], module: str, module_arguments: Sequence[str]) -> int:

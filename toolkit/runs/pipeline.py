@@ -28,7 +28,8 @@ from toolkit.recipe.rounds import kind_of
 from toolkit.recipe.schema import Recipe
 from toolkit.runs.attempts import ATTEMPTS_FILE, AttemptsClock
 from toolkit.runs.facts import machine, peak_memory, versions
-from toolkit.runs.launch import accelerate_launch, number_of_processes
+from toolkit.runs.launch import Launch, accelerate_launch, check_sharded, launch_of
+from toolkit.runs.machines import announce, follow, leading
 from toolkit.runs.plan import PlannedStage, plan_stages, stages_to_run
 from toolkit.runs.reward_data import check_reward_data, needs_check
 from toolkit.runs.rounds import check_labelled_data, check_labelling, labels_in_all, labels_spent
@@ -67,18 +68,25 @@ class RunOptions:
 
 
 def run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions | None = None) -> dict[str, Any]:
-    """Run what is not there yet, and return the manifest. Raises a DuelError for what the user can mend."""
-    with remote_code(loaded.recipe.model.trust_remote_code):
-        return _run(loaded, out, reporter, options)
+    """Run what is not there yet, and return the manifest. Raises a DuelError for what the user can mend.
 
-
-def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions | None) -> dict[str, Any]:
+    On another machine than the main one it joins the stages that run there.
+    """
     options = options or RunOptions()
-    recipe, processes = loaded.recipe, number_of_processes(options.launch)
+    launch = launch_of(options.launch)
+    if launch.machine_rank:
+        follow(out, options.launch, launch, reporter)
+        return read_json(out / MANIFEST_FILE)
+    with remote_code(loaded.recipe.model.trust_remote_code):
+        return _run(loaded, out, reporter, options, launch)
+
+
+def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOptions, launch: Launch) -> dict[str, Any]:
+    recipe, processes = loaded.recipe, launch.processes
     check_trackers(recipe.report_to)
     folder, log, trackers = RunFolder(out), RunLog(out), Trackers(tuple(recipe.report_to), recipe.name, out)
     folder.refuse_others_files()
-    with folder.lock():
+    with folder.lock(), leading(out, launch):
         note_earlier_layout(folder, reporter)
         write_text(out / RECIPE_FILE, resolved_yaml(loaded))
         stages = plan_stages(loaded, folder, processes)
@@ -93,6 +101,8 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
         rounds = recipe.rounds if any(kind_of(name) == "labels" for name in names) else None
         if rounds is not None:
             check_labelling(rounds)
+        if launch.sharding is not None:
+            check_sharded(recipe, missing(stages, names, options))
         with recorded(out, new_manifest(loaded, stages, options.command, processes)) as manifest:
             manifest["files"] = {RECIPE_FILE: described(out / RECIPE_FILE)}
             for number, planned in enumerate(stages, start=1):
@@ -109,11 +119,17 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
     return manifest
 
 
+def missing(stages: Sequence[PlannedStage], names: Sequence[str], options: RunOptions) -> list[str]:
+    """Those of these stages that have no result, or have to run in any case."""
+    there = () if options.force else ("cached", "shelved")
+    return [s.spec.name for s in stages if s.spec.name in names and s.state.status not in there]
+
+
 def stages_to_come(stages: Sequence[PlannedStage], names: Sequence[str], options: RunOptions) -> set[str]:
     """Names of the stages without a result that run now, or behind ``until`` in a later run."""
     asked = names if options.only or options.target else [planned.spec.name for planned in stages]
-    missing = (planned.spec.name for planned in stages if planned.state.status not in ("cached", "shelved"))
-    return {name for name in missing if name in asked}
+    without = (planned.spec.name for planned in stages if planned.state.status not in ("cached", "shelved"))
+    return {name for name in without if name in asked}
 
 
 def check_data(recipe: Recipe, data: Path, to_come: Collection[str]) -> None:
@@ -268,16 +284,18 @@ def launched(arguments: Sequence[str]) -> Runner:
         stage: str, context: Context, inputs: dict[str, Path], work: Path, reporter: Reporter
     ) -> dict[str, Any]:
         file, answer = work / "request.json", work / "answer.json"
-        trackers = reporter.trackers
+        trackers, launch = reporter.trackers, launch_of(arguments)
         request = {
             "stage": stage,
             "context": to_json(context),
             "inputs": {name: str(path.resolve()) for name, path in inputs.items()},
             "trackers": {"names": trackers.names, "run_name": trackers.run_name},
-            "processes": number_of_processes(arguments),
+            "processes": launch.processes,
+            "sharding": launch.sharding,
             "trust_remote_code": remote_code_allowed(),
         }
         write_json(file, request)
+        announce(work.parents[1], file, launch)
         code = accelerate_launch(arguments, "toolkit.stages", [str(file.resolve())])
         if code or not answer.is_file():
             raise StoreError(

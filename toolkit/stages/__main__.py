@@ -10,6 +10,7 @@ from toolkit.engine.facts import compute
 from toolkit.errors import DuelError, RecipeError
 from toolkit.files import read_json, write_json
 from toolkit.models.remote_code import remote_code
+from toolkit.models.sharding import Sharding, sharded_training
 from toolkit.progress import Reporter, RunLog, Trackers, show_notes
 from toolkit.recipe.rounds import kind_of
 from toolkit.runs.store import RunFolder
@@ -47,7 +48,8 @@ def run_stage(file: Path, run_folder: Path) -> int:
             check_processes(launched_processes(), request["processes"])
             join_group()
             processes = world()[1]
-            with remote_code(request["trust_remote_code"]):
+            sharding = Sharding(**request["sharding"]) if request["sharding"] is not None else None
+            with remote_code(request["trust_remote_code"]), sharded_training(sharding):
                 metrics = stage.run(context, inputs, file.parent, reporter)
     except DuelError as error:
         print(f"error: {error.render()}", file=sys.stderr)

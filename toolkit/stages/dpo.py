@@ -23,6 +23,7 @@ from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import attention, load_policy, trainable
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.save import save_policy, write_training_record
+from toolkit.models.sharding import gathered, placed
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.labels import labels_by
 from toolkit.preferences.fresh import write_fresh_rewards
@@ -248,7 +249,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         trainer = trl.dpo(trl_inputs, section, examples, reference, reporter)
         policy = trainer.model
     else:
-        policy = trainable(policy, lora, task="CAUSAL_LM")
+        policy = policy if lora is None else trainable(policy, lora, task="CAUSAL_LM")
         engine = Engine(policy, pad_id, dtype=dtype)
         # In fp32 as the policy is, so that the KL of two equal models is 0.
         needs_start = lora is None and bool(section.kl_milestones or online)
@@ -268,7 +269,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     train_to_end(trainer, progress, out)
     # A budget ends earlier. A run that is resumed with more processes may be past its last step already.
     saved, steps = trainer.state.global_step == steps, trainer.state.global_step
-    if distributed.main_process() and not saved:
+    if distributed.saves_models() and not saved:
         save(steps)
     note_displacement(progress.history, section.logging_steps, reporter)
     missed = milestones.missed("dpo", reporter.line) if milestones is not None else {}
@@ -283,6 +284,13 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         **of_data,
         **missed,
     }
+
+
+def to_train(ref: ModelRef, context: DpoContext) -> Any:
+    """A policy on this process's device. Without LoRA it trains as it is; a sharded one must not change any more."""
+    if context.model.lora is not None:
+        return placed(load_policy(ref, context.model, dtype=DTYPES[context.model.dtype]))
+    return placed(trainable(load_policy(ref, context.model, dtype=torch.float32), None, task="CAUSAL_LM"))
 
 
 def beginning(
@@ -300,8 +308,7 @@ def beginning(
     round it also writes the implicit rewards of the round's samples, before training on them.
     """
     dtype = DTYPES[context.model.dtype]
-    weights_dtype = dtype if context.model.lora is not None else torch.float32
-    policy = load_policy(sft, context.model, dtype=weights_dtype).to(best_device())
+    policy = to_train(sft, context)
     if context.dpo.online is not None:
         return policy, prompts_alone(rows, encoder), []
     if "labels" in inputs:
@@ -309,11 +316,12 @@ def beginning(
     else:
         examples = examples_of(rows, encoder, context.data.max_response_tokens)
     trees, pad_id = [example.tree for example in examples], int(encoder.tokenizer.pad_token_id)
-    reference = reference_logps(sft, context.model, policy, pad_id, trees, reporter)
+    with gathered(policy):
+        reference = reference_logps(sft, context.model, policy, pad_id, trees, reporter)
     if "previous" in inputs:
         previous = resolve(str(inputs["previous"] / "model"))
-        policy = load_policy(previous, context.model, dtype=weights_dtype).to(best_device())
-        with distributed.shared_batches():
+        policy = to_train(previous, context)
+        with gathered(policy), distributed.shared_batches():
             fresh = fresh_rewards(context.dpo, Engine(policy, pad_id, dtype=dtype), examples, reference)
         if distributed.main_process():
             write_fresh_rewards(fresh, out)

@@ -16,10 +16,11 @@ from toolkit.engine.reward_model import RewardModel, load_scorer, step_ends_of
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.models.averaging import average_members
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
-from toolkit.models.inspect import DTYPES
-from toolkit.models.load import load_policy, reads_pairs
+from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.load import load_policy, load_reward_model, reads_pairs
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.reward_head import CENTRING_PROMPTS, RewardHead, SampleLaw
+from toolkit.models.sharding import shards
 from toolkit.models.tokenizer import load_tokenizer, reads_the_same
 from toolkit.preferences.fresh import write_fresh_rewards
 from toolkit.preferences.reading import from_parquet
@@ -115,11 +116,14 @@ def one_model(combine: str, members: Sequence[Member], head: RewardHead, trainin
 
 
 def loaded(took: Sequence[dict[str, Any]], head: RewardHead, training: MemberTraining) -> RewardModel:
-    """The reward model that was trained: a single one is in memory, what members became is loaded from its folder."""
+    """The reward model that was trained: a single one is in memory, unless it is sharded; others are loaded."""
     if len(took) == 1:
         pad_id, dtype = int(training.tokenizer.pad_token_id), DTYPES[training.model.dtype]
         ends = step_ends_of(head, training.tokenizer)
-        return RewardModel([Engine(took[0]["model"], pad_id, dtype=dtype)], head, step_ends=ends)
+        model = took[0]["model"]
+        if shards():
+            model = load_reward_model(resolve(str(training.out / "model")), training.model).to(best_device())
+        return RewardModel([Engine(model, pad_id, dtype=dtype)], head, step_ends=ends)
     return load_scorer(resolve(str(training.out / "model")), training.model, training.tokenizer)
 
 

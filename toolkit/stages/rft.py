@@ -21,6 +21,7 @@ from toolkit.models.inspect import DTYPES, best_device
 from toolkit.models.load import load_policy, trainable
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.save import save_policy, write_training_record
+from toolkit.models.sharding import placed
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.labels import labels_by
 from toolkit.preferences import splits
@@ -73,13 +74,13 @@ def run(context: RftContext, inputs: dict[str, Path], out: Path, reporter: Repor
     steps = total_steps(section, len(examples))
     seed_everything(context.seed)
     policy = load_policy(sft, context.model, dtype=dtype if context.model.lora else torch.float32)
-    policy = trainable(policy, context.model.lora, task="CAUSAL_LM").to(best_device())
+    policy = placed(trainable(policy, context.model.lora, task="CAUSAL_LM"))
     engine = Engine(policy, int(tokenizer.pad_token_id), dtype=dtype)
     progress = StageProgress(reporter, "rft", steps)
     arguments = training_arguments(section, out, seed=context.seed, dtype=context.model.dtype, steps=steps)
     trainer = EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [progress], spending)
     train_to_end(trainer, progress, out)
-    if distributed.main_process():
+    if distributed.saves_models():
         save_policy(policy, tokenizer, out / "model", dtype=dtype, base=inputs["sft"] / "model")
         write_training_record(
             out / "model",

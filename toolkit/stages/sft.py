@@ -14,10 +14,11 @@ from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
 from toolkit.errors import DivergedError
 from toolkit.models.encoding import Tree, text_encoder
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import DTYPES
 from toolkit.models.load import load_policy, trainable
 from toolkit.models.resolve import resolve
 from toolkit.models.save import merge_and_save
+from toolkit.models.sharding import gathered, placed
 from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.reading import from_parquet
@@ -65,7 +66,8 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
 
     steps = total_steps(section, len(examples))
     seed_everything(context.seed)
-    policy = trainable(policy, context.model.lora, task="CAUSAL_LM").to(best_device())
+    policy = trainable(policy, context.model.lora, task="CAUSAL_LM")
+    policy = placed(policy)
     engine = Engine(policy, int(tokenizer.pad_token_id), dtype=dtype)
     looked_at = [example.tree for example in examples[:LIKELIHOOD_EXAMPLES]]
     before = nats_per_token(engine, looked_at)
@@ -74,7 +76,7 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
     trainer = EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [progress])
     train_to_end(trainer, progress, out)
     check_likelihood(before, nats_per_token(engine, looked_at), policy.get_input_embeddings().weight.shape[0])
-    if distributed.main_process():
+    if distributed.saves_models():
         merge_and_save(policy, tokenizer, out / "model", dtype)
     tokens = trained_tokens(section, steps, examples)
     return {"tokens": tokens, "history": progress.history, "n_examples": len(examples), "steps": steps}
@@ -83,7 +85,8 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
 def nats_per_token(engine: Engine, trees: Sequence[Tree]) -> float:
     """Mean negative log-likelihood of these responses' tokens."""
     engine.model.eval()
-    return -float(torch.cat([logps for of_tree in engine.logps(trees) for logps in of_tree]).mean())
+    with gathered(engine.model):
+        return -float(torch.cat([logps for of_tree in engine.logps(trees) for logps in of_tree]).mean())
 
 
 def check_likelihood(before: float, after: float, n_tokens: int) -> None:

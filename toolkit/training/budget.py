@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 
 from toolkit.engine.distributed import all_sum
 from toolkit.errors import RecipeError
+from toolkit.models.sharding import shards
 from toolkit.recipe.schema import Arm, Training
 
 # An interrupted stage loses at most this share of its steps.
@@ -228,7 +229,7 @@ class Budget(TrainerCallback, ExportableState):
             # No checkpoint of the Trainer is due: a training that resumed from it would go on.
             control.should_training_stop = True
         else:
-            if self._crosses(self.n_policies, spent) and state.is_world_process_zero:
+            if self._crosses(self.n_policies, spent) and (state.is_world_process_zero or shards()):
                 self.keep(state.global_step)
             if self._crosses(RESUME_POINTS, spent):
                 control.should_save = True

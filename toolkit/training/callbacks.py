@@ -20,6 +20,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 from toolkit.engine.distributed import all_sum
 from toolkit.errors import NotFiniteError
+from toolkit.models.sharding import local, shards
 from toolkit.progress import Reporter, Trackers
 from toolkit.recipe.rounds import kind_of
 from toolkit.training.budget import Budget
@@ -78,7 +79,8 @@ class StageProgress(TrainerCallback):
 
         A loss that is not finite has such a gradient, too. After :func:`torch.nn.utils.clip_grad_norm_` it is NaN.
         """
-        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        gradients = [local(weight.grad) for weight in model.parameters() if weight.grad is not None]
+        gradients = [gradient for gradient in gradients if gradient.numel()]  # a small weight may have no shard here
         if not torch.nn.utils.get_total_norm(gradients, norm_type=math.inf).isfinite():
             raise diverged(f"the loss or its gradient is not finite at step {state.global_step + 1}", self.stage, args)
 
@@ -159,13 +161,16 @@ def _in_a_cell(value: object) -> str:
 
 
 class SaveAtSteps(TrainerCallback):
-    """Calls ``save(step)`` at these steps, before the trainer's own checkpoint of that step is written."""
+    """Calls ``save(step)`` at these steps, before the trainer's own checkpoint of that step is written.
+
+    In the main process; in all of them where the model is sharded, since each has a part of it.
+    """
 
     def __init__(self, steps: Sequence[int], save: Callable[[int], None]) -> None:
         self.steps, self.save = set(steps), save
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step in self.steps and state.is_world_process_zero:
+        if state.global_step in self.steps and (state.is_world_process_zero or shards()):
             self.save(state.global_step)
 
 

@@ -31,6 +31,7 @@ from toolkit.models.load import (
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.reward_head import ProcessHead, RewardHead
 from toolkit.models.save import save_policy
+from toolkit.models.sharding import placed
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.annotators import annotators_of
@@ -272,11 +273,12 @@ class MemberTraining:
         arguments = training_arguments(section, checkpoints, seed=member.seed, dtype=self.model.dtype, steps=steps)
         trainer: Any
         if section.trainer == "trl":
-            trl_inputs = trl.TrainerInputs(model, self.model.lora, self.tokenizer, arguments, [progress], spending)
+            model, lora = model.to(best_device()), self.model.lora
+            trl_inputs = trl.TrainerInputs(model, lora, self.tokenizer, arguments, [progress], spending)
             trainer = trl.reward_model(trl_inputs, section, examples, self.reporter)
             model = trainer.model
         else:
-            model = trainable(model, self.model.lora, task="SEQ_CLS", modules_to_save=head_modules(model))
+            model = placed(trainable(model, self.model.lora, task="SEQ_CLS", modules_to_save=head_modules(model)))
             engine = Engine(model, int(self.tokenizer.pad_token_id), dtype=DTYPES[self.model.dtype])
             if section.kind == "process":
                 steps_loss = partial(step_loss, engine)
@@ -293,12 +295,12 @@ class MemberTraining:
             "history": progress.history,
             "steps": steps,
         }
-        if distributed.main_process():
+        if distributed.saves_models():
             base = Path(self.base.path)
             save_policy(model, self.tokenizer, self.folder(member), dtype=DTYPES[self.model.dtype], base=base)
-            if member.name:
-                RewardHead().write(self.folder(member))
-                write_json(record, took)
+        if distributed.main_process() and member.name:
+            RewardHead().write(self.folder(member))
+            write_json(record, took)
         distributed.barrier()
         return took if member.name else took | {"model": model}
 
@@ -308,6 +310,6 @@ class MemberTraining:
             of_member = self.previous / member.name
             ref = resolve(str(of_member if of_member.is_dir() else self.previous))
             dtype = DTYPES[self.model.dtype] if self.model.lora is not None else torch.float32
-            return load_reward_model(ref, self.model, dtype=dtype).to(best_device())
+            return load_reward_model(ref, self.model, dtype=dtype)
         pad_id = int(self.tokenizer.pad_token_id)
-        return new_reward_model(self.base, self.model, pad_id, member.head_seed, member.n_outputs).to(best_device())
+        return new_reward_model(self.base, self.model, pad_id, member.head_seed, member.n_outputs)

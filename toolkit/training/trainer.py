@@ -18,17 +18,21 @@ from transformers import (
     set_seed,
 )
 
-from toolkit.engine.distributed import all_items, all_sum, launched_processes, reduce_gradients
+from toolkit.engine.distributed import all_items, all_max, all_sum, launched_processes, reduce_gradients
 from toolkit.engine.engine import Engine
+from toolkit.models.encoding import Tree
 from toolkit.models.inspect import precision
 from toolkit.models.resolve import resolve, training_record
+from toolkit.models.sharding import gathered, is_sharded, local, through_root
 from toolkit.recipe.schema import Arm, DpoSection, RewardModelSection, Training
 from toolkit.training.batch import Example, PairBatch, StepTotals, collate
 from toolkit.training.budget import RESUME_POINTS, VIRTUAL_STEPS, Budget, Spending, limit_of
 from toolkit.training.callbacks import SaveAtSteps, StageProgress, diverged
 from toolkit.training.checkpoints import CHECKPOINTS_KEPT, CheckpointFiles, last_checkpoint
+from toolkit.training.shards import load_shards, save_shards
 from toolkit.training.unlogged import Unlogged
 
+SCHEDULER_FILE = "scheduler.pt"  # transformers' name
 LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
@@ -250,6 +254,11 @@ class EngineTrainer(Trainer):
         # Our losses are divided by the totals of the step, so the Trainer must not divide them by its batches.
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
+        if is_sharded(engine.model):
+            # Without evaluation_mode accelerate would wrap it in DDP, which holds all weights.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+            with gathered(engine.model):  # the engine tries the longest tree here, in all processes alike
+                engine.batches([example.tree for example in examples])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Numbered examples, in batches of similar lengths: this process's share of them."""
@@ -283,15 +292,20 @@ class EngineTrainer(Trainer):
     ) -> Any:
         # transformers leaves autocast to the model's wrapped forward, which the engine does not go through.
         with precision(self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32):
-            loss, metrics = self.loss_fn(inputs["batch"])
+            loss, metrics = through_root(self.engine.model, partial(self.loss_fn, inputs["batch"]))
         for name, value in metrics.items():
             self.values[name].append(value.detach().flatten())
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         microbatches = inputs["batch"]
+        n_beside = 0  # of microbatches that another process has and this one has not
+        if is_sharded(self.engine.model):
+            n_beside = all_max(len(microbatches), self.args.device) - len(microbatches)
         step: Any = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
         losses = [step({"batch": each}) for each in microbatches]
+        for _ in range(n_beside):
+            self.take_part()
         trees = [tree for microbatch in microbatches for tree in microbatch.trees.trees]
         self.unlogged.tokens += sum(map(len, trees))
         self.spending.add(sum(len(ids) for tree in trees for ids in tree.response_ids))
@@ -301,6 +315,42 @@ class EngineTrainer(Trainer):
         loss = loss * float(self.args.world_size)  # the log averages over the processes
         self.unlogged.add_loss(loss)
         return loss
+
+    def take_part(self) -> None:
+        """Compute a gradient of zero beside processes that have a microbatch more: they need this one's shards."""
+        ids = self.examples[0].tree.prompt_ids[:1]
+        batch = self.engine.pack([Tree(ids, [ids])])
+
+        def nothing() -> torch.Tensor:
+            values = self.engine.branch_scores(batch) if self.engine.classifier else self.engine.token_logps(batch)[0]
+            return 0.0 * values.sum()
+
+        with precision(self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32):
+            self.accelerator.backward(through_root(self.engine.model, nothing))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What a checkpoint has of the model. Of a sharded one each process writes its shards."""
+        if is_sharded(self.engine.model):
+            save_shards(self.engine.model, self.optimizer, Path(str(output_dir)))
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_sharded(self.engine.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not is_sharded(self.engine.model):  # the optimiser's state comes with the shards
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not is_sharded(self.engine.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None and self.lr_scheduler is not None:
+            load_shards(self.engine.model, self.optimizer, Path(checkpoint))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -327,7 +377,7 @@ def train_to_end(trainer: Trainer, progress: StageProgress, out: Path) -> None:
         newest = last_checkpoint(out, lambda text: progress.reporter.line(f"{progress.stage}: {text}"))
         trainer.train(resume_from_checkpoint=newest)
     assert trainer.model is not None
-    if not all(torch.isfinite(weight).all() for weight in trainer.model.parameters() if weight.requires_grad):
+    if not all(torch.isfinite(local(weight)).all() for weight in trainer.model.parameters() if weight.requires_grad):
         step = trainer.state.global_step
         raise diverged(f"weights are not finite after step {step}", progress.stage, trainer.args)
     if progress.budget is not None:

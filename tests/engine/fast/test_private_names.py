@@ -33,6 +33,12 @@ PUBLIC_MODULES = {
     "torch",
     "torch.autograd.function",
     "torch.distributed",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.checkpoint.state_dict_loader",
+    "torch.distributed.checkpoint.state_dict_saver",
+    "torch.distributed.device_mesh",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
     "torch.nn",
     "torch.nn.functional",
     "torch.utils.checkpoint",
@@ -49,6 +55,9 @@ PUBLIC_NAMES = {"_replace", "_exit"}  # of a named tuple, and of os
 ALLOWED = {
     "training/budget.py imports transformers.trainer_callback.ExportableState": "documented, and exported nowhere else",
     "ppo/loop.py overrides Trainer._load_from_checkpoint": "the Trainer has no other hook for several models",
+    "training/trainer.py overrides Trainer._load_from_checkpoint": "each process has shards of the weights",
+    "training/trainer.py overrides Trainer._load_optimizer_and_scheduler": "and of the optimiser's state",
+    "training/trainer.py overrides Trainer._save_optimizer_and_scheduler": "and of the optimiser's state",
 }
 
 

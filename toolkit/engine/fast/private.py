@@ -89,6 +89,18 @@ PRIVATE = (
     ),
     PrivateNames(
         "transformers.Trainer",
+        ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler", "_load_from_checkpoint"),
+        "training/trainer.py",
+        "each process saves and loads its shards of a sharded model",
+    ),
+    PrivateNames(
+        "transformers.Trainer.save_model",
+        ("_internal_call",),
+        "training/trainer.py",
+        "the same",
+    ),
+    PrivateNames(
+        "transformers.Trainer",
         ("_load_from_checkpoint", "model_accepts_loss_kwargs"),
         "ppo/loop.py",
         "a checkpoint holds what PPO trains, of several models",
