@@ -12,7 +12,8 @@ from transformers import (
     Starcoder2Config,
 )
 
-from toolkit.models.inspect import disable_dropout
+from toolkit.errors import NotFiniteError
+from toolkit.models.inspect import check_finite, disable_dropout
 
 pytestmark = pytest.mark.invariant
 
@@ -34,3 +35,18 @@ def test_dropout_is_off_wherever_a_model_keeps_its_rate() -> None:
             disable_dropout(model)
             assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
             assert torch.equal(model(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_weight_that_is_not_finite_is_found_wherever_it_stands(dtype: torch.dtype, bad: float) -> None:
+    for n in (1, 7, 33, 100_003):
+        layer = torch.nn.Linear(n, 1, dtype=dtype)
+        layer.empty = torch.nn.Parameter(torch.empty(0, dtype=dtype))
+        check_finite(layer, "model")
+        for place in {0, n // 2, n - 1}:
+            good = layer.weight[0, place].item()
+            layer.weight.data[0, place] = bad
+            with pytest.raises(NotFiniteError, match="not finite"):
+                check_finite(layer, "model")
+            layer.weight.data[0, place] = good

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 ARM_NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO", "rft": "rejection sampling", "sft": "SFT", "base": "base"}
 
 
@@ -22,6 +25,19 @@ def policy_name(policy: str) -> str:
     if step.startswith("kl-"):
         return f"{ARM_NAMES.get(head, head)}, milestone of {step.removeprefix('kl-')} nats"
     return ARM_NAMES.get(head, head) + (f", step {step}" if step else "")
+
+
+def on_fewer_prompts(policies: Sequence[Mapping[str, Any]]) -> str:
+    """Which of the policies in ``results.json`` were sampled on fewer prompts than others; empty for none.
+
+    >>> rows = [("base", "base", 50), ("sft", "sft", 200), ("dpo@6", "checkpoint", 50), ("dpo", "final", 200)]
+    >>> on_fewer_prompts([{"policy": name, "kind": kind, "n_prompts": n} for name, kind, n in rows])
+    'base and checkpoints on 50 of 200'
+    """
+    most = max((row["n_prompts"] for row in policies), default=0)
+    fewer = {row["kind"]: row["n_prompts"] for row in policies if row["n_prompts"] < most}
+    names = [word for kind, word in (("base", "base"), ("checkpoint", "checkpoints")) if kind in fewer]
+    return f"{' and '.join(names)} on {max(fewer.values()):,} of {most:,}" if names else ""
 
 
 def counted(n: int, noun: str) -> str:

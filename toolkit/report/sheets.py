@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from toolkit.evals.words import ARM_NAMES, policy_name
+from toolkit.evals.words import ARM_NAMES, on_fewer_prompts, policy_name
 from toolkit.report.folding import folded, terminal_width
 from toolkit.report.numbers import count, interval, length_control_name, number, p_value, percent
 from toolkit.report.rounds import RoundTable, round_table
@@ -104,9 +104,9 @@ def missing_estimates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
     """Policies, win rates of the final ones, judges' tests, held-out accuracy, and cost, from ``results.json``."""
     confidence = float(results["recipe"]["evaluate"]["confidence"])
-    policies = Sheet(
-        "Policies on held-out prompts", ["policy", "gold", "RM", "implicit", "KL (nats)", "tokens", "ended"]
-    )
+    fewer = on_fewer_prompts(results["policies"])
+    title = "Policies on held-out prompts" + (f" ({fewer})" if fewer else "")
+    policies = Sheet(title, ["policy", "gold", "RM", "implicit", "KL (nats)", "tokens", "ended"])
     for row in results["policies"]:
         policies.add_row(
             policy_name(row["policy"]),

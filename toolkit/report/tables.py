@@ -9,6 +9,7 @@ from typing import Any
 from toolkit.evals.hacking import FEATURE_NAMES
 from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.evals.verdict import ALPHA
+from toolkit.evals.words import on_fewer_prompts
 from toolkit.report.names import ARM_NAMES, REWARDS, arm_of, policy_name
 from toolkit.report.numbers import number
 from toolkit.report.reading import ResultRow, Run, outdated
@@ -172,7 +173,7 @@ class PolicyRow:
 class PolicyTable:
     """``rewards`` are the columns of rewards, (key, label). A reward that no policy has is left out.
 
-    ``note`` says why a policy lacks a reward that others have.
+    ``note`` says which policies have fewer prompts, and why a policy lacks a reward that others have.
     """
 
     rewards: list[tuple[str, str]]
@@ -182,12 +183,12 @@ class PolicyTable:
 
 def policies(run: Run) -> PolicyTable:
     rows = run.results["policies"]
+    reason = next((reason for row in rows if (reason := row.get("implicit_reward_reason"))), "")
+    notes = (on_fewer_prompts(rows), reason)
     return PolicyTable(
         [(key, label) for key, label in REWARDS.items() if any(r[key]["value"] is not None for r in rows)],
         [PolicyRow(row, policy_name(row["policy"]), arm_of(row["policy"]), row["kind"]) for row in rows],
-        next(
-            (f"{reason[:1].upper()}{reason[1:]}." for row in rows if (reason := row.get("implicit_reward_reason"))), ""
-        ),
+        " ".join(f"{note[:1].upper()}{note[1:]}." for note in notes if note),
     )
 
 
