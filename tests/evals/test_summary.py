@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.run_folder import write_run
 
+from toolkit.evals.summary import overoptimization_by_arm
 from toolkit.files import read_json
 
 
@@ -37,3 +38,34 @@ def test_the_fits_have_intervals(results: dict[str, Any]) -> None:
         fits = [fit["rl"] for fit in results["overoptimization"][arm]["fits"].values() if fit["rl"] is not None]
         assert len(fits) == rewards
         assert all(fit["a_ci_low"] < fit["a"] < fit["a_ci_high"] for fit in fits)
+
+
+def test_a_checkpoint_of_fewer_prompts_is_compared_with_sft_on_these() -> None:
+    """SFT has a gold reward of 1 on half of the prompts and 0 on the others; each policy adds 1/2 everywhere."""
+    prompts = [f"p{i}" for i in range(20)]
+
+    def sampled(policy: str, gain: float, kl: float, of: list[str]) -> list[dict[str, Any]]:
+        rewards = {"explicit_reward": 0.0, "implicit_reward": None}
+        return [
+            {"prompt_id": p, "policy": policy, "kl_nats": kl, "gold_reward": (p > "p15") + gain, **rewards} for p in of
+        ]
+
+    tables = {
+        "sft": sampled("sft", 0.0, 0.0, prompts),
+        **{f"rm_ppo@{k}": sampled(f"rm_ppo@{k}", 0.5, k, prompts[:6]) for k in (1, 2, 3)},
+        "rm_ppo": sampled("rm_ppo", 0.5, 4.0, prompts),
+    }
+    arms = {"sft": "sft", "dpo": "dpo"}
+    policies = [
+        {
+            **{"policy": name, "arm": arms.get(name, "rm_ppo"), "kind": "sft" if name == "sft" else "final", "step": 1},
+            **{reward: {"value": rows[0][reward]} for reward in ("gold_reward", "explicit_reward", "implicit_reward")},
+            "kl_nats": rows[0]["kl_nats"],
+        }
+        for name, rows in tables.items()
+    ]
+    ppo = overoptimization_by_arm(policies, tables, {"n_resamples": 50, "confidence": 0.95, "seed": 0})["rm_ppo"]
+    assert [row["gold_reward"] for row in ppo["rows"]] == [0.5] * 4
+    assert [row["implicit_reward"] for row in ppo["rows"]] == [None] * 4
+    assert ppo["fits"]["gold_reward"]["rl"]["n"] == 4
+    assert ppo["fits"]["implicit_reward"] == {"rl": None, "reason": "the reward is not known"}

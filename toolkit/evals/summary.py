@@ -197,7 +197,8 @@ def overoptimization_by_arm(
             point["sqrt_kl"] = math.sqrt(kl)
             for reward in REWARDS:
                 gains = _gains_by_prompt(samples[row["policy"]], samples[start], reward)
-                point[reward] = None if gains is None else float(np.mean([*gains.values()]))
+                unknown = gains is None or row[reward]["value"] is None
+                point[reward] = None if unknown else float(np.mean([*gains.values()]))
             rows.append(point)
         names = [row["policy"] for row in trained]
         fits = {reward: _fit(names, start, samples, reward, options) for reward in REWARDS}
