@@ -197,8 +197,10 @@ def overoptimization_by_arm(
             point["sqrt_kl"] = math.sqrt(kl)
             for reward in REWARDS:
                 gains = _gains_by_prompt(samples[row["policy"]], samples[start], reward)
-                unknown = gains is None or row[reward]["value"] is None
-                point[reward] = None if unknown else float(np.mean([*gains.values()]))
+                if gains is None or row[reward]["value"] is None:  # DPO's implicit reward is its KL
+                    point[reward] = None
+                else:
+                    point[reward] = float(np.mean([*gains.values()]))
             rows.append(point)
         names = [row["policy"] for row in trained]
         fits = {reward: _fit(names, start, samples, reward, options) for reward in REWARDS}
