@@ -10,7 +10,7 @@ turns.
 The same for both: the model in bf16, LoRA of rank 16 on all linear layers, the token ids of the recipe's training
 prompts and responses, optimiser, schedule and number of steps. A ranking of 4 responses is up to 6 pairs of TRL's
 (fewer where labels tie), so its batch has the pairs of duel's 4 rankings. PPO has as many episodes, inner epochs and
-minibatches. With fewer prompts than the recipe's 400 there are fewer episodes in proportion.
+minibatches. With fewer prompts than the recipe's there are fewer episodes in proportion.
 
 Timed on both sides: a stage's loading of models, its training, and writing what the next stage reads. Not timed:
 imports, the data stage, and the conversion of the base model. Left as each side does it: duel's reward model is
@@ -41,12 +41,11 @@ import ppo
 
 STAGES = ("sft", "reward_model", "ppo", "dpo")
 PEERS = ("duel", "trl")
-ROLLOUT_PROMPTS = 16  # the recipe's
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=64, help="training prompts; the recipe has 400")
+    parser.add_argument("--prompts", type=int, default=64, help="training prompts")
     parser.add_argument("--model", default="smollm2-135m", help="another model than the recipe's, to try the script")
     parser.add_argument("--rounds", type=int, default=2, help="turns that each side has")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -115,9 +114,9 @@ def prepare(folder: Path, model: str, n_prompts: int) -> dict[str, Any]:
     from toolkit.runs.pipeline import RunOptions, run
     from toolkit.training.batch import examples_of
 
-    rollout = min(ROLLOUT_PROMPTS, n_prompts)
     standard = load_recipe("quickstart").recipe
     samples = standard.ppo.samples_per_prompt
+    rollout = min(standard.ppo.per_device_train_batch_size // samples, n_prompts)
     episodes = standard.ppo.total_episodes * n_prompts / standard.data.train_prompts
     settings = {
         "model.name": model,
