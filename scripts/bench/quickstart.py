@@ -117,6 +117,7 @@ def prepare(folder: Path, model: str, n_prompts: int) -> dict[str, Any]:
     standard = load_recipe("quickstart").recipe
     samples = standard.ppo.samples_per_prompt
     rollout = min(standard.ppo.per_device_train_batch_size // samples, n_prompts)
+    rollout -= rollout % standard.ppo.num_mini_batches  # minibatches are of one size
     episodes = standard.ppo.total_episodes * n_prompts / standard.data.train_prompts
     settings = {
         "model.name": model,
