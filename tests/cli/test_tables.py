@@ -8,6 +8,7 @@ import pytest
 from toolkit.cli.tables import judging_tables
 from toolkit.judging import win_rates
 from toolkit.judging.records import Judgement
+from toolkit.report.sheets import missing_estimates
 
 
 def tables(*policies: str) -> str:
@@ -70,3 +71,12 @@ def test_without_a_length_controlled_rate_the_reason_is_said() -> None:
     assert f"note: no length-controlled win rate: {row['lc_reason']} (a against b, judge gold)" in text
     assert "by length alone" not in text
     assert "length-controlled" not in judging_tables(win_rates.report(judged(*[(450, 95)] * 60), n_resamples=100))
+
+
+def test_a_reason_that_is_missing_for_both_controls_is_said_once() -> None:
+    row = {"policy": "a", "baseline": "b", "judge": "gold"}
+    rows = [{**row, "lc_reason": "too few", "sc_reason": "too few"}, {**row, "policy": "c", "sc_reason": "one side"}]
+    assert missing_estimates(rows) == [
+        "no length-controlled and no style-controlled win rate: too few (a against b, judge gold)",
+        "no style-controlled win rate: one side (c against b, judge gold)",
+    ]

@@ -92,13 +92,16 @@ def win_rate_sheet(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95, 
 
 def missing_estimates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for each reason why rows have no win rate at equal length or equal style."""
-    out: dict[str, list[str]] = {}
+    rows_of: dict[tuple[str, str], list[str]] = {}
     for control, key in (("length-controlled", "lc_reason"), ("style-controlled", "sc_reason")):
         for row in rows:
             if row.get(key):
-                reason = f"no {control} win rate: {row[key]}"
-                out.setdefault(reason, []).append(f"{row['policy']} against {row['baseline']}, judge {row['judge']}")
-    return [f"{reason} ({'; '.join(names)})" for reason, names in out.items()]
+                name = f"{row['policy']} against {row['baseline']}, judge {row['judge']}"
+                rows_of.setdefault((row[key], control), []).append(name)
+    controls: dict[tuple[str, str], list[str]] = {}
+    for (reason, control), names in rows_of.items():
+        controls.setdefault((reason, "; ".join(names)), []).append(f"no {control}")
+    return [f"{' and '.join(without)} win rate: {reason} ({names})" for (reason, names), without in controls.items()]
 
 
 def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:

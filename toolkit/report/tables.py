@@ -184,7 +184,8 @@ class PolicyTable:
 def policies(run: Run) -> PolicyTable:
     rows = run.results["policies"]
     reason = next((reason for row in rows if (reason := row.get("implicit_reward_reason"))), "")
-    notes = (on_fewer_prompts(rows), reason)
+    fewer = on_fewer_prompts(rows)
+    notes = (f"{fewer} prompts" if fewer else "", reason)
     return PolicyTable(
         [(key, label) for key, label in REWARDS.items() if any(r[key]["value"] is not None for r in rows)],
         [PolicyRow(row, policy_name(row["policy"]), arm_of(row["policy"]), row["kind"]) for row in rows],
