@@ -31,6 +31,31 @@ def test_how_many_processes_the_arguments_ask_for(tmp_path: Path, monkeypatch: p
         number_of_processes(["--num_processes", "0"])
 
 
+@pytest.mark.parametrize(
+    ("text", "what", "where"),
+    [
+        ("num_processes: [", "cannot be read", "accelerate.yaml"),
+        ("- num_processes", "no settings", "accelerate.yaml"),
+        ("num_processes: two", "'two' is not a whole number", "accelerate.yaml: num_processes"),
+        ("num_processes: 2\nnum_machines: two", "'two' is not a whole number", "accelerate.yaml: num_machines"),
+        ("num_processes: 2\ndistributed_type: FSDP\nfsdp_config: yes", "section", "accelerate.yaml: fsdp_config"),
+    ],
+)
+def test_a_configuration_file_that_is_none_is_refused(tmp_path: Path, text: str, what: str, where: str) -> None:
+    config = tmp_path / "accelerate.yaml"
+    config.write_text(text)
+    with pytest.raises(RecipeError, match=what) as caught:
+        launch_of(["--config_file", str(config)])
+    assert str(caught.value.where).endswith(where)
+
+
+@pytest.mark.parametrize(("machines", "rank"), [("1", "1"), ("2", "2"), ("2", "-1")])
+def test_a_machine_that_no_main_machine_waits_for_is_refused(machines: str, rank: str) -> None:
+    with pytest.raises(RecipeError, match=f"machine {rank} of {machines}") as caught:
+        launch_of(["--num_processes", "2", "--num_machines", machines, "--machine_rank", rank])
+    assert caught.value.where == "--machine_rank"
+
+
 FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
 
 
@@ -50,6 +75,7 @@ def test_what_the_arguments_say_about_sharding(tmp_path: Path) -> None:
     assert launch_of(["--config_file", str(config), "--multi_gpu"]).sharding is None
     # The stages shard models; accelerate starts plain processes, which it would not without a GPU.
     assert for_this_machine(FSDP2) == ["--multi_gpu", "--fsdp_version", "2", "--num_processes", "2"]
+    assert for_this_machine(["--use-fsdp", *FSDP2[1:]]) == for_this_machine(FSDP2)
     assert for_this_machine(["--config_file", str(config)]) == ["--multi_gpu", "--config_file", str(config)]
 
 

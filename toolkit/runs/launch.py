@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.errors import EXIT_CODE_FILE, LAUNCHER_FILE, RecipeError
+from toolkit.errors import EXIT_CODE_FILE, LAUNCHER_FILE, RecipeError, first_line
 from toolkit.files import locked
 from toolkit.recipe.rounds import kind_of
 from toolkit.recipe.schema import Recipe
@@ -27,6 +27,7 @@ UNSUPPORTED = {
         "fsdp_activation_checkpointing: false, and gradient_checkpointing: true in the recipe's sections",
     ),
 }
+_WITH_UNDERSCORES = {"--use-fsdp": "--use_fsdp", "--multi-gpu": "--multi_gpu"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def launch_of(arguments: Sequence[str]) -> Launch:
     """What ``accelerate launch`` does with these arguments; one process without any.
 
     As there, the arguments come before the configuration file, and that comes before the number of GPUs. Raises
-    RecipeError where the configuration file is not there, the number is below 1, or the processes would work in a way
-    that duel does not know (DeepSpeed, FSDP 1, and others).
+    RecipeError where the configuration file is not there or cannot be read, a number is out of range, or the processes
+    would work in a way that duel does not know (DeepSpeed, FSDP 1, and others).
     """
     if not arguments:
         return Launch()
@@ -61,12 +62,16 @@ def launch_of(arguments: Sequence[str]) -> Launch:
     file = Path(parsed.config_file or default_config_file)
     if parsed.config_file and not file.is_file():
         raise RecipeError("there is no such file", where=f"--config_file {file}", fix="name accelerate's own file")
-    config: dict[str, Any] = {}
-    if file.is_file() and (parsed.config_file or not parsed.cpu):
-        config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    config = _configuration(file) if file.is_file() and (parsed.config_file or not parsed.cpu) else {}
     if number is None:
         number = config.get("num_processes")
     machines = int(parsed.num_machines or config.get("num_machines") or 1)
+    rank = parsed.machine_rank if parsed.machine_rank is not None else config.get("machine_rank") or 0
+    if not 0 <= rank < machines:  # it would wait for a main machine that never starts
+        what = f"machine {rank} of {machines}: the first machine has rank 0, the last one {machines - 1}"
+        raise RecipeError(
+            what, where="--machine_rank", fix="another rank, or the number of all machines (--num_machines)"
+        )
     if machines > 1 and (number is None or number % machines):
         what = f"{machines} machines share {'no' if number is None else number} processes"
         raise RecipeError(what, where="--num_processes", fix="that of all machines, with as many on each")
@@ -82,8 +87,25 @@ def launch_of(arguments: Sequence[str]) -> Launch:
             fix="FSDP2, which shards full fine-tuning (--use_fsdp --fsdp_version 2), or an adapter (model.lora)",
         )
     sharding = _sharding(arguments, parsed, config.get("fsdp_config") or {}, where) if kind == "FSDP" else None
-    rank = parsed.machine_rank if parsed.machine_rank is not None else config.get("machine_rank")
-    return Launch(int(number), machines, int(rank or 0), sharding if number > 1 else None)
+    return Launch(int(number), machines, int(rank), sharding if number > 1 else None)
+
+
+def _configuration(file: Path) -> dict[str, Any]:
+    """accelerate's configuration file. Raises RecipeError where it is none."""
+    fix = "write it anew with `accelerate config`"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RecipeError(f"the file cannot be read: {first_line(error)}", where=str(file), fix=fix) from error
+    if not isinstance(config, dict):
+        raise RecipeError("the file has no settings with names", where=str(file), fix=fix)
+    for name in ("num_processes", "num_machines", "machine_rank"):
+        if not isinstance(config.get(name), int | None):
+            what = f"{config[name]!r} is not a whole number"
+            raise RecipeError(what, where=f"{file}: {name}", fix=fix)
+    if not isinstance(config.get("fsdp_config"), dict | None):
+        raise RecipeError("a section of settings is expected", where=f"{file}: fsdp_config", fix=fix)
+    return config
 
 
 def _kind_of_training(parsed: Any, config: Mapping[str, Any], file: Path) -> tuple[str, str]:
@@ -150,6 +172,8 @@ def for_this_machine(arguments: Sequence[str]) -> list[str]:
     import torch
 
     launch = launch_of(arguments)
+    # accelerate takes each of these with hyphens, too.
+    arguments = [_WITH_UNDERSCORES.get(argument, argument) for argument in arguments]
     alone = torch.cuda.is_available() and launch.sharding is None and launch.machines == 1
     if launch.processes < 2 or alone:
         return [argument for argument in arguments if argument != "--use_fsdp"]
