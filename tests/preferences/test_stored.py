@@ -131,3 +131,25 @@ def test_peak_memory_is_flat_in_the_rows(tmp_path: Path) -> None:
     n_bytes = path.stat().st_size
     assert two - one < 0.25 * n_bytes / 2 / 1024  # KiB; the texts alone of the further rows would be all of it
     assert two < 1.3 * one + 20_000 and one - empty < 250_000
+
+
+def test_a_temporary_folder_that_is_not_there_is_an_error_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_folder(*_: object, **__: object) -> object:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(spilled.tempfile, "TemporaryFile", no_folder)
+    with pytest.raises(StoreError, match="temporary") as error:
+        Spill()
+    assert "TMPDIR" in str(error.value.fix)
+
+
+def test_a_file_that_goes_while_it_is_read_again_is_an_error_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "HELD_BYTES", 0)
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    records = loading.read_file(path).records
+    path.unlink()
+    with pytest.raises(DataError, match="cannot read the file"):
+        list(records)

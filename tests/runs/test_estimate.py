@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.running import SMALL, duel
@@ -69,3 +70,19 @@ def test_judges_with_models_of_their_own_are_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(estimate, "calibrate", lambda *_: Speed(0.0, 0.0, 0.0, 0.0))
     recipe = load_recipe("smoke", [*FEW, "evaluate.judges=[gold, 'openai:gpt@http://localhost:1/v1']"])
     assert estimate.estimate(recipe, tmp_path / "new")["without"] == ["the judge openai:gpt@http://localhost:1/v1"]
+
+
+def test_only_the_stages_that_would_run_count(tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "calibrate", lambda *_: Speed(1.0, 0.0, 0.0, 0.0))
+
+    def parts(out: Path, sets: list[str], **options: Any) -> list[str]:
+        estimated = estimate.estimate(load_recipe("smoke", sets), out, **options)
+        return [part["part"] for part in estimated["parts"]]
+
+    assert parts(tmp_path / "new", [*FEW], until="sft") == ["data", "sft"]
+    small = [option.removeprefix("--set=") for option in SMALL]
+    assert parts(small_run, small, only="dpo") == []
+    assert parts(small_run, small, only="dpo", force=True) == ["dpo"]
+    assert parts(small_run, small, force=True) == ["data", "sft", "reward_model", "ppo", "dpo", "evaluate"]
+    further = estimate.estimate(load_recipe("smoke", [*FEW, "evaluate.temperatures=[0.7]"]), tmp_path / "new")
+    assert further["without"] == ["the samples at further temperatures"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def run(
     loaded = load_recipe(recipe, sets)
     out = out or Path("runs") / loaded.recipe.name
     reporter = reporter_of(ctx)
-    estimated = _estimated(loaded, out, show=not as_json) if estimate else {}
+    estimated = _estimated(loaded, out, options, show=not as_json) if estimate else {}
     if dry_run:
         from toolkit.runs.dry_run import describe, render
 
@@ -109,12 +110,12 @@ def run(
         say(held_out_line(accuracy))
 
 
-def _estimated(loaded: LoadedRecipe, out: Path, *, show: bool) -> dict[str, Any]:
+def _estimated(loaded: LoadedRecipe, out: Path, options: Mapping[str, Any], *, show: bool) -> dict[str, Any]:
     """``{"estimate": ...}`` of what is left of a run, which is shown, too."""
     from toolkit.runs.estimate import estimate, render
 
     quiet_libraries()
-    estimated = estimate(loaded, out)
+    estimated = estimate(loaded, out, **{name: options[name] for name in ("only", "until", "force")})
     if show:
         say(render(loaded.recipe.name, estimated) + "\n")
     return {"estimate": estimated}

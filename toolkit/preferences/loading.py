@@ -205,12 +205,15 @@ class JsonLines(Sequence[tuple[int, Record]]):
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
         name = str(self.path)
-        with gzip.open(self.path) if name.lower().endswith(".gz") else self.path.open("rb") as file:
-            # at "\n" only, as files are read in bytes: texts may hold U+2028 and other ends of lines
-            for number, line in enumerate(file, start=1):
-                text = decoded(line.removesuffix(b"\n"), name, first_line=number)
-                if text.strip():
-                    yield number, _json_record(text, name, number)
+        try:
+            with gzip.open(self.path) if name.lower().endswith(".gz") else self.path.open("rb") as file:
+                # at "\n" only, as files are read in bytes: texts may hold U+2028 and other ends of lines
+                for number, line in enumerate(file, start=1):
+                    text = decoded(line.removesuffix(b"\n"), name, first_line=number)
+                    if text.strip():
+                        yield number, _json_record(text, name, number)
+        except OSError as error:
+            raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
 
 
 def _json_record(line: str, name: str, number: int) -> Record:

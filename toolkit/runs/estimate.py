@@ -20,7 +20,7 @@ from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.rounds import kind_of
 from toolkit.recipe.schema import Recipe
 from toolkit.runs.calibration import calibrate
-from toolkit.runs.plan import plan_stages
+from toolkit.runs.plan import plan_stages, stages_to_run
 from toolkit.runs.stage_times import TrainingRows, evaluation_seconds, training_seconds
 from toolkit.runs.store import RunFolder
 from toolkit.stages.data import SIDES, limited, read_sides
@@ -37,17 +37,22 @@ WORK = {
 TRAINED = ("sft", "reward_model", "ppo", "dpo")
 
 
-def estimate(loaded: LoadedRecipe, out: Path) -> dict[str, Any]:
-    """``seconds`` of the ``parts``: the stages without a result in ``out``. It loads the model and times a few passes.
+def estimate(
+    loaded: LoadedRecipe, out: Path, *, only: str | None = None, until: str | None = None, force: bool = False
+) -> dict[str, Any]:
+    """``seconds`` of the ``parts``: the stages that would run in ``out``. It loads the model and times a few passes.
 
-    ``without`` names what has no estimate: stages of other kinds, and judges that ask a model of their own.
+    ``only``, ``until`` and ``force`` are those of the run. ``without`` names what has no estimate: stages of other
+    kinds, further temperatures, and judges that ask a model of their own.
 
     Raises what planning the stages and reading the data raise, and ModelError where the model cannot be loaded.
     """
     recipe, folder = loaded.recipe, RunFolder(out)
     with remote_code(recipe.model.trust_remote_code):
-        stages = {planned.spec.name: planned.state.status for planned in plan_stages(loaded, folder)}
-        left = [name for name, status in stages.items() if status not in ("cached", "shelved")]
+        planned = plan_stages(loaded, folder)
+        stages = {stage.spec.name: stage.state.status for stage in planned}
+        asked = stages_to_run(planned, only, until)
+        left = [name for name in asked if force or stages[name] not in ("cached", "shelved")]
         if not left:
             return {"seconds": 0.0, "parts": [], "without": []}
         require_policy(resolve(recipe.model.name, recipe.model.revision))
@@ -60,12 +65,20 @@ def estimate(loaded: LoadedRecipe, out: Path) -> dict[str, Any]:
     seconds |= {stage: training_seconds(stage, recipe, data, speed) for stage in TRAINED}
     seconds["evaluate"] = evaluation_seconds(recipe, data, len(sides["eval"]), speed)
     parts = [{"part": name, "seconds": round(seconds[name], 1)} for name in left if name in seconds]
-    judges = [f"the judge {judge}" for judge in recipe.evaluate.judges if "evaluate" in left and asks_a_model(judge)]
     return {
         "seconds": round(sum(seconds[name] for name in left if name in seconds), 1),
         "parts": parts,
-        "without": [*(name for name in left if name not in seconds and kind_of(name) != "report"), *judges],
+        "without": [
+            *(name for name in left if name not in seconds and kind_of(name) != "report"),
+            *(_not_counted(recipe) if "evaluate" in left else ()),
+        ],
     }
+
+
+def _not_counted(recipe: Recipe) -> list[str]:
+    """What an evaluation does and the estimate leaves out."""
+    further = ["the samples at further temperatures"] if recipe.evaluate.temperatures else []
+    return further + [f"the judge {judge}" for judge in recipe.evaluate.judges if asks_a_model(judge)]
 
 
 def asks_a_model(judge: str) -> bool:

@@ -25,7 +25,10 @@ class Spill:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it lives as long as this list
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it lives as long as this list
+        except OSError as error:
+            raise _unwritable(error, os.environ.get("TMPDIR", "")) from error
         self._ends = array("q")
         self._waiting = bytearray()
         self._written = 0
@@ -57,8 +60,12 @@ class Spill:
                 self._written += n
                 del self._waiting[:n]
         except OSError as error:
-            raise StoreError(
-                f"a temporary file cannot be written: {error.strerror}",
-                where=tempfile.gettempdir(),
-                fix="free space there, or let TMPDIR name a folder on another disk",
-            ) from error
+            raise _unwritable(error, tempfile.gettempdir()) from error
+
+
+def _unwritable(error: OSError, folder: str) -> StoreError:
+    return StoreError(
+        f"a temporary file cannot be written: {error.strerror or error}",
+        where=folder or "the folder for temporary files",
+        fix="free space there, or let TMPDIR name a folder on another disk",
+    )
