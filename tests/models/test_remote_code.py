@@ -30,7 +30,7 @@ READS_PICKLES = (
     r"\b(pickle|marshal)\.(load|loads|Unpickler)\b|import (dill|joblib|shelve)\b",
     r"allow_pickle=True",
     r"weights_only=False",
-    r"torch\.load\(",
+    r"torch\.load\((?!.*\bweights_only=True\))",  # torch's own reader of tensors and plain values
     r"read_pickle",
     r"yaml\.(unsafe_|full_)?load\(",
     r"trust_remote_code=True",

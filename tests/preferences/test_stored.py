@@ -22,7 +22,7 @@ ODD = "caf\u00e9 \u2028 line"
 
 def test_a_spill_gives_back_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spilled, "BUFFER", 64)  # some of the values are written, the last ones wait
-    spill, values = Spill(), [ODD * k for k in range(9)] + [[None, 1.5, {"role": "user"}], ("a", 2**70)]
+    spill, values = Spill(), [ODD * k for k in range(9)] + [[None, 1.5, {"role": "user"}], ["a", 2**70, "\ud800"]]
     assert [spill.append(value) for value in values] == list(range(len(values)))
     assert [spill[k] for k in range(len(spill))] == values
     assert spill[-1] == values[-1] and spill[3] == values[3]

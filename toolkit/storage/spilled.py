@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import marshal
+import json
 import os
 import tempfile
 from array import array
@@ -14,7 +14,7 @@ BUFFER = 1 << 20  # bytes that wait in memory before they are written
 
 
 class Spill:
-    """A list of plain values (texts, numbers, None, lists, tuples and dicts of them) in a file that no folder shows.
+    """A list of JSON values in a file that no folder shows. A tuple comes back as a list.
 
     A value costs 8 bytes of memory. The file lies in the folder for temporary files, which $TMPDIR names, and is gone
     when the list is. Raises StoreError where it cannot be written.
@@ -38,7 +38,7 @@ class Spill:
 
     def append(self, value: Any) -> int:
         """Add a value; returns its place."""
-        self._waiting += marshal.dumps(value)
+        self._waiting += json.dumps(value).encode()
         self._ends.append(self._written + len(self._waiting))
         if len(self._waiting) >= BUFFER:
             self._write()
@@ -50,8 +50,8 @@ class Spill:
         at %= len(self)
         start, end = self._ends[at - 1] if at else 0, self._ends[at]
         if start >= self._written:
-            return marshal.loads(memoryview(self._waiting)[start - self._written : end - self._written])
-        return marshal.loads(os.pread(self._file.fileno(), end - start, start))
+            return json.loads(self._waiting[start - self._written : end - self._written])
+        return json.loads(os.pread(self._file.fileno(), end - start, start))
 
     def _write(self) -> None:
         try:
