@@ -171,6 +171,18 @@ def test_beside_the_win_rate_stands_that_of_the_prompts_that_both_ended(run):
         assert 0 < row["n_judged"] < 24 and f"where both ended their responses: {shown} prompts" in verdict
 
 
+def test_checkpoints_on_fewer_prompts_are_said_once_beside_the_frontier(run, copy):
+    results = json.loads((copy / "results.json").read_text())
+    most = max(row["n_prompts"] for row in results["policies"])
+    for row in results["policies"]:
+        row["n_prompts"] = 5 if row["kind"] in ("base", "checkpoint") else row["n_prompts"]
+    (copy / "results.json").write_text(json.dumps(results))
+    html = build(copy)
+    assert f"Means over prompts: checkpoints on 5 of {most}." in text_of(html, "frontier")
+    assert f"on 5 of {most}" not in text_of(html, "verdict")  # its table has a column of prompts
+    assert "Means over prompts" not in build(run)
+
+
 def test_a_length_controlled_rate_says_which_one_it_is_or_why_there_is_none(copy):
     results = json.loads((copy / "results.json").read_text())
     rates = text_of(build(copy), "win-rates")
@@ -246,7 +258,11 @@ def test_accuracies_and_losses_have_their_references_beside_them(copy):
     assert "a coin" not in text_of(build(copy), "quality") and "a coin " not in result_tables(results)
 
 
-def test_a_run_without_gold(no_gold):
+def test_a_run_without_gold(no_gold, run):
+    heads = [
+        result_tables(json.loads((folder / "results.json").read_text())).splitlines()[1] for folder in (no_gold, run)
+    ]
+    assert [line.split()[1] for line in heads] == ["RM", "gold"]
     html = build(no_gold)
     assert sections(html) == ALL_SECTIONS
     shown = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)

@@ -36,7 +36,10 @@ def _steps(verdict: Row, judging: Judging, hacking: Mapping[str, Sequence[Row]])
         yield f"Train {arms} again, with another learning rate or a larger weight of the KL, and read its samples."
         return
     if not verdict["judges"]:
-        yield "Name an independent judge in evaluate.judges: gold, llm:MODEL, or votes (duel judge) as file:PATH."
+        yield (
+            "Name an independent judge in evaluate.judges: llm:MODEL, rm:MODEL, votes of people (duel judge RUN "
+            "--human) as file:PATH, or gold where the data has it."
+        )
         return
     if judging.demonstration:
         yield "Take a recipe that is made to compare, such as quickstart, and your own data."

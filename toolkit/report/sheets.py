@@ -109,13 +109,15 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
     confidence = float(results["recipe"]["evaluate"]["confidence"])
     fewer = on_fewer_prompts(results["policies"])
     title = "Policies on held-out prompts" + (f" ({fewer})" if fewer else "")
-    policies = Sheet(title, ["policy", "gold", "RM", "implicit", "KL (nats)", "tokens", "ended"])
+    rewards = {"gold": "gold_reward", "RM": "explicit_reward", "implicit": "implicit_reward"}
+    known = {
+        name: key for name, key in rewards.items() if any(r[key]["value"] is not None for r in results["policies"])
+    }
+    policies = Sheet(title, ["policy", *known, "KL (nats)", "tokens", "ended"])
     for row in results["policies"]:
         policies.add_row(
             policy_name(row["policy"]),
-            number(row["gold_reward"]["value"]),
-            number(row["explicit_reward"]["value"]),
-            number(row["implicit_reward"]["value"]),
+            *(number(row[key]["value"]) for key in known.values()),
             number(row["kl_nats"], 2),
             number(row["length_tokens"]["value"], 1),
             percent(row["eos_rate"]["value"]),

@@ -173,23 +173,23 @@ class PolicyRow:
 class PolicyTable:
     """``rewards`` are the columns of rewards, (key, label). A reward that no policy has is left out.
 
-    ``note`` says which policies have fewer prompts, and why a policy lacks a reward that others have.
+    ``note`` says why a policy lacks a reward that others have, ``fewer`` that checkpoints have fewer prompts.
     """
 
     rewards: list[tuple[str, str]]
     rows: list[PolicyRow]
     note: str
+    fewer: str
 
 
 def policies(run: Run) -> PolicyTable:
     rows = run.results["policies"]
     reason = next((reason for row in rows if (reason := row.get("implicit_reward_reason"))), "")
-    fewer = on_fewer_prompts(rows)
-    notes = (f"{fewer} prompts" if fewer else "", reason)
     return PolicyTable(
         [(key, label) for key, label in REWARDS.items() if any(r[key]["value"] is not None for r in rows)],
         [PolicyRow(row, policy_name(row["policy"]), arm_of(row["policy"]), row["kind"]) for row in rows],
-        " ".join(f"{note[:1].upper()}{note[1:]}." for note in notes if note),
+        f"{reason[:1].upper()}{reason[1:]}." if reason else "",
+        on_fewer_prompts([row for row in rows if row["kind"] != "base"]),  # the base policy is in no figure
     )
 
 
