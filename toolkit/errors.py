@@ -64,6 +64,16 @@ class DuelError(Exception):
             lines.append(f"  fix:   {self.fix}")
         return shown("\n".join(lines))
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook in place of a traceback, which would be of this package's own lines.
+
+        >>> print(*DuelError("no column", where="records", fix="name one")._render_traceback_())
+        DuelError: no column
+          where: records
+          fix:   name one
+        """
+        return [f"{type(self).__name__}: {self.render()}"]
+
 
 class RecipeError(DuelError):
     """A recipe, or a ``--set``, that cannot be run."""

@@ -59,6 +59,15 @@ def test_text_comes_back(text: str) -> None:
     assert encoder.decode(ids) == text
 
 
+def test_an_example_for_people_has_whole_characters() -> None:
+    encoder = TextEncoder(load_tokenizer(resolve("tiny")), conversational=False)
+    prompt, response = "I\u2019ll see \u00e9t\u00e9", "\u4f60\u597d \U0001f600"
+    shown = encoder.rendered(encoder.encode(prompt, [response], 50))
+    assert "".join(token["text"] for token in shown if not token["response"]) == prompt
+    assert "".join(token["text"] for token in shown if token["response"]).startswith(response)
+    assert [token["id"] for token in shown][:2] == encoder.prompt(prompt)[:2] and "" in [t["text"] for t in shown]
+
+
 def test_the_end_belongs_to_the_response_and_truncation_has_none(tokenizer: Any) -> None:
     texts = [" one two three four", " one", ""]
     bare = tokenizer(texts)["input_ids"]

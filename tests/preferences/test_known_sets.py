@@ -214,7 +214,7 @@ def test_rows_of_one_response_are_joined_by_their_prompt(tmp_path: Path) -> None
     ]
     assert [[pair[:3] for pair in pairs(row)] for row in data.rows] == [[(0, 1, 1.0)], [(0, 1, 0.5)]]
     assert (data.report.n_single, data.report.single_rows, data.report.n_unlabelled) == (1, (6,), 2)
-    assert "1 rows left out: no other row has a response to their prompt (first: 6)" in data.report.warnings()
+    assert "1 row left out: no other row has a response to the same prompt (first: 6)" in data.report.warnings()
 
 
 def test_equal_scores_of_chosen_and_rejected_are_counted(tmp_path: Path) -> None:

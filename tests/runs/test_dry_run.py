@@ -73,7 +73,7 @@ def test_findings_in_the_data_are_listed(tmp_path: Path) -> None:
     [finding] = described["findings"]
     assert (finding["kind"], finding["rows"]) == ("encoding", [8])
     [line] = [line for line in render(described).splitlines() if line.strip().startswith("encoding")]
-    assert "1 row " in line and finding["fix"] in line
+    assert "1 row: " in line and finding["fix"] in line
 
 
 def test_processes_count_in_the_steps(tmp_path: Path, described: dict[str, Any]) -> None:

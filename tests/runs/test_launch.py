@@ -59,6 +59,12 @@ def test_a_machine_that_no_main_machine_waits_for_is_refused(machines: str, rank
 FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
 
 
+def test_a_script_behind_the_options_is_refused() -> None:
+    for arguments in (["--num_processes", "2", "train.py"], ["train.py", "--num_processes", "2"]):
+        with pytest.raises(RecipeError, match=r"train\.py is no option of accelerate launch"):
+            launch_of(arguments)
+
+
 def test_what_the_arguments_say_about_sharding(tmp_path: Path) -> None:
     frees, keeps = {"reshard_after_forward": True}, {"reshard_after_forward": False}
     assert launch_of(FSDP2).sharding == frees

@@ -92,7 +92,7 @@ def test_the_readers_warnings_are_printed(tmp_path: Path) -> None:
     section = DataSection(source=str(source), eval_fraction=0.5)
     warnings = read_preferences(str(source)).report.warnings()
     assert any("left out: both responses are the same text" in text for text in warnings)
-    assert any("repeat the prompt" in text for text in warnings)
+    assert any("with the prompt at the start" in text for text in warnings)
     reporter = Lines()
     out = tmp_path / "out"
     out.mkdir()

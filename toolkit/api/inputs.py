@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -116,7 +116,7 @@ class Inputs:
 
 
 def quietly(function: Function) -> Function:
-    """The function without the progress bars of transformers and datasets, which have theirs again after it.
+    """The function without what transformers and datasets print, which they print again after it.
 
     Its errors name the caller's objects, not the files that they were written to.
     """
@@ -126,8 +126,8 @@ def quietly(function: Function) -> Function:
         of_call: list[dict[str, str]] = []
         token = _OF_CALL.set(of_call)
         try:
-            with library_bars() as hide:
-                hide()
+            with quiet_libraries() as hush:
+                hush()
                 return function(*args, **options)
         except DuelError as error:
             for names in of_call:
@@ -140,11 +140,11 @@ def quietly(function: Function) -> Function:
 
 
 @contextmanager
-def library_bars() -> Iterator[Callable[[], None]]:
-    """A function that hides the progress bars of transformers and datasets until the end of the context."""
+def quiet_libraries() -> Iterator[Callable[[], None]]:
+    """A function that hides progress bars and warnings of transformers and datasets until the end of the context."""
     shown_again: list[Callable[[], Any]] = []
 
-    def hide() -> None:
+    def hush() -> None:
         import datasets
         import transformers
 
@@ -155,9 +155,11 @@ def library_bars() -> Iterator[Callable[[], None]]:
         if not datasets.are_progress_bars_disabled():
             datasets.disable_progress_bars()
             shown_again.append(datasets.enable_progress_bars)
+        shown_again.append(partial(logs.set_verbosity, logs.get_verbosity()))
+        logs.set_verbosity_error()  # type: ignore[no-untyped-call]
 
     try:
-        yield hide
+        yield hush
     finally:
         for show in shown_again:
             show()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.api.inputs import Data, Inputs, library_bars, one_of, quietly
+from toolkit.api.inputs import Data, Inputs, one_of, quiet_libraries, quietly
 from toolkit.api.results import Result
 from toolkit.progress import Reporter
 from toolkit.report.sheets import result_sheets
@@ -53,8 +53,8 @@ def run(
     sets, folder = _sets_and_folder(recipe, settings, data, out)
     loaded = load_recipe(str(recipe), sets)
     command = ["python", "-c", f"from toolkit import run; run({str(recipe)!r}, settings={dict(settings or {})!r})"]
-    with library_bars() as hide:
-        options = pipeline.RunOptions(until=until, only=only, force=force, command=command, before_stage=hide)
+    with quiet_libraries() as hush:
+        options = pipeline.RunOptions(until=until, only=only, force=force, command=command, before_stage=hush)
         manifest = pipeline.run(loaded, folder, reporter or Reporter(), options)
     facts = {"out": str(folder), "status": manifest["status"]}
     if "evaluate" not in manifest["stages"]:

@@ -74,6 +74,8 @@ def check(ctx: click.Context, /, data: str, model: str, as_json: bool, **options
         data, model, CheckOptions(source, limits, chat_template=str(template) if template else None, **options)
     )
     emit(result.as_dict()) if as_json else say(wrapped(str(result)))
+    if not (as_json or result.n_refused):
+        say(wrapped(f"\nNext: a recipe with data.source: {data} (duel recipes copy quickstart mine.yaml)"))
     if result.n_refused:
         raise DataError(
             f"duel run refuses this data for {counted(result.n_refused, 'row')}",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from toolkit.cli.options import FORCE, JSON, PATH, complete_runs, emit, quiet_libraries, reporter_of, say
+from toolkit.cli.options import FORCE, JSON, PATH, complete_runs, emit, reporter_of, say
 
 
 @click.command()
@@ -98,7 +98,7 @@ def rerun(ctx: click.Context, /, manifest: Path, out: Path | None, launch: tuple
     from toolkit.runs.pipeline import RunOptions
     from toolkit.runs.rerun import rerun as run_again
 
-    options = RunOptions(launch=launch, command=["duel", *sys.argv[1:]], before_stage=quiet_libraries)
+    options = RunOptions(launch=launch, command=["duel", *sys.argv[1:]])
     compared = run_again(manifest, out, reporter_of(ctx), options)
     emit(compared) if as_json else print(rerun_tables(compared))
 
@@ -125,7 +125,6 @@ def push(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     from toolkit.runs.push import push_run
 
     reporter = reporter_of(ctx)
-    quiet_libraries()
     pushed = push_run(reporter=reporter, **options)
     lines = (f"{artifact:14} {place}" for artifact, place in pushed.items())
     emit({"pushed": pushed}) if as_json else say("\n".join(lines))

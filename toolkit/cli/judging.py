@@ -18,7 +18,6 @@ from toolkit.cli.options import (
     SEED_RANGE,
     WITH_TEXT,
     emit,
-    quiet_libraries,
     reporter_of,
     say,
 )
@@ -59,7 +58,6 @@ def judge(
     if human == bool(judge):
         raise click.UsageError("name a judge with --judge, or ask people with --human")
     reporter = reporter_of(ctx)
-    quiet_libraries()
     outputs, asking = take(JudgedFiles, {**options, "files": files}), judge_options(options)
     for name in ("policy", "baseline", "limit"):
         options.pop(name)

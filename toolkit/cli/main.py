@@ -19,7 +19,7 @@ from typing import NoReturn
 import click
 
 from toolkit.cli import check, folders, judging, measure, reward_models, run, study
-from toolkit.cli.options import JSON_HELP, Group, common
+from toolkit.cli.options import JSON_HELP, Group, common, quiet_libraries
 from toolkit.errors import EXIT_CODE_FILE, LAUNCHER_FILE, DuelError, Terminated, shown
 
 # What libraries say of a full disk in errors of their own: the system, torch's writer of checkpoints (twice), SQLite.
@@ -38,6 +38,7 @@ def cli(ctx: click.Context, debug: bool, quiet: bool, as_json: bool) -> None:
 
     The options -q, --debug and --json can stand before or after a command.
     """
+    quiet_libraries()  # before any of them is imported
     ctx.obj = {"debug": debug, "quiet": quiet, "json": as_json}
 
 

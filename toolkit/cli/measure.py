@@ -20,7 +20,6 @@ from toolkit.cli.options import (
     Decorator,
     emit,
     group,
-    quiet_libraries,
     reporter_of,
     say,
 )
@@ -208,7 +207,6 @@ def rewards(ctx: click.Context, /, launch: tuple[str, ...], as_json: bool, **opt
     from toolkit.measure.rewards import RewardOptions, implicit_rewards
 
     reporter = reporter_of(ctx)
-    quiet_libraries()
     summary = implicit_rewards(
         options.pop("policy"),
         options.pop("reference"),
@@ -241,7 +239,6 @@ def score(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     from toolkit.measure.reading import ReadingOptions
 
     reporter = reporter_of(ctx)
-    quiet_libraries()
     reading, scoring = take(ReadingOptions, options), take(ScoringOptions, options)
     summary = explicit_rewards(options.pop("rm"), options.pop("data"), reading, scoring, reporter=reporter, **options)
     emit(summary) if as_json else say(rewards_table(summary))
@@ -281,7 +278,6 @@ def compare(ctx: click.Context, /, as_json: bool, policies: tuple[str, ...], **o
     if len(policies) < 2:
         raise click.UsageError("name at least two policies to compare")
     reporter = reporter_of(ctx)
-    quiet_libraries()
     asking, params = judge_options(options), sampling_params("samples_per_prompt", options)
     selection, judges = take(PromptSelection, options), options.pop("judges")
     results = compare_policies(policies, judges, selection, params, asking, reporter=reporter, **options)
@@ -332,7 +328,6 @@ def label(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     from toolkit.measure.sampling import PolicySampler
 
     reporter = reporter_of(ctx)
-    quiet_libraries()
     selection, params = take(PromptSelection, options), sampling_params("k", options)
     asking, principles = judge_options(options), options.pop("principles")
     labelling = Labelling(
@@ -382,7 +377,6 @@ def simulate(ctx: click.Context, /, as_json: bool, policy: str | None, annotator
 
     reporter = reporter_of(ctx)
     people = read_annotators(annotators) if annotators is not None else list(ANNOTATORS)
-    quiet_libraries()
     selection, params = take(PromptSelection, options), sampling_params("k", options)
     model = ModelSection(dtype=options.pop("dtype"))
     sampler = None

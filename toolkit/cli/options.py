@@ -75,28 +75,27 @@ def _also_before(ctx: click.Context, parameter: click.Parameter, value: bool) ->
 
 
 def reporter_of(ctx: click.Context) -> Reporter:
-    """The reporter of a command, which shows our notes; the libraries are told to be quiet."""
+    """The reporter of a command, which shows our notes."""
     from toolkit.progress import Reporter, show_notes
 
     reporter = Reporter(quiet=ctx.obj["quiet"])
-    # What the libraries print is for their developers.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("DATASETS_VERBOSITY", "error")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     show_notes(reporter)
     return reporter
 
 
 def quiet_libraries() -> None:
-    """Import transformers and datasets without their progress bars: ours say how long things take."""
-    import datasets
-    import transformers
+    """Libraries that are imported from now on show no progress bars, and of messages only errors.
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    datasets.disable_progress_bars()
+    What they print is for their developers, and our bars say how long things take. Processes that a command starts
+    inherit it. A variable that the user has set stays.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers asks huggingface_hub
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
 
 
 def emit(document: Any) -> None:

@@ -8,7 +8,7 @@ import click
 
 from toolkit.cli.check import known_column
 from toolkit.cli.measure import DTYPE, SCORED_DATA
-from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, SEED, SPLIT, emit, quiet_libraries, reporter_of, say
+from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, SEED, SPLIT, emit, reporter_of, say
 
 
 @click.command("filter")
@@ -55,7 +55,6 @@ def filter_command(ctx: click.Context, /, rm: str | None, judge: str | None, as_
     if bool(rm) == bool(judge):
         raise click.UsageError("name a reward model with --rm, or a judge with --judge")
     reporter = reporter_of(ctx)
-    quiet_libraries()
     options["columns"] = dict(map(known_column, options["columns"]))
     filtering, scoring = take(FilterOptions, options), take(ScoringOptions, options)
     data = options.pop("data")
@@ -109,7 +108,6 @@ def rm_card(
     if (data is None) == (steps is None):
         raise click.UsageError("name preference data with --data, or labelled steps with --steps")
     reporter = reporter_of(ctx)
-    quiet_libraries()
     asked, reading, scoring = take(CardOptions, options), take(ReadingOptions, options), take(ScoringOptions, options)
     if steps is not None:
         card = step_card(model, steps, asked, reading, scoring, reporter=reporter, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ from toolkit.cli.options import (
     complete_recipes,
     complete_stages,
     emit,
-    quiet_libraries,
     reporter_of,
     say,
     wrapped,
@@ -80,7 +80,6 @@ def run(
     if dry_run:
         from toolkit.runs.dry_run import describe, render
 
-        quiet_libraries()
         described = describe(loaded, out, options["launch"])
         if as_json:
             emit({**described, **estimated})
@@ -89,7 +88,7 @@ def run(
         say(wrapped(plan) + heading + example)
         return
     command = ["duel", *sys.argv[1:]]
-    manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command, before_stage=quiet_libraries))
+    manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command))
     results = read_document(out / RESULTS_FILE) if manifest["status"] == "done" else {}
     study = next_study(recipe, loaded.recipe.study is not None)
     accuracy = None
@@ -114,7 +113,6 @@ def _estimated(loaded: LoadedRecipe, out: Path, options: Mapping[str, Any], *, s
     """``{"estimate": ...}`` of what is left of a run, which is shown, too."""
     from toolkit.runs.estimate import estimate, render
 
-    quiet_libraries()
     estimated = estimate(loaded, out, **{name: options[name] for name in ("only", "until", "force")})
     if show:
         say(render(loaded.recipe.name, estimated) + "\n")
@@ -140,7 +138,9 @@ def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
     changed = sum(origin != "default" for origin in loaded.origins.values())
     say(f"{loaded.recipe.name}: valid, {len(flat(loaded.recipe))} settings, {changed} of them not defaults")
     for difference in differences:
-        say(f"  note: {difference.sentence}")
+        say(wrapped(f"  note: {difference.sentence}"))
+    given = [word for text in sets for word in ("--set", text)]
+    say(wrapped(f"Next: {shlex.join(['duel', 'run', recipe, *given, '--dry-run'])}"))
 
 
 @click.command()
@@ -195,7 +195,8 @@ def recipes_copy(name: str, target: Path | None, force: bool) -> None:
     """Copy a recipe to TARGET (default NAME.yaml), to edit it."""
     from toolkit.recipe.files import copy_recipe
 
-    say(copy_recipe(name, target or Path(f"{name}.yaml"), force))
+    copied = copy_recipe(name, target or Path(f"{name}.yaml"), force)
+    say(f"{copied}\nNext: edit it, then duel validate {shlex.quote(str(copied))}")
 
 
 @click.command()
@@ -245,7 +246,7 @@ def sweep(
     out = out or Path("runs") / f"{load_recipe(recipe, sets).recipe.name}-sweep"
     planned = Sweep(recipe, sets, out=out, **options)
     resources = TaskResources(ray_cpus, ray_gpus, ray_memory)
-    rows = run_sweep(planned, reporter_of(ctx), engine=engine, resources=resources, before_stage=quiet_libraries)
+    rows = run_sweep(planned, reporter_of(ctx), engine=engine, resources=resources)
     emit({"runs": rows}) if as_json else say(sweep_table(rows))
 
 

@@ -16,7 +16,6 @@ from toolkit.cli.options import (
     SET,
     complete_recipes,
     emit,
-    quiet_libraries,
     reporter_of,
     say,
     wrapped,
@@ -114,7 +113,6 @@ def _of_recipe(
     if dry_run:
         from toolkit.runs.study.dry_run import describe, render
 
-        quiet_libraries()
         described = describe(plan)
         emit(described) if as_json else say(wrapped(render(described)))
         return
@@ -123,9 +121,7 @@ def _of_recipe(
 
     engine, resources = on_ray[0], TaskResources(*on_ray[1])
     command = ["duel", *sys.argv[1:]]
-    document = run_study(
-        plan, reporter, engine=engine, resources=resources, command=command, before_task=quiet_libraries
-    )
+    document = run_study(plan, reporter, engine=engine, resources=resources, command=command)
     if as_json:
         emit(document)
         return

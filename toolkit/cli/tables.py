@@ -39,7 +39,7 @@ def result_tables(results: Mapping[str, Any]) -> str:
 
 def _filled(text: str) -> str:
     """A note or a warning in lines of a terminal of 80 columns."""
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def held_out_line(accuracy: Mapping[str, Any]) -> str:

@@ -84,7 +84,7 @@ def _function(spec: str) -> Callable[..., Any]:
         raise RecipeError(
             f"the judge's module cannot be imported: {_described(error)}",
             where=where,
-            fix="name it as python:MODULE:FUNCTION, with the module on PYTHONPATH",
+            fix="name it as python:MODULE:FUNCTION, with the module on PYTHONPATH (PYTHONPATH=. for this folder)",
         ) from error
     file = getattr(module, "__file__", None) or "the interpreter"
     function = getattr(module, name, None)

@@ -17,6 +17,8 @@ from toolkit.models.special_tokens import SpecialTokens, mostly_together
 from toolkit.models.tokenizer import require_chat_template, response_end
 from toolkit.preferences.rows import Prompt, readable
 
+NOT_WHOLE = "\ufffd"  # what a decoder writes for bytes that are no whole character
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -252,12 +254,24 @@ class TextEncoder:
         return self._joiner.decode(ids).removeprefix(self.lead)
 
     def rendered(self, encoded: Encoded) -> list[dict[str, Any]]:
-        """For people: the tokens of the prompt and the first response, each with whether the loss sees it."""
-        tokens = [(i, False) for i in encoded.tree.prompt_ids] + [(i, True) for i in encoded.tree.response_ids[0]]
+        """For people: the tokens of the prompt and the first response, each with whether the loss sees it.
+
+        A token that ends inside a character has no text: the next one has the character.
+        """
         return [
-            {"id": i, "text": self._joiner.decode([i], skip_special_tokens=False), "response": flag}
-            for i, flag in tokens
+            {"id": i, "text": text, "response": response}
+            for ids, response in ((encoded.tree.prompt_ids, False), (encoded.tree.response_ids[0], True))
+            for i, text in zip(ids, self._token_texts(ids), strict=True)
         ]
+
+    def _token_texts(self, ids: Sequence[int]) -> list[str]:
+        texts, begun = list[str](), 0  # where the character begins that is not whole
+        for end in range(1, len(ids) + 1):
+            text = self._joiner.decode(ids[begun:end], skip_special_tokens=False)
+            inside = text.endswith(NOT_WHOLE) and end < len(ids)
+            texts.append("" if inside else text)
+            begun = begun if inside else end
+        return texts
 
 
 def text_encoder(

@@ -87,18 +87,19 @@ class DataReport:
         return data_warnings(self.to_dict())
 
 
+# What is said of one, and of several: "row|rows".
 _WARNINGS = {
-    "n_empty": "rows left out: a prompt or response is empty",
-    "n_unparsable": "rows left out: their responses share no prompt",
-    "n_single": "rows left out: no other row has a response to their prompt",
-    "n_equal_scores": "rows have the same score for the chosen and the rejected response, and are read as wins",
-    "n_identical": "comparisons left out: both responses are the same text",
-    "n_duplicates": "rows are equal to an earlier one",
-    "n_contradictions": "pairs are judged both ways by the same annotator (or without one)",
-    "n_unlabelled": "judgements are missing",
-    "n_multi_turn": "rows have later turns inside a response",
-    "n_booleans": "rows hold a boolean in the place of a text, read as 'True' or 'False'",
-    "n_prompt_repeated": "rows repeat the prompt at the start of every response, so it will be there twice",
+    "n_empty": "row|rows left out: a prompt or response is empty",
+    "n_unparsable": "row|rows left out: the responses share no prompt",
+    "n_single": "row|rows left out: no other row has a response to the same prompt",
+    "n_equal_scores": "row|rows with one score for the chosen and the rejected response, read as wins",
+    "n_identical": "comparison|comparisons left out: both responses are the same text",
+    "n_duplicates": "row|rows equal to an earlier one",
+    "n_contradictions": "pair|pairs judged both ways by the same annotator (or without one)",
+    "n_unlabelled": "judgement|judgements missing",
+    "n_multi_turn": "row|rows with later turns inside a response",
+    "n_booleans": "row|rows with a boolean in the place of a text, read as 'True' or 'False'",
+    "n_prompt_repeated": "row|rows with the prompt at the start of every response, so it will be there twice",
 }
 
 
@@ -107,16 +108,23 @@ def data_warnings(report: Mapping[str, Any]) -> list[str]:
 
     >>> data_warnings({"n_empty": 2, "empty_rows": [3, 8], "n_ties": 5})
     ['2 rows left out: a prompt or response is empty (first: 3, 8)']
+    >>> data_warnings({"n_identical": 1})
+    ['1 comparison left out: both responses are the same text']
     """
     sentences = []
     for name, text in _WARNINGS.items():
         if report.get(name):
             rows = report.get(f"{name.removeprefix('n_')}_rows", ())
             first = f" (first: {', '.join(map(str, rows))})" if rows else ""
-            sentences.append(f"{report[name]:,} {text}{first}")
+            sentences.append(f"{_number_of(report[name], text)}{first}")
     for name, n in (report.get("unseen") or {}).items():
-        sentences.append(f"{n:,} rows hold {name}, which no model here sees: only text is read")
+        sentences.append(_number_of(n, f"row|rows with {name}, which no model here sees: only text is read"))
     return sentences
+
+
+def _number_of(n: int, text: str) -> str:
+    one, _, rest = text.partition("|")
+    return f"{n:,} {one} {rest.partition(' ')[2]}" if n == 1 else f"{n:,} {rest}"
 
 
 @dataclass(frozen=True)

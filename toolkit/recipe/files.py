@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -67,9 +69,10 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def summary_of(path: Path) -> str:
-    """What a recipe is for: the first line of its comments."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
+    """What a recipe is for: the first sentence of its comments."""
+    comments = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.lstrip("# ").strip() for line in comments)
+    return re.split(r"(?<=[.])\s+(?=[A-Z`])", text)[0]
 
 
 def find_recipe(name_or_path: str) -> Path:

@@ -263,11 +263,11 @@ def render(described: dict[str, Any]) -> str:
     if described["findings"]:
         lines.append("\nfindings in the data (duel check shows rows and examples):")
     for finding in described["findings"]:
-        lines.append(f"  {finding['kind']:20}{counted(finding['n_rows'], 'row'):>12}  {finding['fix']}")
+        lines.append(f"  {finding['kind']}, {counted(finding['n_rows'], 'row')}: {finding['fix']}")
     lines.append("")
     lines += [difference["sentence"] for difference in described["arm_differences"] if difference["differs"]]
     memory = described["memory_gib"]
-    parts = ", ".join(f"{name} {size}" for name, size in memory.items() if name != "total")
+    parts = ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in memory.items() if name != "total")
     lines.append(f"\nmemory: about {memory['total']} GiB ({parts})")
     text = "".join(f"[{token['text']}]" if token["response"] else token["text"] for token in described["example"])
     lines.append(f"\nfirst training example, response tokens in brackets:\n{text}")

@@ -98,16 +98,12 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """One task after the other, in this process. ``before_task`` is called before a task's code is imported."""
-
-    def __init__(self, before_task: Callable[[], None] = lambda: None) -> None:
-        self.before_task = before_task
+    """One task after the other, in this process."""
 
     def run(self, label: str, tasks: Sequence[Task], reporter: Reporter, *, retries: int = 0) -> list[Outcome]:
         outcomes = []
         with reporter.task(label, len(tasks)) as progress:
             for task in tasks:
-                self.before_task()
                 outcomes.append(self._attempt(task, reporter, retries))
                 progress.advance(note=task.label)
         return outcomes
@@ -189,9 +185,7 @@ def _in_worker(function: Callable[..., Any], arguments: tuple[Any, ...], cwd: Pa
 
 
 @contextmanager
-def engine_of(
-    name: str, before_task: Callable[[], None] = lambda: None, resources: TaskResources | None = None
-) -> Iterator[Engine]:
+def engine_of(name: str, resources: TaskResources | None = None) -> Iterator[Engine]:
     """The engine of that name: ``local``, or ``ray``.
 
     ``RAY_ADDRESS`` names a Ray cluster, whose nodes must see the folders under the same paths; without it Ray starts on
@@ -203,7 +197,7 @@ def engine_of(
             raise RecipeError(
                 "tasks ask for resources on Ray alone", where="--ray-cpus, --ray-gpus, --ray-memory", fix="--engine ray"
             )
-        yield LocalEngine(before_task)
+        yield LocalEngine()
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

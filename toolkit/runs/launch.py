@@ -48,8 +48,8 @@ def launch_of(arguments: Sequence[str]) -> Launch:
     """What ``accelerate launch`` does with these arguments; one process without any.
 
     As there, the arguments come before the configuration file, and that comes before the number of GPUs. Raises
-    RecipeError where the configuration file is not there or cannot be read, a number is out of range, or the processes
-    would work in a way that duel does not know (DeepSpeed, FSDP 1, and others).
+    RecipeError where an argument is no option, the configuration file is not there or cannot be read, a number is out
+    of range, or the processes would work in a way that duel does not know (DeepSpeed, FSDP 1, and others).
     """
     if not arguments:
         return Launch()
@@ -58,6 +58,9 @@ def launch_of(arguments: Sequence[str]) -> Launch:
     from accelerate.commands.launch import launch_command_parser
 
     parsed = launch_command_parser().parse_args([*arguments, "script"])
+    if parsed.training_script_args:
+        what = f"{parsed.training_script} is no option of accelerate launch"
+        raise RecipeError(what, where="behind --", fix="options alone: duel itself is what is launched")
     number = parsed.num_processes
     file = Path(parsed.config_file or default_config_file)
     if parsed.config_file and not file.is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -80,12 +80,10 @@ def run_sweep(
     *,
     engine: str = "local",
     resources: TaskResources | None = None,
-    before_stage: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Run every job, one after the other or (``engine="ray"``) at once; returns the rows of ``sweep.json``.
 
-    ``resources`` are those of a task on Ray. ``before_stage`` is that of
-    :class:`toolkit.runs.pipeline.RunOptions`. Raises what a run raises.
+    ``resources`` are those of a task on Ray. Raises what a run raises.
     """
     jobs = sweep.jobs()
     sweep.out.mkdir(parents=True, exist_ok=True)
@@ -93,18 +91,16 @@ def run_sweep(
         with engine_of(engine, resources=resources) as running:
             if engine == "ray":
                 compute_on_ray(jobs, running, reporter)
-        return _run_jobs(sweep, jobs, reporter, before_stage)
+        return _run_jobs(sweep, jobs, reporter)
 
 
-def _run_jobs(
-    sweep: Sweep, jobs: Sequence[Job], reporter: Reporter, before_stage: Callable[[], None]
-) -> list[dict[str, Any]]:
+def _run_jobs(sweep: Sweep, jobs: Sequence[Job], reporter: Reporter) -> list[dict[str, Any]]:
     """What :func:`run_sweep` does while it holds the sweep's folder."""
     rows = []
     for number, job in enumerate(jobs, start=1):
         reporter.line(f"run {number} of {len(jobs)}: {job.label}")
         command = ["duel", "sweep", job.label]
-        options = RunOptions(reuse=others_of(job, jobs), command=command, before_stage=before_stage)
+        options = RunOptions(reuse=others_of(job, jobs), command=command)
         pipeline.run(job.loaded, job.folder, reporter, options)
         results = read_document(job.folder / RESULTS_FILE)
         rows.append(

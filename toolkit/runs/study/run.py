@@ -7,7 +7,7 @@ scores; ``study.json`` and ``report.html`` with what they say. A second call goe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
@@ -45,15 +45,14 @@ def run_study(
     engine: str = "local",
     resources: TaskResources | None = None,
     command: Sequence[str] = (),
-    before_task: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run what is not there yet, and return ``study.json``.
 
-    ``before_task`` is called before a stage's code is imported. Raises what a run raises; RecipeError where every trial
-    of an arm failed; DataError where the held-out prompts do not make two splits.
+    Raises what a run raises; RecipeError where every trial of an arm failed; DataError where the held-out prompts do
+    not make two splits.
     """
     with remote_code(plan.base.recipe.model.trust_remote_code):
-        return _run_study(plan, reporter, engine, resources, command, before_task)
+        return _run_study(plan, reporter, engine, resources, command)
 
 
 def _run_study(
@@ -62,17 +61,15 @@ def _run_study(
     engine: str,
     resources: TaskResources | None,
     command: Sequence[str],
-    before_task: Callable[[], None],
 ) -> dict[str, Any]:
     started = time.time()
     trials, sft_trials = plan.trials(), plan.sft_trials()
     plan.control_trials({arm: next(trial for trial in trials if trial.arm == arm) for arm in ARMS})  # are they valid?
-    with RunFolder(plan.out).lock(), engine_of(engine, before_task, resources) as running:
+    with RunFolder(plan.out).lock(), engine_of(engine, resources) as running:
         write_text(plan.out / RECIPE_FILE, resolved_yaml(plan.base))
         _write_trials(plan, [*sft_trials, *trials], started)
         reporter = Reporter(stage="study", log=RunLog(plan.out), display=reporter.display)
         first = sft_trials[0]
-        before_task()
         pipeline.run(first.loaded, first.folder, reporter, RunOptions(target="data", say_reused=False, command=command))
         held, rows = held_out(first.folder / "data", plan)
         judges = judges_of(plan, rows)
