@@ -12,7 +12,9 @@ from scipy import stats
 from support.small_models import adapter
 from transformers import AutoModelForCausalLM, MambaConfig
 
-from toolkit.engine.sampling import SampledResponse, SamplingParams, draw, generate, sample_responses, uniforms
+from toolkit.engine import decoding
+from toolkit.engine.decoding import draw
+from toolkit.engine.sampling import SampledResponse, SamplingParams, generate, sample_responses, uniforms
 from toolkit.models.load import load_policy
 from toolkit.models.tokenizer import eos_ids, load_tokenizer, response_end
 from toolkit.recipe.schema import ModelSection
@@ -186,6 +188,25 @@ def test_the_same_tokens_as_whole_forward_passes(tiny: Any) -> None:
     expected = [naive(tiny, prompt, key, ends) for prompt, key in zip(prompts, keys, strict=True)]
     assert 5 <= sum(s.truncated for s in expected) <= 25
     assert sample(tiny, prompts, keys, eos_ids=ends) == expected
+
+
+@pytest.mark.parametrize("every", [3, 100])
+def test_rows_that_ended_unseen_are_cut_off(tiny: Any, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """A GPU is asked for the rows that ended after so many tokens: until then they draw on."""
+    prompts = [ids for ids in PROMPTS for _ in range(5)]
+    keys = [(1, i) for i in range(len(prompts))]
+    ends = sorted({s.ids[k] for s in sample(tiny, prompts, keys, eos_ids=[2047]) for k in (1, 4)})[:8]
+    passes: list[int] = []
+    hook = tiny.lm_head.register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    try:
+        expected = sample(tiny, prompts, keys, eos_ids=ends)
+        rows_of_every_token, passes[:] = list(passes), []
+        monkeypatch.setitem(decoding.LOOK_EVERY, "cpu", every)
+        assert sample(tiny, prompts, keys, eos_ids=ends) == expected
+    finally:
+        hook.remove()
+    assert len({len(response.ids) for response in expected}) > 2
+    assert sum(passes) > sum(rows_of_every_token)
 
 
 def test_eager_attention_stays_what_the_model_trains_with(tiny_ref: Any, tiny: Any) -> None:
