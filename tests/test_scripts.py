@@ -215,10 +215,11 @@ def test_the_gpu_bench_counts_weights_flops_and_bytes() -> None:
     assert gpu.case_flops("dpo", shape, load) == 3 * load.pairs * pair == 1.5 * gpu.case_flops("rewards", shape, load)
     assert gpu.case_tokens("dpo", load) == load.pairs * 2 * (load.prompt + load.response)
 
-    # Two steps of one row: the weights twice, and a cache of 5 and 6 tokens, with a key and a value in every layer.
+    # The last two of four steps of one row: the weights twice, and a cache of 7 and 8 tokens, with a key and a value in
+    # every layer.
     short = dataclasses.replace(load, sampled=1, sampled_prompt=4, new_tokens=2)
     of_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * 2
-    read = 2 * 2 * (shape.linear + shape.unembedding) + (5 + 6) * of_token
+    read = 2 * 2 * (shape.linear + shape.unembedding) + (7 + 8) * of_token
     assert gpu.decoding_floor(shape, short, bandwidth=10.0) == read / 10
 
 
@@ -233,14 +234,17 @@ def test_the_gpu_bench_says_what_it_left_out_and_compares_the_rest() -> None:
             ("dpo", "trl", {"seconds": 2.5, "peak_gib": 40.0}),
             ("ppo", "duel", {"seconds": 1.0, "peak_gib": 10.0}),
             ("ppo", "trl-ppo", {"skipped": "the time budget is spent"}),
-            ("sampling", "duel", {"seconds": 1.0, "peak_gib": 10.0}),
+            ("sampling", "duel", {"seconds": 1.0, "peak_gib": 10.0, "whole_seconds": 2.5}),
+            ("sampling_growing", "duel", {"seconds": 4.0, "peak_gib": 10.0, "whole_seconds": 10.0}),
         ]
     ]
     floor = gpu.decoding_floor(gpu.SHAPES["1"], gpu.Load(), 4.3e12)
     assert gpu.ratios(rows) == {
         "times TRL, dpo, 1 B": [2.5],
         "of TRL's peak memory, dpo, 1 B": [0.25],
-        "times the bandwidth floor, 1 B": [round(1 / floor, 2)],
+        "times the bandwidth floor, sampling, 1 B": [round(1 / floor, 2)],
+        "times the bandwidth floor, sampling_growing, 1 B": [round(4 / floor, 2)],
+        "times sampling with tensors that grow, 1 B": [4.0],
     }
     assert rows[0]["mfu"] == pytest.approx(gpu.case_flops("dpo", gpu.SHAPES["1"], gpu.Load()) / 989e12, rel=0.01)
     assert rows[3] == {"case": "ppo", "size": "1", "peer": "trl-ppo", "skipped": "the time budget is spent"}
@@ -254,9 +258,10 @@ def test_the_gpu_bench_runs_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     rows = {(row["case"], row["peer"]): row for row in json.loads(out.read_text())["cases"]}
     assert rows["correctness", "duel"]["right"] is True
-    for case in ("rewards", "dpo", "reward_model", "ppo", "sampling"):
+    for case in ("rewards", "dpo", "reward_model", "ppo", "sampling", "sampling_growing"):
         assert rows[case, "duel"]["tokens_per_s"] > 0 and rows[case, "duel"]["peak_gib"] > 0, case
     assert rows["dpo", "trl"]["mfu"] > 0 and rows["reward_model", "trl"]["mfu"] > 0
+    assert rows["sampling", "duel"]["refused"] is False
     assert "ppo" in rows["ppo", "trl-ppo"]["skipped"]  # the installed TRL has none
     assert all("seconds" in row["tree"] and "gib" in row["causal_training"] for row in rows["rows", "duel"]["rows"])
 

@@ -24,6 +24,8 @@ Formulas. P: weights of the linear layers; tokens of a tree: each token once, it
     PPO        of a rollout: its generation, reference and reward (three forwards), one forward before the first update,
                and a LoRA step for each inner epoch
     MFU        FLOPs of the case, so counted for every peer, over seconds and --peak-tflops
+    sampling   with fixed shapes and a CUDA graph; sampling_growing: with tensors that grow by a token at a time.
+               seconds: of the second half of the responses; whole_seconds: with prompts and graph
     floor      of a decoding step: (bytes of weights and unembedding + bytes of the rows' cache) over --bandwidth-tbs
 tokens/s counts prompt and response of each row, as a computation without trees has them, for every peer.
 """
@@ -111,7 +113,7 @@ class Load:
     rows: tuple[int, ...] = (1024, 4096, 16_384)
 
 
-TINY = Load(2, 12, 8, 4, 4, 2, 3, 4, 12, 8, (64, 128))
+TINY = Load(2, 12, 8, 4, 4, 2, 3, 4, 12, 16, (64, 128))
 
 
 def causal_pairs(n: int, before: int = 0) -> int:
@@ -146,10 +148,13 @@ def case_tokens(case: str, load: Load) -> int:
 
 
 def decoding_floor(shape: Shape, load: Load, bandwidth: float) -> float:
-    """Seconds in which ``bandwidth`` bytes a second read all that decoding a batch must read, without the prompts."""
+    """Seconds in which ``bandwidth`` bytes a second read all that the second half of the responses must read.
+
+    A response has twice ``new_tokens``.
+    """
     weights = (shape.linear + shape.unembedding) * BYTES
     of_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * BYTES
-    contexts = sum(load.sampled_prompt + step for step in range(1, load.new_tokens + 1))
+    contexts = sum(load.sampled_prompt + step for step in range(load.new_tokens + 1, 2 * load.new_tokens + 1))
     return (load.new_tokens * weights + load.sampled * contexts * of_token) / bandwidth
 
 
@@ -280,7 +285,7 @@ class Peers:
             self._stop(peer)
 
 
-CASES = ("correctness", "sampling", "dpo", "reward_model", "ppo", "rewards", "rows")
+CASES = ("correctness", "sampling", "sampling_growing", "dpo", "reward_model", "ppo", "rewards", "rows")
 PEER_OF = {"dpo": "trl", "reward_model": "trl", "ppo": "trl-ppo"}
 
 
@@ -310,7 +315,7 @@ def figures(case: str, size: str, answer: Mapping[str, Any], args: argparse.Name
     if "seconds" not in answer:
         return dict(answer)
     shape, load, seconds = SHAPES[size], load_of(size), answer["seconds"]
-    if case == "sampling":
+    if case.startswith("sampling"):
         floor = decoding_floor(shape, load, args.bandwidth_tbs * 1e12)
         speed = load.sampled * load.new_tokens / seconds
         derived = {"ms_per_step": round(1000 * seconds / load.new_tokens, 3), "times_floor": round(seconds / floor, 2)}
@@ -329,8 +334,13 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
             measured.setdefault((row["case"], row["size"], row["peer"]), []).append(row)
     values: dict[str, list[float]] = {}
     for (case, size, peer), turns in measured.items():
-        if peer == "duel" and case == "sampling":
-            values[f"times the bandwidth floor, {size} B"] = [turn["times_floor"] for turn in turns]
+        if case.startswith("sampling"):
+            values[f"times the bandwidth floor, {case}, {size} B"] = [turn["times_floor"] for turn in turns]
+        if case == "sampling":
+            growing = measured.get(("sampling_growing", size, peer), [])
+            values[f"times sampling with tensors that grow, {size} B"] = [
+                round(b["whole_seconds"] / a["whole_seconds"], 3) for a, b in zip(turns, growing, strict=False)
+            ]
         theirs = measured.get((case, size, PEER_OF.get(case, "")), [])
         if peer == "duel" and theirs:
             turn_pairs = list(zip(turns, theirs, strict=False))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support.ppo_models import LORA_CONFIG, SECTION, changed
-from support.small_models import Trees, assert_same, classifier, llama, loss_of, oracle, score_oracle
+from support.small_models import Trees, adapter, assert_same, classifier, llama, loss_of, oracle, score_oracle
 
 from toolkit.engine.engine import Engine
 from toolkit.engine.fast import speedups
@@ -73,6 +73,22 @@ def test_samples_do_not_depend_on_the_batch_nor_on_the_device(tiny: Any, new_tin
     whole = generate(on_gpu, prompts, keys, params, **settings)
     assert generate(on_gpu, prompts, keys, replace(params, batch_size=1), **settings) == whole
     assert generate(tiny, prompts, keys, params, **settings) == whole
+
+
+def test_a_graph_gives_the_tokens_of_decoding_without(
+    new_tiny: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two batches, of which the second replays the first one's graph; some rows end early."""
+    model = adapter(new_tiny()).cuda()
+    prompts = [[5 + i % 7] * (1 + i % 5) + [9, 300] for i in range(20)]
+    keys, params = [(i,) for i in range(20)], SamplingParams(40, batch_size=12, fixed_shapes=False)
+    settings: dict[str, Any] = {"pad_id": 0, "dtype": torch.float32}
+    free = generate(model, prompts, keys, params, stop_token_ids=[2047], **settings)
+    stop = sorted({response.ids[10] for response in free})[:4]
+    expected = generate(model, prompts, keys, params, stop_token_ids=stop, **settings)
+    graph = generate(model, prompts, keys, replace(params, fixed_shapes=None), stop_token_ids=stop, **settings)
+    assert graph == expected and len({len(response.ids) for response in graph}) > 2
+    assert "without a CUDA graph" not in caplog.text
 
 
 def trainer_of(out: Path, reward: Any, *, lora: bool, **options: Any) -> PPOTrainer:

@@ -41,6 +41,7 @@ def decode(
 
     ``uniform`` is [R, max_new_tokens]. Rows that have come to an end leave the batch.
     """
+    rows.expand()
     out = torch.full(uniform.shape, rows.pad_id, device=uniform.device)
     logps = torch.zeros(uniform.shape, device=uniform.device)
     stop = torch.tensor(list(stop_token_ids), device=uniform.device)
@@ -67,8 +68,10 @@ def decode(
 class Rows:
     """A batch of rows that grow by one token at a time. ``logits`` [R, V] are those of each row's next token.
 
-    A row takes at most ``new_tokens``. A prompt is computed once however often the batch has it. A model whose state
-    runs through the row has no cache whose rows could be selected: it computes every row from its start for each token.
+    A row takes at most ``new_tokens``. A prompt is computed once however often the batch has it: until :meth:`expand`,
+    there is one row for each distinct prompt, and ``copies`` says which one each response begins with. A model whose
+    state runs through the row has no cache whose rows could be selected: it computes every row from its start for each
+    token.
     """
 
     def __init__(
@@ -92,11 +95,17 @@ class Rows:
         if self.cache is not None and width > 1:
             self._fill_cache()
         self.logits = self._next_logits()
-        if len(distinct) < len(prompts):
-            place = {tuple(prompt): row for row, prompt in enumerate(distinct)}
-            copies = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
-            self.select(copies)
-            self.logits = self.logits[copies]
+        place = {tuple(prompt): row for row, prompt in enumerate(distinct)}
+        same = len(distinct) == len(prompts)
+        self.copies = torch.tensor(
+            range(len(prompts)) if same else [place[tuple(prompt)] for prompt in prompts], device=device
+        )
+
+    def expand(self) -> None:
+        """Make a row for each response."""
+        if len(self.copies) > len(self.logits):
+            self.select(self.copies)
+            self.logits = self.logits[self.copies]
 
     @property
     def mask(self) -> torch.Tensor:

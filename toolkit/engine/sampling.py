@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.engine.decoding import Rows, decode
 from toolkit.engine.distributed import map_batches
 from toolkit.engine.fast import speedups
+from toolkit.engine.fixed_decoding import FixedDecoder
 from toolkit.models.inspect import inner, precision
 from toolkit.models.tokenizer import eos_ids
 
@@ -31,6 +32,8 @@ class SamplingParams:
     """How to sample: ``n`` responses for each prompt, of at most ``max_new_tokens`` tokens, the end among them.
 
     ``stop_token_ids`` end a response; None takes all that tokenizer, chat template and generation configuration name.
+    ``fixed_shapes``: decode with tensors of fixed shape, and on a GPU with a CUDA graph, where the model allows it
+    (``engine/fixed_decoding.py``); None does so on a GPU. It changes responses by the rounding of another kernel alone.
     """
 
     max_new_tokens: int
@@ -38,6 +41,7 @@ class SamplingParams:
     n: int = 1
     batch_size: int = 64
     stop_token_ids: Sequence[int] | None = None
+    fixed_shapes: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -103,24 +107,28 @@ def generate(
     dtype: torch.dtype,
     advance: Callable[..., None] | None = None,
 ) -> list[SampledResponse]:
-    """One response for each prompt; ``keys[i]`` seeds the i-th. Of ``params`` it takes length, temperature, batch size.
+    """One response for each prompt; ``keys[i]`` seeds the i-th. Of ``params`` it takes all but
+    ``n`` and ``stop_token_ids``.
 
     No top-k, no top-p, no penalty: the distribution that is sampled is the one that is scored. A stop token that the
     model emits is the response's last id. Adapters are merged into the weights until all responses are there.
     """
     device = next(model.parameters()).device
+    fixed = (
+        FixedDecoder(inner(model), params.temperature, stop_token_ids, dtype)
+        if (device.type == "cuda" if params.fixed_shapes is None else params.fixed_shapes)
+        else None
+    )
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     batches = [order[start : start + params.batch_size] for start in range(0, len(order), params.batch_size)]
 
     def compute(indices: list[int]) -> list[SampledResponse]:
         uniform = torch.from_numpy(uniforms([keys[i] for i in indices], params.max_new_tokens)).to(device)
-        # No name for the rows: the cache of one batch must be gone before that of the next is made.
-        batch = decode(
-            Rows(inner(model), [prompts[i] for i in indices], params.max_new_tokens, pad_id, device),
-            uniform,
-            params.temperature,
-            stop_token_ids,
-        )
+        rows = Rows(inner(model), [prompts[i] for i in indices], params.max_new_tokens, pad_id, device)
+        if fixed is None:
+            batch = decode(rows, uniform, params.temperature, stop_token_ids)
+        else:
+            batch = fixed.decode(rows, uniform)
         responses = []
         for ids, logps in batch:
             end = next((k for k, token in enumerate(ids) if token in stop_token_ids), None)

@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from support.running import ROOT
 from transformers import DynamicCache, LlamaConfig, LlamaForSequenceClassification, Trainer, TrainingArguments
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 import toolkit
 from toolkit.engine.fast.private import CHECKED_AGAINST, PRIVATE, PrivateNames
@@ -79,6 +80,8 @@ def instances() -> dict[str, Any]:
         "torch.nn.Module": torch.nn.Linear(1, 1),
         "transformers.PreTrainedConfig": config,
         "transformers.DynamicCache": DynamicCache(config=config),
+        "transformers.cache_utils.DynamicLayer": DynamicLayer(),
+        "transformers.cache_utils.DynamicSlidingWindowLayer": DynamicSlidingWindowLayer(sliding_window=4),
         "transformers.Trainer": Trainer(model=torch.nn.Linear(1, 1), args=arguments),
         "peft.tuners.lora.Linear": linear,
         "peft.tuners.lora.LoraLayer": linear,

@@ -148,5 +148,21 @@ def sdpa_for_eager(model: Any) -> Iterator[None]:
             model.set_attn_implementation(before)
 
 
+@contextmanager
+def grouped_query(model: Any) -> Iterator[None]:
+    """Attention without copies of the keys for every query head of a group, where a model can have it.
+
+    For the products of single tokens: those of whole prompts would hold their attention's scores.
+    """
+    before = model.config._attn_implementation
+    if before != GROUPED_QUERY and supports_grouped_query(model):
+        model.set_attn_implementation(GROUPED_QUERY)
+    try:
+        yield
+    finally:
+        if model.config._attn_implementation != before:
+            model.set_attn_implementation(before)
+
+
 AttentionInterface.register(GROUPED_QUERY, grouped_query_attention)
 AttentionMaskInterface.register(GROUPED_QUERY, eager_mask)

@@ -76,6 +76,30 @@ PRIVATE = (
         "which caches consist of keys and values of each row alone",
     ),
     PrivateNames(
+        "transformers.cache_utils",
+        ("DynamicLayer", "DynamicSlidingWindowLayer"),
+        "engine/fast/fixed_cache.py",
+        "keys and values in room that is there from the start, written in place",
+    ),
+    PrivateNames(
+        "transformers.cache_utils.DynamicSlidingWindowLayer",
+        ("sliding_window",),
+        "engine/fast/fixed_cache.py",
+        "whether a window is as long as the rows",
+    ),
+    PrivateNames(
+        "transformers.cache_utils.DynamicLayer",
+        ("keys", "values", "is_initialized", "update"),
+        "engine/fast/fixed_cache.py",
+        "the same",
+    ),
+    PrivateNames(
+        "transformers.DynamicCache",
+        ("layers",),
+        "engine/fast/fixed_cache.py",
+        "the same",
+    ),
+    PrivateNames(
         "transformers.DynamicCache",
         ("layers", "batch_select_indices"),
         "engine/fast/speedups.py",
