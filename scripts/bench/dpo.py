@@ -34,14 +34,14 @@ def duel(args: argparse.Namespace, *, cached: bool = False) -> dict[str, Any]:
     import torch
 
     from toolkit.engine.engine import Engine
-    from toolkit.models.inspect import DTYPES
+    from toolkit.models.inspect import torch_dtype
     from toolkit.models.load import trainable
     from toolkit.recipe.schema import Lora
     from toolkit.stages.dpo import dpo_loss
     from toolkit.training.trainer import EngineTrainer
 
     tokenizer, examples = harness.real_pairs(args, args.batch * args.steps)
-    policy, pad_id, dtype = policy_of(args), int(tokenizer.pad_token_id), DTYPES[args.dtype]
+    policy, pad_id, dtype = policy_of(args), int(tokenizer.pad_token_id), torch_dtype(args.dtype)
     frozen = Engine(policy, pad_id, dtype=dtype)
     trees = [example.tree for example in examples]
 

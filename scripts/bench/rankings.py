@@ -33,7 +33,7 @@ def train(args: argparse.Namespace, seed: int, by: str) -> list[dict[str, float]
     from transformers import TrainerCallback
 
     from toolkit.engine.engine import Engine
-    from toolkit.models.inspect import DTYPES
+    from toolkit.models.inspect import torch_dtype
     from toolkit.models.load import new_reward_model, trainable
     from toolkit.models.resolve import resolve
     from toolkit.recipe.schema import Lora, RewardModelSection
@@ -51,7 +51,7 @@ def train(args: argparse.Namespace, seed: int, by: str) -> list[dict[str, float]
     section = harness.model_section(args).model_copy(update={"lora": Lora() if args.lora else None})
     model = new_reward_model(resolve(args.model), section, pad_id, seed)
     model = trainable(model, section.lora, task="SEQ_CLS", modules_to_save=["score"])
-    engine = Engine(model, pad_id, dtype=DTYPES[args.dtype])
+    engine = Engine(model, pad_id, dtype=torch_dtype(args.dtype))
 
     class Shuffled(EngineTrainer):
         def get_train_dataloader(self) -> Any:

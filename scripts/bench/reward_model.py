@@ -47,7 +47,7 @@ def model_of(args: argparse.Namespace, tokenizer: Any, attention: str | None = N
 
 def duel(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     from toolkit.engine.engine import Engine
-    from toolkit.models.inspect import DTYPES
+    from toolkit.models.inspect import torch_dtype
     from toolkit.models.load import trainable
     from toolkit.recipe.schema import Lora
     from toolkit.training.reward_model import bradley_terry
@@ -57,7 +57,7 @@ def duel(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     model = trainable(model_of(args, tokenizer), Lora(), task="SEQ_CLS", modules_to_save=["score"])
     with tempfile.TemporaryDirectory() as folder:
         section, arguments = settings(args, folder, batch)
-        engine = Engine(model, int(tokenizer.pad_token_id), dtype=DTYPES[args.dtype])
+        engine = Engine(model, int(tokenizer.pad_token_id), dtype=torch_dtype(args.dtype))
         loss = partial(bradley_terry, engine, section.center_rewards_coefficient)
         trainer = EngineTrainer(engine, arguments, examples, loss)
         return harness.measured(lambda: trainer.train() and sum(len(e.pairs) for e in examples))

@@ -32,10 +32,10 @@ def duel(args: argparse.Namespace) -> dict[str, Any]:
 
     from toolkit.engine.engine import Engine
     from toolkit.engine.logps import hidden_states
-    from toolkit.models.inspect import DTYPES, precision
+    from toolkit.models.inspect import precision, torch_dtype
 
     tokenizer, trees, pair = loaded(args)
-    dtype = DTYPES[args.dtype]
+    dtype = torch_dtype(args.dtype)
     engines = [Engine(model, int(tokenizer.pad_token_id), dtype=dtype) for model in pair]
 
     def rewards(chosen: list[Any]) -> None:

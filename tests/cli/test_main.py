@@ -21,7 +21,7 @@ from support.running import ROOT, SMALL, command, duel, duel_process, environmen
 from toolkit.engine.engine import Engine
 from toolkit.judging.records import read_judgements, write_judgements
 from toolkit.models.encoding import Tree, text_encoder
-from toolkit.models.inspect import DTYPES
+from toolkit.models.inspect import torch_dtype
 from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
@@ -280,7 +280,7 @@ def test_a_held_out_reward_model_judges_both_arms(
     ref = resolve(str(held_out))
     model = load_reward_model(ref, ModelSection(name="tiny", dtype="float32", lora=None))
     tokenizer = load_tokenizer(ref)
-    scorer = Engine(model, int(tokenizer.pad_token_id), dtype=DTYPES["float32"])
+    scorer = Engine(model, int(tokenizer.pad_token_id), dtype=torch_dtype("float32"))
     samples = {}
     for row in pq.read_table(run / "samples.parquet").to_pylist():
         if row["kind"] != "best_of_n" and row["sample_index"] == 0:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from toolkit.engine.reward_model import load_scorer
 from toolkit.models.encoding import Tree
-from toolkit.models.inspect import DTYPES
+from toolkit.models.inspect import torch_dtype
 from toolkit.models.resolve import resolve
 from toolkit.models.reward_head import RewardHead
 from toolkit.ppo.assembly import models_of_run
@@ -123,7 +123,7 @@ def make_trainer(
         args,
         [folders.reward(models, dtype)],
         TrainingData(PROMPTS),
-        SamplingSettings(folders.tokenizer, ENDS, DTYPES[dtype], seed),
+        SamplingSettings(folders.tokenizer, ENDS, torch_dtype(dtype), seed),
         callbacks=[record],
     )
     return trainer, record

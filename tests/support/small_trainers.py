@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from toolkit.engine.engine import Engine
-from toolkit.models.inspect import DTYPES
+from toolkit.models.inspect import torch_dtype
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.recipe.schema import DpoSection, Lora, ModelSection, RewardModelSection, Training
 from toolkit.stages import dpo
@@ -60,7 +60,7 @@ def build(
     else:
         model = new_reward_model(tiny_ref, model_section, 0, seed=1)
         model = trainable(model, lora, task="SEQ_CLS", modules_to_save=["score"])
-    scorer = Engine(model, 0, dtype=DTYPES[dtype], token_budget=token_budget)
+    scorer = Engine(model, 0, dtype=torch_dtype(dtype), token_budget=token_budget)
     if items is None:
         items = [Example(tree, [(0, 1, 1.0, 1.0), (1, 2, 0.3, 1.0)]) for tree in make_trees(8, seed=3)]
     if task == "dpo":

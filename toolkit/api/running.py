@@ -47,11 +47,11 @@ def run(
         DuelError: an input that the user can correct; it has ``what``, ``where`` and ``fix``.
     """
     from toolkit.files import read_json
-    from toolkit.recipe.files import load_recipe
     from toolkit.runs import pipeline
+    from toolkit.runs.precision import load_for_run
 
     sets, folder = _sets_and_folder(recipe, settings, data, out)
-    loaded = load_recipe(str(recipe), sets)
+    loaded = load_for_run(str(recipe), sets)
     command = ["python", "-c", f"from toolkit import run; run({str(recipe)!r}, settings={dict(settings or {})!r})"]
     with quiet_libraries() as hush:
         options = pipeline.RunOptions(until=until, only=only, force=force, command=command, before_stage=hush)

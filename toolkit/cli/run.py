@@ -68,12 +68,12 @@ def run(
     Arguments after -- go to `accelerate launch`, which runs the stages that train, sample or score.
     """
     from toolkit.cli.tables import held_out_line, next_study, result_tables
-    from toolkit.recipe.files import load_recipe
     from toolkit.runs.pipeline import RunOptions
     from toolkit.runs.pipeline import run as run_recipe
+    from toolkit.runs.precision import load_for_run
     from toolkit.runs.store import RESULTS_FILE, read_document
 
-    loaded = load_recipe(recipe, sets)
+    loaded = load_for_run(recipe, sets)
     out = out or Path("runs") / loaded.recipe.name
     reporter = reporter_of(ctx)
     estimated = _estimated(loaded, out, options, show=not as_json) if estimate else {}

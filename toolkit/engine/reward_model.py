@@ -18,7 +18,7 @@ from toolkit.engine.process import StepEnds, StepProbabilities, scores_by_token
 from toolkit.engine.tree import TreeBatch
 from toolkit.evals.process import solution_score
 from toolkit.models.encoding import TextEncoder, Tree
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_reward_model, load_shared_members
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.reward_head import RewardHead, reward_head
@@ -143,7 +143,7 @@ def load_scorer(
             models = [load_reward_model(member, section, dtype=dtype) for member in members]
     else:
         models = [load_reward_model(ref, section, dtype=dtype)]
-    pad_id, products = int(tokenizer.pad_token_id), DTYPES[section.dtype]
+    pad_id, products = int(tokenizer.pad_token_id), torch_dtype(section.dtype)
     engines = []
     for model in models:
         check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)

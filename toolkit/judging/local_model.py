@@ -11,7 +11,7 @@ from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.judging.answers import Answer, Keep, Question
 from toolkit.judging.templates import Template, read_verdict
 from toolkit.models.encoding import TextEncoder, Tree
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer, require_chat_template
@@ -38,7 +38,7 @@ def ask_local_model(
     encoder = TextEncoder(tokenizer, conversational=True)
     model: Any = load_policy(ref, section)
     model.to(best_device())
-    dtype = DTYPES[section.dtype]
+    dtype = torch_dtype(section.dtype)
     engine = Engine(model, int(tokenizer.pad_token_id), dtype=dtype)
     for start in range(0, len(questions), AT_ONCE):
         chunk = questions[start : start + AT_ONCE]

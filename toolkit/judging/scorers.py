@@ -23,7 +23,7 @@ from toolkit.judging.records import Judgement, preference_by_score, text_measure
 from toolkit.judging.responses import PolicyResponses, SampledIds
 from toolkit.judging.user_code import function_scores
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy, reads_pairs
 from toolkit.models.resolve import resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
@@ -149,7 +149,7 @@ def _loaded(spec: str, prompt: Prompt, options: JudgeOptions) -> _Model:
     model = load_policy(ref, options.model).to(best_device())
     tokenizer = load_tokenizer(ref)
     encoder = text_encoder(tokenizer, prompt, ref.spec)
-    dtype = DTYPES[options.model.dtype]
+    dtype = torch_dtype(options.model.dtype)
     engine = Engine(model, int(tokenizer.pad_token_id), dtype=dtype, token_budget=options.token_budget)
     return _Model(engine, encoder, options.max_response_tokens)
 

@@ -16,7 +16,7 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.reward_model import RewardModel, load_scorer
 from toolkit.measure.options import ScoringOptions
 from toolkit.models.encoding import Tree
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import attention, load_policy
 from toolkit.models.resolve import ModelRef
 from toolkit.models.reward_head import reward_head
@@ -54,7 +54,7 @@ class StoredPass:
         section = self.options.model
         model = load_policy(self.ref, section)
         check_vocabulary(model.get_input_embeddings().weight.shape[0], self.tokenizer, self.ref.spec)
-        pad_id, dtype = int(self.tokenizer.pad_token_id), DTYPES[section.dtype]
+        pad_id, dtype = int(self.tokenizer.pad_token_id), torch_dtype(section.dtype)
         return Engine(model.to(best_device()), pad_id, dtype=dtype, token_budget=self.options.batch_tokens)
 
     def _reward_model(self) -> RewardModel:

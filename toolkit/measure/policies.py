@@ -17,7 +17,7 @@ from toolkit.files import fingerprint
 from toolkit.judging.options import JudgeOptions
 from toolkit.measure.rounds import rounds_of
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
@@ -93,7 +93,7 @@ class EvaluationSettings:
 
     @property
     def dtype(self) -> torch.dtype:
-        return DTYPES[self.model.dtype]
+        return torch_dtype(self.model.dtype)
 
     def prompts_of(self, policy: Policy) -> list[int]:
         """Indices of the rows that a policy is sampled on: all of them, or ``evaluate.checkpoint_prompts`` for policies

@@ -28,7 +28,7 @@ from toolkit.errors import ModelError
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.process import PROBABLE, ScoredSolution, paired_figures, process_figures
 from toolkit.models.encoding import Tree, text_encoder
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef
 from toolkit.models.reward_head import ProcessHead, RewardHead, reward_head
@@ -129,7 +129,7 @@ def _logps(
 ) -> list[list[torch.Tensor]]:
     gc.collect()  # the model before this one: one at a time is in memory
     model = load_policy(ref, scoring.model).to(best_device())
-    engine = Engine(model, pad_id, dtype=DTYPES[scoring.model.dtype], token_budget=scoring.token_budget)
+    engine = Engine(model, pad_id, dtype=torch_dtype(scoring.model.dtype), token_budget=scoring.token_budget)
     with reporter.task(label, sum(len(tree.response_ids) for tree in trees)) as task:
         return engine.logps(trees, advance=task.advance)
 

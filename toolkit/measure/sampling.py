@@ -12,7 +12,7 @@ from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import DataError
 from toolkit.measure.options import PromptSelection
 from toolkit.models.encoding import text_encoder
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy
 from toolkit.models.rendering import TemplateRefusesError
 from toolkit.models.resolve import ModelRef, resolve
@@ -82,7 +82,7 @@ def sample(
             encoded,
             lambda i, k: (seed, purpose, prompts[i][0], k),
             sampler.params,
-            dtype=DTYPES[sampler.model.dtype],
+            dtype=torch_dtype(sampler.model.dtype),
             advance=task.advance,
         )
     return [

@@ -48,8 +48,9 @@ def convert_gguf(file: Path, target: Path) -> None:
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     config = type(loaded.config).from_dict(settings)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
-    model.load_state_dict(loaded.state_dict())
+    with torch.device("meta"):  # random weights take seconds, and are overwritten
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    model.load_state_dict({name: weight.bfloat16() for name, weight in loaded.state_dict().items()}, assign=True)
     model.tie_weights()
     try:
         with atomic_write(target) as partial:

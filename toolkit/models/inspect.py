@@ -12,10 +12,16 @@ from peft import PeftModel
 from torch import nn
 
 from toolkit.engine.fast.architectures import ENCODERS
+from toolkit.engine.fast.processor import AUTO, fastest_dtype
 from toolkit.errors import NotFiniteError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The precision of that name: ``auto``, ``bfloat16`` or ``float32``."""
+    return DTYPES[fastest_dtype() if name == AUTO else name]
 
 
 def check_finite(model: nn.Module, spec: str) -> None:

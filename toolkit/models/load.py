@@ -20,7 +20,7 @@ from transformers import (
 from toolkit.engine.fast import adapters, speedups
 from toolkit.errors import ModelError
 from toolkit.models.files import ADAPTER_CONFIG, FIX, UNREADABLE, check_weights, model_json
-from toolkit.models.inspect import DTYPES, check_finite, disable_dropout, is_encoder, learned_positions
+from toolkit.models.inspect import check_finite, disable_dropout, is_encoder, learned_positions, torch_dtype
 from toolkit.models.remote_code import remote_code_allowed, unreadable
 from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
 from toolkit.models.reward_head import reward_head
@@ -38,7 +38,7 @@ def load_policy(ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | No
     Raises ModelError where it cannot be read, is a reward model, or has weights that are not finite.
     """
     require_policy(ref)
-    dtype = dtype or DTYPES[section.dtype]
+    dtype = dtype or torch_dtype(section.dtype)
     if ref.kind == "adapter":
         model = _with_adapter(load_policy(resolve_base(Path(ref.path)), section, dtype=dtype), ref)
     else:
@@ -58,7 +58,7 @@ def load_reward_model(ref: ModelRef, section: ModelSection, *, dtype: torch.dtyp
             where=ref.path,
             fix="name one of its members",
         )
-    dtype = dtype or DTYPES[section.dtype]
+    dtype = dtype or torch_dtype(section.dtype)
     if ref.kind == "adapter":
         model = _load_reward_adapter(ref, section, dtype)
     else:
@@ -100,7 +100,7 @@ def load_shared_members(
     bases = [resolve_base(Path(member.path)) for member in members]
     if len({base.fingerprint for base in bases}) > 1:
         return None
-    dtype = dtype or DTYPES[section.dtype]
+    dtype = dtype or torch_dtype(section.dtype)
     model: Any = None
     for member in members:
         _check_seq_cls(member)
@@ -300,7 +300,7 @@ def new_reward_model(ref: ModelRef, section: ModelSection, pad_token_id: int, se
     A linear head has weights of std 1/sqrt(d+1), d being the hidden size (Huang et al. 2024, arXiv 2403.17031, detail
     11; Stiennon et al. 2020). A head of several layers, as encoders have it, starts as transformers starts it.
     """
-    dtype = DTYPES[section.dtype] if section.lora is not None else torch.float32
+    dtype = torch_dtype(section.dtype) if section.lora is not None else torch.float32
     torch.manual_seed(seed)  # for heads that are not linear
     model = _with_new_head(ref, section, dtype, n_outputs)
     model.config.pad_token_id = pad_token_id

@@ -16,7 +16,7 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.fast import adapters, speedups
 from toolkit.engine.logps import score_head
 from toolkit.errors import ModelError, RecipeError
-from toolkit.models.inspect import DTYPES, backbone, best_device, disable_dropout, inner
+from toolkit.models.inspect import backbone, best_device, disable_dropout, inner, torch_dtype
 from toolkit.models.load import load_policy, load_reward_model, trainable
 from toolkit.models.resolve import ModelRef, resolve, resolve_base
 from toolkit.models.reward_head import RewardHead, reward_head
@@ -63,7 +63,7 @@ def models_of_run(
     from a reward model of another architecture or with another tokenizer, and starts from the policy then; one beside
     an ensemble starts from its first member.
     """
-    dtype, pad_id, device = DTYPES[section.dtype], int(tokenizer.pad_token_id), best_device()
+    dtype, pad_id, device = torch_dtype(section.dtype), int(tokenizer.pad_token_id), best_device()
     # The reference has the policy's precision, so that the KL between two equal models is 0.
     weights_dtype = None if section.lora else torch.float32
     head, members = reward_head(reward.path), members_of(reward)
@@ -284,7 +284,7 @@ def _ppo_models(
     reward_adapter: ModelRef | None,
 ) -> PPOModels:
     """Adapters on one base where these suffice, and separate models otherwise."""
-    dtype, pad_id = DTYPES[_dtype_name(args)], int(tokenizer.pad_token_id)
+    dtype, pad_id = torch_dtype(_dtype_name(args)), int(tokenizer.pad_token_id)
     if inputs.reference is not None and args.reference_decay is not None:
         raise RecipeError(
             "an averaged reference starts as the policy, and another one is named",

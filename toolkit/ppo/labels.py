@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.responses import SampledIds
 from toolkit.judging.scorers import score
-from toolkit.models.inspect import DTYPES, best_device, precision
+from toolkit.models.inspect import best_device, precision, torch_dtype
 from toolkit.ppo.rewards import Responses, reward_functions
 from toolkit.recipe.schema import ModelSection
 from toolkit.training.online import Labels, SampledPrompts
@@ -37,7 +37,7 @@ def labels_by(
             [cut for of_prompt in sampled.truncated for cut in of_prompt],
             sampled.trees,
         )
-        with precision(best_device(), DTYPES[section.dtype]):
+        with precision(best_device(), torch_dtype(section.dtype)):
             scores = iter(reward(responses))
         return [[float(next(scores)) for _ in texts] for texts in sampled.texts]  # type: ignore[arg-type]
 

@@ -24,7 +24,7 @@ from toolkit.engine.reward_model import RewardModel, load_scorer, step_ends_of
 from toolkit.errors import ModelError, RecipeError
 from toolkit.evals.ensembles import Combination, combined, disagreement
 from toolkit.models.encoding import Tree, is_conversation, text_encoder
-from toolkit.models.inspect import DTYPES, disable_dropout
+from toolkit.models.inspect import disable_dropout, torch_dtype
 from toolkit.models.resolve import resolve
 from toolkit.models.reward_head import RewardHead
 from toolkit.models.tokenizer import load_tokenizer, reads_the_same
@@ -276,7 +276,7 @@ def reward_functions(
 
     def _loaded(item: Any, reads: PreTrainedTokenizerBase) -> RewardModel:
         model = disable_dropout(item).eval().requires_grad_(False).to(device)
-        return RewardModel([Engine(model, int(reads.pad_token_id), dtype=DTYPES[section.dtype])], RewardHead())
+        return RewardModel([Engine(model, int(reads.pad_token_id), dtype=torch_dtype(section.dtype))], RewardHead())
 
     def one(item: Any, tokenizer: PreTrainedTokenizerBase | None) -> RewardFunction:
         if isinstance(item, str):

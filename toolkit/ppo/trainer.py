@@ -9,7 +9,7 @@ from typing import Any
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from toolkit.models.inspect import DTYPES, inner
+from toolkit.models.inspect import inner, torch_dtype
 from toolkit.models.save import write_training_record
 from toolkit.models.tokenizer import eos_ids
 from toolkit.ppo.assembly import TrainerModels, assemble
@@ -72,7 +72,7 @@ class PPOTrainer(PPOLoop):
             encode_ptx(ptx_dataset, tokenizer, args.response_length) if ptx_dataset is not None else (),
         )
         stop_ids = args.stop_token_ids or eos_ids(inner(assembled.models.policy), tokenizer)
-        dtype = DTYPES["bfloat16" if args.bf16 else "float32"]
+        dtype = torch_dtype("bfloat16" if args.bf16 else "float32")
         super().__init__(
             assembled.models,
             args,

@@ -59,7 +59,11 @@ class ModelSection(Section):
         "smollm2-135m", description="Model to start from: tiny, smollm2-135m, a hub id, a local folder, or gguf:FILE."
     )
     revision: str | None = Field(None, description="Git revision of a model on the hub.")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Precision of the forward passes.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="Precision of the forward passes. auto takes bfloat16 where this machine multiplies it fast (GPUs "
+        "since Ampere, CPUs with AVX512-BF16 or AMX), and float32 elsewhere.",
+    )
     lora: Lora | None = Field(default_factory=Lora, description="Adapters to train; null trains all weights.")
     chat_template: str | None = Field(None, description="Jinja file that replaces the tokenizer's chat template.")
     trust_remote_code: bool = Field(False, description="Run the Python code in models' folders: read it before.")

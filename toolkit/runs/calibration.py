@@ -12,7 +12,7 @@ import torch
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.models.encoding import TextEncoder
-from toolkit.models.inspect import DTYPES, best_device, precision
+from toolkit.models.inspect import best_device, precision, torch_dtype
 from toolkit.models.load import load_policy, trainable
 from toolkit.models.resolve import resolve
 from toolkit.preferences.rows import PreferenceRow
@@ -24,6 +24,7 @@ TIMED_TOKENS = 2048
 SAMPLED_TOKENS = 16  # of each response
 SAMPLED_RESPONSES = 64
 TIMED_CALLS = 3
+ENOUGH_S = 5.0  # of one kind of work: a slow machine is timed by fewer calls
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def calibrate(recipe: Recipe, rows: Sequence[PreferenceRow], encoder: TextEncode
     )
     policy = trainable(loaded.to(device), section.lora, task="CAUSAL_LM")
     load_s = time.perf_counter() - started
-    engine = Engine(policy, int(encoder.tokenizer.pad_token_id), dtype=DTYPES[section.dtype])
+    engine = Engine(policy, int(encoder.tokenizer.pad_token_id), dtype=torch_dtype(section.dtype))
     size = recipe.dpo.per_device_train_batch_size
     examples = _enough(examples_of(rows[:size], encoder, recipe.data.max_response_tokens))
     trees = [example.tree for example in examples]
@@ -93,15 +94,13 @@ def _enough(examples: Sequence[Example]) -> list[Example]:
 
 def _timed(work: Callable[[], object]) -> float:
     """Seconds of the fastest of a few calls, behind one that has what is done once: other processes work beside it."""
-    work()
-    _wait()
-    times = []
-    for _ in range(TIMED_CALLS):
+    times: list[float] = []
+    while len(times) <= TIMED_CALLS and sum(times) < ENOUGH_S:
         started = time.perf_counter()
         work()
         _wait()
         times.append(time.perf_counter() - started)
-    return min(times)
+    return min(times[1:] or times)
 
 
 def _wait() -> None:

@@ -31,6 +31,7 @@ from toolkit.runs.facts import machine, peak_memory, versions
 from toolkit.runs.launch import Launch, accelerate_launch, check_sharded, launch_of
 from toolkit.runs.machines import announce, follow, leading
 from toolkit.runs.plan import PlannedStage, plan_stages, stages_to_run
+from toolkit.runs.precision import slow_precision
 from toolkit.runs.reward_data import check_reward_data, needs_check
 from toolkit.runs.rounds import check_labelled_data, check_labelling, labels_in_all, labels_spent
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, REPORT_FILE, RESULTS_FILE, SCHEMA_VERSION, TABLES, RunFolder
@@ -101,6 +102,8 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
         rounds = recipe.rounds if any(kind_of(name) == "labels" for name in names) else None
         if rounds is not None:
             check_labelling(rounds)
+        if (slow := slow_precision(loaded)) and set(missing(stages, names, options)) - {"data", "report"}:
+            reporter.line(slow)
         if launch.sharding is not None:
             check_sharded(recipe, missing(stages, names, options))
         with recorded(out, new_manifest(loaded, stages, options.command, processes)) as manifest:

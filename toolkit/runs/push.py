@@ -21,7 +21,7 @@ from toolkit.errors import RecipeError, StoreError, first_line, nearest
 from toolkit.files import atomic_write, copy_whole, is_hub_id, remove_partials, write_table, write_text
 from toolkit.models.encoding import is_conversation, text_encoder
 from toolkit.models.files import REWARD_HEAD_FILE
-from toolkit.models.inspect import DTYPES
+from toolkit.models.inspect import torch_dtype
 from toolkit.models.load import load_policy, load_reward_model, reads_pairs
 from toolkit.models.resolve import TRAINING_RECORD_FILE, resolve
 from toolkit.models.reward_head import reward_head
@@ -149,7 +149,7 @@ def write_model(run: FinishedRun, artifact: str, out: Path, name: str | None) ->
         else:
             merge_and_save(load_reward_model(ref, section, dtype=torch.float32), tokenizer, out, torch.float32)
     elif ref.kind == "adapter":
-        dtype = DTYPES[section.dtype]
+        dtype = torch_dtype(section.dtype)
         merge_and_save(load_policy(ref, section, dtype=dtype), tokenizer, out, dtype)
     else:
         _copy_written(stage, folder, out)

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from toolkit.errors import RecipeError
 from toolkit.files import fingerprint, write_json
 from toolkit.progress import Reporter
-from toolkit.recipe.files import LoadedRecipe, load_recipe
+from toolkit.recipe.files import LoadedRecipe
+from toolkit.runs.precision import load_for_run
 from toolkit.runs import pipeline
 from toolkit.runs.engines import Engine, Task, TaskResources, engine_of
 from toolkit.runs.pipeline import RunOptions
@@ -70,7 +71,7 @@ class Sweep:
                 label = ",".join(changes) or "default"
                 name = label.replace("/", "_")
                 folder = self.out / (name if len(name) < LONGEST_FOLDER_NAME else fingerprint(settings))
-                jobs.append(Job(label, settings, load_recipe(self.recipe, [*self.sets, *changes]), folder))
+                jobs.append(Job(label, settings, load_for_run(self.recipe, [*self.sets, *changes]), folder))
         return jobs
 
 

@@ -19,7 +19,7 @@ from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import RecipeError
 from toolkit.evals.implicit_reward import LENGTH_NORMALISED, defined_by
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import attention, load_policy, trainable
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.save import save_policy, write_training_record
@@ -137,7 +137,7 @@ def reference_logps(
     n_responses = sum(len(tree.response_ids) for tree in trees)
     with reporter.task("reference log-probabilities", n_responses) as task:
         blocks = cache.ResponseCache(
-            cache.reference_folder(), key, lambda: Engine(policy, pad_id, dtype=DTYPES[section.dtype])
+            cache.reference_folder(), key, lambda: Engine(policy, pad_id, dtype=torch_dtype(section.dtype))
         ).logps(trees, advance=task.advance, skip=lambda n: task.resume_at(task.done + n))
         return [torch.stack([torch.from_numpy(t).sum() for t in row]) for block in blocks for row in block]
 
@@ -153,7 +153,7 @@ class KlProbe:
     ) -> None:
         self.prompts = [(row.prompt_id, encoder.prompt(row.prompt)) for row in rows[:RESPONSES]]
         self.policy, self.reference, self.seed = policy, reference, context.seed
-        self.dtype, self.tokenizer = DTYPES[context.model.dtype], encoder.tokenizer
+        self.dtype, self.tokenizer = torch_dtype(context.model.dtype), encoder.tokenizer
         self.params = SamplingParams(context.data.max_response_tokens)
         pad_id = int(self.tokenizer.pad_token_id)
         # They are made once: a new engine would try the tree's mask again.
@@ -202,7 +202,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     In a further round training goes on from the policy of ``previous``, on the comparisons of ``labels`` alone, with
     the same reference and a new optimiser; records count its steps and its cost on.
     """
-    section, dtype, lora = context.dpo, DTYPES[context.model.dtype], context.model.lora
+    section, dtype, lora = context.dpo, torch_dtype(context.model.dtype), context.model.lora
     sft = resolve(str(inputs["sft"] / "model"))
     earlier = record_before(inputs)
     spending = Spending(Cost.recorded(earlier))
@@ -289,7 +289,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
 def to_train(ref: ModelRef, context: DpoContext) -> Any:
     """A policy on this process's device. Without LoRA it trains as it is; a sharded one must not change any more."""
     if context.model.lora is not None:
-        return placed(load_policy(ref, context.model, dtype=DTYPES[context.model.dtype]))
+        return placed(load_policy(ref, context.model, dtype=torch_dtype(context.model.dtype)))
     return placed(trainable(load_policy(ref, context.model, dtype=torch.float32), None, task="CAUSAL_LM"))
 
 
@@ -307,7 +307,7 @@ def beginning(
     With ``dpo.online`` it goes over prompts alone: samples and their log-probabilities come on the way. In a further
     round it also writes the implicit rewards of the round's samples, before training on them.
     """
-    dtype = DTYPES[context.model.dtype]
+    dtype = torch_dtype(context.model.dtype)
     policy = to_train(sft, context)
     if context.dpo.online is not None:
         return policy, prompts_alone(rows, encoder), []
@@ -385,7 +385,7 @@ def online_data(
         labels_by(online.labels, reward_model, encoder.tokenizer, context.model),
         reference,
         context.seed,
-        DTYPES[context.model.dtype],
+        torch_dtype(context.model.dtype),
         log_kl=not context.dpo.kl_milestones,  # their probe logs it
     )
 

@@ -20,7 +20,7 @@ from toolkit.judging.labelling import PairLabels, SamplePair, label_by_principle
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.principles import Labelling, load_principles
 from toolkit.models.encoding import TextEncoder, text_encoder
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.tokenizer import load_tokenizer
@@ -109,7 +109,7 @@ def sample_policy(
             [encoder.prompt(row.prompt) for row in rows],
             lambda i, k: (context.seed, "labels", arm, rows[i].prompt_id, k),
             params,
-            dtype=DTYPES[context.model.dtype],
+            dtype=torch_dtype(context.model.dtype),
             advance=task.advance,
         )
     return [

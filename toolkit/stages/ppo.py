@@ -12,7 +12,7 @@ from toolkit.engine import distributed
 from toolkit.errors import RecipeError
 from toolkit.files import read_json
 from toolkit.models.encoding import Tree, text_encoder
-from toolkit.models.inspect import DTYPES, inner
+from toolkit.models.inspect import inner, torch_dtype
 from toolkit.models.resolve import resolve
 from toolkit.models.reward_head import CENTRING_PROMPTS, SampleLaw, reward_head
 from toolkit.models.save import write_training_record
@@ -108,7 +108,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     updates = schedule.updates_per_rollout
     budget, keeping = keep_along(section, spending, steps, keep, unit_steps=updates, cap=MOST_ROLLOUTS)
     progress = StageProgress(reporter, "ppo", steps, budget)
-    dtype = DTYPES[context.model.dtype]
+    dtype = torch_dtype(context.model.dtype)
     arguments = configuration(section, out, context, schedule, reward_head(reward.path).samples)
     if arguments.center_samples:
         reporter.line(

@@ -16,7 +16,7 @@ from toolkit.engine.reward_model import RewardModel, load_scorer, step_ends_of
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.models.averaging import average_members
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy, load_reward_model, reads_pairs
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.reward_head import CENTRING_PROMPTS, RewardHead, SampleLaw
@@ -118,7 +118,7 @@ def one_model(combine: str, members: Sequence[Member], head: RewardHead, trainin
 def loaded(took: Sequence[dict[str, Any]], head: RewardHead, training: MemberTraining) -> RewardModel:
     """The reward model that was trained: a single one is in memory, unless it is sharded; others are loaded."""
     if len(took) == 1:
-        pad_id, dtype = int(training.tokenizer.pad_token_id), DTYPES[training.model.dtype]
+        pad_id, dtype = int(training.tokenizer.pad_token_id), torch_dtype(training.model.dtype)
         ends = step_ends_of(head, training.tokenizer)
         model = took[0]["model"]
         if shards():
@@ -145,7 +145,7 @@ def samples_of_sft(
         prompts,
         lambda i, _: (context.seed, "centring", rows[i].prompt_id),
         SamplingParams(law.max_new_tokens, law.temperature),
-        dtype=DTYPES[context.model.dtype],
+        dtype=torch_dtype(context.model.dtype),
     )
     if encoder.pair is None and reads_the_same(encoder.tokenizer, tokenizer):
         return [Tree(ids, [sample.ids]) for ids, [sample] in zip(prompts, samples, strict=True)]

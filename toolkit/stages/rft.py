@@ -17,7 +17,7 @@ from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy, trainable
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.save import save_policy, write_training_record
@@ -53,7 +53,7 @@ COLUMNS = (
 
 def run(context: RftContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``model/``, the policy, and ``samples.parquet``: all n samples of each prompt with their rewards."""
-    section, dtype, spending = context.rft, DTYPES[context.model.dtype], Spending()
+    section, dtype, spending = context.rft, torch_dtype(context.model.dtype), Spending()
     sft = resolve(str(inputs["sft"] / "model"))
     reward = inputs["reward_model"] / "model"
     tokenizer = load_tokenizer(sft)
@@ -121,7 +121,7 @@ def scored_samples(
             prompts,
             lambda i, k: (context.seed, "rft", rows[i].prompt_id, k),
             params,
-            dtype=DTYPES[context.model.dtype],
+            dtype=torch_dtype(context.model.dtype),
             advance=task.advance,
         )
     sampled = SampledPrompts(

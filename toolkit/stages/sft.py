@@ -14,7 +14,7 @@ from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
 from toolkit.errors import DivergedError
 from toolkit.models.encoding import Tree, text_encoder
-from toolkit.models.inspect import DTYPES
+from toolkit.models.inspect import torch_dtype
 from toolkit.models.load import load_policy, trainable
 from toolkit.models.resolve import resolve
 from toolkit.models.save import merge_and_save
@@ -45,7 +45,7 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
     section = context.sft
     ref = resolve(context.model.name, context.model.revision)
     tokenizer = load_tokenizer(ref, context.model.chat_template)
-    dtype = DTYPES[context.model.dtype]
+    dtype = torch_dtype(context.model.dtype)
     policy = load_policy(ref, context.model, dtype=None if context.model.lora else torch.float32)
     check_vocabulary(policy.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
     if ref.kind == "adapter":

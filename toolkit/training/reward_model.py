@@ -19,7 +19,7 @@ from toolkit.engine.process import step_trees
 from toolkit.errors import RecipeError
 from toolkit.files import read_json, write_json
 from toolkit.models.encoding import TextEncoder, text_encoder
-from toolkit.models.inspect import DTYPES, best_device, learned_positions
+from toolkit.models.inspect import best_device, learned_positions, torch_dtype
 from toolkit.models.load import (
     head_modules,
     load_reward_model,
@@ -279,7 +279,7 @@ class MemberTraining:
             model = trainer.model
         else:
             model = placed(trainable(model, self.model.lora, task="SEQ_CLS", modules_to_save=head_modules(model)))
-            engine = Engine(model, int(self.tokenizer.pad_token_id), dtype=DTYPES[self.model.dtype])
+            engine = Engine(model, int(self.tokenizer.pad_token_id), dtype=torch_dtype(self.model.dtype))
             if section.kind == "process":
                 steps_loss = partial(step_loss, engine)
                 trainer = StepTrainer(engine, arguments, examples, steps_loss, [progress], spending)
@@ -297,7 +297,7 @@ class MemberTraining:
         }
         if distributed.saves_models():
             base = Path(self.base.path)
-            save_policy(model, self.tokenizer, self.folder(member), dtype=DTYPES[self.model.dtype], base=base)
+            save_policy(model, self.tokenizer, self.folder(member), dtype=torch_dtype(self.model.dtype), base=base)
         if distributed.main_process() and member.name:
             RewardHead().write(self.folder(member))
             write_json(record, took)
@@ -309,7 +309,7 @@ class MemberTraining:
         if self.previous is not None:
             of_member = self.previous / member.name
             ref = resolve(str(of_member if of_member.is_dir() else self.previous))
-            dtype = DTYPES[self.model.dtype] if self.model.lora is not None else torch.float32
+            dtype = torch_dtype(self.model.dtype) if self.model.lora is not None else torch.float32
             return load_reward_model(ref, self.model, dtype=dtype)
         pad_id = int(self.tokenizer.pad_token_id)
         return new_reward_model(self.base, self.model, pad_id, member.head_seed, member.n_outputs)

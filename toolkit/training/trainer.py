@@ -21,7 +21,7 @@ from transformers import (
 from toolkit.engine.distributed import all_items, all_max, all_sum, launched_processes, reduce_gradients
 from toolkit.engine.engine import Engine
 from toolkit.models.encoding import Tree
-from toolkit.models.inspect import precision
+from toolkit.models.inspect import precision, torch_dtype
 from toolkit.models.resolve import resolve, training_record
 from toolkit.models.sharding import gathered, is_sharded, local, through_root
 from toolkit.recipe.schema import Arm, DpoSection, RewardModelSection, Training
@@ -101,7 +101,7 @@ def training_arguments(section: Training, out: Path, *, seed: int, dtype: str, s
         "max_grad_norm": section.max_grad_norm,
         "adam_epsilon": section.adam_epsilon,
         "max_steps": steps,
-        "bf16": dtype == "bfloat16",
+        "bf16": torch_dtype(dtype) == torch.bfloat16,
         "use_cpu": not torch.cuda.is_available(),
         "logging_steps": section.logging_steps,
         "logging_nan_inf_filter": False,

@@ -34,6 +34,18 @@ class PrivateNames:
 
 PRIVATE = (
     PrivateNames(
+        "torch.cpu",
+        ("_is_avx512_bf16_supported",),
+        "engine/fast/processor.py",
+        "whether a processor has instructions for bfloat16",
+    ),
+    PrivateNames(
+        "torch.ops.mkldnn",
+        ("_is_mkldnn_bf16_supported",),
+        "engine/fast/processor.py",
+        "the same of processors other than x86",
+    ),
+    PrivateNames(
         "transformers.models.auto.modeling_auto",
         ("MODEL_FOR_MASKED_LM_MAPPING_NAMES",),
         "engine/fast/architectures.py",

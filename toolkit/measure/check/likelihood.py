@@ -18,7 +18,7 @@ from toolkit.measure.check.findings import Collector
 from toolkit.measure.check.rows import CheckedRow
 from toolkit.measure.check.tokens import Limits
 from toolkit.models.encoding import text_encoder
-from toolkit.models.inspect import DTYPES, best_device
+from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy
 from toolkit.models.rendering import TemplateRefusesError
 from toolkit.models.resolve import ModelRef
@@ -68,7 +68,7 @@ def check_likelihood(
         return
     model = load_policy(ref, ModelSection(dtype=sample.dtype))
     check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
-    engine = Engine(model.to(best_device()), int(tokenizer.pad_token_id), dtype=DTYPES[sample.dtype])
+    engine = Engine(model.to(best_device()), int(tokenizer.pad_token_id), dtype=torch_dtype(sample.dtype))
 
     def surprises(batch: TreeBatch) -> list[tuple[float, float, int]]:
         logps_N, entropies_N = engine.token_logps(batch, with_entropy=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 from toolkit.errors import RecipeError
 from toolkit.evals.verdict import ARMS
-from toolkit.recipe.files import LoadedRecipe, load_recipe
+from toolkit.recipe.files import LoadedRecipe
+from toolkit.runs.precision import load_for_run
 from toolkit.recipe.schema import StudySection
 from toolkit.recipe.study_conflicts import full_name, labels_of
 from toolkit.recipe.yaml_values import one_line
@@ -86,7 +87,7 @@ class StudyPlan:
     @cached_property
     def base(self) -> LoadedRecipe:
         """The recipe itself. Raises RecipeError where it is invalid, or has no section ``study``."""
-        loaded = load_recipe(self.recipe, self.sets)
+        loaded = load_for_run(self.recipe, self.sets)
         if loaded.recipe.study is None:
             fix = "`duel recipes show study` has one to start from, or run the recipe as it is with `duel run`"
             raise RecipeError(
@@ -153,7 +154,7 @@ class StudyPlan:
             fixed = {"seed": seed, "data.split_seed": self.base.recipe.data_seed, "study": None}
             changes = [f"{name}={one_line(value)}" for name, value in {**budget, **values, **fixed}.items()]
             try:
-                loaded = load_recipe(self.recipe, [*self.sets, *changes])
+                loaded = load_for_run(self.recipe, [*self.sets, *changes])
             except RecipeError as error:
                 raise RecipeError(error.what, where=f"{arm}, {setting}: {error.where}", fix=error.fix) from error
             name = f"{arm}-{number}-seed{seed}" if arm != SFT else f"{arm}-seed{seed}"
