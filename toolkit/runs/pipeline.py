@@ -96,16 +96,9 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
             if lost := folder.set_aside_recordless(name):
                 reporter.line(lost)
             folder.refuse_foreign(name)
-        if "evaluate" in names:
-            check_recorded_names(recipe.evaluate.judges)
-            check_template_of(recipe.evaluate.judges, recipe.evaluate.judge.template)
-        rounds = recipe.rounds if any(kind_of(name) == "labels" for name in names) else None
-        if rounds is not None:
-            check_labelling(rounds)
+        check_settings(loaded, stages, names, options, launch)
         if (slow := slow_precision(loaded)) and set(missing(stages, names, options)) - {"data", "report"}:
             reporter.line(slow)
-        if launch.sharding is not None:
-            check_sharded(recipe, missing(stages, names, options))
         with recorded(out, new_manifest(loaded, stages, options.command, processes)) as manifest:
             manifest["files"] = {RECIPE_FILE: described(out / RECIPE_FILE)}
             for number, planned in enumerate(stages, start=1):
@@ -120,6 +113,20 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
                     check_data(recipe, folder.stage_dir("data"), stages_to_come(stages, names, options))
             manifest["status"] = "done" if len(manifest["stages"]) == len(stages) else "partial"
     return manifest
+
+
+def check_settings(
+    loaded: LoadedRecipe, stages: Sequence[PlannedStage], names: Sequence[str], options: RunOptions, launch: Launch
+) -> None:
+    """Raises RecipeError for what the stages that run would stumble over later, hours later perhaps."""
+    recipe = loaded.recipe
+    if "evaluate" in names:
+        check_recorded_names(recipe.evaluate.judges)
+        check_template_of(recipe.evaluate.judges, recipe.evaluate.judge.template)
+    if recipe.rounds is not None and any(kind_of(name) == "labels" for name in names):
+        check_labelling(recipe.rounds)
+    if launch.sharding is not None:
+        check_sharded(recipe, missing(stages, names, options))
 
 
 def missing(stages: Sequence[PlannedStage], names: Sequence[str], options: RunOptions) -> list[str]:

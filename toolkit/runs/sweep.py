@@ -12,11 +12,11 @@ from toolkit.errors import RecipeError
 from toolkit.files import fingerprint, write_json
 from toolkit.progress import Reporter
 from toolkit.recipe.files import LoadedRecipe
-from toolkit.runs.precision import load_for_run
 from toolkit.runs import pipeline
 from toolkit.runs.engines import Engine, Task, TaskResources, engine_of
 from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.plan import plan_stages
+from toolkit.runs.precision import load_for_run
 from toolkit.runs.store import RESULTS_FILE, SWEEP_FILE, RunFolder, read_document
 from toolkit.storage.locks import held
 

@@ -11,10 +11,10 @@ from typing import Any
 from toolkit.errors import RecipeError
 from toolkit.evals.verdict import ARMS
 from toolkit.recipe.files import LoadedRecipe
-from toolkit.runs.precision import load_for_run
 from toolkit.recipe.schema import StudySection
 from toolkit.recipe.study_conflicts import full_name, labels_of
 from toolkit.recipe.yaml_values import one_line
+from toolkit.runs.precision import load_for_run
 from toolkit.runs.study.space import draw_settings
 
 # The section of an arm's settings, which is the stage that trains its policy.
