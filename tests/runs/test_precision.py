@@ -10,8 +10,9 @@ import torch
 from toolkit.engine.fast import processor
 from toolkit.models.inspect import torch_dtype
 from toolkit.recipe.files import load_recipe, resolved_yaml
-from toolkit.runs.dry_run import describe
+from toolkit.runs.plan import plan_stages
 from toolkit.runs.precision import load_for_run, slow_precision
+from toolkit.runs.store import RunFolder
 from toolkit.runs.sweep import Sweep
 
 
@@ -53,7 +54,7 @@ def test_stages_of_another_precision_are_others(monkeypatch: pytest.MonkeyPatch,
     for dtype in ("bfloat16", "float32"):
         machine(monkeypatch, dtype)
         loaded = load_for_run("smoke", ["model.dtype=auto"])
-        keys[dtype] = {stage["stage"]: stage["key"] for stage in describe(loaded, tmp_path)["stages"]}
+        keys[dtype] = {stage.spec.name: stage.key for stage in plan_stages(loaded, RunFolder(tmp_path))}
     assert keys["bfloat16"]["sft"] != keys["float32"]["sft"]
     assert keys["bfloat16"]["data"] == keys["float32"]["data"]
 
