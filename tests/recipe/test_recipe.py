@@ -155,7 +155,7 @@ def test_a_dotted_key_in_a_file_is_told_to_nest(recipe_file):
         ("ppo.lam=1.5", "a number >= 0 and <= 1", "1.5"),
         ("ppo.reward_clip=0", "a number > 0 or null", "0"),
         ("dpo.label_smoothing=0.5", "a number >= 0 and < 0.5", "0.5"),
-        ("model.dtype=bf16", "one of bfloat16, float32", "bf16"),
+        ("model.dtype=bf16", "one of auto, bfloat16, float32", "bf16"),
         ("model=3", "a section", "3"),
         ("model.lora=8", "a section or null", "8"),
         ("model.lora.target_modules=[1]", "text or a list of text", "[1]"),
