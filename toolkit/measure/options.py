@@ -24,7 +24,7 @@ class PromptSelection:
 class ScoringOptions:
     """Precision of the forward passes, and tokens at once (None: the device's default)."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     batch_tokens: int | None = None
 
     @property
