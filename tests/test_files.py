@@ -30,6 +30,7 @@ from toolkit.files import (
     imported_modules,
     is_hub_id,
     package_code_fingerprint,
+    parse_json,
     read_json,
     write_json,
     write_table,
@@ -85,6 +86,25 @@ def test_json_comes_back_and_nan_is_refused(tmp_path: Path) -> None:
             write_json(path, {"a": bad})
     assert read_json(path) == {"a": [1, 2.5, None], "b": "ü"}
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+
+@given(st.text(st.sampled_from('{}[]":,\\u0d83e -.1Einfalsetrun\x00\n\ud83d\u00e9'), max_size=12))
+def test_json_has_the_values_that_python_reads(text: str) -> None:
+    """A faster reader is asked first: it must never give another value, nor refuse what Python's takes."""
+    try:
+        expected = json.loads(text)
+    except ValueError:
+        with pytest.raises(ValueError):
+            parse_json(text)
+    else:
+        assert repr(parse_json(text)) == repr(expected)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": 1, "a": NaN}', "-Infinity", '"\\ud83d"', "1e999", "-0.0", "[" * 300 + "]" * 300]
+)
+def test_odd_json_is_read_as_python_reads_it(text: str) -> None:
+    assert repr(parse_json(text)) == repr(json.loads(text))
 
 
 def test_a_table_has_the_columns_of_all_rows(tmp_path: Path) -> None:

@@ -197,14 +197,9 @@ def command() -> str:
 
 def files_of(bench: str) -> list[Path]:
     """The files of the rooms that compute which a bench's modules reach."""
-    from toolkit.files import PACKAGE, imported_modules
+    from toolkit.files import PACKAGE, reached_modules
 
-    reached, waiting = set[str](), list(MODULES[bench])
-    while waiting:
-        name = waiting.pop()
-        if name not in reached and name.split(".")[1] in ROOMS:
-            reached.add(name)
-            waiting += imported_modules(name)
+    reached = reached_modules(MODULES[bench], follows=lambda name: name.split(".")[1] in ROOMS)
     return sorted(PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in reached)
 
 

@@ -61,8 +61,8 @@ def is_older(name: str, record: Mapping[str, Any]) -> bool:
     bench = name.removesuffix("_epyc")
     if "code" in record:
         return bool(record["code"] != harness.code_of(bench))
-    folders = {str(file.relative_to(ROOT)) for file in harness.files_of(bench)}
-    log = ["git", "log", "-1", "--format=%cs", "--", *sorted(folders)]
+    files = [str(file.relative_to(ROOT)) for file in harness.files_of(bench)]
+    log = ["git", "log", "-1", "--format=%cs", "--", *files]
     changed = subprocess.run(log, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     return changed > record["date"]
 

@@ -90,7 +90,9 @@ def quiet_libraries() -> None:
     What they print is for their developers, and our bars say how long things take. Processes that a command starts
     inherit it. A variable that the user has set stays.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from toolkit.models import tokenizer_threads
+
+    tokenizer_threads.off_by_default()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers asks huggingface_hub
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

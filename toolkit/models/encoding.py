@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import ModelError
+from toolkit.models.batches import ids_of_texts
 from toolkit.models.joining import Joiner
 from toolkit.models.rendering import LAST_CHARACTERS, answers_after_blank, render_prompt, rendered_prompts
 from toolkit.models.special_tokens import SpecialTokens, mostly_together
@@ -156,6 +157,7 @@ class TextEncoder:
                 special.opens,
                 self.prompt,
                 lambda others: [self._without_end(ids) for ids in special.texts_ids(others, opening=True)],
+                clean=not special.stand_in_any(texts),
             )
         )
         of_conversations = iter(
@@ -203,7 +205,8 @@ class TextEncoder:
         Special tokens in them are text. Only where the data is text, an end that stands at the end is the end.
         """
         encoded = self.continuations(texts)
-        ids = [[*response, self.end_id][:max_tokens] for response in encoded]
+        end = [self.end_id]
+        ids = [response + end if len(response) < max_tokens else response[:max_tokens] for response in encoded]
         return ids, [len(response) + 1 > max_tokens for response in encoded]
 
     def continuations(self, texts: Sequence[str]) -> list[list[int]]:
@@ -221,7 +224,8 @@ class TextEncoder:
             texts,
             special.stand_in,
             special.text_ids,
-            lambda clean: self.tokenizer(clean, add_special_tokens=False)["input_ids"],
+            lambda others: ids_of_texts(self.tokenizer, others),
+            clean=not special.stand_in_any(texts),
         )
 
     def encode(self, prompt: Prompt, responses: Sequence[str], max_response_tokens: int) -> Encoded:

@@ -12,6 +12,8 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.models.batches import ids_of_texts
+
 Tokenise = Callable[[Sequence[str]], list[list[int]]]
 # A text is read behind the first of these that does not melt into it.
 ANCHORS = ("\n", "|", "a")
@@ -52,10 +54,7 @@ class Joiner:
         return text.removeprefix(head)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return ids
+        return ids_of_texts(self.tokenizer, texts)
 
     def _behind(self, anchor: str, text: str, tokenise: Tokenise) -> list[int] | None:
         """The ids of a text behind an anchor; None where they melt."""

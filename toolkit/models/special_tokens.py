@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.models.batches import ids_of_texts
 from toolkit.models.rendering import rendered
 
 # Some models' turns are opened by added tokens that are not marked as special. They are written like this.
@@ -27,12 +28,19 @@ def mostly_together(
     is_marked: Callable[[Item], bool],
     alone: Callable[[Item], list[int]],
     together: Callable[[list[Item]], Sequence[list[int]]],
+    *,
+    clean: bool = False,
 ) -> list[list[int]]:
-    """The ids of items in their order: of the marked ones one by one, of the others from one call."""
+    """The ids of items in their order: of the marked ones one by one, of the others from one call.
+
+    ``clean``: none is marked, which is known before.
+    """
+    if clean:
+        return list(together(list(items)) if items else ())
     marks = [is_marked(item) for item in items]
     others = [item for item, marked in zip(items, marks, strict=True) if not marked]
     ids = iter(together(others) if others else ())
-    return [alone(item) if marked else list(next(ids)) for item, marked in zip(items, marks, strict=True)]
+    return [alone(item) if marked else next(ids) for item, marked in zip(items, marks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,10 @@ class SpecialTokens:
         """Whether a text has one of them."""
         # Most texts have none of the characters that they begin with, which is known faster than a pattern fails.
         return any(map(text.__contains__, self._first_characters)) and self._written.search(text) is not None
+
+    def stand_in_any(self, texts: Sequence[str]) -> bool:
+        """Whether one of the texts may have one of them: they are looked through as one text, which is fast."""
+        return self.stand_in("\n".join(texts))
 
     def stand_in_messages(self, messages: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a text of a conversation has one of them."""
@@ -112,7 +124,8 @@ class SpecialTokens:
             texts,
             self.stand_in,
             lambda marked: self.text_ids(marked, opening=opening),
-            lambda clean: self.tokenizer(clean, add_special_tokens=opening, split_special_tokens=True)["input_ids"],
+            lambda others: ids_of_texts(self.tokenizer, others, add_special_tokens=opening, split_special_tokens=True),
+            clean=not self.stand_in_any(texts),
         )
 
     def conversation_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -150,7 +163,7 @@ class SpecialTokens:
             list(zip(conversations, rendered, strict=True)),
             lambda item: not item[1] or self.stand_in_messages(item[0]),
             lambda item: self.conversation_ids(item[0]),
-            lambda items: self.tokenizer([text for _, text in items], add_special_tokens=False)["input_ids"],
+            lambda items: ids_of_texts(self.tokenizer, [text for _, text in items]),
         )
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:

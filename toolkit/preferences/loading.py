@@ -19,6 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
+from pydantic_core import from_json
+
 from toolkit.errors import DataError, nearest
 from toolkit.files import file_hash, is_hub_id, parse_json, read_json
 from toolkit.preferences.rows import Record
@@ -209,9 +211,16 @@ class JsonLines(Sequence[tuple[int, Record]]):
             with gzip.open(self.path) if name.lower().endswith(".gz") else self.path.open("rb") as file:
                 # at "\n" only, as files are read in bytes: texts may hold U+2028 and other ends of lines
                 for number, line in enumerate(file, start=1):
-                    text = decoded(line.removesuffix(b"\n"), name, first_line=number)
-                    if text.strip():
-                        yield number, _json_record(text, name, number)
+                    try:
+                        record = from_json(line, cache_strings="keys")
+                    except ValueError:  # it may be blank, begin the file with a mark, or be wrong
+                        text = decoded(line.removesuffix(b"\n"), name, first_line=number)
+                        record = _json_record(text, name, number) if text.strip() else None
+                        if record is None:
+                            continue
+                    if not isinstance(record, dict):
+                        raise _no_object(record, name, number)
+                    yield number, record
         except OSError as error:
             raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
 
@@ -223,9 +232,12 @@ def _json_record(line: str, name: str, number: int) -> Record:
         fix = "each line must be one JSON object; a list of objects belongs into a .json file"
         raise DataError(f"invalid JSON: {error}", where=f"{name}, line {number}", fix=fix) from error
     if not isinstance(record, dict):
-        what = f"a JSON {type(record).__name__}, expected an object"
-        raise DataError(what, where=f"{name}, line {number}")
+        raise _no_object(record, name, number)
     return record
+
+
+def _no_object(value: Any, name: str, number: int) -> DataError:
+    return DataError(f"a JSON {type(value).__name__}, expected an object", where=f"{name}, line {number}")
 
 
 def _json_lines(raw: bytes, name: str) -> Iterator[tuple[int, Record]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import overload
 
-from toolkit.preferences.rows import Comparison, PreferenceRow
-from toolkit.preferences.views import RowsAt
+from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt
+from toolkit.preferences.views import Rows
 from toolkit.storage.spilled import Spill
 
 
-class StoredRows(Sequence[PreferenceRow]):
+class StoredRows(Rows):
     """Rows in the order in which they were added. A row is made anew each time that it is asked for.
 
     ``add`` takes the rows of the source as well where each of its responses is first.
@@ -52,19 +51,14 @@ class StoredRows(Sequence[PreferenceRow]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, at: int) -> PreferenceRow: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[PreferenceRow]: ...
-    def __getitem__(self, at: int | slice) -> PreferenceRow | Sequence[PreferenceRow]:
-        if isinstance(at, slice):
-            return RowsAt(self, range(len(self))[at])
+    def row(self, at: int) -> PreferenceRow:
         prompt_id, prompt, responses, comparisons, gold, source_row, group, _ = self._rows[at]
         judged = [Comparison(*comparison) for comparison in comparisons]
         return PreferenceRow(prompt_id, prompt, responses, judged, gold, source_row, group)
 
-    def __iter__(self) -> Iterator[PreferenceRow]:
-        return (self[k] for k in range(len(self)))
+    def prompt(self, at: int) -> Prompt:
+        prompt: Prompt = self._rows[at][1]
+        return prompt
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(PreferenceRow.__eq__, self, other))

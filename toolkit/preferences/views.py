@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar, overload
 
-from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.rows import PreferenceRow, Prompt
 
 Item = TypeVar("Item")
 
@@ -19,8 +20,33 @@ def first_responses(row: PreferenceRow, n: int) -> PreferenceRow:
     return replace(row, responses=row.responses[:n], comparisons=comparisons, gold=gold)
 
 
+class Rows(Sequence[PreferenceRow]):
+    """Rows that are made anew each time that they are asked for."""
+
+    @abstractmethod
+    def row(self, at: int) -> PreferenceRow: ...
+
+    @abstractmethod
+    def prompt(self, at: int) -> Prompt:
+        """The prompt of a row, without the rest of it."""
+
+    @overload
+    def __getitem__(self, at: int) -> PreferenceRow: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[PreferenceRow]: ...
+    def __getitem__(self, at: int | slice) -> PreferenceRow | Sequence[PreferenceRow]:
+        return RowsAt(self, range(len(self))[at]) if isinstance(at, slice) else self.row(at)
+
+    def __iter__(self) -> Iterator[PreferenceRow]:
+        return map(self.row, range(len(self)))
+
+
+def prompt_of(rows: Sequence[PreferenceRow], at: int) -> Prompt:
+    return rows.prompt(at) if isinstance(rows, Rows) else rows[at].prompt
+
+
 @dataclass(frozen=True)
-class RowsAt(Sequence[PreferenceRow]):
+class RowsAt(Rows):
     """The rows at these places of others, each with its first ``max_responses`` responses at most (None: all).
 
     >>> rows = [PreferenceRow(name, "", ["x", "y"], []) for name in "abc"]
@@ -35,20 +61,14 @@ class RowsAt(Sequence[PreferenceRow]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, at: int) -> PreferenceRow: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[PreferenceRow]: ...
-    def __getitem__(self, at: int | slice) -> PreferenceRow | Sequence[PreferenceRow]:
-        if isinstance(at, slice):
-            return replace(self, places=self.places[at])
+    def row(self, at: int) -> PreferenceRow:
         row = self.rows[self.places[at]]
         if self.max_responses is not None and len(row.responses) > self.max_responses:
             return first_responses(row, self.max_responses)
         return row
 
-    def __iter__(self) -> Iterator[PreferenceRow]:
-        return (self[k] for k in range(len(self)))
+    def prompt(self, at: int) -> Prompt:
+        return prompt_of(self.rows, self.places[at])
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

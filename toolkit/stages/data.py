@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,14 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.loading import place_in
 from toolkit.preferences.reading import PreferenceData, data_warnings, read_preferences, to_parquet
-from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.rows import PreferenceRow, Prompt
 from toolkit.preferences.steps import Solution, as_prompts_of, read_steps, solutions_to_parquet, split_solutions
-from toolkit.preferences.views import RowsAt, chunks
+from toolkit.preferences.views import RowsAt, chunks, first_responses, prompt_of
 from toolkit.progress import Reporter
 from toolkit.recipe.checks import on_the_hub
 from toolkit.recipe.schema import DataSection
 from toolkit.stages.contexts import DataContext
+from toolkit.storage.collecting import imports_left_out
 
 SIDES = ("train", "eval")
 CHUNK = 1024  # rows that are tokenised together
@@ -41,6 +44,11 @@ def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Repo
 
     Raises DataError where a side is empty.
     """
+    with imports_left_out():
+        return _run(context, out, reporter)
+
+
+def _run(context: DataContext, out: Path, reporter: Reporter) -> dict[str, Any]:
     section = context.data
     sides, report = read_sides(section, context.data_seed)
     ref = resolve(context.model.name, context.model.revision)
@@ -48,8 +56,8 @@ def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Repo
     tokenizer = load_tokenizer(ref, context.model.chat_template)
     encoder = text_encoder(tokenizer, sides["train"][0].prompt, context.model.name)
     for name in SIDES:
-        rows, counts = limited(name, sides[name], encoder, section, context.data_seed)
-        to_parquet(rows, out / f"{name}.parquet")
+        write = partial(to_parquet, path=out / f"{name}.parquet")
+        _, counts = limited(name, sides[name], encoder, section, context.data_seed, write)
         report[name] = counts
         reporter.line(
             f"{name}: {counts['n_prompts']} prompts, {counts['n_responses']} responses, {counts['n_comparisons']} "
@@ -168,10 +176,21 @@ def _read(section: DataSection, source: str, split: str) -> PreferenceData:
     )
 
 
+def read_through(rows: Iterable[PreferenceRow]) -> None:
+    deque(rows, maxlen=0)
+
+
 def limited(
-    side: str, rows: Sequence[PreferenceRow], encoder: TextEncoder, section: DataSection, seed: int
+    side: str,
+    rows: Sequence[PreferenceRow],
+    encoder: TextEncoder,
+    section: DataSection,
+    seed: int,
+    write: Callable[[Iterable[PreferenceRow]], object] = read_through,
 ) -> tuple[Sequence[PreferenceRow], dict[str, int]]:
     """The rows of a side within the recipe's limits, and counts. Raises DataError where none is left.
+
+    ``write`` gets the rows one after the other while they are counted, so that each is read from disk once.
 
     A prompt that is too long is left out, and another takes its place until the limit on prompts is reached: the counts
     are of the prompts that were looked at. Of more than ``max_responses`` responses the first ones stay.
@@ -180,16 +199,16 @@ def limited(
     fitting = fitting_prompts(rows, asked_prompts(side, section), seed, encoder, section.max_prompt_tokens, source)
     places = sorted(fitting.tokens)
     within = RowsAt(rows, places, section.max_responses)
-    responses = _response_counts(within, encoder, section.max_response_tokens)
+    responses = Counter[str]()
+    if within:
+        write(_counted(RowsAt(rows, places), encoder, section, responses))
     counts = {
         "n_prompts": len(within),
         **{name: responses[name] for name in ("n_responses", "n_comparisons")},
         "n_tokens": sum(fitting.tokens.values()) + responses["n_tokens"],
         "n_long_prompts": fitting.n_long,
         "n_long_responses": responses["n_long_responses"],
-        "n_left_out_responses": sum(len(rows[k].responses) for k in places) - responses["n_responses"]
-        if section.max_responses is not None
-        else 0,
+        "n_left_out_responses": responses["n_left_out_responses"],
         "n_identical_pairs": responses["n_identical_pairs"],
         "n_open_thoughts": sum(
             open_think_block(before, within[bisect_left(places, k)].responses) is not None
@@ -235,9 +254,7 @@ def fitting_prompts(
     for places in chunks(splits.limit_order(rows, n, seed), CHUNK):
         if n is not None and len(fitting.tokens) >= n:
             break
-        for k, (length, written) in zip(
-            places, _prompts_read([rows[k] for k in places], encoder, source), strict=False
-        ):
+        for k, (length, written) in zip(places, _prompts_read(rows, places, encoder, source), strict=False):
             if not 0 < length <= max_tokens:
                 fitting.n_long += 1
                 continue
@@ -249,25 +266,31 @@ def fitting_prompts(
     return fitting
 
 
-def _prompts_read(rows: Sequence[PreferenceRow], encoder: TextEncoder, source: str) -> Iterator[tuple[int, str]]:
-    """Of each row's prompt the number of tokens, and what the model reads. Rows are read together where all can be."""
-    prompts = [row.prompt for row in rows]
+def _prompts_read(
+    rows: Sequence[PreferenceRow], places: Sequence[int], encoder: TextEncoder, source: str
+) -> Iterator[tuple[int, str]]:
+    """Of each prompt the number of tokens, and what the model reads. Prompts are read together where all can be."""
+    prompts: list[Prompt] = [prompt_of(rows, k) for k in places]
     try:
         written = encoder.written(prompts)
         read = [(len(ids), text) for ids, text in zip(encoder.prompts(prompts, written), written, strict=True)]
     except TemplateRefusesError:  # a row behind the last one that is asked for must not be refused
-        for row in rows:
-            with refusals_at(place_in(source, row.source_row)):
-                yield len(encoder.prompt(row.prompt)), encoder.written([row.prompt])[0]
+        for k, prompt in zip(places, prompts, strict=True):
+            with refusals_at(place_in(source, rows[k].source_row)):
+                yield len(encoder.prompt(prompt)), encoder.written([prompt])[0]
         return
     yield from read
 
 
-def _response_counts(rows: Sequence[PreferenceRow], encoder: TextEncoder, max_tokens: int) -> Counter[str]:
-    """Counts over the responses of all rows and their pairs, once cut at ``max_tokens``."""
-    counts: Counter[str] = Counter()
-    for chunk in chunks(rows, CHUNK):
-        ids, cut = encoder.responses([text for row in chunk for text in row.responses], max_tokens)
+def _counted(
+    rows: Iterable[PreferenceRow], encoder: TextEncoder, section: DataSection, counts: Counter[str]
+) -> Iterator[PreferenceRow]:
+    """The rows with their first responses. ``counts`` gets those over the cut responses and their pairs."""
+    most = section.max_responses if section.max_responses is not None else sys.maxsize
+    for whole in chunks(rows, CHUNK):
+        chunk = [row if len(row.responses) <= most else first_responses(row, most) for row in whole]
+        counts["n_left_out_responses"] += sum(max(0, len(row.responses) - most) for row in whole)
+        ids, cut = encoder.responses([text for row in chunk for text in row.responses], section.max_response_tokens)
         counts["n_responses"] += len(ids)
         counts["n_long_responses"] += sum(cut)
         counts["n_tokens"] += sum(map(len, ids))
@@ -277,7 +300,7 @@ def _response_counts(rows: Sequence[PreferenceRow], encoder: TextEncoder, max_to
             counts["n_comparisons"] += len(pairs)
             counts["n_identical_pairs"] += sum(ids[first + pair.i] == ids[first + pair.j] for pair in pairs)
             first += len(row.responses)
-    return counts
+        yield from chunk
 
 
 def asked_prompts(side: str, section: DataSection) -> int | None:

@@ -8,9 +8,12 @@ import tempfile
 from array import array
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, from_json, to_json
+
 from toolkit.errors import StoreError
 
 BUFFER = 1 << 20  # bytes that wait in memory before they are written
+WINDOW = 1 << 14  # bytes that are read at once: values are mostly asked for in their order
 
 
 class Spill:
@@ -32,13 +35,17 @@ class Spill:
         self._ends = array("q")
         self._waiting = bytearray()
         self._written = 0
+        self._window = (0, b"")  # bytes of the file, and where they begin
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def append(self, value: Any) -> int:
         """Add a value; returns its place."""
-        self._waiting += json.dumps(value).encode()
+        try:
+            self._waiting += to_json(value, inf_nan_mode="constants")
+        except PydanticSerializationError:  # half of a surrogate pair, which UTF-8 cannot hold
+            self._waiting += json.dumps(value).encode()
         self._ends.append(self._written + len(self._waiting))
         if len(self._waiting) >= BUFFER:
             self._write()
@@ -50,8 +57,17 @@ class Spill:
         at %= len(self)
         start, end = self._ends[at - 1] if at else 0, self._ends[at]
         if start >= self._written:
-            return json.loads(self._waiting[start - self._written : end - self._written])
-        return json.loads(os.pread(self._file.fileno(), end - start, start))
+            raw = bytes(self._waiting[start - self._written : end - self._written])
+        else:
+            first, window = self._window
+            if not first <= start <= end <= first + len(window):
+                first, window = start, os.pread(self._file.fileno(), max(end - start, WINDOW), start)
+                self._window = first, window
+            raw = window[start - first : end - first]
+        try:
+            return from_json(raw, cache_strings="keys")
+        except ValueError:
+            return json.loads(raw)
 
     def _write(self) -> None:
         try:

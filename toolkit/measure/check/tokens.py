@@ -15,6 +15,7 @@ from toolkit.evals.two_sides import uneven
 from toolkit.evals.words import counted
 from toolkit.measure.check.findings import Collector, excerpt
 from toolkit.measure.check.rows import CheckedRow
+from toolkit.models.batches import ids_of_texts
 from toolkit.models.encoding import TextEncoder
 from toolkit.models.rendering import TEMPLATE_ERRORS, Markers, open_think_block, render_prompt
 
@@ -246,18 +247,7 @@ class TokenChecks:
     def _ids(self, texts: Any, *, special: bool = False) -> dict[str, list[int]]:
         """The ids of each distinct text."""
         distinct = list(dict.fromkeys(texts))
-        if not distinct:
-            return {}
-        if not self.tokenizer.is_fast:
-            return dict(zip(distinct, self.tokenizer(distinct, add_special_tokens=special)["input_ids"], strict=True))
-        # Without offsets, masks and warnings it takes half the time.
-        encodings = self._backend.encode_batch_fast(distinct, add_special_tokens=special)
-        return {text: encoding.ids for text, encoding in zip(distinct, encodings, strict=True)}
-
-    @cached_property
-    def _backend(self) -> Any:
-        self.tokenizer("")  # takes away a truncation or padding that the tokenizer's file sets
-        return self.tokenizer.backend_tokenizer
+        return dict(zip(distinct, ids_of_texts(self.tokenizer, distinct, add_special_tokens=special), strict=True))
 
 
 def winners(rows: Sequence[CheckedRow]) -> list[Winner]:

