@@ -117,7 +117,7 @@ print(len(rows), next(int(line.split()[1]) for line in status if line.startswith
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
 def test_peak_memory_is_flat_in_the_rows(tmp_path: Path) -> None:
     peaks = []
-    for n in (1, 20_000, 40_000):
+    for n in (1, 40_000, 80_000):
         path = tmp_path / f"{n}.jsonl"
         with path.open("w") as out:
             for k in range(n):
