@@ -90,6 +90,7 @@ class Display:
         self.written_over = ""  # the line of progress that stands in the notebook now
         self.console = Console(stderr=True, highlight=False)
         self.prefix = ""
+        self.shown_once: set[str] = set()
         self.bars: Progress | None = None
 
     @property
@@ -255,6 +256,12 @@ class Reporter:
     def line(self, text: str) -> None:
         """Show a line of text."""
         self.display.line(text)
+
+    def once(self, text: str) -> None:
+        """Show a line that was not shown before, in this run or another of the same command."""
+        if text not in self.display.shown_once:
+            self.display.shown_once.add(text)
+            self.line(text)
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:

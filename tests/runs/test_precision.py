@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from toolkit.engine.fast import processor
+from toolkit.errors import RecipeError
 from toolkit.models.inspect import torch_dtype
+from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe, resolved_yaml
+from toolkit.runs import pipeline
+from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.precision import load_for_run, slow_precision
 from toolkit.runs.store import RunFolder
@@ -44,9 +48,26 @@ def test_a_precision_that_is_named_stays(named: str, monkeypatch: pytest.MonkeyP
     assert loaded.origins["model.dtype"] == "--set"
     slow = slow_precision(loaded)
     assert (slow is not None) == (named == "bfloat16")
-    assert slow is None or "--set model.dtype=float32" in slow
+    assert slow is None or "model.dtype: float32" in slow
     machine(monkeypatch, "bfloat16")
     assert slow_precision(loaded) is None
+
+
+def test_runs_of_one_command_say_once_that_the_precision_is_slow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine(monkeypatch, "float32")
+    reporter = Reporter()
+    loaded = load_for_run("smoke", ["model.dtype=bfloat16"])
+
+    def stop(*_: object) -> None:
+        raise RecipeError("the first stage is enough", where="here", fix="none")
+
+    monkeypatch.setattr(pipeline, "complete", stop)
+    for name in "ab":
+        with pytest.raises(RecipeError, match="enough"):
+            pipeline.run(loaded, tmp_path / name, reporter, RunOptions(until="sft"))
+    assert capsys.readouterr().err.count("float32 is several times as fast") == 1
 
 
 def test_stages_of_another_precision_are_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

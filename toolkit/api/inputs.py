@@ -161,7 +161,7 @@ def quiet_libraries() -> Iterator[Callable[[], None]]:
     try:
         yield hush
     finally:
-        for show in shown_again:
+        for show in reversed(shown_again):  # what was first is last: a stage hides them again
             show()
 
 

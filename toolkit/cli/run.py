@@ -140,7 +140,7 @@ def validate(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
     for difference in differences:
         say(wrapped(f"  note: {difference.sentence}"))
     given = [word for text in sets for word in ("--set", text)]
-    say(wrapped(f"Next: {shlex.join(['duel', 'run', recipe, *given, '--dry-run'])}"))
+    say(f"Next: {shlex.join(['duel', 'run', recipe, *given, '--dry-run'])}")  # whole, to be copied
 
 
 @click.command()

@@ -18,6 +18,10 @@ LEAVE_SHARE = 0.1
 LOOK_EVERY = {"cpu": 1, "cuda": 16}
 
 
+def look_every(device: torch.device) -> int:
+    return LOOK_EVERY.get(device.type, LOOK_EVERY["cuda"])
+
+
 def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """[R] tokens from [R, V] logits and [R] uniform numbers, by inverting the cumulative distribution; [R] their logps.
 
@@ -45,7 +49,6 @@ def decode(
     out = torch.full(uniform.shape, rows.pad_id, device=uniform.device)
     logps = torch.zeros(uniform.shape, device=uniform.device)
     stop = torch.tensor(list(stop_token_ids), device=uniform.device)
-    look_every = LOOK_EVERY[uniform.device.type]
     index = torch.arange(len(out), device=uniform.device)  # which response each row is
     unfinished = torch.ones_like(index, dtype=torch.bool)
     for step in range(uniform.shape[1]):
@@ -54,7 +57,7 @@ def decode(
         unfinished &= ~torch.isin(token, stop)
         if step + 1 == uniform.shape[1]:
             break
-        if (step + 1) % look_every == 0:
+        if (step + 1) % look_every(uniform.device) == 0:
             n_left = int(unfinished.sum())
             if not n_left:
                 break

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from toolkit.engine.decoding import LOOK_EVERY, Rows, decode, draw
+from toolkit.engine.decoding import Rows, decode, draw, look_every
 from toolkit.engine.fast import fixed_cache
 from toolkit.engine.fast.attention import grouped_query
 from toolkit.models.inspect import attention_window
@@ -33,8 +33,8 @@ LEAST_SAME = 0.9
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 
 _log = logging.getLogger(__name__)
-# Classes of models that are decoded without fixed shapes in this process.
-REFUSED: set[type] = set()
+# Kinds of models that are decoded without fixed shapes in this process: class, precision of weights and of products.
+REFUSED: set[tuple[type, torch.dtype, torch.dtype]] = set()
 
 
 class FixedDecoder:
@@ -46,6 +46,7 @@ class FixedDecoder:
 
     def __init__(self, model: Any, temperature: float, stop_token_ids: Sequence[int], dtype: torch.dtype) -> None:
         self.model, self.temperature, self.stop_token_ids, self.dtype = model, temperature, stop_token_ids, dtype
+        self.kind = (type(model), next(model.parameters()).dtype, dtype)
         self.batch: _FixedBatch | None = None
 
     def decode(self, rows: Rows, uniform: torch.Tensor) -> list[tuple[list[int], list[float]]]:
@@ -61,7 +62,7 @@ class FixedDecoder:
 
     def _suits(self, rows: Rows, uniform: torch.Tensor) -> bool:
         """Whether each token's keys and values, positions and a mask are all that the model's next token depends on."""
-        if type(self.model) in REFUSED or rows.cache is None or not rows.takes_positions:
+        if self.kind in REFUSED or rows.cache is None or not rows.takes_positions:
             return False
         length, window = _length(rows, uniform), attention_window(self.model)
         return (
@@ -82,9 +83,12 @@ class FixedDecoder:
                 why = f"a graph draws {1 - same:.0%} of the first tokens otherwise"
             else:
                 return batch
+        except torch.OutOfMemoryError:  # a smaller batch may have room
+            _log.warning("a batch of %s rows has no room for a CUDA graph, and is sampled without", len(uniform))
+            return None
         except REFUSALS as error:
             why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        REFUSED.add(type(self.model))
+        REFUSED.add(self.kind)
         _log.warning("%s is sampled without a CUDA graph (%s), which is slower", type(self.model).__name__, why)
         return None
 
@@ -189,7 +193,7 @@ class _FixedBatch:
         self.start(rows, uniform)
         for step in range(1, uniform.shape[1] + 1):
             self.advance()
-            if step % LOOK_EVERY[uniform.device.type] == 0 and not bool(self.unfinished.any()):
+            if step % look_every(uniform.device) == 0 and not bool(self.unfinished.any()):
                 break
         n = len(uniform)
         return list(zip(self.out[:n].tolist(), self.logps[:n].tolist(), strict=True))

@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 VARIABLE = "TOKENIZERS_PARALLELISM"
-_OFF = "off"  # the library knows this word as well: a user's own setting is "true" or "false"
+_OFF = "false"
+_OURS = "DUEL_TOKENIZER_THREADS"  # says to processes that inherit the library's variable that a user did not set it
 
 
 def off_by_default() -> None:
     """No threads but inside :func:`threads`, where the user has not set the library's variable."""
-    os.environ.setdefault(VARIABLE, _OFF)
+    if VARIABLE not in os.environ:
+        os.environ.update({VARIABLE: _OFF, _OURS: "batches"})
 
 
 @contextmanager
 def threads() -> Iterator[None]:
     """Threads inside it, where :func:`off_by_default` holds: nothing is forked there."""
-    if os.environ.get(VARIABLE) != _OFF:
+    if os.environ.get(_OURS) != "batches" or os.environ.get(VARIABLE) != _OFF:
         yield
         return
     os.environ[VARIABLE] = "true"
@@ -26,3 +28,12 @@ def threads() -> Iterator[None]:
         yield
     finally:
         os.environ[VARIABLE] = _OFF
+
+
+def _none_in_a_fork() -> None:
+    """A forked process has no threads of its parent's pool, and would wait for them."""
+    os.environ.pop(_OURS, None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_none_in_a_fork)

@@ -98,7 +98,7 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
             folder.refuse_foreign(name)
         check_settings(loaded, stages, names, options, launch)
         if (slow := slow_precision(loaded)) and set(missing(stages, names, options)) - {"data", "report"}:
-            reporter.line(slow)
+            reporter.once(slow)
         with recorded(out, new_manifest(loaded, stages, options.command, processes)) as manifest:
             manifest["files"] = {RECIPE_FILE: described(out / RECIPE_FILE)}
             for number, planned in enumerate(stages, start=1):

@@ -27,4 +27,4 @@ def slow_precision(loaded: LoadedRecipe) -> str | None:
     """What to say of a run in bfloat16 on a machine that converts to multiply it; None of any other."""
     if loaded.recipe.model.dtype != "bfloat16" or fastest_dtype() == "bfloat16":
         return None
-    return "this machine has no products in bfloat16: float32 is several times as fast (--set model.dtype=float32)"
+    return "this machine has no products in bfloat16: float32 is several times as fast (model.dtype: float32, or auto)"

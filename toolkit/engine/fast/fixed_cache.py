@@ -24,8 +24,9 @@ class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.keys is not None and self.values is not None
-        self.keys.index_copy_(2, self.place, key_states)
-        self.values.index_copy_(2, self.place, value_states)
+        # Under autocast the first keys of a cache may be float32 and its values bfloat16, or turn so on the way.
+        self.keys.index_copy_(2, self.place, key_states.to(self.keys.dtype))
+        self.values.index_copy_(2, self.place, value_states.to(self.values.dtype))
         return self.keys, self.values
 
 

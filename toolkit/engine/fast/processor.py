@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 AUTO = "auto"
@@ -21,4 +23,5 @@ def _multiplies_bfloat16() -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if torch.backends.cpu.get_cpu_capability().startswith("AVX512"):  # of which the first had no such instructions
         return bool(torch.cpu._is_avx512_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    mkldnn: Any = torch.backends.mkldnn
+    return bool(mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
