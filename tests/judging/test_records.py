@@ -173,6 +173,7 @@ def test_difficulty_is_found_by_place_or_by_instruction(tmp_path: Path, caplog: 
         ("numbers.json", "[1, 2]", "expected an object"),
         ("scalar.json", "3", "expected a list"),
         ("lacks.jsonl", '{"prompt_id": "p", "preference": 1}', "lacks policy, baseline, judge"),
+        ("outputs.json", '[{"instruction": "p", "output": "r", "generator": "m"}]', "ask a judge first: duel judge"),
         ("range.jsonl", json.dumps(judgement("p", 1.7)), "outside"),
         ("text.jsonl", json.dumps({**judgement("p", 1.0), "preference": "win"}), "not a number"),
         ("order.jsonl", json.dumps(judgement("p", 1.0, order=2)), "neither 0 nor 1"),

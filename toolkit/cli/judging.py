@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from toolkit.cli.options import (
     emit,
     reporter_of,
     say,
+    wrapped,
 )
 
 
@@ -73,7 +75,13 @@ def judge(
         results = judge_samples(sampled, judge, asking, reporter=reporter, **options)
     else:
         results = judge_outputs(outputs, judge, asking, reporter=reporter, **options)
-    emit(results) if as_json else say(judging_tables(results))
+    if as_json:
+        emit(results)
+        return
+    out = shlex.quote(str(options["out"]))
+    following = f"duel winrate {out} --human VOTES corrects this judge by some votes of people" if judge else ""
+    say(judging_tables(results))
+    say(wrapped("\n".join(filter(None, ["", f"written: {out}", f"Next: {following or f'duel winrate {out}'}"]))))
 
 
 @click.command()

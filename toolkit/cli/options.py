@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import click
 
 from toolkit.cli.examples import epilog
 from toolkit.errors import nearest, shown
+from toolkit.evals.words import lines_of
 
 if TYPE_CHECKING:
     from toolkit.progress import Reporter
@@ -110,8 +110,8 @@ def say(text: object, end: str = "\n") -> None:
     print(shown(str(text)), end=end)
 
 
-def wrapped(text: str) -> str:
-    """Text whose long lines go on below, two characters further in, for a terminal of 80 columns.
+def wrapped(text: str, further_in: int = 2) -> str:
+    """Text whose long lines go on below, some characters further in, for a terminal of 80 columns.
 
     >>> print(wrapped("  " + "word " * 17))
       word word word word word word word word word word word word word word word
@@ -119,9 +119,7 @@ def wrapped(text: str) -> str:
     """
     lines = []
     for line in text.splitlines():
-        inside = " " * (len(line) - len(line.lstrip()) + 2)
-        short = textwrap.wrap(line, 79, subsequent_indent=inside, break_long_words=False, break_on_hyphens=False)
-        lines += short or [""]
+        lines += lines_of(line, 79, " " * (len(line) - len(line.lstrip()) + further_in))
     return "\n".join(lines) + ("\n" if text.endswith("\n") else "")
 
 

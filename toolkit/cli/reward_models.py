@@ -96,12 +96,12 @@ def rm_card(
     MODEL is a reward model, python:MODULE:FUNCTION (a function f(prompts, completions) of numbers), or gold. With
     --steps it is a process reward model.
     """
+    from toolkit.cli.tables import card_text
     from toolkit.measure.options import ScoringOptions, take
     from toolkit.measure.reading import ReadingOptions
     from toolkit.measure.rm_card import CardOptions
     from toolkit.measure.rm_card import rm_card as make_card
     from toolkit.measure.step_card import step_card
-    from toolkit.report.card_sheets import card_sheets, flag_lines
     from toolkit.report.process import process_sheets
     from toolkit.report.sheets import text_of
 
@@ -115,7 +115,7 @@ def rm_card(
         return
     assert data is not None  # one of the two was named
     card = make_card(model, data, asked, reading, scoring, reporter=reporter, **options)
-    emit(card) if as_json else say("\n\n".join([text_of(*card_sheets(card)), "\n".join(flag_lines(card))]))
+    emit(card) if as_json else say(card_text(card, options["out"]))
 
 
 COMMANDS = (filter_command, rm_card)

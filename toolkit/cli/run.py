@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 @click.option(
     "--estimate",
     is_flag=True,
-    help="Time the model for some seconds first, and estimate how long each stage takes on this machine.",
+    help="Time the model for some seconds first, and estimate how long each stage takes on this machine. With "
+    "--dry-run, stop there.",
 )
 @JSON
 @click.pass_context
@@ -90,7 +91,7 @@ def run(
     command = ["duel", *sys.argv[1:]]
     manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command))
     results = read_document(out / RESULTS_FILE) if manifest["status"] == "done" else {}
-    study = next_study(recipe, loaded.recipe.study is not None)
+    study = next_study(recipe, loaded.recipe.study is not None, loaded.recipe.data.source)
     accuracy = None
     if "reward_model" in (options["until"], options["only"]):
         from toolkit.measure.held_out import held_out_accuracy
@@ -104,7 +105,7 @@ def run(
         emit({**facts, **{key: results[key] for key in shown if key in results}})
     elif results:
         say(result_tables(results))
-        say(f"\nreport: {out / 'report.html'}\n\n{study}")
+        say(f"\nreport: {out / 'report.html'}\n\n{wrapped(study)}")
     elif accuracy is not None:
         say(held_out_line(accuracy))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from toolkit.cli.options import wrapped
 from toolkit.evals.prediction_powered import MIN_HUMAN
+from toolkit.report.card_sheets import card_sheets, flag_lines, trained_on
 from toolkit.report.numbers import interval, number, percent
 from toolkit.report.run_sheets import runs_sheet, sweep_sheet
 from toolkit.report.sheets import (
@@ -23,43 +25,39 @@ from toolkit.report.sheets import (
 )
 from toolkit.report.study_sheets import study_sheets
 
-WIDTH = 79
-
 
 def result_tables(results: Mapping[str, Any]) -> str:
     """The end of ``duel run``: tables, warnings, and the verdict last, where the reader's eye is."""
     changes = [entry["order_change"] for entry in results.get("temperatures", []) if entry["order_change"]]
     notes = [f"note: {change['sentence']}" for change in changes if not change["sure"]]  # a sure one is a warning
-    warnings = "\n".join(map(_filled, [*notes, *(f"warning: {text}" for text in results["warnings"])]))
+    warnings = "\n".join(map(wrapped, [*notes, *(f"warning: {text}" for text in results["warnings"])]))
     verdict = results["verdict"]
     beside = [results["cost"].get("sentence", ""), f"Next: {verdict['next_step']}" if "next_step" in verdict else ""]
-    end = "\n".join(textwrap.fill(text, WIDTH) for text in [verdict["sentence"], *beside] if text)
+    end = "\n".join(wrapped(text, 0) for text in [verdict["sentence"], *beside] if text)
     return "\n\n".join(filter(None, [text_of(*result_sheets(results)), warnings, end]))
-
-
-def _filled(text: str) -> str:
-    """A note or a warning in lines of a terminal of 80 columns."""
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def held_out_line(accuracy: Mapping[str, Any]) -> str:
     """The end of ``duel run --until reward_model``."""
     bounds = interval(*accuracy["accuracy_ci"])
-    return _filled(
+    return wrapped(
         f"The reward model is right in {percent(accuracy['accuracy'])} of {accuracy['n_comparisons']:,} held-out "
         f"comparisons (interval {bounds}, {accuracy['n_prompts']:,} prompts)."
     )
 
 
-def next_study(recipe: str, has_study: bool) -> str:
+def next_study(recipe: str, has_study: bool, source: str) -> str:
     """The last line of ``duel run``: how to go from one run to a study. ``recipe`` is what the user typed.
 
-    A recipe without a section ``study`` has no study of its own: the shipped one is named.
+    A recipe without a section ``study`` has no study of its own: the shipped one is named, on the run's ``source``.
 
-    >>> next_study("mine.yaml", has_study=True).partition(": ")[2]
+    >>> next_study("mine.yaml", True, "pairs.jsonl").partition(": ")[2]
     'duel study mine.yaml'
+    >>> next_study("mine.yaml", False, "pairs.jsonl").partition(": ")[2]
+    'duel study study --set data.source=pairs.jsonl'
     """
-    command = f"duel study {shlex.quote(recipe) if has_study else 'study'}"
+    words = [recipe] if has_study else ["study", *([] if source == "reviews" else ["--set", f"data.source={source}"])]
+    command = shlex.join(["duel", "study", *words])
     return f"One run is one seed of one setting. For a verdict over seeds, settings and equal KL: {command}"
 
 
@@ -156,7 +154,7 @@ def judging_tables(report: Mapping[str, Any]) -> str:
     if report.get("prediction_powered"):
         sheets.append(_corrected_sheet(report["prediction_powered"], confidence))
     notes = "\n".join(
-        _filled(f"note: {text}")
+        wrapped(f"note: {text}")
         for text in [
             *missing_estimates(rows),
             *map(_left_out_line, report.get("prediction_powered_left_out", [])),
@@ -295,16 +293,19 @@ def rewards_table(summary: Mapping[str, Any]) -> str:
             f"temperature {number(quality['temperature'])}"
         )
         lines.append(_references_line(quality["references"]))
+    lines = list(map(wrapped, lines))
+    if summary["accuracy"] is not None and summary["n_trained_prompts"]:
+        lines.append(wrapped(f"note: {trained_on(summary['n_trained_prompts'], summary['n_prompts'])}"))
     if summary.get("reference_free"):
         lines.append("reference-free: the rewards are beta * log pi, without a reference")
     if "implicit_vs_explicit" in summary:
         lines.append(text_of(*_implicit_against_explicit(summary["implicit_vs_explicit"])))
         n_pairs, path = summary["n_disagreements"], summary["disagreements"]
-        lines.append(f"the two rewards order {n_pairs} pairs differently: {path} has their texts")
+        lines.append(wrapped(f"the two rewards order {n_pairs} pairs differently: {path} has their texts"))
     if "shifts" in summary:
         lines.append(text_of(_shift_sheet(summary["shifts"])))
     if "warning" in summary:
-        lines.append(f"note: {summary['warning']}")
+        lines.append(wrapped(f"note: {summary['warning']}"))
     return "\n".join([*lines, f"written: {summary['out']}"])
 
 
@@ -322,6 +323,12 @@ def _shift_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
     return sheet
 
 
+def card_text(card: Mapping[str, Any], out: Path | None) -> str:
+    """``duel rm-card``; ``out`` is the folder that the card was written to."""
+    written = f"written: {out}" if out is not None else ""
+    return "\n\n".join(filter(None, [text_of(*card_sheets(card)), "\n".join(map(wrapped, flag_lines(card))), written]))
+
+
 def filter_table(summary: Mapping[str, Any]) -> str:
     """``duel filter``."""
     n = summary["n_kept"] + summary["n_dropped"]
@@ -331,9 +338,17 @@ def filter_table(summary: Mapping[str, Any]) -> str:
         f"dropped {summary['n_dropped']}: {summary['dropped']}",
     ]
     if summary["n_unscored"]:
-        lines.append(f"{summary['n_unscored']} of them have no score: a blank text, or responses that share no prompt")
+        words = "of them have no score: a blank text, or responses that share no prompt"
+        lines.append(f"{summary['n_unscored']} {words}")
     if not summary["recall"]["value"]:
         lines.append("note: no good response of the calibration set passes")
+    if summary["n_trained_prompts"]:
+        lines.append(
+            wrapped(
+                f"warning: the judge was trained on {summary['n_trained_prompts']} prompts of the calibration set, so "
+                "the rate on new data may be another: calibrate on held-out rows, such as data/eval.parquet of its run"
+            )
+        )
     return "\n".join(lines)
 
 
@@ -423,6 +438,6 @@ def _written_data(title: str, rows: Mapping[str, str], out: str) -> str:
 
 def study_tables(document: Mapping[str, Any]) -> str:
     """``duel study``: the sentence, what it rests on, and the warnings, for a terminal of 80 columns."""
-    warnings = [_filled(f"warning: {text}") for text in document["warnings"]]
-    sentence = textwrap.fill(document["verdict"]["sentence"], WIDTH)
+    warnings = [wrapped(f"warning: {text}") for text in document["warnings"]]
+    sentence = wrapped(document["verdict"]["sentence"], 0)
     return "\n\n".join([sentence, text_of(*study_sheets(document)), *warnings])

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 ARM_NAMES = {"rm_ppo": "RM + PPO", "dpo": "DPO", "rft": "rejection sampling", "sft": "SFT", "base": "base"}
+
+
+def lines_of(text: str, width: int, further: str = "") -> list[str]:
+    """Text as lines of a width, at least one; ``further`` stands before all but the first.
+
+    Words stay whole, and so does the name of an arm.
+
+    >>> lines_of("4 wins of RM + PPO", 14)
+    ['4 wins of', 'RM + PPO']
+    """
+    name = ARM_NAMES["rm_ppo"]
+    unbroken = name.replace(" ", "\N{NO-BREAK SPACE}")
+    lines = textwrap.wrap(
+        text.replace(name, unbroken), width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+    )
+    return [line.replace(unbroken, name) for line in lines] or [""]
 
 
 def policy_name(policy: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +58,11 @@ def trained_prompts(ref: ModelRef) -> set[str]:
     return {str(row["prompt_id"]) for run in runs for row in read_table(run / TRAINED_ON_FILE, ["prompt_id"])}
 
 
+def seen_in_training(models: Sequence[ModelRef], prompt_ids: Iterable[str]) -> int:
+    """How many of the prompts these models were trained on, as far as that is known (``trained_prompts``)."""
+    return len(set[str]().union(*map(trained_prompts, models)) & set(prompt_ids))
+
+
 def judging_models(judge: str) -> list[ModelRef]:
     """The models behind a judge, as it is written or recorded: the one that judges first, then its reference.
 
@@ -81,7 +86,7 @@ def dependence(judges: Sequence[str], prompt_ids: Sequence[str], run: RunModels)
         models = judging_models(judge)
         judging = [model for k, model in enumerate(models) if k == 0 or not run.is_sft(model)]
         name = next((name for name in map(run.name_of, judging) if name is not None), None)
-        seen = len(set[str]().union(*map(trained_prompts, models)) & set(prompt_ids))
+        seen = seen_in_training(models, prompt_ids)
         if name is not None:
             reasons[judge] = name
         elif seen:

@@ -23,6 +23,7 @@ from toolkit.preferences.cells import RecordError, excerpt, name_cell, prompt_ce
 from toolkit.preferences.loading import SourceRecords, local_path, read_file
 from toolkit.preferences.refusals import in_words
 from toolkit.preferences.rows import Record, prompt_id
+from toolkit.preferences.stream import RESPONSES
 
 _COUNTS = [f"{side}_{name}" for side in ("policy", "baseline") for name in FEATURES]
 # Of a Parquet file of judgements: how the intervals of its win rates were computed.
@@ -296,6 +297,13 @@ def _judgement(row: Mapping[str, Any], position: int, path: Path, where: str) ->
     if "generator_1" in row and "generator_2" in row:
         return _alpaca_eval_judgement(row, position, path, where)
     missing = [column for column in _REQUIRED if column not in row]
+    if "preference" in missing and "winner" not in row and not {*RESPONSES}.isdisjoint(row):
+        raise DataError(
+            "a row has a response of one system, and no judgement",
+            where=where,
+            fix="ask a judge first: duel judge FILE FILE --judge JUDGE --out judged.parquet, then duel winrate "
+            "judged.parquet",
+        )
     if missing:
         raise DataError(
             f"a judgement lacks {', '.join(missing)}",

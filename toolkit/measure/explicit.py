@@ -47,7 +47,7 @@ def explicit_rewards(
     reading = read(data, load_tokenizer(ref), rm, reading_options, pair=reads_pairs(ref))
     work = out.with_name(f".{out.name}.partial")
     scores = score_reading(rm, reading, reading_options.max_response_tokens, scoring, work, reporter)
-    summary = summarise_rewards(reading, scores, started) | {"out": str(out)}
+    summary = summarise_rewards(reading, scores, [ref], started) | {"out": str(out)}
     records = (_records(row, values, with_text) for row, values in zip(reading.rows, scores, strict=True))
     write_table([record for of_prompt in records for record in of_prompt], out)
     shutil.rmtree(work, ignore_errors=True)

@@ -19,11 +19,13 @@ from toolkit.files import (
     write_json,
 )
 from toolkit.judging import scorers
+from toolkit.judging.independence import judging_models, seen_in_training
 from toolkit.judging.judge import check_judge
 from toolkit.judging.options import JudgeOptions
 from toolkit.measure.once import once
 from toolkit.measure.options import ScoringOptions
 from toolkit.preferences.parsing import Datum
+from toolkit.preferences.rows import prompt_id
 from toolkit.preferences.stream import (
     LABEL,
     RESPONSE_SCORES,
@@ -42,6 +44,7 @@ from toolkit.progress import Reporter
 # Rows of a chunk: what an interrupted command computes again, at most.
 CHUNK = 256
 SCORE = "score"
+CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def filter_rows(
     reporter.line(f"keep what scores above {threshold.threshold:g}")
     counts = _filter(stream, threshold.threshold, scorer, work, reporter)
     summary = threshold.as_dict() | counts | {"judge": judge, "out": str(out), "dropped": str(dropped)}
+    summary["n_trained_prompts"] = seen_in_training(judging_models(judge), _calibration(work)["prompt_ids"])
     parts = sorted(work.glob("part-*.counts"))
     for kind, path in (("dropped", dropped), ("kept", out)):
         with atomic_write(path) as partial:
@@ -189,18 +193,22 @@ def _calibrated(
     file: RowFile, options: FilterOptions, scorer: _LazyScorer, work: Path, reporter: Reporter
 ) -> FilterThreshold:
     """The threshold; the scores behind it are kept for a call that continues."""
-    stored = work / "calibration.json"
+    stored = work / CALIBRATION
     if not stored.is_file():
-        scores, good, groups = _scored_labels(file, options, scorer, reporter)
-        write_json(stored, {"scores": scores, "good": good, "groups": groups})
-    known = read_json(stored)
+        write_json(stored, _scored_labels(file, options, scorer, reporter))
+    known = _calibration(work)
     return filter_threshold(known["scores"], known["good"], known["groups"], options.fpr)
+
+
+def _calibration(work: Path) -> dict[str, Any]:
+    """What ``_scored_labels`` gave."""
+    return dict(read_json(work / CALIBRATION))
 
 
 def _scored_labels(
     file: RowFile, options: FilterOptions, scorer: _LazyScorer, reporter: Reporter
-) -> tuple[list[float], list[bool], list[str]]:
-    """Scores, labels and groups of the labelled responses.
+) -> dict[str, list[Any]]:
+    """``scores``, labels (``good``) and ``groups`` of the labelled responses, and the ``prompt_ids`` of all prompts.
 
     Of preference data those that win more than they lose are good, those that lose more are bad; the others are left
     out, and so are rows that cannot be scored.
@@ -211,7 +219,7 @@ def _scored_labels(
         sample = file.sample()
         names = tuple(dict.fromkeys(str(name) for record in sample for name in record))
         column = column_of(file, sample, names, LABEL, (LABEL,), options.columns)
-    scores, good, groups = list[float](), list[bool](), list[str]()
+    scores, good, groups, ids = list[float](), list[bool](), list[str](), dict[str, None]()
     with reporter.task("calibrate", file.n_rows()) as task:
         for chunk in file.chunks(CHUNK):
             numbers, data = _read(reader, chunk)
@@ -227,8 +235,9 @@ def _scored_labels(
                         scores.append(score)
                         good.append(net > 0)
                         groups.append(group_of(datum))
+                        ids[prompt_id(datum.prompt)] = None
             task.advance(len(chunk.records))
-    return scores, good, groups
+    return {"scores": scores, "good": good, "groups": groups, "prompt_ids": list(ids)}
 
 
 def _net_wins(datum: Datum) -> list[float]:

@@ -188,7 +188,8 @@ def implicit_rewards(
     implicit = _write_table(blocks, _schema(reading, options, pair), work / out.name)
     distributed.barrier()  # the others read the blocks too
 
-    summary = summarise_rewards(reading, implicit, started)
+    models = [pair.policy, *([resolve(options.rm)] if options.rm else [])]
+    summary = summarise_rewards(reading, implicit, models, started)
     computed = {"policy": policy_pass.n_computed, "reference": reference_pass.n_computed if reference_pass else 0}
     summary |= {**pair.facts(), "out": str(out), "warning": LOG_Z_WARNING, "responses_computed": computed}
     if summary["accuracy"] is not None:

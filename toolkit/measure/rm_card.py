@@ -15,12 +15,15 @@ from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.reward_card import CardData, StyledResponses, all_pairs, card_flags, margin_scale, reward_card
 from toolkit.evals.style_matrix import STYLES
 from toolkit.files import file_hash, fingerprint, read_json, write_json, write_table
+from toolkit.judging.independence import judging_models, seen_in_training
 from toolkit.judging.scorers import judge_identity
 from toolkit.measure.card_scores import (
     CardRewards,
+    CardRows,
     Scored,
     card_rewards,
     card_rows,
+    is_function,
     judge_scores,
     scorer_identity,
 )
@@ -164,6 +167,7 @@ def _card(
         "n_prompts": len(rows.rows),
         "n_responses": sum(len(row.responses) for row in rows.rows),
         "n_pairs": len(labelled.comparisons),
+        "n_trained_prompts": _trained_prompts(model, rows),
         **rows.counts,
         "intervals": dict(intervals),
         **sections,
@@ -172,6 +176,14 @@ def _card(
         "warning": LOG_Z_WARNING if implicit is not None else None,
     }
     return card, _table(rows.rows, rewards, sources)
+
+
+def _trained_prompts(model: str, rows: CardRows) -> int:
+    """How many of the data's prompts one of the card's models was trained on."""
+    models = judging_models(f"rm:{model}") if not is_function(model) else []
+    if rows.pair is not None:
+        models = [*models, rows.pair.policy]
+    return seen_in_training(models, (row.prompt_id for row in rows.rows))
 
 
 def card_data(rows: Sequence[PreferenceRow], sources: Sequence[str] | None, data: str) -> tuple[CardData, str]:

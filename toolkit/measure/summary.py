@@ -23,15 +23,18 @@ from toolkit.evals.agreement import (
 from toolkit.evals.rm_quality import calibration, rm_quality
 from toolkit.evals.slices import agreement_by_slice, disagreements
 from toolkit.files import write_text
+from toolkit.judging.independence import seen_in_training
 from toolkit.measure.reading import Reading
+from toolkit.models.resolve import ModelRef
 from toolkit.preferences.rows import readable
 
 Rewards = Sequence[NDArray[np.float64]]  # by row: [K], one reward for each response
 
 
-def summarise_rewards(reading: Reading, rewards: Rewards, started: float) -> dict[str, Any]:
+def summarise_rewards(reading: Reading, rewards: Rewards, models: Sequence[ModelRef], started: float) -> dict[str, Any]:
     """Counts, speed, and the quality of ``rewards`` on the data's comparisons.
 
+    ``models`` are those that give the rewards: ``n_trained_prompts`` of the data's prompts were in their training.
     ``started`` is when the command began, on the monotonic clock. Raises ModelError for rewards that are not finite.
     """
     comparisons, n = reading.comparisons, reading.n_data
@@ -41,6 +44,7 @@ def summarise_rewards(reading: Reading, rewards: Rewards, started: float) -> dic
         "n_prompts": n,
         "n_responses": n_responses,
         "n_comparisons": len(comparisons),
+        "n_trained_prompts": seen_in_training(models, (row.row.prompt_id for row in reading.rows[:n])),
         **reading.counts,
         "accuracy": None,
         "accuracy_ci": None,

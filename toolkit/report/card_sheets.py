@@ -147,4 +147,14 @@ def flag_lines(card: Mapping[str, Any]) -> list[str]:
         form = percent if flag["figure"] in ("explained", "overstated") else number
         bounds = interval(flag["ci_low"], flag["ci_high"], form)
         lines.append(f"flag: {flag['reward']}: {flag['sentence']} ({flag['figure']} {form(flag['value'])}, {bounds})")
-    return [*(lines or ["no flag"]), card["alarm"]]
+    seen = card["n_trained_prompts"]
+    notes = [f"note: {trained_on(seen, card['n_prompts'])}"] if seen else []
+    return [*(lines or ["no flag"]), *notes, card["alarm"]]
+
+
+def trained_on(n_seen: int, n_prompts: int) -> str:
+    """What it means that a model was trained on some of the prompts that it is measured on."""
+    return (
+        f"{n_seen} of the {n_prompts} prompts are among those that the model was trained on. On new prompts it may be "
+        "worse: measure it on held-out data, such as data/eval.parquet of its run"
+    )

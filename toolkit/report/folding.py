@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
+
+from toolkit.evals.words import lines_of
 
 NARROWEST = 80
 GAP = "  "
@@ -185,11 +186,11 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _wrapped(heading: str, width: int) -> list[str]:
-    return textwrap.wrap(heading, max(width, 1), break_long_words=False, break_on_hyphens=False) or [""]
+    return lines_of(heading, max(width, 1))
 
 
 def _words(heading: str) -> list[str]:
-    return textwrap.wrap(heading, 1, break_long_words=False, break_on_hyphens=False)
+    return lines_of(heading, 1)
 
 
 def _total(widths: Iterable[int]) -> int:
