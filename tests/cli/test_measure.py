@@ -59,11 +59,11 @@ def test_the_implicit_reward_is_said_in_words(small_run: Path, tmp_path: Path) -
     policy = shutil.copytree(small_run / "dpo" / "model", tmp_path / "policy")
     shared = ["--reference", str(small_run / "sft" / "model"), "--data", "reviews", "--limit", "2"]
     said = duel("rewards", "--policy", str(policy), *shared, "--out", str(tmp_path / "sum.parquet")).stdout
-    assert f"the implicit reward: {words}" in said
+    assert f"the implicit reward: {words}" in " ".join(said.split())  # over two lines of the terminal
     (policy / "duel.json").write_text(json.dumps(record | {"loss_type": "ipo"}))
     said = duel("rewards", "--policy", str(policy), *shared, "--beta", "2", "--out", str(tmp_path / "m.parquet")).stdout
     mean = "beta * log(pi / pi_ref), its mean over the tokens of the response, with beta = 2"
-    assert f"the implicit reward: {mean}" in said
+    assert f"the implicit reward: {mean}" in " ".join(said.split())
     assert json.loads((tmp_path / "m.summary.json").read_text())["implicit_reward"] == mean
     free = ["--reference", "none", *shared[2:], "--out", str(tmp_path / "free.parquet")]
     said = duel("rewards", "--policy", str(policy), *free).stdout

@@ -66,6 +66,25 @@ def test_the_keyboard_reaches_what_the_mouse_does(opened: Any) -> None:
     assert view.run("[...document.querySelectorAll('[role=img]')].every(n => n.getAttribute('aria-label').length > 10)")
 
 
+def test_each_line_of_a_legend_looks_like_its_own(opened: Any) -> None:
+    view = opened("better")
+    shown = "[...document.querySelectorAll('.keys')][0].querySelectorAll('button')"
+    marks = view.run(f"[...{shown}].map(b => [b.textContent, b.firstChild.className, b.firstChild.style.color])")
+    of_arms = {name: tuple(mark) for name, *mark in marks if name.startswith(("RM + PPO", "DPO"))}
+    assert len(set(of_arms.values())) == len(of_arms) >= 8
+
+
+def test_a_tick_at_the_right_edge_has_its_label(opened: Any) -> None:
+    view = opened("better")
+    view.draw_everything()
+    shown = "[...n.querySelectorAll('.xtick text')].filter(t => getComputedStyle(t).display !== 'none')"
+    ticks = (
+        f"[...document.querySelectorAll('[data-figure]')].map(n => [n._fullLayout.xaxis._vals.length, {shown}.length])"
+    )
+    for wanted, drawn in view.run(ticks):
+        assert drawn == wanted > 1
+
+
 def test_print_draws_every_figure_in_the_light_scheme(opened: Any) -> None:
     view = opened("better", scheme="dark")
     view.run("dispatchEvent(new Event('beforeprint'))")
@@ -73,4 +92,7 @@ def test_print_draws_every_figure_in_the_light_scheme(opened: Any) -> None:
         "[...document.querySelectorAll('[data-figure]')].every(n => n.querySelector('.main-svg'))"
     )
     assert view.run("document.querySelectorAll('details:not([open])').length") == 0
+    view.page.emulate_media(media="print")  # which draws no background where a colour is not asked for exactly
+    colours = "[...document.querySelectorAll('.key, .swatch')].map(n => getComputedStyle(n).printColorAdjust)"
+    assert set(view.run(colours)) == {"exact"}
     assert view.run("document.querySelector('[data-figure] .js-line').style.stroke").startswith("rgb(178, 72, 11)")

@@ -46,7 +46,8 @@
     const base = {
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colors.ink },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
-      margin: small ? { l: 8, r: 6, t: 8, b: 8 } : { l: 12, r: 10, t: 12, b: 12 },
+      // On the right there is room for half of a tick's label: one at the edge would be left out otherwise.
+      margin: small ? { l: 8, r: 16, t: 8, b: 8 } : { l: 12, r: 20, t: 12, b: 12 },
       xaxis: { ...axis, showgrid: false, ticks: "outside", ticklen: 3, tickcolor: colors.line }, yaxis: axis,
       hoverlabel: { bgcolor: colors.panel, bordercolor: colors.muted, font: { color: colors.ink, size: 12 }, align: "left" },
       showlegend: false, // the keyboard reaches the buttons above the figure, but not Plotly's own legend
@@ -57,7 +58,10 @@
   const hidden = new Map(); // figure -> names of the lines that are switched off
   const hiddenRuns = new Set(); // names of runs that are switched off in every figure
   const swatch = (trace) => {
-    if (trace.mode.startsWith("lines")) return trace.meta || (trace.line.dash || "solid") === "solid" ? "line" : "dashed";
+    if (trace.mode.startsWith("lines")) {
+      if (trace.line.width < 1) return "line thin";
+      return trace.meta || (trace.line.dash || "solid") === "solid" ? "line" : "dashed";
+    }
     const symbol = (trace.marker || {}).symbol || "";
     return symbol || "point";
   };

@@ -122,8 +122,8 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
             number(row["length_tokens"]["value"], 1),
             percent(row["eos_rate"]["value"]),
         )
-    final = _with_names([row for row in results["win_rates"] if "@" not in row["policy"]])
-    ended = _with_names(results["verdict"].get("both_ended", []))
+    final = with_names([row for row in results["win_rates"] if "@" not in row["policy"]])
+    ended = with_names(results["verdict"].get("both_ended", []))
     shown = [win_rate_sheet(ended, confidence, title="Where both arms ended their responses")] if ended else []
     cost = Sheet("Cost", ["stage", "arm", "seconds", "tokens", "peak GiB"])
     for row in results["cost"]["stages"]:
@@ -152,7 +152,7 @@ def result_sheets(results: Mapping[str, Any]) -> list[Sheet]:
     ]
 
 
-def _with_names(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def with_names(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Win rates of a run with the names of its policies for readers."""
     return [{**row, **{side: policy_name(row[side]) for side in ("policy", "baseline")}} for row in rows]
 

@@ -10,7 +10,7 @@ from toolkit.report.figures import Figure
 from toolkit.report.process import process_table
 from toolkit.report.reading import ResultRow, Run
 from toolkit.report.rounds import RoundTable, round_figures, round_table
-from toolkit.report.sheets import Sheet, missing_estimates, outputs_sheets
+from toolkit.report.sheets import Sheet, missing_estimates, outputs_sheets, with_names
 from toolkit.report.temperatures import TemperatureTable, temperature_table
 
 
@@ -66,7 +66,7 @@ def view_of(run: Run, prefix: str) -> View:
         policies=tables.policies(run),
         win_rates=tables.win_rates(run),
         temperatures=temperature_table(run.results),
-        missing_estimates=missing_estimates(run.results["win_rates"]),
+        missing_estimates=missing_estimates(with_names(run.results["win_rates"])),
         judges=run.results.get("judge_tests", []),
         rounds=round_table(run.results),
         round_figures=identified(round_figures(run)),
