@@ -46,7 +46,7 @@ def test_a_function_labels_by_which_score_is_higher(data: str, tmp_path: Path) -
     assert [[pair[:3] for pair in pairs(row)] for row in rows] == [[(0, 1, 0.5)], [(0, 1, 1.0)]]
     assert {c.annotator for row in rows for c in row.comparisons} == {"python:label_judge:size"}
     shown = duel(*arguments, "--force").stdout
-    assert "comparisons" in shown and "of them ties" in shown and f"written: {out}" in shown
+    assert "comparisons" in shown and "of them ties" in shown and f"written: {out}\nNext: a recipe with" in shown
 
 
 @pytest.mark.e2e

@@ -36,6 +36,11 @@ def test_each_stage_counts_its_own_tokens(tmp_path: Path, monkeypatch: pytest.Mo
     assert training["ppo"] == pytest.approx(2 * recipe.ppo.num_ppo_epochs * episodes * mean, abs=0.1)  # and the critic
     assert training["evaluate"] == 0
 
+    for differ_by, passes in (("seed", 3), ("head", 1)):
+        sets = ("reward_model.members=3", f"reward_model.differ_by={differ_by}")
+        ensemble = seconds(monkeypatch, tmp_path / "new", Speed(0.0, 1.0, 0.0, 0.0), *sets)
+        assert ensemble["reward_model"] == pytest.approx(passes * training["reward_model"], abs=0.1)
+
     one_trunk = seconds(monkeypatch, tmp_path / "new", Speed(0.0, 1.0, 0.0, 0.0), "ppo.share_trunk=true")
     assert one_trunk["ppo"] == pytest.approx(training["ppo"] / 2, abs=0.1)
 
@@ -70,6 +75,15 @@ def test_judges_with_models_of_their_own_are_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(estimate, "calibrate", lambda *_: Speed(0.0, 0.0, 0.0, 0.0))
     recipe = load_recipe("smoke", [*FEW, "evaluate.judges=[gold, 'openai:gpt@http://localhost:1/v1']"])
     assert estimate.estimate(recipe, tmp_path / "new")["without"] == ["the judge openai:gpt@http://localhost:1/v1"]
+
+
+def test_a_reward_model_of_steps_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stage reads another data set than the one that is timed."""
+    monkeypatch.setattr(estimate, "calibrate", lambda *_: Speed(1.0, 1.0, 1.0, 1.0))
+    recipe = load_recipe("smoke", [*FEW, "reward_model.kind=process", "reward_model.steps=arithmetic"])
+    estimated = estimate.estimate(recipe, tmp_path / "new")
+    assert "reward_model" not in [part["part"] for part in estimated["parts"]]
+    assert estimated["without"] == ["reward_model"]
 
 
 def test_only_the_stages_that_would_run_count(tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

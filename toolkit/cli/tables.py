@@ -430,7 +430,8 @@ def _written_data(title: str, rows: Mapping[str, str], out: str) -> str:
     sheet = Sheet(title, ["", "value"])
     for name, value in rows.items():
         sheet.add_row(name, value)
-    return f"{text_of(sheet)}\n\nwritten: {out}"
+    following = wrapped(f"Next: a recipe with data.source: {out} (duel recipes copy quickstart mine.yaml)")
+    return f"{text_of(sheet)}\n\nwritten: {out}\n{following}"
 
 
 # ---------------------------------------------------------------- studies

@@ -62,7 +62,9 @@ def estimate(
         data = TrainingRows(sides["train"], encoder, recipe.data.max_response_tokens)
         speed = calibrate(recipe, data.rows, encoder)
     gc.collect()
-    seconds |= {stage: training_seconds(stage, recipe, data, speed) for stage in TRAINED}
+    by_steps = recipe.reward_model.kind == "process"  # whose data is read by its stage alone
+    counted = [stage for stage in TRAINED if not (by_steps and stage == "reward_model")]
+    seconds |= {stage: training_seconds(stage, recipe, data, speed) for stage in counted}
     seconds["evaluate"] = evaluation_seconds(recipe, data, len(sides["eval"]), speed)
     parts = [{"part": name, "seconds": round(seconds[name], 1)} for name in left if name in seconds]
     return {

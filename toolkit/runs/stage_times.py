@@ -65,7 +65,10 @@ def epochs(section: Training, n_prompts: int) -> float:
 
 
 def reward_model_tokens(recipe: Recipe, data: TrainingRows) -> float:
-    return epochs(recipe.reward_model, len(data.rows)) * data.compared_tokens
+    """Each member of an ensemble trains on its own; heads share one trunk."""
+    section = recipe.reward_model
+    passes = 1 if section.differ_by == "head" else section.members
+    return passes * epochs(section, len(data.rows)) * data.compared_tokens
 
 
 def _ppo_seconds(recipe: Recipe, data: TrainingRows, speed: Speed) -> float:
