@@ -196,7 +196,7 @@ def test_a_length_controlled_rate_says_which_one_it_is_or_why_there_is_none(copy
         "lc_reason": "no overlap",
     }
     (copy / "results.json").write_text(json.dumps(results))
-    where = f"{row['policy']} against {row['baseline']}, judge {row['judge']}"
+    where = f"{policy_name(row['policy'])} against {policy_name(row['baseline'])}, judge {row['judge']}"
     assert f"No length-controlled win rate: no overlap ({where})." in text_of(build(copy), "win-rates")
 
 

@@ -21,7 +21,6 @@ from toolkit.cli.options import (
     emit,
     reporter_of,
     say,
-    wrapped,
 )
 
 
@@ -79,9 +78,9 @@ def judge(
         emit(results)
         return
     out = shlex.quote(str(options["out"]))
-    following = f"duel winrate {out} --human VOTES corrects this judge by some votes of people" if judge else ""
     say(judging_tables(results))
-    say(wrapped("\n".join(filter(None, ["", f"written: {out}", f"Next: {following or f'duel winrate {out}'}"]))))
+    following = " --human VOTES\n  corrects this judge by some votes of people" if judge else ""
+    say(f"\nwritten: {out}\nNext: duel winrate {out}{following}")  # commands stay whole, to be copied
 
 
 @click.command()
