@@ -58,6 +58,7 @@ def check(ctx: click.Context, /, data: str, model: str, as_json: bool, **options
     rows (lines of a .jsonl file, else rows, from 1), an example, and what to do. The exit code is 2 where duel run
     would refuse the data.
     """
+    from toolkit.cli.tables import next_recipe
     from toolkit.errors import DataError
     from toolkit.evals.words import counted
     from toolkit.measure.check.check import CheckOptions, check_data
@@ -75,7 +76,7 @@ def check(ctx: click.Context, /, data: str, model: str, as_json: bool, **options
     )
     emit(result.as_dict()) if as_json else say(wrapped(str(result)))
     if not (as_json or result.n_refused):
-        say(wrapped(f"\nNext: a recipe with data.source: {data} (duel recipes copy quickstart mine.yaml)"))
+        say("\n" + next_recipe(data))
     if result.n_refused:
         raise DataError(
             f"duel run refuses this data for {counted(result.n_refused, 'row')}",

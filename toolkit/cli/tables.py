@@ -338,8 +338,7 @@ def filter_table(summary: Mapping[str, Any]) -> str:
         f"dropped {summary['n_dropped']}: {summary['dropped']}",
     ]
     if summary["n_unscored"]:
-        words = "of them have no score: a blank text, or responses that share no prompt"
-        lines.append(f"{summary['n_unscored']} {words}")
+        lines.append(f"{summary['n_unscored']} of them have no score: a blank text, or responses that share no prompt")
     if not summary["recall"]["value"]:
         lines.append("note: no good response of the calibration set passes")
     if summary["n_trained_prompts"]:
@@ -430,8 +429,12 @@ def _written_data(title: str, rows: Mapping[str, str], out: str) -> str:
     sheet = Sheet(title, ["", "value"])
     for name, value in rows.items():
         sheet.add_row(name, value)
-    following = wrapped(f"Next: a recipe with data.source: {out} (duel recipes copy quickstart mine.yaml)")
-    return f"{text_of(sheet)}\n\nwritten: {out}\n{following}"
+    return f"{text_of(sheet)}\n\nwritten: {out}\n{next_recipe(out)}"
+
+
+def next_recipe(source: str) -> str:
+    """What to do with a file of preference data."""
+    return wrapped(f"Next: a recipe with data.source: {source} (duel recipes copy quickstart mine.yaml)")
 
 
 # ---------------------------------------------------------------- studies

@@ -28,7 +28,8 @@ TOKEN_BUDGET = {"cpu": 1024, "cuda": 16_384}
 ATTENTION_TOKENS = {"cpu": 1500}
 # A wrong mask moves log-probabilities by nats; rounding moves a response's mean, or its score, by this much at most.
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
-# What models raise for a mask or an argument that they do not know.
+# What models raise for a mask, a cache or an argument that they do not know, and torch for what a CUDA graph cannot
+# hold.
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 
 T = TypeVar("T")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from toolkit.engine.decoding import Rows, decode, draw, look_every
+from toolkit.engine.engine import REFUSALS
 from toolkit.engine.fast import fixed_cache
 from toolkit.engine.fast.attention import grouped_query
 from toolkit.models.inspect import attention_window
@@ -29,8 +30,6 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 # Where a step is captured, and the least share of the first tokens that the graph has to draw as the step does.
 GRAPHS = {"cuda"}
 LEAST_SAME = 0.9
-# What models raise for a mask or a cache that they do not know, and torch for what a graph cannot hold.
-REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 
 _log = logging.getLogger(__name__)
 # Kinds of models that are decoded without fixed shapes in this process: class, precision of weights and of products.

@@ -24,9 +24,9 @@ def ids_of_texts(
     """
     if not texts:
         return []
-    settings = {"add_special_tokens": add_special_tokens, "split_special_tokens": split_special_tokens}
-    if split_special_tokens is None:
-        del settings["split_special_tokens"]  # the tokenizer's own
+    settings = {"add_special_tokens": add_special_tokens}
+    if split_special_tokens is not None:  # else the tokenizer's own
+        settings["split_special_tokens"] = split_special_tokens
     with threads():
         if not _is_plain(type(tokenizer)):
             ids: list[list[int]] = tokenizer(list(texts), **settings)["input_ids"]

@@ -137,15 +137,11 @@ def name_of(model: Any) -> str:
 @contextmanager
 def sdpa_for_eager(model: Any) -> Iterator[None]:
     """sdpa instead of eager attention, which repeats the keys for every group of heads at each token."""
-    before = model.config._attn_implementation
-    if before == "eager" and not _has_soft_cap(model):  # sdpa has no soft cap
-        with suppress(ValueError):  # what transformers raises for a model without sdpa: it stays as it is
-            model.set_attn_implementation("sdpa")
-    try:
+    with _own_attention_again(model) as before:
+        if before == "eager" and not _has_soft_cap(model):  # sdpa has no soft cap
+            with suppress(ValueError):  # what transformers raises for a model without sdpa: it stays as it is
+                model.set_attn_implementation("sdpa")
         yield
-    finally:
-        if model.config._attn_implementation != before:
-            model.set_attn_implementation(before)
 
 
 @contextmanager
@@ -154,11 +150,18 @@ def grouped_query(model: Any) -> Iterator[None]:
 
     For the products of single tokens: those of whole prompts would hold their attention's scores.
     """
-    before = model.config._attn_implementation
-    if before != GROUPED_QUERY and supports_grouped_query(model):
-        model.set_attn_implementation(GROUPED_QUERY)
-    try:
+    with _own_attention_again(model) as before:
+        if before != GROUPED_QUERY and supports_grouped_query(model):
+            model.set_attn_implementation(GROUPED_QUERY)
         yield
+
+
+@contextmanager
+def _own_attention_again(model: Any) -> Iterator[str]:
+    """The name of the model's attention, which it has again at the end."""
+    before = model.config._attn_implementation
+    try:
+        yield before
     finally:
         if model.config._attn_implementation != before:
             model.set_attn_implementation(before)
