@@ -15,12 +15,13 @@ from typing import Any
 import datasets
 import pandas as pd
 import pytest
+import transformers
 from support.running import ROOT, SMALL
 
 import toolkit
 from toolkit import progress
 from toolkit.api import Result
-from toolkit.api.inputs import records_of
+from toolkit.api.inputs import quiet_libraries, records_of
 from toolkit.cli.main import cli
 from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.progress import Reporter
@@ -172,3 +173,17 @@ def test_a_notebook_gets_one_line_that_is_written_over(
     first, second, blank, line = [part for part in shown.out.split("\r") if part]
     assert first.startswith("sample: 1/2") and second.startswith("sample: 2/2")
     assert len(second) >= len(first.rstrip()) and not blank.strip() and line == "a line between\n"
+
+
+def test_libraries_are_as_loud_as_before_behind_a_run_of_several_stages() -> None:
+    logs = transformers.utils.logging
+    before = logs.get_verbosity()
+    logs.set_verbosity(logs.INFO)
+    try:
+        with quiet_libraries() as hush:
+            for _ in range(2):  # a run calls it before each stage
+                hush()
+                assert logs.get_verbosity() == logs.ERROR
+        assert logs.get_verbosity() == logs.INFO
+    finally:
+        logs.set_verbosity(before)
