@@ -1,10 +1,9 @@
 """PPO: samples per second and peak memory of this trainer and of TRL 1.12's, the last with PPO.
 
 usage: python scripts/bench/ppo.py [--rollouts 7] [--prompts 32] [--tokens 32] [--architecture FOLDER]
-                                   [--peer-python .venv-trl/bin/python] [--out FILE.json]
+                                   [--dtype bfloat16] [--peer-python .venv-trl/bin/python] [--out FILE.json]
 
-All have the same model (SmolLM2-135M, or random weights of another architecture; in bf16, LoRA of rank 16 on the
-policy), prompts, batch (one sample of each prompt), length (no end of text) and two inner epochs. Each peer is a
+All have the same model (SmolLM2-135M, or random weights of another architecture; LoRA of rank 16 on the policy), prompts, batch (one sample of each prompt), length (no end of text) and two inner epochs. Each peer is a
 process of its own. They take turns of one rollout while the others wait, since the machine's pace changes within
 minutes. The first rollout of each is left out. TRL's critic is a whole model, as its trainer has it; ours is a second
 adapter, or a head on the policy's states. TRL is installed in a virtual environment of its own, which the script makes
@@ -42,6 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--architecture", type=Path, help="a folder with config.json and a tokenizer, for a model of random weights"
     )
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--peer-python", type=Path, default=Path(".venv-trl/bin/python"))
     parser.add_argument("--out", type=Path, default=harness.RESULTS / "ppo.json")
     parser.add_argument("--worker", nargs=2, metavar=("PEER", "FOLDER"))
@@ -52,7 +52,7 @@ def main() -> None:
         return
     make_environment(args.peer_python)
     with tempfile.TemporaryDirectory() as folder:
-        settings = prepare(Path(folder), args.architecture, args.prompts, args.tokens)
+        settings = prepare(Path(folder), args.architecture, args.dtype, args.prompts, args.tokens)
         turns, peak_gib = measure(str(args.peer_python), folder, args.rollouts)
     result = {
         "command": harness.command(),
@@ -137,7 +137,7 @@ def summary(turns: list[dict[str, float]], peak_gib: dict[str, float], prompts: 
     }
 
 
-def prepare(folder: Path, architecture: Path | None, n_prompts: int, n_tokens: int) -> dict[str, Any]:
+def prepare(folder: Path, architecture: Path | None, dtype: str, n_prompts: int, n_tokens: int) -> dict[str, Any]:
     """The policy, a reward model on it (whole, and as an adapter), and prompts, as plain files for every peer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -150,30 +150,27 @@ def prepare(folder: Path, architecture: Path | None, n_prompts: int, n_tokens: i
     from toolkit.preferences.reading import read_preferences
     from toolkit.recipe.schema import Lora, ModelSection
 
+    weights_dtype = getattr(torch, dtype)
     if architecture is None:
         ref = resolve("smollm2-135m")
     else:
         torch.manual_seed(0)
         with best_device():
             config = AutoConfig.from_pretrained(architecture)
-            policy = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        save_policy(
-            policy,
-            load_tokenizer(resolve(str(architecture))),
-            folder / "policy",
-            dtype=torch.bfloat16,
-            base=folder / "policy",
-        )
+            policy = AutoModelForCausalLM.from_config(config, dtype=weights_dtype)
+        tokenizer_of_policy = load_tokenizer(resolve(str(architecture)))
+        save_policy(policy, tokenizer_of_policy, folder / "policy", dtype=weights_dtype, base=folder / "policy")
         ref = resolve(str(folder / "policy"))
     tokenizer = load_tokenizer(ref)
-    section = ModelSection(name=ref.spec, lora=Lora(r=RANK, alpha=2 * RANK))
+    section = ModelSection(name=ref.spec, dtype=dtype, lora=Lora(r=RANK, alpha=2 * RANK))
     whole = new_reward_model(ref, section, tokenizer.pad_token_id, seed=0)
-    save_policy(whole, tokenizer, folder / "reward", dtype=torch.bfloat16, base=Path(ref.path))
+    save_policy(whole, tokenizer, folder / "reward", dtype=weights_dtype, base=Path(ref.path))
     parameters = parameter_count(whole)
     adapter = trainable(whole, section.lora, task="SEQ_CLS", modules_to_save=["score"])
-    save_policy(adapter, tokenizer, folder / "reward_adapter", dtype=torch.bfloat16, base=Path(ref.path))
+    save_policy(adapter, tokenizer, folder / "reward_adapter", dtype=weights_dtype, base=Path(ref.path))
     settings = {
         "model": ref.path,
+        "dtype": dtype,
         "parameters": parameters,
         "prompts": n_prompts,
         "tokens": n_tokens,
@@ -244,7 +241,7 @@ def our_trainer(peer: str, folder: Path, settings: dict[str, Any], rollouts: int
         missing_eos_penalty=None,
         share_trunk=peer == "trunk",
         learning_rate=1e-5,
-        bf16=True,
+        bf16=settings["dtype"] == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
         logging_steps=1,
@@ -275,16 +272,17 @@ def trl_trainer(peer: str, folder: Path, settings: dict[str, Any], rollouts: int
         "temperature": 1.0,
         "gradient_checkpointing": False,  # its default saves memory and costs time
         "learning_rate": 1e-5,
-        "bf16": True,
+        "bf16": settings["dtype"] == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "save_strategy": "no",
         "report_to": "none",
     }
-    classifier = {"num_labels": 1, "dtype": torch.bfloat16}
+    dtype = getattr(torch, settings["dtype"])
+    classifier = {"num_labels": 1, "dtype": dtype}
     return peer_trainer(
         tokenizer,
         values,
-        AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16),
+        AutoModelForCausalLM.from_pretrained(settings["model"], dtype=dtype),
         [AutoModelForSequenceClassification.from_pretrained(folder / "reward", **classifier) for _ in range(2)],
         [tokenizer(prompt)["input_ids"] for prompt in settings["texts"]],
         LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),

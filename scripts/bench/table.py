@@ -57,8 +57,11 @@ def _ratios(name: str, record: Mapping[str, Any]) -> Iterator[Ratio]:
 
 
 def is_older(name: str, record: Mapping[str, Any]) -> bool:
-    """Whether the code that a bench measures has changed since its result was written."""
-    bench = name.removesuffix("_epyc")
+    """Whether the code that a bench measures has changed since its result was written.
+
+    A result of another machine or precision is named after its bench: ``ppo_epyc``, ``reward_model_float32``.
+    """
+    bench = next(bench for bench in sorted(harness.MODULES, key=len, reverse=True) if name.startswith(bench))
     if "code" in record:
         return bool(record["code"] != harness.code_of(bench))
     files = [str(file.relative_to(ROOT)) for file in harness.files_of(bench)]
@@ -68,11 +71,11 @@ def is_older(name: str, record: Mapping[str, Any]) -> bool:
 
 
 def rendered(rows: list[Ratio]) -> str:
-    lines = [f"{'bench':<14}{'ratio':<38}{'value':>7}  {'turns':<14}{'date':<12}processor"]
+    lines = [f"{'bench':<16}{'ratio':<38}{'value':>7}  {'turns':<14}{'date':<12}processor"]
     for row in rows:
         turns = f"{row.low:.2f} to {row.high:.2f}" if row.low is not None else ""
         old = "  older than the code" if row.older_than_code else ""
-        lines.append(f"{row.bench:<14}{row.ratio:<38}{row.value:>7.2f}  {turns:<14}{row.date:<12}{row.processor}{old}")
+        lines.append(f"{row.bench:<16}{row.ratio:<38}{row.value:>7.2f}  {turns:<14}{row.date:<12}{row.processor}{old}")
     return "\n".join(lines)
 
 

@@ -207,11 +207,12 @@ def test_a_run_ends_with_the_way_to_a_study(run_folder: Path, tmp_path: Path) ->
     run, mine = shutil.copytree(run_folder, tmp_path / "run"), tmp_path / "my recipe.yaml"
     mine.write_text((ROOT / "recipes" / "smoke.yaml").read_text() + "study: {seeds: 2}\n")
     for recipe, named in (("smoke", "study"), (str(mine), str(mine))):
-        lines = duel("run", recipe, "--out", str(run), *SMALL).stdout.splitlines()
-        *_, words = shlex.split(lines[-1].partition(": ")[2].removeprefix("duel study "))
-        assert words == named and "One run is one seed of one setting" in lines[-1]
+        printed = duel("run", recipe, "--out", str(run), *SMALL).stdout
+        *_, one, study = printed.splitlines()
+        assert one == "One run is one seed of one setting." and "over seeds, settings and equal KL" in study
+        assert shlex.split(study.partition(": ")[2]) == ["duel", "study", named]
         assert load_recipe(named).recipe.study is not None
-        assert not any("duel sweep" in line for line in lines)  # nothing else is the next thing to do
+        assert "duel sweep" not in printed  # nothing else is the next thing to do
     stopped = duel("run", "smoke", "--out", str(tmp_path / "part"), *SMALL, "--until", "data")
     assert "duel study" not in stopped.stdout
 

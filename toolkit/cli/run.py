@@ -100,12 +100,12 @@ def run(
     if as_json:
         facts = {"out": str(out), "status": manifest["status"], "stages": manifest["stages"], **estimated}
         facts |= {"reward_model": accuracy} if accuracy is not None else {}
-        results |= {"next": study} if results else {}
+        results |= {"next": " ".join(study)} if results else {}
         shown = ("verdict", "next", "win_rates", "temperatures", "cost", "warnings")
         emit({**facts, **{key: results[key] for key in shown if key in results}})
     elif results:
         say(result_tables(results))
-        say(f"\nreport: {out / 'report.html'}\n\n{wrapped(study)}")
+        say("\n".join(["", f"report: {out / 'report.html'}", "", *study]))  # its command stays whole, to be copied
     elif accuracy is not None:
         say(held_out_line(accuracy))
 

@@ -46,19 +46,19 @@ def held_out_line(accuracy: Mapping[str, Any]) -> str:
     )
 
 
-def next_study(recipe: str, has_study: bool, source: str) -> str:
-    """The last line of ``duel run``: how to go from one run to a study. ``recipe`` is what the user typed.
+def next_study(recipe: str, has_study: bool, source: str) -> list[str]:
+    """The last lines of ``duel run``: how to go from one run to a study. ``recipe`` is what the user typed.
 
     A recipe without a section ``study`` has no study of its own: the shipped one is named, on the run's ``source``.
 
-    >>> next_study("mine.yaml", True, "pairs.jsonl").partition(": ")[2]
+    >>> next_study("mine.yaml", True, "pairs.jsonl")[-1].partition(": ")[2]
     'duel study mine.yaml'
-    >>> next_study("mine.yaml", False, "pairs.jsonl").partition(": ")[2]
+    >>> next_study("mine.yaml", False, "pairs.jsonl")[-1].partition(": ")[2]
     'duel study study --set data.source=pairs.jsonl'
     """
     words = [recipe] if has_study else ["study", *([] if source == "reviews" else ["--set", f"data.source={source}"])]
     command = shlex.join(["duel", "study", *words])
-    return f"One run is one seed of one setting. For a verdict over seeds, settings and equal KL: {command}"
+    return ["One run is one seed of one setting.", f"For a verdict over seeds, settings and equal KL: {command}"]
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
