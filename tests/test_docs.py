@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from support.running import ROOT, duel, duel_process
 
+import toolkit
 from toolkit.cli.main import cli
 from toolkit.preferences.reading import read_preferences
 from toolkit.recipe.files import shipped_recipes
@@ -30,14 +32,20 @@ BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", flags=re.S | re.M)
 # What a page says behind a command that cannot run here.
 NOT_HERE = re.compile(r"#\s*(needs .+|serves a page until Ctrl-C)$")
 # The recipes that pages run, with few prompts and steps. A page's own settings count before these.
-SMALLER: dict[str, dict[str, Any]] = {
+SMALLER_RUN: dict[str, dict[str, Any]] = {
     "data": {"train_prompts": 32, "eval_prompts": 24, "max_response_tokens": 24},
     "reward_model": {"num_train_epochs": 1},
     "ppo": {"total_episodes": 64, "per_device_train_batch_size": 32},
     "dpo": {"num_train_epochs": 1},
     "evaluate": {"best_of_n": 2, "bootstrap": 200},
 }
-SMALLER_RECIPES = ("smoke", "process", "hh-harmless")
+SMALLER_STUDY: dict[str, dict[str, Any]] = {
+    "data": {"train_prompts": 24, "eval_prompts": 48, "max_responses": 3, "max_response_tokens": 12},
+    "ppo": {"per_device_train_batch_size": 16, "num_checkpoints": 2},
+    "dpo": {"num_checkpoints": 2},
+    "study": {"seeds": 2, "trials": 1, "budget": {"tokens": 3000}, "controls": []},
+}
+SMALLER = {name: SMALLER_RUN for name in ("smoke", "process", "hh-harmless")} | {"study-tiny": SMALLER_STUDY}
 
 
 def linked(page: Path) -> list[Path]:
@@ -92,10 +100,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     A file there named as a shipped recipe is taken in its place, by the commands and by the examples in Python.
     """
     out = tmp_path_factory.mktemp("reader")
-    for recipe in SMALLER_RECIPES:
+    for recipe, smaller in SMALLER.items():
         settings = yaml.safe_load(shipped_recipes()[recipe].read_text(encoding="utf-8"))
-        for section, smaller in SMALLER.items():
-            settings[section] |= smaller
+        for section, values in smaller.items():
+            settings[section] |= values
         (out / recipe).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     for page in PAGES:
         for language in ("json", "python", "text"):
@@ -112,7 +120,8 @@ def test_every_duel_command_runs(command: str, folder: Path) -> None:
     if HH in command:
         if REAL_DATA is None:
             pytest.skip("DUEL_REAL_DATA is not set")
-        (folder / HH).symlink_to(REAL_DATA / "hh_harmless" / HH)
+        if not (folder / HH).exists():
+            (folder / HH).symlink_to(REAL_DATA / "hh_harmless" / HH)
     environment = dict(word.split("=", 1) for word in command.partition("duel ")[0].split())
     if "PYTHONPATH" in environment:
         environment["PYTHONPATH"] += os.pathsep + str(ROOT)
@@ -148,6 +157,18 @@ def test_the_examples_in_python_run(page: Path, folder: Path, monkeypatch: pytes
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     runpy.run_path(script.name, run_name="__main__")
+
+
+def test_every_command_and_every_function_is_in_an_example() -> None:
+    """Commands among those that run here, but for the one that serves a page; its function is in an example."""
+    words = [[word for word in arguments_of(command) if not word.startswith("-")] for command in RUNNABLE]
+    run_here = {" ".join(given[:2]) if given[0] == "recipes" else given[0] for given in words}
+    named = {f"recipes {name}" for name in cli.commands["recipes"].commands} | set(cli.commands) - {"recipes"}
+    assert named - run_here == {"watch", "rerun"}  # duel rerun is as long as a run
+    called = "\n".join(map(examples, PAGES))
+    calls = [node.func for node in ast.walk(ast.parse(called)) if isinstance(node, ast.Call)]
+    names = {function.id for function in calls if isinstance(function, ast.Name)}
+    assert set(toolkit.__all__) - names == {"watch"} and "Thread(target=watch" in called
 
 
 @pytest.mark.e2e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,44 @@ def test_a_copied_recipe_and_checked_data_lead_on(tmp_path: Path) -> None:
     assert "Next: a recipe with data.source" in duel("check", str(data), "--model", "tiny").stdout
     data.write_text(json.dumps(row | {"chosen": 3}) + "\n", encoding="utf-8")
     assert "Next" not in duel("check", str(data), "--model", "tiny", check=2).stdout
+
+
+def next_of(*command: str) -> str:
+    """What stands behind "Next: ", which is the end of what a command prints."""
+    said, _, following = duel(*command).stdout.partition("Next: ")
+    assert said and following, command
+    return following
+
+
+def test_scores_lead_to_a_card_or_to_a_filter(small_run: Path, tmp_path: Path) -> None:
+    """The commands run as they are printed, but for what the reader is to fill in."""
+    rm, pairs = str(small_run / "reward_model" / "model"), str(small_run / "data" / "eval.parquet")
+    scored = ("score", "--rm", rm, "--limit", "4")
+    command, meaning = next_of(*scored, "--data", pairs, "--out", str(tmp_path / "s.parquet")).splitlines()
+    assert command == f"duel rm-card {rm} --data {pairs}" and meaning == "  says how right and how biased it is"
+    assert "accuracy" in duel(*command.split()[1:], "--limit", "4").stdout
+
+    singles, out = tmp_path / "my answers.jsonl", tmp_path / "good.jsonl"
+    singles.write_text('{"prompt": "The film was", "response": " good."}\n', encoding="utf-8")
+    command, _ = next_of(*scored, "--data", str(singles), "--out", str(tmp_path / "t.parquet")).splitlines()
+    words = shlex.split(command.replace("LABELS", pairs).replace("good.jsonl", str(out)))
+    assert str(singles) in words
+    assert next_of(*words[1:]).startswith("read some rows of") and out.is_file()
+
+
+def test_kept_pairs_lead_to_a_recipe(tmp_path: Path) -> None:
+    gate = ("filter", "--judge", "gold", "--data", "reviews", "--calibrate", "reviews", "--fpr", "0.2")
+    following = next_of(*gate, "--out", str(tmp_path / "good.jsonl.gz"))
+    assert following.startswith("a recipe with data.source:") and str(tmp_path / "good.jsonl.gz") in following
+    source = f"--set=data.source={tmp_path / 'good.jsonl.gz'}"
+    assert "reward_model" in duel("run", "smoke", source, "--out", str(tmp_path / "run"), "--dry-run").stdout
+
+
+def test_compared_policies_lead_to_win_rates(small_run: Path, tmp_path: Path) -> None:
+    policies = (str(small_run / name / "model") for name in ("dpo", "sft"))
+    shared = ("--data", "reviews", "--limit", "3", "--max-new-tokens", "2", "--judge", "gold")
+    command = next_of("compare", *policies, *shared, "--out", str(tmp_path / "my policies"))
+    assert "Win rates" in duel(*shlex.split(command)[1:]).stdout
 
 
 def test_the_libraries_of_a_command_show_no_bars() -> None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.running import ROOT, SMALL, command, duel, duel_process, environment
 
+from toolkit.cli.next_steps import next_study
 from toolkit.engine.engine import Engine
 from toolkit.judging.records import read_judgements, write_judgements
 from toolkit.models.encoding import Tree, text_encoder
@@ -207,14 +208,33 @@ def test_a_run_ends_with_the_way_to_a_study(run_folder: Path, tmp_path: Path) ->
     run, mine = shutil.copytree(run_folder, tmp_path / "run"), tmp_path / "my recipe.yaml"
     mine.write_text((ROOT / "recipes" / "smoke.yaml").read_text() + "study: {seeds: 2}\n")
     for recipe, named in (("smoke", "study"), (str(mine), str(mine))):
-        printed = duel("run", recipe, "--out", str(run), *SMALL).stdout
-        *_, one, study = printed.splitlines()
-        assert one == "One run is one seed of one setting." and "over seeds, settings and equal KL" in study
-        assert shlex.split(study.partition(": ")[2]) == ["duel", "study", named]
+        lines = duel("run", recipe, "--out", str(run), *SMALL).stdout.splitlines()
+        assert shlex.split(lines[-1]) == ["duel", "study", named]
+        assert "One run is one seed of one setting" in "\n".join(lines[-3:-1])
         assert load_recipe(named).recipe.study is not None
-        assert "duel sweep" not in printed  # nothing else is the next thing to do
+        assert not any("duel sweep" in line for line in lines)  # nothing else is the next thing to do
     stopped = duel("run", "smoke", "--out", str(tmp_path / "part"), *SMALL, "--until", "data")
     assert "duel study" not in stopped.stdout
+
+
+def test_the_study_that_is_named_is_of_the_runs_data_lengths_and_judges(tmp_path: Path) -> None:
+    data = tmp_path / "my pairs.jsonl"
+    rows = [{"question": f"What is {k}?", "chosen": "A number.", "rejected": "No."} for k in range(9)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    own = [f"data.source={data}", "data.columns={prompt: question}", "data.max_prompt_tokens=300", "model.name=tiny"]
+    judges = ["evaluate.judges=[gold, 'python:my_judge:short']", "evaluate.max_new_tokens=200"]
+    _, command = next_study("own.yaml", load_recipe("quickstart", [*own, *judges]).recipe, judged=True)
+    words = shlex.split(command)
+    assert words[:3] == ["duel", "study", "study"]
+    study, run = (
+        load_recipe(name, sets).recipe for name, sets in (("study", words[4::2]), ("quickstart", own + judges))
+    )
+    assert (study.data.source, study.data.columns) == (str(data), {"prompt": "question"})
+    assert (study.data.max_prompt_tokens, study.evaluate.max_new_tokens) == (300, 200)
+    assert study.model.name == "tiny" and study.evaluate.judges == run.evaluate.judges
+    assert study.data.max_response_tokens == 64 and study.data.train_prompts == 400  # the study's own
+    undecided = next_study("own.yaml", load_recipe("quickstart", own).recipe, judged=False)[1]
+    assert undecided.endswith("--set 'evaluate.judges=[JUDGE]'")
 
 
 def test_another_seed_gives_another_result(run_folder: Path, another_seed: tuple[Path, str]) -> None:
@@ -326,6 +346,8 @@ def test_sweep_shares_equal_stages(small_run: Path, tmp_path: Path) -> None:
     assert [row["settings"] for row in rows] == [{"dpo.beta": "0.1"}, {"dpo.beta": "0.5"}]
     assert done.stderr.count("] cached") == 6  # the report names where each setting comes from
     assert done.stderr.count("taken from another run") == 4  # data, sft, reward_model, ppo of the second point
+    again = duel("sweep", "smoke", "--grid", "dpo.beta=0.1,0.5", "--out", str(out), *SMALL).stdout
+    assert again.endswith(f"\nNext: duel report {out}\n")
 
 
 @pytest.mark.parametrize(

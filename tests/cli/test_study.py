@@ -37,7 +37,8 @@ def test_the_json_is_the_file(table: Path, tmp_path: Path) -> None:
     printed = json.loads(duel("study", "--table", str(table), "--out", str(out), "--json").stdout)
     assert json.loads((out / "study.json").read_text()) == printed
     assert list(printed)[:2] == ["schema_version", "recipe"]
-    duel("study", "--table", str(table), "--out", str(out))  # the same again
+    again = duel("study", "--table", str(table), "--out", str(out)).stdout
+    assert again.endswith(f"written: {out / 'study.json'}\nNext: duel report {out}\n")
     changed = duel("study", "--table", str(table), "--out", str(out), "--kl-limit", "1.5", check=2)
     assert "--force" in changed.stderr
     assert json.loads((out / "study.json").read_text()) == printed

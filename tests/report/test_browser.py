@@ -81,6 +81,24 @@ def test_every_figure_is_drawn_without_scrolling_so_that_a_capture_of_the_page_h
     assert view.run("scrollY") == 0 and view.problems == []
 
 
+def test_on_a_phone_what_the_arms_differ_in_is_as_wide_as_the_page(opened):
+    view = opened("hostile", width=390)
+    table = "document.querySelector('table.differences')"
+    assert view.run(f"{table}.parentElement.scrollWidth <= {table}.parentElement.clientWidth")
+    widths = view.run(f"[...{table}.querySelectorAll('tbody th')].map(n => n.getBoundingClientRect().width)")
+    assert len(widths) > 3 and min(widths) > 340
+    arms = view.run(f"[...{table}.querySelectorAll('tbody td')].map(n => getComputedStyle(n, '::before').content)")
+    assert arms[:3] == ['"RM + PPO: "', '"DPO: "', "none"]
+    assert view.run(f"{table}.getBoundingClientRect().height") < 90 * len(widths)
+
+
+@pytest.mark.parametrize("name", ["hostile", "two", "three"])
+def test_win_rates_and_policies_need_no_scrolling_on_a_small_laptop(opened, name):
+    view = opened(name, width=1200)
+    wide = "[...document.querySelectorAll('.scroll')].filter(n => n.scrollWidth > n.clientWidth + 1)"
+    assert set(view.run(f"{wide}.map(n => n.ariaLabel)")) <= {"within prompts"}
+
+
 @pytest.mark.parametrize("width", [1440, 390])
 def test_hostile_samples_do_no_harm(opened, width):
     view = opened("hostile", width=width)

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.running import SMALL, duel
+from support.small_models import save_bert
 
 from toolkit.recipe.files import load_recipe
-from toolkit.runs import estimate
-from toolkit.runs.calibration import Speed
+from toolkit.runs import calibration, estimate
+from toolkit.runs.calibration import Passes, Speed, calibrate
 
 FEW = ("data.train_prompts=20", "data.eval_prompts=5", "data.max_responses=3", "data.max_response_tokens=12")
 
 
+READ_DATA = estimate.read_data
+
+
+@cache
+def read_once() -> Any:
+    """No setting of these tests changes what is read."""
+    return READ_DATA(load_recipe("smoke", FEW).recipe, None)
+
+
 def seconds(monkeypatch: pytest.MonkeyPatch, out: Path, speed: Speed, *sets: str) -> dict[str, float]:
     monkeypatch.setattr(estimate, "calibrate", lambda *_: speed)
+    monkeypatch.setattr(estimate, "read_data", lambda *_: read_once())
     described = estimate.estimate(load_recipe("smoke", [*FEW, *sets]), out)
     assert described["seconds"] == pytest.approx(sum(part["seconds"] for part in described["parts"]), abs=0.5)
     return {part["part"]: part["seconds"] for part in described["parts"]}
@@ -54,6 +67,74 @@ def test_each_stage_counts_its_own_tokens(tmp_path: Path, monkeypatch: pytest.Mo
     fewer = seconds(monkeypatch, tmp_path / "new", sampled, pool, "evaluate.checkpoint_prompts=2")
     less = 3 * (n_checkpoints * mean + longest)
     assert sampling["evaluate"] - fewer["evaluate"] == pytest.approx(less, abs=0.2)
+
+
+def test_every_member_of_an_ensemble_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a second for each token that is scored, and one for each model that is loaded."""
+    score, load = Speed(0.0, 0.0, 1.0, 0.0), Speed(1.0, 0.0, 0.0, 0.0)
+
+    def of(speed: Speed, *sets: str) -> dict[str, float]:
+        return seconds(monkeypatch, tmp_path / "new", speed, *sets)
+
+    ensemble = "reward_model.members=3"
+    rollouts = of(score)["ppo"] / 4  # policy, reference, critic and reward model
+    by_one, by_three = (of(score, *sets)["evaluate"] for sets in ((), (ensemble,)))
+    assert of(score, ensemble)["ppo"] == pytest.approx(6 * rollouts, abs=0.2)
+    assert by_three > by_one
+    for one_model in ("reward_model.combine=average_weights", "reward_model.differ_by=head"):
+        assert of(score, ensemble, one_model)["ppo"] == pytest.approx(4 * rollouts, abs=0.2)
+        assert of(score, ensemble, one_model)["evaluate"] == pytest.approx(by_one, abs=0.2)
+    loads, more = of(load), of(load, ensemble)
+    assert {stage: more[stage] - loads[stage] for stage in more} == {
+        "data": pytest.approx(0, abs=5),
+        **dict.fromkeys(("sft", "dpo"), 0),
+        **dict.fromkeys(("reward_model", "ppo", "evaluate"), 2),
+    }
+    assert of(score, "ppo.reward=length")["ppo"] == pytest.approx(3 * rollouts, abs=0.2)
+
+
+def test_another_base_has_its_own_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(speed: Speed, *sets: str) -> dict[str, float]:
+        return seconds(monkeypatch, tmp_path / "new", speed, *sets)
+
+    nothing = Speed(0.0, 0.0, 0.0, 0.0)
+    plain, trained, scored = (of(replace(nothing, **{name: 1.0})) for name in ("load_s", "train_s", "score_s"))
+    of_base = {name: replace(nothing, base=Passes(*values)) for name, values in BASES.items()}
+    assert of(of_base["train"])["reward_model"] == pytest.approx(trained["reward_model"], abs=0.1)
+    assert of(of_base["score"])["ppo"] == pytest.approx(scored["ppo"] / 4, abs=0.1)
+    assert 0 < of(of_base["score"])["evaluate"] < scored["evaluate"]
+    assert [of(of_base["load"])[stage] for stage in ("reward_model", "ppo", "evaluate")] == [1, 1, 1]
+    assert [plain[stage] for stage in ("reward_model", "ppo")] == [1, 4]
+
+    as_critic = {name: replace(speed, critic_from_base=True) for name, speed in of_base.items()}
+    assert of(of_base["train"])["ppo"] == 0
+    assert of(as_critic["train"])["ppo"] == pytest.approx(trained["ppo"] / 2, abs=0.1)
+    assert of(as_critic["score"])["ppo"] == pytest.approx(scored["ppo"] / 2, abs=0.1)
+    # With adapters, an ensemble on another base leaves the critic to the policy's.
+    lora = ("model.lora={r: 2, alpha: 4}", "reward_model.members=2")
+    assert of(as_critic["train"], *lora)["ppo"] == 0 and of(as_critic["train"], lora[0])["ppo"] > 0
+
+
+BASES = {"load": (1.0, 0.0, 0.0), "train": (0.0, 1.0, 0.0), "score": (0.0, 0.0, 1.0)}
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 2, alpha: 4}"])
+def test_the_base_of_a_reward_model_is_timed_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: str
+) -> None:
+    """An encoder, which cannot be the critic, and a decoder of the policy's kind, which can."""
+    monkeypatch.setattr(calibration, "TIMED_CALLS", 0)
+    monkeypatch.setattr(calibration, "TIMED_TOKENS", 40)
+    encoder = save_bert(tmp_path / "bert", ["Soup"], positions=512)
+    for base, critic in ((str(encoder), False), ("tiny", True)):
+        recipe = load_recipe("smoke", [*FEW, f"reward_model.base={base}", f"model.lora={lora}"]).recipe
+        sides, text_encoder = estimate.read_data(recipe, None)
+        speed = calibrate(recipe, sides["train"], text_encoder)
+        assert speed.base is not None and min(vars(speed.base).values()) > 0 and speed.critic_from_base == critic
+        assert speed.base not in (speed.policy, None) and speed.reward == speed.base
+    plain = load_recipe("smoke", [*FEW, f"model.lora={lora}"]).recipe
+    speed = calibrate(plain, sides["train"], text_encoder)
+    assert speed.base is None and speed.reward == speed.policy and not speed.critic_from_base
 
 
 def test_a_stage_that_is_there_takes_no_time(small_run: Path) -> None:

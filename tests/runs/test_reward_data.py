@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.running import duel
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from support.small_models import save_bert
 
 pytestmark = pytest.mark.fault
 
@@ -31,12 +31,7 @@ def pairs(path: Path, annotators: tuple[tuple[str, ...], ...]) -> str:
 @pytest.fixture(scope="module")
 def short_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT with eight positions."""
-    folder = tmp_path_factory.mktemp("bert")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Soup"]))
-    BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=6, max_position_embeddings=8, **shape)).save_pretrained(folder)
-    return folder
+    return save_bert(tmp_path_factory.mktemp("bert"), ["Soup"], positions=8)
 
 
 @pytest.mark.parametrize(

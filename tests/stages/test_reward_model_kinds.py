@@ -11,8 +11,7 @@ import pytest
 import torch
 from support.comparisons import batch_of, examples
 from support.running import SMALL
-from support.small_models import engine
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from support.small_models import engine, save_bert
 
 from toolkit.engine.reward_model import load_scorer
 from toolkit.errors import ModelError, RecipeError
@@ -164,16 +163,7 @@ def encoder_folder(tmp_path: Path, small_run: Path) -> Path:
     """A BERT with random weights and a vocabulary of the data's words."""
     rows = from_parquet(small_run / "data" / "train.parquet")
     words = sorted({word for row in rows for text in (row.prompt, *row.responses) for word in str(text).split()})
-    folder = tmp_path / "bert"
-    folder.mkdir()
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-    BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=128, initializer_range=0.5, **shape)
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return save_bert(tmp_path / "bert", words, positions=128)
 
 
 @pytest.mark.e2e
@@ -209,8 +199,7 @@ def test_an_encoder_reads_prompt_and_response_as_a_pair(
 
 @pytest.mark.fault
 def test_an_encoder_with_too_few_positions_is_refused(small_run: Path, tmp_path: Path, encoder_folder: Path) -> None:
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=4000, max_position_embeddings=8, **shape)).save_pretrained(encoder_folder)
+    save_bert(encoder_folder, ["Soup"], positions=8)
     with pytest.raises(RecipeError, match=r"than .* has positions \(8\)"):
         train(small_run, tmp_path, f"reward_model.base={encoder_folder}", "model.lora=null")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
     LlamaConfig,
     LlamaForSequenceClassification,
 )
@@ -108,3 +112,15 @@ def adapter(model: Any, **more: Any) -> PeftModel:
             if "lora_" in name or "modules_to_save" in name:
                 weight.add_(torch.randn(weight.shape, generator=generator) * 0.05)
     return wrapped
+
+
+def save_bert(folder: Path, words: Iterable[str], *, positions: int) -> Path:
+    """Write a BERT with random weights and a vocabulary of these words, and return its folder."""
+    folder.mkdir(exist_ok=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=positions, initializer_range=0.5, **shape)
+    random_model(config, BertModel).save_pretrained(folder)
+    return folder

@@ -58,7 +58,7 @@ def check(ctx: click.Context, /, data: str, model: str, as_json: bool, **options
     rows (lines of a .jsonl file, else rows, from 1), an example, and what to do. The exit code is 2 where duel run
     would refuse the data.
     """
-    from toolkit.cli.tables import next_recipe
+    from toolkit.cli.next_steps import next_recipe
     from toolkit.errors import DataError
     from toolkit.evals.words import counted
     from toolkit.measure.check.check import CheckOptions, check_data

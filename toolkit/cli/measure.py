@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,6 +234,7 @@ def rewards(ctx: click.Context, /, launch: tuple[str, ...], as_json: bool, **opt
 @click.pass_context
 def score(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     """Compute the explicit reward of every response."""
+    from toolkit.cli.next_steps import next_of_scores
     from toolkit.cli.tables import rewards_table
     from toolkit.measure.explicit import explicit_rewards
     from toolkit.measure.options import ScoringOptions, take
@@ -240,8 +242,13 @@ def score(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
 
     reporter = reporter_of(ctx)
     reading, scoring = take(ReadingOptions, options), take(ScoringOptions, options)
-    summary = explicit_rewards(options.pop("rm"), options.pop("data"), reading, scoring, reporter=reporter, **options)
-    emit(summary) if as_json else say(rewards_table(summary))
+    rm, data = options.pop("rm"), options.pop("data")
+    summary = explicit_rewards(rm, data, reading, scoring, reporter=reporter, **options)
+    if as_json:
+        emit(summary)
+        return
+    say(rewards_table(summary))
+    say(next_of_scores(rm, data, summary["accuracy"] is not None))
 
 
 @click.command()
@@ -272,7 +279,7 @@ def compare(ctx: click.Context, /, as_json: bool, policies: tuple[str, ...], **o
     Every policy answers the same prompts.
     """
     from toolkit.cli.tables import judging_tables
-    from toolkit.measure.compare import compare_policies
+    from toolkit.measure.compare import JUDGEMENTS_FILE, compare_policies
     from toolkit.measure.options import PromptSelection, take
 
     if len(policies) < 2:
@@ -281,7 +288,12 @@ def compare(ctx: click.Context, /, as_json: bool, policies: tuple[str, ...], **o
     asking, params = judge_options(options), sampling_params("samples_per_prompt", options)
     selection, judges = take(PromptSelection, options), options.pop("judges")
     results = compare_policies(policies, judges, selection, params, asking, reporter=reporter, **options)
-    emit(results) if as_json else say(judging_tables(results))
+    if as_json:
+        emit(results)
+        return
+    judged = shlex.quote(str(options["out"] / JUDGEMENTS_FILE))
+    say(judging_tables(results))
+    say(f"\nwritten: {options['out']}\nNext: duel winrate {judged} --length-control")  # whole, to be copied
 
 
 @click.command()

@@ -68,7 +68,8 @@ def run(
 
     Arguments after -- go to `accelerate launch`, which runs the stages that train, sample or score.
     """
-    from toolkit.cli.tables import held_out_line, next_study, result_tables
+    from toolkit.cli.next_steps import next_study
+    from toolkit.cli.tables import held_out_line, result_tables
     from toolkit.runs.pipeline import RunOptions
     from toolkit.runs.pipeline import run as run_recipe
     from toolkit.runs.precision import load_for_run
@@ -91,7 +92,8 @@ def run(
     command = ["duel", *sys.argv[1:]]
     manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command))
     results = read_document(out / RESULTS_FILE) if manifest["status"] == "done" else {}
-    study = next_study(recipe, loaded.recipe.study is not None, loaded.recipe.data.source)
+    judged = bool(results and results["verdict"]["judges"])
+    said, study = next_study(recipe, loaded.recipe, judged)
     accuracy = None
     if "reward_model" in (options["until"], options["only"]):
         from toolkit.measure.held_out import held_out_accuracy
@@ -100,12 +102,12 @@ def run(
     if as_json:
         facts = {"out": str(out), "status": manifest["status"], "stages": manifest["stages"], **estimated}
         facts |= {"reward_model": accuracy} if accuracy is not None else {}
-        results |= {"next": " ".join(study)} if results else {}
+        results |= {"next": f"{said} {study}"} if results else {}
         shown = ("verdict", "next", "win_rates", "temperatures", "cost", "warnings")
         emit({**facts, **{key: results[key] for key in shown if key in results}})
     elif results:
         say(result_tables(results))
-        say("\n".join(["", f"report: {out / 'report.html'}", "", *study]))  # its command stays whole, to be copied
+        say(f"\nreport: {out / 'report.html'}\n\n{wrapped(said)}\n{study}")  # the command is whole, to be copied
     elif accuracy is not None:
         say(held_out_line(accuracy))
 
@@ -248,7 +250,10 @@ def sweep(
     planned = Sweep(recipe, sets, out=out, **options)
     resources = TaskResources(ray_cpus, ray_gpus, ray_memory)
     rows = run_sweep(planned, reporter_of(ctx), engine=engine, resources=resources)
-    emit({"runs": rows}) if as_json else say(sweep_table(rows))
+    if as_json:
+        emit({"runs": rows})
+        return
+    say(f"{sweep_table(rows)}\n\nNext: {shlex.join(['duel', 'report', str(out)])}")
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -141,7 +142,12 @@ def _of_table(table: Path, kl_limit: float | None, out: Path | None, force: bool
         if not (target.exists() and read_json(target) == document):
             refuse_existing(target, force)
             write_json(target, document)
-    emit(document) if as_json else say(study_tables(document))
+    if as_json:
+        emit(document)
+        return
+    say(study_tables(document))
+    if out is not None:
+        say(f"\nwritten: {target}\nNext: {shlex.join(['duel', 'report', str(out)])}")
 
 
 COMMANDS = (study,)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.cli.next_steps import next_recipe
 from toolkit.cli.options import wrapped
 from toolkit.evals.prediction_powered import MIN_HUMAN
 from toolkit.report.card_sheets import card_sheets, flag_lines, trained_on
@@ -44,21 +44,6 @@ def held_out_line(accuracy: Mapping[str, Any]) -> str:
         f"The reward model is right in {percent(accuracy['accuracy'])} of {accuracy['n_comparisons']:,} held-out "
         f"comparisons (interval {bounds}, {accuracy['n_prompts']:,} prompts)."
     )
-
-
-def next_study(recipe: str, has_study: bool, source: str) -> list[str]:
-    """The last lines of ``duel run``: how to go from one run to a study. ``recipe`` is what the user typed.
-
-    A recipe without a section ``study`` has no study of its own: the shipped one is named, on the run's ``source``.
-
-    >>> next_study("mine.yaml", True, "pairs.jsonl")[-1].partition(": ")[2]
-    'duel study mine.yaml'
-    >>> next_study("mine.yaml", False, "pairs.jsonl")[-1].partition(": ")[2]
-    'duel study study --set data.source=pairs.jsonl'
-    """
-    words = [recipe] if has_study else ["study", *([] if source == "reviews" else ["--set", f"data.source={source}"])]
-    command = shlex.join(["duel", "study", *words])
-    return ["One run is one seed of one setting.", f"For a verdict over seeds, settings and equal KL: {command}"]
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -348,6 +333,10 @@ def filter_table(summary: Mapping[str, Any]) -> str:
                 "the rate on new data may be another: calibrate on held-out rows, such as data/eval.parquet of its run"
             )
         )
+    if summary.get("preference_data") and summary["n_kept"]:
+        lines.append(next_recipe(summary["out"]))
+    else:
+        lines.append(wrapped(f"Next: read some rows of {summary['dropped']}, to see what the judge finds bad"))
     return "\n".join(lines)
 
 
@@ -430,11 +419,6 @@ def _written_data(title: str, rows: Mapping[str, str], out: str) -> str:
     for name, value in rows.items():
         sheet.add_row(name, value)
     return f"{text_of(sheet)}\n\nwritten: {out}\n{next_recipe(out)}"
-
-
-def next_recipe(source: str) -> str:
-    """What to do with a file of preference data."""
-    return wrapped(f"Next: a recipe with data.source: {source} (duel recipes copy quickstart mine.yaml)")
 
 
 # ---------------------------------------------------------------- studies

@@ -104,6 +104,7 @@ def filter_rows(
     reporter.line(f"keep what scores above {threshold.threshold:g}")
     counts = _filter(stream, threshold.threshold, scorer, work, reporter)
     summary = threshold.as_dict() | counts | {"judge": judge, "out": str(out), "dropped": str(dropped)}
+    summary["preference_data"] = stream.reader.is_preference
     summary["n_trained_prompts"] = seen_in_training(judging_models(judge), _calibration(work)["prompt_ids"])
     parts = sorted(work.glob("part-*.counts"))
     for kind, path in (("dropped", dropped), ("kept", out)):

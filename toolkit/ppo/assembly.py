@@ -132,7 +132,7 @@ def _as_critic(reward: ModelRef, policy: Any, tokenizer: PreTrainedTokenizerBase
     if load_tokenizer(reward).get_vocab() != tokenizer.get_vocab():
         return None
     model: Any = load_reward_model(reward, section)
-    if not _same_architecture(model, policy):
+    if not same_architecture(model, policy):
         return None
     model = model.merge_and_unload() if isinstance(model, PeftModel) else model
     if model.score.out_features > 1:  # heads of several annotators: the critic's is their mean
@@ -140,7 +140,7 @@ def _as_critic(reward: ModelRef, policy: Any, tokenizer: PreTrainedTokenizerBase
     return model.to(best_device())
 
 
-def _same_architecture(model: Any, policy: Any) -> bool:
+def same_architecture(model: Any, policy: Any) -> bool:
     """Whether a sequence classifier is the policy with a linear score in the place of its unembedding."""
     same_type = inner(model).config.model_type == inner(policy).config.model_type
     return bool(same_type and isinstance(score_head(model), torch.nn.Linear))
@@ -417,7 +417,7 @@ def _critic_from_reward(
         model, mean = copy.deepcopy(reward), 0.0
     else:
         return None
-    if not _same_architecture(model, policy):
+    if not same_architecture(model, policy):
         return None
     return Critic(model.to(next(policy.parameters()).device), args.value_head_init, mean)
 

@@ -13,7 +13,7 @@ from toolkit.preferences.rows import PreferenceRow
 from toolkit.runs.calibration import Speed, calibrate
 from toolkit.runs.estimate import asks_a_model
 from toolkit.runs.plan import PlannedStage
-from toolkit.runs.stage_times import TrainingRows, training_seconds
+from toolkit.runs.stage_times import TrainingRows, reward_pass, training_seconds
 from toolkit.runs.store import SCORES_FOLDER, RunFolder
 from toolkit.runs.study.measuring import Held
 from toolkit.runs.study.trials import OWN_REWARD_MODEL, StudyPlan, Trial
@@ -118,5 +118,8 @@ def _policy_seconds(work: Work) -> tuple[float, str]:
         return median(gaps), FROM_RECORDS
     section, speed = work.plan.base.recipe.evaluate, work.speed
     n_tokens = fmean([len(work.held.dev), len(work.held.test)]) * section.samples_per_prompt * work.data.mean_length
-    passes = 2 + (OWN_REWARD_MODEL in work.judges)  # under itself, under the reference, and by the reward model
-    return passes * speed.load_s + n_tokens * (speed.sample_s + passes * speed.score_s), FROM_TIMING
+    passes = [speed.policy, speed.policy]  # under itself and under the reference
+    if OWN_REWARD_MODEL in work.judges:
+        passes.append(reward_pass(work.plan.base.recipe, speed))
+    seconds = n_tokens * (speed.sample_s + sum(model.score_s for model in passes))
+    return sum(model.load_s for model in passes) + seconds, FROM_TIMING
