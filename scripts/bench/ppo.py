@@ -3,11 +3,12 @@
 usage: python scripts/bench/ppo.py [--rollouts 7] [--prompts 32] [--tokens 32] [--architecture FOLDER]
                                    [--dtype bfloat16] [--peer-python .venv-trl/bin/python] [--out FILE.json]
 
-All have the same model (SmolLM2-135M, or random weights of another architecture; LoRA of rank 16 on the policy), prompts, batch (one sample of each prompt), length (no end of text) and two inner epochs. Each peer is a
-process of its own. They take turns of one rollout while the others wait, since the machine's pace changes within
-minutes. The first rollout of each is left out. TRL's critic is a whole model, as its trainer has it; ours is a second
-adapter, or a head on the policy's states. TRL is installed in a virtual environment of its own, which the script makes
-where it is missing. Peak memory is the process's on a CPU, and the tensors' on a GPU.
+All have the same model (SmolLM2-135M, or random weights of another architecture; LoRA of rank 16 on the policy),
+prompts, batch (one sample of each prompt), length (no end of text) and two inner epochs. Each peer is a process of
+its own. They take turns of one rollout while the others wait, since the machine's pace changes within minutes. The
+first rollout of each is left out. TRL's critic is a whole model, as its trainer has it; ours is a second adapter, or
+a head on the policy's states. TRL is installed in a virtual environment of its own, which the script makes where it
+is missing. Peak memory is the process's on a CPU, and the tensors' on a GPU.
 """
 
 from __future__ import annotations
