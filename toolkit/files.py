@@ -296,11 +296,18 @@ def read_json(path: Path, *, fix: str = "remove it and run again") -> dict[str, 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write rows as a Parquet file, whole or not at all. ``metadata`` is kept beside its columns."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    write_columns(((name, [row.get(name) for row in rows]) for name in names), path, metadata)
+
+
+def write_columns(
+    columns: Iterable[tuple[str, Sequence[Any]]], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """:func:`write_table` of columns by their names, of which one at a time is in memory as Python's values."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
-    table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+    table = pa.table({name: pa.array(values) for name, values in columns})
     with atomic_write(path) as partial:
         pq.write_table(table.replace_schema_metadata(dict(metadata or {}) or None), partial, write_page_checksum=True)
 

@@ -115,8 +115,8 @@ def test_rows_of_responses(tmp_path: Path) -> None:
     data = read_preferences(jsonl(tmp_path / "p.jsonl", PAIRS))
     found = {
         (row.prompt, text): number
-        for row in data.rows
-        for text, number in zip(row.responses, data.response_rows[row.prompt_id], strict=True)
+        for k, row in enumerate(data.rows)
+        for text, number in zip(row.responses, data.rows.response_rows(k), strict=True)
     }
     assert found == WHERE
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from toolkit.errors import DataError, StoreError
 from toolkit.preferences import loading
-from toolkit.preferences.reading import read_preferences
-from toolkit.preferences.rows import Comparison, PreferenceRow
+from toolkit.preferences.reading import read_preferences, to_parquet
+from toolkit.preferences.rows import Comparison, PreferenceRow, prompt_id
 from toolkit.preferences.stored import StoredRows
+from toolkit.preferences.views import one_ahead
 from toolkit.storage import spilled
 from toolkit.storage.spilled import Spill
 
@@ -57,6 +63,33 @@ def test_stored_rows_are_a_sequence_of_equal_rows() -> None:
     assert stored.response_rows(3) == [3, 7] and stored.n_groups == 1
 
 
+def test_a_record_is_a_row_without_a_copy(tmp_path: Path) -> None:
+    """Rows of one record, and of several: the second repeats a prompt, the third a response, the last is unjudged."""
+    tie = [{"winner": 0, "loser": 1, "weight": 0.5}, {"winner": 1, "loser": 0, "weight": 0.5}]
+    records = [
+        {"prompt": "p", "responses": ["a", "b"], "comparisons": tie, "group": "g"},
+        {"prompt": "q", "responses": ["c", "d"], "comparisons": [{"winner": 1, "loser": 0, "annotator": "x"}]},
+        {"prompt": "q", "responses": ["d", "e"], "comparisons": [{"winner": 0, "loser": 1, "annotator": "y"}]},
+        {"prompt": "r", "responses": ["f", "g", "f"], "comparisons": [{"winner": 1, "loser": 2}], "gold": [1, 2, 1]},
+        {"prompt": "s", "responses": ["h", "i"], "comparisons": [], "gold": [3, 4]},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = read_preferences(str(path))
+    expected = [
+        ("p", ["a", "b"], [Comparison(0, 1, 0.5), Comparison(1, 0, 0.5)], None, 1, "g"),
+        ("q", ["c", "d", "e"], [Comparison(1, 0, 1.0, "x"), Comparison(1, 2, 1.0, "y")], None, 2, ""),
+        ("r", ["f", "g"], [Comparison(1, 0)], [1.0, 2.0], 4, ""),
+        ("s", ["h", "i"], [], [3.0, 4.0], 5, ""),
+    ]
+    assert data.rows == [PreferenceRow(prompt_id(prompt), prompt, *rest) for prompt, *rest in expected]
+    assert [data.rows.response_rows(k) for k in range(4)] == [[1, 1], [2, 2, 3], [4, 4], [5, 5]]
+    report = data.report
+    assert (report.n_comparisons, report.n_ties, report.n_unjudged, report.n_responses) == (4, 1, 1, 9)
+    assert report.n_annotators == 2 and report.n_contradictions == 0
+    assert len(data.rows._rows) == 2  # those of several records, or that repeat a response
+
+
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
 def test_a_large_file_of_lines_reads_as_a_small_one(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -68,11 +101,63 @@ def test_a_large_file_of_lines_reads_as_a_small_one(
     small = loading.read_file(path)
     monkeypatch.setattr(loading, "HELD_BYTES", 0)
     large = loading.read_file(path)
-    assert isinstance(large.records, loading.JsonLines) and large.fingerprint == small.fingerprint
+    assert isinstance(large.records, loading.FileRecords) and large.fingerprint == small.fingerprint
     assert list(large.records) == small.records and len(large.records) == len(rows)
     assert large.records[3] == small.records[3] and large.records[-1] == small.records[-1]
     assert large.records[:5] == small.records[:5]
     assert read_preferences(str(path)).rows == _read_small(path, monkeypatch)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])
+def test_a_large_table_reads_as_a_small_one(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": f"{ODD}, {k % 7}", "chosen": f'good "{k}"\r\n', "rejected": "bad"} for k in range(40)]
+    path = tmp_path / f"rows{ending}"
+    if ending == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, rows[0].keys())
+        table.writeheader()
+        table.writerows(rows)
+        raw = b"\xef\xbb\xbf" + text.getvalue().encode()
+        path.write_bytes(loading.gzip.compress(raw) if ending.endswith(".gz") else raw)
+    small = loading.read_file(path)
+    assert [record for _, record in small.records] == rows
+    monkeypatch.setattr(loading, "HELD_BYTES", 0)
+    large = loading.read_file(path)
+    assert isinstance(large.records, loading.FileRecords) and large.fingerprint == small.fingerprint
+    assert list(large.records) == small.records and len(large.records) == len(rows)
+    assert read_preferences(str(path)).rows == _read_small(path, monkeypatch)
+
+
+def test_a_large_table_of_our_own_rows_has_their_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = [{"role": "user", "content": ODD}]
+    rows = [PreferenceRow(prompt_id(prompt), prompt, ["a", "b"], [Comparison(0, 1, 0.5)], source_row=1)]
+    path = tmp_path / "rows.parquet"
+    to_parquet(rows, path)
+    monkeypatch.setattr(loading, "HELD_BYTES", 0)
+    assert read_preferences(str(path)).rows == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "words", "place"),
+    [
+        ("rows.csv", b"prompt,chosen,rejected\na,b,c\na,b,\xe9\n", "not UTF-8 text .byte 0xe9", ", line 3"),
+        ("rows.csv", b"prompt,chosen,rejected\na,b\n", "2 cells, but the header has 3", ", row 1 (line 2)"),
+        ("rows.csv.gz", loading.gzip.compress(b"prompt,chosen,rejected\n" * 99)[:-9], "not a whole gzip file", ""),
+        ("rows.parquet", b"PAR1 and no more", "cannot read the Parquet file", ""),
+    ],
+)
+def test_a_wrong_row_of_a_large_table_is_named(
+    name: str, raw: bytes, words: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(raw)
+    for held in (0, 1 << 20):
+        monkeypatch.setattr(loading, "HELD_BYTES", held)
+        with pytest.raises(DataError, match=words) as caught:
+            read_preferences(str(path))
+        assert caught.value.where == f"{path}{place}"
 
 
 def _read_small(path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredRows:
@@ -153,3 +238,17 @@ def test_a_file_that_goes_while_it_is_read_again_is_an_error_of_the_data(
     path.unlink()
     with pytest.raises(DataError, match="cannot read the file"):
         list(records)
+
+
+def test_an_item_that_fails_ahead_of_time_fails_in_its_place() -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2)
+        raise DataError("the third one is wrong")
+
+    ahead = one_ahead(items())
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(DataError, match="third"):
+        next(ahead)
+    unread = one_ahead(items())
+    assert next(unread) == 1
+    unread.close()  # the third one is never asked for

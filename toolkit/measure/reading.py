@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +20,10 @@ from toolkit.models.rendering import refusals_at
 from toolkit.preferences import splits
 from toolkit.preferences.loading import place_in
 from toolkit.preferences.reading import PreferenceData, read_preferences
+from toolkit.preferences.rows import Comparison as Judged
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample, read_samples
+from toolkit.storage.spilled import Spill
 
 SAMPLE_COLUMNS = ["prompt_id", "policy", "arm", "kind", "response", "response_ids", "truncated", "gold_reward"]
 # Whose samples are compared together, by arm; the names are those of a run's results.
@@ -70,23 +74,78 @@ class EncodedRow:
 
 
 @dataclass(frozen=True)
+class EncodedRows(Sequence[EncodedRow]):
+    """Rows that wait on disk, in this order of their places there. Each is made anew when it is asked for."""
+
+    stored: Spill
+    order: Sequence[int]
+
+    @classmethod
+    def of(cls, rows: Iterable[EncodedRow]) -> EncodedRows:
+        stored = Spill()
+        return cls(stored, array("q", [store(row, stored) for row in rows]))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, at: int) -> EncodedRow: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[EncodedRow]: ...
+    def __getitem__(self, at: int | slice) -> EncodedRow | Sequence[EncodedRow]:
+        if isinstance(at, slice):
+            return EncodedRows(self.stored, self.order[at])
+        fields, tree, truncated, origin, writers, sources = self.stored[self.order[at]]
+        prompt_id, prompt, responses, comparisons, gold, source_row, group = fields
+        judged = list(map(Judged._make, comparisons))
+        row = PreferenceRow(prompt_id, prompt, responses, judged, gold, source_row, group)
+        encoded = Encoded(Tree(*tree), truncated)
+        return EncodedRow(row, encoded, origin, writers, [(file, number) for file, number in sources])
+
+
+def store(row: EncodedRow, stored: Spill) -> int:
+    """Add a row to those on disk; returns its place."""
+    of, tree = row.row, row.encoded.tree
+    fields = (of.prompt_id, of.prompt, of.responses, of.comparisons, of.gold, of.source_row, of.group)
+    ids = (tree.prompt_ids, tree.response_ids)
+    return stored.append((fields, ids, row.encoded.truncated, row.origin, row.writers, row.sources))
+
+
+@dataclass(frozen=True)
+class Trees(Sequence[Tree]):
+    """The token ids of rows."""
+
+    rows: Sequence[EncodedRow]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Tree: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
+    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
+        return [row.encoded.tree for row in self.rows[at]] if isinstance(at, slice) else self.rows[at].encoded.tree
+
+
+@dataclass(frozen=True)
 class Reading:
     """Rows that fit the limits, the data's first and then those of samples; and counts of what was left out or cut."""
 
     encoder: TextEncoder
-    rows: list[EncodedRow]
+    rows: Sequence[EncodedRow]
     counts: dict[str, int]
 
-    @property
+    @cached_property
     def n_data(self) -> int:
         """How many rows the data has."""
         return sum(row.origin == DATA for row in self.rows)
 
     @property
-    def trees(self) -> list[Tree]:
-        return [row.encoded.tree for row in self.rows]
+    def trees(self) -> Sequence[Tree]:
+        return Trees(self.rows)
 
-    @property
+    @cached_property
     def comparisons(self) -> list[Comparison]:
         """(row, i, j, p, weight) of every compared pair of responses."""
         return [
@@ -112,30 +171,24 @@ def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions, *, pair:
     singles = read_single_responses(data, options.split, text_only=options.plain)
     preferences = singles if singles is not None else read_data(data, options)
     encoder = text_encoder(tokenizer, preferences.rows[0].prompt, spec, pair=pair)
-    encoded: dict[str, Encoded] = {}
-
-    def fits(row: PreferenceRow) -> bool:
+    stored, at = Spill(), dict[int, int]()  # place of a row in the data -> among those that are stored
+    n_long = n_truncated = 0
+    for place in splits.limit_order(preferences.rows, options.limit, 0):
+        if len(at) == options.limit:
+            break
+        row = preferences.rows[place]
         with refusals_at(place_in(data, row.source_row)):
-            encoded[row.prompt_id] = encoder.encode(row.prompt, row.responses, options.max_response_tokens)
-        return 0 < len(encoded[row.prompt_id].tree.prompt_ids) <= options.max_prompt_tokens
-
-    rows = [
-        EncodedRow(
-            row,
-            encoded[row.prompt_id],
-            DATA,
-            [DATA] * len(row.responses),
-            [(data, number) for number in preferences.response_rows[row.prompt_id]],
-        )
-        for row in splits.limit(preferences.rows, options.limit, 0, fits)
-    ]
-    if not rows:
+            encoded = encoder.encode(row.prompt, row.responses, options.max_response_tokens)
+        if not 0 < len(encoded.tree.prompt_ids) <= options.max_prompt_tokens:
+            n_long += 1
+            continue
+        n_truncated += sum(encoded.truncated)
+        sources = [(data, number) for number in preferences.rows.response_rows(place)]
+        at[place] = store(EncodedRow(row, encoded, DATA, [DATA] * len(row.responses), sources), stored)
+    if not at:
         raise DataError("every prompt is longer than the limit", where=data, fix="raise --max-prompt-tokens")
-    counts = {
-        "n_long_prompts": len(encoded) - len(rows),
-        "n_truncated_responses": sum(sum(row.encoded.truncated) for row in rows),
-    }
-    return Reading(encoder, rows, counts)
+    rows = EncodedRows(stored, array("q", [at[place] for place in sorted(at)]))
+    return Reading(encoder, rows, {"n_long_prompts": n_long, "n_truncated_responses": n_truncated})
 
 
 def with_samples(reading: Reading, path: Path) -> Reading:

@@ -48,7 +48,7 @@ class Shift:
     """Shifted rows with their comparisons; ``units[p]`` is the prompt of the data that row p belongs to."""
 
     name: str
-    rows: list[EncodedRow]
+    rows: Sequence[EncodedRow]
     units: list[str]
 
 

@@ -212,7 +212,8 @@ class TextEncoder:
     def continuations(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts that follow a prompt, without an end."""
         special = self.special_tokens
-        whole = list(texts) if self.conversational else [special.without_end(text) for text in texts]
+        has_end = not self.conversational and special.ends_stand_in(texts)
+        whole = [special.without_end(text) for text in texts] if has_end else list(texts)
         if self.lead:
             whole = [self.lead + text for text in whole]
         return self._joiner.encode(whole, self._ids_of_texts)

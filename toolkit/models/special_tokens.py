@@ -99,6 +99,10 @@ class SpecialTokens:
     def _end(self) -> str | None:
         return next((name for name, i in self.names.items() if i == self.end_id), None)
 
+    def ends_stand_in(self, texts: Sequence[str]) -> bool:
+        """Whether one of the texts may hold the end: they are looked through as one text, which is fast."""
+        return self._end is not None and self._end in "\n".join(texts)
+
     def without_end(self, text: str) -> str:
         """A response without the token that it ends with, if it ends with the one that ends responses."""
         end = self._end

@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import errno
 import gzip
-import hashlib
 import io
 import json
 import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, cast, overload
 
 from pydantic_core import from_json
 
@@ -26,7 +26,8 @@ from toolkit.files import file_hash, is_hub_id, parse_json, read_json
 from toolkit.preferences.rows import Record
 from toolkit.storage.integrity import refuse_changed
 
-HELD_BYTES = 1 << 25  # of a file of JSON lines whose records stay in memory once they were read
+HELD_BYTES = 1 << 25  # of a file whose records stay in memory once they were read; those of a larger one are read again
+ROWS_AT_ONCE = 1024  # of a large Parquet file that are in memory
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 PARQUET_KEY = b"duel.preference_rows"
 _CSV_JSON = frozenset(
@@ -116,13 +117,16 @@ def read_file(path: Path) -> SourceRecords:
         fix = f"known endings: {', '.join(SUFFIXES)}"
         raise DataError(f"{path.name} has an ending that is not known", where=name, fix=fix)
     refuse_changed(path)
-    if suffix.startswith(".jsonl"):
-        return _json_lines_file(path)
     try:
-        raw = path.read_bytes()
+        is_large = path.stat().st_size > HELD_BYTES and suffix not in (".json", ".json.gz")  # a document is read whole
+        fingerprint = file_hash(path)
+        raw = b"" if is_large or suffix.startswith(".jsonl") else path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
-    fingerprint = hashlib.sha256(raw).hexdigest()
+    if is_large or suffix.startswith(".jsonl"):
+        records = _records_of(path, suffix)
+        unit = "line" if suffix.startswith(".jsonl") else "row"
+        return SourceRecords(name, unit, records.checked() if is_large else list(records), fingerprint)
     if suffix == ".parquet":
         return SourceRecords(name, "row", list(enumerate(parquet_records(raw, name), start=1)), fingerprint)
     if suffix.endswith(".gz"):
@@ -138,6 +142,18 @@ def read_file(path: Path) -> SourceRecords:
     return _json_document(raw, name, fingerprint)
 
 
+def _records_of(path: Path, suffix: str) -> FileRecords:
+    """The records of a file that need not be read whole."""
+    if suffix.endswith(".gz"):
+        _check_whole(path)
+    if suffix == ".parquet":
+        return FileRecords(partial(parquet_rows, path))
+    if suffix.startswith(".csv"):
+        _check_utf8(path)
+        return FileRecords(partial(_csv_rows_of, path))
+    return FileRecords(partial(_lines_of, path))
+
+
 def decoded(raw: bytes, name: str, first_line: int = 1) -> str:
     """Text in UTF-8; its mark may stand before line 1. Raises DataError, with the line, where it is not."""
     try:
@@ -148,21 +164,6 @@ def decoded(raw: bytes, name: str, first_line: int = 1) -> str:
         raise DataError(
             f"not UTF-8 text (byte {raw[error.start]:#04x})", where=f"{name}, line {line}", fix=fix
         ) from error
-
-
-def _json_lines_file(path: Path) -> SourceRecords:
-    """The records of a file of JSON lines: a small one's are held, those of a large one are read when asked for."""
-    name = str(path)
-    try:
-        fingerprint = file_hash(path)
-        n_bytes = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
-    if name.lower().endswith(".gz"):
-        _check_whole(path)
-    lines = JsonLines(path)
-    held = n_bytes <= HELD_BYTES
-    return SourceRecords(name, "line", list(lines) if held else lines.checked(), fingerprint)
 
 
 def _check_whole(path: Path) -> None:
@@ -176,17 +177,28 @@ def _check_whole(path: Path) -> None:
         raise DataError(f"not a whole gzip file: {error}", where=str(path), fix=fix) from error
 
 
-@dataclass(frozen=True)
-class JsonLines(Sequence[tuple[int, Record]]):
-    """The records of a file of JSON lines, read anew each time that they are asked for. Blank lines are none.
+def _check_utf8(path: Path) -> None:
+    """Raises DataError, with the line, for a file that is not text in UTF-8."""
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            decoded(line, str(path), first_line=number)
 
-    Raises DataError where a line cannot be read.
+
+def _opened(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+@dataclass(frozen=True)
+class FileRecords(Sequence[tuple[int, Record]]):
+    """The records of a file, read anew each time that they are asked for.
+
+    Raises DataError where one cannot be read.
     """
 
-    path: Path
+    read: Callable[[], Iterator[tuple[int, Record]]]
     n: int = 0
 
-    def checked(self) -> JsonLines:
+    def checked(self) -> FileRecords:
         """These records once all of them were read, so that their number is known."""
         return replace(self, n=sum(1 for _ in self))
 
@@ -206,23 +218,55 @@ class JsonLines(Sequence[tuple[int, Record]]):
         return next(islice(self, at % self.n, None))
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
-        name = str(self.path)
-        try:
-            with gzip.open(self.path) if name.lower().endswith(".gz") else self.path.open("rb") as file:
-                # at "\n" only, as files are read in bytes: texts may hold U+2028 and other ends of lines
-                for number, line in enumerate(file, start=1):
-                    try:
-                        record = from_json(line, cache_strings="keys")
-                    except ValueError:  # it may be blank, begin the file with a mark, or be wrong
-                        text = decoded(line.removesuffix(b"\n"), name, first_line=number)
-                        record = _json_record(text, name, number) if text.strip() else None
-                        if record is None:
-                            continue
-                    if not isinstance(record, dict):
-                        raise _no_object(record, name, number)
-                    yield number, record
-        except OSError as error:
-            raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
+        return self.read()
+
+
+def _lines_of(path: Path) -> Iterator[tuple[int, Record]]:
+    """The objects of a file of JSON lines. Blank lines are none."""
+    name = str(path)
+    try:
+        with _opened(path) as file:
+            # at "\n" only, as files are read in bytes: texts may hold U+2028 and other ends of lines
+            for number, line in enumerate(file, start=1):
+                try:
+                    record = from_json(line, cache_strings="keys")
+                except ValueError:  # it may be blank, begin the file with a mark, or be wrong
+                    text = decoded(line.removesuffix(b"\n"), name, first_line=number)
+                    record = _json_record(text, name, number) if text.strip() else None
+                    if record is None:
+                        continue
+                if not isinstance(record, dict):
+                    raise _no_object(record, name, number)
+                yield number, record
+    except OSError as error:
+        raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
+
+
+def _csv_rows_of(path: Path) -> Iterator[tuple[int, Record]]:
+    """The rows of a CSV file that :func:`_check_utf8` has passed."""
+    try:
+        with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+            yield from csv_records(lines, str(path))
+    except OSError as error:
+        raise DataError(f"cannot read the file: {error.strerror or error}", where=str(path)) from error
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[int, Record]]:
+    """The rows of a Parquet file, as :func:`parquet_records` has them, ``ROWS_AT_ONCE`` of them in memory.
+
+    Raises DataError for a damaged file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            is_own = PARQUET_KEY in (file.schema_arrow.metadata or {})
+            rows = (record for batch in file.iter_batches(ROWS_AT_ONCE) for record in batch.to_pylist())
+            for number, record in enumerate(rows, start=1):
+                yield number, _with_prompt(record, number, str(path)) if is_own else record
+    except (pa.ArrowException, OSError) as error:
+        raise _no_parquet(error, str(path)) from error
 
 
 def _json_record(line: str, name: str, number: int) -> Record:
@@ -309,18 +353,22 @@ def parquet_records(raw: bytes, name: str) -> list[Record]:
     try:
         table = pq.read_table(pa.BufferReader(raw))
     except (pa.ArrowException, OSError) as error:
-        fix = "the file is damaged or is not Parquet"
-        raise DataError(f"cannot read the Parquet file: {str(error).splitlines()[0]}", where=name, fix=fix) from error
+        raise _no_parquet(error, name) from error
     records: list[Record] = table.to_pylist()
     if PARQUET_KEY in (table.schema.metadata or {}):
-        return [{**record, "prompt": _stored_prompt(record, number, name)} for number, record in enumerate(records, 1)]
+        return [_with_prompt(record, number, name) for number, record in enumerate(records, 1)]
     return records
 
 
-def _stored_prompt(record: Record, number: int, name: str) -> Any:
-    """The prompt of a row that :func:`toolkit.preferences.reading.to_parquet` wrote: JSON in a text."""
+def _no_parquet(error: Exception, name: str) -> DataError:
+    fix = "the file is damaged or is not Parquet"
+    return DataError(f"cannot read the Parquet file: {str(error).splitlines()[0]}", where=name, fix=fix)
+
+
+def _with_prompt(record: Record, number: int, name: str) -> Record:
+    """A row that :func:`toolkit.preferences.reading.to_parquet` wrote; its prompt is JSON in a text."""
     try:
-        return parse_json(record["prompt"])
+        return {**record, "prompt": parse_json(record["prompt"])}
     except (ValueError, TypeError, KeyError) as error:
         raise DataError("this file of preference rows is damaged", where=f"{name}, row {number}") from error
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class _PromptEntry:
     gold: dict[str, float] = field(default_factory=dict)
 
     def add(
-        self, number: int, responses: Sequence[str], comparisons: Iterable[Sequence[Any]], gold: Sequence[float]
+        self, number: int, responses: Sequence[str], comparisons: Iterable[Sequence[Any]], gold: Sequence[float] | None
     ) -> None:
         at = [self.position.setdefault(text, len(self.position)) for text in responses]
         self.response_rows += [number] * (len(self.position) - len(self.response_rows))
@@ -45,7 +45,7 @@ class _PromptEntry:
             if at[winner] != at[loser]:
                 self.comparisons.append(Comparison(at[winner], at[loser], *rest))
                 self.comparison_rows.append(number)
-        for text, value in zip(responses, gold, strict=False):
+        for text, value in zip(responses, gold or (), strict=False):
             self.gold.setdefault(text, value)
 
     def row(self, prompt_id: str) -> PreferenceRow:
@@ -65,6 +65,25 @@ class Merged:
     counts: dict[str, Any]
 
 
+class _Judged(NamedTuple):
+    """Of a prompt: its distinct responses, the judgements of them, and how many of these tie or contradict others."""
+
+    n_responses: int
+    n_comparisons: int
+    n_ties: int
+    n_contradictions: int
+
+    @classmethod
+    def of(cls, n_responses: int, comparisons: Sequence[Comparison], comparison_rows: Sequence[int]) -> _Judged:
+        labelled = splits.labelled_pairs(comparisons)
+        n_ties = sum(pair.p == 0.5 for pair in labelled)
+        n_contradictions = splits.contradictions(labelled, comparison_rows) if len(labelled) > 1 else 0
+        return cls(n_responses, len(labelled), n_ties, n_contradictions)
+
+
+_REPEATS_A_RESPONSE = _Judged(-1, 0, 0, 0)
+
+
 @dataclass
 class _Records:
     """What the records say, on disk, and of each the place of its prompt among the prompts; in memory are numbers."""
@@ -75,10 +94,13 @@ class _Records:
     groups: dict[str, int] = field(default_factory=dict)
     group_of: array[int] = field(default_factory=lambda: array("q"))  # of each prompt
     contents: array[int] = field(default_factory=lambda: array("q"))  # a hash of each record
+    judged: array[int] = field(default_factory=lambda: array("i"))  # the numbers of a _Judged of each record by itself
+    annotators: set[str] = field(default_factory=set)
     gold: dict[tuple[int, bytes], float] = field(default_factory=dict)
 
     def add(self, loaded: SourceRecords, number: int, datum: Datum) -> None:
         """Raises DataError for a record that contradicts an earlier one of its prompt."""
+        responses, comparisons = datum.responses, datum.comparisons
         key = canonical_prompt(datum.prompt).encode()
         place = self.ids.setdefault(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"), len(self.ids))
         group = self.groups.setdefault(datum.group, len(self.groups))
@@ -88,42 +110,67 @@ class _Records:
             earlier = list(self.groups)[self.group_of[place]]
             what = f"group {datum.group!r} here and {earlier!r} earlier for the same prompt"
             raise row_error(loaded, number, what, column=GROUP, fix="the same group in all rows of a prompt")
-        comparisons = [(c.winner, c.loser, c.weight, c.annotator, c.margin) for c in datum.comparisons]
-        self.contents.append(hash((place, *datum.responses, *comparisons)))
-        for text, gold in zip(datum.responses, datum.gold or (), strict=False):
+        self.contents.append(hash((place, *responses, *comparisons)))
+        for text, gold in zip(responses, datum.gold or (), strict=False):
             known = self.gold.setdefault((place, hashlib.sha256(text.encode()).digest()[:16]), gold)
             if known != gold:
                 what = f"gold is {gold} here and {known} earlier for the same prompt and response"
                 raise row_error(loaded, number, what, column="gold", fix="one gold reward for each response")
         self.prompt_of.append(place)
-        self.spilled.append((number, datum.prompt, datum.responses, comparisons, list(datum.gold or ())))
+        self.spilled.append((number, datum.prompt, responses, comparisons, datum.gold))
+        if len(set(responses)) < max(2, len(responses)):
+            self.judged.extend(_REPEATS_A_RESPONSE)
+            return
+        self.judged.extend(_Judged.of(len(responses), comparisons, [number] * len(comparisons)))
+        self.annotators.update([c.annotator for c in comparisons if c.annotator])
 
     def n_duplicates(self) -> int:
-        return len(self.contents) - len(np.unique(np.frombuffer(self.contents, np.int64)))
+        return len(self.contents) - len(np.unique(np.array(self.contents)))
 
-    def entries(self) -> Iterator[tuple[str, _PromptEntry]]:
-        """Each prompt, in order of first appearance: its id and what its records say."""
-        prompt_of = np.frombuffer(self.prompt_of, np.int64)
+    def merged(self) -> tuple[StoredRows, Counter[str]]:
+        """A row for each prompt with two responses, in order of first appearance, and counts of their judgements.
+
+        A record whose prompt no other one has is a row as it is.
+        """
+        rows, n = StoredRows(self.spilled), Counter[str]()
+        prompt_of = np.array(self.prompt_of)
         by_prompt = np.argsort(prompt_of, kind="stable")
-        ends = np.cumsum(np.bincount(prompt_of, minlength=len(self.ids))).tolist()
-        names, start = list(self.groups), 0
-        for prompt_id, end, group in zip(self.ids, ends, self.group_of, strict=True):
-            entry: _PromptEntry | None = None
-            for record in by_prompt[start:end].tolist():
-                number, prompt, responses, comparisons, gold = self.spilled[record]
-                if entry is None:
-                    entry = _PromptEntry(prompt, number, names[group])
-                entry.add(number, responses, comparisons, gold)
-            assert entry is not None
-            yield f"{prompt_id:016x}", entry
-            start = end
+        sizes = np.bincount(prompt_of, minlength=len(self.ids))
+        starts = np.cumsum(sizes) - sizes
+        judged = np.array(self.judged).reshape(-1, len(_Judged._fields))[by_prompt[starts]]
+        is_row = (sizes == 1) & (judged[:, 0] > 0)
+        n.update(dict(zip(_Judged._fields, judged[is_row].sum(axis=0).tolist(), strict=True)))
+        n["n_unjudged"] += int(np.count_nonzero(judged[is_row, 1] == 0))
+        names = list(self.groups)
+        prompts = zip(self.ids, self.group_of, starts.tolist(), sizes.tolist(), is_row.tolist(), strict=True)
+        for prompt_id, group, start, size, alone in prompts:
+            if alone:
+                rows.add_record(prompt_id, names[group], int(by_prompt[start]))
+                continue
+            entry = self._entry(by_prompt[start : start + size].tolist(), names[group])
+            if len(entry.position) < 2:
+                continue
+            of_entry = _Judged.of(len(entry.position), entry.comparisons, entry.comparison_rows)
+            n.update(of_entry._asdict())
+            n["n_unjudged"] += not of_entry.n_comparisons
+            self.annotators.update(c.annotator for c in entry.comparisons if c.annotator)
+            rows.add(entry.row(f"{prompt_id:016x}"), entry.response_rows)
+        return rows, n
+
+    def _entry(self, places: Sequence[int], group: str) -> _PromptEntry:
+        """What these records of one prompt say together."""
+        number, prompt, *_ = first = self.spilled[places[0]]
+        entry = _PromptEntry(prompt, number, group)
+        for number, _, responses, comparisons, gold in (first, *map(self.spilled.__getitem__, places[1:])):
+            entry.add(number, responses, comparisons, gold)
+        return entry
 
 
 def merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> Merged:
     """Rows of one prompt become one. Raises DataError for one that contradicts an earlier row."""
     records = _Records()
     empty, identical = _Numbers(), _Numbers()
-    n: Counter[str] = Counter()
+    n_unlabelled = n_multi_turn = n_prompt_repeated = 0
     for number, datum in data:
         prompt, responses = datum.prompt, datum.responses
         last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
@@ -133,28 +180,18 @@ def merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> Merged:
             empty.add(number)
             continue
         records.add(loaded, number, datum)
-        n["n_unlabelled"] += datum.n_unlabelled
-        n["n_multi_turn"] += any("\n\nHuman:" in text or ASSISTANT_TURN in text for text in responses)
-        n["n_prompt_repeated"] += all(text.startswith(last) for text in responses)
+        n_unlabelled += datum.n_unlabelled
+        n_multi_turn += any(["\n\nHuman:" in text or ASSISTANT_TURN in text for text in responses])
+        n_prompt_repeated += all([text.startswith(last) for text in responses])
         same = [c for c in datum.comparisons if responses[c.winner] == responses[c.loser]]
         identical.add(number, len(splits.labelled_pairs(same)) if same else 0)
-    rows, annotators = StoredRows(), set[str]()
-    for prompt_id, entry in records.entries():
-        if len(entry.position) < 2:
-            continue
-        labelled = splits.labelled_pairs(entry.comparisons)
-        n["n_comparisons"] += len(labelled)
-        n["n_ties"] += sum(pair.p == 0.5 for pair in labelled)
-        n["n_unjudged"] += not labelled
-        if len(labelled) > 1:
-            n["n_contradictions"] += splits.contradictions(labelled, entry.comparison_rows)
-        n["n_responses"] += len(entry.position)
-        annotators.update(c.annotator for c in entry.comparisons if c.annotator)
-        rows.add(entry.row(prompt_id), entry.response_rows)
-    counted = ("n_unlabelled", "n_multi_turn", "n_prompt_repeated", "n_comparisons", "n_ties", "n_contradictions")
+    rows, n = records.merged()
     counts: dict[str, Any] = {
-        **{name: n[name] for name in (*counted, "n_unjudged", "n_responses")},
-        "n_annotators": len(annotators),
+        "n_unlabelled": n_unlabelled,
+        "n_multi_turn": n_multi_turn,
+        "n_prompt_repeated": n_prompt_repeated,
+        **{name: n[name] for name in ("n_comparisons", "n_ties", "n_contradictions", "n_unjudged", "n_responses")},
+        "n_annotators": len(records.annotators),
         "n_duplicates": records.n_duplicates(),
         "n_empty": empty.n,
         "empty_rows": tuple(empty.first),

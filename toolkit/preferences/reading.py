@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from toolkit.preferences import formats
 from toolkit.preferences.cells import RecordError, name_cell, parsed_number
 from toolkit.preferences.columns import GROUP, KNOWN_COLUMNS, Columns, Format, is_known_column
 from toolkit.preferences.layout_parsing import joined
-from toolkit.preferences.loading import PARQUET_KEY, SourceRecords, load, parquet_records
+from toolkit.preferences.loading import PARQUET_KEY, SourceRecords, load, parquet_rows
 from toolkit.preferences.merging import FIRST_ROWS, merge
 from toolkit.preferences.parsing import Datum, NoSharedPromptError, parse_transcript
 from toolkit.preferences.refusals import check_label_base, no_usable_row, row_error, unknown_format
@@ -40,6 +39,7 @@ SIDE_SCORES = (
     ("chosen-rating", "rejected-rating"),
     ("rating_chosen", "rating_rejected"),
 )
+_SCORES_OF_CHOSEN = frozenset(chosen for chosen, _ in SIDE_SCORES)
 ROWS_AT_ONCE = 1024  # that become a part of a table
 ROW_GROUP = 65_536  # rows of a row group of a Parquet file
 SAMPLE = 100  # records that are looked at to recognise the format
@@ -135,11 +135,6 @@ class PreferenceData:
     report: DataReport
     fingerprint: str
 
-    @cached_property
-    def response_rows(self) -> Mapping[str, Sequence[int]]:
-        """By a prompt's id, the row of the source where each of its responses is first."""
-        return {prompt_id: self.rows.response_rows(k) for k, (prompt_id, _) in enumerate(self.rows.keys())}
-
 
 def read_preferences(
     source: str,
@@ -209,7 +204,7 @@ class _Tally:
     single: list[int] = field(default_factory=list)
 
     def count(self, record: Record, recognised: Format) -> None:
-        self.n_booleans += any(isinstance(record.get(column), bool) for column in recognised.columns)
+        self.n_booleans += bool in map(type, map(record.get, recognised.columns))
         self.n_equal_scores += _equal_scores(record)
         if unseen := set(unseen_parts(record, recognised.columns)):
             self.unseen.update(unseen)
@@ -217,6 +212,8 @@ class _Tally:
 
 def _equal_scores(record: Record) -> bool:
     """Whether the chosen and the rejected response have the same score, in columns such as UltraFeedback's."""
+    if record.keys().isdisjoint(_SCORES_OF_CHOSEN):
+        return False
     there = (pair for pair in SIDE_SCORES if pair[0] in record)
     scores = ([parsed_number(record.get(name)) for name in pair] for pair in there)
     return any(chosen is not None and chosen == rejected for chosen, rejected in scores)
@@ -312,6 +309,9 @@ def _conversations(
         if conversational is None:
             yield from _parse(loaded, recognised, tally)
             return
+    if conversational is None and not recognised.name.endswith("transcripts"):  # they stay as they are
+        yield from _parse(loaded, recognised, tally)
+        return
     for item in _parse(loaded, recognised, tally):
         converted, unparsable = as_conversation(loaded, recognised, [item], conversational)
         yield from converted
@@ -460,9 +460,9 @@ def _as_table(rows: Sequence[PreferenceRow], schema: Any) -> Any:
 
     comparisons = [c for row in rows for c in row.comparisons]
     fields = _comparison_type()
-    structs = pa.StructArray.from_arrays(
-        [pa.array([getattr(c, of.name) for c in comparisons], of.type) for of in fields], fields=list(fields)
-    )
+    values = zip(*comparisons, strict=True) if comparisons else [()] * len(Comparison._fields)
+    by_name = dict(zip(Comparison._fields, values, strict=True))
+    structs = pa.StructArray.from_arrays([pa.array(by_name[of.name], of.type) for of in fields], fields=list(fields))
     ends = [0, *accumulate(len(row.comparisons) for row in rows)]
     columns = {
         "prompt": [json.dumps(row.prompt) for row in rows],
@@ -484,11 +484,12 @@ def from_parquet(path: str | Path) -> list[PreferenceRow]:
     name = str(path)
     refuse_changed(Path(path))
     try:
-        raw = Path(path).read_bytes()
+        with Path(path).open("rb"):
+            pass
     except OSError as error:
         raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
     rows = []
-    for record in parquet_records(raw, name):
+    for _, record in parquet_rows(Path(path)):
         if not {"prompt_id", "prompt", "responses", "comparisons", "gold", "source_row"} <= record.keys():
             fix = "read other Parquet files with read_preferences"
             raise DataError("not a Parquet file of preference rows", where=name, fix=fix)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from toolkit.files import write_bytes
 
@@ -18,8 +18,7 @@ Prompt = str | list[dict[str, str]]
 Record = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """``responses[winner]`` was preferred over ``responses[loser]``, with this weight, by this annotator.
 
     ``margin`` is the least difference that their rewards should have (Touvron et al. 2023, equation 2). 0 where the

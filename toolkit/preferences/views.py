@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar, overload
+from typing import TypeVar, cast, overload
 
 from toolkit.preferences.rows import PreferenceRow, Prompt
 
@@ -30,6 +31,9 @@ class Rows(Sequence[PreferenceRow]):
     def prompt(self, at: int) -> Prompt:
         """The prompt of a row, without the rest of it."""
 
+    @abstractmethod
+    def prompt_id(self, at: int) -> str: ...
+
     @overload
     def __getitem__(self, at: int) -> PreferenceRow: ...
     @overload
@@ -43,6 +47,10 @@ class Rows(Sequence[PreferenceRow]):
 
 def prompt_of(rows: Sequence[PreferenceRow], at: int) -> Prompt:
     return rows.prompt(at) if isinstance(rows, Rows) else rows[at].prompt
+
+
+def prompt_id_of(rows: Sequence[PreferenceRow], at: int) -> str:
+    return rows.prompt_id(at) if isinstance(rows, Rows) else rows[at].prompt_id
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,9 @@ class RowsAt(Rows):
     def prompt(self, at: int) -> Prompt:
         return prompt_of(self.rows, self.places[at])
 
+    def prompt_id(self, at: int) -> str:
+        return prompt_id_of(self.rows, self.places[at])
+
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Items, ``size`` at a time.
@@ -80,3 +91,17 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     remaining = iter(items)
     while chunk := list(islice(remaining, size)):
         yield chunk
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Items, of which a thread makes the next one while the caller works on one.
+
+    >>> list(one_ahead(k * k for k in range(3)))
+    [0, 1, 4]
+    """
+    remaining, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(next, remaining, end)
+        while (item := waiting.result()) is not end:
+            waiting = thread.submit(next, remaining, end)
+            yield cast(Item, item)

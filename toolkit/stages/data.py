@@ -28,7 +28,7 @@ from toolkit.preferences.loading import place_in
 from toolkit.preferences.reading import PreferenceData, data_warnings, read_preferences, to_parquet
 from toolkit.preferences.rows import PreferenceRow, Prompt
 from toolkit.preferences.steps import Solution, as_prompts_of, read_steps, solutions_to_parquet, split_solutions
-from toolkit.preferences.views import RowsAt, chunks, first_responses, prompt_of
+from toolkit.preferences.views import RowsAt, chunks, first_responses, one_ahead, prompt_of
 from toolkit.progress import Reporter
 from toolkit.recipe.checks import on_the_hub
 from toolkit.recipe.schema import DataSection
@@ -251,10 +251,12 @@ def fitting_prompts(
     Raises DataError, with the row, for a conversation that the chat template refuses.
     """
     fitting = FittingPrompts()
-    for places in chunks(splits.limit_order(rows, n, seed), CHUNK):
+    order = chunks(splits.limit_order(rows, n, seed), CHUNK)
+    for places, prompts in one_ahead((places, [prompt_of(rows, k) for k in places]) for places in order):
         if n is not None and len(fitting.tokens) >= n:
             break
-        for k, (length, written) in zip(places, _prompts_read(rows, places, encoder, source), strict=False):
+        read = _prompts_read(prompts, rows, places, encoder, source)
+        for k, (length, written) in zip(places, read, strict=False):
             if not 0 < length <= max_tokens:
                 fitting.n_long += 1
                 continue
@@ -267,10 +269,16 @@ def fitting_prompts(
 
 
 def _prompts_read(
-    rows: Sequence[PreferenceRow], places: Sequence[int], encoder: TextEncoder, source: str
+    prompts: Sequence[Prompt],
+    rows: Sequence[PreferenceRow],
+    places: Sequence[int],
+    encoder: TextEncoder,
+    source: str,
 ) -> Iterator[tuple[int, str]]:
-    """Of each prompt the number of tokens, and what the model reads. Prompts are read together where all can be."""
-    prompts: list[Prompt] = [prompt_of(rows, k) for k in places]
+    """Of each prompt the number of tokens, and what the model reads. Prompts are read together where all can be.
+
+    They are those of ``rows`` at ``places``.
+    """
     try:
         written = encoder.written(prompts)
         read = [(len(ids), text) for ids, text in zip(encoder.prompts(prompts, written), written, strict=True)]
@@ -287,19 +295,21 @@ def _counted(
 ) -> Iterator[PreferenceRow]:
     """The rows with their first responses. ``counts`` gets those over the cut responses and their pairs."""
     most = section.max_responses if section.max_responses is not None else sys.maxsize
-    for whole in chunks(rows, CHUNK):
+    for whole in one_ahead(chunks(rows, CHUNK)):
         chunk = [row if len(row.responses) <= most else first_responses(row, most) for row in whole]
         counts["n_left_out_responses"] += sum(max(0, len(row.responses) - most) for row in whole)
         ids, cut = encoder.responses([text for row in chunk for text in row.responses], section.max_response_tokens)
         counts["n_responses"] += len(ids)
         counts["n_long_responses"] += sum(cut)
         counts["n_tokens"] += sum(map(len, ids))
-        first = 0
+        first = n_pairs = n_identical = 0
         for row in chunk:
-            pairs = splits.pairs(row)
-            counts["n_comparisons"] += len(pairs)
-            counts["n_identical_pairs"] += sum(ids[first + pair.i] == ids[first + pair.j] for pair in pairs)
+            for i, j, _, _ in splits.pairs(row):
+                n_pairs += 1
+                n_identical += ids[first + i] == ids[first + j]
             first += len(row.responses)
+        counts["n_comparisons"] += n_pairs
+        counts["n_identical_pairs"] += n_identical
         yield from chunk
 
 

@@ -19,8 +19,8 @@ WINDOW = 1 << 14  # bytes that are read at once: values are mostly asked for in 
 class Spill:
     """A list of JSON values in a file that no folder shows. A tuple comes back as a list.
 
-    A value costs 8 bytes of memory. The file lies in the folder for temporary files, which $TMPDIR names, and is gone
-    when the list is. Raises StoreError where it cannot be written.
+    A value costs 8 bytes of memory. Several threads may read while none adds. The file lies in the folder for temporary
+    files, which $TMPDIR names, and is gone when the list is. Raises StoreError where it cannot be written.
 
     >>> spill = Spill()
     >>> [spill.append(value) for value in ("a", [1, None])], spill[1], len(spill)

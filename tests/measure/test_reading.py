@@ -1,0 +1,84 @@
+"""The rows that ``duel rewards`` and ``duel score`` read wait on disk, as they are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit.measure.reading import DATA, EncodedRow, EncodedRows, ReadingOptions, Trees, read
+from toolkit.models.encoding import Encoded, Tree
+from toolkit.models.resolve import resolve
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.preferences.rows import Comparison, PreferenceRow
+
+
+def test_encoded_rows_are_a_sequence_of_equal_rows() -> None:
+    rows = [
+        EncodedRow(
+            PreferenceRow(
+                f"{k:016x}", [{"role": "user", "content": "\ud800"}], ["a", "b"], [Comparison(0, 1, 0.3)], [0.1, 2.0], k
+            ),
+            Encoded(Tree([k, 2**17], [[1], [2, k]]), [False, True]),
+            DATA if k else "PPO",
+            ["x", "y"],
+            [("file", k), ("file", k + 1)],
+        )
+        for k in range(5)
+    ]
+    stored = EncodedRows.of(rows)
+    assert list(stored) == rows and len(stored) == 5 and stored[-1] == rows[-1]
+    assert list(stored[1:4:2]) == rows[1:4:2] and len(stored[:0]) == 0
+    trees = Trees(stored)
+    assert list(trees) == [row.encoded.tree for row in rows] == list(trees[:]) and trees[2] == rows[2].encoded.tree
+    with pytest.raises(IndexError):
+        stored[5]
+
+
+def test_a_limit_counts_the_prompts_that_fit(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"{k} " * (1 + 99 * (k % 2)), "chosen": "good " * 40, "rejected": "bad"} for k in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = load_tokenizer(resolve("tiny"))
+    options = ReadingOptions(max_prompt_tokens=30, max_response_tokens=8)
+    whole = read(str(path), tokenizer, "tiny", options)
+    assert [row.row.source_row for row in whole.rows] == list(range(1, 21, 2))
+    assert whole.counts == {"n_long_prompts": 10, "n_truncated_responses": 10}
+    assert whole.rows[1].sources == [(str(path), 3)] * 2 and whole.n_data == 10 == len(whole.comparisons)
+    few = read(str(path), tokenizer, "tiny", ReadingOptions(limit=4, max_prompt_tokens=30, max_response_tokens=8))
+    numbers = [row.row.source_row for row in few.rows]
+    assert len(numbers) == 4 and numbers == sorted(numbers) and few.counts["n_truncated_responses"] == 4
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from toolkit.measure.reading import ReadingOptions, read
+from toolkit.models.resolve import resolve
+from toolkit.models.tokenizer import load_tokenizer
+reading = read(sys.argv[1], load_tokenizer(resolve("tiny")), "tiny", ReadingOptions())
+n_tokens = sum(map(len, reading.trees))
+status = Path("/proc/self/status").read_text().splitlines()
+print(len(reading.rows), n_tokens, next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
+def test_peak_memory_of_scoring_is_flat_in_the_rows(tmp_path: Path) -> None:
+    peaks, tokens = [], []
+    for n in (1, 12_000):
+        path = tmp_path / f"{n}.jsonl"
+        with path.open("w") as out:
+            for k in range(n):
+                out.write(json.dumps({name: f"{name} {k} " * 30 for name in ("prompt", "chosen", "rejected")}) + "\n")
+        done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
+        n_rows, n_tokens, peak = map(int, done.stdout.split())
+        assert n_rows == n
+        peaks.append(peak)
+        tokens.append(n_tokens)
+    held = 8 * (tokens[1] - tokens[0]) / 1024  # KiB that pointers to the ids alone would take
+    assert peaks[1] - peaks[0] < 0.5 * held + 60_000
