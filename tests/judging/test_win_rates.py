@@ -68,7 +68,7 @@ def test_slices_are_the_win_rates_of_their_part(tmp_path: Path) -> None:
 def test_attributes_come_from_a_file_of_prompts(tmp_path: Path) -> None:
     prompts = [f"prompt {k}" for k in range(N)]
     ids = {f"p{k}": prompt_id(text) for k, text in enumerate(prompts)}
-    rows = [Judgement(**{**row.__dict__, "prompt_id": ids[row.prompt_id]}) for row in judgements()]
+    rows = [replace(row, prompt_id=ids[row.prompt_id]) for row in judgements()]
     file = write(tmp_path / "j.jsonl", rows)
     attributes = tmp_path / "prompts.jsonl"
     lines = [{"prompt": text, "level": "easy" if k % 3 else "hard"} for k, text in enumerate(prompts)]
@@ -141,8 +141,8 @@ RESPONSES = PolicyResponses(IDS, PROMPTS, TEXTS)
 @pytest.mark.parametrize("name", ["annotations.json", "annotations.json.gz"])
 def test_annotations_come_back_as_they_were(tmp_path: Path, name: str) -> None:
     rows = judgements()
-    rows[0] = Judgement(**{**rows[0].__dict__, "preference": None, "error": "timeout"})
-    rows[2:4] = [Judgement(**{**row.__dict__, "preference": None, "error": "timeout"}) for row in rows[2:4]]
+    rows[0] = replace(rows[0], preference=None, error="timeout")
+    rows[2:4] = [replace(row, preference=None, error="timeout") for row in rows[2:4]]
     path = tmp_path / name
     alpaca_eval.write_annotations(rows, RESPONSES, path)
     raw = json.loads(gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes())

@@ -366,3 +366,18 @@ def test_off_policy_needs_the_model(tmp_path: Path) -> None:
     result = check_data(str(path), "tiny", CheckOptions(likelihood=3, seed=1))
     [finding] = [f for f in result.findings if f.kind == "off_policy"]
     assert finding.n_rows == 3 and "nats per token" in finding.example and "in 3 rows" in finding.example
+
+
+def test_findings_do_not_depend_on_how_many_rows_are_looked_at_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = text_rows(12)
+    rows[5] = rows[2] | {"chosen": rows[2]["rejected"], "rejected": rows[2]["chosen"]}
+    rows += [rows[1], rows[3] | {"prompt": "question 3"}, text_rows(1, prompt="The fi", chosen="lm was good.")[0]]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    together = check_data(str(path), "tiny", CheckOptions())
+    assert {"duplicates", "contradictions", "leak", "boundary"} <= {finding.kind for finding in together.findings}
+    monkeypatch.setattr("toolkit.measure.check.tokens.AT_ONCE", 2)
+    monkeypatch.setattr("toolkit.evals.near_duplicates.CELLS", 1)
+    assert check_data(str(path), "tiny", CheckOptions()) == together

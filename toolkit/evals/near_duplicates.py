@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ SIMILAR = 0.8  # Jaccard
 CONTAINED = 0.95  # share of the shorter text's shingles that the longer one has
 SHORTEST_PART = 0.5  # of the longer text, that the shorter one must be to count as contained
 FEWEST = 4  # shingles of a text that is compared by them
+CELLS = 1 << 23  # of the products of texts that are held at once
 COMMON, COMMON_SHARE = 10, 0.01  # texts, or share of them, in which a shingle is taken for a form's fixed words
 
 
@@ -41,7 +42,8 @@ def near_duplicates(texts: Sequence[str]) -> list[NearDuplicate]:
     >>> near_duplicates(["Name the capital of Chad!", "name the capital of  Chad", "Name the capital of Mali!"])
     [NearDuplicate(first=0, second=1, similarity=1.0)]
     """
-    words = [tuple(_WORD.findall(text.casefold())) for text in texts]
+    known: dict[str, str] = {}  # a word is in memory once
+    words = [tuple([known.setdefault(word, word) for word in _WORD.findall(text.casefold())]) for text in texts]
     first_place: dict[tuple[str, ...], int] = {}
     pairs = []
     for place, of_text in enumerate(words):
@@ -56,16 +58,32 @@ def near_duplicates(texts: Sequence[str]) -> list[NearDuplicate]:
 def _by_shingles(words: Sequence[tuple[str, ...]], places: NDArray[np.int64]) -> list[NearDuplicate]:
     shingles = _shingles(words)
     n_texts = np.asarray(shingles.sum(axis=0)).ravel()
-    rare = shingles[:, n_texts <= max(COMMON, COMMON_SHARE * len(words))]
-    alike = triu(rare @ rare.T, k=1).tocoo()
-    i, j = alike.row, alike.col
-    near, _ = _near(rare, i, j, alike.data)
-    i, j = i[near], j[near]
+    is_rare = n_texts <= max(COMMON, COMMON_SHARE * len(words))
+    rare = shingles[:, is_rare]
+    texts_of = rare.T.tocsr()
+    near_pairs = [np.zeros((2, 0), dtype=np.int64)]
+    for start, end in _blocks(rare @ n_texts[is_rare]):
+        alike = triu(rare[start:end] @ texts_of, k=start + 1).tocoo()
+        i, j = alike.row.astype(np.int64) + start, alike.col.astype(np.int64)
+        near, _ = _near(rare, i, j, alike.data)
+        near_pairs.append(np.stack([i[near], j[near]]))
+    i, j = np.concatenate(near_pairs, axis=1)
     near, jaccard = _near(shingles, i, j, np.asarray(shingles[i].multiply(shingles[j]).sum(axis=1)).ravel())
     return [
         NearDuplicate(int(a), int(b), float(similarity))
         for a, b, similarity in zip(places[i[near]], places[j[near]], jaccard[near], strict=True)
     ]
+
+
+def _blocks(cells: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Where blocks of texts start and end: ``cells`` (n,) are those that each text has among its products with others.
+
+    So many products are in memory at once, and not those of all texts.
+    """
+    if not len(cells):
+        return
+    starts = np.unique(np.cumsum(cells) // CELLS, return_index=True)[1].tolist()
+    yield from zip(starts, [*starts[1:], len(cells)], strict=True)
 
 
 def _near(

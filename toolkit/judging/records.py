@@ -10,14 +10,16 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
+from sys import intern
 from typing import Any, TypedDict, cast
 
 from toolkit.errors import DataError, RecipeError, StoreError, nearest
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.style import FEATURES, style_of
-from toolkit.files import parse_json, table_metadata, write_table
+from toolkit.files import parse_json, table_metadata, write_columns
 from toolkit.judging.battles import ColumnsRead, battle_rows
 from toolkit.preferences.cells import RecordError, excerpt, name_cell, prompt_cell
 from toolkit.preferences.loading import SourceRecords, local_path, read_file
@@ -35,7 +37,7 @@ POOLED = "all judges"
 _REQUIRED = ("prompt_id", "policy", "baseline", "judge", "preference")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """One recorded judgement; ``preference`` in [0, 1] is for the policy, None where the judgement failed.
 
@@ -116,17 +118,17 @@ def write_judgements(
     judgements: Sequence[Judgement],
     path: Path,
     intervals: BootstrapOptions = DEFAULT_INTERVALS,
-    beside: Sequence[Mapping[str, object]] = (),
+    beside: Mapping[str, Sequence[object]] | None = None,
 ) -> None:
     """Write a Parquet file that :func:`read_judgements` reads, whole or not at all.
 
     ``intervals`` are those of the win rates that were computed from these judgements. The file records them, so that
-    :func:`recorded_intervals` gives the same bounds again. ``beside`` holds further columns, one mapping for each
+    :func:`recorded_intervals` gives the same bounds again. ``beside`` holds further columns, with a value for each
     judgement.
     """
-    rows = [asdict(judgement) for judgement in judgements]
-    rows = [{**row, **more} for row, more in zip(rows, beside, strict=True)] if beside else rows
-    write_table(rows, path, {_INTERVALS: json.dumps(intervals)})
+    names = [column.name for column in fields(Judgement)] if judgements else []
+    own = ((name, [getattr(judgement, name) for judgement in judgements]) for name in names)
+    write_columns(chain(own, (beside or {}).items()), path, {_INTERVALS: json.dumps(intervals)})
 
 
 def is_ours(path: Path) -> bool:
@@ -202,12 +204,13 @@ def read_recorded(
         battles = None if in_our_form else battle_rows(loaded)
         rows = loaded.records if battles is None else battles[0]
         taken += [] if battles is None else [battles[1]]
-        records = dict(loaded.records)
+        # Of battles the rows are made of the records, which may be many and wait on disk.
+        records = dict(loaded.records) if battles is not None and by is not None else {}
         for i, (number, row) in enumerate(rows):
             where = loaded.place(number)
             judgement = _judgement(row, i, path, where)
             if by is not None:
-                record = records[number]
+                record = row if battles is None else records[number]
                 if record.get(by) is None:
                     raise DataError(f"there is no column {by!r}", where=where, fix=nearest(by, record))
                 judgement = replace(judgement, group=_value(record[by], by, where))
@@ -323,9 +326,9 @@ def _judgement(row: Mapping[str, Any], position: int, path: Path, where: str) ->
         raise DataError(f"order {order} is neither 0 nor 1", where=where, fix="0: the policy is shown first; 1: second")
     return Judgement(
         prompt_id=_name(row, "prompt_id", where),
-        policy=_name(row, "policy", where),
-        baseline=_name(row, "baseline", where),
-        judge=_name(row, "judge", where),
+        policy=intern(_name(row, "policy", where)),  # of many rows, in memory once
+        baseline=intern(_name(row, "baseline", where)),
+        judge=intern(_name(row, "judge", where)),
         preference=preference,
         order=order,
         seed=_integer(row.get("seed"), "seed", where),

@@ -356,8 +356,10 @@ def _pair_of(judgement: Judgement) -> tuple[object, ...]:
 
 def _asked_in_both_orders(members: Sequence[Judgement]) -> set[tuple[str, str]]:
     """(policy, baseline) of which a pair of responses was shown in both orders, whether or not that gave an answer."""
-    asked = {(_pair_of(m), m.order) for m in members}
-    return {(m.policy, m.baseline) for m in members if m.order == 0 and (_pair_of(m), 1) in asked}
+    if not {0, 1} <= {m.order for m in members}:
+        return set()
+    shown_second = {_pair_of(m) for m in members if m.order == 1}
+    return {(m.policy, m.baseline) for m in members if m.order == 0 and _pair_of(m) in shown_second}
 
 
 def _balance_orders(members: Sequence[Judgement]) -> Floats:
@@ -367,18 +369,25 @@ def _balance_orders(members: Sequence[Judgement]) -> Floats:
     both orders, a pair with a value in one of them alone counts as not judged: the judge's taste for a place would
     count as its preference. A judge that saw each pair in one order, such as a person who votes, is complete.
     """
-    sums: dict[tuple[object, ...], dict[int | None, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for m in members:
-        if m.preference is not None:
-            sums[_pair_of(m)][m.order].append(m.preference)
+    of_pairs: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for i, m in enumerate(members):
+        of_pairs[_pair_of(m)].append(i)
     both_orders = _asked_in_both_orders(members)
     balanced = np.full(len(members), np.nan)
-    for i, m in enumerate(members):
-        by_order = sums.pop(_pair_of(m), {})
-        half = (m.policy, m.baseline) in both_orders and len(by_order.keys() & {0, 1}) == 1
+    for (policy, baseline, *_), at in of_pairs.items():
+        by_order: dict[int | None, list[float]] = defaultdict(list)
+        for i in at:
+            if (preference := members[i].preference) is not None:
+                by_order[members[i].order].append(preference)
+        half = (policy, baseline) in both_orders and len(by_order.keys() & {0, 1}) == 1
         if by_order and not half:
-            balanced[i] = np.mean([np.mean(by_order[order]) for order in sorted(by_order, key=str)])
+            balanced[at[0]] = _mean([_mean(by_order[order]) for order in sorted(by_order, key=str)])
     return balanced
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NumPy's mean, which takes most of the time of many short lists."""
+    return values[0] if len(values) == 1 else float(np.mean(values))
 
 
 def _note_single_orders(members: Sequence[Judgement]) -> None:
@@ -394,6 +403,8 @@ def _note_single_orders(members: Sequence[Judgement]) -> None:
 
 def _positions(members: Sequence[Judgement]) -> tuple[float | None, float | None]:
     """(share of prompts with the same verdict in both orders, mean preference for the first slot), None if unknown."""
+    if not {0, 1} <= {m.order for m in members if m.preference is not None}:
+        return None, None
     by_order: tuple[dict[str, list[float]], dict[str, list[float]]] = (defaultdict(list), defaultdict(list))
     for m in members:
         if m.order is not None and m.preference is not None:
@@ -401,15 +412,13 @@ def _positions(members: Sequence[Judgement]) -> tuple[float | None, float | None
     both = by_order[0].keys() & by_order[1].keys()
     if both:
         prompts = sorted(both)
-        shown_first = np.array([np.mean(by_order[0][prompt]) for prompt in prompts])
-        shown_second = np.array([np.mean(by_order[1][prompt]) for prompt in prompts])
+        shown_first = np.array([_mean(by_order[0][prompt]) for prompt in prompts])
+        shown_second = np.array([_mean(by_order[1][prompt]) for prompt in prompts])
         consistency = float(np.mean(np.sign(shown_first - 0.5) == np.sign(shown_second - 0.5)))
         # over prompts judged in both orders the policies' qualities cancel, and what is left is position
         return consistency, float(np.mean((shown_first + 1.0 - shown_second) / 2.0))
-    if by_order[0] and by_order[1]:
-        # each prompt was judged in one order: weigh both orders alike, or a strong policy that was shown first more
-        # often would look like a position bias
-        policy_first = float(np.mean([np.mean(v) for v in by_order[0].values()]))
-        policy_second = float(np.mean([np.mean(v) for v in by_order[1].values()]))
-        return None, (policy_first + 1.0 - policy_second) / 2.0
-    return None, None
+    # each prompt was judged in one order: weigh both orders alike, or a strong policy that was shown first more
+    # often would look like a position bias
+    policy_first = float(np.mean([_mean(v) for v in by_order[0].values()]))
+    policy_second = float(np.mean([_mean(v) for v in by_order[1].values()]))
+    return None, (policy_first + 1.0 - policy_second) / 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class SampledPair:
         rows: dict[tuple[str, str, str], tuple[str, int]] = {}
         for number, sample in enumerate(read_samples(file, ["prompt_id", "policy", "response"]), start=1):
             rows.setdefault((sample.policy, sample.prompt_id, sample.response), (str(file), number))
-        return rows
+        return lambda *response: rows.get(response)
 
 
 @holds_out
@@ -235,7 +236,7 @@ def _written(
     seed: int,
     out: Path,
     annotations: Path | None,
-    beside: Sequence[Mapping[str, object]],
+    beside: Mapping[str, Sequence[object]],
 ) -> dict[str, Any]:
     if annotations is not None:
         alpaca_eval.write_annotations(judgements, responses, annotations)
@@ -247,21 +248,23 @@ def _written(
 
 def _beside(
     judgements: Sequence[Judgement], sources: SourceOfResponse, responses: PolicyResponses, with_text: bool
-) -> list[dict[str, object]]:
-    """For each judgement the file and row of both responses, and on request the prompt and both texts."""
-    texts = {
-        (name, key, response_hash(text)): text
-        for name, of_prompt in responses.texts.items()
-        for key, of_one in zip(responses.prompt_ids, of_prompt, strict=True)
-        for text in of_one
-    }
-    prompts = dict(zip(responses.prompt_ids, map(readable, responses.prompts), strict=True))
-    rows = []
+) -> dict[str, list[object]]:
+    """Columns beside the judgements: the file and row of both responses, on request the prompt and both texts."""
+    places = {key: place for place, key in enumerate(responses.prompt_ids)}
+
+    def text_of(name: str, key: str, hashed: str) -> str | None:
+        texts = responses.texts[name][places[key]] if name in responses.texts else ()
+        return next((text for text in texts if response_hash(text) == hashed), None)
+
+    columns: dict[str, list[object]] = defaultdict(list)
     for j in judgements:
-        row: dict[str, object] = {"prompt": prompts[j.prompt_id]} if with_text else {}
+        if with_text:
+            columns["prompt"].append(readable(responses.prompts[places[j.prompt_id]]))
         for side, name, hashed in (("policy", j.policy, j.policy_hash), ("baseline", j.baseline, j.baseline_hash)):
-            text = texts.get((name, j.prompt_id, hashed))
-            file, number = (None, None) if text is None else sources.get((name, j.prompt_id, text), (None, None))
-            row |= {f"{side}_file": file, f"{side}_row": number} | ({f"{side}_response": text} if with_text else {})
-        rows.append(row)
-    return rows
+            text = text_of(name, j.prompt_id, hashed)
+            file, number = (None if text is None else sources(name, j.prompt_id, text)) or (None, None)
+            columns[f"{side}_file"].append(file)
+            columns[f"{side}_row"].append(number)
+            if with_text:
+                columns[f"{side}_response"].append(text)
+    return columns

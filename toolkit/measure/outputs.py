@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -21,8 +21,8 @@ from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, 
 from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, Sample, by_policy, read_samples
 
-# (system, prompt's id, response) -> its file and row
-SourceOfResponse = Mapping[tuple[str, str, str], tuple[str, int]]
+# (system, prompt's id, response) -> its file and row, None where they are not known
+SourceOfResponse = Callable[[str, str, str], tuple[str, int] | None]
 RESPONSES = ("response", "output", "completion", "answer")
 # The column that names the system behind a row; AlpacaEval's is the first.
 SYSTEMS = ("generator", "policy", "model", "system_name")
@@ -52,6 +52,11 @@ class Outputs:
         if sample is not None:
             self.ids.setdefault(key, []).append(sample.response_ids)
             self.truncated.setdefault(key, []).append(sample.truncated)
+
+    def source(self, key: str, response: str) -> tuple[str, int] | None:
+        """The file and the row of a response; None for one that is not here."""
+        row = self.rows.get((key, response))
+        return None if row is None else (self.file, row)
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,7 @@ def outputs_to_judge(
             truncated={name: [of.truncated[key] for key in ids] for name, of in compared.items()} if recorded else None,
         ),
         notes,
-        {
-            (name, key, response): (outputs.file, row)
-            for name, outputs in compared.items()
-            for (key, response), row in outputs.rows.items()
-        },
+        lambda name, key, response: compared[name].source(key, response),
     )
 
 

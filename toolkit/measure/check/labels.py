@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from toolkit.evals.near_duplicates import near_duplicates
 from toolkit.evals.odd_annotators import odd_annotators
@@ -47,23 +47,32 @@ def check_length(rows: Sequence[CheckedRow], collector: Collector) -> None:
 
 def check_repeats(rows: Sequence[CheckedRow], unit: str, collector: Collector) -> None:
     """``duplicates``, ``contradictions`` and ``ties``."""
-    first_row: dict[object, int] = {}
-    sides: dict[tuple[Pair, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    first_row: dict[int, int] = {}  # by a hash of what a row says: the texts of many rows would fill the memory
     for row in rows:
         prompt, responses = _same_blanks(readable(row.prompt)), [_same_blanks(t) for t in row.responses]
         labelled = splits.labelled_pairs(row.comparisons)
         judged = frozenset((responses[pair.i], responses[pair.j], pair.p, pair.annotator) for pair in labelled)
         judged |= {(j, i, 1.0 - p, who) for i, j, p, who in judged}
-        first = first_row.setdefault((prompt, frozenset(responses), judged), row.number)
+        first = first_row.setdefault(hash((prompt, frozenset(responses), judged)), row.number)
         if first != row.number:
             collector.add("duplicates", row.number, f"the same as {unit} {first}: {excerpt(readable(row.prompt))}")
         for pair in labelled:
             if pair.p == 0.5:
                 collector.add("ties", row.number, f"{excerpt(responses[pair.i])} and {excerpt(responses[pair.j])} tie")
-                continue
-            one, two = sorted((responses[pair.i], responses[pair.j]))
-            winner = responses[pair.i if pair.p > 0.5 else pair.j]
-            sides[(prompt, one, two), pair.annotator][winner].append(row.number)
+    _check_contradictions(rows, unit, collector)
+
+
+def _check_contradictions(rows: Sequence[CheckedRow], unit: str, collector: Collector) -> None:
+    winners_of: dict[int, int] = defaultdict(int)  # by a hash of a pair and its annotator: 1, 2, or 3 for both won
+    for row in rows:
+        for pair, winner in _decided(row):
+            winners_of[hash(pair)] |= 1 if winner == pair[0][1] else 2
+    both_won = {key for key, sides in winners_of.items() if sides == 3}
+    sides: dict[tuple[Pair, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows if both_won else ():
+        for pair, winner in _decided(row):
+            if hash(pair) in both_won:
+                sides[pair][winner].append(row.number)
     for (_, annotator), by_winner in sides.items():
         numbers = sorted({number for numbers in by_winner.values() for number in numbers})
         # A row without annotators may sum up several people, so it cannot contradict itself.
@@ -73,6 +82,15 @@ def check_repeats(rows: Sequence[CheckedRow], unit: str, collector: Collector) -
             detail = f"{excerpt(winner)} wins and loses{who} ({unit} {', '.join(map(str, numbers[:5]))})"
             for number in numbers:
                 collector.add("contradictions", number, detail)
+
+
+def _decided(row: CheckedRow) -> Iterator[tuple[tuple[Pair, str], str]]:
+    """Each judgement of a row that is no tie: the pair and who judged it, and the response that won."""
+    prompt, responses = _same_blanks(readable(row.prompt)), [_same_blanks(t) for t in row.responses]
+    for judged in splits.labelled_pairs(row.comparisons):
+        if judged.p != 0.5:
+            one, two = sorted((responses[judged.i], responses[judged.j]))
+            yield ((prompt, one, two), judged.annotator), responses[judged.i if judged.p > 0.5 else judged.j]
 
 
 def _same_blanks(text: str) -> str:

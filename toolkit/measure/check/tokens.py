@@ -18,7 +18,9 @@ from toolkit.measure.check.rows import CheckedRow
 from toolkit.models.batches import ids_of_texts
 from toolkit.models.encoding import TextEncoder
 from toolkit.models.rendering import TEMPLATE_ERRORS, Markers, open_think_block, render_prompt
+from toolkit.preferences.views import chunks
 
+AT_ONCE = 4096  # rows whose tokens are in memory
 WINDOW = 40  # characters on each side of the border: longer than any word that could cross it
 HEAD = 60  # characters of a prompt that hold every BOS
 MOST_LONG_PROMPTS = 1000  # that are tokenised in full
@@ -112,14 +114,15 @@ class TokenChecks:
         bos = self.tokenizer.bos_token_id
         if bos is None:
             return
-        heads = {place: text[:HEAD] for place, text in self.rendered.items()}
-        ids = self._ids(heads.values(), special=not self.encoder.conversational)
-        for place, head in heads.items():
-            row, first = self.rows[place], ids[head][:2]
-            if first == [bos, bos]:
-                self.collector.add("bos_twice", row.number, f"two {self.markers.bos} open {excerpt(head)}")
-            elif first[:1] != [bos] and self.encoder.conversational and self._adds_bos:
-                self.collector.add("bos_missing", row.number, f"no {self.markers.bos} opens {excerpt(head)}")
+        for rendered in chunks(self.rendered.items(), AT_ONCE):
+            heads = {place: text[:HEAD] for place, text in rendered}
+            ids = self._ids(heads.values(), special=not self.encoder.conversational)
+            for place, head in heads.items():
+                row, first = self.rows[place], ids[head][:2]
+                if first == [bos, bos]:
+                    self.collector.add("bos_twice", row.number, f"two {self.markers.bos} open {excerpt(head)}")
+                elif first[:1] != [bos] and self.encoder.conversational and self._adds_bos:
+                    self.collector.add("bos_missing", row.number, f"no {self.markers.bos} opens {excerpt(head)}")
 
     def _eos(self) -> None:
         if not self.encoder.conversational:
@@ -136,10 +139,13 @@ class TokenChecks:
 
     # ------------------------------------------------------------------------------------------------ the border
     def _boundary(self) -> None:
-        borders: dict[tuple[str, str], tuple[int, int]] = {}
-        for place, text in self.rendered.items():
-            for k, response in enumerate(self.rows[place].responses):
-                borders.setdefault((text[-WINDOW:], response[:WINDOW]), (place, k))
+        for rendered in chunks(self.rendered.items(), AT_ONCE):
+            self._boundary_of(rendered)
+
+    def _boundary_of(self, rendered: Sequence[tuple[int, str]]) -> None:
+        borders = dict.fromkeys(
+            (text[-WINDOW:], response[:WINDOW]) for place, text in rendered for response in self.rows[place].responses
+        )
         tails = self._ids({tail for tail, _ in borders})
         heads = dict.fromkeys(head for _, head in borders)
         response_ids = dict(zip(heads, self.encoder.continuations(list(heads)), strict=True))
@@ -152,7 +158,7 @@ class TokenChecks:
         }
         if not differ:
             return
-        for place, text in self.rendered.items():
+        for place, text in rendered:
             for response in self.rows[place].responses:
                 border = text[-WINDOW:], response[:WINDOW]
                 if border in differ:
