@@ -60,6 +60,17 @@ def pairs(path: Path, n: int) -> Path:
     return write(path, rows)
 
 
+def table(path: Path, n: int) -> Path:
+    """The pairs as a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pairs(path, n).open(encoding="utf-8") as lines:
+        records = pa.Table.from_pylist([json.loads(line) for line in lines])
+    pq.write_table(records, path.with_suffix(".parquet"))
+    return path.with_suffix(".parquet")
+
+
 def conversations(path: Path, n: int) -> Path:
     rng = random.Random(n)
     turns = ([{"role": "user", "content": prompt}] for prompt in prompts(n, rng))
@@ -71,6 +82,15 @@ def judgements(path: Path, n: int) -> Path:
     rng = random.Random(n)
     names = {"policy": "a", "baseline": "b", "judge": "j", "order": 0}
     rows = (names | {"prompt_id": f"{k:016x}", "preference": rng.choice([0.0, 0.5, 1.0, 1.0])} for k in range(n))
+    return write(path, rows)
+
+
+def both_orders(path: Path, n: int) -> Path:
+    """Judgements of n / 2 prompts, each in both orders, with what is known of the responses' lengths."""
+    rng = random.Random(n)
+    asked = ({"policy": "a", "baseline": "b", "judge": "j", "prompt_id": f"{k:016x}"} for k in range(n // 2))
+    shown = (row | {name: rng.randint(20, 90) for name in ("policy_length", "baseline_length")} for row in asked)
+    rows = (row | {"order": k, "preference": rng.choice([0.0, 0.5, 1.0, 1.0])} for row in shown for k in (0, 1))
     return write(path, rows)
 
 
@@ -89,6 +109,7 @@ class Measure:
     make: Callable[[Path, int], Path]
     arguments: Callable[[Path, Path], list[str]]
     stage: str | None = None  # of a run, whose own seconds and peak count as well
+    most: int = sys.maxsize  # rows: a model that reads more takes hours
 
 
 def _data(source: Path, out: Path) -> list[str]:
@@ -101,8 +122,10 @@ def _data(source: Path, out: Path) -> list[str]:
 MEASURES = {
     "data": Measure(pairs, _data, "data"),
     "data of conversations": Measure(conversations, _data, "data"),
+    "data of a Parquet file": Measure(table, _data, "data"),
     "check": Measure(pairs, lambda source, out: ["check", str(source), "--model", "tiny"]),
     "winrate": Measure(judgements, lambda source, out: ["winrate", str(source), "--json"]),
+    "winrate, both orders": Measure(both_orders, lambda source, out: ["winrate", str(source), "--json"]),
     "judge": Measure(
         responses, lambda source, out: ["judge", str(source), "--judge", "gold", "--out", str(out / "judged.parquet")]
     ),
@@ -112,6 +135,7 @@ MEASURES = {
             *("rewards", "--policy", "tiny", "--reference", "tiny", "--any-reference"),
             *("--data", str(source), "--out", str(out / "rewards.parquet")),
         ],
+        most=10_000,
     ),
 }
 
@@ -148,6 +172,8 @@ def main() -> None:
     entries = {(entry["measure"], entry["rows"]): entry for entry in record.get("measured", [])}
     for n in options.rows:
         for name in options.only:
+            if n > MEASURES[name].most:
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder)
                 source = MEASURES[name].make(out / "rows.jsonl", n)
