@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.ppo_models import timeless
-from support.ppo_training import train
+from support.ppo_training import results, train
 from support.running import in_two_processes, python
 
 pytestmark = [pytest.mark.invariant, pytest.mark.e2e]
@@ -44,11 +44,6 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     in_two_processes("support.ppo_training", json.dumps(settings))
     return root
-
-
-def results(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]], dict[str, float]]:
-    logs, evaluation = json.loads((folder / "logs.json").read_text(encoding="utf-8"))
-    return load_file(folder / "state.safetensors"), logs, evaluation
 
 
 @pytest.mark.parametrize("case", ["adapter", "bf16"])

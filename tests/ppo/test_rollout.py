@@ -180,7 +180,8 @@ def test_an_update_takes_its_clips_and_weights_from_the_settings(tmp_path: Path,
     [microbatch] = trainer.rollout.minibatches[0]
     width, n_tokens = microbatch.mask_ST.shape[1], int(microbatch.mask_ST.sum())
     with torch.no_grad():
-        logps_N, _, values_N = trainer.models.logps_and_values(microbatch.batch, 1.0)
+        logps_N, _ = trainer.models.policy_logps(microbatch.batch, 1.0)
+        values_N = trainer.models.values(microbatch.batch)
     logps, values = (
         scatter_to_responses(logps_N, microbatch.batch, width),
         scatter_to_responses(values_N, microbatch.batch, width),

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
@@ -35,6 +38,16 @@ from toolkit.training.imitation import completion_loss
 from toolkit.training.trainer import EngineTrainer, seed_everything, total_steps, train_to_end, training_arguments
 
 STEPS = 4
+
+
+@contextmanager
+def group_of_one() -> Iterator[None]:
+    """Inside it this process is a group by itself, which can shard models."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 class StopBehind(TrainerCallback):

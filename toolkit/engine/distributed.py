@@ -25,7 +25,7 @@ from torch import nn
 
 from toolkit.errors import LAUNCHER_FILE
 from toolkit.files import is_locked
-from toolkit.models.sharding import is_sharded, shards
+from toolkit.models.sharding import is_shard, shards
 
 LAUNCHER_CHECK_S = 0.5
 
@@ -174,12 +174,12 @@ def all_items(items: list[Any]) -> list[Any]:
 def reduce_gradients(model: nn.Module) -> None:
     """Add up gradients over the processes: losses are divided by the totals of all.
 
-    DDP would do so in its wrapper, and our forward passes go through the engine instead. Those of a sharded model are
-    added up already, block by block.
+    DDP would do so in its wrapper, and our forward passes go through the engine instead. Those of shards are added up
+    already, block by block.
     """
-    if world()[1] == 1 or is_sharded(model):
+    weights = [weight for weight in model.parameters() if weight.requires_grad and not is_shard(weight)]
+    if world()[1] == 1 or not weights:
         return
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
     # A weight without a gradient in any process keeps none: to an optimiser with momentum or decay, zero is a gradient.
     n_with = all_sum(torch.tensor([float(weight.grad is not None) for weight in weights], device=weights[0].device))
     for weight, n in zip(weights, n_with.tolist(), strict=True):

@@ -20,6 +20,7 @@ from toolkit.engine.tree import TreeBatch, batches, pack, split_wide
 from toolkit.errors import ModelError
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import attention_window, inner, is_encoder, learned_positions, precision
+from toolkit.models.sharding import placed
 
 # Tokens of a forward pass by default. A CPU is fastest where a layer's activations stay in its cache.
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 16_384}
@@ -60,6 +61,11 @@ class Engine:
         self.window, self.positions = attention_window(model), learned_positions(model)
         if self.pools_rows and inner(model).config.pad_token_id is None:
             inner(model).config.pad_token_id = pad_id  # the model's head may find a row's last token by it
+
+    def shard(self) -> None:
+        """Leave a shard of the model in each process. It computes inside :func:`toolkit.models.sharding.gathered`."""
+        placed(self.model)
+        self.device = next(self.model.parameters()).device
 
     def pack(self, trees: Sequence[Tree], *, last_tokens: bool | None = None) -> TreeBatch:
         """:func:`pack` in the layout that this model takes, on its device.

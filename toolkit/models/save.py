@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.files import read_json, write_json
 from toolkit.models.resolve import TRAINING_RECORD_FILE
-from toolkit.models.sharding import full_state, written_elsewhere
+from toolkit.models.sharding import full_state, is_sharded, written_elsewhere
 
 
 def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
@@ -50,6 +50,16 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: t
     if not written_elsewhere(model):
         model.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
+
+
+def write_as_it_is(model: Any, folder: Path) -> None:
+    """Write a model's weights, or its adapter, in the precision that they have.
+
+    Of a sharded model all processes call it, and the main one writes.
+    """
+    whole = {"state_dict": full_state(model)} if is_sharded(model) else {}
+    if not written_elsewhere(model):
+        model.save_pretrained(folder, **whole)
 
 
 def write_training_record(folder: Path, **facts: object) -> None:

@@ -15,11 +15,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from toolkit.engine.engine import Engine
 from toolkit.engine.fast import adapters, speedups
 from toolkit.engine.logps import score_head
+from toolkit.engine.reward_model import load_scorer
 from toolkit.errors import ModelError, RecipeError
-from toolkit.models.inspect import backbone, best_device, disable_dropout, inner, torch_dtype
+from toolkit.models.inspect import backbone, disable_dropout, inner, torch_dtype
 from toolkit.models.load import load_policy, load_reward_model, trainable
 from toolkit.models.resolve import ModelRef, resolve, resolve_base
 from toolkit.models.reward_head import RewardHead, reward_head
+from toolkit.models.sharding import loading_device
 from toolkit.models.tokenizer import check_vocabulary, load_tokenizer, reads_the_same
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.models import POLICY, AdapterModels, PPOModels, SeparateModels, linear_head
@@ -28,6 +30,7 @@ from toolkit.ppo.rewards import (
     Ensemble,
     RewardFunction,
     adapter_reward,
+    model_reward,
     reward_functions,
 )
 from toolkit.recipe.schema import ModelSection
@@ -63,7 +66,7 @@ def models_of_run(
     from a reward model of another architecture or with another tokenizer, and starts from the policy then; one beside
     an ensemble starts from its first member.
     """
-    dtype, pad_id, device = torch_dtype(section.dtype), int(tokenizer.pad_token_id), best_device()
+    dtype, pad_id, device = torch_dtype(section.dtype), int(tokenizer.pad_token_id), loading_device()
     # The reference has the policy's precision, so that the KL between two equal models is 0.
     weights_dtype = None if section.lora else torch.float32
     head, members = reward_head(reward.path), members_of(reward)
@@ -85,11 +88,12 @@ def models_of_run(
         )
         if on_policy:
             return models, adapter_reward(models, head, tokenizer, reward_shape)
-        return models, _by_itself(reward, section, tokenizer, reward_shape)
+        return models, _by_itself(reward, section, tokenizer, reward_shape)[0]
     reference: Any = load_policy(sft, section, dtype=weights_dtype)
     needs_critic = with_critic and not share_trunk
     if first is None and on_policy:
         first = _as_critic(members[0], policy, tokenizer, section)
+    function, reward_engines = _by_itself(reward, section, tokenizer, reward_shape)
     separate = SeparateModels(
         policy,
         reference.to(device),
@@ -99,8 +103,9 @@ def models_of_run(
         value_head_init=value_head_init if first is not None else "zero",
         value_shift=reward_head(members[0].path).mean,
         with_critic=with_critic,
+        reward_engines=reward_engines,
     )
-    return separate, _by_itself(reward, section, tokenizer, reward_shape)
+    return separate, function
 
 
 def members_of(reward: ModelRef) -> list[ModelRef]:
@@ -121,10 +126,11 @@ def check_critic_head(head: RewardHead, value_head_init: str) -> None:
 
 def _by_itself(
     reward: ModelRef, section: ModelSection, tokenizer: PreTrainedTokenizerBase, shape: RewardShape
-) -> RewardFunction:
-    """The scores of a reward model in memory of its own."""
-    [function] = reward_functions(reward.spec, tokenizer, section, best_device(), shape=shape)
-    return function
+) -> tuple[RewardFunction, Sequence[Engine]]:
+    """The scores of a reward model in memory of its own, and what computes them."""
+    reads = load_tokenizer(reward)
+    model = load_scorer(reward, section, reads, device=loading_device())
+    return model_reward(model, reads, tokenizer, shape), model.engines
 
 
 def _as_critic(reward: ModelRef, policy: Any, tokenizer: PreTrainedTokenizerBase, section: ModelSection) -> Any | None:
@@ -137,7 +143,7 @@ def _as_critic(reward: ModelRef, policy: Any, tokenizer: PreTrainedTokenizerBase
     model = model.merge_and_unload() if isinstance(model, PeftModel) else model
     if model.score.out_features > 1:  # heads of several annotators: the critic's is their mean
         model.score, model.config.num_labels = linear_head(model.score.weight.mean(0, keepdim=True)), 1
-    return model.to(best_device())
+    return model.to(loading_device())
 
 
 def same_architecture(model: Any, policy: Any) -> bool:

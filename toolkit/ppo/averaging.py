@@ -7,15 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
+
+from toolkit.models.sharding import is_shard, local
 
 
 class WeightAverage(TrainerCallback):
     """After every optimiser step: average = decay * average + (1 - decay) * weight (Zheng et al. 2023).
 
-    With ``every``, after every such number of steps.
+    With ``every``, after every such number of steps. Of shards each process has the averages of its own.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter], decay: float, every: int = 1) -> None:
@@ -26,20 +29,17 @@ class WeightAverage(TrainerCallback):
         if (state.global_step + 1) % self.every:  # the step is counted afterwards
             return
         for average, weight in zip(self.averages, self.weights, strict=True):
-            average.lerp_(weight.detach(), 1 - self.decay)
+            local(average).lerp_(local(weight.detach()), 1 - self.decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside the context the weights are their averages; after it they are what they were."""
-        # Exchanging the tensors brings the weights back bit for bit.
-        latest = [weight.data for weight in self.weights]
-        for weight, average in zip(self.weights, self.averages, strict=True):
-            weight.data = average
+        """Inside the context the weights are their averages; after it they are what they were, bit for bit."""
+        latest = [_exchanged(weight, average) for weight, average in zip(self.weights, self.averages, strict=True)]
         try:
             yield
         finally:
             for weight, data in zip(self.weights, latest, strict=True):
-                weight.data = data
+                _exchanged(weight, data)
 
     def save(self, path: Path) -> None:
         save_file({str(i): average.contiguous().cpu() for i, average in enumerate(self.averages)}, path)
@@ -47,3 +47,13 @@ class WeightAverage(TrainerCallback):
     def load(self, path: Path) -> None:
         saved = load_file(path)
         self.averages = [saved[str(i)].to(weight.device) for i, weight in enumerate(self.weights)]
+
+
+def _exchanged(weight: nn.Parameter, data: torch.Tensor) -> torch.Tensor:
+    """Put data in the place of a weight's. Returns what it had."""
+    if is_shard(weight):  # what is gathered lies in memory that stays
+        had = weight.detach().clone()
+        weight.detach().copy_(data)
+        return had
+    had, weight.data = weight.data, data
+    return had

@@ -30,14 +30,15 @@ class Controls:
 
 
 def save_checkpoint(folder: Path, models: PPOModels, average: WeightAverage | None, controls: Controls) -> None:
-    """Write what training changes, in full precision."""
+    """Write what training changes, in full precision. The weights of shards are with the optimiser's state."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: weight.contiguous().cpu() for name, weight in models.trained_state().items()}
-    save_file(weights, folder / WEIGHTS_FILE)
-    if average is not None:
-        average.save(folder / AVERAGE_FILE)
-    if models.averaged_reference is not None:
-        models.averaged_reference.save(folder / REFERENCE_FILE)
+    if not models.sharded:
+        weights = {name: weight.contiguous().cpu() for name, weight in models.trained_state().items()}
+        save_file(weights, folder / WEIGHTS_FILE)
+        if average is not None:
+            average.save(folder / AVERAGE_FILE)
+        if models.averaged_reference is not None:
+            models.averaged_reference.save(folder / REFERENCE_FILE)
     saved = {
         "kl_coef": controls.kl_coef,
         "centre": controls.score_mean,
@@ -48,10 +49,11 @@ def save_checkpoint(folder: Path, models: PPOModels, average: WeightAverage | No
 
 def load_checkpoint(folder: Path, models: PPOModels, average: WeightAverage | None) -> Controls:
     """Put weights and their averages back in place. Raises RuntimeError where the weights are another model's."""
-    models.load_trained_state(load_file(folder / WEIGHTS_FILE))
-    if average is not None:
-        average.load(folder / AVERAGE_FILE)
-    if models.averaged_reference is not None:
-        models.averaged_reference.load(folder / REFERENCE_FILE)
+    if not models.sharded:
+        models.load_trained_state(load_file(folder / WEIGHTS_FILE))
+        if average is not None:
+            average.load(folder / AVERAGE_FILE)
+        if models.averaged_reference is not None:
+            models.averaged_reference.load(folder / REFERENCE_FILE)
     saved = read_json(folder / CONTROLS_FILE)
     return Controls(saved["kl_coef"], saved["centre"], saved["sums"])

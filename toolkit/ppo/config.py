@@ -134,7 +134,7 @@ _WHOLE_MODELS = "every process holds the whole models here"
 _UNSUPPORTED = (
     ("load_best_model_at_end", _PARTIAL_CHECKPOINT, "kl_milestones, or the policies of checkpoints"),
     ("push_to_hub", _PARTIAL_CHECKPOINT, "save_model(folder), then huggingface_hub's upload_folder"),
-    ("fsdp", _WHOLE_MODELS, "leave it out; use LoRA"),
+    ("fsdp", _WHOLE_MODELS, "leave it out; use LoRA, or a recipe, which trains under FSDP2 (duel run)"),
     ("deepspeed", _WHOLE_MODELS, "leave it out; use LoRA"),
     ("fp16", "PPO trains in fp32 or bf16", "bf16"),
 )

@@ -34,7 +34,7 @@ def evaluate_policy(
         n=1,
         batch_size=config.per_device_eval_batch_size,
     )
-    scores = score(responses, models.engine.device, sampling.dtype).totals()
+    scores = score(responses, models, sampling.dtype).totals()
     kl = log_ratios(models, responses.trees, config.temperature)
     lengths = [len(ids) for ids in responses.completion_ids]
     ended = [not truncated for truncated in responses.truncated]
@@ -53,7 +53,8 @@ def log_ratios(models: PPOModels, trees: list[Tree], temperature: float) -> list
         ratios: list[float] = by_response(ratios_N.double(), batch).tolist()
         return ratios
 
-    return [ratio for ratios in models.engine.map_responses(trees, of_batch) for ratio in ratios]
+    with models.whole("policy", "reference"):
+        return [ratio for ratios in models.engine.map_responses(trees, of_batch) for ratio in ratios]
 
 
 def milestone_log_ratios(

@@ -48,10 +48,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
-from toolkit.engine.distributed import all_items, all_sum, reduce_gradients
+from toolkit.engine.distributed import all_items, all_sum, main_process, reduce_gradients
 from toolkit.errors import DataError, RecipeError
 from toolkit.ppo import checkpoint, export
 from toolkit.ppo.averaging import WeightAverage
@@ -65,15 +66,16 @@ from toolkit.ppo.rollout import Rollout, collect
 from toolkit.ppo.rollout_metrics import MetricMeans
 from toolkit.ppo.sampling import SamplingSettings, Scorer
 from toolkit.ppo.schedule import Schedule
-from toolkit.ppo.update import Update, token_count
+from toolkit.ppo.update import NOTHING, Update, token_count
 from toolkit.training.budget import VIRTUAL_STEPS, Budget, Spending
 from toolkit.training.callbacks import log_table
 from toolkit.training.checkpoints import CheckpointFiles
 from toolkit.training.milestones import KlMilestones, MilestonePolicy
+from toolkit.training.shards import Averages, ShardsTrainer
 from toolkit.training.unlogged import Unlogged
 
 
-class PPOLoop(Trainer):
+class PPOLoop(ShardsTrainer):
     """PPO over ``models``. One step of the Trainer is one optimiser step on one minibatch of the current rollout.
 
     ``keep_milestone`` is called for each milestone of the KL that training passes, with the policy for it in place.
@@ -145,12 +147,23 @@ class PPOLoop(Trainer):
         )
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
+        if models.sharded:
+            self.keep_out_of_ddp()
+            models.try_layouts([NOTHING, *data.ptx])
 
     @property
     def models(self) -> PPOModels:
         """The models without what accelerate wraps around them."""
         models: PPOModels = self.accelerator.unwrap_model(self.model)
         return models
+
+    @property
+    def sharded(self) -> nn.Module | None:
+        return self.models.trained_module() if self.models.sharded else None
+
+    def averages(self) -> Averages:
+        there = {"average": self.average, "averaged_reference": self.models.averaged_reference}
+        return {name: average.averages for name, average in there.items() if average is not None}
 
     # -- data and optimiser
 
@@ -257,7 +270,7 @@ class PPOLoop(Trainer):
             of_texts = update.ptx_gradients(self.data.ptx, step)
             self.spending.add(int(of_texts.ptx_tokens))
             sums += of_texts
-        # The losses are divided by the tokens of all processes, so gradients add up.
+        # The losses are divided by the tokens of all processes, so gradients add up; those of shards have already.
         reduce_gradients(self.models)
         sums = sums.over_processes(self.args.device)
         metrics = sums.metrics(n_tokens, has_critic=self.models.has_critic)
@@ -304,19 +317,22 @@ class PPOLoop(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what :meth:`export` does, and the critic, if any, in ``critic/``.
 
-        Into a checkpoint, for which the Trainer calls this itself, goes what training changes, in full precision.
+        Into a checkpoint, for which the Trainer calls this itself, goes what training changes, in full precision. Where
+        models are sharded, all processes call this.
         """
         folder = Path(output_dir or str(self.args.output_dir))
-        if not self.args.should_save:
+        if not _internal_call:
+            if self.args.should_save or self.models.sharded:
+                self.export(folder)
+                self.models.save_critic(folder / "critic")
             return
-        if _internal_call:
+        if self.models.sharded:
+            self.save_shards(str(folder))
+        if self.args.should_save:
             controls = checkpoint.Controls(self.kl_control.coef, self.score.mean, self.unlogged.values)
             checkpoint.save_checkpoint(folder, self.models, self.average, controls)
             if self.args.kl_milestones:
                 self.milestones.save(folder)
-        else:
-            self.export(folder)
-            self.models.save_critic(folder / "critic")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         controls = checkpoint.load_checkpoint(Path(resume_from_checkpoint), self.models, self.average)
@@ -340,7 +356,8 @@ class PPOLoop(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         self.models.save_policy(folder, self.sampling.tokenizer)
         rollouts = -(-self.state.global_step // self.schedule.updates_per_rollout)
-        export.write_card(folder, self.args, self.state.log_history, rollouts)
+        if main_process():
+            export.write_card(folder, self.args, self.state.log_history, rollouts)
 
 
 def _check_rewards_and_text(args: PPOConfig, rewards: Sequence[RewardFunction], data: TrainingData) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,10 +32,13 @@ from toolkit.models.encoding import Tree
 from toolkit.models.inspect import inner
 from toolkit.models.resolve import ModelRef
 from toolkit.models.reward_head import RewardHead
+from toolkit.models.save import write_as_it_is
+from toolkit.models.sharding import full_state, gathered, is_sharded, placed, shards, through_root, written_elsewhere
 from toolkit.ppo.averaging import WeightAverage
 
 POLICY, CRITIC, REWARD, REFERENCE = "default", "critic", "reward", "reference"
 VALUE_HEAD_FILE = "value_head.safetensors"
+Part = Literal["policy", "critic", "reference", "reward"]
 
 
 class PPOModels(nn.Module, ABC):
@@ -48,6 +52,21 @@ class PPOModels(nn.Module, ABC):
     value_shift: float = 0.0  # what is subtracted from the head's product with a state
     averaged_reference: WeightAverage | None = None  # the reference of the KL penalty, where it moves
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has shards of the models that train, and of the reference."""
+        return is_sharded(self.policy)
+
+    def whole(self, *parts: Part) -> AbstractContextManager[None]:
+        """Inside it these models are whole in every process, and compute without the others. Not for training.
+
+        All processes enter and leave it together. Outside it each model computes equally often in all of them.
+        """
+        return nullcontext()
+
+    def try_layouts(self, trees: Sequence[Tree]) -> None:
+        """Let the engines of sharded models try how they take such trees, before passes in which all take part."""
+
     @abstractmethod
     def policy_logps(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
@@ -57,13 +76,6 @@ class PPOModels(nn.Module, ABC):
     @abstractmethod
     def reference_logps(self, batch: TreeBatch, temperature: float) -> torch.Tensor:
         """[N] log-probabilities under the policy that training started from."""
-
-    @torch.no_grad()
-    def averaged_reference_logps(self, batch: TreeBatch, temperature: float) -> torch.Tensor:
-        """[N] log-probabilities under the averaged reference. Only where there is one."""
-        assert self.averaged_reference is not None
-        with self.averaged_reference.in_place():
-            return self.policy_logps(batch, temperature)[0]
 
     @abstractmethod
     def values(self, batch: TreeBatch) -> torch.Tensor:
@@ -91,25 +103,28 @@ class PPOModels(nn.Module, ABC):
     def logps_and_values(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """[N] log-probabilities, [N] entropies and [N] values, from one forward pass where the trunk is shared.
-
-        Only with a critic."""
-        if not self.shares_trunk:
-            logps_N, entropy_N = self.policy_logps(batch, temperature, with_entropy=with_entropy)
-            return logps_N, entropy_N, self.values(batch)
+        """[N] log-probabilities, [N] entropies and [N] values from one forward pass. Only where the trunk is shared."""
         self.use_policy()
-        states_Nd = hidden_states(self.policy, batch)[batch.predictor]
-        logps_N, entropy_N = state_logps(
-            self.policy, states_Nd, batch.target, temperature=temperature, with_entropy=with_entropy
-        )
+
+        def compute() -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+            states_Nd = hidden_states(self.policy, batch)[batch.predictor]
+            logps_N, entropy_N = state_logps(
+                self.policy, states_Nd, batch.target, temperature=temperature, with_entropy=with_entropy
+            )
+            return logps_N, entropy_N, states_Nd
+
+        logps_N, entropy_N, states_Nd = through_root(self.policy, compute)
         return logps_N, entropy_N, self._head_values(states_Nd)
 
     def _head_values(self, states_Nd: torch.Tensor) -> torch.Tensor:
         """[N] values of [N, d] hidden states of the critic's trunk."""
-        return apply_head(self.value_head, states_Nd) - self.value_shift
+        return through_root(self.value_head, lambda: apply_head(self.value_head, states_Nd) - self.value_shift)
 
     def _save_value_head(self, folder: Path) -> None:
-        head = {"weight": self.value_head.weight.detach().cpu().contiguous(), "shift": torch.tensor(self.value_shift)}
+        state = full_state(self.value_head)
+        if written_elsewhere(self.value_head):
+            return
+        head = {"weight": state["weight"].detach().cpu().contiguous(), "shift": torch.tensor(self.value_shift)}
         save_file({f"value_head.{name}": tensor for name, tensor in head.items()}, folder / VALUE_HEAD_FILE)
 
     def activation_checkpointing_enable(
@@ -130,6 +145,10 @@ class PPOModels(nn.Module, ABC):
 
     def trained_models(self) -> list[Any]:
         return [self.policy]
+
+    def trained_module(self) -> nn.Module:
+        """What trains, as a module without the rest."""
+        return nn.ModuleList([*self.trained_models(), *([self.value_head] if self.shares_trunk else [])])
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The weights that training changes, by name."""
@@ -316,6 +335,8 @@ class SeparateModels(PPOModels):
     ``critic`` is a sequence classifier with one output, of any precision; None shares the policy's trunk, or is no
     critic at all without ``with_critic``. With ``value_head_init="reward_model"`` it keeps its head, and
     ``value_shift`` is subtracted from its values.
+
+    Inside :func:`toolkit.models.sharding.sharded_training` all are sharded, and so are those of ``reward_engines``.
     """
 
     def __init__(
@@ -329,9 +350,10 @@ class SeparateModels(PPOModels):
         value_head_init: str = "zero",
         value_shift: float = 0.0,
         with_critic: bool = True,
+        reward_engines: Sequence[Engine] = (),
     ) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self.reward_engines = policy, reward_engines
         self.has_critic = with_critic
         self.reference = reference.requires_grad_(False)
         self.shares_trunk = with_critic and critic is None
@@ -342,9 +364,35 @@ class SeparateModels(PPOModels):
                 nn.init.zeros_(self.value_head.weight)
             elif critic is not None:
                 self.value_shift = value_shift
+        if shards():
+            for model in (policy, reference, *self._of_critic()):
+                placed(model)
+            for engine in reward_engines:
+                engine.shard()
         self.engine = Engine(policy, pad_id, dtype=dtype)
         self.reference_engine = Engine(reference, pad_id, dtype=dtype)
         self.critic_engine = self.engine if critic is None else Engine(self.critic, pad_id, dtype=dtype)
+
+    def _of_critic(self) -> list[Any]:
+        """What trains for the values alone."""
+        if not self.has_critic:
+            return []
+        return [self.value_head if self.critic is None else self.critic]
+
+    def whole(self, *parts: Part) -> AbstractContextManager[None]:
+        on_trunk = self._of_critic() if self.shares_trunk else []
+        models = {
+            "policy": [self.policy, *on_trunk],
+            "critic": [self.policy, *on_trunk] if self.shares_trunk else self._of_critic(),
+            "reference": [self.reference],
+            "reward": [engine.model for engine in self.reward_engines],
+        }
+        return gathered(*(model for part in parts for model in models[part]))
+
+    def try_layouts(self, trees: Sequence[Tree]) -> None:
+        with self.whole("policy", "critic"):
+            self.engine.batches(trees)
+            self.critic_engine.batches(trees)
 
     def use_policy(self) -> None:
         """Nothing to do: no other model shares the policy's weights."""
@@ -352,7 +400,10 @@ class SeparateModels(PPOModels):
     def policy_logps(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self.engine.token_logps(batch, temperature=temperature, with_entropy=with_entropy)
+        return through_root(
+            self.policy,
+            lambda: self.engine.token_logps(batch, temperature=temperature, with_entropy=with_entropy),
+        )
 
     @torch.no_grad()
     def reference_logps(self, batch: TreeBatch, temperature: float) -> torch.Tensor:
@@ -361,22 +412,27 @@ class SeparateModels(PPOModels):
     def values(self, batch: TreeBatch) -> torch.Tensor:
         batch = self.critic_engine.adopt(batch)
         trunk = self.policy if self.critic is None else self.critic
-        return self._head_values(hidden_states(trunk, batch)[batch.predictor])
+
+        def states_Nd() -> torch.Tensor:
+            return hidden_states(trunk, batch)[batch.predictor]
+
+        if self.critic is None:
+            return self._head_values(through_root(trunk, states_Nd))
+        return through_root(trunk, lambda: self._head_values(states_Nd()))
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return [weight for weight in self.policy.parameters() if weight.requires_grad]
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        if not self.has_critic:
-            return []
-        return list((self.value_head if self.critic is None else self.critic).parameters())
+        return [weight for model in self._of_critic() for weight in model.parameters()]
 
     def trained_models(self) -> list[Any]:
         return [self.policy] if self.critic is None else [self.policy, self.critic]
 
     def save_policy(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        write_as_it_is(self.policy, folder)
+        if not written_elsewhere(self.policy):
+            tokenizer.save_pretrained(folder)
 
     def save_critic(self, folder: Path) -> None:
         if not self.has_critic:
@@ -385,5 +441,6 @@ class SeparateModels(PPOModels):
         if self.critic is None:
             self._save_value_head(folder)
         else:
-            self.critic.save_pretrained(folder)
-            RewardHead(mean=self.value_shift).write(folder)
+            write_as_it_is(self.critic, folder)
+            if not written_elsewhere(self.critic):
+                RewardHead(mean=self.value_shift).write(folder)

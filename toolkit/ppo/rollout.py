@@ -9,8 +9,8 @@ Shapes: S responses of this process, in the order of the packs that they are com
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,8 +79,9 @@ def collect(
     share = share_of(prompts, config.num_mini_batches, sampling.seed, index)
     responses = sample_share(models, share, config, sampling, index)
     sampled = time.perf_counter()
-    scored = scored_responses(share, responses, score(responses, models.engine.device, sampling.dtype))
-    packs = pack_minibatches(models, share, responses, config, passes)
+    scored = scored_responses(share, responses, score(responses, models, sampling.dtype))
+    with models.whole("policy"):  # its engine may have to try longer trees
+        packs = pack_minibatches(models, share, responses, config, passes)
     scored = [scored[i] for pack in packs for i in pack.responses]
     forward = forward_passes(models, packs, config.temperature, sampling.dtype)
     rewards = shape_rewards(forward, scored, config, kl_coef)
@@ -230,39 +231,38 @@ class ForwardPasses:
 
 
 def forward_passes(models: PPOModels, packs: Sequence[Pack], temperature: float, dtype: torch.dtype) -> ForwardPasses:
-    """Policy, critic (if any) and reference on every pack."""
-    lengths = [len(ids) for pack in packs for tree in pack.batch.trees for ids in tree.response_ids]
+    """Policy, critic (if any) and reference on every pack: one model after another, which is whole in the meantime."""
+    batches = [pack.batch for pack in packs]
+    lengths = [len(ids) for batch in batches for tree in batch.trees for ids in tree.response_ids]
     width, device = max(lengths, default=1), models.engine.device
-    none = torch.zeros(0, width, device=device)
-    no_values = none if models.has_critic else None
-    no_averaged = none if models.averaged_reference is not None else None
-    passes = [ForwardPasses(none.bool(), none, none, none, no_averaged, no_values)]  # a process may have no prompt
+    compute: Callable[..., tuple[Any, ...]] = models.logps_and_values if models.shares_trunk else models.policy_logps
+    averaged, values = None, None
+
+    def rows(values_N: Sequence[torch.Tensor]) -> torch.Tensor:
+        none = torch.zeros(0, width, device=device)  # a process may have no prompt
+        each = [scatter_to_responses(values, batch, width) for values, batch in zip(values_N, batches, strict=True)]
+        return torch.cat([none, *each])
+
     with precision(device, dtype):
-        passes += [_forward_pass(models, pack.batch, temperature, width) for pack in packs]
-    parts = {f.name: [getattr(one, f.name) for one in passes] for f in fields(ForwardPasses)}
-    joined: dict[str, Any] = {
-        name: None if tensors[0] is None else torch.cat(tensors) for name, tensors in parts.items()
-    }
-    return ForwardPasses(**joined)
-
-
-def _forward_pass(models: PPOModels, batch: TreeBatch, temperature: float, width: int) -> ForwardPasses:
-    values_N = None
-    if models.has_critic:
-        logps_N, entropy_N, values_N = models.logps_and_values(batch, temperature, with_entropy=True)
-    else:
-        logps_N, entropy_N = models.policy_logps(batch, temperature, with_entropy=True)
-    assert entropy_N is not None
-    averaged_ST = None
-    if models.averaged_reference is not None:
-        averaged_ST = scatter_to_responses(models.averaged_reference_logps(batch, temperature), batch, width)
+        with models.whole("policy"):
+            of_policy = [compute(batch, temperature, with_entropy=True) for batch in batches]
+        if models.shares_trunk:
+            values = [values_N for _, _, values_N in of_policy]
+        elif models.has_critic:
+            with models.whole("critic"):
+                values = [models.values(batch) for batch in batches]
+        with models.whole("reference"):
+            reference = [models.reference_logps(batch, temperature) for batch in batches]
+        if models.averaged_reference is not None:
+            with models.averaged_reference.in_place(), models.whole("policy"):
+                averaged = [models.policy_logps(batch, temperature)[0] for batch in batches]
     return ForwardPasses(
-        mask_ST=scatter_to_responses(torch.ones_like(logps_N), batch, width) > 0,
-        logps_ST=scatter_to_responses(logps_N, batch, width),
-        entropy_ST=scatter_to_responses(entropy_N, batch, width),
-        reference_logps_ST=scatter_to_responses(models.reference_logps(batch, temperature), batch, width),
-        averaged_logps_ST=averaged_ST,
-        values_ST=None if values_N is None else scatter_to_responses(values_N, batch, width),
+        mask_ST=rows([torch.ones_like(one[0]) for one in of_policy]) > 0,
+        logps_ST=rows([one[0] for one in of_policy]),
+        entropy_ST=rows([one[1] for one in of_policy]),
+        reference_logps_ST=rows(reference),
+        averaged_logps_ST=None if averaged is None else rows(averaged),
+        values_ST=None if values is None else rows(values),
     )
 
 

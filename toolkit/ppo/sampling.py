@@ -47,14 +47,15 @@ def sample(
     """The policy's responses, ``n`` for each prompt; ``key(i, k)`` seeds the k-th of the i-th prompt."""
     models.eval()
     models.use_policy()
-    groups = sample_responses(
-        models.policy,
-        sampling.tokenizer,
-        [prompt.ids for prompt in prompts],
-        key,
-        SamplingParams(config.response_length, config.temperature, n, batch_size, sampling.eos_ids),
-        dtype=sampling.dtype,
-    )
+    with models.whole("policy"):
+        groups = sample_responses(
+            models.policy,
+            sampling.tokenizer,
+            [prompt.ids for prompt in prompts],
+            key,
+            SamplingParams(config.response_length, config.temperature, n, batch_size, sampling.eos_ids),
+            dtype=sampling.dtype,
+        )
     samples = [response for group in groups for response in group]
     prompt_of = [prompt for prompt in prompts for _ in range(n)]
     encoder = TextEncoder(sampling.tokenizer, bool(prompts) and is_conversation(prompts[0].prompt))
@@ -101,12 +102,12 @@ class Scorer:
         self.rewards, self.weights, self.mean = rewards, weights, mean
 
     @torch.no_grad()
-    def __call__(self, responses: Responses, device: torch.device, dtype: torch.dtype) -> Scores:
+    def __call__(self, responses: Responses, models: PPOModels, dtype: torch.dtype) -> Scores:
         """Scores under the autocast of training. Raises ModelError where one is not finite."""
-        if not responses.completions:
+        with models.whole("reward"), precision(models.engine.device, dtype):
+            results = [reward(responses) for reward in self.rewards] if responses.completions else []
+        if not results:
             return Scores([], [])
-        with precision(device, dtype):
-            results = [reward(responses) for reward in self.rewards]
         total = weighted_sum(results, self.weights)
         ensembles = [scores.disagreement for scores in results if isinstance(scores, EnsembleScores)]
         for text, value, steps in zip(responses.completions, total.values, total.steps, strict=True):
@@ -122,5 +123,5 @@ class Scorer:
         if self.mean is not None:
             return
         _, responses = sample_share(models, schedule, config, sampling, config.center_samples, "centre")
-        scores = self(responses, models.engine.device, sampling.dtype)
+        scores = self(responses, models, sampling.dtype)
         self.mean = math.fsum(all_items(scores.values)) / config.center_samples

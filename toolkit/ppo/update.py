@@ -7,13 +7,16 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from toolkit.engine.distributed import all_sum, world
+from toolkit.engine.distributed import all_max, all_sum, world
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import precision
 from toolkit.ppo import objective
 from toolkit.ppo.config import PPOConfig
 from toolkit.ppo.models import PPOModels
 from toolkit.ppo.rollout import PASS_TOKENS, Microbatch, scatter_to_responses
+
+# A tree of which every model can make a pass.
+NOTHING = Tree([0], [[0]])
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,21 @@ class Update:
         Both are divided by ``n_tokens``, the minibatch's tokens of all processes.
         """
         self.models.train()
-        return sum((self._microbatch_gradients(item, n_tokens) for item in minibatch), UpdateSums())
+        beside = [self._beside() for _ in range(self._n_beside(len(minibatch)))]
+        return sum((self._microbatch_gradients(item, n_tokens) for item in [*minibatch, *beside]), UpdateSums())
+
+    def _n_beside(self, n: int) -> int:
+        """Of passes with gradients that another process has and this one, which has n, has not.
+
+        It takes part in them where models are sharded: the others need its shards.
+        """
+        return all_max(n, self.models.engine.device) - n if self.models.sharded else 0
+
+    def _beside(self) -> Microbatch:
+        """A microbatch whose losses and gradients are zero."""
+        batch = self.models.engine.pack([NOTHING])
+        zero_ST = torch.zeros(1, 1, device=self.models.engine.device)
+        return Microbatch(batch, zero_ST > 0, zero_ST, zero_ST, zero_ST, zero_ST)
 
     def _microbatch_gradients(self, microbatch: Microbatch, n_tokens: int) -> UpdateSums:
         """The policy's backward pass comes before the critic's forward pass, so that their graphs need not be in memory
@@ -149,10 +166,15 @@ class Update:
         batch = [texts[i % len(texts)] for i in range(first, first + self.config.ptx_batch_size)]
         n_tokens = sum(len(ids) for tree in batch for ids in tree.response_ids)
         share, engine, sums = batch[rank::size], self.models.engine, UpdateSums()
-        for chosen in engine.batches(share, self.config.token_budget or PASS_TOKENS[engine.device.type]):
+        passes = list(engine.batches(share, self.config.token_budget or PASS_TOKENS[engine.device.type]))
+        for chosen in passes:
             with precision(engine.device, self.dtype):
                 logps_N, _ = self.models.policy_logps(engine.pack([share[i] for i in sorted(chosen)]), 1.0)
             loss = -logps_N.sum() / n_tokens
             self.backward(self.config.ptx_coef * loss)
             sums += UpdateSums(ptx_loss=loss.item(), ptx_tokens=len(logps_N))
+        for _ in range(self._n_beside(len(passes))):
+            with precision(engine.device, self.dtype):
+                logps_N, _ = self.models.policy_logps(engine.pack([NOTHING]), 1.0)
+            self.backward(0.0 * logps_N.sum())
         return sums

@@ -150,13 +150,13 @@ def check_sharded(recipe: Recipe, stages: Collection[str]) -> None:
     """Raises RecipeError where one of these stages cannot train with sharded models."""
     kinds = {kind_of(stage) for stage in stages}
     what = "FSDP2 shards full fine-tuning, and this recipe trains an adapter"
-    if recipe.model.lora is not None and kinds & {"sft", "reward_model", "dpo", "rft"}:
+    if recipe.model.lora is not None and kinds & {"sft", "reward_model", "ppo", "dpo", "rft"}:
         raise RecipeError(what, where="model.lora", fix="null, or start the processes without FSDP")
-    alone = "run --until reward_model and --only dpo with FSDP, and then the whole recipe without it"
+    kept = "no policy is kept for a KL milestone with sharded models"
     conflicts = [
-        ("ppo", True, "PPO does not train with sharded models", "stage ppo", alone),
+        ("ppo", bool(recipe.ppo.kl_milestones), kept, "ppo.kl_milestones", "[]"),
         ("dpo", recipe.dpo.online is not None, "online DPO does not train with sharded models", "dpo.online", "null"),
-        ("dpo", bool(recipe.dpo.kl_milestones), "no KL is measured with sharded models", "dpo.kl_milestones", "[]"),
+        ("dpo", bool(recipe.dpo.kl_milestones), kept, "dpo.kl_milestones", "[]"),
     ]
     for section, trainer in (("dpo", recipe.dpo.trainer), ("reward_model", recipe.reward_model.trainer)):
         what = "TRL's trainer does not train with sharded models here"

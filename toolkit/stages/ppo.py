@@ -130,12 +130,12 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     last_step = trainer.state.global_step
     if last_step < steps:
         reporter.line(f"ppo: stopped at step {last_step}{why_it_stopped(budget, steps, section)}")
-    if distributed.main_process():
+    if distributed.saves_models():
         if last_step != steps:  # it stopped early, or resumed with more processes beyond the last step
             stopped_at = last_step
             keep(stopped_at)
         models.save_critic(out / "critic")
-        take_completions(trainer, out)
+    take_completions(trainer, out)
     missed = trainer.milestones.missed("ppo", reporter.line) if section.kl_milestones else {}
     response_tokens = [entry["tokens"] for entry in progress.history if "tokens" in entry]
     n_prompts = -(-last_step // updates) * schedule.prompts_per_rollout  # of all rollouts
@@ -213,7 +213,7 @@ def read_prompts(
 def take_completions(trainer: PPOLoop, out: Path) -> None:
     """Move what ``log_completions_steps`` wrote out of the trainer's folder, which does not stay."""
     written = Path(str(trainer.args.output_dir)) / COMPLETIONS_FILE
-    if written.is_file():
+    if distributed.main_process() and written.is_file():
         written.replace(out / COMPLETIONS_FILE)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PrinterCallback,
@@ -29,10 +30,9 @@ from toolkit.training.batch import Example, PairBatch, StepTotals, collate
 from toolkit.training.budget import RESUME_POINTS, VIRTUAL_STEPS, Budget, Spending, limit_of
 from toolkit.training.callbacks import SaveAtSteps, StageProgress, diverged
 from toolkit.training.checkpoints import CHECKPOINTS_KEPT, CheckpointFiles, last_checkpoint
-from toolkit.training.shards import load_shards, save_shards
+from toolkit.training.shards import ShardsTrainer
 from toolkit.training.unlogged import Unlogged
 
-SCHEDULER_FILE = "scheduler.pt"  # transformers' name
 LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
@@ -217,7 +217,7 @@ class EpochLoader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch)
 
 
-class EngineTrainer(Trainer):
+class EngineTrainer(ShardsTrainer):
     """A transformers Trainer whose loss is a function of one collated batch, with averaged metrics in its log.
 
     ``engine`` has the model, which is trainable already. ``loss_fn(microbatch)`` gives (loss, metrics). The losses of
@@ -254,11 +254,14 @@ class EngineTrainer(Trainer):
         # Our losses are divided by the totals of the step, so the Trainer must not divide them by its batches.
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
-        if is_sharded(engine.model):
-            # Without evaluation_mode accelerate would wrap it in DDP, which holds all weights.
-            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        if self.sharded is not None:
+            self.keep_out_of_ddp()
             with gathered(engine.model):  # the engine tries the longest tree here, in all processes alike
                 engine.batches([example.tree for example in examples])
+
+    @property
+    def sharded(self) -> nn.Module | None:
+        return self.engine.model if is_sharded(self.engine.model) else None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Numbered examples, in batches of similar lengths: this process's share of them."""
@@ -300,7 +303,7 @@ class EngineTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         microbatches = inputs["batch"]
         n_beside = 0  # of microbatches that another process has and this one has not
-        if is_sharded(self.engine.model):
+        if self.sharded is not None:
             n_beside = all_max(len(microbatches), self.args.device) - len(microbatches)
         step: Any = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
         losses = [step({"batch": each}) for each in microbatches]
@@ -330,27 +333,10 @@ class EngineTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What a checkpoint has of the model. Of a sharded one each process writes its shards."""
-        if is_sharded(self.engine.model):
-            save_shards(self.engine.model, self.optimizer, Path(str(output_dir)))
+        if self.sharded is not None:
+            self.save_shards(str(output_dir))
         else:
             super().save_model(output_dir, _internal_call)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not is_sharded(self.engine.model):
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save and self.lr_scheduler is not None:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not is_sharded(self.engine.model):  # the optimiser's state comes with the shards
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not is_sharded(self.engine.model):
-            super()._load_optimizer_and_scheduler(checkpoint)
-        elif checkpoint is not None and self.lr_scheduler is not None:
-            load_shards(self.engine.model, self.optimizer, Path(checkpoint))
-            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
