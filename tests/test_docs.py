@@ -114,8 +114,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def with_lanes() -> list[Any]:
+    """The study of a reader's own data takes minutes; study-tiny alone and its pages run in each case."""
+    slow = re.compile(r"duel study study-tiny .*data\.source=")
+    return [pytest.param(c, marks=[pytest.mark.slow] if slow.search(c) else []) for c in in_order()]
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize("command", in_order(), ids=lambda command: f"{RUNNABLE[command]}: {command[:60]}")
+@pytest.mark.parametrize("command", with_lanes(), ids=lambda command: f"{RUNNABLE[command]}: {command[:60]}")
 def test_every_duel_command_runs(command: str, folder: Path) -> None:
     if HH in command:
         if REAL_DATA is None:
@@ -258,7 +264,8 @@ def test_what_a_page_names_exists(page: Path) -> None:
         name = setting.removesuffix(".")
         is_file = re.search(r"\.(html|parquet|jsonl?|png|py|yaml)$", name) is not None
         assert is_file or name in known or any(row.startswith(f"{name}.") for row in known), f"no setting {name}"
-    scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "scripts").rglob("*") if path.is_file())
+    files = [path for path in (ROOT / "scripts").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    scripts = "".join(path.read_text(encoding="utf-8") for path in files)
     for option in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", code):
         assert option in OPTIONS or option in scripts or option in OF_OTHERS, f"there is no option {option}"
 

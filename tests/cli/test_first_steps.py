@@ -54,8 +54,10 @@ def test_scores_lead_to_a_card_or_to_a_filter(small_run: Path, tmp_path: Path) -
     """The commands run as they are printed, but for what the reader is to fill in."""
     rm, pairs = str(small_run / "reward_model" / "model"), str(small_run / "data" / "eval.parquet")
     scored = ("score", "--rm", rm, "--limit", "4")
-    command, meaning = next_of(*scored, "--data", pairs, "--out", str(tmp_path / "s.parquet")).splitlines()
-    assert command == f"duel rm-card {rm} --data {pairs}" and meaning == "  says how right and how biased it is"
+    given = ("--max-prompt-tokens", "64", "--trust-remote-code")
+    command, meaning = next_of(*scored, "--data", pairs, "--out", str(tmp_path / "s.parquet"), *given).splitlines()
+    assert command.startswith(f"duel rm-card {rm} --data {pairs} ") and set(given) < set(command.split())
+    assert "accuracy" in meaning
     assert "accuracy" in duel(*command.split()[1:], "--limit", "4").stdout
 
     singles, out = tmp_path / "my answers.jsonl", tmp_path / "good.jsonl"
@@ -63,7 +65,8 @@ def test_scores_lead_to_a_card_or_to_a_filter(small_run: Path, tmp_path: Path) -
     command, _ = next_of(*scored, "--data", str(singles), "--out", str(tmp_path / "t.parquet")).splitlines()
     words = shlex.split(command.replace("LABELS", pairs).replace("good.jsonl", str(out)))
     assert str(singles) in words
-    assert next_of(*words[1:]).startswith("read some rows of") and out.is_file()
+    done = duel(*words[1:]).stdout
+    assert ("Next: read some rows of" in done) == ("dropped 0" not in done) and out.is_file()
 
 
 def test_kept_pairs_lead_to_a_recipe(tmp_path: Path) -> None:

@@ -235,6 +235,8 @@ def test_the_study_that_is_named_is_of_the_runs_data_lengths_and_judges(tmp_path
     assert study.data.max_response_tokens == 64 and study.data.train_prompts == 400  # the study's own
     undecided = next_study("own.yaml", load_recipe("quickstart", own).recipe, judged=False)[1]
     assert undecided.endswith("--set 'evaluate.judges=[JUDGE]'")
+    votes = load_recipe("quickstart", [*own, "evaluate.judges=['file:votes.parquet']"]).recipe  # of other texts
+    assert next_study("own.yaml", votes, judged=True)[1].endswith("--set 'evaluate.judges=[JUDGE]'")
 
 
 def test_another_seed_gives_another_result(run_folder: Path, another_seed: tuple[Path, str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from toolkit.errors import DataError
 from toolkit.preferences.reading import read_preferences
 
 
@@ -46,3 +47,27 @@ def test_hub_data_goes_through_load_dataset(monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == [("someone/prefs-1.0", {"name": "c", "split": "train_prefs", "revision": "v2"})]
     assert data.rows[0].responses == ["x", "y"]
     assert len(data.fingerprint) == 64
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_parquet_that_cannot_be_read_is_told_in_words(
+    held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small and large files alike: a column that stands twice, a date that Python does not have, text in no UTF-8."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not held:
+        monkeypatch.setattr("toolkit.preferences.loading.HELD_BYTES", 0)
+    path, text = tmp_path / "pairs.parquet", pa.array(["a"])
+    damaged = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    cases = [
+        (pa.table([text, text, text], names=["prompt", "chosen", "chosen"]), "there are two columns 'chosen'"),
+        (pa.table({"prompt": text, "when": pa.array([2**62], pa.timestamp("us"))}), "cannot read the Parquet file"),
+        (pa.table({"prompt": text, "chosen": damaged}), "cannot read the Parquet file"),
+    ]
+    for table, words in cases:
+        pq.write_table(table, path)
+        with pytest.raises(DataError, match=words) as error:
+            read_preferences(str(path))
+        assert error.value.fix and str(path) in error.value.where

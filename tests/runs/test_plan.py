@@ -101,6 +101,8 @@ def test_the_number_of_processes_is_in_the_keys_of_the_stages_that_train(tmp_pat
     states = {planned.spec.name: planned.state for planned in plan_stages(loaded, folder)}
     assert (states["data"].status, states["sft"].status) == ("cached", "stale")
     assert states["sft"].changed == ("processes",)
+    whole, shards = two, plan_stages(loaded, folder, 2, sharded=True)  # checkpoints have another form
+    assert {a.spec.name for a, b in zip(whole, shards, strict=True) if a.key != b.key} == LATER
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -43,6 +44,37 @@ def test_a_signal_ends_a_run_in_words(
     assert process.returncode == code
     assert stderr.splitlines()[-1] == f"{word}; run the same command again to continue" and "Traceback" not in stderr
     assert json.loads((out / "manifest.json").read_text(encoding="utf-8"))["status"] == "interrupted"
+
+
+IN_A_DESTRUCTOR = """
+import os, sys, time
+from toolkit.cli import main
+
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(1)
+
+def command(**_):
+    held = Held()
+    del held
+    time.sleep(20)
+
+main.cli.main = command
+main.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_in_a_destructor_ends_the_command(number: int, code: int, word: str) -> None:
+    """Python ignores exceptions there, among them the one of a signal that came in a long computation before."""
+    words = [sys.executable, "-c", IN_A_DESTRUCTOR, str(int(number))]
+    began = time.monotonic()
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == code and time.monotonic() - began < 15
+    assert done.stderr.splitlines()[-1] == f"{word}; run the same command again to continue"
 
 
 def processes_with(word: str) -> list[int]:

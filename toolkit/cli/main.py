@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 from typing import NoReturn
@@ -58,7 +59,11 @@ def main() -> NoReturn:
     """The console script: errors become one message and an exit code (0 done, 2 input, 1 defect, 130 Ctrl-C, 143
     SIGTERM)."""
     signal.signal(signal.SIGTERM, _terminate)
-    code = exit_code()
+    hook, sys.unraisablehook = sys.unraisablehook, _deliver_again
+    try:
+        code = exit_code()
+    finally:
+        sys.unraisablehook = hook
     if code == USER_ERROR and (file := os.environ.get(EXIT_CODE_FILE)):
         from toolkit.files import write_text
 
@@ -109,6 +114,25 @@ def _terminate(signal_number: int, frame: object) -> NoReturn:
     """The handler of SIGTERM. A second one ends the process at once."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise Terminated
+
+
+def _deliver_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Of Ctrl-C or SIGTERM in a destructor: Python ignores what ``__del__`` raises, and the command would go on.
+
+    The signal comes again a moment later, when the destructor has returned.
+    """
+    if not isinstance(ignored.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(ignored)
+        return
+    number = signal.SIGINT
+    if isinstance(ignored.exc_value, Terminated):
+        number = signal.SIGTERM
+        signal.signal(signal.SIGTERM, _terminate)
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    again = threading.Timer(0.01, signal.pthread_kill, [main_thread, number])
+    again.daemon = True
+    again.start()
 
 
 def _interruption(error: BaseException) -> int:

@@ -248,7 +248,7 @@ def score(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
         emit(summary)
         return
     say(rewards_table(summary))
-    say(next_of_scores(rm, data, summary["accuracy"] is not None))
+    say(next_of_scores(ctx, rm, data, summary["accuracy"] is not None))
 
 
 @click.command()

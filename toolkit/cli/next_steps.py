@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+import click
+from click.core import ParameterSource
 
 from toolkit.cli.options import wrapped
 
@@ -15,6 +18,8 @@ OF_THE_DATA = (
     *(f"data.{name}" for name in ("source", "config", "split", "revision", "eval_source", "eval_split")),
     *(f"data.{name}" for name in ("columns", "conversational", "annotators")),
 )
+# How a model is loaded and data is read, which the next command does again.
+REPEATED = ("split", "plain", "max_prompt_tokens", "max_response_tokens", "batch_tokens", "dtype", "trust_remote_code")
 LENGTHS = ("data.max_prompt_tokens", "data.max_response_tokens", "evaluate.max_new_tokens")
 
 
@@ -41,6 +46,9 @@ def next_study(recipe: str, run: Recipe, judged: bool) -> tuple[str, str]:
     words = [recipe]
     if run.study is None:
         own, shipped = flat(run), flat(load_recipe("study").recipe)
+        # Recorded votes are of other texts than those that a study samples.
+        own["evaluate.judges"] = [judge for judge in run.evaluate.judges if not judge.startswith("file:")]
+        judged = judged and bool(own["evaluate.judges"] or not run.evaluate.judges)
         kept = (*([] if run.evaluate.demonstration else ["model.name"]), *OF_THE_DATA, "evaluate.judges")
         names = [name for name in kept if own[name] != shipped[name]]
         names += [name for name in LENGTHS if own[name] is not None and own[name] > shipped[name]]  # type: ignore[operator]
@@ -57,12 +65,26 @@ def next_recipe(source: str) -> str:
     return wrapped(f"Next: a recipe with data.source: {source} (duel recipes copy quickstart mine.yaml)")
 
 
-def next_of_scores(rm: str, data: str, compared: bool) -> str:
+def repeated(ctx: click.Context, command: str) -> list[str]:
+    """The options in ``REPEATED`` that the user gave, in the words for another ``command``, if it has them."""
+    known = {parameter.name for parameter in cast(click.Group, ctx.find_root().command).commands[command].params}
+    words = []
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        if name in REPEATED and name in known and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = ctx.params[name]
+            words += [parameter.opts[0], *([] if value is True else [str(value)])]
+    return words
+
+
+def next_of_scores(ctx: click.Context, rm: str, data: str, compared: bool) -> str:
     """The last lines of ``duel score``: a command, whole, to be copied, and what it is for. ``compared``: whether the
     data says which responses are better.
     """
     if compared:
-        return f"Next: {shlex.join(['duel', 'rm-card', rm, '--data', data])}\n  says how right and how biased it is"
+        card = shlex.join(["duel", "rm-card", rm, "--data", data, *repeated(ctx, "rm-card")])
+        return f"Next: {card}\n  measures the reward model's accuracy and its biases"
     out = "good.parquet" if data.endswith(".parquet") else "good.jsonl"
-    scored = shlex.join(["duel", "filter", "--rm", rm, "--data", data])
-    return f"Next: {scored} --calibrate LABELS --fpr 0.1 --out {out}\n  keeps the good responses, by some with a label"
+    scored = shlex.join(["duel", "filter", "--rm", rm, "--data", data, *repeated(ctx, "filter")])
+    told = "keeps the good responses; LABELS is a file with a label for some"
+    return f"Next: {scored} --calibrate LABELS --fpr 0.1 --out {out}\n  {told}"

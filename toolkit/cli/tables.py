@@ -335,8 +335,8 @@ def filter_table(summary: Mapping[str, Any]) -> str:
         )
     if summary.get("preference_data") and summary["n_kept"]:
         lines.append(next_recipe(summary["out"]))
-    else:
-        lines.append(wrapped(f"Next: read some rows of {summary['dropped']}, to see what the judge finds bad"))
+    elif summary["n_dropped"]:
+        lines.append(wrapped(f"Next: read some rows of {summary['dropped']}, to see what the judge scores low"))
     return "\n".join(lines)
 
 

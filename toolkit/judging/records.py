@@ -211,8 +211,11 @@ def read_recorded(
             judgement = _judgement(row, i, path, where)
             if by is not None:
                 record = row if battles is None else records[number]
-                if record.get(by) is None:
+                if by not in record:
                     raise DataError(f"there is no column {by!r}", where=where, fix=nearest(by, record))
+                if record[by] is None:
+                    fix = "give each row a value, such as unknown, or leave the rows out"
+                    raise DataError(f"the column {by!r} is empty", where=where, fix=fix)
                 judgement = replace(judgement, group=_value(record[by], by, where))
             judgements.append(judgement)
     return RecordedFiles(judgements, taken)
@@ -426,7 +429,7 @@ def _number(value: object, name: str, where: str) -> float | None:
 
 
 def _integer(value: object, name: str, where: str) -> int | None:
-    number = _number(value, name, where)
+    number = None if value == "" else _number(value, name, where)  # an empty cell of a CSV file
     if number is None:
         return None
     if number != int(number):

@@ -117,28 +117,23 @@ def read_file(path: Path) -> SourceRecords:
         fix = f"known endings: {', '.join(SUFFIXES)}"
         raise DataError(f"{path.name} has an ending that is not known", where=name, fix=fix)
     refuse_changed(path)
+    is_document = suffix in (".json", ".json.gz")  # which is read whole
     try:
-        is_large = path.stat().st_size > HELD_BYTES and suffix not in (".json", ".json.gz")  # a document is read whole
+        is_large = path.stat().st_size > HELD_BYTES
         fingerprint = file_hash(path)
-        raw = b"" if is_large or suffix.startswith(".jsonl") else path.read_bytes()
+        raw = path.read_bytes() if is_document else b""
     except OSError as error:
         raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
-    if is_large or suffix.startswith(".jsonl"):
+    if not is_document:
         records = _records_of(path, suffix)
         unit = "line" if suffix.startswith(".jsonl") else "row"
         return SourceRecords(name, unit, records.checked() if is_large else list(records), fingerprint)
-    if suffix == ".parquet":
-        return SourceRecords(name, "row", list(enumerate(parquet_records(raw, name), start=1)), fingerprint)
     if suffix.endswith(".gz"):
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
             fix = "the file is damaged or was cut off: copy or download it again"
             raise DataError(f"not a whole gzip file: {error}", where=name, fix=fix) from error
-    if suffix.startswith(".csv"):
-        return SourceRecords(
-            name, "row", list(csv_records(io.StringIO(decoded(raw, name), newline=""), name)), fingerprint
-        )
     return _json_document(raw, name, fingerprint)
 
 
@@ -252,21 +247,35 @@ def _csv_rows_of(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, Record]]:
-    """The rows of a Parquet file, as :func:`parquet_records` has them, ``ROWS_AT_ONCE`` of them in memory.
+    """The rows of a Parquet file, ``ROWS_AT_ONCE`` of them in memory. Preference rows get their prompts back.
 
-    Raises DataError for a damaged file.
+    Raises DataError for a damaged file, a column name that stands twice, and values that Python cannot hold.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
+            refuse_repeated(file.schema_arrow.names, f"{path}, schema")
             is_own = PARQUET_KEY in (file.schema_arrow.metadata or {})
             rows = (record for batch in file.iter_batches(ROWS_AT_ONCE) for record in batch.to_pylist())
             for number, record in enumerate(rows, start=1):
                 yield number, _with_prompt(record, number, str(path)) if is_own else record
     except (pa.ArrowException, OSError) as error:
-        raise _no_parquet(error, str(path)) from error
+        fix = "the file is damaged or is not Parquet"
+        raise _no_parquet(error, path, fix) from error
+    except (ValueError, OverflowError) as error:  # dates behind the year 9999, text that is not UTF-8
+        raise _no_parquet(error, path, "a column holds what Python cannot read: write it as text") from error
+
+
+def _no_parquet(error: Exception, path: Path, fix: str) -> DataError:
+    return DataError(f"cannot read the Parquet file: {str(error).splitlines()[0]}", where=str(path), fix=fix)
+
+
+def refuse_repeated(columns: Iterable[str], where: str) -> None:
+    """Raises DataError for a column that stands twice: one of the two would be lost."""
+    if repeated := [column for column, times in Counter(columns).items() if times > 1]:
+        raise DataError(f"there are two columns {repeated[0]!r}", where=where, fix="rename one of them")
 
 
 def _json_record(line: str, name: str, number: int) -> Record:
@@ -323,10 +332,7 @@ def csv_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, Record]]
     csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than some conversations
     reader = csv.DictReader(lines, strict=True)
     try:
-        repeated = [column for column, times in Counter(reader.fieldnames or ()).items() if times > 1]
-        if repeated:
-            fix = "rename one of them"
-            raise DataError(f"the header has the column {repeated[0]!r} twice", where=f"{name}, line 1", fix=fix)
+        refuse_repeated(reader.fieldnames or (), f"{name}, line 1")
         for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
                 n_cells = sum(value is not None for key, value in row.items() if key) + len(row.get(None) or ())
@@ -344,25 +350,6 @@ def _csv_cell(column: str, value: str, name: str, number: int) -> Any:
         return parse_json(value)
     except ValueError as error:
         raise DataError(f"invalid JSON: {error}", where=f"{name}, row {number}, column {column!r}") from error
-
-
-def parquet_records(raw: bytes, name: str) -> list[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(raw))
-    except (pa.ArrowException, OSError) as error:
-        raise _no_parquet(error, name) from error
-    records: list[Record] = table.to_pylist()
-    if PARQUET_KEY in (table.schema.metadata or {}):
-        return [_with_prompt(record, number, name) for number, record in enumerate(records, 1)]
-    return records
-
-
-def _no_parquet(error: Exception, name: str) -> DataError:
-    fix = "the file is damaged or is not Parquet"
-    return DataError(f"cannot read the Parquet file: {str(error).splitlines()[0]}", where=name, fix=fix)
 
 
 def _with_prompt(record: Record, number: int, name: str) -> Record:

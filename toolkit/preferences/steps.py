@@ -19,7 +19,7 @@ from toolkit.errors import DataError
 from toolkit.files import write_row_groups
 from toolkit.preferences import splits
 from toolkit.preferences.cells import RecordError, cell, excerpt, prompt_cell, type_name
-from toolkit.preferences.loading import SourceRecords, load, local_path, parquet_records, read_file
+from toolkit.preferences.loading import SourceRecords, load, local_path, parquet_rows, read_file
 from toolkit.preferences.reading import column_names
 from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, row_error
 from toolkit.preferences.rows import PreferenceRow, Prompt, Record, canonical_prompt, prompt_id
@@ -430,10 +430,4 @@ def solutions_from_parquet(path: Path) -> list[Solution]:
     Raises DataError where the file cannot be read, StoreError for one that was changed in its run.
     """
     refuse_changed(path)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read the file: {error.strerror or error}", where=str(path)) from error
-    return [
-        Solution(**{**record, "prompt": json.loads(record["prompt"])}) for record in parquet_records(raw, str(path))
-    ]
+    return [Solution(**{**record, "prompt": json.loads(record["prompt"])}) for _, record in parquet_rows(path)]

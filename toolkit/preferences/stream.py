@@ -155,7 +155,7 @@ class RowFile:
                     records = [{**record, "prompt": parse_json(record["prompt"])} for record in records]
                 yield Chunk(first, records, pa.Table.from_batches([batch]))
                 first += len(records)
-        except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
             what = f"cannot read the Parquet file: {str(error).splitlines()[0]}"
             raise DataError(what, where=self.place(first)) from error
 

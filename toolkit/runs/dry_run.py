@@ -78,9 +78,10 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
     processes = launched.processes
     check_recorded_names(recipe.evaluate.judges)
     check_template_of(recipe.evaluate.judges, recipe.evaluate.judge.template)
-    stages = plan_stages(loaded, RunFolder(out), processes)
+    stages = plan_stages(loaded, RunFolder(out), processes, sharded=launched.sharding is not None)
     if launched.sharding is not None:
-        check_sharded(recipe, [planned.spec.name for planned in stages if planned.state.status != "cached"])
+        to_come = [planned.spec.name for planned in stages if planned.state.status not in ("cached", "shelved")]
+        check_sharded(recipe, to_come)
     sides, report = read_sides(section, recipe.data_seed)
     ref = resolve(recipe.model.name, recipe.model.revision)
     require_policy(ref)

@@ -154,9 +154,9 @@ def check_sharded(recipe: Recipe, stages: Collection[str]) -> None:
         raise RecipeError(what, where="model.lora", fix="null, or start the processes without FSDP")
     kept = "no policy is kept for a KL milestone with sharded models"
     conflicts = [
-        ("ppo", bool(recipe.ppo.kl_milestones), kept, "ppo.kl_milestones", "[]"),
+        ("ppo", bool(recipe.ppo.kl_milestones), kept, "ppo.kl_milestones", "leave it out"),
         ("dpo", recipe.dpo.online is not None, "online DPO does not train with sharded models", "dpo.online", "null"),
-        ("dpo", bool(recipe.dpo.kl_milestones), kept, "dpo.kl_milestones", "[]"),
+        ("dpo", bool(recipe.dpo.kl_milestones), kept, "dpo.kl_milestones", "leave it out"),
     ]
     for section, trainer in (("dpo", recipe.dpo.trainer), ("reward_model", recipe.reward_model.trainer)):
         what = "TRL's trainer does not train with sharded models here"

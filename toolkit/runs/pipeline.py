@@ -90,7 +90,7 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
     with folder.lock(), leading(out, launch):
         note_earlier_layout(folder, reporter)
         write_text(out / RECIPE_FILE, resolved_yaml(loaded))
-        stages = plan_stages(loaded, folder, processes)
+        stages = plan_stages(loaded, folder, processes, sharded=launch.sharding is not None)
         names = stages_to_run(stages, options.only, options.until, options.target)
         for name in names:  # before hours of training
             if lost := folder.set_aside_recordless(name):

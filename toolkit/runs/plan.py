@@ -114,11 +114,14 @@ class PlannedStage:
         return tuple(self.reads.values())
 
 
-def plan_stages(loaded: LoadedRecipe, folder: RunFolder, processes: int = 1) -> list[PlannedStage]:
+def plan_stages(
+    loaded: LoadedRecipe, folder: RunFolder, processes: int = 1, *, sharded: bool = False
+) -> list[PlannedStage]:
     """Every stage with its key and state. Raises ModelError or RecipeError for a model or prompts that are not there.
 
     A key changes with the stage's context, its code, its inputs, what it reads from outside the run, and, where it
-    trains, with the number of processes that share it.
+    trains, with the number of processes that share it and whether they hold shards: a stage that was stopped does not
+    go on from checkpoints of the other form.
     """
     keys: dict[str, str] = {}
     stages = []
@@ -134,6 +137,7 @@ def plan_stages(loaded: LoadedRecipe, folder: RunFolder, processes: int = 1) -> 
         fields |= outside_fingerprints(kind_of(spec.name), loaded.recipe)
         if spec.trains and processes > 1:  # the keys of a single process do not have it
             fields["processes"] = processes
+            fields |= {"sharded": True} if sharded else {}
         key = keys[spec.name] = fingerprint(fields)
         stages.append(PlannedStage(spec, reads, context, key, fields, folder.state(spec.name, key, fields, inputs)))
     return stages

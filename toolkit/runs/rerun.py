@@ -16,9 +16,10 @@ from toolkit.recipe.checks import check
 from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.schema import Recipe, leaves
 from toolkit.runs.facts import machine, versions
+from toolkit.runs.launch import launch_of
 from toolkit.runs.listing import differences, estimates_of
 from toolkit.runs.pipeline import RunOptions, run
-from toolkit.runs.plan import plan_stages
+from toolkit.runs.plan import PlannedStage, plan_stages
 from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, RunFolder, read_document, refuse_study
 
 # The fields of a manifest that are read here, and their types.
@@ -51,11 +52,11 @@ def rerun(original: Path, out: Path | None, reporter: Reporter, options: RunOpti
     if target.resolve() == path.parent.resolve():
         raise StoreError("this is the original's folder", where=str(target), fix="name another one with --out")
     launch = options.launch or _launch(manifest)
-    processes = int(manifest.get("processes") or 1)
+    processes, sharded = int(manifest.get("processes") or 1), launch_of(launch).sharding is not None
     before = {
         "versions": differences(manifest["versions"], versions()),
         "machine": {k: v for k, v in differences(manifest["machine"], machine()).items() if k in MACHINE},
-        "inputs": changed_inputs(manifest, loaded, target, processes),
+        "inputs": changed_inputs(manifest, plan_stages(loaded, RunFolder(target), processes, sharded=sharded)),
     }
     for line in in_words(before):
         reporter.line(line)
@@ -133,12 +134,10 @@ def _last_stage(manifest: Mapping[str, Any]) -> str | None:
     return None if len(finished) == len(manifest["keys"]) else finished[-1]
 
 
-def changed_inputs(
-    manifest: Mapping[str, Any], loaded: LoadedRecipe, target: Path, processes: int
-) -> dict[str, list[str]]:
+def changed_inputs(manifest: Mapping[str, Any], stages: Sequence[PlannedStage]) -> dict[str, list[str]]:
     """Stage -> what its key holds that differs now: code, data, models, templates. A stage's inputs do not count."""
     changed = {}
-    for planned in plan_stages(loaded, RunFolder(target), processes):
+    for planned in stages:
         record = manifest["stages"].get(planned.spec.name)
         if record is not None:
             names = differences(flat(record["fields"]), flat(planned.fields))
