@@ -139,12 +139,15 @@ def test_a_large_table_of_our_own_rows_has_their_prompts(tmp_path: Path, monkeyp
     assert read_preferences(str(path)).rows == rows
 
 
+CUT = loading.gzip.compress(b"prompt,chosen,rejected\n" * 99, mtime=0)[:-9]
+
+
 @pytest.mark.parametrize(
     ("name", "raw", "words", "place"),
     [
         ("rows.csv", b"prompt,chosen,rejected\na,b,c\na,b,\xe9\n", "not UTF-8 text .byte 0xe9", ", line 3"),
         ("rows.csv", b"prompt,chosen,rejected\na,b\n", "2 cells, but the header has 3", ", row 1 (line 2)"),
-        ("rows.csv.gz", loading.gzip.compress(b"prompt,chosen,rejected\n" * 99, mtime=0)[:-9], "not a whole gzip file", ""),
+        ("rows.csv.gz", CUT, "not a whole gzip file", ""),
         ("rows.parquet", b"PAR1 and no more", "cannot read the Parquet file", ""),
     ],
 )
