@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.known_sets import KNOWN_SETS, QUESTIONS
-from support.running import ROOT, duel
+from support.running import duel
 
 from toolkit.errors import DataError
 from toolkit.evals.winrate import win_rate
@@ -235,12 +234,9 @@ def test_votes_correct_a_judge(tmp_path: Path) -> None:
     assert "Corrected by people's votes" in duel("winrate", str(judged), f"--human={votes}").stdout
 
 
-def test_the_command_of_the_page_runs(tmp_path: Path) -> None:
-    judged, _ = files(tmp_path)
-    judged.rename(tmp_path / "judged.jsonl")
-    page = (ROOT / "docs" / "judges-and-statistics.md").read_text(encoding="utf-8")
-    [command] = [line for line in page.splitlines() if line.startswith("duel winrate") and "--human" in line]
-    shown = duel(*shlex.split(command, comments=True)[1:], cwd=tmp_path).stdout
+def test_the_command_prints_what_votes_correct(tmp_path: Path) -> None:
+    judged, votes = files(tmp_path)
+    shown = duel("winrate", str(judged), "--human", str(votes)).stdout
     assert "Corrected by people's votes" in shown and "30 of 60" in shown
 
 

@@ -34,6 +34,7 @@ PUBLIC_MODULES = {
     "torch",
     "torch.autograd.function",
     "torch.distributed",
+    "torch.distributed.checkpoint.filesystem",
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.checkpoint.state_dict_loader",
     "torch.distributed.checkpoint.state_dict_saver",
@@ -51,14 +52,14 @@ PUBLIC_MODULES = {
     "trl",
 }
 # Documented, in spite of the underscore.
-PUBLIC_NAMES = {"_replace", "_exit"}  # of a named tuple, and of os
+PUBLIC_NAMES = {"_replace", "_make", "_asdict", "_fields", "_exit"}  # of a named tuple, and of os
 # What stays outside the room, with its reason.
 ALLOWED = {
     "training/budget.py imports transformers.trainer_callback.ExportableState": "documented, and exported nowhere else",
     "ppo/loop.py overrides Trainer._load_from_checkpoint": "the Trainer has no other hook for several models",
-    "training/trainer.py overrides Trainer._load_from_checkpoint": "each process has shards of the weights",
-    "training/trainer.py overrides Trainer._load_optimizer_and_scheduler": "and of the optimiser's state",
-    "training/trainer.py overrides Trainer._save_optimizer_and_scheduler": "and of the optimiser's state",
+    "training/shards.py overrides Trainer._load_from_checkpoint": "each process has shards of the weights",
+    "training/shards.py overrides Trainer._load_optimizer_and_scheduler": "and of the optimiser's state",
+    "training/shards.py overrides Trainer._save_optimizer_and_scheduler": "and of the optimiser's state",
 }
 
 

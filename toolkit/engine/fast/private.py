@@ -126,7 +126,7 @@ PRIVATE = (
     PrivateNames(
         "transformers.Trainer",
         ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler", "_load_from_checkpoint"),
-        "training/trainer.py",
+        "training/shards.py",
         "each process saves and loads its shards of a sharded model",
     ),
     PrivateNames(
