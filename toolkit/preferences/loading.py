@@ -249,13 +249,18 @@ def _csv_rows_of(path: Path) -> Iterator[tuple[int, Record]]:
 def parquet_rows(path: Path) -> Iterator[tuple[int, Record]]:
     """The rows of a Parquet file, ``ROWS_AT_ONCE`` of them in memory. Preference rows get their prompts back.
 
-    Raises DataError for a damaged file, a column name that stands twice, and values that Python cannot hold.
+    Raises DataError for a file that is not there or is damaged, a column name that stands twice, and values that Python
+    cannot hold.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        raw = path.open("rb")
+    except OSError as error:
+        raise DataError(f"cannot read the file: {error.strerror or error}", where=str(path)) from error
+    try:
+        with raw, pq.ParquetFile(raw) as file:
             refuse_repeated(file.schema_arrow.names, f"{path}, schema")
             is_own = PARQUET_KEY in (file.schema_arrow.metadata or {})
             rows = (record for batch in file.iter_batches(ROWS_AT_ONCE) for record in batch.to_pylist())

@@ -483,11 +483,6 @@ def from_parquet(path: str | Path) -> list[PreferenceRow]:
     """
     name = str(path)
     refuse_changed(Path(path))
-    try:
-        with Path(path).open("rb"):
-            pass
-    except OSError as error:
-        raise DataError(f"cannot read the file: {error.strerror or error}", where=name) from error
     rows = []
     for _, record in parquet_rows(Path(path)):
         if not {"prompt_id", "prompt", "responses", "comparisons", "gold", "source_row"} <= record.keys():

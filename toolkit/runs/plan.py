@@ -137,7 +137,8 @@ def plan_stages(
         fields |= outside_fingerprints(kind_of(spec.name), loaded.recipe)
         if spec.trains and processes > 1:  # the keys of a single process do not have it
             fields["processes"] = processes
-            fields |= {"sharded": True} if sharded else {}
+            if sharded:
+                fields["sharded"] = True
         key = keys[spec.name] = fingerprint(fields)
         stages.append(PlannedStage(spec, reads, context, key, fields, folder.state(spec.name, key, fields, inputs)))
     return stages
