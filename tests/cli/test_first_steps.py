@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.running import duel
 
+from toolkit.models.remote_code import remote_code_allowed
 from toolkit.recipe.files import shipped_recipes, summary_of
 
 pytestmark = pytest.mark.e2e
@@ -57,7 +58,7 @@ def test_scores_lead_to_a_card_or_to_a_filter(small_run: Path, tmp_path: Path) -
     given = ("--max-prompt-tokens", "64", "--trust-remote-code")
     command, meaning = next_of(*scored, "--data", pairs, "--out", str(tmp_path / "s.parquet"), *given).splitlines()
     assert command.startswith(f"duel rm-card {rm} --data {pairs} ") and set(given) < set(command.split())
-    assert "accuracy" in meaning
+    assert "accuracy" in meaning and not remote_code_allowed()  # allowed to one command
     assert "accuracy" in duel(*command.split()[1:], "--limit", "4").stdout
 
     singles, out = tmp_path / "my answers.jsonl", tmp_path / "good.jsonl"

@@ -37,9 +37,9 @@ PROMPTS = "Source of the prompts: preference data, a .jsonl with a prompt column
 
 def _allow_remote_code(ctx: click.Context, parameter: click.Parameter, allowed: bool) -> None:
     if allowed:
-        from toolkit.models.remote_code import allow_remote_code
+        from toolkit.models.remote_code import remote_code
 
-        allow_remote_code()
+        ctx.with_resource(remote_code(True))  # for the rest of this command, not of the process
 
 
 DTYPE = group(

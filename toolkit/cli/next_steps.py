@@ -72,8 +72,8 @@ def repeated(ctx: click.Context, command: str) -> list[str]:
     for parameter in ctx.command.params:
         name = str(parameter.name)
         if name in REPEATED and name in known and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            value = ctx.params[name]
-            words += [parameter.opts[0], *([] if value is True else [str(value)])]
+            flag = isinstance(parameter, click.Option) and parameter.is_flag
+            words += [parameter.opts[0], *([] if flag else [str(ctx.params[name])])]
     return words
 
 

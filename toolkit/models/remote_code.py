@@ -29,11 +29,6 @@ def remote_code(allowed: bool) -> Iterator[None]:
         _allowed.reset(token)
 
 
-def allow_remote_code() -> None:
-    """For the rest of a command."""
-    _allowed.set(True)
-
-
 def refused_code(spec: str, path: str, error: Exception) -> ModelError | None:
     """The error of a model that brings code and may not; None for other errors."""
     if "trust_remote_code" not in str(error):

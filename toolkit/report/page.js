@@ -3,7 +3,7 @@
   const byId = (id) => document.getElementById(id);
   const read = (id) => JSON.parse(byId(id).textContent || "null");
   const { figures, palette } = read("figure-data");
-  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const scheme = () => matchMedia("(prefers-color-scheme: dark)");
   // Texts of models and data enter the page as text nodes, never as markup.
   const make = (tag, className, text) => {
     const node = document.createElement(tag);
@@ -104,9 +104,9 @@
   }
 
   const drawn = new Set();
-  const draw = (node, scheme) => {
+  const draw = (node, fixed) => {
     const figure = figures[node.dataset.figure];
-    const colors = palette[scheme || (dark.matches ? "dark" : "light")];
+    const colors = palette[fixed || (scheme().matches ? "dark" : "light")];
     const small = node.closest(".small") !== null;
     const off = hidden.get(node);
     const traces = figure.traces.map((trace) => ({ ...trace, visible: !off.has(trace.name) && !hiddenRuns.has(trace.meta) }));
@@ -148,7 +148,8 @@
     idle(drawNext);
   };
   addEventListener("load", () => idle(drawNext));
-  dark.addEventListener("change", () => drawn.forEach((node) => draw(node)));
+  // A list of its own: Chromium drops the event of one that is read between the change and the next frame.
+  scheme().addEventListener("change", () => drawn.forEach((node) => draw(node)));
 
   const opened = [];
   addEventListener("beforeprint", () => {
