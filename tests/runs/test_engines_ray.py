@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextvars
 import importlib.util
+import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from support.running import duel
 
 from toolkit.errors import RecipeError
+from toolkit.models.remote_code import remote_code, remote_code_allowed
 from toolkit.progress import Reporter
-from toolkit.runs.engines import Task, TaskResources, engine_of, task_resources
+from toolkit.runs.engines import RayEngine, Task, TaskResources, engine_of, task_resources
 
 GIB = 1 << 30
 CPU_NODE = {"CPU": 8.0, "memory": 30.0 * GIB}
@@ -80,3 +84,32 @@ def test_ray_sets_aside_what_a_task_asks_for(monkeypatch: pytest.MonkeyPatch) ->
     assert outcome.value == {"CPU": 1.0, "memory": 0.25 * GIB}
     with pytest.raises(RecipeError, match="no node"), engine_of("ray", resources=TaskResources(cpus=10_000)):
         pass
+
+
+class OneWorker:
+    """As much of Ray as the engine uses: each task runs where nothing is set that the caller has set."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": CPU_NODE}]
+
+    def remote(self, function: Callable[..., Any]) -> Any:
+        start = types.SimpleNamespace(remote=lambda *arguments: contextvars.Context().run(function, *arguments))
+        return types.SimpleNamespace(options=lambda **_: start)
+
+    def wait(self, running: list[Any]) -> tuple[list[Any], list[Any]]:
+        return running[:1], running[1:]
+
+    def get(self, done: Any) -> Any:
+        return done
+
+
+def allowed_there(reporter: Reporter) -> bool:
+    return remote_code_allowed()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_worker_runs_the_code_of_models_where_the_study_may(allowed: bool) -> None:
+    engine = RayEngine(OneWorker(), TaskResources())
+    with remote_code(allowed):
+        [outcome] = engine.run("here", [Task("one", allowed_there, ())], Reporter(quiet=True))
+    assert outcome.value is allowed and not outcome.died

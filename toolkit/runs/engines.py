@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from toolkit.errors import BusyError, DuelError, RecipeError, first_line, nearest
+from toolkit.models.remote_code import remote_code, remote_code_allowed
 from toolkit.progress import Reporter
 
 # What a Ray task asks for where there is no GPU, and where a node has that many.
@@ -163,15 +164,22 @@ class RayEngine:
         return [outcomes[number] for number in range(len(tasks))]
 
     def _start(self, task: Task) -> Any:
-        return self.remote.remote(task.function, task.arguments, Path.cwd())
+        return self.remote.remote(task.function, task.arguments, Path.cwd(), remote_code_allowed())
 
 
-def _in_worker(function: Callable[..., Any], arguments: tuple[Any, ...], cwd: Path) -> tuple[DuelError | None, Any]:
+def _in_worker(
+    function: Callable[..., Any], arguments: tuple[Any, ...], cwd: Path, remote_code_runs: bool
+) -> tuple[DuelError | None, Any]:
     """A task on Ray. An error that the user can mend is returned, any other is raised.
 
     The worker of a node that was lost may hold its folder for a moment longer.
     """
     os.chdir(cwd)
+    with remote_code(remote_code_runs):
+        return _when_free(function, arguments)
+
+
+def _when_free(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[DuelError | None, Any]:
     deadline = time.monotonic() + LONGEST_WAIT_S
     while True:
         try:
