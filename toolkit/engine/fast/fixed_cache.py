@@ -9,6 +9,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from toolkit.engine.fast.growing_cache import GrowingLayer
+
 
 class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer's keys and values [R, H, L, D] with room for all tokens.
@@ -33,7 +35,7 @@ class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 def can_be_fixed(cache: Any, length: int) -> bool:
     """Whether rows of ``length`` tokens are keys and values of all their tokens in each layer of such a cache."""
     return all(
-        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= length)
+        type(layer) is GrowingLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= length)
         for layer in cache.layers
     )
 

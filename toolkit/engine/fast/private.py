@@ -106,6 +106,18 @@ PRIVATE = (
         "the same",
     ),
     PrivateNames(
+        "transformers.cache_utils",
+        ("DynamicLayer",),
+        "engine/fast/growing_cache.py",
+        "keys and values that are not copied for each new token",
+    ),
+    PrivateNames(
+        "transformers.cache_utils.DynamicLayer",
+        ("keys", "values", "is_initialized", "update", "get_seq_length"),
+        "engine/fast/growing_cache.py",
+        "the same",
+    ),
+    PrivateNames(
         "transformers.DynamicCache",
         ("layers",),
         "engine/fast/fixed_cache.py",

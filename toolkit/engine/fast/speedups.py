@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from toolkit.engine.fast import adapters, attention
+from toolkit.engine.fast.growing_cache import GrowingLayer
 
 # The attentions of the models that were loaded, for the record of what a stage computed with.
 ATTENTIONS: set[str] = set()
@@ -51,7 +52,11 @@ def decoding(model: Any) -> Iterator[None]:
 def row_cache(model: Any) -> DynamicCache | None:
     """An empty cache of keys and values whose rows can be selected; None where a model's state runs through the row."""
     cache = DynamicCache(config=model.config)
-    return cache if all(isinstance(layer, DynamicLayer) for layer in cache.layers) else None
+    if not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
+        return None
+    own = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
+    cache.layers = own
+    return cache
 
 
 def select_rows(cache: DynamicCache, rows: torch.Tensor) -> None:
