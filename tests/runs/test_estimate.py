@@ -146,7 +146,9 @@ def test_a_stage_that_is_there_takes_no_time(small_run: Path) -> None:
 def test_the_first_lines_of_a_run_say_what_it_does_and_how_long(tmp_path: Path) -> None:
     """Timed here, with the model."""
     sets = [f"--set={value}" for value in FEW]
-    shown = duel("run", "smoke", "--out", str(tmp_path / "new"), "--estimate", "--dry-run", *sets).stdout.splitlines()
+    done = duel("run", "smoke", "--out", str(tmp_path / "new"), "--estimate", "--dry-run", *sets)
+    assert done.stderr.startswith("timing tiny on this machine")
+    shown = done.stdout.splitlines()
     assert shown[0].startswith("smoke: about ") and shown[0].endswith("by a short timing of the model")
     assert [line.split()[0] for line in shown[1:7]] == ["data", "sft", "reward_model", "ppo", "dpo", "evaluate"]
     assert max(map(len, shown[:7])) <= 80

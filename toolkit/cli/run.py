@@ -26,6 +26,7 @@ from toolkit.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from toolkit.progress import Reporter
     from toolkit.recipe.files import LoadedRecipe
 
 
@@ -78,7 +79,7 @@ def run(
     loaded = load_for_run(recipe, sets)
     out = out or Path("runs") / loaded.recipe.name
     reporter = reporter_of(ctx)
-    estimated = _estimated(loaded, out, options, show=not as_json) if estimate else {}
+    estimated = _estimated(loaded, out, options, reporter, show=not as_json) if estimate else {}
     if dry_run:
         from toolkit.runs.dry_run import describe, render
 
@@ -112,10 +113,13 @@ def run(
         say(held_out_line(accuracy))
 
 
-def _estimated(loaded: LoadedRecipe, out: Path, options: Mapping[str, Any], *, show: bool) -> dict[str, Any]:
+def _estimated(
+    loaded: LoadedRecipe, out: Path, options: Mapping[str, Any], reporter: Reporter, *, show: bool
+) -> dict[str, Any]:
     """``{"estimate": ...}`` of what is left of a run, which is shown, too."""
     from toolkit.runs.estimate import estimate, render
 
+    reporter.line(f"timing {loaded.recipe.model.name} on this machine: seconds, or a minute where it is slow")
     estimated = estimate(loaded, out, **{name: options[name] for name in ("only", "until", "force")})
     if show:
         say(render(loaded.recipe.name, estimated) + "\n")
