@@ -178,25 +178,6 @@ def test_killed_in_training_it_continues_to_the_same_result(run_folder: Path, tm
     assert without_times(killed) == without_times(json.loads((run_folder / "results.json").read_text()))
 
 
-@pytest.mark.fault
-def test_interrupt_exits_130_and_says_how_to_continue(tmp_path: Path) -> None:
-    out = tmp_path / "interrupted"
-    process = subprocess.Popen(
-        command("run", "smoke", "--out", str(out), *SMALL),
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(process, out / ".work", "sft-*")
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate()
-    assert process.returncode == 130
-    assert "again to continue" in stderr and "Traceback" not in stderr
-    assert json.loads((out / "manifest.json").read_text())["status"] == "interrupted"
-
-
 def test_json_of_a_whole_run_is_one_document_and_nothing_else(another_seed: tuple[Path, str]) -> None:
     document = json.loads(another_seed[1])
     assert document["status"] == "done" and document["verdict"]["sentence"]

@@ -1,13 +1,13 @@
-"""A finished study that tests of a worker share."""
+"""A finished study that tests share."""
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
 import pytest
 
 from support.running import duel
+from support.shared import made_once
 
 # Two seeds and two settings of either arm, each part in its smallest useful size.
 SMALL_STUDY = [
@@ -28,11 +28,8 @@ SMALL_STUDY = [
 @pytest.fixture(scope="session")
 def small_study(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A finished study of study-tiny in the smallest useful size, one for all workers. Copy it before you change it."""
-    own = tmp_path_factory.getbasetemp()
-    shared = own if worker_id == "master" else own.parent
-    out = shared / "finished-study"
-    with (shared / "finished-study.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
-        if not (out / "report.html").is_file():
-            duel("study", "study-tiny", "--out", str(out), *SMALL_STUDY)
-    return out
+
+    def study(out: Path) -> None:
+        duel("study", "study-tiny", "--out", str(out), *SMALL_STUDY)
+
+    return made_once(tmp_path_factory, worker_id, "finished-study", study, "report.html")

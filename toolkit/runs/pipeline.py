@@ -36,6 +36,7 @@ from toolkit.runs.reward_data import check_reward_data, needs_check
 from toolkit.runs.rounds import check_labelled_data, check_labelling, labels_in_all, labels_spent
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, REPORT_FILE, RESULTS_FILE, SCHEMA_VERSION, TABLES, RunFolder
 from toolkit.stages.contexts import Context, to_json
+from toolkit.storage.collecting import imports_left_out
 from toolkit.storage.integrity import described, write_sealed
 
 # Less than this is left on a full disk. Then the first error is the one to tell, and nothing more is written.
@@ -281,7 +282,9 @@ def in_this_process(before_stage: Callable[[], None]) -> Runner:
     ) -> dict[str, Any]:
         before_stage()
         compute()  # what was loaded before is not this stage's
-        metrics = importlib.import_module(f"toolkit.stages.{kind_of(stage)}").run(context, inputs, work, reporter)
+        module = importlib.import_module(f"toolkit.stages.{kind_of(stage)}")
+        with imports_left_out():
+            metrics = module.run(context, inputs, work, reporter)
         return {**metrics, "compute": compute()}
 
     return run_here

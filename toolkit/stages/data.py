@@ -33,7 +33,6 @@ from toolkit.progress import Reporter
 from toolkit.recipe.checks import on_the_hub
 from toolkit.recipe.schema import DataSection
 from toolkit.stages.contexts import DataContext
-from toolkit.storage.collecting import imports_left_out
 
 SIDES = ("train", "eval")
 CHUNK = 1024  # rows that are tokenised together
@@ -44,11 +43,6 @@ def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Repo
 
     Raises DataError where a side is empty.
     """
-    with imports_left_out():
-        return _run(context, out, reporter)
-
-
-def _run(context: DataContext, out: Path, reporter: Reporter) -> dict[str, Any]:
     section = context.data
     sides, report = read_sides(section, context.data_seed)
     ref = resolve(context.model.name, context.model.revision)
