@@ -1,19 +1,9 @@
 """duel from Python: a function for every command. Results are mappings that show themselves as tables."""
 
 from toolkit.api.inputs import Data, Judge, Model
-from toolkit.api.measuring import (
-    check,
-    compare,
-    filter_rows,
-    implicit_rewards,
-    judge,
-    label,
-    rm_card,
-    score,
-    simulate,
-    winrate,
-)
+from toolkit.api.judging import compare, judge, label, simulate, winrate
 from toolkit.api.results import Result
+from toolkit.api.rewards import check, filter_rows, implicit_rewards, rm_card, score
 from toolkit.api.running import (
     diff,
     env,

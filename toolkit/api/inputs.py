@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 from toolkit.errors import DataError, DuelError, ModelError, RecipeError
 
@@ -34,6 +34,8 @@ Model: TypeAlias = "str | Path | InMemory | tuple[InMemory, PreTrainedTokenizerB
 Judge: TypeAlias = "str | Callable[[Sequence[Any], Sequence[str]], Iterable[float | None]]"
 """A judge as on the command line, or a function f(prompts, completions) that returns a score for each completion."""
 
+Dtype = Literal["float32", "bfloat16"]
+DTYPES = get_args(Dtype)
 
 _OF_CALL: ContextVar[list[dict[str, str]]] = ContextVar("of_call")
 Function = TypeVar("Function", bound=Callable[..., Any])
