@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import DynamicLayer
 
-# Tokens that a full layer gets room for at once: it is copied once for so many.
-MORE_ROOM = 64
+# Tokens that a full layer gets room for at once. It is copied once for so many, and the room is memory: a token of 200
+# rows takes 5 MB in bfloat16 at 135 M parameters.
+MORE_ROOM = 16
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
