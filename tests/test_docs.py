@@ -31,20 +31,22 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", flags=re.S | re.M)
 # What a page says behind a command that cannot run here.
 NOT_HERE = re.compile(r"#\s*(needs .+|serves a page until Ctrl-C)$")
-# The recipes that pages run, with few prompts and steps. A page's own settings count before these.
+# The recipes that pages run, with few prompts and steps. A page's own settings count before these; of two
+# sizes the smaller one counts.
 SMALLER_RUN: dict[str, dict[str, Any]] = {
-    "data": {"train_prompts": 32, "eval_prompts": 24, "max_response_tokens": 24},
+    "data": {"train_prompts": 24, "eval_prompts": 16, "max_prompt_tokens": 128, "max_response_tokens": 16},
     "reward_model": {"num_train_epochs": 1},
-    "ppo": {"total_episodes": 64, "per_device_train_batch_size": 32},
+    "ppo": {"total_episodes": 32, "per_device_train_batch_size": 16},
     "dpo": {"num_train_epochs": 1},
     "evaluate": {"best_of_n": 2, "bootstrap": 200},
 }
 SMALLER_STUDY: dict[str, dict[str, Any]] = {
-    "data": {"train_prompts": 24, "eval_prompts": 48, "max_responses": 3, "max_response_tokens": 12},
+    "data": {"train_prompts": 24, "eval_prompts": 24, "max_responses": 3, "max_response_tokens": 12},
     "ppo": {"per_device_train_batch_size": 16, "num_checkpoints": 2},
     "dpo": {"num_checkpoints": 2},
-    "study": {"seeds": 2, "trials": 1, "budget": {"tokens": 3000}, "controls": []},
+    "study": {"seeds": 2, "trials": 1, "budget": {"tokens": 2000}, "controls": []},
 }
+SIZE = re.compile(r"^(data|ppo)\.(train_prompts|eval_prompts|total_episodes)=(\d+)$")
 SMALLER = {name: SMALLER_RUN for name in ("smoke", "process", "hh-harmless")} | {"study-tiny": SMALLER_STUDY}
 
 
@@ -78,6 +80,16 @@ def arguments_of(command: str) -> list[str]:
     """What follows the word duel."""
     words = shlex.split(command, comments=True)
     return words[words.index("duel") + 1 :]
+
+
+def at_small_size(arguments: list[str]) -> list[str]:
+    """The arguments of a command, with no size above that of ``SMALLER_RUN``."""
+
+    def smaller(found: re.Match[str]) -> str:
+        section, name, size = found.groups()
+        return f"{section}.{name}={min(int(size), SMALLER_RUN[section][name])}"
+
+    return [SIZE.sub(smaller, word) for word in arguments]
 
 
 def is_duel(command: str) -> bool:
@@ -132,7 +144,7 @@ def test_every_duel_command_runs(command: str, folder: Path) -> None:
     if "PYTHONPATH" in environment:
         environment["PYTHONPATH"] += os.pathsep + str(ROOT)
     start = duel_process if environment else duel
-    done = start(*arguments_of(command), cwd=folder, check=None, env=environment)
+    done = start(*at_small_size(arguments_of(command)), cwd=folder, check=None, env=environment)
     assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     assert done.stdout or "--until" in command, command  # a run that stops on the way has no result to print
 
