@@ -5,7 +5,14 @@ import pytest
 from scipy import stats
 
 from toolkit.errors import DataError
-from toolkit.evals.intervals import bootstrap_mean, bootstrap_statistic, ratio, resample_indices, sums_by_prompt
+from toolkit.evals.intervals import (
+    bootstrap_mean,
+    bootstrap_statistic,
+    ratio,
+    resample_counts,
+    resample_indices,
+    sums_by_prompt,
+)
 
 
 @pytest.mark.parametrize("n", [7, 60, 805])
@@ -41,6 +48,12 @@ def test_ratio_equals_scipy_bca() -> None:
     )
     assert (estimate.ci_low, estimate.ci_high) == pytest.approx(tuple(expected.confidence_interval), abs=1e-9)
     assert estimate.standard_error == pytest.approx(expected.standard_error, abs=1e-12)
+
+
+def test_draws_of_kinds_are_the_sums_of_the_draws_of_their_prompts() -> None:
+    kind = np.array([2, 0, 1, 0, 2, 2, 1])
+    of_prompts, of_kinds = (np.concatenate(list(resample_counts(7, 30, 1, k))) for k in (None, kind))
+    assert np.array_equal(of_kinds, np.stack([of_prompts[:, kind == k].sum(axis=1) for k in range(3)], axis=1))
 
 
 def test_chunks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,24 @@ def test_draws_equal_refits_to_full_convergence(monkeypatch: pytest.MonkeyPatch,
     assert fast.lc_win_rate == exact.lc_win_rate
 
 
+@pytest.mark.parametrize("digits", [0, 6])  # differences of length that repeat, and that do not
+def test_refits_of_many_prompts_equal_those_from_zero(monkeypatch: pytest.MonkeyPatch, digits: int) -> None:
+    rng = np.random.default_rng(8)
+    difference = np.round(rng.normal(3.0, 20.0, 900), digits)
+    preferences = (rng.random(900) < 1 / (1 + np.exp(-difference / 20))).astype(float)
+    preferences[::9] = 0.5
+    lengths = 500.0 - difference, np.full(900, 500.0)
+    monkeypatch.setattr(length_control, "_DRAW_TOLERANCE", 1e-9)
+    expected = length_controlled_win_rate(preferences, *lengths, n_resamples=300, seed=2)
+    monkeypatch.setattr(length_control, "MANY_ROWS", 900)
+    result = length_controlled_win_rate(preferences, *lengths, n_resamples=300, seed=2)
+    assert expected.lc_win_rate == result.lc_win_rate and expected.length == pytest.approx(result.length)
+    assert (result.standard_error, result.ci_low, result.ci_high) == pytest.approx(
+        (expected.standard_error, expected.ci_low, expected.ci_high), abs=1e-7
+    )
+    assert result.ci_low != expected.ci_low  # it did take another way
+
+
 def test_targets_reproduce_the_sufficient_statistics(tmp_path: Path) -> None:
     write_table(tmp_path)
     table = load_length_table(tmp_path)

@@ -6,6 +6,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from toolkit.errors import DataError
+from toolkit.evals import style
 from toolkit.evals.intervals import resample_indices
 from toolkit.evals.logistic import fit_l2_logistic
 from toolkit.evals.style import FEATURES, Style, style_controlled_win_rate, style_of
@@ -67,6 +68,18 @@ def test_fit_and_interval_equal_plain_refits() -> None:
     assert result.effects == pytest.approx(dict(zip(FEATURES, expected[:-1], strict=True)), abs=1e-5)
     draws = [expit(ridge(x[rows], p[rows])[-1]) for chunk in resample_indices(len(p), 60, 5) for rows in chunk]
     assert (result.ci_low, result.ci_high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=1e-6)
+
+
+@pytest.mark.parametrize("kinds", [900, 60])  # rows that are all different, and rows that repeat others
+def test_refits_of_many_prompts_equal_those_from_zero(monkeypatch: pytest.MonkeyPatch, kinds: int) -> None:
+    p, a, b = (values[np.arange(900) % kinds] for values in simulated(900, 4))
+    p[::7] = 0.5
+    expected = style_controlled_win_rate(p, a, b, n_resamples=300, seed=2)
+    monkeypatch.setattr(style, "MANY_ROWS", 900)
+    result = style_controlled_win_rate(p, a, b, n_resamples=300, seed=2)
+    assert (result.win_rate, result.effects) == (expected.win_rate, expected.effects)
+    assert (result.ci_low, result.ci_high) == pytest.approx((expected.ci_low, expected.ci_high), abs=1e-7)
+    assert result.ci_low != expected.ci_low  # it did take another way
 
 
 def test_a_judge_who_likes_style_alone_is_seen_through() -> None:

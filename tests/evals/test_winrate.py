@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.errors import DataError
+from toolkit.evals import winrate
 from toolkit.evals.winrate import (
     average_within_prompt,
     bradley_terry,
@@ -40,6 +41,23 @@ CONTRACT = [
     "lc_ci_high",
     "position_consistency",
 ]
+
+
+@pytest.mark.parametrize("n", [1, 3, 1001])
+def test_coins_are_those_that_numpy_draws(n: int) -> None:
+    one, two = np.random.default_rng(5), np.random.default_rng(5)
+    for rows in (1, 2, 5):
+        assert np.array_equal(winrate._flips(one, rows, n), two.integers(0, 2, size=(rows, n), dtype=np.int8))
+    assert one.integers(0, 1 << 40) == two.integers(0, 1 << 40)
+
+
+def test_many_equal_deviations_get_the_p_value_of_the_drawn_assignments() -> None:
+    n, wins = 26_000, 13_080
+    coins = np.random.default_rng(3).integers(0, 2, size=(99, n), dtype=np.int8)
+    hits = np.abs(coins.sum(axis=1) - n / 2) >= wins - n / 2
+    assert 10 < hits.sum() < 90
+    values = [1.0] * wins + [0.0] * (n - wins) + [0.5] * 1000
+    assert permutation_test(values, seed=3, n_flips=99) == (hits.sum() + 1) / 100
 
 
 def test_hand_worked_row() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -70,17 +70,27 @@ def resample_indices(n: int, n_resamples: int, seed: int) -> Iterator[NDArray[np
         yield rng.integers(0, n, size=(min(rows, n_resamples - start), n))
 
 
-def resample_counts(n: int, n_resamples: int, seed: int) -> Iterator[Floats]:
-    """Count how often each prompt was drawn, (chunk, n). The draws are those of :func:`resample_indices`."""
+def resample_counts(
+    n: int, n_resamples: int, seed: int, kind_N: NDArray[np.integer[Any]] | None = None
+) -> Iterator[Floats]:
+    """Count how often each prompt was drawn, (chunk, n). The draws are those of :func:`resample_indices`.
+
+    ``kind_N`` numbers the kinds of prompts from 0: counted is then how often each kind was drawn, (chunk, kinds).
+    """
     for index_BN in resample_indices(n, n_resamples, seed):
-        rows = len(index_BN)
-        flat = (index_BN + np.arange(rows)[:, None] * n).ravel()
-        yield np.bincount(flat, minlength=rows * n).reshape(rows, n).astype(np.float64)
+        if kind_N is None:
+            rows = len(index_BN)
+            index_BN += np.arange(rows)[:, None] * n
+            counts = np.bincount(index_BN.ravel(), minlength=rows * n).reshape(rows, n)
+        else:
+            n_kinds = int(kind_N.max()) + 1
+            counts = np.stack([np.bincount(kind_N[index_N], minlength=n_kinds) for index_N in index_BN])
+        yield counts.astype(np.float64)
 
 
-def resamples(n: int, n_resamples: int, seed: int) -> Iterator[Floats]:
+def resamples(n: int, n_resamples: int, seed: int, kind_N: NDArray[np.integer[Any]] | None = None) -> Iterator[Floats]:
     """The counts of :func:`resample_counts`, a few draws at a time, for statistics that hold (draws, n) values."""
-    for counts_CN in resample_counts(n, n_resamples, seed):
+    for counts_CN in resample_counts(n, n_resamples, seed, kind_N):
         for at in range(0, len(counts_CN), _DRAWS_AT_ONCE):
             yield counts_CN[at : at + _DRAWS_AT_ONCE]
 

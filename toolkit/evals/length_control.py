@@ -33,7 +33,14 @@ from toolkit.evals.intervals import (
     percentile_interval,
     resamples,
 )
-from toolkit.evals.logistic import Block, fit_l1_logistic, fit_l2_logistic
+from toolkit.evals.logistic import (
+    MANY_ROWS,
+    Block,
+    DistinctRows,
+    fit_l1_logistic,
+    fit_l2_logistic,
+    refit_l2_logistic,
+)
 from toolkit.evals.winrate import checked_preferences
 from toolkit.files import read_json
 
@@ -258,7 +265,7 @@ def _length_only(rows: _Rows, n_resamples: int, confidence: float, seed: int) ->
     n, p_N, delta_N = len(rows.preferences), rows.preferences, rows.length_difference
 
     def fit(counts_BN: Floats) -> Floats:
-        scale_B1 = _spread(delta_N, counts_BN)[:, None]
+        scale_B1 = _spread(delta_N, counts_BN, n)[:, None]
         length_BN = np.tanh(delta_N / np.where(scale_B1 > 0.0, scale_B1, np.inf))
         x_BNK = np.stack([length_BN, np.ones_like(length_BN)], axis=-1)
         return fit_l2_logistic(x_BNK, p_N, counts_BN, np.array(_RIDGE), _DRAW_TOLERANCE)
@@ -269,15 +276,31 @@ def _length_only(rows: _Rows, n_resamples: int, confidence: float, seed: int) ->
         low, high = interval_without_spread(value, n, (0.0, 1.0), confidence)
     else:
         value = float(expit(beta[-1]))
-        draws_B = np.concatenate([expit(fit(counts)[:, -1]) for counts in resamples(n, n_resamples, seed)])
+        if n < MANY_ROWS:
+            draws_B = np.concatenate([expit(fit(counts)[:, -1]) for counts in resamples(n, n_resamples, seed)])
+        else:
+            draws_B = _refits_of_many(p_N, delta_N, beta, n_resamples, seed)
         standard_error = float(draws_B.std(ddof=1))
         low, high = percentile_interval(draws_B, confidence)
     return LengthControlled(value, standard_error, low, high, n, length=float(beta[0]), policy=float(beta[-1]))
 
 
-def _spread(delta_N: Floats, counts_BN: Floats) -> Floats:
-    """sd(D) with ddof 1 of each resample, (B,)."""
-    n = len(delta_N)
+def _refits_of_many(p_N: Floats, delta_N: Floats, beta_K: Floats, n_resamples: int, seed: int) -> Floats:
+    """sigmoid(c) of the refits of :func:`_length_only` on resamples of many prompts, (B,)."""
+    n = len(p_N)
+    rows = DistinctRows.of(p_N, delta_N)
+    (p_G, delta_G), ones = rows.columns, np.ones((1, len(rows.columns[0])))
+
+    def fit(counts_BG: Floats) -> Floats:
+        scale_B1 = _spread(delta_G, counts_BG, n)[:, None]
+        length_BG = np.tanh(delta_G / np.where(scale_B1 > 0.0, scale_B1, np.inf))
+        return refit_l2_logistic(Block(length_BG, ones, counts_BG, p_G), beta_K, np.array(_RIDGE))
+
+    return np.concatenate([expit(fit(counts)[:, -1]) for counts in resamples(n, n_resamples, seed, rows.kind_N)])
+
+
+def _spread(delta_N: Floats, counts_BN: Floats, n: int) -> Floats:
+    """sd(D) with ddof 1 of each resample of n prompts, (B,)."""
     variance_B = (counts_BN @ delta_N**2 - (counts_BN @ delta_N) ** 2 / n) / (n - 1)
     return np.asarray(np.sqrt(np.maximum(variance_B, 0.0)), dtype=np.float64)
 
@@ -313,7 +336,7 @@ def _gamed_block(table: LengthTable) -> Block:
 def _refit(rows: _Rows, gamed: list[Block], start_K: Floats, c: float, counts_BN: Floats) -> Floats:
     """Length-controlled win rates (B,) of resamples that draw each prompt ``counts_BN`` times."""
     n = len(rows.preferences)
-    blocks = [rows.block(_spread(rows.length_difference, counts_BN)[:, None], counts_BN), *gamed]
+    blocks = [rows.block(_spread(rows.length_difference, counts_BN, n)[:, None], counts_BN), *gamed]
     starts_BK = np.tile(start_K, (len(counts_BN), 1))
     beta_BK = fit_l1_logistic(blocks, starts_BK, np.full(len(counts_BN), c), _DRAW_TOLERANCE)
     return np.asarray(np.einsum("bn,bn->b", rows.win_rates(beta_BK), counts_BN) / n, dtype=np.float64)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
 from toolkit.evals.intervals import Floats
+
+# Rows from which the fits of resamples take equal rows as one and start at the fit of all rows. With fewer rows that
+# spares no time that matters, and recorded results keep their last digits.
+MANY_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,29 @@ class Block:
         first = self.first if self.first.ndim == 1 else self.first[regressions]
         weights = self.weights if self.weights.ndim == 1 else self.weights[regressions]
         return Block(first, self.shared, weights, self.targets)
+
+
+@dataclass(frozen=True)
+class DistinctRows:
+    """The distinct ones of n rows: the columns' values, (G,) each, and which of them each row is, (n,).
+
+    ``kind_N`` is None where no more than half of the rows repeat others: the columns are those that were given.
+    """
+
+    columns: tuple[Floats, ...]
+    kind_N: NDArray[np.integer[Any]] | None
+
+    @classmethod
+    def of(cls, *columns: Floats) -> DistinctRows:
+        kind_N = np.zeros(len(columns[0]), dtype=np.int64)
+        for column in columns:
+            values, index_N = np.unique(column, return_inverse=True)
+            kind_N = np.unique(kind_N * len(values) + index_N, return_inverse=True)[1]
+        _, first = np.unique(kind_N, return_index=True)
+        if 2 * len(first) > len(kind_N):
+            return cls(columns, None)
+        small = kind_N.astype(np.min_scalar_type(len(first)))  # of which more stay in the processor's cache
+        return cls(tuple(column[first] for column in columns), small)
 
 
 def fit_l1_logistic(blocks: Sequence[Block], start_BK: Floats, c_B: Floats, tolerance: float) -> Floats:
@@ -54,6 +82,27 @@ def fit_l1_logistic(blocks: Sequence[Block], start_BK: Floats, c_B: Floats, tole
         if len(active) == 0:
             return beta_BK
     raise ArithmeticError("the regression did not converge in 200 Newton steps")
+
+
+def refit_l2_logistic(block: Block, start_K: Floats, ridge_K: Floats) -> Floats:
+    """B logistic regressions on resamples of many rows, (B, K): :func:`fit_l2_logistic` from the fit of all rows.
+
+    That fit, ``start_K``, is near those of the resamples, and Newton's method converges quadratically: after a step of
+    1e-4 the coefficients are within about 1e-8.
+
+    Raises:
+        ArithmeticError: no convergence in 100 steps.
+    """
+    beta_BK = np.tile(start_K, (len(block.weights), 1))
+    constant_BK = _linear_part([block], len(beta_BK))
+    for iteration in range(100):
+        gradient, hessian = _derivatives([block], beta_BK)
+        slope_BK1 = (gradient - constant_BK + beta_BK * ridge_K)[:, :, None]
+        step = -np.asarray(np.linalg.solve(hessian + np.diag(ridge_K), slope_BK1), dtype=np.float64)[:, :, 0]
+        beta_BK += np.clip(step, -2.0, 2.0) * (1.0 if iteration < 20 else 0.5)
+        if np.abs(step).max() < 1e-4:
+            return beta_BK
+    raise ArithmeticError("the regression did not converge in 100 Newton steps")
 
 
 def _linear_part(blocks: Sequence[Block], b: int) -> Floats:

@@ -24,7 +24,7 @@ from toolkit.evals.intervals import (
     resamples,
 )
 from toolkit.evals.length_control import lacks_overlap
-from toolkit.evals.logistic import fit_l2_logistic
+from toolkit.evals.logistic import MANY_ROWS, Block, DistinctRows, fit_l2_logistic, refit_l2_logistic
 from toolkit.evals.winrate import checked_preferences
 
 FEATURES = ("length", "lists", "headers", "bold")
@@ -127,9 +127,14 @@ def _fitted(x_NK: Floats, p_N: Floats, n_resamples: int, confidence: float, seed
     """The estimate from features (n, 5), the constant last, and preferences (n,)."""
     n, ridge_K = len(p_N), np.array(_RIDGE)
     beta_K = fit_l2_logistic(x_NK, p_N, np.ones((1, n)), ridge_K, _TOLERANCE)[0]
-    draws_B = np.concatenate(
-        [fit_l2_logistic(x_NK, p_N, counts, ridge_K, _TOLERANCE)[:, -1] for counts in resamples(n, n_resamples, seed)]
-    )
+    if n < MANY_ROWS:
+        refits = (fit_l2_logistic(x_NK, p_N, w, ridge_K, _TOLERANCE) for w in resamples(n, n_resamples, seed))
+    else:
+        rows = DistinctRows.of(p_N, *x_NK.T)
+        p_G, first_G, *shared = rows.columns
+        shared_KG, weights = np.stack(shared), resamples(n, n_resamples, seed, rows.kind_N)
+        refits = (refit_l2_logistic(Block(first_G, shared_KG, w, p_G), beta_K, ridge_K) for w in weights)
+    draws_B = np.concatenate([beta_BK[:, -1] for beta_BK in refits])
     low, high = percentile_interval(np.asarray(expit(draws_B), dtype=np.float64), confidence)
     effects = dict(zip(FEATURES, beta_K[:-1].tolist(), strict=True))
     return StyleControlled(float(expit(beta_K[-1])), low, high, n, effects)

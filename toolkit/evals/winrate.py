@@ -143,12 +143,22 @@ def permutation_test(preferences: ArrayLike, *, seed: int = 0, n_flips: int = _M
             return _exact_flip_p(steps // unit, round(observed * 2 * _LATTICE) // unit)
     rng = np.random.default_rng(seed)
     hits, threshold = 0, observed * (1.0 - 1e-12)
-    rows = max(1, (1 << 20) // len(deviations))
+    rows, total = max(1, (1 << 20) // len(deviations)), deviations.sum()
+    all_equal = bool(np.all(deviations == deviations[0]))  # as wins and losses without graded preferences are
     for start in range(0, n_flips, rows):
-        heads = rng.integers(0, 2, size=(min(rows, n_flips - start), len(deviations)), dtype=np.int8)
-        sums = 2.0 * (heads @ deviations) - deviations.sum()
-        hits += int(np.count_nonzero(np.abs(sums) >= threshold))
+        heads = _flips(rng, min(rows, n_flips - start), len(deviations))
+        won = np.count_nonzero(heads, axis=1) * deviations[0] if all_equal else heads @ deviations
+        hits += int(np.count_nonzero(np.abs(2.0 * won - total) >= threshold))
     return (hits + 1) / (n_flips + 1)
+
+
+def _flips(rng: np.random.Generator, rows: int, n: int) -> NDArray[np.bool_]:
+    """Heads of fair coins (rows, n): what ``rng.integers(0, 2, (rows, n), dtype=np.int8)`` draws, in less time.
+
+    NumPy takes the top bit of each byte there.
+    """
+    drawn = np.frombuffer(rng.bytes(rows * n), dtype=np.uint8) >> 7
+    return drawn.view(np.bool_).reshape(rows, n)
 
 
 def _exact_flip_p(steps: NDArray[np.int64], observed: int) -> float:

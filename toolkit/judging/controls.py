@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Literal, TypedDict, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.errors import DataError
 from toolkit.evals.intervals import Floats
@@ -34,18 +35,26 @@ def recorded_fields(members: Sequence[Judgement], names: Sequence[str]) -> bool:
     return any(all(getattr(m, name) is not None for name in fields) for m in members)
 
 
-def _by_prompt(members: Sequence[Judgement], name: str) -> Floats:
+def prompt_numbers(members: Sequence[Judgement]) -> NDArray[np.int64]:
+    """The prompt of each judgement, as a number from 0 in order of first appearance."""
+    number: dict[str, int] = {}
+    of_member = (number.setdefault(m.prompt_id, len(number)) for m in members)
+    return np.fromiter(of_member, dtype=np.int64, count=len(members))
+
+
+def _by_prompt(members: Sequence[Judgement], prompts: NDArray[np.int64], name: str) -> Floats:
     """A field's mean over a prompt's judgements, (n,); NaN where none of them records it."""
-    values = [getattr(m, name) for m in members]
-    ids = [m.prompt_id for m in members]
-    return average_within_prompt(ids, np.array([np.nan if x is None else x for x in values], dtype=np.float64))[1]
+    recorded = (getattr(m, name) for m in members)
+    values = np.fromiter((np.nan if x is None else x for x in recorded), dtype=np.float64, count=len(members))
+    return average_within_prompt(prompts, values)[1]
 
 
 def with_style_control(
     row: WinRate, members: Sequence[Judgement], preferences: Floats, **intervals: Unpack[IntervalOptions]
 ) -> WinRate:
+    prompts = prompt_numbers(members)
     policy_style, baseline_style = (
-        np.stack([_by_prompt(members, f"{side}_{feature}") for feature in FEATURES], axis=1)
+        np.stack([_by_prompt(members, prompts, f"{side}_{feature}") for feature in FEATURES], axis=1)
         for side in ("policy", "baseline")
     )
     if row.n_judged and np.isnan(policy_style + baseline_style).any(axis=1).all():
@@ -73,7 +82,10 @@ def with_length_control(
     alignment: Alignment,
     **intervals: Unpack[IntervalOptions],
 ) -> WinRate:
-    policy_lengths, baseline_lengths = (_by_prompt(members, f"{side}_length") for side in ("policy", "baseline"))
+    prompts = prompt_numbers(members)
+    policy_lengths, baseline_lengths = (
+        _by_prompt(members, prompts, f"{side}_length") for side in ("policy", "baseline")
+    )
     usable = ~np.isnan(preferences) & ~np.isnan(policy_lengths) & ~np.isnan(baseline_lengths)
     if row.n_judged and not usable.any():
         raise DataError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.errors import DataError
 from toolkit.evals.intervals import DEFAULT_INTERVALS, Floats
@@ -24,6 +25,7 @@ from toolkit.evals.winrate import WinRate, average_within_prompt, bradley_terry,
 from toolkit.judging.controls import (
     Alignment,
     IntervalOptions,
+    prompt_numbers,
     recorded_fields,
     with_length_control,
     with_style_control,
@@ -333,18 +335,20 @@ def _with_holm(rows: Sequence[WinRate]) -> list[WinRate]:
 
 def _preferences(members: Sequence[Judgement]) -> Floats:
     """The preference of each prompt, in order of first appearance: the mean over judges of the mean over orders."""
-    by_judge: dict[str, list[Judgement]] = defaultdict(list)
-    for m in members:
-        by_judge[m.source].append(m)
+    by_judge: dict[str, list[int]] = defaultdict(list)
+    for i, m in enumerate(members):
+        by_judge[m.source].append(i)
+    numbers = prompt_numbers(members)
+    n = int(numbers.max()) + 1 if len(members) else 0
     # every prompt first, as not judged, so that it keeps its place
-    prompts: list[object] = list(dict.fromkeys(m.prompt_id for m in members))
-    values = [np.full(len(prompts), np.nan)]
-    for of_judge in by_judge.values():
-        ids = [m.prompt_id for m in of_judge]
-        distinct, means = average_within_prompt(ids, _balance_orders(of_judge))
-        prompts.extend(distinct.tolist())
+    prompts: list[NDArray[np.generic]] = [np.arange(n)]
+    values = [np.full(n, np.nan)]
+    for at in by_judge.values():
+        of_judge = members if len(at) == len(members) else [members[i] for i in at]
+        distinct, means = average_within_prompt(numbers[at], _balance_orders(of_judge))
+        prompts.append(distinct)
         values.append(means)
-    return average_within_prompt(prompts, np.concatenate(values))[1]
+    return average_within_prompt(np.concatenate(prompts), np.concatenate(values))[1]
 
 
 def _pair_of(judgement: Judgement) -> tuple[object, ...]:
@@ -369,6 +373,8 @@ def _balance_orders(members: Sequence[Judgement]) -> Floats:
     both orders, a pair with a value in one of them alone counts as not judged: the judge's taste for a place would
     count as its preference. A judge that saw each pair in one order, such as a person who votes, is complete.
     """
+    if len({(m.policy, m.baseline, m.prompt_id) for m in members}) == len(members):  # each was judged once
+        return np.array([np.nan if m.preference is None else m.preference for m in members], dtype=np.float64)
     of_pairs: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for i, m in enumerate(members):
         of_pairs[_pair_of(m)].append(i)
