@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from support.running import duel
 
 from toolkit.errors import DataError
 from toolkit.judging.records import read_judgements
+from toolkit.judging.scorers import compare
 from toolkit.measure.outputs import outputs_to_judge, read_outputs
 from toolkit.preferences.rows import prompt_id
 from toolkit.preferences.samples import Sample, write_samples
@@ -89,16 +91,20 @@ def test_prompts_that_one_system_left_out(tmp_path: Path) -> None:
     first = plain(tmp_path / "a.jsonl", LONG)
     second = plain(tmp_path / "b.jsonl", SHORT[:2], PROMPTS[1:3])
     asked = outputs_to_judge([first, second], policy=None, baseline=None, limit=None)
-    assert asked.responses.prompts == PROMPTS[1:3] and asked.pairs == [("a", "b")]
+    assert list(asked.responses.prompts) == PROMPTS[1:3] and asked.pairs == [("a", "b")]
     assert asked.notes == ["2 of 4 prompts have a response of every system"]
-    assert outputs_to_judge([first, second], policy=None, baseline=None, limit=1).responses.prompts == PROMPTS[1:2]
+    limited = outputs_to_judge([first, second], policy=None, baseline=None, limit=1).responses
+    assert list(limited.prompts) == PROMPTS[1:2] and list(limited.texts["b"]) == [SHORT[:1]]
 
 
 def test_several_samples_and_an_input_after_the_instruction(tmp_path: Path) -> None:
     rows = [{"instruction": "Sum", "input": "1 2", "output": text, "generator": "m"} for text in ("3", "three")]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     outputs = read_outputs([tmp_path / "a.json"])["m"]
-    assert list(outputs.prompts.values()) == ["Sum\n\n1 2"] and list(outputs.responses.values()) == [["3", "three"]]
+    [only] = outputs.prompts.tolist()
+    assert outputs.prompt(only) == "Sum\n\n1 2" and outputs.responses(only) == ["3", "three"]
+    assert outputs.source(f"{only:016x}", "three") == (str(tmp_path / "a.json"), 2)
+    assert outputs.source(f"{only:016x}", "four") is None
 
 
 def test_recorded_samples_are_judged_as_they_were_sampled(tmp_path: Path) -> None:
@@ -110,8 +116,8 @@ def test_recorded_samples_are_judged_as_they_were_sampled(tmp_path: Path) -> Non
     columns = ["prompt_id", "policy", "sample_index", "prompt", "response", "response_ids", "truncated"]
     write_samples(rows, tmp_path / "samples.parquet", columns)
     responses = outputs_to_judge([tmp_path], policy=None, baseline=None, limit=2).responses
-    assert responses.truncated == {"a": [[True], [True]], "b": [[False], [False]]}
-    assert responses.ids is not None
+    assert responses.truncated is not None and responses.ids is not None
+    assert [list(responses.truncated[name]) for name in "ab"] == [[[True], [True]], [[False], [False]]]
     assert [list(ids) for [ids] in responses.ids["a"]] == [[5, 0], [5, 1]]
     texts = plain(tmp_path / "texts.jsonl", SHORT)
     with_texts = outputs_to_judge([tmp_path, texts], policy="a", baseline="texts", limit=None).responses
@@ -144,3 +150,19 @@ def test_unknown_names_and_people_of_three_systems(tmp_path: Path) -> None:
         outputs_to_judge([table], policy="x", baseline=None, limit=None)
     refused = duel("judge", str(table), "--human", f"--out={tmp_path / 'v.parquet'}", check=2)
     assert "people vote on one pair" in refused.stderr
+
+
+def test_texts_of_outputs_do_not_wait_in_memory(tmp_path: Path) -> None:
+    n = 600
+    prompts = [f"prompt {k} " * 800 for k in range(n)]
+    files = [plain(tmp_path / f"{name}.jsonl", [f"{name} {k} " * 1600 for k in range(n)], prompts) for name in "ab"]
+    outputs_to_judge(files, policy=None, baseline=None, limit=1)  # what is loaded once
+    tracemalloc.start()
+    try:
+        asked = outputs_to_judge(files, policy=None, baseline=None, limit=None)
+        scores = {name: [[0.0]] * n for name in "ab"}
+        assert len(compare("length", *asked.pairs[0], asked.responses, scores)) == n
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 0.3 * sum(file.stat().st_size for file in files)  # the buffers of files are in it

@@ -20,7 +20,7 @@ from toolkit.evals.implicit_reward import defined_by
 from toolkit.files import module_fingerprint
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, preference_by_score, text_measures
-from toolkit.judging.responses import PolicyResponses, SampledIds
+from toolkit.judging.responses import Computed, PolicyResponses, SampledIds
 from toolkit.judging.user_code import function_scores
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import best_device, torch_dtype
@@ -173,9 +173,10 @@ def _function_scores(spec: str, prompts: Sequence[Prompt], responses: Sequence[S
 def score_policies(spec: str, responses: PolicyResponses, options: JudgeOptions) -> dict[str, Scores]:
     """Each policy's scores. One call of :func:`score` sees all responses to a prompt together."""
     names = list(responses.texts)
-    together = [[text for name in names for text in responses.texts[name][p]] for p in range(len(responses.prompts))]
+    places = range(len(responses.prompts))
+    together = Computed(places, lambda p: [text for name in names for text in responses.texts[name][p]])
     by_policy: dict[str, Scores] = {name: [] for name in names}
-    samples = [responses.prompt_samples(p) for p in range(len(responses.prompts))]
+    samples = None if responses.truncated is None else Computed(places, responses.prompt_samples)
     for p, of_prompt in enumerate(score(spec, responses.prompts, together, options, samples)):
         remaining = iter(of_prompt)
         for name in names:
@@ -192,8 +193,9 @@ def compare(
     """
     out = []
     for row, prompt_id in enumerate(responses.prompt_ids):
+        texts_b = responses.texts[baseline][row]
         for a, text_a in zip(scores[policy][row], responses.texts[policy][row], strict=True):
-            for b, text_b in zip(scores[baseline][row], responses.texts[baseline][row], strict=True):
+            for b, text_b in zip(scores[baseline][row], texts_b, strict=True):
                 failed = math.isnan(a) or math.isnan(b)
                 out.append(
                     Judgement(

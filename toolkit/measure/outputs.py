@@ -4,15 +4,21 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from toolkit.errors import DataError, nearest
 from toolkit.judging.battles import plain_prompt
-from toolkit.judging.responses import PolicyResponses
+from toolkit.judging.responses import Computed, PolicyResponses
 from toolkit.measure.responses import prompts_of_run
 from toolkit.preferences.cells import RecordError, excerpt, messages_from, name_cell, prompt_cell, text_cell
 from toolkit.preferences.columns import PROMPTS
@@ -20,6 +26,7 @@ from toolkit.preferences.loading import SourceRecords, read_file
 from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, row_error
 from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, Sample, by_policy, read_samples
+from toolkit.storage.spilled import Spill
 
 # (system, prompt's id, response) -> its file and row, None where they are not known
 SourceOfResponse = Callable[[str, str, str], tuple[str, int] | None]
@@ -28,34 +35,65 @@ RESPONSES = ("response", "output", "completion", "answer")
 SYSTEMS = ("generator", "policy", "model", "system_name")
 
 
-@dataclass
 class Outputs:
-    """The responses of one system: prompt's id -> its responses. ``prompts`` keeps the prompts as they are shown.
+    """The responses of one system, in the order in which they were added. Texts wait on disk.
 
-    ``file`` and ``rows`` say where they are from. Of a run's samples ``ids`` are the sampled token ids, and
-    ``truncated`` says which ran into the length limit; they are empty for texts alone.
+    ``file`` and ``rows`` say where they are from. Of a run's samples the sampled token ids and whether the response ran
+    into the length limit are kept as well (``recorded``); texts alone have neither.
     """
 
-    name: str
-    prompts: dict[str, Prompt] = field(default_factory=dict)
-    responses: dict[str, list[str]] = field(default_factory=dict)
-    file: str = ""
-    rows: dict[tuple[str, str], int] = field(default_factory=dict)  # of a prompt and a response, the first one
-    ids: dict[str, list[Sequence[int]]] = field(default_factory=dict)
-    truncated: dict[str, list[bool]] = field(default_factory=dict)
+    def __init__(self, name: str, file: str = "", *, recorded: bool = False) -> None:
+        self.name, self.file, self.recorded = name, file, recorded
+        self.rows = array("q")
+        self._prompt_of = array("Q")  # the 16 hex digits of its id
+        self._prompts, self._responses, self._samples = Spill(), Spill(), Spill()
 
     def add(self, prompt: Prompt, response: str, row: int, sample: Sample | None = None) -> None:
-        key = prompt_id(plain_prompt(prompt))
-        self.prompts.setdefault(key, plain_prompt(prompt))
-        self.responses.setdefault(key, []).append(response)
-        self.rows.setdefault((key, response), row)
+        shown = plain_prompt(prompt)
+        self._prompt_of.append(int(prompt_id(shown), 16))
+        self.rows.append(row)
+        self._prompts.append(shown)
+        self._responses.append(response)
         if sample is not None:
-            self.ids.setdefault(key, []).append(sample.response_ids)
-            self.truncated.setdefault(key, []).append(sample.truncated)
+            self._samples.append((sample.response_ids, sample.truncated))
+
+    @cached_property
+    def _by_prompt(self) -> tuple[array[int], array[int]]:
+        """The prompts of all responses, sorted, and the place of each response. No more may be added then."""
+        prompts = np.frombuffer(self._prompt_of, dtype=np.uint64)
+        order = np.argsort(prompts, kind="stable")
+        return array("Q", prompts[order].tobytes()), array("q", order.tobytes())
+
+    @property
+    def prompts(self) -> NDArray[np.uint64]:
+        """The distinct prompts in order of first appearance, each as the number that its id writes."""
+        distinct, first = np.unique(np.frombuffer(self._prompt_of, dtype=np.uint64), return_index=True)
+        return distinct[np.argsort(first)]
+
+    def places(self, prompt: int) -> array[int]:
+        """Where the responses to a prompt are among those that were added."""
+        prompts, places = self._by_prompt
+        start = bisect_left(prompts, prompt)
+        return places[start : bisect_right(prompts, prompt, lo=start)]
+
+    def prompt(self, prompt: int) -> Prompt:
+        """A prompt as it is shown."""
+        shown: Prompt = self._prompts[self.places(prompt)[0]]
+        return shown
+
+    def responses(self, prompt: int) -> list[str]:
+        return [self._responses[place] for place in self.places(prompt)]
+
+    def ids(self, prompt: int) -> list[list[int]]:
+        return [self._samples[place][0] for place in self.places(prompt)]
+
+    def truncated(self, prompt: int) -> list[bool]:
+        return [self._samples[place][1] for place in self.places(prompt)]
 
     def source(self, key: str, response: str) -> tuple[str, int] | None:
-        """The file and the row of a response; None for one that is not here."""
-        row = self.rows.get((key, response))
+        """The file and the first row of a response; None for one that is not here."""
+        places = self.places(int(key, 16))
+        row = next((self.rows[place] for place in places if self._responses[place] == response), None)
         return None if row is None else (self.file, row)
 
 
@@ -108,28 +146,28 @@ def outputs_to_judge(
         fix = "name a second file, or one that holds several systems"
         raise DataError(f"there is one system, {next(iter(systems))!r}", where=str(files[0]), fix=fix)
     compared = {name: systems[name] for name in systems if any(name in pair for pair in pairs)}
-    every = list(dict.fromkeys(key for outputs in compared.values() for key in outputs.prompts))
-    shared = [key for key in every if all(key in outputs.prompts for outputs in compared.values())]
-    if not shared:
-        first, second, *_ = compared.values()
-        example = excerpt(next(iter(first.prompts.values())))
+    first, *others = compared.values()
+    shared = first.prompts[np.all([np.isin(first.prompts, outputs.prompts) for outputs in others], axis=0)]
+    if not len(shared):
+        example = excerpt(first.prompt(int(first.prompts[0])))
         raise DataError(
-            f"no prompt has a response of {first.name!r} and of {second.name!r}",
+            f"no prompt has a response of {first.name!r} and of {others[0].name!r}",
             where=in_words(list(map(str, files))),
             fix=f"the systems have to answer the same prompts, with equal texts; one of {first.name!r} is {example}",
         )
-    notes = [f"{len(shared):,} of {len(every):,} prompts have a response of every system"] if shared != every else []
-    ids = shared[:limit]
-    shown = next(iter(compared.values())).prompts
-    recorded = all(outputs.ids for outputs in compared.values())
+    n_prompts = len(np.unique(np.concatenate([outputs.prompts for outputs in compared.values()])))
+    some_left = len(shared) < n_prompts
+    notes = [f"{len(shared):,} of {n_prompts:,} prompts have a response of every system"] if some_left else []
+    asked: list[int] = shared[:limit].tolist()
+    recorded = all(outputs.recorded for outputs in compared.values())
     return JudgedOutputs(
         pairs,
         PolicyResponses(
-            ids,
-            [shown[key] for key in ids],
-            {name: [outputs.responses[key] for key in ids] for name, outputs in compared.items()},
-            ids={name: [of.ids[key] for key in ids] for name, of in compared.items()} if recorded else None,
-            truncated={name: [of.truncated[key] for key in ids] for name, of in compared.items()} if recorded else None,
+            [f"{number:016x}" for number in asked],
+            Computed(asked, first.prompt),
+            {name: Computed(asked, of.responses) for name, of in compared.items()},
+            ids={name: Computed(asked, of.ids) for name, of in compared.items()} if recorded else None,
+            truncated={name: Computed(asked, of.truncated) for name, of in compared.items()} if recorded else None,
         ),
         notes,
         lambda name, key, response: compared[name].source(key, response),
@@ -169,7 +207,7 @@ def _of_samples(path: Path) -> list[Outputs]:
     numbers = {id(sample): number for number, sample in enumerate(samples, start=1)}
     systems = []
     for name, of_policy in by_policy(samples).items():
-        outputs = Outputs(name, file=str(path))
+        outputs = Outputs(name, file=str(path), recorded=recorded)
         for sample in sorted(of_policy, key=lambda sample: sample.sample_index):
             outputs.add(prompts[sample.prompt_id], sample.response, numbers[id(sample)], sample if recorded else None)
         systems.append(outputs)
