@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from toolkit.errors import DataError
 from toolkit.evals import winrate
@@ -108,9 +110,13 @@ def test_swapping_the_policies_mirrors_the_row() -> None:
     assert a.ci_low == pytest.approx(1 - b.ci_high, abs=0.01)  # type: ignore[operator]
 
 
+def signs_of(n: int) -> Iterator[tuple[int, ...]]:
+    return itertools.product((-1, 1), repeat=n)
+
+
 def brute_force(preferences: list[float]) -> float:
     d = np.array(preferences) - 0.5
-    sums = [abs(float(np.dot(s, d))) for s in itertools.product((-1, 1), repeat=len(d))]
+    sums = [abs(float(np.dot(s, d))) for s in signs_of(len(d))]
     return float(np.mean([s >= abs(float(d.sum())) - 1e-12 for s in sums]))
 
 
@@ -124,6 +130,28 @@ def test_permutation_test_on_continuous_preferences_is_monte_carlo_close() -> No
     exact = brute_force(preferences)
     assert permutation_test(preferences) == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 9999))
     assert permutation_test([0.9 + 0.001 * k for k in range(60)]) == 1e-4  # never 0
+
+
+@pytest.mark.parametrize("steps", [[3, -3, 3, -3, 1], [7, -7] * 7, [11, 11, 11, 11, -11, -11, -11, -11], [1, 2, -3]])
+@pytest.mark.parametrize("step", [0.0501, 0.0123])
+def test_sums_that_equal_the_observed_one_count_however_they_are_rounded(steps: list[int], step: float) -> None:
+    """Preferences on a grid that is not that of the exact test: sums are equal where their steps are."""
+    step /= max(map(abs, steps))
+    sums = [abs(sum(s * k for s, k in zip(signs, steps, strict=True))) for signs in signs_of(len(steps))]
+    exact = float(np.mean([total >= abs(sum(steps)) for total in sums]))
+    p = permutation_test([0.5 + step * k for k in steps])
+    assert p == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 9999) + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("preferences", "n_flips"), [([0.6] * 150 + [0.4] * 150, 9_999), ([0.65] * 30_005 + [0.35] * 29_995, 999)]
+)
+def test_equal_numbers_of_equal_wins_and_losses(preferences: list[float], n_flips: int) -> None:
+    more = sum(value > 0.5 for value in preferences) - sum(value < 0.5 for value in preferences)
+    n = len(preferences)
+    exact = binomtest((n + more) // 2, n, 0.5).pvalue
+    p = permutation_test(preferences, n_flips=n_flips)
+    assert p == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / n_flips) + 1e-12)
 
 
 def test_sign_test_drops_ties() -> None:

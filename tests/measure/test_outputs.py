@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import tracemalloc
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from support.running import duel
@@ -166,3 +169,20 @@ def test_texts_of_outputs_do_not_wait_in_memory(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert held < 0.3 * sum(file.stat().st_size for file in files)  # the buffers of files are in it
+
+
+def test_a_file_of_many_systems_takes_one_more_open_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"instruction": p, "output": f"{k} {p}", "generator": f"system {k}"} for p in PROMPTS[:2] for k in range(300)
+    ]
+    file = tmp_path / "all.json"
+    file.write_text(json.dumps(rows))
+    before = len(os.listdir("/dev/fd"))
+    opened = mock.Mock(wraps=tempfile.TemporaryFile)
+    monkeypatch.setattr(tempfile, "TemporaryFile", opened)
+    systems = read_outputs([file])
+    assert len(systems) == 300 and opened.call_count == 1 and len(os.listdir("/dev/fd")) <= before + 2
+    for k, (name, outputs) in enumerate(systems.items()):
+        assert name == f"system {k}"
+        assert [outputs.responses(prompt) for prompt in outputs.prompts] == [[f"{k} {p}"] for p in PROMPTS[:2]]
+        assert [outputs.prompt(prompt) for prompt in outputs.prompts] == PROMPTS[:2]

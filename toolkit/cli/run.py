@@ -119,8 +119,7 @@ def _estimated(
     """``{"estimate": ...}`` of what is left of a run, which is shown, too."""
     from toolkit.runs.estimate import estimate, render
 
-    reporter.line(f"timing {loaded.recipe.model.name} on this machine: seconds, or a minute where it is slow")
-    estimated = estimate(loaded, out, **{name: options[name] for name in ("only", "until", "force")})
+    estimated = estimate(loaded, out, reporter, **{name: options[name] for name in ("only", "until", "force")})
     if show:
         say(render(loaded.recipe.name, estimated) + "\n")
     return {"estimate": estimated}

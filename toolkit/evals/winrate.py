@@ -20,6 +20,7 @@ from toolkit.errors import DataError
 from toolkit.evals.intervals import Floats, bootstrap_mean, check_settings, resample_counts
 
 _MC_FLIPS = 9_999  # with the observed assignment 10,000: p-values are multiples of 1e-4
+_ROUNDING = 1e-10  # of the sum of n numbers, relative: far below the step of any preferences that people have
 _LATTICE = 24  # preferences that are multiples of 1/24 (0, 1/2, 1; means of 2, 3, 4, 6 judgements) get an exact test
 _EXACT_MAX_STEPS = 20_000  # beyond this the convolution is slower than random flips
 
@@ -142,8 +143,9 @@ def permutation_test(preferences: ArrayLike, *, seed: int = 0, n_flips: int = _M
         if int(steps.sum()) // unit <= _EXACT_MAX_STEPS:
             return _exact_flip_p(steps // unit, round(observed * 2 * _LATTICE) // unit)
     rng = np.random.default_rng(seed)
-    hits, threshold = 0, observed * (1.0 - 1e-12)
     rows, total = max(1, (1 << 20) // len(deviations)), deviations.sum()
+    # A sum that equals the observed one counts, and each is rounded by some billionths of a billionth of the total.
+    hits, threshold = 0, observed - _ROUNDING * total
     all_equal = bool(np.all(deviations == deviations[0]))  # as wins and losses without graded preferences are
     for start in range(0, n_flips, rows):
         heads = _flips(rng, min(rows, n_flips - start), len(deviations))

@@ -36,26 +36,29 @@ SYSTEMS = ("generator", "policy", "model", "system_name")
 
 
 class Outputs:
-    """The responses of one system, in the order in which they were added. Texts wait on disk.
+    """The responses of one system, in the order in which they were added. Texts wait on disk, in ``stored``, which the
+    systems of a file share: each of their own would take an open file.
 
     ``file`` and ``rows`` say where they are from. Of a run's samples the sampled token ids and whether the response ran
     into the length limit are kept as well (``recorded``); texts alone have neither.
     """
 
-    def __init__(self, name: str, file: str = "", *, recorded: bool = False) -> None:
+    def __init__(self, name: str, stored: Spill, file: str = "", *, recorded: bool = False) -> None:
         self.name, self.file, self.recorded = name, file, recorded
         self.rows = array("q")
         self._prompt_of = array("Q")  # the 16 hex digits of its id
-        self._prompts, self._responses, self._samples = Spill(), Spill(), Spill()
+        self._stored = stored
+        # Of each response: the place of its prompt, behind which are its text and what was recorded of it.
+        self._at = array("q")
 
     def add(self, prompt: Prompt, response: str, row: int, sample: Sample | None = None) -> None:
         shown = plain_prompt(prompt)
         self._prompt_of.append(int(prompt_id(shown), 16))
         self.rows.append(row)
-        self._prompts.append(shown)
-        self._responses.append(response)
+        self._at.append(self._stored.append(shown))
+        self._stored.append(response)
         if sample is not None:
-            self._samples.append((sample.response_ids, sample.truncated))
+            self._stored.append((sample.response_ids, sample.truncated))
 
     @cached_property
     def _by_prompt(self) -> tuple[array[int], array[int]]:
@@ -78,22 +81,26 @@ class Outputs:
 
     def prompt(self, prompt: int) -> Prompt:
         """A prompt as it is shown."""
-        shown: Prompt = self._prompts[self.places(prompt)[0]]
+        shown: Prompt = self._stored[self._at[self.places(prompt)[0]]]
         return shown
 
     def responses(self, prompt: int) -> list[str]:
-        return [self._responses[place] for place in self.places(prompt)]
+        return [self._response(place) for place in self.places(prompt)]
+
+    def _response(self, place: int) -> str:
+        response: str = self._stored[self._at[place] + 1]
+        return response
 
     def ids(self, prompt: int) -> list[list[int]]:
-        return [self._samples[place][0] for place in self.places(prompt)]
+        return [self._stored[self._at[place] + 2][0] for place in self.places(prompt)]
 
     def truncated(self, prompt: int) -> list[bool]:
-        return [self._samples[place][1] for place in self.places(prompt)]
+        return [self._stored[self._at[place] + 2][1] for place in self.places(prompt)]
 
     def source(self, key: str, response: str) -> tuple[str, int] | None:
         """The file and the first row of a response; None for one that is not here."""
         places = self.places(int(key, 16))
-        row = next((self.rows[place] for place in places if self._responses[place] == response), None)
+        row = next((self.rows[place] for place in places if self._response(place) == response), None)
         return None if row is None else (self.file, row)
 
 
@@ -205,9 +212,9 @@ def _of_samples(path: Path) -> list[Outputs]:
     recorded = all(sample.response_ids for sample in samples)  # a table of texts alone has none
     prompts = prompts_of_run(path, {sample.prompt_id: sample.prompt for sample in samples})
     numbers = {id(sample): number for number, sample in enumerate(samples, start=1)}
-    systems = []
+    systems, stored = [], Spill()
     for name, of_policy in by_policy(samples).items():
-        outputs = Outputs(name, file=str(path), recorded=recorded)
+        outputs = Outputs(name, stored, file=str(path), recorded=recorded)
         for sample in sorted(of_policy, key=lambda sample: sample.sample_index):
             outputs.add(prompts[sample.prompt_id], sample.response, numbers[id(sample)], sample if recorded else None)
         systems.append(outputs)
@@ -221,6 +228,7 @@ def _of_rows(loaded: SourceRecords, path: Path) -> list[Outputs]:
     columns = output_columns(loaded)
     stem = path.name.removesuffix(".gz").rsplit(".", 1)[0]
     systems: dict[str, Outputs] = {}
+    stored = Spill()
     for number, record in loaded.records:
         try:
             name, prompt, response = output_of(record, columns)
@@ -231,7 +239,9 @@ def _of_rows(loaded: SourceRecords, path: Path) -> list[Outputs]:
         except RecordError as error:
             raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
         check_unicode(loaded, number, [*prompt_texts(prompt), response], str(columns["response"]))
-        systems.setdefault(name or stem, Outputs(name or stem, file=str(path))).add(prompt, response, number)
+        if (name := name or stem) not in systems:
+            systems[name] = Outputs(name, stored, file=str(path))
+        systems[name].add(prompt, response, number)
     return list(systems.values())
 
 

@@ -15,7 +15,7 @@ from toolkit.models.resolve import require_policy, resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.progress import rough_duration
+from toolkit.progress import Reporter, rough_duration
 from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.rounds import kind_of
 from toolkit.recipe.schema import Recipe
@@ -38,7 +38,13 @@ TRAINED = ("sft", "reward_model", "ppo", "dpo")
 
 
 def estimate(
-    loaded: LoadedRecipe, out: Path, *, only: str | None = None, until: str | None = None, force: bool = False
+    loaded: LoadedRecipe,
+    out: Path,
+    reporter: Reporter | None = None,
+    *,
+    only: str | None = None,
+    until: str | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """``seconds`` of the ``parts``: the stages that would run in ``out``. It loads the model and times a few passes.
 
@@ -55,6 +61,8 @@ def estimate(
         left = [name for name in asked if force or stages[name] not in ("cached", "shelved")]
         if not left:
             return {"seconds": 0.0, "parts": [], "without": []}
+        if reporter is not None:
+            reporter.line(f"timing {recipe.model.name} on this machine: seconds, or a minute where it is slow")
         require_policy(resolve(recipe.model.name, recipe.model.revision))
         started = time.perf_counter()
         sides, encoder = read_data(recipe, folder.stage_dir("data") if stages["data"] == "cached" else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
@@ -51,6 +53,14 @@ def test_a_token_does_not_move_those_before_it() -> None:
     places = {own.update(*states(2, 1, torch.float32))[0].data_ptr() for _ in range(growing_cache.MORE_ROOM)}
     assert len(places) == 1
     assert own.update(*states(2, 1, torch.float32))[0].data_ptr() not in places
+
+
+def test_rows_that_left_are_not_kept() -> None:
+    own = GrowingLayer()
+    room = weakref.ref(own.update(*states(4, 7, torch.float32))[0]._base)
+    assert room() is not None
+    own.batch_select_indices(torch.tensor([0, 2]))
+    assert room() is None
 
 
 def test_sampling_uses_it() -> None:

@@ -27,6 +27,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values, self.is_initialized = self.key_room[:, :, :total], self.value_room[:, :, :total], True
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.key_room = self.value_room = None  # else the rows that were would stay until the next token
+        super().batch_select_indices(indices)
+
 
 def _with_room(room: torch.Tensor | None, filled: torch.Tensor | None, new: torch.Tensor, total: int) -> torch.Tensor:
     """``room`` where it holds what is ``filled`` and ``total`` tokens fit in it, else a longer tensor with that.

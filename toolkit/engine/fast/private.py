@@ -113,7 +113,7 @@ PRIVATE = (
     ),
     PrivateNames(
         "transformers.cache_utils.DynamicLayer",
-        ("keys", "values", "is_initialized", "update", "get_seq_length"),
+        ("keys", "values", "is_initialized", "update", "get_seq_length", "batch_select_indices"),
         "engine/fast/growing_cache.py",
         "the same",
     ),
