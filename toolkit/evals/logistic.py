@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,14 +93,31 @@ def refit_l2_logistic(block: Block, start_K: Floats, ridge_K: Floats) -> Floats:
     Raises:
         ArithmeticError: no convergence in 100 steps.
     """
-    beta_BK = np.tile(start_K, (len(block.weights), 1))
-    constant_BK = _linear_part([block], len(beta_BK))
-    for iteration in range(100):
+    start_BK = np.tile(start_K, (len(block.weights), 1))
+    constant_BK = _linear_part([block], len(start_BK))
+
+    def derivatives(beta_BK: Floats) -> tuple[Floats, Floats]:
         gradient, hessian = _derivatives([block], beta_BK)
-        slope_BK1 = (gradient - constant_BK + beta_BK * ridge_K)[:, :, None]
+        return gradient - constant_BK, hessian
+
+    return _ridge_newton(derivatives, start_BK, ridge_K, 1e-4)
+
+
+def _ridge_newton(
+    derivatives: Callable[[Floats], tuple[Floats, Floats]], start_BK: Floats, ridge_K: Floats, tolerance: float
+) -> Floats:
+    """argmin sum ridge * b^2 / 2 + the loss with these derivatives (B, K) and (B, K, K), from ``start_BK``, in place.
+
+    Raises ArithmeticError where 100 steps do not converge.
+    """
+    beta_BK = start_BK
+    for iteration in range(100):
+        gradient, hessian = derivatives(beta_BK)
+        slope_BK1 = (gradient + beta_BK * ridge_K)[:, :, None]
         step = -np.asarray(np.linalg.solve(hessian + np.diag(ridge_K), slope_BK1), dtype=np.float64)[:, :, 0]
+        # far from the optimum of separable data a whole step may overshoot for ever; half a step does not
         beta_BK += np.clip(step, -2.0, 2.0) * (1.0 if iteration < 20 else 0.5)
-        if np.abs(step).max() < 1e-4:
+        if np.abs(step).max() < tolerance:
             return beta_BK
     raise ArithmeticError("the regression did not converge in 100 Newton steps")
 
@@ -189,22 +206,14 @@ def fit_l2_logistic(x: Floats, targets_N: Floats, weights_BN: Floats, ridge_K: F
     Raises:
         ArithmeticError: no convergence in 100 steps.
     """
-    k = x.shape[-1]
-    beta_BK = np.zeros((len(weights_BN), k))
-    for iteration in range(100):
+
+    def derivatives(beta_BK: Floats) -> tuple[Floats, Floats]:
         eta_BN = beta_BK @ x.T if x.ndim == 2 else np.einsum("bnk,bk->bn", x, beta_BK)
         p_BN = expit(eta_BN)
         residual_BN, curvature_BN = weights_BN * (p_BN - targets_N), weights_BN * p_BN * (1.0 - p_BN)
         if x.ndim == 2:
-            gradient = residual_BN @ x
-            hessian = np.einsum("bn,nk,nl->bkl", curvature_BN, x, x, optimize=True)
-        else:
-            gradient = np.einsum("bn,bnk->bk", residual_BN, x)
-            hessian = (curvature_BN[:, :, None] * x).transpose(0, 2, 1) @ x
-        gradient = gradient + beta_BK * ridge_K
-        step = -np.linalg.solve(hessian + np.diag(ridge_K), gradient[:, :, None])[:, :, 0]
-        # far from the optimum of separable data a whole step may overshoot for ever; half a step does not
-        beta_BK += np.clip(step, -2.0, 2.0) * (1.0 if iteration < 20 else 0.5)
-        if np.abs(step).max() < tolerance:
-            return beta_BK
-    raise ArithmeticError("the regression did not converge in 100 Newton steps")
+            return residual_BN @ x, np.einsum("bn,nk,nl->bkl", curvature_BN, x, x, optimize=True)
+        hessian = (curvature_BN[:, :, None] * x).transpose(0, 2, 1) @ x
+        return np.einsum("bn,bnk->bk", residual_BN, x), hessian
+
+    return _ridge_newton(derivatives, np.zeros((len(weights_BN), x.shape[-1])), ridge_K, tolerance)

@@ -170,16 +170,14 @@ class RayEngine:
 def _in_worker(
     function: Callable[..., Any], arguments: tuple[Any, ...], cwd: Path, remote_code_runs: bool
 ) -> tuple[DuelError | None, Any]:
-    """A task on Ray. An error that the user can mend is returned, any other is raised.
-
-    The worker of a node that was lost may hold its folder for a moment longer.
-    """
+    """A task on Ray. An error that the user can mend is returned, any other is raised."""
     os.chdir(cwd)
     with remote_code(remote_code_runs):
         return _when_free(function, arguments)
 
 
 def _when_free(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[DuelError | None, Any]:
+    """The worker of a node that was lost may hold its folder for a moment longer."""
     deadline = time.monotonic() + LONGEST_WAIT_S
     while True:
         try:
