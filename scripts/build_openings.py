@@ -158,7 +158,7 @@ def load(model: str):  # type: ignore[no-untyped-def]
     from toolkit.models.load import load_policy
     from toolkit.models.resolve import resolve
     from toolkit.models.tokenizer import load_tokenizer
-    from toolkit.recipe.schema import ModelSection
+    from toolkit.recipe.training import ModelSection
 
     ref = resolve(model)
     return load_policy(ref, ModelSection(name=model)), load_tokenizer(ref)

@@ -21,7 +21,7 @@ from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 pytest_plugins = ["support.ppo_fixtures", "support.finished_run", "support.finished_study", "support.browser"]
 

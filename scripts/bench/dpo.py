@@ -16,7 +16,7 @@ import harness
 
 
 def settings(args: argparse.Namespace, folder: str) -> tuple[Any, dict[str, Any]]:
-    from toolkit.recipe.schema import DpoSection
+    from toolkit.recipe.training import DpoSection
 
     return harness.training_settings(DpoSection, args, folder, batch=args.batch, steps=args.steps)
 
@@ -36,7 +36,7 @@ def duel(args: argparse.Namespace, *, cached: bool = False) -> dict[str, Any]:
     from toolkit.engine.engine import Engine
     from toolkit.models.inspect import torch_dtype
     from toolkit.models.load import trainable
-    from toolkit.recipe.schema import Lora
+    from toolkit.recipe.training import Lora
     from toolkit.stages.dpo import dpo_loss
     from toolkit.training.trainer import EngineTrainer
 
@@ -67,7 +67,7 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
     from trl import DPOConfig, DPOTrainer
 
     from toolkit.models.load import lora_config
-    from toolkit.recipe.schema import Lora
+    from toolkit.recipe.training import Lora
 
     n = args.batch * args.steps
     tokenizer, examples = harness.real_pairs(args, n)

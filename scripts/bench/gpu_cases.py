@@ -32,7 +32,7 @@ from toolkit.models.inspect import backbone, disable_dropout, parameter_count, p
 from toolkit.models.load import lora_config, trainable
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.recipe.schema import Lora
+from toolkit.recipe.training import Lora
 
 LORA = Lora(r=gpu.RANK, alpha=2 * gpu.RANK)
 BF16 = torch.bfloat16
@@ -207,7 +207,7 @@ def settings_of(bench: Bench, section: Any) -> tuple[Any, dict[str, Any]]:
 
 def dpo(bench: Bench) -> dict[str, Any]:
     """A step with the reference's pass over its pairs, which runs before training."""
-    from toolkit.recipe.schema import DpoSection
+    from toolkit.recipe.training import DpoSection
     from toolkit.stages.dpo import dpo_loss
     from toolkit.training.trainer import EngineTrainer
 
@@ -234,7 +234,7 @@ def trl_dpo(bench: Bench) -> dict[str, Any]:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from toolkit.recipe.schema import DpoSection
+    from toolkit.recipe.training import DpoSection
 
     section, arguments = settings_of(bench, DpoSection)
     clock, names = Clock(bench, gpu.WARM_STEPS), ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -253,7 +253,7 @@ def trl_dpo(bench: Bench) -> dict[str, Any]:
 
 
 def reward_model(bench: Bench) -> dict[str, Any]:
-    from toolkit.recipe.schema import RewardModelSection
+    from toolkit.recipe.training import RewardModelSection
     from toolkit.training.reward_model import bradley_terry
     from toolkit.training.trainer import EngineTrainer
 
@@ -268,7 +268,7 @@ def trl_reward_model(bench: Bench) -> dict[str, Any]:
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
-    from toolkit.recipe.schema import RewardModelSection
+    from toolkit.recipe.training import RewardModelSection
 
     _, arguments = settings_of(bench, RewardModelSection)
     clock, names = Clock(bench, gpu.WARM_STEPS), ("chosen_ids", "rejected_ids")

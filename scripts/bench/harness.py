@@ -81,7 +81,7 @@ def examples(args: argparse.Namespace, source: str | Path, n: int) -> tuple[Any,
 
 def model_section(args: argparse.Namespace, attention: str | None = None) -> Any:
     """Which model to load, in which precision; without ``attention`` with this project's own."""
-    from toolkit.recipe.schema import ModelSection
+    from toolkit.recipe.training import ModelSection
 
     return ModelSection(name=args.model, dtype=args.dtype, attn_implementation=attention)
 

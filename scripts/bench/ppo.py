@@ -149,7 +149,7 @@ def prepare(folder: Path, architecture: Path | None, dtype: str, n_prompts: int,
     from toolkit.models.save import save_policy
     from toolkit.models.tokenizer import load_tokenizer
     from toolkit.preferences.reading import read_preferences
-    from toolkit.recipe.schema import Lora, ModelSection
+    from toolkit.recipe.training import Lora, ModelSection
 
     weights_dtype = getattr(torch, dtype)
     if architecture is None:

@@ -36,7 +36,7 @@ def train(args: argparse.Namespace, seed: int, by: str) -> list[dict[str, float]
     from toolkit.models.inspect import torch_dtype
     from toolkit.models.load import new_reward_model, trainable
     from toolkit.models.resolve import resolve
-    from toolkit.recipe.schema import Lora, RewardModelSection
+    from toolkit.recipe.training import Lora, RewardModelSection
     from toolkit.training.reward_model import bradley_terry
     from toolkit.training.trainer import EngineTrainer, seed_everything, training_arguments
 

@@ -30,7 +30,7 @@ def data(args: argparse.Namespace, kind: str) -> tuple[Any, list[Any], int]:
 
 
 def settings(args: argparse.Namespace, folder: str, batch: int) -> tuple[Any, dict[str, Any]]:
-    from toolkit.recipe.schema import RewardModelSection
+    from toolkit.recipe.training import RewardModelSection
 
     return harness.training_settings(RewardModelSection, args, folder, batch=batch, steps=args.steps)
 
@@ -49,7 +49,7 @@ def duel(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     from toolkit.engine.engine import Engine
     from toolkit.models.inspect import torch_dtype
     from toolkit.models.load import trainable
-    from toolkit.recipe.schema import Lora
+    from toolkit.recipe.training import Lora
     from toolkit.training.reward_model import bradley_terry
     from toolkit.training.trainer import EngineTrainer
 
@@ -68,7 +68,7 @@ def trl(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     from trl import RewardConfig, RewardTrainer
 
     from toolkit.models.load import lora_config
-    from toolkit.recipe.schema import Lora
+    from toolkit.recipe.training import Lora
 
     tokenizer, examples, _ = data(args, kind)
     names = ("chosen_ids", "rejected_ids")

@@ -27,7 +27,7 @@ from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.recipe.files import load_recipe
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.e2e
 

@@ -25,7 +25,7 @@ from toolkit.models.load import new_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.steps import Solution
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from toolkit.engine.decoding import draw
 from toolkit.engine.sampling import SampledResponse, SamplingParams, generate, sample_responses, uniforms
 from toolkit.models.load import load_policy
 from toolkit.models.tokenizer import eos_ids, load_tokenizer, response_end
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 PROMPTS = [[5], [9, 30, 41], [77, 13, 200, 8, 9, 10, 11], [40, 41, 42], [300, 301], [17, 5, 6, 8, 1999]]
 KEYS = [(0, "test", i) for i in range(len(PROMPTS))]

@@ -20,7 +20,7 @@ from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.models.resolve import resolve
 from toolkit.models.save import save_policy
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.recipe.schema import Lora, ModelSection
+from toolkit.recipe.training import Lora, ModelSection
 
 Change = Callable[[Path], None]
 SECTION = ModelSection(name="tiny", dtype="float32", lora=None)

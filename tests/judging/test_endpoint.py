@@ -25,7 +25,8 @@ from toolkit.judging.records import Judgement
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.win_rates import win_rates, winrate_report
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import JudgeSettings, ModelSection
+from toolkit.recipe.schema import JudgeSettings
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.fault
 

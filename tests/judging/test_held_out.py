@@ -15,7 +15,7 @@ from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, check_recorded_names, response_hash
 from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 QUIET = Reporter(quiet=True)
 OPTIONS = JudgeOptions(ModelSection(dtype="float32"))

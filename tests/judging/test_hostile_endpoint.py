@@ -27,7 +27,8 @@ from toolkit.judging.secrets import Redactor
 from toolkit.judging.templates import load_template
 from toolkit.progress import Reporter
 from toolkit.recipe.judge_specs import judge_problem
-from toolkit.recipe.schema import JudgeSettings, ModelSection
+from toolkit.recipe.schema import JudgeSettings
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.fault
 

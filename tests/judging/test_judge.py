@@ -13,7 +13,7 @@ from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, text_measures, write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 QUIET = Reporter(quiet=True)
 OPTIONS = JudgeOptions(ModelSection(dtype="float32"))

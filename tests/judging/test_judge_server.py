@@ -20,7 +20,8 @@ from toolkit.judging.records import Judgement
 from toolkit.judging.responses import PolicyResponses
 from toolkit.models.resolve import resolve
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import JudgeSettings, ModelSection
+from toolkit.recipe.schema import JudgeSettings
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.e2e
 

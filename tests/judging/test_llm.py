@@ -25,7 +25,8 @@ from toolkit.measure.judge import SampledPair, judge_samples
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import JudgeSettings, ModelSection
+from toolkit.recipe.schema import JudgeSettings
+from toolkit.recipe.training import ModelSection
 
 QUIET = Reporter(quiet=True)
 PROMPTS = ["The hotel was", "I bought this phone and"]

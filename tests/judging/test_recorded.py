@@ -17,7 +17,7 @@ from toolkit.judging.records import Judgement, write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.win_rates import seen_from_ppo
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 N = 40
 IDS = [f"p{p}" for p in range(N)]

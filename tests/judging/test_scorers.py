@@ -14,7 +14,7 @@ from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.scorers import score_policies
 from toolkit.models.encoding import text_encoder
 from toolkit.models.save import write_training_record
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.invariant
 

@@ -26,7 +26,7 @@ from toolkit.models.load import new_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import read_preferences
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 JUDGE = """
 def count(prompts, completions, **_):

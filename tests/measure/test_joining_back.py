@@ -19,7 +19,7 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import prompt_id
 from toolkit.preferences.samples import Sample, write_samples
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 # Row 3 has the prompt of row 1; rows count from 1, blank lines too.
 PAIRS = [

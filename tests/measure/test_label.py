@@ -22,7 +22,8 @@ from toolkit.preferences import splits
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import PreferenceRow, write_native
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import JudgeSettings, ModelSection
+from toolkit.recipe.schema import JudgeSettings
+from toolkit.recipe.training import ModelSection
 
 QUIET = Reporter(quiet=True)
 JUDGE = "openai:m@http://127.0.0.1:1/v1"

@@ -18,7 +18,7 @@ from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.splits import pairs
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 JUDGE = "def size(prompts, completions, **_):\n    return [None if 'lost' in t else len(t) for t in completions]\n"
 ROWS = [

@@ -10,7 +10,8 @@ from typing import Any
 from toolkit.measure.policies import EvaluationSettings, Policy, find_policies
 from toolkit.models.resolve import resolve
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.recipe.schema import EvaluateSection, ModelSection
+from toolkit.recipe.schema import EvaluateSection
+from toolkit.recipe.training import ModelSection
 
 
 def trained(folder: Path, **record: object) -> Path:

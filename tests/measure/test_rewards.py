@@ -30,7 +30,7 @@ from toolkit.models.resolve import resolve
 from toolkit.models.save import merge_and_save, save_policy
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.invariant
 

@@ -24,7 +24,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.samples import Sample, by_policy, read_samples
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 from toolkit.stages.contexts import EvaluateContext, context_of
 
 pytestmark = pytest.mark.e2e

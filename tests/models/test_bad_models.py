@@ -18,7 +18,7 @@ from toolkit.models.load import load_policy, load_reward_model, new_reward_model
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.save import save_policy
 from toolkit.models.tokenizer import check_vocabulary, eos_ids, load_tokenizer
-from toolkit.recipe.schema import Lora, ModelSection
+from toolkit.recipe.training import Lora, ModelSection
 
 pytestmark = pytest.mark.fault
 

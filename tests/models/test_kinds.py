@@ -12,7 +12,7 @@ from toolkit.errors import ModelError
 from toolkit.models.files import check_config, check_weights
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef, require_policy, resolve
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.fault
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from toolkit.models.load import new_reward_model, trainable
-from toolkit.recipe.schema import Lora, ModelSection
+from toolkit.recipe.training import Lora, ModelSection
 
 pytestmark = pytest.mark.invariant
 

@@ -18,7 +18,7 @@ from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.remote_code import remote_code
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 from toolkit.runs.dry_run import model_config
 
 pytestmark = pytest.mark.fault

@@ -19,7 +19,7 @@ from toolkit.engine.sampling import SamplingParams
 from toolkit.models.encoding import TextEncoder, Tree
 from toolkit.ppo import PPOConfig, PPOTrainer
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.recipe.schema import DpoSection
+from toolkit.recipe.training import DpoSection
 from toolkit.stages.dpo import dpo_loss
 from toolkit.training.batch import Example
 from toolkit.training.online import OnlineData, OnlineTrainer, SampledPrompts

@@ -11,7 +11,7 @@ import pytest
 from toolkit.errors import RecipeError
 from toolkit.ppo import PPOConfig
 from toolkit.ppo.config import SHARED_SETTINGS
-from toolkit.recipe.schema import PpoSection
+from toolkit.recipe.training import PpoSection
 
 pytestmark = pytest.mark.invariant
 

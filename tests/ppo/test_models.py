@@ -31,7 +31,7 @@ from toolkit.models.resolve import resolve
 from toolkit.models.reward_head import RewardHead
 from toolkit.ppo.models import AdapterModels, SeparateModels
 from toolkit.ppo.rewards import Responses, model_reward
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.invariant
 

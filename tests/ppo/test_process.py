@@ -21,7 +21,7 @@ from toolkit.models.reward_head import ProcessHead, RewardHead
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo import PPOConfig, PPOTrainer
 from toolkit.ppo.rewards import Responses, model_reward
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 VOCABULARY = {"<pad>": 0, "<end>": 1, ";": 2, "a": 3, "b": 4, "c": 5}
 PROMPT = [3, 4]

@@ -20,7 +20,7 @@ from toolkit.models.reward_head import RewardHead
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo import Ensemble
 from toolkit.ppo.rewards import Responses, Scores, function_reward, model_reward, weighted_sum
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.invariant
 

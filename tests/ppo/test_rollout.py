@@ -30,7 +30,7 @@ from toolkit.ppo import PPOConfig, PPOTrainer, objective
 from toolkit.ppo.rewards import Responses
 from toolkit.ppo.rollout import collect, scatter_to_responses, split_evenly
 from toolkit.ppo.sampling import SamplingSettings, Scorer
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.invariant
 

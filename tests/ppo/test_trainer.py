@@ -27,7 +27,7 @@ from toolkit.models.save import save_policy
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo import Ensemble, PPOTrainer
 from toolkit.ppo.models import AdapterModels, SeparateModels
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.invariant
 

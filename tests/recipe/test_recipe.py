@@ -16,7 +16,8 @@ from toolkit.errors import RecipeError
 from toolkit.recipe.checks import check
 from toolkit.recipe.files import copy_recipe, load_recipe, resolved_yaml, shipped_recipes
 from toolkit.recipe.reference import json_schema
-from toolkit.recipe.schema import DpoSection, Lora, Recipe, flat
+from toolkit.recipe.schema import Recipe, flat
+from toolkit.recipe.training import DpoSection, Lora
 from toolkit.recipe.yaml_values import one_line
 
 

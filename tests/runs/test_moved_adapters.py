@@ -15,7 +15,7 @@ from toolkit.models.load import load_policy
 from toolkit.models.resolve import resolve
 from toolkit.models.save import save_policy
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 

@@ -24,7 +24,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
 from toolkit.recipe.rounds import seed_of_round
-from toolkit.recipe.schema import Lora, ModelSection
+from toolkit.recipe.training import Lora, ModelSection
 from toolkit.runs.dry_run import describe, render
 from toolkit.runs.plan import PlannedStage, plan_stages, stages_of
 from toolkit.runs.store import STAGE_FILE, RunFolder

@@ -17,7 +17,7 @@ from toolkit.engine.engine import Engine
 from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.load import load_policy, trainable
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.recipe.schema import DpoSection, Lora, ModelSection, RewardModelSection
+from toolkit.recipe.training import DpoSection, Lora, ModelSection, RewardModelSection
 from toolkit.stages import dpo
 from toolkit.stages.contexts import DpoContext, ResponseLimit
 from toolkit.stages.dpo import KL_PROMPTS, KlProbe

@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 
 from toolkit.engine.engine import Engine
 from toolkit.models.encoding import Tree, text_encoder
-from toolkit.recipe.schema import DpoSection
+from toolkit.recipe.training import DpoSection
 from toolkit.stages.dpo import dpo_loss
 from toolkit.training.batch import Example, collate
 

@@ -21,7 +21,7 @@ from toolkit.models.resolve import resolve, training_record
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 from toolkit.stages import dpo
 from toolkit.stages.contexts import DpoContext, context_of
 from toolkit.training.online import OnlineTrainer, SampledPrompts

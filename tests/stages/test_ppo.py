@@ -25,7 +25,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 from toolkit.stages import ppo
 from toolkit.stages.contexts import PpoContext, context_of
 

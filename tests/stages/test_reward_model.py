@@ -20,7 +20,7 @@ from toolkit.models.load import new_reward_model
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.reading import read_preferences
-from toolkit.recipe.schema import ModelSection, RewardModelSection
+from toolkit.recipe.training import ModelSection, RewardModelSection
 from toolkit.training import reward_model
 from toolkit.training.batch import examples_of
 from toolkit.training.budget import Spending

@@ -28,7 +28,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
-from toolkit.recipe.schema import ModelSection, RewardModelSection
+from toolkit.recipe.training import ModelSection, RewardModelSection
 from toolkit.stages import reward_model as stage
 from toolkit.stages.contexts import RewardModelContext, context_of
 from toolkit.training.reward_model import bradley_terry, examples_by_annotator, members_to_train

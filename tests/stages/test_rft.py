@@ -22,7 +22,7 @@ from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.samples import by_prompt, read_samples
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 from toolkit.stages import rft
 from toolkit.stages.contexts import RftContext, context_of
 

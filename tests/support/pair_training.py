@@ -16,7 +16,7 @@ from toolkit.engine.engine import Engine
 from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.models.resolve import resolve
-from toolkit.recipe.schema import DpoSection, Lora, ModelSection, Training
+from toolkit.recipe.training import DpoSection, Lora, ModelSection, Training
 from toolkit.stages import dpo
 from toolkit.training import reward_model
 from toolkit.training.batch import Example

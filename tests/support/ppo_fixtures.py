@@ -13,7 +13,7 @@ from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.models.resolve import resolve
 from toolkit.models.reward_head import RewardHead
 from toolkit.models.save import merge_and_save, save_policy
-from toolkit.recipe.schema import Lora, ModelSection
+from toolkit.recipe.training import Lora, ModelSection
 
 
 @pytest.fixture(scope="session")

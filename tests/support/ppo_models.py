@@ -23,7 +23,7 @@ from toolkit.ppo.prompts import PromptIds, TrainingData
 from toolkit.ppo.rewards import Responses, RewardFunction, adapter_reward, model_reward
 from toolkit.ppo.rollout import Rollout, collect
 from toolkit.ppo.sampling import SamplingSettings, Scorer
-from toolkit.recipe.schema import Lora, ModelSection
+from toolkit.recipe.training import Lora, ModelSection
 
 LORA = Lora(r=4, alpha=8)
 LORA_CONFIG = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")

@@ -28,7 +28,7 @@ from toolkit.models.resolve import resolve
 from toolkit.models.sharding import Sharding, full_state, gathered, is_sharded, placed, sharded_training
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import DpoSection, ModelSection, Training
+from toolkit.recipe.training import DpoSection, ModelSection, Training
 from toolkit.stages import dpo
 from toolkit.training import reward_model
 from toolkit.training.batch import Example

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from toolkit.engine.engine import Engine
 from toolkit.models.inspect import torch_dtype
 from toolkit.models.load import load_policy, new_reward_model, trainable
-from toolkit.recipe.schema import DpoSection, Lora, ModelSection, RewardModelSection, Training
+from toolkit.recipe.training import DpoSection, Lora, ModelSection, RewardModelSection, Training
 from toolkit.stages import dpo
 from toolkit.training import reward_model
 from toolkit.training.batch import Example

@@ -19,7 +19,7 @@ from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy, new_reward_model, trainable
 from toolkit.models.resolve import resolve
 from toolkit.ppo import PPOConfig, PPOTrainer
-from toolkit.recipe.schema import DpoSection, ModelSection, Training
+from toolkit.recipe.training import DpoSection, ModelSection, Training
 from toolkit.stages import dpo, sft
 from toolkit.training import reward_model
 from toolkit.training.batch import Example

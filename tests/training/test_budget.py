@@ -19,7 +19,7 @@ from toolkit.errors import RecipeError
 from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy, trainable
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import DpoSection, Lora, ModelSection
+from toolkit.recipe.training import DpoSection, Lora, ModelSection
 from toolkit.stages import dpo
 from toolkit.training.batch import Example
 from toolkit.training.budget import Budget, Cost, Limit, Spending, limit_of

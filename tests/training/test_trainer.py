@@ -12,7 +12,7 @@ from support.small_trainers import LORA, LORA_FP32, assert_equal, build, losses,
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from toolkit.models.load import load_policy, trainable
-from toolkit.recipe.schema import DpoSection
+from toolkit.recipe.training import DpoSection
 from toolkit.training.batch import PairBatch, collate
 from toolkit.training.callbacks import SaveAtKl
 from toolkit.training.checkpoints import last_checkpoint

@@ -19,7 +19,7 @@ from toolkit.models.load import load_policy, lora_config, new_reward_model, trai
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import read_preferences
-from toolkit.recipe.schema import DpoSection, Lora, ModelSection
+from toolkit.recipe.training import DpoSection, Lora, ModelSection
 from toolkit.stages.dpo import dpo_loss
 from toolkit.training.batch import Example, collate, examples_of
 from toolkit.training.reward_model import bradley_terry

@@ -13,7 +13,7 @@ from toolkit.models.encoding import Tree
 from toolkit.models.load import new_reward_model
 from toolkit.models.resolve import ModelRef
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import DpoSection, ModelSection, RewardModelSection
+from toolkit.recipe.training import DpoSection, ModelSection, RewardModelSection
 from toolkit.training import trl
 from toolkit.training.batch import Example
 

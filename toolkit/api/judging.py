@@ -343,7 +343,8 @@ def simulate(
 
 def _judge_options(dtype: str, template: str | None) -> JudgeOptions:
     from toolkit.judging.options import JudgeOptions
-    from toolkit.recipe.schema import JudgeSettings, ModelSection
+    from toolkit.recipe.schema import JudgeSettings
+    from toolkit.recipe.training import ModelSection
 
     one_of("dtype", dtype, DTYPES)
     return JudgeOptions(ModelSection(dtype=dtype), JudgeSettings(template=template))

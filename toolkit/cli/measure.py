@@ -133,7 +133,8 @@ def sampled_data(*, k: int, longest: int) -> Decorator:
 def judge_options(options: dict[str, Any]) -> JudgeOptions:
     """Takes ``LANGUAGE_MODEL`` and ``DTYPE`` out of the options."""
     from toolkit.judging.options import JudgeOptions
-    from toolkit.recipe.schema import JudgeSettings, ModelSection
+    from toolkit.recipe.schema import JudgeSettings
+    from toolkit.recipe.training import ModelSection
 
     prices = options.pop("price") or (None, None)
     settings = JudgeSettings(
@@ -385,7 +386,7 @@ def simulate(ctx: click.Context, /, as_json: bool, policy: str | None, annotator
     from toolkit.measure.sampling import PolicySampler
     from toolkit.measure.simulate import simulate_data
     from toolkit.preferences.simulate import ANNOTATORS
-    from toolkit.recipe.schema import ModelSection
+    from toolkit.recipe.training import ModelSection
 
     reporter = reporter_of(ctx)
     people = read_annotators(annotators) if annotators is not None else list(ANNOTATORS)

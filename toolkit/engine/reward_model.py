@@ -24,7 +24,7 @@ from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.reward_head import RewardHead, reward_head
 from toolkit.models.tokenizer import check_vocabulary
 from toolkit.preferences.rows import Prompt
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 Outputs = list[NDArray[np.float64]]  # for each tree: [K, M], of each response the outputs as the model gives them
 

@@ -15,7 +15,7 @@ from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer, require_chat_template
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 AT_ONCE = 32  # answers are stored after this many questions, so that an interrupted command loses no more
 

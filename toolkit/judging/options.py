@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from toolkit.recipe.schema import JudgeSettings, ModelSection
+from toolkit.recipe.schema import JudgeSettings
+from toolkit.recipe.training import ModelSection
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 T = TypeVar("T")
 

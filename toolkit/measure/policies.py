@@ -24,7 +24,8 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.rows import PreferenceRow, readable
 from toolkit.preferences.samples import COLUMNS, Sample, read_samples, stored_samples, write_samples
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import EvaluateSection, ModelSection
+from toolkit.recipe.schema import EvaluateSection
+from toolkit.recipe.training import ModelSection
 from toolkit.stages.contexts import EvaluateContext
 
 # What is known of a sample as soon as its policy has written it; the other columns come with the scores.

@@ -35,7 +35,7 @@ from toolkit.models.reward_head import ProcessHead, RewardHead, reward_head
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.steps import Solution
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 THRESHOLDS = (
     "The explicit reward calls a step right from a probability of one half on. The implicit rewards have no such "

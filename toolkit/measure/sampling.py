@@ -21,7 +21,7 @@ from toolkit.preferences.prompts import read_prompts as prompts_of_any_source
 from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.preferences.samples import Sample
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 # What :func:`sample` knows of a response.
 SAMPLE_COLUMNS = ("prompt_id", "policy", "sample_index", "response", "response_ids", "n_tokens", "truncated")

@@ -18,7 +18,7 @@ from toolkit.files import read_json, write_json
 from toolkit.models.files import ADAPTER_CONFIG, CONFIG
 from toolkit.models.load import load_reward_model
 from toolkit.models.resolve import resolve
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

@@ -25,7 +25,7 @@ from toolkit.models.remote_code import remote_code_allowed, unreadable
 from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
 from toolkit.models.reward_head import reward_head
 from toolkit.models.sharding import is_sharded
-from toolkit.recipe.schema import Lora, ModelSection
+from toolkit.recipe.training import Lora, ModelSection
 
 # The heads of transformers' sequence classifiers: of decoders, and of encoders, some of which pool first.
 SCORE_HEAD = "score"

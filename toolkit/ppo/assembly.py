@@ -33,7 +33,7 @@ from toolkit.ppo.rewards import (
     model_reward,
     reward_functions,
 )
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 # Ways to start an adapter that subtract from the base what they put into the adapter.
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")

@@ -12,7 +12,7 @@ from toolkit.errors import RecipeError
 from toolkit.recipe.other_names import explains_other_names
 from toolkit.recipe.ppo_conflicts import ppo_conflicts
 from toolkit.recipe.problems import allowed
-from toolkit.recipe.schema import PpoSection
+from toolkit.recipe.training import PpoSection
 
 
 def _shared(name: str, default: Any) -> Any:

@@ -12,7 +12,7 @@ from toolkit.judging.responses import SampledIds
 from toolkit.judging.scorers import score
 from toolkit.models.inspect import best_device, precision, torch_dtype
 from toolkit.ppo.rewards import Responses, reward_functions
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 from toolkit.training.online import Labels, SampledPrompts
 
 

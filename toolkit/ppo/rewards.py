@@ -31,7 +31,7 @@ from toolkit.models.tokenizer import load_tokenizer, reads_the_same
 from toolkit.ppo.models import AdapterModels
 from toolkit.ppo.process import RewardShape, check_shape, on_sampled_tokens, rewards_of_steps
 from toolkit.preferences.rows import Prompt
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 StepRewards = list[tuple[int, float]]
 Reward = float | StepRewards

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from toolkit.errors import RecipeError
 from toolkit.ppo.prompts import PromptIds
-from toolkit.recipe.schema import PpoSection
+from toolkit.recipe.training import PpoSection
 
 if TYPE_CHECKING:
     from toolkit.ppo.config import PPOConfig

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from toolkit.recipe.schema import Arm, DpoSection, PpoSection, Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import Arm, DpoSection, PpoSection
 
 # An arm counts these in its own unit (PPO: responses of a rollout, DPO: prompts of the data), or they only log or keep.
 OWN_UNITS = {

@@ -14,19 +14,9 @@ from toolkit.recipe.ppo_conflicts import Conflict, ppo_conflicts
 from toolkit.recipe.problems import MOST_SHOWN, Problem, combined
 from toolkit.recipe.process_conflicts import process_conflicts, shape_conflicts
 from toolkit.recipe.rounds import rounds_conflicts
-from toolkit.recipe.schema import (
-    Arm,
-    DataSection,
-    DpoSection,
-    EvaluateSection,
-    ModelSection,
-    PpoSection,
-    Recipe,
-    RewardModelSection,
-    Training,
-    flat,
-)
+from toolkit.recipe.schema import DataSection, EvaluateSection, Recipe, flat
 from toolkit.recipe.study_conflicts import study_conflicts
+from toolkit.recipe.training import Arm, DpoSection, ModelSection, PpoSection, RewardModelSection, Training
 from toolkit.recipe.yaml_values import one_line
 
 # Losses of a pair that the tree batch computes; the others are TRL's own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from toolkit.recipe.schema import PpoSection
+from toolkit.recipe.training import PpoSection
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from toolkit.recipe.ppo_conflicts import Conflict
-from toolkit.recipe.schema import PpoSection, RewardModelSection
+from toolkit.recipe.training import PpoSection, RewardModelSection
 
 
 def process_conflicts(section: RewardModelSection) -> Iterator[Conflict]:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from toolkit.errors import nearest
 from toolkit.recipe.ppo_conflicts import Conflict
 from toolkit.recipe.problems import allowed
-from toolkit.recipe.schema import Recipe, SearchSpace, Section, StudySection
+from toolkit.recipe.schema import Recipe, SearchSpace, StudySection
+from toolkit.recipe.section import Section
 from toolkit.recipe.yaml_values import one_line
 
 # Sections that the settings of an arm's search space may be in. The first one needs no prefix.

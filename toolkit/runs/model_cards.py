@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from toolkit.files import is_hub_id, read_json
 from toolkit.models.reward_head import reward_head
 from toolkit.recipe.rounds import kind_of, round_of
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 from toolkit.report.numbers import interval, number, percent
 
 TEMPLATES = Path(__file__).parent / "cards"

@@ -22,7 +22,7 @@ def check_labelling(rounds: RoundsSection) -> None:
     if rounds.principles is not None:
         from toolkit.judging.options import JudgeOptions
         from toolkit.judging.principles import Labelling, load_principles
-        from toolkit.recipe.schema import ModelSection
+        from toolkit.recipe.training import ModelSection
 
         options = JudgeOptions(ModelSection(), rounds.judge)
         Labelling(rounds.labels, load_principles(rounds.principles), options).template()

@@ -14,7 +14,8 @@ from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.schedule import Schedule
 from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.recipe.schema import EvaluateSection, Recipe, RewardModelSection, Training
+from toolkit.recipe.schema import EvaluateSection, Recipe
+from toolkit.recipe.training import RewardModelSection, Training
 from toolkit.runs.calibration import Passes, Speed
 
 

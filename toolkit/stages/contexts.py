@@ -14,21 +14,9 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import TypeAdapter
 
 from toolkit.recipe.rounds import kind_of, round_of, seed_of_round
-from toolkit.recipe.schema import (
-    DataSection,
-    DpoSection,
-    EvaluateSection,
-    JudgeSettings,
-    ModelSection,
-    PpoSection,
-    Recipe,
-    ReportSection,
-    RewardModelSection,
-    RftSection,
-    Section,
-    SftSection,
-    leaves,
-)
+from toolkit.recipe.schema import DataSection, EvaluateSection, JudgeSettings, Recipe, ReportSection, leaves
+from toolkit.recipe.section import Section
+from toolkit.recipe.training import DpoSection, ModelSection, PpoSection, RewardModelSection, RftSection, SftSection
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from toolkit.preferences.fresh import write_fresh_rewards
 from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import DpoSection, ModelSection, OnlineSection
+from toolkit.recipe.training import DpoSection, ModelSection, OnlineSection
 from toolkit.stages.contexts import DpoContext
 from toolkit.training import trl
 from toolkit.training.batch import Example, PairBatch, examples_of

@@ -28,7 +28,7 @@ from toolkit.ppo.sampling import SamplingSettings
 from toolkit.ppo.schedule import Schedule
 from toolkit.preferences.reading import from_parquet
 from toolkit.progress import COMPLETIONS_FILE, Reporter
-from toolkit.recipe.schema import PpoSection
+from toolkit.recipe.training import PpoSection
 from toolkit.stages.contexts import PpoContext
 from toolkit.training.batch import examples_of
 from toolkit.training.budget import NOTHING, Budget, Cost, Spending, limit_of

@@ -16,7 +16,7 @@ from transformers.trainer_callback import ExportableState
 from toolkit.engine.distributed import all_sum
 from toolkit.errors import RecipeError
 from toolkit.models.sharding import shards
-from toolkit.recipe.schema import Arm, Training
+from toolkit.recipe.training import Arm, Training
 
 # An interrupted stage loses at most this share of its steps.
 RESUME_POINTS = 6

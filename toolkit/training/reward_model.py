@@ -38,7 +38,7 @@ from toolkit.preferences.annotators import annotators_of
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.steps import Solution
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import ModelSection, RewardModelSection
+from toolkit.recipe.training import ModelSection, RewardModelSection
 from toolkit.training import trl
 from toolkit.training.batch import Example, PairBatch, examples_of
 from toolkit.training.budget import Spending

@@ -25,7 +25,7 @@ from toolkit.models.encoding import Tree
 from toolkit.models.inspect import precision, torch_dtype
 from toolkit.models.resolve import resolve, training_record
 from toolkit.models.sharding import gathered, is_sharded, local, through_root
-from toolkit.recipe.schema import Arm, DpoSection, RewardModelSection, Training
+from toolkit.recipe.training import Arm, DpoSection, RewardModelSection, Training
 from toolkit.training.batch import Example, PairBatch, StepTotals, collate
 from toolkit.training.budget import RESUME_POINTS, VIRTUAL_STEPS, Budget, Spending, limit_of
 from toolkit.training.callbacks import SaveAtSteps, StageProgress, diverged

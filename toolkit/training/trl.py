@@ -18,7 +18,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer  # type: igno
 
 from toolkit.models.load import lora_config
 from toolkit.progress import Reporter
-from toolkit.recipe.schema import DpoSection, Lora, RewardModelSection
+from toolkit.recipe.training import DpoSection, Lora, RewardModelSection
 from toolkit.training.batch import Example
 from toolkit.training.budget import Spending
 from toolkit.training.checkpoints import CheckpointFiles

@@ -13,7 +13,7 @@ from toolkit.engine.fast.growing_cache import GrowingLayer
 from toolkit.engine.fast.speedups import row_cache
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import resolve
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.invariant
 

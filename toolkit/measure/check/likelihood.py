@@ -23,7 +23,7 @@ from toolkit.models.load import load_policy
 from toolkit.models.rendering import TemplateRefusesError
 from toolkit.models.resolve import ModelRef
 from toolkit.models.tokenizer import check_vocabulary
-from toolkit.recipe.schema import ModelSection
+from toolkit.recipe.training import ModelSection
 
 # Nats per token that the responses are less likely than the model's own samples before that is worth a word.
 WORTH_SAYING = 0.5
