@@ -6,13 +6,11 @@ import json
 import re
 import shutil
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from plotly.offline import get_plotlyjs
+from support.report_page import ALL_SECTIONS, build, data_of, sections, text_of, warnings_of, without_plotly
 from support.run_folder import HOSTILE, write_run
 
 from toolkit.cli.tables import result_tables
@@ -23,76 +21,10 @@ from toolkit.evals.label_references import label_references
 from toolkit.evals.temperatures import side_by_side
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ReportSection
-from toolkit.report import page as page_module
-from toolkit.report import plots, provenance, reading, render, sample_browser, tables
+from toolkit.report import plots, provenance, reading, tables
 from toolkit.report.names import policy_name
-from toolkit.report.writing import write_page
 from toolkit.stages import report as report_stage
 from toolkit.stages.contexts import ReportContext
-
-ALL_SECTIONS = [
-    *("verdict", "win-rates", "frontier", "overoptimization", "agreement", "quality", "drift", "lengths", "training"),
-    *("cost", "settings", "reproduction", "samples"),
-]
-
-
-GOLD_OVER_SFT = ("rm_ppo", "sft", "gold")
-
-
-@pytest.fixture
-def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables of text stand as they are, unfolded."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("full") / "run", checkpoints=3)
-
-
-@pytest.fixture(scope="module")
-def no_gold(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("plain") / "other", gold=False, seed=1, sets=("dpo.beta=0.2",))
-
-
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("hostile") / "run", hostile=True)
-
-
-@pytest.fixture
-def copy(run: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(run, tmp_path / "copy")
-
-
-def build(*folders: Path, title: str | None = None, max_samples: int = 500) -> str:
-    return page_module.build(folders, title=title, max_samples=max_samples)
-
-
-def sections(html: str) -> list[str]:
-    return re.findall(r'<section id="([^"]+)"', html)
-
-
-def data_of(html: str, name: str) -> Any:
-    match = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', html, re.DOTALL)
-    assert match is not None
-    return json.loads(match.group(1))
-
-
-def without_plotly(html: str) -> str:
-    return html.replace(get_plotlyjs(), "")
-
-
-def text_of(html: str, section: str) -> str:
-    body = html.split(f'<section id="{section}"')[1].split("</section>")[0]
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
-
-
-def warnings_of(html: str) -> str:
-    """The list of warnings, which stands in the verdict."""
-    verdict = html.split('<section id="verdict"')[1].split("</section>")[0]
-    return verdict.split('aria-label="Warnings">')[1].split("</ul>")[0]
-
 
 # ---------------------------------------------------------------- what is shown
 
@@ -418,41 +350,6 @@ def test_differences_between_the_arms(run):
     assert "beta" in dict(result.dpo) and "kl_coef" in dict(result.ppo)
 
 
-def test_two_runs_side_by_side(run, no_gold):
-    html = build(run, no_gold, title="both")
-    assert sections(html) == ["verdict", "between", *ALL_SECTIONS[1:]]
-    between = text_of(html, "between")
-    assert "dpo.beta 0.1 0.2" in between and "seed 0 1" in between and "ppo." not in between
-    browser = data_of(html, "sample-data")
-    assert browser["runs"] == ["run", "other"] and len(browser["columns"]) == 12
-    assert {c["label"] for c in browser["columns"] if c["shown"]} == {
-        *("RM + PPO · run", "DPO · run", "RM + PPO · other", "DPO · other")
-    }
-    assert all(cell is not None for cell in browser["rows"][0]["cells"])
-    figures = data_of(html, "figure-data")["figures"]
-    assert {name[:4] for name in figures} == {"all-", "run0", "run1"}
-    assert html.count(get_plotlyjs()[:2000]) == 1
-
-
-def test_a_sweeps_folder_stands_for_its_runs_wherever_it_lies(run, no_gold, tmp_path):
-    for name, folder in (("beta=0.1", run), ("beta=0.2", no_gold)):
-        shutil.copytree(folder, tmp_path / name)
-    runs = [{"out": f"/somewhere/else/{name}"} for name in ("beta=0.1", "beta=0.2")]
-    (tmp_path / "sweep.json").write_text(json.dumps({"runs": runs}))
-    page = write_page([tmp_path], None, None, 10, False)
-    assert page == tmp_path / "report.html"
-    alone = build(tmp_path / "beta=0.1", tmp_path / "beta=0.2")
-    assert data_of(page.read_text(encoding="utf-8"), "figure-data") == data_of(alone, "figure-data")
-    (tmp_path / "sweep.json").write_text(json.dumps({"runs": []}))
-    with pytest.raises(StoreError, match="no finished run"):
-        write_page([tmp_path], None, None, 10, False)
-
-
-def test_runs_of_one_name_are_told_apart(run):
-    names = [loaded.name for loaded in reading.read_runs([run, run])]
-    assert names == ["run (1)", "run (2)"]
-
-
 # ---------------------------------------------------------------- untrusted text, size, no request
 
 
@@ -482,198 +379,6 @@ def test_at_most_so_many_prompts(run):
     browser = data_of(html, "sample-data")
     assert len(browser["rows"]) == 5 and browser["total"] == 24
     assert "The first 5 of 24 held-out prompts" in text_of(html, "samples")
-
-
-# ---------------------------------------------------------------- what the filters ask
-
-
-def test_flags_of_the_samples(run):
-    browser = sample_browser.browser([reading.read_run(run)], 500)
-    assert browser is not None
-    table = {(row["policy"], row["prompt_id"]): row for row in pq.read_table(run / "samples.parquet").to_pylist()}
-    judged = [row for row in pq.read_table(run / "judgements.parquet").to_pylist() if row["baseline"] == "dpo"]
-    seen = set()
-    for row in browser["rows"]:
-        a, b = table["rm_ppo", row["id"]], table["dpo", row["id"]]
-        explicit, implicit, gold = (a[f"{k}_reward"] - b[f"{k}_reward"] for k in ("explicit", "implicit", "gold"))
-        assert row["explicit"] == pytest.approx(abs(explicit), abs=2e-3)
-        assert ("rewards" in row["flags"]) == (explicit * implicit < 0)
-        assert ("gold" in row["flags"]) == (explicit * gold < 0)
-        finals = [s for (name, prompt), s in table.items() if prompt == row["id"] and "@" not in name]
-        assert ("truncated" in row["flags"]) == any(s["truncated"] for s in finals)
-        assert row["longest"] == max(s["n_tokens"] for s in finals)
-        preferences = {
-            j["judge"]: j["preference"] for j in judged if j["prompt_id"] == row["id"] and j["preference"] is not None
-        }
-        assert {judge: preference for _, judge, preference in row["judged"]} == preferences
-        assert ("judges" in row["flags"]) == ({0.0, 1.0} <= set(preferences.values()))
-        seen |= set(row["flags"])
-    assert seen == {"rewards", "gold", "judges", "truncated"}
-    assert [c["policy"] for c in browser["columns"]][:4] == ["rm_ppo", "dpo", "sft", "base"]
-
-
-def test_what_judges_took(run):
-    cost = text_of(build(run), "cost")
-    assert "openai:judge 96 2 52,000 1,200 30,700 tokens, $0.08 $0.15" in cost
-
-
-def test_only_sure_rates_are_bold(run):
-    loaded = reading.read_run(run)
-    for row in loaded.results["win_rates"]:
-        if (row["policy"], row["baseline"]) == GOLD_OVER_SFT[:2]:  # by a judge that may decide, and by a signal
-            row |= {"ci_low": 0.6, "ci_high": 0.8, "holm_p": 0.01, "lc_ci_low": 0.55, "lc_ci_high": 0.8}
-    rows = tables.win_rates(loaded)
-    assert {row.sure for row in rows} == {True, False}
-    for row in rows:
-        rate = row.rate
-        planned = row.against == "DPO" and rate["judge"] == loaded.results["verdict"]["judge"]
-        tested = not row.signal and rate["p_value" if planned else "holm_p"] <= 0.05
-        assert row.sure == (tested and not rate["ci_low"] <= 0.5 <= rate["ci_high"])
-        known = rate["lc_ci_low"] is not None
-        assert row.lc_sure == (row.sure and known and not rate["lc_ci_low"] <= 0.5 <= rate["lc_ci_high"])
-
-
-def test_neither_an_interval_alone_nor_a_judge_that_failed_its_test_makes_a_rate_bold(run):
-    loaded = reading.read_run(run)
-    (row,) = (r for r in loaded.results["win_rates"] if (r["policy"], r["baseline"], r["judge"]) == GOLD_OVER_SFT)
-    row |= {"win_rate": 0.625, "ci_low": 0.517, "ci_high": 0.746, "holm_p": 0.02}
-
-    def bold() -> bool:
-        return next(r.sure for r in tables.win_rates(loaded) if r.rate is row)
-
-    assert bold()
-    row["holm_p"] = 0.052
-    assert not bold()
-    row["holm_p"] = 0.02
-    loaded.results["judge_tests"] = [{"judge": "gold", "passed": False}]
-    assert not bold()
-    loaded.results["judge_tests"] = []
-    loaded.results["verdict"] |= {"judges": {}, "judge": "gold"}  # it compared the arms, and is not independent
-    assert not bold()
-
-
-def test_the_row_of_all_judges_stands_among_the_win_rates(copy):
-    results = json.loads((copy / "results.json").read_text())
-    results["verdict"] |= {"judge": "all judges", "win_rate": 0.618, "ci_low": 0.512, "ci_high": 0.701}
-    (copy / "results.json").write_text(json.dumps(results))
-    html = build(copy)
-    assert "all judges 61.8% 51.2 to 70.1" in re.sub(r" (loses|wins|½)", "", text_of(html, "win-rates"))
-    assert "61.8%" in text_of(html, "verdict") and "None" not in text_of(html, "win-rates")
-
-
-def test_margins_are_turned_and_capped(run, monkeypatch):
-    loaded = reading.read_run(run)
-    (whole,) = plots.margins(loaded)
-    points = [(x, y) for trace in whole.traces for x, y in zip(trace["x"], trace["y"], strict=True)]
-    assert len(points) == 24 * 6 and all(x >= 0 for x, _ in points)
-    shown = json.loads((run / "results.json").read_text())["implicit_vs_explicit"]["held_out"]["agreement"]["value"]
-    assert sum(y > 0 for _, y in points) / len(points) == pytest.approx(shown)
-    monkeypatch.setattr(plots, "MAX_POINTS", 50)
-    (capped,) = plots.margins(loaded)
-    assert sum(len(trace["x"]) for trace in capped.traces) == 48
-    assert "One pair in 3 of 144" in capped.note
-
-
-def test_the_frontier_starts_at_sft_and_follows_training(run):
-    gold = next(figure for figure in plots.frontier(reading.read_run(run)) if figure.name == "frontier-gold_reward")
-    ppo = next(trace for trace in gold.traces if trace["name"] == "RM + PPO")
-    rows = {row["policy"]: row for row in json.loads((run / "results.json").read_text())["policies"]}
-    order = ["sft", "rm_ppo@10", "rm_ppo@20", "rm_ppo"]
-    assert ppo["x"] == [rows[name]["kl_nats"] for name in order]
-    assert ppo["y"] == [rows[name]["gold_reward"]["value"] for name in order]
-    high = rows["rm_ppo"]["gold_reward"]["ci_high"] - rows["rm_ppo"]["gold_reward"]["value"]
-    assert ppo["error_y"]["array"][-1] == pytest.approx(high)
-    assert "step 10" in ppo["text"][1] and "nats" in ppo["text"][1]
-
-
-def test_runs_side_by_side_stand_in_one_frontier_each_with_its_dash(run, no_gold):
-    figures = data_of(build(run, no_gold), "figure-data")["figures"]
-    alone = [data_of(build(folder), "figure-data")["figures"] for folder in (run, no_gold)]
-    assert not any(name.startswith(("run0-frontier", "run1-frontier", "run0-length")) for name in figures)
-    together, first, second = (
-        page[f"{prefix}-frontier-explicit_reward"]["traces"]
-        for prefix, page in (("all", figures), ("run0", alone[0]), ("run0", alone[1]))
-    )
-    assert [(t["x"], t["y"], t["error_y"]) for t in together] == [
-        (t["x"], t["y"], t["error_y"]) for t in first + second
-    ]
-    assert [trace["meta"] for trace in together] == ["run"] * len(first) + ["other"] * len(second)
-    assert [trace["name"] for trace in together] == [trace["name"] for trace in first + second]
-    for name, dash in (("run", "solid"), ("other", "dash")):
-        lines = [trace for trace in together if "lines" in trace["mode"] and trace["meta"] == name]
-        assert {trace["line"]["dash"] for trace in lines} == {dash}
-    assert "all-frontier-gold_reward" in figures  # one of the runs has gold
-
-
-def test_every_figure_of_two_runs_is_one_but_for_the_margins_which_share_their_axes(run, no_gold):
-    page = build(run, no_gold)
-    figures = data_of(page, "figure-data")["figures"]
-    alone = data_of(build(run), "figure-data")["figures"]
-    assert {name for name in figures if name.startswith("run")} == {"run0-margins", "run1-margins"}
-    assert {name.removeprefix("run0-") for name in alone} - {"margins"} == {
-        name.removeprefix("all-") for name in figures if name.startswith("all-")
-    }
-    first, second = (figures[f"run{k}-margins"] for k in (0, 1))
-    for axis in ("xaxis", "yaxis"):
-        assert first["layout"][axis]["range"] == second["layout"][axis]["range"]
-    low, high = first["layout"]["yaxis"]["range"]
-    assert all(low < value < high for trace in (*first["traces"], *second["traces"]) for value in trace["y"])
-    ranges = [
-        data_of(build(folder), "figure-data")["figures"]["run0-lengths"]["layout"]["xaxis"]["range"]
-        for folder in (run, no_gold)
-    ]
-    assert figures["all-lengths"]["layout"]["xaxis"]["range"] == [0, max(high for _, high in ranges)]
-    for section in ("frontier", "overoptimization", "quality", "lengths", "training"):
-        body = page.split(f'<section id="{section}"')[1].split("</section>")[0]
-        assert body.count('data-run="run"') == 1 == body.count('data-run="other"')
-    kl = figures["all-ppo-objective-kl"]
-    assert [(trace["name"], trace["meta"], trace["line"]["dash"]) for trace in kl["traces"]] == [
-        ("KL", "run", "solid"),
-        ("KL", "other", "dash"),
-    ]
-
-
-def test_what_runs_have_in_common_is_shown_once(run, copy, no_gold):
-    page = build(run, copy, no_gold)
-    quality = text_of(page, "quality")
-    assert quality.count("accuracy on the labels") == 2 and "run · copy" in quality
-    assert text_of(build(run, copy), "quality").count("accuracy on the labels") == 1
-    assert "The same in both runs" in text_of(build(run, copy), "drift")
-    figures = data_of(page, "figure-data")["figures"]
-    assert {name for name in figures if name.startswith("run")} == {"run0-margins", "run2-margins"}
-
-
-def test_more_than_two_runs_have_a_row_each_and_a_choice_whose_tables_to_show(run, copy, no_gold):
-    page = build(run, copy, no_gold)
-    verdict = text_of(page, "verdict")
-    results = json.loads((run / "results.json").read_text())["verdict"]
-    row = f"run {results['sentence'].partition(': ')[0]} gold {results['win_rate']:.1%}"
-    assert row in verdict and "other Undecided –" in verdict
-    assert re.findall(r'<option value="(\d*)"', page.split('id="run-choice"')[1].split("</select>")[0]) == ["", *"012"]
-    assert 'id="run-choice"' not in build(run, no_gold)
-
-
-@pytest.mark.parametrize(
-    ("value", "digits", "sign", "text"),
-    [(-1.234, 2, False, "−1.23"), (-0.001, 2, False, "0.00"), (0.001, 2, True, "0.00"), (1234.5, 1, True, "+1,234.5")],
-)
-def test_numbers(value, digits, sign, text):
-    assert render.typeset(value, digits, sign) == text
-    assert render.typeset(None) == ""
-
-
-@pytest.mark.parametrize(
-    ("policy", "name"),
-    [
-        ("rm_ppo", "RM + PPO"),
-        ("dpo@12", "DPO, step 12"),
-        ("best_of_4_rm", "best of 4 by RM"),
-        ("best_of_16_implicit", "best of 16 by implicit"),
-        ("another", "another"),
-    ],
-)
-def test_policy_names(policy, name):
-    assert policy_name(policy) == name
 
 
 # ---------------------------------------------------------------- errors and the stage
