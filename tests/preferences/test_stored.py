@@ -231,6 +231,37 @@ def test_a_temporary_folder_that_is_not_there_is_an_error_with_a_fix(monkeypatch
     assert "TMPDIR" in str(error.value.fix)
 
 
+def test_a_line_that_cannot_be_read_comes_before_a_row_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a large file, which is read on through to its end once a row is wrong."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "p", "chosen": 5, "rejected": "b"}\n' * 2 + "no JSON\n")
+    for held in (loading.HELD_BYTES, 0):
+        monkeypatch.setattr(loading, "HELD_BYTES", held)
+        with pytest.raises(DataError, match="invalid JSON") as caught:
+            read_preferences(str(path))
+        assert caught.value.where == f"{path}, line 3"
+
+
+def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "HELD_BYTES", 0)
+    path, read = tmp_path / "rows.jsonl", list[int]()
+    path.write_text(
+        "".join(json.dumps({"prompt": f"p {k}", "chosen": "a", "rejected": "b"}) + "\n" for k in range(250))
+    )
+    lines = loading._lines_of
+
+    def counted(path: Path) -> Iterator[tuple[int, loading.Record]]:
+        for number, record in lines(path):
+            read.append(number)
+            yield number, record
+
+    monkeypatch.setattr(loading, "_lines_of", counted)
+    assert len(read_preferences(str(path)).rows) == 250
+    assert read.count(250) == 1  # the first ones are looked at before
+
+
 def test_a_file_that_goes_while_it_is_read_again_is_an_error_of_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,9 @@ def cell(record: Record, column: str) -> Any:
 
 # ---------------------------------------------------------------------------------------------------- texts
 def text_cell(record: Record, column: str) -> str:
+    value = record.get(column)
+    if isinstance(value, str):
+        return value
     return _as_text(cell(record, column), column, column)
 
 
@@ -135,6 +138,8 @@ def prompt_cell(record: Record, columns: Sequence[str]) -> Prompt:
     Of an object (WebGPT's question) the ``full_text`` is read.
     """
     value = cell(record, columns[0])
+    if isinstance(value, str) and len(columns) == 1:  # as below, in a fraction of the time
+        return value
     if isinstance(value, Mapping) and "full_text" in value:
         return text_cell(value, "full_text")
     if isinstance(value, list):

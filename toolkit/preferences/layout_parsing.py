@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from toolkit.preferences import parsing
 from toolkit.preferences.cells import (
@@ -102,7 +101,7 @@ def joined(data: Sequence[tuple[int, Datum]]) -> tuple[list[tuple[int, Datum]], 
             continue
         texts = [datum.responses[0] for _, datum in members]
         compared = parsing.by_value(first.prompt, texts, [datum.score for _, datum in members], "")
-        together.append((number, replace(compared, group=first.group)))
+        together.append((number, compared._replace(group=first.group)))
     return together, single
 
 
@@ -124,7 +123,7 @@ def in_context(record: Record, *, recognised: Format, system: str | None, histor
         prompt = [{"role": "system", "content": text}, *prompt]
     elif text.strip() and first["content"].strip() != text.strip():
         raise RecordError("another system message than the prompt's own", column=system or "", fix="keep one of them")
-    return replace(datum, prompt=prompt, responses=responses)
+    return datum._replace(prompt=prompt, responses=responses)
 
 
 def with_ties(record: Record, *, recognised: Format) -> Datum:
@@ -133,7 +132,7 @@ def with_ties(record: Record, *, recognised: Format) -> Datum:
     if record.get("status") != "tie":
         return datum
     comparisons = [tied for c in datum.comparisons for tied in soft_comparisons(c.winner, c.loser, 0.5, c.annotator)]
-    return replace(datum, comparisons=comparisons)
+    return datum._replace(comparisons=comparisons)
 
 
 def _turns(record: Record, history: str | None) -> list[Message]:

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,14 +69,15 @@ def shipped_path(name: str) -> Path | None:
     return Path(str(resources.files("toolkit.preferences") / "assets" / file)) if file else None
 
 
-def load(source: str, *, split: str, config: str | None, revision: str | None) -> SourceRecords:
+def load(source: str, *, split: str, config: str | None, revision: str | None, checked: bool = True) -> SourceRecords:
+    """The records of a source. ``checked``: as :func:`read_file` has it."""
     shipped = shipped_names()
     if source in shipped:
         with resources.as_file(resources.files("toolkit.preferences") / "assets" / shipped[source]) as path:
-            return replace(read_file(path), name=source)
+            return replace(read_file(path, checked=checked), name=source)
     path = local_path(source)
     if path.is_file():
-        return read_file(path)
+        return read_file(path, checked=checked)
     if path.is_dir():
         return _read_hub(source, config=config, split=split, revision=None, folder=path)
     looks_like_file = source.lower().endswith(SUFFIXES) or source.startswith((".", "/", "~")) or source.count("/") > 1
@@ -106,10 +107,11 @@ def local_path(source: str) -> Path:
     return path
 
 
-def read_file(path: Path) -> SourceRecords:
+def read_file(path: Path, *, checked: bool = True) -> SourceRecords:
     """The records of a file with one of ``SUFFIXES``.
 
-    Raises DataError where it cannot be read, with the line or row that is wrong.
+    Raises DataError where it cannot be read, with the line or row that is wrong. Without ``checked``, a wrong line or
+    row of a large file raises it only where the records come to it: the file is then read once less.
     """
     name = str(path)
     suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), None)
@@ -127,7 +129,9 @@ def read_file(path: Path) -> SourceRecords:
     if not is_document:
         records = _records_of(path, suffix)
         unit = "line" if suffix.startswith(".jsonl") else "row"
-        return SourceRecords(name, unit, records.checked() if is_large else list(records), fingerprint)
+        if is_large and checked:
+            records.check()
+        return SourceRecords(name, unit, records if is_large else list(records), fingerprint)
     if suffix.endswith(".gz"):
         try:
             raw = gzip.decompress(raw)
@@ -183,22 +187,28 @@ def _opened(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-@dataclass(frozen=True)
 class FileRecords(Sequence[tuple[int, Record]]):
     """The records of a file, read anew each time that they are asked for.
 
-    Raises DataError where one cannot be read.
+    Their number is known once all of them were read. Raises DataError where one cannot be read.
     """
 
-    read: Callable[[], Iterator[tuple[int, Record]]]
-    n: int = 0
+    def __init__(self, read: Callable[[], Iterator[tuple[int, Record]]]) -> None:
+        self._read = read
+        self._n: int | None = None
 
-    def checked(self) -> FileRecords:
-        """These records once all of them were read, so that their number is known."""
-        return replace(self, n=sum(1 for _ in self))
+    def check(self) -> None:
+        """Read all records. Raises DataError for the first one that cannot be read."""
+        deque(self, maxlen=0)
 
     def __len__(self) -> int:
-        return self.n
+        if self._n is None:
+            self.check()
+        assert self._n is not None
+        return self._n
+
+    def __bool__(self) -> bool:
+        return next(iter(self), None) is not None
 
     @overload
     def __getitem__(self, at: int) -> tuple[int, Record]: ...
@@ -206,14 +216,19 @@ class FileRecords(Sequence[tuple[int, Record]]):
     def __getitem__(self, at: slice) -> Sequence[tuple[int, Record]]: ...
     def __getitem__(self, at: int | slice) -> tuple[int, Record] | Sequence[tuple[int, Record]]:
         if isinstance(at, slice):
-            start, stop, step = at.indices(self.n)
+            if at.start is at.step is None and at.stop is not None and at.stop >= 0:  # the first ones
+                return list(islice(self, at.stop))
+            start, stop, step = at.indices(len(self))
             return list(islice(self, start, stop, step))
-        if not -self.n <= at < self.n:
+        if not -len(self) <= at < len(self):
             raise IndexError(at)
-        return next(islice(self, at % self.n, None))
+        return next(islice(self, at % len(self), None))
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
-        return self.read()
+        n = 0
+        for n, item in enumerate(self._read(), start=1):  # noqa: B007 - the last one is their number
+            yield item
+        self._n = n
 
 
 def _lines_of(path: Path) -> Iterator[tuple[int, Record]]:

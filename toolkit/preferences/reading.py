@@ -15,19 +15,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError, nearest
+from toolkit.errors import DataError, DuelError, nearest
 from toolkit.files import write_tables
 from toolkit.preferences import formats
 from toolkit.preferences.cells import RecordError, name_cell, parsed_number
 from toolkit.preferences.columns import GROUP, KNOWN_COLUMNS, Columns, Format, is_known_column
 from toolkit.preferences.layout_parsing import joined
-from toolkit.preferences.loading import PARQUET_KEY, SourceRecords, load, parquet_rows
+from toolkit.preferences.loading import PARQUET_KEY, FileRecords, SourceRecords, load, parquet_rows
 from toolkit.preferences.merging import FIRST_ROWS, merge
 from toolkit.preferences.parsing import Datum, NoSharedPromptError, parse_transcript
 from toolkit.preferences.refusals import check_label_base, no_usable_row, row_error, unknown_format
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, row_to_dict
 from toolkit.preferences.stored import StoredRows
-from toolkit.preferences.unseen import unseen_parts
+from toolkit.preferences.unseen import UNSEEN_COLUMNS, unseen_parts
 from toolkit.preferences.views import chunks
 from toolkit.storage.integrity import refuse_changed
 
@@ -163,9 +163,22 @@ def read_preferences(
         DataError: no such source; a format that is not known; a wrong record (with its row and column); text prompts
             and conversations in one data set; fewer than two responses; no usable row.
     """
-    loaded, recognised = recognised_source(
-        source, split=split, config=config, revision=revision, columns=columns, text_only=conversational is False
-    )
+    loaded = load(source, split=split, config=config, revision=revision, checked=False)
+    try:
+        return _read_records(loaded, columns, conversational, annotators)
+    except DuelError:
+        if isinstance(loaded.records, FileRecords):
+            loaded.records.check()  # a line that cannot be read comes before all other errors
+        raise
+
+
+def _read_records(
+    loaded: SourceRecords,
+    columns: Mapping[str, str] | None,
+    conversational: bool | None,
+    annotators: Sequence[str] | None,
+) -> PreferenceData:
+    loaded, recognised = _recognised(loaded, columns, text_only=conversational is False)
     tally = _Tally()
     data = _conversations(loaded, recognised, conversational, tally)
     if annotators is not None:
@@ -204,16 +217,17 @@ class _Tally:
     single: list[int] = field(default_factory=list)
 
     def count(self, record: Record, recognised: Format) -> None:
-        self.n_booleans += bool in map(type, map(record.get, recognised.columns))
-        self.n_equal_scores += _equal_scores(record)
-        if unseen := set(unseen_parts(record, recognised.columns)):
-            self.unseen.update(unseen)
+        kinds = set(map(type, record.values()))
+        if bool in kinds:
+            self.n_booleans += bool in map(type, map(record.get, recognised.columns))
+        if not _SCORES_OF_CHOSEN.isdisjoint(record):
+            self.n_equal_scores += _equal_scores(record)
+        if list in kinds or not UNSEEN_COLUMNS.isdisjoint(record):
+            self.unseen.update(set(unseen_parts(record, recognised.columns)))
 
 
 def _equal_scores(record: Record) -> bool:
     """Whether the chosen and the rejected response have the same score, in columns such as UltraFeedback's."""
-    if record.keys().isdisjoint(_SCORES_OF_CHOSEN):
-        return False
     there = (pair for pair in SIDE_SCORES if pair[0] in record)
     scores = ([parsed_number(record.get(name)) for name in pair] for pair in there)
     return any(chosen is not None and chosen == rejected for chosen, rejected in scores)
@@ -234,7 +248,12 @@ def recognised_source(
 
     Raises DataError for no such source, an empty one, a format that is not known, and labels that no format has.
     """
-    loaded = load(source, split=split, config=config, revision=revision)
+    return _recognised(load(source, split=split, config=config, revision=revision), columns, text_only=text_only)
+
+
+def _recognised(
+    loaded: SourceRecords, columns: Mapping[str, str] | None, *, text_only: bool
+) -> tuple[SourceRecords, Format]:
     if not loaded.records:
         raise DataError("the data set is empty", where=loaded.name)
     if columns:
@@ -320,8 +339,8 @@ def _conversations(
 
 def parse_record(recognised: Format, record: Record) -> Datum:
     """What one record says. Raises RecordError for a wrong one, NoSharedPromptError where no prompt is shared."""
-    datum, group = recognised.parse(record), _group(record)
-    return replace(datum, group=group) if group != datum.group else datum
+    datum, group = recognised.parse(record), _group(record) if GROUP in record else ""
+    return datum._replace(group=group) if group != datum.group else datum
 
 
 def _group(record: Record) -> str:
@@ -354,10 +373,10 @@ def as_conversation(
             converted.append((number, datum))
         elif (messages := parse_transcript(datum.prompt)) is not None:
             responses = [response.strip() for response in datum.responses]
-            converted.append((number, replace(datum, prompt=messages, responses=responses)))
+            converted.append((number, datum._replace(prompt=messages, responses=responses)))
         elif not transcripts:
             prompt: Prompt = [{"role": "user", "content": datum.prompt}]
-            converted.append((number, replace(datum, prompt=prompt)))
+            converted.append((number, datum._replace(prompt=prompt)))
         elif conversational is None:
             return data, []
         else:
@@ -372,7 +391,7 @@ def _only_annotators(
     wanted = frozenset(names)
     for number, datum in data:
         known |= {c.annotator for c in datum.comparisons if c.annotator}
-        yield number, replace(datum, comparisons=[c for c in datum.comparisons if c.annotator in wanted])
+        yield number, datum._replace(comparisons=[c for c in datum.comparisons if c.annotator in wanted])
     for name in names:
         if name not in known:
             fix = nearest(name, known) or "this data names no annotators"

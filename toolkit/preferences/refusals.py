@@ -46,6 +46,8 @@ def check_label_base(loaded: SourceRecords, labels: Sequence[str], *, mappable: 
 
     ``mappable``: another column of the format can hold them.
     """
+    if not labels:
+        return
     values: list[object] = []
     for _, record in loaded.records:
         for column in labels:

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,9 +53,12 @@ class PreferenceRow:
 def canonical_prompt(prompt: Prompt) -> str:
     """The JSON text that identifies a prompt: sorted keys, no spaces, ASCII."""
     if isinstance(prompt, str):
-        return json.dumps(prompt)
-    # by hand: json.dumps of a text alone is several times faster than of a list of objects
-    parts = (f'{{"content":{json.dumps(m["content"])},"role":{json.dumps(m["role"])}}}' for m in prompt)
+        return encode_basestring_ascii(prompt)
+    # by hand: the JSON of a text alone takes a fraction of the time of json.dumps of a list of objects
+    parts = [
+        f'{{"content":{encode_basestring_ascii(m["content"])},"role":{encode_basestring_ascii(m["role"])}}}'
+        for m in prompt
+    ]
     return f"[{','.join(parts)}]"
 
 

@@ -221,7 +221,7 @@ class RowReader:
                     "half of a Unicode surrogate pair, which no tokenizer takes", where=self.file.place(number)
                 )
         assert prompt is not None
-        return replace(datum, prompt=prompt)
+        return datum._replace(prompt=prompt)
 
     def label(self, number: int, record: Record, column: str) -> bool:
         """Raises DataError for a label that is neither good nor bad."""
