@@ -275,6 +275,20 @@ def test_many_prompts_and_responses_are_read_as_each_of_them_alone(
     assert (together, cut) == ([ids[0] for ids, _ in alone], [was_cut[0] for _, was_cut in alone])
 
 
+@pytest.mark.parametrize("name", ["tiny", "stories", "words that close"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 99])
+def test_counted_responses_are_those_that_are_read(name: str, limit: int, tiny_ref: Any, stories_folder: Path) -> None:
+    folders = {"tiny": tiny_ref.path, "stories": str(stories_folder)}
+    tokenizer = AutoTokenizer.from_pretrained(folders[name]) if name in folders else words(closes=True)
+    encoder = text_encoder(tokenizer, "Is it good?")
+    for texts in (["Is it good?", "Is it", "good", "Is it good?", "", "It is"], ["good</s>", "good", "<s>good"]):
+        ids, cut = encoder.responses(texts, limit)
+        counted = encoder.counted_responses(texts, limit)
+        assert counted.lengths == list(map(len, ids)) and counted.n_cut == sum(cut)
+        places = range(len(texts))
+        assert [[counted.equal(i, j) for i in places] for j in places] == [[a == b for a in ids] for b in ids]
+
+
 def test_many_conversations_are_read_as_each_of_them_alone(tokenizer: Any) -> None:
     texts = ["Is it good?", CHATML, "", "good"]
     conversations = [[{"role": "user", "content": text}] for text in texts] + [CHAT]

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
 
@@ -484,7 +485,10 @@ def _as_table(rows: Sequence[PreferenceRow], schema: Any) -> Any:
     structs = pa.StructArray.from_arrays([pa.array(by_name[of.name], of.type) for of in fields], fields=list(fields))
     ends = [0, *accumulate(len(row.comparisons) for row in rows)]
     columns = {
-        "prompt": [json.dumps(row.prompt) for row in rows],
+        "prompt": [
+            encode_basestring_ascii(row.prompt) if isinstance(row.prompt, str) else json.dumps(row.prompt)
+            for row in rows
+        ],
         "comparisons": pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs),
     }
     names = [name for name in schema.names if name not in columns]

@@ -13,7 +13,7 @@ from typing import Any
 
 from toolkit.errors import DataError
 from toolkit.files import write_json
-from toolkit.models.encoding import TextEncoder, text_encoder
+from toolkit.models.encoding import CountedResponses, TextEncoder, text_encoder
 from toolkit.models.rendering import (
     LAST_CHARACTERS,
     TemplateRefusesError,
@@ -289,18 +289,25 @@ def _counted(
 ) -> Iterator[PreferenceRow]:
     """The rows with their first responses. ``counts`` gets those over the cut responses and their pairs."""
     most = section.max_responses if section.max_responses is not None else sys.maxsize
-    for whole in one_ahead(chunks(rows, CHUNK)):
-        chunk = [row if len(row.responses) <= most else first_responses(row, most) for row in whole]
+    _ = encoder.lead, encoder.end_id  # these ask the chat template, which only the main thread can interrupt
+
+    def tokenised() -> Iterator[tuple[list[PreferenceRow], list[PreferenceRow], CountedResponses]]:
+        for whole in one_ahead(chunks(rows, CHUNK)):
+            chunk = [row if len(row.responses) <= most else first_responses(row, most) for row in whole]
+            texts = [text for row in chunk for text in row.responses]
+            yield whole, chunk, encoder.counted_responses(texts, section.max_response_tokens)
+
+    for whole, chunk, responses in one_ahead(tokenised()):
         counts["n_left_out_responses"] += sum(max(0, len(row.responses) - most) for row in whole)
-        ids, cut = encoder.responses([text for row in chunk for text in row.responses], section.max_response_tokens)
-        counts["n_responses"] += len(ids)
-        counts["n_long_responses"] += sum(cut)
-        counts["n_tokens"] += sum(map(len, ids))
+        counts["n_responses"] += len(responses.lengths)
+        counts["n_long_responses"] += responses.n_cut
+        counts["n_tokens"] += sum(responses.lengths)
         first = n_pairs = n_identical = 0
         for row in chunk:
-            for i, j, _, _ in splits.pairs(row):
-                n_pairs += 1
-                n_identical += ids[first + i] == ids[first + j]
+            pairs = {(c.winner, c.loser) if c.winner < c.loser else (c.loser, c.winner) for c in row.comparisons}
+            n_pairs += len(pairs)
+            for i, j in pairs:
+                n_identical += responses.equal(first + i, first + j)
             first += len(row.responses)
         counts["n_comparisons"] += n_pairs
         counts["n_identical_pairs"] += n_identical
