@@ -270,6 +270,8 @@ def test_many_prompts_and_responses_are_read_as_each_of_them_alone(
     texts = ["Is it good?", CHATML, "<s>yes", "yes</s>", "", "good <s> bad", "\U0001f600 yes"]
     encoder = text_encoder(tokenizer, texts[0])
     assert encoder.prompts(texts, encoder.written(texts)) == [encoder.prompt(text) for text in texts]
+    for asked in (texts, ["Is it good?", "", "good"]):
+        assert encoder.prompt_lengths(asked, asked) == [len(encoder.prompt(text)) for text in asked]
     together, cut = encoder.responses(texts, 4)
     alone = [encoder.responses([text], 4) for text in texts]
     assert (together, cut) == ([ids[0] for ids, _ in alone], [was_cut[0] for _, was_cut in alone])

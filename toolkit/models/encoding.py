@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from tokenizers import Encoding
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from toolkit.errors import ModelError
 from toolkit.models.batches import encodings_of_texts, ids_in, ids_of_texts
@@ -199,6 +199,23 @@ class TextEncoder:
             next(of_texts) if isinstance(prompt, str) else self._with_one_bos(next(of_conversations))
             for prompt in prompts
         ]
+
+    def prompt_lengths(self, prompts: Sequence[Prompt], written: Sequence[str]) -> list[int]:
+        """How many ids :meth:`prompts` gives for each, in less time than it takes to have them as lists."""
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if len(texts) < len(prompts) or not self._closes_no_text or self.special_tokens.stand_in_any(texts):
+            return list(map(len, self.prompts(prompts, written)))
+        encodings = encodings_of_texts(self.tokenizer, texts, add_special_tokens=True, split_special_tokens=True)
+        return list(map(len, encodings))
+
+    @cached_property
+    def _closes_no_text(self) -> bool:
+        """Whether a text without special tokens never ends with an id that :meth:`_without_end` takes away."""
+        ends, named = {*self._ends_of_text} - {None}, {*self.special_tokens.names.values()}
+        # A normalizer could make such an id of other characters.
+        plain = isinstance(self.tokenizer, PreTrainedTokenizerFast) and not self.tokenizer.backend_tokenizer.normalizer
+        last = self.special_tokens.text_ids("a", opening=True)[-1:]
+        return plain and ends <= named and not ends & {self.tokenizer.unk_token_id, *last}
 
     def end_of_prompt(self, prompt: Prompt) -> str:
         """The last characters before the response, with the template's."""

@@ -76,8 +76,6 @@ class _Judged(NamedTuple):
 
     @classmethod
     def of(cls, n_responses: int, comparisons: Sequence[Comparison], comparison_rows: Sequence[int]) -> _Judged:
-        if len(comparisons) == 1 and comparisons[0].winner != comparisons[0].loser:  # as below, in less time
-            return cls(n_responses, 1, 0, 0)
         labelled = splits.labelled_pairs(comparisons)
         n_ties = sum(pair.p == 0.5 for pair in labelled)
         n_contradictions = splits.contradictions(labelled, comparison_rows) if len(labelled) > 1 else 0
@@ -126,7 +124,9 @@ class _Records:
         if n < 2 or (responses[0] == responses[1] if n == 2 else len(set(responses)) < n):
             self.judged.extend(_REPEATS_A_RESPONSE)
             return
-        self.judged.extend(_Judged.of(n, comparisons, [number] * len(comparisons)))
+        # One comparison is one judgement, and neither a tie nor a contradiction.
+        one = len(comparisons) == 1
+        self.judged.extend((n, 1, 0, 0) if one else _Judged.of(n, comparisons, [number] * len(comparisons)))
         for c in comparisons:
             if c.annotator:
                 self.annotators.add(c.annotator)
@@ -149,19 +149,22 @@ class _Records:
         n.update(dict(zip(_Judged._fields, judged[is_row].sum(axis=0).tolist(), strict=True)))
         n["n_unjudged"] += int(np.count_nonzero(judged[is_row, 1] == 0))
         names = list(self.groups)
-        prompts = zip(self.ids, self.group_of, starts.tolist(), sizes.tolist(), is_row.tolist(), strict=True)
-        for prompt_id, group, start, size, alone in prompts:
+        sums, n_unjudged = [0] * len(_Judged._fields), 0
+        firsts = by_prompt[starts].tolist()
+        prompts = zip(self.ids, self.group_of, firsts, starts.tolist(), sizes.tolist(), is_row.tolist(), strict=True)
+        for prompt_id, group, first, start, size, alone in prompts:
             if alone:
-                rows.add_record(prompt_id, names[group], int(by_prompt[start]))
+                rows.add_record(prompt_id, names[group], first)
                 continue
             entry = self._entry(by_prompt[start : start + size].tolist(), names[group])
             if len(entry.position) < 2:
                 continue
             of_entry = _Judged.of(len(entry.position), entry.comparisons, entry.comparison_rows)
-            n.update(of_entry._asdict())
-            n["n_unjudged"] += not of_entry.n_comparisons
-            self.annotators.update(c.annotator for c in entry.comparisons if c.annotator)
+            sums = [total + value for total, value in zip(sums, of_entry, strict=True)]
+            n_unjudged += not of_entry.n_comparisons
+            self.annotators.update([c.annotator for c in entry.comparisons if c.annotator])
             rows.add(entry.row(f"{prompt_id:016x}"), entry.response_rows)
+        n.update(dict(zip(_Judged._fields, sums, strict=True)), n_unjudged=n_unjudged)
         return rows, n
 
     def _entry(self, places: Sequence[int], group: str) -> _PromptEntry:

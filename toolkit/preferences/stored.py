@@ -34,7 +34,9 @@ class StoredRows(Rows):
         self._group_of = array("q")
 
     def add(self, row: PreferenceRow, response_rows: Sequence[int]) -> None:
-        values = (row.source_row, row.prompt, row.responses, row.comparisons, row.gold, list(response_rows))
+        # JSON of plain tuples takes a third of the time of that of named ones.
+        comparisons = list(map(tuple, row.comparisons))
+        values = (row.source_row, row.prompt, row.responses, comparisons, row.gold, list(response_rows))
         self._places.append(self._rows.append(values))
         self._add_key(int(row.prompt_id, 16), row.group)
 
@@ -80,7 +82,7 @@ class StoredRows(Rows):
 
     def row(self, at: int) -> PreferenceRow:
         number, prompt, responses, comparisons, gold, *_ = self._values(at)
-        judged = list(map(Comparison._make, comparisons))
+        judged = [Comparison(*comparison) for comparison in comparisons]
         group = self._names[self._group_of[at]]
         return PreferenceRow(self.prompt_id(at), prompt, responses, judged, gold, number, group)
 

@@ -246,10 +246,12 @@ def fitting_prompts(
     """
     fitting = FittingPrompts()
     order = chunks(splits.limit_order(rows, n, seed), CHUNK)
-    for places, prompts in one_ahead((places, [prompt_of(rows, k) for k in places]) for places in order):
+    asked = one_ahead((places, [prompt_of(rows, k) for k in places]) for places in order)
+    read_ahead = ((places, _prompts_read(prompts, rows, places, encoder, source)) for places, prompts in asked)
+    # Conversations are read by the main thread: no other one can be interrupted where a chat template does not end.
+    for places, read in read_ahead if encoder.conversational else one_ahead(read_ahead):
         if n is not None and len(fitting.tokens) >= n:
             break
-        read = _prompts_read(prompts, rows, places, encoder, source)
         for k, (length, written) in zip(places, read, strict=False):
             if not 0 < length <= max_tokens:
                 fitting.n_long += 1
@@ -268,20 +270,25 @@ def _prompts_read(
     places: Sequence[int],
     encoder: TextEncoder,
     source: str,
-) -> Iterator[tuple[int, str]]:
+) -> Iterable[tuple[int, str]]:
     """Of each prompt the number of tokens, and what the model reads. Prompts are read together where all can be.
 
     They are those of ``rows`` at ``places``.
     """
     try:
         written = encoder.written(prompts)
-        read = [(len(ids), text) for ids, text in zip(encoder.prompts(prompts, written), written, strict=True)]
-    except TemplateRefusesError:  # a row behind the last one that is asked for must not be refused
-        for k, prompt in zip(places, prompts, strict=True):
-            with refusals_at(place_in(source, rows[k].source_row)):
-                yield len(encoder.prompt(prompt)), encoder.written([prompt])[0]
-        return
-    yield from read
+        return list(zip(encoder.prompt_lengths(prompts, written), written, strict=True))
+    except TemplateRefusesError:
+        return _one_by_one(prompts, rows, places, encoder, source)
+
+
+def _one_by_one(
+    prompts: Sequence[Prompt], rows: Sequence[PreferenceRow], places: Sequence[int], encoder: TextEncoder, source: str
+) -> Iterator[tuple[int, str]]:
+    """The prompts as they are asked for: a row behind the last one of these must not be refused."""
+    for k, prompt in zip(places, prompts, strict=True):
+        with refusals_at(place_in(source, rows[k].source_row)):
+            yield len(encoder.prompt(prompt)), encoder.written([prompt])[0]
 
 
 def _counted(
