@@ -236,12 +236,12 @@ def test_a_line_that_cannot_be_read_comes_before_a_row_that_is_wrong(
 ) -> None:
     """Also in a large file, which is read on through to its end once a row is wrong."""
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "p", "chosen": 5, "rejected": "b"}\n' * 2 + "no JSON\n")
+    path.write_text('{"prompt": "p", "chosen": 5, "rejected": "b"}\n' * 200 + "no JSON\n")
     for held in (loading.HELD_BYTES, 0):
         monkeypatch.setattr(loading, "HELD_BYTES", held)
         with pytest.raises(DataError, match="invalid JSON") as caught:
             read_preferences(str(path))
-        assert caught.value.where == f"{path}, line 3"
+        assert caught.value.where == f"{path}, line 201"
 
 
 def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
