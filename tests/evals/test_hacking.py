@@ -73,6 +73,12 @@ def test_constant_difference_has_no_interval_and_goes_by_the_sign_test(n: int, f
     assert drift({"n_chars": [10.0] * n}, {"n_chars": [10.0] * n}, np.arange(n))[0]["flagged"] is False
 
 
+def test_differences_that_are_equal_but_for_rounding_go_by_the_sign_test() -> None:
+    row = drift({"n_tokens": [0.4, 0.5]}, {"n_tokens": [0.3, 0.4]}, [0, 1])[0]
+    assert 0.4 - 0.3 != 0.5 - 0.4
+    assert (row["ci_low"], row["ci_high"], row["flagged"]) == (None, None, False)
+
+
 def test_a_small_significant_change_is_not_flagged() -> None:
     rng = np.random.default_rng(0)
     sft = rng.normal(100, 10, 400)

@@ -7,6 +7,7 @@ from scipy import stats
 from toolkit.errors import DataError
 from toolkit.evals.intervals import (
     bootstrap_mean,
+    bootstrap_share,
     bootstrap_statistic,
     ratio,
     resample_counts,
@@ -120,3 +121,18 @@ def test_bad_settings_are_refused() -> None:
         bootstrap_statistic([[1.0, np.nan], [1.0, 1.0]], ratio)
     with pytest.raises(DataError, match="one number per prompt"):
         bootstrap_statistic([[1.0, 2.0], [1.0]], ratio)
+
+
+def test_values_that_are_equal_but_for_rounding_are_equal() -> None:
+    values = [0.4 - 0.3, 0.5 - 0.4, 0.6 - 0.5, 0.9 - 0.8]
+    assert len(set(values)) > 1
+    estimate = bootstrap_mean(values)
+    assert (estimate.ci_low, estimate.ci_high) == (None, None)
+    bounded = bootstrap_mean(values, bounds=(0.0, 1.0))
+    assert bounded.ci_low is not None and bounded.ci_high is not None
+    assert (bounded.ci_low, bounded.ci_high) == pytest.approx((0.1 * 0.025**0.25, 1.0 - 0.9 * 0.025**0.25))
+
+
+def test_a_share_with_a_prompt_that_weighs_nothing_has_no_interval_of_equal_shares() -> None:
+    estimate = bootstrap_share(["a", "b", "c"], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0])
+    assert (estimate.value, estimate.ci_low, estimate.ci_high) == (0.5, None, None)

@@ -18,7 +18,7 @@ from toolkit.evals.best_of_pool import (
     score_variance,
     values_of_best_of_n,
 )
-from toolkit.evals.feature_bias import feature_bias
+from toolkit.evals.feature_bias import ComparedPairs, feature_bias
 from toolkit.evals.intervals import BootstrapOptions
 from toolkit.evals.logistic import fit_l2_logistic
 from toolkit.evals.reward_card import (
@@ -262,6 +262,13 @@ def test_margin_quantiles_are_those_of_the_decided_pairs() -> None:
     margins = sorted(abs(float(v[i] - v[j])) for v in gold_of(data) for i, j in combinations(range(4), 2))
     for q in QUANTILES:
         assert card["margins"]["quantiles"][f"{q:g}"]["value"] == margins[math.ceil(q * len(margins)) - 1]
+
+
+def test_a_quantile_that_a_sum_of_weights_misses_by_rounding_is_met() -> None:
+    """Labels of 3 and of 1 in 5 weigh 1/5 and 3/5: the first is the quarter of both, and 0.2499... in floats."""
+    pairs = ComparedPairs(np.arange(2), np.array([1.0, -2.0]), np.array([0.6, 0.2]), np.full(2, 5.0), None, {})
+    quantiles = margin_quantiles(pairs, 0.95)
+    assert [quantiles[f"{q:g}"]["value"] for q in QUANTILES] == [1.0, 1.0, 2.0, 2.0, 2.0]
 
 
 def covered(q: str, truth: float, seeds: range) -> float:

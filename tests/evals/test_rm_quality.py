@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from toolkit.errors import DataError
 from toolkit.evals.rm_quality import (
@@ -47,6 +48,21 @@ def test_temperature_undoes_the_scale(scale: float) -> None:
     assert after["nll"] <= result["nll"] + 1e-12 and after["ece"] < 0.02  # type: ignore[index,operator]
     if scale == 4.0:
         assert result["ece"] > 0.1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_one_huge_margin_does_not_move_the_temperature_to_a_bound(size: float) -> None:
+    margin = np.array([2.0] * 30 + [-1.0] * 10 + [1e7]) * size
+    one = np.ones(41)
+    # the huge one is right at any temperature, and the others have the slope 60 q(-2/T) = 10 q(1/T), q = sigmoid
+    without = fit_temperature(margin[:-1], one[:-1], one[:-1])
+    assert without is not None
+    assert fit_temperature(margin, one, one) == pytest.approx(without, rel=1e-9)
+    assert 60 * expit(-2.0 * size / without) == pytest.approx(10 * expit(size / without))
+    pairs = [(k, 0, 1, 1.0, 1.0) for k in range(41)]
+    estimate = calibration(pairs, [[float(m), 0.0] for m in margin], n_resamples=100)["temperature"]
+    assert estimate["value"] == pytest.approx(without, rel=1e-9)
+    assert estimate["ci_low"] is not None and estimate["ci_low"] < without < estimate["ci_high"]
 
 
 def test_temperature_exists_only_for_mixed_evidence() -> None:
@@ -107,7 +123,7 @@ def test_calibration_is_that_of_the_quality_with_intervals_over_prompts() -> Non
     result, whole = calibration(comparisons, rewards, n_resamples=200), rm_quality(comparisons, rewards, n_resamples=10)
     for name in ("nll", "brier", "ece"):
         assert result[name]["value"] == pytest.approx(whole[name], abs=1e-12)
-    assert result["temperature"]["value"] == pytest.approx(whole["temperature"], rel=1e-3)
+    assert result["temperature"]["value"] == whole["temperature"]
     for entry in result.values():
         assert entry["n"] == 600 and entry["ci_low"] < entry["ci_high"]
     assert result["temperature"]["ci_low"] < 2.0 < result["temperature"]["ci_high"]

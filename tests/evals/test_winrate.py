@@ -208,3 +208,23 @@ def test_bradley_terry_ignores_unjudged_rows_and_refuses_self_comparisons() -> N
     assert fit.n == 2 and fit.log_strength == pytest.approx((0.0, 0.0))
     with pytest.raises(DataError, match="itself"):
         bradley_terry([0], ["a"], ["a"], [1.0])
+
+
+@pytest.mark.parametrize("half", [0.49999999999999994, 0.5000000000000001])
+def test_a_tie_that_a_mean_misses_by_rounding_is_a_tie(half: float) -> None:
+    row = win_rate([half] * 3 + [1.0] * 6 + [0.0], **NAMES)
+    assert (row.win, row.tie, row.loss, row.n_tied) == (0.6, 0.3, 0.1, 3)
+    assert row.p_value == pytest.approx(row.sign_test_p) == pytest.approx(0.125)
+    all_ties = win_rate([half] * 3, **NAMES)
+    assert (all_ties.win_rate, all_ties.tie, all_ties.p_value, all_ties.sign_test_p) == (0.5, 1.0, 1.0, 1.0)
+    assert all_ties.detectable_effect is None
+    # too far from one half for a mean's rounding, and too near for a step of the exact test
+    assert permutation_test([0.5 + 5e-12, 1.0, 1.0]) == pytest.approx(0.5, abs=0.02)
+
+
+def test_an_interval_does_not_depend_on_the_rounding_of_sums() -> None:
+    """Sums of 0.55 and 0.45 miss 10 by rounding, most of them on one side; those of 1 and 0 are exact."""
+    row = win_rate([0.55] * 10 + [0.45] * 10, **NAMES)
+    exact = win_rate([1.0] * 10 + [0.0] * 10, **NAMES)
+    assert exact.ci_low is not None and exact.ci_high is not None and row.win_rate == 0.5
+    assert (row.ci_low, row.ci_high) == pytest.approx((0.45 + 0.1 * exact.ci_low, 0.45 + 0.1 * exact.ci_high))

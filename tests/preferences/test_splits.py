@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.preferences.rows import Comparison, PreferenceRow, prompt_id, soft_comparisons
-from toolkit.preferences.splits import contradictions, labelled_pairs, limit, overlap, pairs, split_rows
+from toolkit.preferences.splits import by_annotator, contradictions, labelled_pairs, limit, overlap, pairs, split_rows
 
 
 def rows_of(prompts: list[str]) -> list[PreferenceRow]:
@@ -148,6 +148,15 @@ def test_judgements_undo_soft_comparisons(given_labels: list[tuple[tuple[int, in
     assert [(g.i, g.j) for g in result] == [pair for pair, _ in given_labels]
     assert [g.p for g in result] == pytest.approx([p for _, p in given_labels])
     assert [g.weight for g in result] == [1.0] * len(given_labels)
+
+
+def test_soft_labels_with_a_mean_of_one_half_are_a_tie() -> None:
+    """In floats the weights for the first response add up to 2.5000000000000004 of 5."""
+    shares = [0.4, 0.8, 0.1, 0.8, 0.4]
+    by_five = [c for k, p in enumerate(shares) for c in soft_comparisons(0, 1, p, f"ann {k}")]
+    assert [pair.p for pair in pairs(PreferenceRow("", "", ["a", "b"], by_five))] == [0.5]
+    by_one = [c for p in shares for c in soft_comparisons(0, 1, p, "ann")]
+    assert by_annotator(PreferenceRow("", "", ["a", "b"], by_one)) == [(0, 1, {"ann": 0.5})]
 
 
 def test_judgements_by_hand() -> None:

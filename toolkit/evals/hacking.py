@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
 from toolkit.errors import DataError
-from toolkit.evals.intervals import Floats, bca_interval, check_settings, resample_counts
+from toolkit.evals.intervals import Floats, bca_interval, check_settings, resample_counts, rounded_alike
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _LIST_LINE = re.compile(r"^\s*(?:[-*•+]|\d{1,3}[.)])\s+\S", re.MULTILINE)
@@ -163,13 +163,14 @@ def drift(
             continue
         difference = policy - sft
         interval: tuple[float | None, float | None] = (None, None)
-        if n > 1 and np.ptp(difference) > 0.0:
+        alike = rounded_alike(difference)
+        if n > 1 and not alike:
             if n not in draws:
                 draws[n] = np.concatenate(list(resample_counts(n, n_resamples, seed)))
             jackknife = (difference.sum() - difference) / (n - 1)
             interval = bca_interval(float(difference.mean()), draws[n] @ difference / n, jackknife, confidence)
         sure = _excludes_zero(interval)
-        if np.ptp(difference) == 0.0:
+        if alike:
             sure = difference[0] != 0.0 and 0.5 ** (n - 1) <= 1.0 - confidence
         rows.append(_row(name, float(sft.mean()), float(policy.mean()), interval, n, sure, relative_change))
     return rows

@@ -20,6 +20,7 @@ from toolkit.errors import DataError
 Floats = NDArray[np.float64]
 _CHUNK_ELEMENTS = 1 << 20  # resampled indices held at once: 8 MiB, so that memory does not grow with n_resamples
 _DRAWS_AT_ONCE = 64  # 64 x 805 doubles stay in the second-level cache
+_ROUNDING = 1e-12  # of the largest value, relative: means that should be equal differ by less
 
 
 class BootstrapOptions(TypedDict):
@@ -95,16 +96,30 @@ def resamples(n: int, n_resamples: int, seed: int, kind_N: NDArray[np.integer[An
             yield counts_CN[at : at + _DRAWS_AT_ONCE]
 
 
+def rounded_alike(values: Floats) -> bool:
+    """Whether values (n,) differ by rounding alone, as means that were added in different orders do."""
+    return bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
+
+
+def with_ties(draws_B: Floats, value: float) -> Floats:
+    """The draws (B,), with the value itself in place of those that differ from it by rounding alone."""
+    return np.where(np.abs(draws_B - value) <= _ROUNDING * np.abs(draws_B).max(), value, draws_B)
+
+
 def bca_interval(
     value: float, draws_B: Floats, jackknife_N: Floats, confidence: float
 ) -> tuple[float | None, float | None]:
     """BCa interval from bootstrap draws (B,) and leave-one-prompt-out values (n,).
 
-    Draws without any spread have no interval: (None, None). Where all draws lie on one side of the value, the bias is
-    undefined, and the percentile interval is returned without a correction.
+    Draws that equal the value but for rounding count half as below it. Draws without any spread have no interval:
+    (None, None). Where all draws lie on one side of the value, the bias is undefined, and the percentile interval is
+    returned without a correction.
     """
     alpha = (1.0 - confidence) / 2.0
-    if not np.isfinite(value) or not np.all(np.isfinite(draws_B)) or np.ptp(draws_B) == 0.0:
+    if not np.isfinite(value) or not np.all(np.isfinite(draws_B)):
+        return None, None
+    draws_B = with_ties(draws_B, value)
+    if np.ptp(draws_B) == 0.0:
         return None, None
     centred_N = jackknife_N.mean() - jackknife_N
     spread = float(np.sum(centred_N**2))
@@ -166,7 +181,7 @@ def bootstrap_mean(
         return NO_ESTIMATE
     mean = float(values_N.mean())
     standard_error = float(values_N.std(ddof=1) / np.sqrt(n)) if n > 1 else None
-    if np.ptp(values_N) == 0.0:
+    if rounded_alike(values_N):
         value = float(values_N[0])
         if bounds is None:
             return Estimate(value, 0.0 if n > 1 else None, None, None, n)
@@ -219,9 +234,7 @@ def bootstrap_statistic(
     defined = np.isfinite(draws_B)
     if np.count_nonzero(~defined) > 0.01 * n_resamples:
         return Estimate(value, None, None, None, n)
-    draws_B = draws_B[defined]
-    # counts @ sums adds in another order than sum(): values that differ only by rounding must count as ties
-    draws_B = np.where(np.isclose(draws_B, value, rtol=1e-12, atol=1e-14), value, draws_B)
+    draws_B = with_ties(draws_B[defined], value)
     jackknife_N = apply(total_K - sums_NK)
     low, high = bca_interval(value, draws_B, jackknife_N[np.isfinite(jackknife_N)], confidence)
     return Estimate(value, float(draws_B.std(ddof=1)) if len(draws_B) > 1 else None, low, high, n)
@@ -261,7 +274,7 @@ def bootstrap_share(
     if not len(part_N):
         return NO_ESTIMATE
     estimate = bootstrap_statistic([part_N, whole_N], ratio, n_resamples=n_resamples, confidence=confidence, seed=seed)
-    if estimate.value is None or np.ptp(part_N / whole_N) >= 1e-12:
+    if estimate.value is None or not np.all(whole_N > 0.0) or not rounded_alike(part_N / whole_N):
         return estimate
     value = min(max(estimate.value, 0.0), 1.0)
     low, high = interval_without_spread(value, len(part_N), (0.0, 1.0), confidence)

@@ -16,6 +16,7 @@ import numpy as np
 from toolkit.errors import DataError, nearest
 from toolkit.evals.agreement import EstimateDict, cohen_kappa, estimate_dict, krippendorff_alpha
 from toolkit.evals.intervals import BootstrapOptions, Floats, bootstrap_statistic, ratio, sums_by_prompt
+from toolkit.evals.winrate import exact_ties
 
 Unit = tuple[str, tuple[str, str]]
 """A comparison: the prompt's id and the two policies."""
@@ -135,9 +136,8 @@ def _verdicts(opinions: Sequence[Opinion], position: dict[Unit, int]) -> Floats:
         by_order[position[o.prompt_id, o.policies]][o.order].append(o.preference)
     out = np.full(len(position), np.nan)
     for unit, orders in by_order.items():
-        # in floats a mean of 0, 1/2 and 1 that should be one half may miss it by a rounding
-        out[unit] = np.sign(round(float(np.mean([np.mean(v) for v in orders.values()])) - 0.5, 12))
-    return out
+        out[unit] = np.mean([np.mean(v) for v in orders.values()])
+    return np.sign(exact_ties(out) - 0.5)
 
 
 def _accuracy(

@@ -14,6 +14,7 @@ import numpy as np
 from toolkit.evals.agreement import EstimateDict, agreement_with_preference, estimate_dict
 from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, Estimate, bootstrap_share
 from toolkit.evals.label_references import disagree, majority
+from toolkit.evals.winrate import exact_ties
 
 MIN_COVERAGE = 0.8
 """The share of what a judge was asked that it must answer: what it failed on is not a random part of all."""
@@ -89,12 +90,11 @@ def judge_test(
         return not_tested(judge, "the labels of the held-out pairs prefer neither response")
     prompts = [pair.prompt for pair, _ in judged]
     p, weight = (np.array([getattr(pair, name) for pair, _ in judged], dtype=float) for name in ("p", "weight"))
-    # in floats a mean of 0, 1/2 and 1 that should be one half may miss it by a rounding
-    side = np.sign(np.round([np.mean(values) - 0.5 for _, values in judged], 12))
+    side = np.sign(exact_ties([np.mean(values) for _, values in judged]) - 0.5)
     accuracy = bootstrap_share(prompts, weight * agreement_with_preference(side, p), weight, **options)
     ceiling = bootstrap_share(prompts, weight * majority(p), weight, **options) if disagree(p) else NO_ESTIMATE
     twice = [(pair.prompt, values) for pair, values in judged if len(values) > 1]
-    same = np.array([float(len({np.sign(value - 0.5) for value in values}) == 1) for _, values in twice])
+    same = np.array([float(len(set(np.sign(exact_ties(values) - 0.5))) == 1) for _, values in twice])
     reason = _against(accuracy, len(judged), len(asked))
     return JudgeTest(
         judge=judge,

@@ -32,6 +32,7 @@ from toolkit.evals.intervals import (
     interval_without_spread,
     percentile_interval,
     resamples,
+    rounded_alike,
 )
 from toolkit.evals.logistic import (
     MANY_ROWS,
@@ -271,8 +272,9 @@ def _length_only(rows: _Rows, n_resamples: int, confidence: float, seed: int) ->
         return fit_l2_logistic(x_BNK, p_N, counts_BN, np.array(_RIDGE), _DRAW_TOLERANCE)
 
     beta = fit(np.ones((1, n)))[0]
-    if np.ptp(p_N) == 0.0:
-        value, standard_error = float(p_N[0]), 0.0
+    if rounded_alike(p_N):
+        value = float(p_N[0])
+        standard_error: float | None = 0.0
         low, high = interval_without_spread(value, n, (0.0, 1.0), confidence)
     else:
         value = float(expit(beta[-1]))
@@ -280,7 +282,7 @@ def _length_only(rows: _Rows, n_resamples: int, confidence: float, seed: int) ->
             draws_B = np.concatenate([expit(fit(counts)[:, -1]) for counts in resamples(n, n_resamples, seed)])
         else:
             draws_B = _refits_of_many(p_N, delta_N, beta, n_resamples, seed)
-        standard_error = float(draws_B.std(ddof=1))
+        standard_error = float(draws_B.std(ddof=1)) if n_resamples > 1 else None
         low, high = percentile_interval(draws_B, confidence)
     return LengthControlled(value, standard_error, low, high, n, length=float(beta[0]), policy=float(beta[-1]))
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
 from toolkit.errors import DataError
-from toolkit.evals.intervals import Floats, interval_without_spread
+from toolkit.evals.intervals import Floats, interval_without_spread, rounded_alike
 
 _PSEUDO = 1.0  # prompts that are added, a quarter at each corner of judge and people
 _FIRST, _SECOND = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 1.0, 0.0, 1.0])
@@ -90,10 +90,10 @@ def prediction_powered(human: ArrayLike, judge: ArrayLike, *, confidence: float 
     quantile = float(student.ppf(0.5 + confidence / 2.0, n - 1))
     low, high = _bounds(mean, error * quantile)
     human_low, human_high = _bounds(human_mean, human_error * quantile)
-    if np.ptp(y) == 0.0:  # people agree on every prompt: the exact bound of a share, and no help by the judge
+    if rounded_alike(y):  # people agree on every prompt: the exact bound of a share, and no help by the judge
         mean, error = human_mean, 0.0
         low, high = human_low, human_high = interval_without_spread(human_mean, n, (0.0, 1.0), confidence)
-    spread = np.ptp(y) > 0.0 and np.ptp(f) > 0.0
+    spread = not rounded_alike(y) and not rounded_alike(f)
     return PredictionPowered(
         win_rate=mean,
         standard_error=error,
@@ -114,7 +114,7 @@ def prediction_powered(human: ArrayLike, judge: ArrayLike, *, confidence: float 
 
 def _judge_weight(y: Floats, f: Floats, n_rest: int) -> float:
     """The lambda of the shortest interval; 0 where the judge has no answer of its own or none that varies."""
-    if n_rest < 2 or np.ptp(f) == 0.0:
+    if n_rest < 2 or rounded_alike(f):
         return 0.0
     variance, covariance = _spread(f, f, _FIRST, _FIRST), _spread(y, f, _SECOND, _FIRST)
     return float(np.clip(covariance / (variance * (1.0 + len(y) / n_rest)), 0.0, 1.0))

@@ -24,6 +24,7 @@ from toolkit.evals.intervals import (
     bootstrap_share,
     bootstrap_statistic,
     resamples,
+    with_ties,
 )
 
 SolutionScore = Literal["min", "product", "last"]
@@ -321,7 +322,7 @@ class _Clusters:
         defined = drawn[np.isfinite(drawn)]
         if self.n == 1 or len(drawn) - len(defined) > 0.01 * len(drawn):
             return estimate_dict(Estimate(value, None, None, None, self.n))
-        defined = np.where(np.isclose(defined, value, rtol=1e-12, atol=1e-14), value, defined)
+        defined = with_ties(defined, value)
         left_out = np.concatenate([of(1.0 - np.eye(self.n)[k : k + 64]) for k in range(0, self.n, 64)])
         low, high = bca_interval(value, defined, left_out[np.isfinite(left_out)], options["confidence"])
         return estimate_dict(Estimate(value, float(defined.std(ddof=1)), low, high, self.n))

@@ -237,8 +237,8 @@ def margin_quantiles(pairs: ComparedPairs, confidence: float) -> dict[str, Estim
 
 
 def _quantile(values: Floats, share: Floats, q: float) -> float:
-    """The least value at which the cumulative share reaches q."""
-    return float(values[min(int(np.searchsorted(share, q)), len(values) - 1)])
+    """The least value at which the cumulative share reaches q, but for the rounding of a sum of weights."""
+    return float(values[min(int(np.searchsorted(share, q - 1e-12)), len(values) - 1)])
 
 
 def _gold_spearman(data: CardData, values: Sequence[ArrayLike], options: BootstrapOptions) -> EstimateDict | None:

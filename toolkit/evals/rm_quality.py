@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq
 from scipy.special import expit
 
 from toolkit.errors import DataError
@@ -90,13 +90,16 @@ def fit_temperature(margin: ArrayLike, p: ArrayLike, weight: ArrayLike) -> float
         return None  # the slope of the loss at 1/T = 0 says that no positive 1/T lowers it
     if np.all(np.where(margin_M > 0, 1.0 - p_M, np.where(margin_M < 0, p_M, 0.0)) == 0.0):
         return None
-    result = minimize_scalar(
-        lambda log_t: _log_loss(margin_M / np.exp(log_t), p_M, w_M),
-        bounds=(np.log(scale) - 12.0, np.log(scale) + 12.0),
-        method="bounded",
-        options={"xatol": 1e-10},
-    )
-    return float(np.exp(result.x))
+
+    def slope(inverse_t: float) -> float:  # of the loss, which is convex in 1/T; in units of the largest margin
+        return float(np.sum(w_M * (expit(margin_M * inverse_t) - p_M) * (margin_M / scale)))
+
+    low = high = 1.0 / scale
+    while slope(low) > 0.0:
+        low /= 2.0
+    while slope(high) < 0.0:
+        high *= 2.0
+    return 1.0 / high if low == high else 1.0 / float(brentq(slope, low, high, xtol=1e-14 * low, rtol=1e-12))
 
 
 def _brier(margin: Floats, p: Floats) -> Floats:
@@ -130,8 +133,8 @@ def calibration(
     """``nll`` (nats), ``brier``, ``ece`` and ``temperature`` as in :func:`rm_quality`, with intervals over prompts.
 
     An expected calibration error is biased upwards where bins hold few comparisons; resampling does not remove that.
-    The temperature is the minimum of the log loss over a grid in steps of 2%, refined by a parabola, and each resample
-    is fitted anew. It is None where no temperature fits. There is no interval where none fits in too many resamples.
+    The temperature is that of :func:`fit_temperature`, None where none fits. Each resample's is the minimum of the log
+    loss over a grid in steps of 2% about it, refined by a parabola; there is no interval where too many have none.
 
     Raises:
         DataError: comparisons and rewards that do not fit each other, or no comparisons.
@@ -150,12 +153,14 @@ def calibration(
     probability = expit(np.abs(margin))
     right = agreement_with_preference(margin, p)
     bins = _bin(probability, _BINS)
+    temperature = fit_temperature(margin, p, weight)
     gaps = [weight * (bins == k) * (right - probability) for k in range(_BINS)]
     return {
         "nll": over_prompts(ratio, weight * loss, weight),
         "brier": over_prompts(ratio, weight * _brier(margin, p), weight),
         "ece": over_prompts(_ece_of_sums, weight, *gaps),
-        "temperature": over_prompts(*_temperature_by_grid(margin, p, weight)),
+        # not the grid's value, which lies some 1e-4 of it beside the one that `rm_quality` has
+        "temperature": over_prompts(*_temperature_by_grid(margin, p, weight, temperature)) | {"value": temperature},
     }
 
 
@@ -168,10 +173,14 @@ def _ece_of_sums(weight: Floats, *gaps: Floats) -> Floats:
     return np.asarray(np.sum([np.abs(gap) for gap in gaps], axis=0) / weight, dtype=np.float64)
 
 
-def _temperature_by_grid(margin: Floats, p: Floats, weight: Floats) -> tuple[Any, ...]:
-    """``fn`` and the columns of :func:`bootstrap_statistic` for the best temperature, NaN at the ends of the grid."""
-    scale = float(np.sqrt(np.mean(margin**2))) or 1.0
-    log_t = np.arange(np.log(scale) - 5.0, np.log(scale) + 5.0, 0.02)
+def _temperature_by_grid(margin: Floats, p: Floats, weight: Floats, centre: float | None) -> tuple[Any, ...]:
+    """``fn`` and the columns of :func:`bootstrap_statistic` for the best temperature, NaN at the ends of the grid.
+
+    ``centre`` is the best temperature of all comparisons, None where none fits.
+    """
+    if centre is None:
+        return (lambda total: np.full_like(total, np.nan), weight)
+    log_t = np.log(centre) + 0.02 * np.arange(-250, 251)
     columns = [weight * (np.logaddexp(0.0, margin / t) - p * margin / t) for t in np.exp(log_t)]
 
     def fn(*losses: Floats) -> Floats:

@@ -22,6 +22,7 @@ from toolkit.evals.intervals import (
     interval_without_spread,
     percentile_interval,
     resamples,
+    rounded_alike,
 )
 from toolkit.evals.length_control import lacks_overlap
 from toolkit.evals.logistic import MANY_ROWS, Block, DistinctRows, fit_l2_logistic, refit_l2_logistic
@@ -114,7 +115,7 @@ def style_controlled_win_rate(
     for name, difference_N in zip(FEATURES, x_NK.T, strict=True):
         if (problem := lacks_overlap(difference_N, name)) is not None:
             return StyleControlled(None, None, None, n, reason=problem)
-    if np.ptp(p_N) == 0.0:
+    if rounded_alike(p_N):
         value = float(p_N[0])
         return StyleControlled(value, *interval_without_spread(value, n, (0.0, 1.0), confidence), n)
     try:

@@ -106,7 +106,8 @@ def length_bias(prompts: Sequence[object], differences: ArrayLike, confidence: f
     unequal = differences_M != 0.0
     if not unequal.any():
         return None
-    ids = np.array([hash(prompt) for prompt in prompts], dtype=np.int64)[unequal]
+    number: dict[object, int] = {}
+    ids = np.array([number.setdefault(prompt, len(number)) for prompt in prompts], dtype=np.int64)[unequal]
     longer, n_pairs = sums_by_prompt(ids, differences_M[unequal] > 0.0, np.ones(len(ids)))
     accuracy, n_prompts = float(np.mean(longer / n_pairs)), len(n_pairs)
     low, high = wilson_interval(accuracy, n_prompts, confidence)

@@ -22,6 +22,7 @@ from toolkit.evals.intervals import Floats, bootstrap_mean, check_settings, resa
 _MC_FLIPS = 9_999  # with the observed assignment 10,000: p-values are multiples of 1e-4
 _ROUNDING = 1e-10  # of the sum of n numbers, relative: far below the step of any preferences that people have
 _LATTICE = 24  # preferences that are multiples of 1/24 (0, 1/2, 1; means of 2, 3, 4, 6 judgements) get an exact test
+_TIE = 1e-12  # a mean that is nearer to one half is one half, missed by rounding
 _EXACT_MAX_STEPS = 20_000  # beyond this the convolution is slower than random flips
 
 
@@ -77,8 +78,17 @@ class WinRate:
         return asdict(self)
 
 
+def exact_ties(preferences: ArrayLike) -> Floats:
+    """Preferences of any shape, in which a mean that should be one half is one half.
+
+    Three judges' means of three judgements, 1/2, 2/3 and 1/3, have the mean 0.49999999999999994 in floats.
+    """
+    values = np.asarray(preferences, dtype=np.float64)
+    return np.where(np.abs(values - 0.5) <= _TIE, 0.5, values)
+
+
 def checked_preferences(preferences: ArrayLike) -> Floats:
-    """Preferences (n,) as fp64, NaN allowed. Raises DataError for one outside [0, 1]."""
+    """Preferences (n,) as fp64 with :func:`exact_ties`, NaN allowed. Raises DataError for one outside [0, 1]."""
     values = np.asarray(preferences, dtype=np.float64)
     if values.ndim != 1:
         raise DataError("preferences must be one number per prompt", where=f"shape {values.shape}")
@@ -89,7 +99,7 @@ def checked_preferences(preferences: ArrayLike) -> Floats:
             where=f"position {int(bad[0])}",
             fix="1 means the policy is preferred, 0 the baseline, 0.5 a tie; AlpacaEval's 1..2 minus 1",
         )
-    return values
+    return exact_ties(values)
 
 
 def average_within_prompt(
@@ -138,7 +148,7 @@ def permutation_test(preferences: ArrayLike, *, seed: int = 0, n_flips: int = _M
     if len(deviations) == 0:
         return 1.0
     steps = np.rint(deviations * 2 * _LATTICE).astype(np.int64)
-    if np.allclose(steps, deviations * 2 * _LATTICE, rtol=0.0, atol=1e-9):
+    if steps.all() and np.allclose(steps, deviations * 2 * _LATTICE, rtol=0.0, atol=1e-9):
         unit = int(np.gcd.reduce(steps))
         if int(steps.sum()) // unit <= _EXACT_MAX_STEPS:
             return _exact_flip_p(steps // unit, round(observed * 2 * _LATTICE) // unit)
@@ -274,7 +284,7 @@ def win_rate(
         win=float(np.mean(judged > 0.5)) if n else None,
         tie=float(np.mean(judged == 0.5)) if n else None,
         loss=float(np.mean(judged < 0.5)) if n else None,
-        win_rate=estimate.value,
+        win_rate=None if estimate.value is None else float(exact_ties(estimate.value)),
         standard_error=estimate.standard_error,
         ci_low=estimate.ci_low,
         ci_high=estimate.ci_high,

@@ -156,7 +156,16 @@ def pairs(row: PreferenceRow) -> list[Pair]:
         key = (min(c.winner, c.loser), max(c.winner, c.loser))
         total[key] += c.weight
         for_i[key] += c.weight if c.winner < c.loser else 0.0
-    return [Pair(i, j, for_i[i, j] / total[i, j], total[i, j]) for i, j in sorted(total)]
+    return [Pair(i, j, _exact_tie(for_i[i, j] / total[i, j]), total[i, j]) for i, j in sorted(total)]
+
+
+def _exact_tie(p: float) -> float:
+    """A share that should be one half, and misses it by the rounding of a sum of weights, as one half.
+
+    >>> sum([0.4, 0.8, 0.1, 0.8, 0.4]) / 5, _exact_tie(sum([0.4, 0.8, 0.1, 0.8, 0.4]) / 5)
+    (0.5000000000000001, 0.5)
+    """
+    return 0.5 if abs(p - 0.5) <= 1e-12 else p
 
 
 def margins(row: PreferenceRow) -> list[float]:
@@ -213,7 +222,7 @@ def by_annotator(row: PreferenceRow) -> list[tuple[int, int, dict[str, float]]]:
     for pair in labelled_pairs(row.comparisons):
         if pair.annotator:
             votes.setdefault((pair.i, pair.j), {}).setdefault(pair.annotator, []).append(pair.p)
-    means = {key: {name: sum(p) / len(p) for name, p in of_pair.items()} for key, of_pair in votes.items()}
+    means = {key: {name: _exact_tie(sum(p) / len(p)) for name, p in of_pair.items()} for key, of_pair in votes.items()}
     return [
         (i, j, {name: 0.5 if p == 0.5 else float(p > 0.5) for name, p in of_pair.items()})
         for (i, j), of_pair in sorted(means.items())

@@ -9,12 +9,15 @@ ABSENT = "-"
 
 
 def percent(value: float | None, digits: int = 1, *, absent: str = ABSENT) -> str:
-    """A fraction of one as a percentage.
+    """A fraction of one as a percentage, without a negative zero.
 
-    >>> percent(0.5156), percent(None)
-    ('51.6%', '-')
+    >>> percent(0.5156), percent(None), percent(-0.0001)
+    ('51.6%', '-', '0.0%')
     """
-    return absent if value is None else f"{value:.{digits}%}"
+    if value is None:
+        return absent
+    text = f"{value:.{digits}%}"
+    return text.lstrip("-") if float(text[:-1]) == 0 else text
 
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False, absent: str = ABSENT) -> str:

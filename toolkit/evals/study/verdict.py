@@ -18,6 +18,7 @@ from toolkit.evals.study.matching import AXES, Axis, Comparing, Matched, amount,
 from toolkit.evals.study.needed import POWER, needed
 from toolkit.evals.study.selection import Candidates, mean_or_none
 from toolkit.evals.verdict import ARMS, NAMES, Decision
+from toolkit.evals.winrate import exact_ties
 
 Means = dict[str, CrossedMean | None]
 COMPARISONS = {"best": "best against best", "matched_kl": "at equal KL", "matched_compute": "at equal training tokens"}
@@ -123,7 +124,8 @@ def winner_of(means: Means, decisions: Mapping[str, Decision], neutral: Mapping[
 
 
 def _side(mean: CrossedMean | None) -> str:
-    return "" if mean is None or mean.value == 0.5 else ARMS[0] if mean.value > 0.5 else ARMS[1]
+    value = 0.5 if mean is None else float(exact_ties(mean.value))
+    return "" if value == 0.5 else ARMS[0] if value > 0.5 else ARMS[1]
 
 
 def _least_sure(means: Means) -> float | None:
