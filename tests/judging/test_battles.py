@@ -80,6 +80,20 @@ def test_prompts_that_came_in_both_orders_by_chance_drop_no_other(tmp_path: Path
     assert (row["n_prompts"], row["n_judged"], row["position_consistency"]) == (5, 4, 0.0)  # p4 lacks an order
 
 
+def test_chosen_and_rejected_responses_stood_in_no_order(tmp_path: Path) -> None:
+    """Two labels of ten prompts, which differ on six: the first column has the winner, not what was shown first."""
+
+    def pair(prompt: int, chosen: str, rejected: str) -> dict[str, Any]:
+        texts = {"chosen": f"{chosen} says", "rejected": f"{rejected} says"}
+        return {"prompt": f"Q{prompt}?", **texts, "chosen_model": chosen, "rejected_model": rejected}
+
+    rows = [pair(k, "m", "n") for k in range(10)]
+    rows += [pair(k, "n", "m") if k < 6 else pair(k, "m", "n") for k in range(10)]
+    [row] = winrate_report([jsonl(tmp_path / "b.jsonl", rows)], n_resamples=50)["win_rates"]
+    assert (row["policy"], row["win_rate"], row["n_judged"], row["n_failed"]) == ("m", 0.7, 10, 0)
+    assert (row["first_slot_rate"], row["position_consistency"]) == (None, None)
+
+
 def test_a_crowd_of_judges_is_one(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Q{k % 4}", "model_a": "a", "model_b": "b", "winner": "model_a", "judge": f"arena_user_{k}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from toolkit.judging.judge import ask_judges, judge_pairs
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, text_measures, write_judgements
 from toolkit.judging.responses import PolicyResponses
+from toolkit.judging.win_rates import win_rates
 from toolkit.progress import Reporter
 from toolkit.recipe.training import ModelSection
 
@@ -60,6 +62,23 @@ def test_a_judge_that_scores_compares_every_sample_with_every_other() -> None:
     assert [(j.baseline, j.preference) for j in judgements] == [("b", 1.0), ("c", 0.5), ("c", 1.0)]
     with pytest.raises(RecipeError, match="is no judge"):
         judge_pairs("oracle:x", [("a", "b")], RESPONSES, OPTIONS, QUIET)
+
+
+def test_equal_samples_count_as_often_as_they_were_drawn() -> None:
+    """A policy with the same response in three of four samples wins three of its four comparisons."""
+    texts = {"a": [[GOOD, GOOD, BAD, GOOD]], "b": [[" a house with a door."]]}
+    responses = PolicyResponses(["p0"], ["The hotel was"], texts)
+    judgements, _ = judge_pairs("gold", [("a", "b")], responses, OPTIONS, QUIET)
+    assert [j.preference for j in judgements] == [1.0, 1.0, 0.0, 1.0]
+    [row] = win_rates(judgements)
+    assert (row.win_rate, row.n_prompts, row.n_judged) == (0.75, 1, 1)
+    # In both orders, and with an answer that failed in one of them for one of the equal pairs.
+    both = [replace(j, order=order) for j in judgements for order in (0, 1)]
+    assert win_rates(both)[0].win_rate == 0.75
+    assert win_rates([replace(both[0], preference=None), *both[1:]])[0].win_rate == 0.75
+    # A judge that was asked with several seeds has not seen further samples.
+    seeds = [replace(j, seed=seed) for j in judgements[1:3] for seed in range(3 if j.preference else 1)]
+    assert win_rates(seeds)[0].win_rate == 0.5
 
 
 def test_a_language_model_compares_samples_as_far_as_both_have_one(

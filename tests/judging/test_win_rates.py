@@ -251,7 +251,7 @@ def test_a_report_names_judges_of_one_order(caplog: pytest.LogCaptureFixture) ->
     both = [replace(j, judge="llm", order=order) for j in one for order in (0, 1)]
     win_rates.report([*one, *both, *(replace(j, judge="gold", order=None) for j in one)])
     assert [r.message for r in caplog.records] == [
-        "judge me saw each pair in one order: position bias is not controlled"
+        "judge me did not see each pair in both orders: position bias is not controlled"
     ]
 
 
@@ -269,3 +269,33 @@ def test_the_order_of_judges_and_rows_does_not_move_the_pooled_interval() -> Non
         win_rates.report(part, pool_judges=True, ranking=False)["win_rates"][-1] for part in (rows, shuffled)
     )
     assert {**whole, "holm_p": None} == {**other, "holm_p": None}
+
+
+def test_three_judges_whose_means_of_three_are_one_half_see_a_tie() -> None:
+    """1/2, 2/3 and 1/3 in floats have the mean 0.49999999999999994."""
+    of_judges = [[0.5, 0.5, 0.5], [0.5, 1.0, 0.5], [0.0, 1.0, 0.0]]
+    rows = [
+        Judgement("p", "a", "b", f"j{k}", value, policy_hash=f"{k}{i}", baseline_hash="b")
+        for k, values in enumerate(of_judges)
+        for i, value in enumerate(values)
+    ]
+    rows += [Judgement("q", "a", "b", f"j{k}", 1.0, policy_hash="q", baseline_hash="b") for k in range(3)]
+    [*_, pooled] = win_rates.report(rows, pool_judges=True)["win_rates"]
+    assert pooled["judge"] == POOLED
+    assert (pooled["win"], pooled["tie"], pooled["loss"], pooled["win_rate"]) == (0.5, 0.5, 0.0, 0.75)
+    assert (pooled["p_value"], pooled["sign_test_p"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("n_twice", [5, 40])
+def test_votes_in_an_order_that_was_drawn_all_count(n_twice: int) -> None:
+    """People see pairs in a random order; where two saw the same pair in both orders, the others still count."""
+    votes = [
+        Judgement(f"p{p}", "a", "b", "people", float(p % 4 > 0), (p // 2 + again) % 2, policy_hash=f"a{p}")
+        for p in range(100)
+        for again in range(2 if p < n_twice else 1)
+    ]
+    [row] = win_rates.win_rates(votes)
+    assert (row.win_rate, row.n_judged, row.n_failed) == (0.75, 100, 0)
+    # a judge that was asked in both orders, and whose answers in one of them are missing
+    [row] = win_rates.win_rates([v for v in votes if v.order == 0 or int(v.prompt_id[1:]) < n_twice])
+    assert row.n_judged == n_twice

@@ -35,6 +35,7 @@ MOST_JUDGES = 10  # more names in a column are those of people who voted now and
 RECORDED = "recorded"  # the judge of a file that names none
 NO_VERDICT = ("", "error", "none", "null")
 MT_BENCH = ("g1_winner", "g2_winner")
+_BY_COLUMN = ("chosen",)  # the first system is always the winner
 Row = dict[str, Any]
 Verdict = Callable[[Record], float | None]
 
@@ -150,7 +151,7 @@ def _pair_layout(columns: Columns) -> _Layout | None:
     judge = columns.first(JUDGES) or ""
     if systems is not None and systems[0].startswith("chosen"):
         always: dict[str, Verdict] = {"": lambda record: 1.0}
-        return _Layout(prompt, systems, ("chosen",), always, judge, responses if responses == SIDES else None)
+        return _Layout(prompt, systems, _BY_COLUMN, always, judge, responses if responses == SIDES else None)
     pair = responses if responses != SIDES else None
     labels = label_columns(columns, pair)
     if labels and ANNOTATOR_COLUMN.fullmatch(labels[0]):
@@ -176,7 +177,7 @@ def _preference(record: Record, verdict: Verdict, winner: Sequence[str], systems
     value = record.get(winner[0])
     if len(winner) == 1 and isinstance(value, str) and value in systems:
         return float(value == systems[0])
-    return None if len(winner) == 1 and winner != ("chosen",) and _is_no_verdict(value) else verdict(record)
+    return None if len(winner) == 1 and winner != _BY_COLUMN and _is_no_verdict(value) else verdict(record)
 
 
 def _prompt_id(record: Record, column: str) -> str:
@@ -240,7 +241,10 @@ def _with_orders(rows: Sequence[Row], layout: _Layout) -> str:
     """Turn each pair of systems one way round, add orders, and join the judges of a crowd. Returns a note."""
     directions = {(row["policy"], row["baseline"]) for row in rows}
     # Where each system stands first at times, the first one was shown first (Arena); elsewhere files are sorted.
-    turned = any((baseline, policy) in directions for policy, baseline in directions if policy != baseline)
+    # Chosen and rejected responses are sorted by the verdict, which says nothing of places.
+    turned = layout.winner != _BY_COLUMN and any(
+        (baseline, policy) in directions for policy, baseline in directions if policy != baseline
+    )
     way: dict[frozenset[str], tuple[str, str]] = {}
     for row in rows:
         pair = (row["policy"], row["baseline"])

@@ -6,7 +6,7 @@ This module groups judgements and averages them inside prompts. The statistics t
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from toolkit.evals.judge_agreement import Opinion, judge_agreement
 from toolkit.evals.length_control import LengthTable
 from toolkit.evals.style import FEATURES
 from toolkit.evals.verdict import ARMS
-from toolkit.evals.winrate import WinRate, average_within_prompt, bradley_terry, holm, win_rate
+from toolkit.evals.winrate import WinRate, average_within_prompt, bradley_terry, exact_ties, holm, win_rate
 from toolkit.judging.controls import (
     Alignment,
     IntervalOptions,
@@ -203,7 +203,7 @@ def _ranking(judge: str, members: Sequence[Judgement], **intervals: Unpack[Inter
     comparisons = list(dict.fromkeys((m.prompt_id, m.policy, m.baseline) for m in members))
     number = {key: k for k, key in enumerate(comparisons)}
     ids = [number[m.prompt_id, m.policy, m.baseline] for m in members]
-    _, preferences = average_within_prompt(ids, _balance_orders(members))
+    preferences = exact_ties(average_within_prompt(ids, _balance_orders(members))[1])
     fit = bradley_terry(
         [prompt for prompt, _, _ in comparisons],
         [policy for _, policy, _ in comparisons],
@@ -358,27 +358,50 @@ def _pair_of(judgement: Judgement) -> tuple[object, ...]:
     return (j.policy, j.baseline, j.prompt_id, *responses)
 
 
-def _asked_in_both_orders(members: Sequence[Judgement]) -> set[tuple[str, str]]:
-    """(policy, baseline) of which a pair of responses was shown in both orders, whether or not that gave an answer."""
-    if not {0, 1} <= {m.order for m in members}:
-        return set()
-    shown_second = {_pair_of(m) for m in members if m.order == 1}
-    return {(m.policy, m.baseline) for m in members if m.order == 0 and _pair_of(m) in shown_second}
-
-
-def _balance_orders(members: Sequence[Judgement]) -> Floats:
-    """One value for each pair of responses of one judge, the mean of its orders; NaN in place of its other judgements.
-
-    Repeated judgements in one order are averaged first, so that both orders weigh alike. Where the judge saw pairs in
-    both orders, a pair with a value in one of them alone counts as not judged: the judge's taste for a place would
-    count as its preference. A judge that saw each pair in one order, such as a person who votes, is complete.
-    """
-    if len({(m.policy, m.baseline, m.prompt_id) for m in members}) == len(members):  # each was judged once
-        return np.array([np.nan if m.preference is None else m.preference for m in members], dtype=np.float64)
+def _places_by_pair(members: Sequence[Judgement]) -> dict[tuple[object, ...], list[int]]:
+    """Where the judgements of each pair of responses stand among ``members``."""
     of_pairs: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for i, m in enumerate(members):
         of_pairs[_pair_of(m)].append(i)
-    both_orders = _asked_in_both_orders(members)
+    return of_pairs
+
+
+def _asked_in_both_orders(
+    members: Sequence[Judgement], of_pairs: Mapping[tuple[object, ...], Sequence[int]]
+) -> set[tuple[object, object]]:
+    """(policy, baseline) of which pairs of responses were shown in both orders, whether or not that gave an answer.
+
+    Not those whose places were drawn: some people were shown a pair that others had seen in the other order, but more
+    pairs were shown in one order alone, and of these a quarter or more in each of the two.
+    """
+    if not {0, 1} <= {m.order for m in members}:
+        return set()
+    counts: dict[tuple[object, object], Counter[frozenset[int]]] = defaultdict(Counter)
+    for (policy, baseline, *_), at in of_pairs.items():
+        counts[policy, baseline][frozenset(order for i in at if (order := members[i].order) is not None)] += 1
+    asked = set()
+    for systems, seen in counts.items():
+        both, alone = seen[frozenset({0, 1})], (seen[frozenset({0})], seen[frozenset({1})])
+        drawn = both < sum(alone) and min(alone) >= sum(alone) / 4
+        if both and not drawn:
+            asked.add(systems)
+    return asked
+
+
+def _balance_orders(members: Sequence[Judgement]) -> Floats:
+    """The value of each pair of responses of one judge, as often as the pair was sampled; NaN for its other judgements.
+
+    The value is the mean of the pair's orders. Judgements in one order are averaged first, so that both orders weigh
+    alike. A policy that gives the same response in three of four samples has three pairs of equal texts, which count
+    three times: in one order the judge has answered three times, with the same seed. Where the judge saw pairs in both
+    orders, a pair with a value in one of them alone counts as not judged: the judge's taste for a place would count as
+    its preference. A judge that saw each pair in one order, such as a person who votes, is complete, and so is a crowd
+    whose pairs were shown in an order that was drawn.
+    """
+    if len({(m.policy, m.baseline, m.prompt_id) for m in members}) == len(members):  # each was judged once
+        return np.array([np.nan if m.preference is None else m.preference for m in members], dtype=np.float64)
+    of_pairs = _places_by_pair(members)
+    both_orders = _asked_in_both_orders(members, of_pairs)
     balanced = np.full(len(members), np.nan)
     for (policy, baseline, *_), at in of_pairs.items():
         by_order: dict[int | None, list[float]] = defaultdict(list)
@@ -387,8 +410,16 @@ def _balance_orders(members: Sequence[Judgement]) -> Floats:
                 by_order[members[i].order].append(preference)
         half = (policy, baseline) in both_orders and len(by_order.keys() & {0, 1}) == 1
         if by_order and not half:
-            balanced[at[0]] = _mean([_mean(by_order[order]) for order in sorted(by_order, key=str)])
+            value = _mean([_mean(by_order[order]) for order in sorted(by_order, key=str)])
+            balanced[at[: _times_sampled(members, at)]] = value
     return balanced
+
+
+def _times_sampled(members: Sequence[Judgement], at: Sequence[int]) -> int:
+    """How often a pair of responses, whose judgements stand ``at``, was sampled: an order and seed saw each once."""
+    if len(at) == 1 or (len(at) == 2 and members[at[0]].order != members[at[1]].order):
+        return 1
+    return max(Counter((members[i].order, members[i].seed) for i in at).values())
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -397,14 +428,14 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _note_single_orders(members: Sequence[Judgement]) -> None:
-    """Say which judges saw every pair of responses in one order alone."""
+    """Say which judges were not asked about each pair of responses in both orders."""
     by_judge: dict[str, list[Judgement]] = defaultdict(list)
     for m in members:
         if m.order is not None:
             by_judge[m.judge].append(m)
     for judge, of_judge in by_judge.items():
-        if not _asked_in_both_orders(of_judge):
-            _log.warning("judge %s saw each pair in one order: position bias is not controlled", judge)
+        if not _asked_in_both_orders(of_judge, _places_by_pair(of_judge)):
+            _log.warning("judge %s did not see each pair in both orders: position bias is not controlled", judge)
 
 
 def _positions(members: Sequence[Judgement]) -> tuple[float | None, float | None]:
@@ -420,7 +451,8 @@ def _positions(members: Sequence[Judgement]) -> tuple[float | None, float | None
         prompts = sorted(both)
         shown_first = np.array([_mean(by_order[0][prompt]) for prompt in prompts])
         shown_second = np.array([_mean(by_order[1][prompt]) for prompt in prompts])
-        consistency = float(np.mean(np.sign(shown_first - 0.5) == np.sign(shown_second - 0.5)))
+        sides = [np.sign(exact_ties(shown) - 0.5) for shown in (shown_first, shown_second)]
+        consistency = float(np.mean(sides[0] == sides[1]))
         # over prompts judged in both orders the policies' qualities cancel, and what is left is position
         return consistency, float(np.mean((shown_first + 1.0 - shown_second) / 2.0))
     # each prompt was judged in one order: weigh both orders alike, or a strong policy that was shown first more
