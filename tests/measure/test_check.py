@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -378,6 +379,39 @@ def test_findings_do_not_depend_on_how_many_rows_are_looked_at_together(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     together = check_data(str(path), "tiny", CheckOptions())
     assert {"duplicates", "contradictions", "leak", "boundary"} <= {finding.kind for finding in together.findings}
-    monkeypatch.setattr("toolkit.measure.check.tokens.AT_ONCE", 2)
+    monkeypatch.setattr("toolkit.measure.check.stored.ROWS_AT_ONCE", 2)
     monkeypatch.setattr("toolkit.evals.near_duplicates.CELLS", 1)
     assert check_data(str(path), "tiny", CheckOptions()) == together
+
+
+@pytest.mark.parametrize("kind", ["pairs", "one response"])
+def test_texts_and_details_do_not_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any, kind: str
+) -> None:
+    """A row of 4,000 characters takes less than 400 bytes, and each of them is a finding with other words."""
+    monkeypatch.setattr("toolkit.preferences.loading.HELD_BYTES", 0)
+    monkeypatch.setattr("toolkit.storage.spilled.BUFFER", 1 << 12)
+    monkeypatch.setattr("toolkit.measure.check.stored.CHARACTERS_AT_ONCE", 1 << 15)
+    monkeypatch.setattr("toolkit.evals.near_duplicates.CHARACTERS", 1 << 10)
+    peaks, counts = [], (300, 900)
+    for n in counts:
+        path = tmp_path / f"{n}.jsonl"
+        texts = [f"{i:06d}\u200b good".ljust(2_000, "x") for i in range(2 * n)]
+        pairs = [{"prompt": f"{i} is which?", "responses": texts[2 * i : 2 * i + 2]} for i in range(n)]
+        if kind == "one response":
+            rows = [
+                {"prompt": row["prompt"], "response": text, "score": len(text)}
+                for row in pairs
+                for text in row["responses"]
+            ]
+        else:
+            judged = [{"winner": k, "loser": 1 - k, "annotator": name} for k, name in enumerate("ab")]
+            rows = [row | {"comparisons": judged} for row in pairs]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        del texts, pairs, rows
+        tracemalloc.start()
+        result = check_with(str(path), resolve("tiny"), tokenizer, CheckOptions(limits=Limits(512, 10_000)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert {f.kind: f.n_rows for f in result.findings}["encoding"] == n
+    assert (peaks[1] - peaks[0]) / (counts[1] - counts[0]) < 400

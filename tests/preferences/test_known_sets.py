@@ -19,7 +19,7 @@ from toolkit.measure.reading import ReadingOptions, read
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import read_preferences
-from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.rows import PreferenceRow, canonical_prompt
 from toolkit.preferences.splits import pairs
 from toolkit.progress import Reporter
 
@@ -74,7 +74,7 @@ def test_check_score_and_rewards_read_the_same_rows(name: str, file: str) -> Non
     checked = read_rows(file, SourceOptions(), None, None)
     by_prompt: dict[str, list[str]] = {}
     for row in checked.rows:
-        by_prompt.setdefault(row.key, []).extend(row.responses)
+        by_prompt.setdefault(canonical_prompt(row.prompt), []).extend(row.responses)
     assert list(by_prompt.values()) == [row.responses for row in expected]
     tokenizer: Any = load_tokenizer(resolve("tiny"))
     if known.conversational:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import bdtr, ndtri
 
+from toolkit.evals.distinct import first_of_equals
 from toolkit.evals.intervals import sums_by_prompt
 
 ALPHA = 0.05
@@ -33,27 +32,25 @@ class Uneven:
         return self.n_first_more > self.n_second_more
 
 
-def uneven(prompts: Sequence[object], pairs: Sequence[tuple[bool, bool]], alpha: float = ALPHA) -> Uneven | None:
-    """Whether something is true of the first of pairs more often than of the second; None where it may be chance.
+def uneven(prompts: ArrayLike, first: ArrayLike, second: ArrayLike, alpha: float = ALPHA) -> Uneven | None:
+    """Whether something is true of the ``first`` of pairs more often than of the ``second``, each (n_pairs,).
 
-    A sign test over prompts, because pairs of one prompt are no independent trials. With one pair to a prompt it is
-    McNemar's exact test (1947).
+    None where it may be chance. A sign test over ``prompts`` (n_pairs,), because pairs of one prompt are no independent
+    trials. With one pair to a prompt it is McNemar's exact test (1947).
 
-    >>> uneven(range(8), [(True, False)] * 6 + [(True, True), (False, False)]).p_value
+    >>> uneven(range(8), [True] * 7 + [False], [False] * 6 + [True, False]).p_value
     0.03125
-    >>> uneven([1] * 6, [(True, False)] * 6)
+    >>> uneven([1] * 6, [True] * 6, [False] * 6)
     """
-    balance: dict[object, int] = defaultdict(int)
-    for prompt, (first, second) in zip(prompts, pairs, strict=True):
-        balance[prompt] += int(first) - int(second)
-    first_more, second_more = sum(n > 0 for n in balance.values()), sum(n < 0 for n in balance.values())
+    first_M, second_M = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    (balance_N,) = sums_by_prompt(np.asarray(prompts), first_M.astype(np.int64) - second_M.astype(np.int64))
+    first_more, second_more = int((balance_N > 0.0).sum()), int((balance_N < 0.0).sum())
     if not first_more + second_more:
         return None
     p_value = sign_test(first_more, second_more)
     if p_value > alpha:
         return None
-    rates = [sum(side) / len(pairs) for side in zip(*pairs, strict=True)]
-    return Uneven(rates[0], rates[1], first_more, second_more, p_value)
+    return Uneven(float(first_M.mean()), float(second_M.mean()), first_more, second_more, p_value)
 
 
 def sign_test(n_first: int, n_second: int) -> float:
@@ -92,8 +89,9 @@ class LengthBias:
     n_prompts: int
 
 
-def length_bias(prompts: Sequence[object], differences: ArrayLike, confidence: float = 0.95) -> LengthBias | None:
-    """From each pair's prompt and length difference (winner minus loser). None where the interval includes 1/2.
+def length_bias(prompts: ArrayLike, differences: ArrayLike, confidence: float = 0.95) -> LengthBias | None:
+    """From each pair's prompt (a number) and length difference (winner minus loser), each (n_pairs,). None where the
+    interval includes 1/2.
 
     Equal lengths say nothing and are left out of the accuracy. Pairs of one prompt are no independent trials, so a
     prompt counts once.
@@ -106,8 +104,7 @@ def length_bias(prompts: Sequence[object], differences: ArrayLike, confidence: f
     unequal = differences_M != 0.0
     if not unequal.any():
         return None
-    number: dict[object, int] = {}
-    ids = np.array([number.setdefault(prompt, len(number)) for prompt in prompts], dtype=np.int64)[unequal]
+    ids = first_of_equals(np.asarray(prompts))[1][unequal]
     longer, n_pairs = sums_by_prompt(ids, differences_M[unequal] > 0.0, np.ones(len(ids)))
     accuracy, n_prompts = float(np.mean(longer / n_pairs)), len(n_pairs)
     low, high = wilson_interval(accuracy, n_prompts, confidence)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+
+from toolkit.evals.distinct import equals
 from toolkit.preferences import parsing
 from toolkit.preferences.cells import (
     RecordError,
@@ -18,7 +22,8 @@ from toolkit.preferences.cells import (
 )
 from toolkit.preferences.columns import Format
 from toolkit.preferences.parsing import Datum, NoSharedPromptError
-from toolkit.preferences.rows import Record, canonical_prompt, soft_comparisons
+from toolkit.preferences.rows import Prompt, Record, canonical_prompt, soft_comparisons
+from toolkit.storage.spilled import Spill
 
 ANSWER_TEXTS = ("answer", "text", "response", "content", "completion")
 ANSWER_VALUES = ("rank", "pm_score", "score")  # a rank is better where it is lower
@@ -85,24 +90,27 @@ def scored_row(record: Record, *, prompts: Sequence[str], score: str) -> Datum:
     return Datum(prompt_cell(record, prompts), [text_cell(record, "response")], [], score=number)
 
 
-def joined(data: Sequence[tuple[int, Datum]]) -> tuple[list[tuple[int, Datum]], list[int]]:
+def joined(data: Iterable[tuple[int, Datum]]) -> tuple[Iterator[tuple[int, Datum]], Sequence[int]]:
     """Records of one response each as one for each prompt, at the place of its first, all responses compared.
 
-    Also returns the numbers of the records whose prompt has no other response.
+    Also returns the numbers of the records whose prompt has no other response. The records wait on disk.
     """
-    groups: dict[str, list[tuple[int, Datum]]] = {}
+    stored, numbers, keys = Spill(), array("q"), array("q")
     for number, datum in data:
-        groups.setdefault(canonical_prompt(datum.prompt), []).append((number, datum))
-    together, single = [], []
-    for members in groups.values():
-        number, first = members[0]
-        if len(members) == 1:
-            single.append(number)
-            continue
-        texts = [datum.responses[0] for _, datum in members]
-        compared = parsing.by_value(first.prompt, texts, [datum.score for _, datum in members], "")
-        together.append((number, compared._replace(group=first.group)))
-    return together, single
+        stored.append((datum.prompt, datum.responses[0], datum.score, datum.group))
+        numbers.append(number)
+        keys.append(hash(canonical_prompt(datum.prompt)))
+    key_of = np.frombuffer(keys, np.int64)
+    single = array("q", (numbers[places[0]] for places in equals(key_of) if len(places) == 1))
+    together = (places.tolist() for places in equals(key_of) if len(places) > 1)
+    return (_compared(numbers[places[0]], [stored[k] for k in places]) for places in together), single
+
+
+def _compared(number: int, records: Sequence[tuple[Prompt, str, float | None, str]]) -> tuple[int, Datum]:
+    """The responses to one prompt, each compared with each by its score."""
+    prompt, _, _, group = records[0]
+    compared = parsing.by_value(prompt, [record[1] for record in records], [record[2] for record in records], "")
+    return number, compared._replace(group=group)
 
 
 def in_context(record: Record, *, recognised: Format, system: str | None, history: str | None) -> Datum:

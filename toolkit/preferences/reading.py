@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
@@ -215,7 +216,7 @@ class _Tally:
     n_equal_scores: int = 0
     unseen: Counter[str] = field(default_factory=Counter)
     unparsable: list[int] = field(default_factory=list)
-    single: list[int] = field(default_factory=list)
+    single: Sequence[int] = ()
 
     def count(self, record: Record, recognised: Format) -> None:
         kinds = set(map(type, record.values()))
@@ -281,7 +282,7 @@ def _parse(loaded: SourceRecords, recognised: Format, tally: _Tally) -> Iterator
     to be compared with. Raises DataError for a wrong record.
     """
     if recognised.one_response:
-        together, tally.single = joined(list(_parsed(loaded, recognised, tally)))
+        together, tally.single = joined(_parsed(loaded, recognised, tally))
         yield from together
         return
     n_single, first_single = 0, (0, 0)
@@ -428,12 +429,15 @@ def _renamed(loaded: SourceRecords, columns: Mapping[str, str]) -> SourceRecords
             raise DataError(f"columns.{wanted}: no format has a column {wanted!r}", where=loaded.name, fix=fix)
         if name not in present:
             raise DataError(f"columns.{wanted}: no column {name!r}", where=loaded.name, fix=nearest(name, present))
+    rename = partial(_with_columns, loaded.records, columns)
+    return replace(loaded, records=FileRecords(rename))
+
+
+def _with_columns(records: Iterable[tuple[int, Record]], columns: Mapping[str, str]) -> Iterator[tuple[int, Record]]:
     mapped = set(columns.values())
-    renamed: list[tuple[int, Record]] = []
-    for number, record in loaded.records:
+    for number, record in records:
         rest = {key: value for key, value in record.items() if key not in mapped and key not in columns}
-        renamed.append((number, {wanted: record[name] for wanted, name in columns.items() if name in record} | rest))
-    return replace(loaded, records=renamed)
+        yield number, {wanted: record[name] for wanted, name in columns.items() if name in record} | rest
 
 
 # ---------------------------------------------------------------------------------------------------- Parquet

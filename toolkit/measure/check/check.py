@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from toolkit.measure.check.findings import Collector, Finding, render
-from toolkit.measure.check.labels import check_annotators, check_leak, check_length, check_repeats
-from toolkit.measure.check.rows import CheckedRow, CheckedRows, SourceOptions, read_rows
-from toolkit.measure.check.texts import check_encoding, check_rendered
+from toolkit.measure.check.labels import Annotators, Lengths, Repeats
+from toolkit.measure.check.leak import check_leak
+from toolkit.measure.check.rows import SourceOptions, read_rows
+from toolkit.measure.check.stored import CheckedRow, CheckedRows
+from toolkit.measure.check.texts import RenderedTexts, check_encoding
 from toolkit.measure.check.tokens import Limits, TokenChecks
 from toolkit.models.rendering import Markers
 from toolkit.models.resolve import ModelRef, resolve
@@ -73,43 +75,64 @@ def check_data(data: str, model: str, options: CheckOptions) -> CheckResult:
 def check_with(data: str, ref: ModelRef, tokenizer: Any, options: CheckOptions) -> CheckResult:
     """:func:`check_data` with a tokenizer that is loaded."""
     collector = Collector("row")
-    checked = read_rows(data, options.source, options.limit, collector)
-    notes = list(checked.notes)
-    for kind in (False, True):
-        rows = [row for row in checked.rows if row.conversational is kind]
-        if rows:
-            notes += _check_tokens(rows, ref, tokenizer, options.limits, collector)
-    check_encoding(checked.rows, collector)
-    check_length(checked.rows, collector)
-    check_repeats(checked.rows, checked.unit, collector)
-    check_annotators(checked.rows, collector)
-    check_leak(checked.rows, _held_out(options), checked.unit, collector)
-    if options.likelihood and checked.rows:
+    read = read_rows(data, options.source, options.limit, collector)
+    rows, notes = read.rows, list(read.notes)
+    of_kinds = [
+        (places, _TextChecks(ref, tokenizer, options.limits, kind, collector))
+        for kind in (False, True)
+        if len(places := rows.places(conversational=kind))
+    ]
+    lengths, repeats, annotators = Lengths(), Repeats(read.unit, collector), Annotators()
+    if len(of_kinds) > 1:  # what the first rows of a kind are depends on the order
+        for places, checks in of_kinds:
+            for chunk in rows.chunks(places):
+                checks.take(chunk)
+    for chunk in rows.chunks(range(len(rows))):
+        if len(of_kinds) == 1:
+            of_kinds[0][1].take(chunk)
+        check_encoding(chunk, collector)
+        for check in (lengths, repeats, annotators):
+            check.take(chunk)
+    for _, checks in of_kinds:
+        notes += checks.check(rows)
+    lengths.check(rows, collector)
+    repeats.check(rows)
+    annotators.check(rows, collector)
+    check_leak(rows, _held_out(options), read.unit, collector)
+    if options.likelihood and rows:
         from toolkit.measure.check.likelihood import LikelihoodSample, check_likelihood
 
         sample = LikelihoodSample(options.likelihood, options.seed)
-        check_likelihood(ref, tokenizer, checked.rows, sample, options.limits, collector)
-    return CheckResult(checked.n_rows, collector.findings(), tuple(notes), checked.unit, len(collector.refused))
+        check_likelihood(ref, tokenizer, rows, sample, options.limits, collector)
+    return CheckResult(read.n_rows, collector.findings(), tuple(notes), read.unit, len(collector.refused))
 
 
-def _check_tokens(
-    rows: Sequence[CheckedRow], ref: ModelRef, tokenizer: Any, limits: Limits, collector: Collector
-) -> list[str]:
-    """The checks of what the tokenizer makes of rows that are all text, or all messages."""
-    if rows[0].conversational:
-        require_chat_template(tokenizer, ref.spec)
-    markers = Markers(tokenizer)
-    checks = TokenChecks(tokenizer, rows, limits, markers, collector)
-    checks.run()
-    checks.check_cut()
-    check_rendered(rows, markers, collector)
-    n_long = checks.long_prompts()
-    limit = f"more tokens than max_prompt_tokens = {limits.max_prompt_tokens}"
-    return [f"{n_long} left out of a run: the prompt has {limit}"] if n_long else []
+class _TextChecks:
+    """The checks of what the tokenizer makes of rows that are all text, or all messages (``conversational``)."""
+
+    def __init__(
+        self, ref: ModelRef, tokenizer: Any, limits: Limits, conversational: bool, collector: Collector
+    ) -> None:
+        if conversational:
+            require_chat_template(tokenizer, ref.spec)
+        markers = Markers(tokenizer)
+        self.tokens = TokenChecks(tokenizer, conversational, limits, markers, collector)
+        self.rendered = RenderedTexts(markers, collector)
+
+    def take(self, rows: Sequence[CheckedRow]) -> None:
+        self.tokens.take(rows)
+        self.rendered.take(rows)
+
+    def check(self, rows: CheckedRows) -> list[str]:
+        """What all rows together show. Returns sentences on those that a run leaves out."""
+        self.tokens.cut_unevenly(rows)
+        self.rendered.missing_ends(rows)
+        n_long = self.tokens.long_prompts()
+        limit = f"more tokens than max_prompt_tokens = {self.tokens.limits.max_prompt_tokens}"
+        return [f"{n_long} left out of a run: the prompt has {limit}"] if n_long else []
 
 
-def _held_out(options: CheckOptions) -> list[CheckedRow] | None:
+def _held_out(options: CheckOptions) -> CheckedRows | None:
     if options.held_out is None:
         return None
-    held_out: CheckedRows = read_rows(options.held_out, options.source, None, None)
-    return held_out.rows
+    return read_rows(options.held_out, options.source, None, None).rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from toolkit.evals.words import counted
 
 FIRST_ROWS = 10  # of each finding, that the result lists
 FURTHER_DETAILS = 3  # kinds of detail that an example names beside its own; of more it names none
+MOST_DETAILS = FURTHER_DETAILS + 2  # distinct ones of a kind that are kept: with more, an example names its own alone
 EXCERPT = 60  # characters of a text in an example
 
 
@@ -147,31 +148,98 @@ class Finding:
         return asdict(self) | {"rows": list(self.rows)}
 
 
+class RowNumbers:
+    """A set of numbers of rows, a byte for each row up to the last of them."""
+
+    def __init__(self) -> None:
+        self._marks = bytearray()
+        self._n = 0
+
+    def add(self, row: int) -> bool:
+        """Whether it was not there yet."""
+        if row >= len(self._marks):
+            self._marks.extend(bytes(row + 1 - len(self._marks)))
+        if self._marks[row]:
+            return False
+        self._marks[row] = 1
+        self._n += 1
+        return True
+
+    def __contains__(self, row: int) -> bool:
+        return row < len(self._marks) and self._marks[row] == 1
+
+    def __len__(self) -> int:
+        return self._n
+
+    def lowest(self, n: int) -> tuple[int, ...]:
+        """The ``n`` lowest numbers, or all of them where there are fewer, in order."""
+        numbers: list[int] = []
+        while len(numbers) < n and (row := self._marks.find(1, numbers[-1] + 1 if numbers else 0)) >= 0:
+            numbers.append(row)
+        return tuple(numbers)
+
+
+@dataclass
+class _Found:
+    """The rows of one kind. Of their details those that an example may name are kept: the first row's, and as many
+    distinct ones as tell whether there are too many to be named.
+    """
+
+    rows: RowNumbers = field(default_factory=RowNumbers)
+    first: int = 0
+    detail_of_first: str = ""
+    details: dict[str, None] = field(default_factory=dict)
+
+    def add(self, row: int, detail: str | Callable[[], str]) -> None:
+        if not self.rows.add(row):
+            return
+        is_first = len(self.rows) == 1 or row < self.first
+        if not is_first and len(self.details) >= MOST_DETAILS:
+            return
+        text = detail if isinstance(detail, str) else detail()
+        if is_first:
+            self.first, self.detail_of_first = row, text
+        if len(self.details) < MOST_DETAILS:
+            self.details[text] = None
+
+    def example(self, unit: str) -> str:
+        others = [detail for detail in self.details if detail != self.detail_of_first]
+        further = f" (other rows: {'; '.join(others)})" if 0 < len(others) <= FURTHER_DETAILS else ""
+        return f"{unit} {self.first}: {self.detail_of_first}{further}"
+
+
 @dataclass
 class Collector:
-    """Collects rows for each kind while the checks run. ``unit`` is what the source calls a row.
+    """Collects rows for each kind while the checks run, a byte for a row. ``unit`` is what the source calls a row.
 
     ``refused`` are the rows for which a run refuses the whole data.
     """
 
     unit: str
-    rows: dict[str, dict[int, str]] = field(default_factory=dict)
     numbers: dict[str, str] = field(default_factory=dict)
-    refused: set[int] = field(default_factory=set)
+    refused: RowNumbers = field(default_factory=RowNumbers)
+    _found: dict[str, _Found] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds that were found."""
+        return frozenset(self._found)
 
     def has(self, kind: str, row: int) -> bool:
-        return row in self.rows.get(kind, ())
+        return kind in self._found and row in self._found[kind].rows
 
-    def add(self, kind: str, row: int, detail: str) -> None:
-        """A row of this kind; ``detail`` says what is there. The first detail of a row stays."""
-        self.rows.setdefault(kind, {}).setdefault(row, detail)
+    def add(self, kind: str, row: int, detail: str | Callable[[], str]) -> None:
+        """A row of this kind; ``detail`` says what is there, or is asked to say it. The first detail of a row stays."""
+        if (found := self._found.get(kind)) is None:
+            found = self._found[kind] = _Found()
+        found.add(row, detail)
 
     def refuse(self, kind: str, row: int, detail: str) -> None:
         """A row of this kind that a run refuses."""
         self.add(kind, row, detail)
         self.refused.add(row)
 
-    def add_all(self, kind: str, rows: Sequence[int], numbers: str) -> None:
+    def add_all(self, kind: str, rows: Iterable[int], numbers: str) -> None:
         """Rows of a kind that is about all of them together; ``numbers`` say how much."""
         for row in rows:
             self.add(kind, row, "")
@@ -179,18 +247,11 @@ class Collector:
 
     def findings(self) -> tuple[Finding, ...]:
         """The findings in the order of :data:`KINDS`."""
-        return tuple(self._finding(kind) for kind in KINDS if kind in self.rows)
+        return tuple(self._finding(kind, self._found[kind]) for kind in KINDS if kind in self._found)
 
-    def _finding(self, kind: str) -> Finding:
-        rows = self.rows[kind]
-        places = tuple(sorted(rows))
-        example = self.numbers.get(kind) or self._example(places[0], rows)
-        return Finding(kind, len(rows), places[:FIRST_ROWS], example, KINDS[kind].fix)
-
-    def _example(self, first: int, rows: dict[int, str]) -> str:
-        others = dict.fromkeys(detail for detail in rows.values() if detail != rows[first])
-        further = f" (other rows: {'; '.join(others)})" if 0 < len(others) <= FURTHER_DETAILS else ""
-        return f"{self.unit} {first}: {rows[first]}{further}"
+    def _finding(self, kind: str, found: _Found) -> Finding:
+        example = self.numbers.get(kind) or found.example(self.unit)
+        return Finding(kind, len(found.rows), found.rows.lowest(FIRST_ROWS), example, KINDS[kind].fix)
 
 
 def excerpt(text: str, *, end: bool = False) -> str:

@@ -1,175 +1,220 @@
-"""Checks of what is compared: lengths, repeated and contradicting rows, ties, annotators, prompts on both sides."""
+"""Checks of what is compared: lengths, repeated and contradicting rows, ties, annotators."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import overload
 
-from toolkit.evals.near_duplicates import near_duplicates
+import numpy as np
+
+from toolkit.evals.distinct import equals, first_of_equals
 from toolkit.evals.odd_annotators import odd_annotators
 from toolkit.evals.two_sides import length_bias
 from toolkit.evals.words import counted
 from toolkit.measure.check.findings import Collector, excerpt
-from toolkit.measure.check.rows import CheckedRow
+from toolkit.measure.check.stored import CheckedRow, CheckedRows
 from toolkit.measure.check.tokens import winners
 from toolkit.preferences import splits
-from toolkit.preferences.rows import readable
+from toolkit.preferences.rows import canonical_prompt, readable
 
-Pair = tuple[str, str, str]
-"""A prompt and two responses in alphabetical order, each with its white space made equal."""
-
-
-def check_length(rows: Sequence[CheckedRow], collector: Collector) -> None:
-    pairs = winners(rows)
-    prompts = [rows[pair.row].key for pair in pairs]
-    differences = [
-        len(rows[pair.row].responses[pair.chosen]) - len(rows[pair.row].responses[pair.rejected]) for pair in pairs
-    ]
-    bias = length_bias(prompts, differences)
-    if bias is None:
-        return
-    longer_wins = bias.accuracy > 0.5
-    word, accuracy = ("longer", bias.accuracy) if longer_wins else ("shorter", 1.0 - bias.accuracy)
-    low, high = (bias.ci_low, bias.ci_high) if longer_wins else (1.0 - bias.ci_high, 1.0 - bias.ci_low)
-    concerned = [
-        rows[pair.row].number
-        for pair, difference in zip(pairs, differences, strict=True)
-        if difference and (difference > 0) == longer_wins
-    ]
-    collector.add_all(
-        "length_bias",
-        concerned,
-        f"preferring the {word} response is right in {accuracy:.1%} of the pairs that differ in length (95% interval "
-        f"{low:.1%} to {high:.1%}, {counted(bias.n_prompts, 'prompt')}); the preferred one is "
-        f"{abs(bias.difference):.1f} characters {'longer' if bias.difference > 0 else 'shorter'} in the mean",
-    )
+FIRST, SECOND, NAMED = 1, 2, 4  # of a judgement: which of the two texts won, in their order; who judged has a name
 
 
-def check_repeats(rows: Sequence[CheckedRow], unit: str, collector: Collector) -> None:
-    """``duplicates``, ``contradictions`` and ``ties``."""
-    first_row: dict[int, int] = {}  # by a hash of what a row says: the texts of many rows would fill the memory
-    for row in rows:
+class Lengths:
+    """``length_bias``."""
+
+    def __init__(self) -> None:
+        self.places, self.differences = array("q"), array("q")  # of each pair with a winner, in characters
+
+    def take(self, rows: Sequence[CheckedRow]) -> None:
+        """These rows, which come after the ones before."""
+        for row in rows:
+            for chosen, rejected in winners(row):
+                self.places.append(row.place)
+                self.differences.append(len(chosen) - len(rejected))
+
+    def check(self, rows: CheckedRows, collector: Collector) -> None:
+        places, differences = np.frombuffer(self.places, np.int64), np.frombuffer(self.differences, np.int64)
+        bias = length_bias(rows.keys[places], differences)
+        if bias is None:
+            return
+        longer_wins = bias.accuracy > 0.5
+        word, accuracy = ("longer", bias.accuracy) if longer_wins else ("shorter", 1.0 - bias.accuracy)
+        low, high = (bias.ci_low, bias.ci_high) if longer_wins else (1.0 - bias.ci_high, 1.0 - bias.ci_low)
+        concerned = places[(differences != 0) & ((differences > 0) == longer_wins)]
+        collector.add_all(
+            "length_bias",
+            rows.numbers[concerned].tolist(),
+            f"preferring the {word} response is right in {accuracy:.1%} of the pairs that differ in length (95% "
+            f"interval {low:.1%} to {high:.1%}, {counted(bias.n_prompts, 'prompt')}); the preferred one is "
+            f"{abs(bias.difference):.1f} characters {'longer' if bias.difference > 0 else 'shorter'} in the mean",
+        )
+
+
+class Repeats:
+    """``duplicates``, ``contradictions`` and ``ties``. Of each row and each judgement a hash is kept, not its texts."""
+
+    def __init__(self, unit: str, collector: Collector) -> None:
+        self.unit, self.collector = unit, collector
+        self.contents = array("q")  # of each row
+        # Of each judgement that is no tie: a hash of the two texts and of who judged, the place of its row, who won.
+        self.judged, self.places, self.sides = array("q"), array("q"), bytearray()
+
+    def take(self, rows: Sequence[CheckedRow]) -> None:
+        """These rows, which come after the ones before."""
+        for row in rows:
+            prompt, responses = _same_blanks(readable(row.prompt)), [_same_blanks(t) for t in row.responses]
+            labelled = splits.labelled_pairs(row.comparisons)
+            judged = frozenset((responses[pair.i], responses[pair.j], pair.p, pair.annotator) for pair in labelled)
+            judged |= {(j, i, 1.0 - p, who) for i, j, p, who in judged}
+            self.contents.append(hash((prompt, frozenset(responses), judged)))
+            for pair in labelled:
+                one, two = responses[pair.i], responses[pair.j]
+                if pair.p == 0.5:
+                    self.collector.add("ties", row.number, f"{excerpt(one)} and {excerpt(two)} tie")
+                    continue
+                winner = one if pair.p > 0.5 else two
+                one, two = sorted((one, two))
+                self.judged.append(hash((prompt, one, two, pair.annotator)))
+                self.places.append(row.place)
+                self.sides.append((FIRST if winner == one else SECOND) | (NAMED if pair.annotator else 0))
+
+    def check(self, rows: CheckedRows) -> None:
+        firsts, which = first_of_equals(np.frombuffer(self.contents, np.int64))
+        first_of = firsts[which]
+        for place in np.flatnonzero(first_of != np.arange(len(first_of))).tolist():
+            detail = partial(self._duplicate, rows, place, int(rows.numbers[first_of[place]]))
+            self.collector.add("duplicates", int(rows.numbers[place]), detail)
+        self._check_contradictions(rows)
+
+    def _duplicate(self, rows: CheckedRows, place: int, first: int) -> str:
+        return f"the same as {self.unit} {first}: {excerpt(readable(rows.prompt(place)))}"
+
+    def _check_contradictions(self, rows: CheckedRows) -> None:
+        judged, sides = np.frombuffer(self.judged, np.int64), np.frombuffer(self.sides, np.uint8)
+        both_won = np.intersect1d(judged[(sides & FIRST) > 0], judged[(sides & SECOND) > 0])
+        concerned = np.flatnonzero(np.isin(judged, both_won))
+        row_of = np.frombuffer(self.places, np.int64)[concerned]
+        for members in equals(judged[concerned]):
+            places = row_of[members]
+            numbers = np.unique(rows.numbers[places]).tolist()
+            # A row without annotators may sum up several people, so it cannot contradict itself.
+            if sides[concerned[members[0]]] & NAMED or len(numbers) > 1:
+                judgement = int(judged[concerned[members[0]]])
+                detail = partial(self._contradiction, rows, int(places[0]), judgement, numbers[:5])
+                for number in numbers:
+                    self.collector.add("contradictions", number, detail)
+
+    def _contradiction(self, rows: CheckedRows, place: int, judgement: int, numbers: Sequence[int]) -> str:
+        row = rows[place]
         prompt, responses = _same_blanks(readable(row.prompt)), [_same_blanks(t) for t in row.responses]
-        labelled = splits.labelled_pairs(row.comparisons)
-        judged = frozenset((responses[pair.i], responses[pair.j], pair.p, pair.annotator) for pair in labelled)
-        judged |= {(j, i, 1.0 - p, who) for i, j, p, who in judged}
-        first = first_row.setdefault(hash((prompt, frozenset(responses), judged)), row.number)
-        if first != row.number:
-            collector.add("duplicates", row.number, f"the same as {unit} {first}: {excerpt(readable(row.prompt))}")
-        for pair in labelled:
-            if pair.p == 0.5:
-                collector.add("ties", row.number, f"{excerpt(responses[pair.i])} and {excerpt(responses[pair.j])} tie")
-    _check_contradictions(rows, unit, collector)
-
-
-def _check_contradictions(rows: Sequence[CheckedRow], unit: str, collector: Collector) -> None:
-    winners_of: dict[int, int] = defaultdict(int)  # by a hash of a pair and its annotator: 1, 2, or 3 for both won
-    for row in rows:
-        for pair, winner in _decided(row):
-            winners_of[hash(pair)] |= 1 if winner == pair[0][1] else 2
-    both_won = {key for key, sides in winners_of.items() if sides == 3}
-    sides: dict[tuple[Pair, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows if both_won else ():
-        for pair, winner in _decided(row):
-            if hash(pair) in both_won:
-                sides[pair][winner].append(row.number)
-    for (_, annotator), by_winner in sides.items():
-        numbers = sorted({number for numbers in by_winner.values() for number in numbers})
-        # A row without annotators may sum up several people, so it cannot contradict itself.
-        if len(by_winner) == 2 and (annotator or len(numbers) > 1):
-            winner = next(iter(by_winner))
-            who = f" by {annotator}" if annotator else ""
-            detail = f"{excerpt(winner)} wins and loses{who} ({unit} {', '.join(map(str, numbers[:5]))})"
-            for number in numbers:
-                collector.add("contradictions", number, detail)
-
-
-def _decided(row: CheckedRow) -> Iterator[tuple[tuple[Pair, str], str]]:
-    """Each judgement of a row that is no tie: the pair and who judged it, and the response that won."""
-    prompt, responses = _same_blanks(readable(row.prompt)), [_same_blanks(t) for t in row.responses]
-    for judged in splits.labelled_pairs(row.comparisons):
-        if judged.p != 0.5:
-            one, two = sorted((responses[judged.i], responses[judged.j]))
-            yield ((prompt, one, two), judged.annotator), responses[judged.i if judged.p > 0.5 else judged.j]
+        for pair in splits.labelled_pairs(row.comparisons):
+            winner, loser = (pair.i, pair.j) if pair.p > 0.5 else (pair.j, pair.i)
+            one, two = sorted((responses[winner], responses[loser]))
+            if pair.p != 0.5 and hash((prompt, one, two, pair.annotator)) == judgement:
+                who = f" by {pair.annotator}" if pair.annotator else ""
+                where = ", ".join(map(str, numbers))
+                return f"{excerpt(responses[winner])} wins and loses{who} ({self.unit} {where})"
+        raise AssertionError("the row has this judgement")
 
 
 def _same_blanks(text: str) -> str:
     return " ".join(text.split())
 
 
-def check_annotators(rows: Sequence[CheckedRow], collector: Collector) -> None:
-    units: dict[Pair, dict[str, float]] = defaultdict(dict)
-    places: dict[tuple[Pair, str], int] = {}
-    for row in rows:
-        if not any(c.annotator for c in row.comparisons):
-            continue
-        for pair in splits.labelled_pairs(row.comparisons):
-            one, two = row.responses[pair.i], row.responses[pair.j]
-            unit = (row.key, min(one, two), max(one, two))
-            if pair.annotator:
-                units[unit][pair.annotator] = pair.p if one <= two else 1.0 - pair.p
-                places[unit, pair.annotator] = row.number
-    odd = odd_annotators([judged for judged in units.values() if len(judged) > 1])
-    numbers = []
-    for annotator in odd:
-        for unit, judged in units.items():
-            others = [value for name, value in judged.items() if name != annotator.name]
-            if annotator.name in judged and others and judged[annotator.name] not in others:
-                numbers.append(places[unit, annotator.name])
-    if odd:
-        words = [
-            f"{a.name} agrees with the others on {a.agreement:.0%} of {counted(a.n, 'pair')}, and they agree with each "
-            f"other on {a.others_agreement:.0%} (p = {a.p_value:.2g})"
-            for a in odd
-        ]
-        collector.add_all("annotator", numbers, "; ".join(words))
+class Annotators:
+    """``annotator``. Of each judgement by somebody with a name numbers are kept."""
 
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        # A hash of the prompt and the two texts, the place of the name, the preference for the first text, and the
+        # place of the row.
+        self.units, self.named = array("q"), array("q")
+        self.preferences, self.places = array("d"), array("q")
 
-def check_leak(
-    rows: Sequence[CheckedRow], held_out: Sequence[CheckedRow] | None, unit: str, collector: Collector
-) -> None:
-    """Prompts that are nearly the same as a held-out one; without held-out rows, as one that could be held out."""
-    if held_out is None:
-        _check_alike(_first_rows(rows), unit, collector)
-        return
-    held, training = _first_rows(held_out), _first_rows(rows)
-    by_key = {row.key: row for row in held}
-    twins = {row.key: (by_key[row.key], "is also") for row in training if row.key in by_key}
-    # The held-out texts come first: texts with the same words pair with the first of them.
-    for pair in near_duplicates([readable(row.prompt) for row in [*held, *training]]):
-        if pair.second < len(held):
-            continue
-        row = training[pair.second - len(held)]
-        if pair.first < len(held):
-            twins.setdefault(row.key, (held[pair.first], "is nearly"))
-        elif pair.similarity == 1.0 and (near := twins.get(training[pair.first - len(held)].key)) is not None:
-            twins.setdefault(row.key, (near[0], "is nearly"))
-    for row in rows:
-        if row.key in twins:
-            twin, word = twins[row.key]
-            detail = f"the prompt {word} that of held-out {unit} {twin.number}: {excerpt(readable(row.prompt))}"
-            collector.add("leak", row.number, detail)
-
-
-def _check_alike(rows: Sequence[CheckedRow], unit: str, collector: Collector) -> None:
-    """Prompts that a split by the hash of the prompt can put on different sides."""
-    for pair in near_duplicates([readable(row.prompt) for row in rows]):
-        first, second = rows[pair.first], rows[pair.second]
-        if first.group and first.group == second.group:
-            continue
-        for row, twin in ((first, second), (second, first)):
-            if collector.has("leak", row.number):
+    def take(self, rows: Sequence[CheckedRow]) -> None:
+        """These rows, which come after the ones before."""
+        for row in rows:
+            if not any(c.annotator for c in row.comparisons):
                 continue
-            detail = (
-                f"a split can separate it from {unit} {twin.number}: {excerpt(readable(row.prompt))} and "
-                f"{excerpt(readable(twin.prompt))}"
-            )
-            collector.add("leak", row.number, detail)
+            prompt = canonical_prompt(row.prompt)
+            for pair in splits.labelled_pairs(row.comparisons):
+                one, two = row.responses[pair.i], row.responses[pair.j]
+                if pair.annotator:
+                    self.units.append(hash((prompt, min(one, two), max(one, two))))
+                    self.named.append(self.names.setdefault(pair.annotator, len(self.names)))
+                    self.preferences.append(pair.p if one <= two else 1.0 - pair.p)
+                    self.places.append(row.place)
+
+    def check(self, rows: CheckedRows, collector: Collector) -> None:
+        units = self._units()
+        odd = odd_annotators(units)
+        numbers = array("q")
+        for annotator in odd:
+            for k, judged in enumerate(units):
+                others = [value for name, value in judged.items() if name != annotator.name]
+                if annotator.name in judged and judged[annotator.name] not in others:
+                    numbers.append(int(rows.numbers[units.place(k, annotator.name)]))
+        if odd:
+            words = [
+                f"{a.name} agrees with the others on {a.agreement:.0%} of {counted(a.n, 'pair')}, and they agree with "
+                f"each other on {a.others_agreement:.0%} (p = {a.p_value:.2g})"
+                for a in odd
+            ]
+            collector.add_all("annotator", numbers, "; ".join(words))
+
+    def _units(self) -> _Units:
+        """The pairs that several annotators judged, in the order in which they are first."""
+        named = np.frombuffer(self.named, np.int64)
+        _, unit_of = first_of_equals(np.frombuffer(self.units, np.int64))
+        firsts, which = first_of_equals(unit_of * len(self.names) + named)
+        lasts = np.zeros_like(firsts)
+        np.maximum.at(lasts, which, np.arange(len(which)))  # of what an annotator says of a pair, the last counts
+        order = np.argsort(unit_of[firsts], kind="stable")
+        n_judged = np.bincount(unit_of[firsts])
+        shared = n_judged[unit_of[firsts[order]]] > 1
+        lasts = lasts[order[shared]]
+        ends = np.cumsum(n_judged[n_judged > 1])
+        return _Units(
+            list(self.names),
+            array("q", named[lasts].tobytes()),
+            array("d", np.frombuffer(self.preferences)[lasts].tobytes()),
+            array("q", np.frombuffer(self.places, np.int64)[lasts].tobytes()),
+            array("q", [0, *ends.tolist()]),
+        )
 
 
-def _first_rows(rows: Sequence[CheckedRow]) -> list[CheckedRow]:
-    """The first row of each distinct prompt."""
-    first: dict[str, CheckedRow] = {}
-    for row in rows:
-        first.setdefault(row.key, row)
-    return list(first.values())
+@dataclass(frozen=True)
+class _Units(Sequence[Mapping[str, float]]):
+    """Of each pair every annotator's preference for the first of its texts, one pair after the other.
+
+    ``ends`` are those of the pairs among the judgements, with 0 before them.
+    """
+
+    names: list[str]
+    named: array[int]
+    preferences: array[float]
+    places: array[int]
+    ends: array[int]
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> Mapping[str, float]: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Mapping[str, float]]: ...
+    def __getitem__(self, at: int | slice) -> Mapping[str, float] | Sequence[Mapping[str, float]]:
+        if isinstance(at, slice):
+            return [self[k] for k in range(len(self))[at]]
+        at = range(len(self))[at]
+        start, end = self.ends[at], self.ends[at + 1]
+        named = [self.names[k] for k in self.named[start:end]]
+        return dict(zip(named, self.preferences[start:end], strict=True))
+
+    def place(self, at: int, name: str) -> int:
+        """The place of the row in which an annotator judged a pair."""
+        return self.places[self.ends[at] + list(self[at]).index(name)]

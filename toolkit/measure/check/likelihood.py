@@ -15,7 +15,7 @@ from toolkit.engine.tree import TreeBatch
 from toolkit.evals.intervals import bootstrap_mean
 from toolkit.evals.words import counted
 from toolkit.measure.check.findings import Collector
-from toolkit.measure.check.rows import CheckedRow
+from toolkit.measure.check.stored import CheckedRow
 from toolkit.measure.check.tokens import Limits
 from toolkit.models.encoding import text_encoder
 from toolkit.models.inspect import best_device, torch_dtype

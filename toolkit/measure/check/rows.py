@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from toolkit.errors import DataError
 from toolkit.evals.words import counted
 from toolkit.measure.check.findings import Collector, excerpt
+from toolkit.measure.check.stored import CheckedRow, CheckedRows, texts_of
 from toolkit.preferences.cells import RecordError, messages_from
 from toolkit.preferences.columns import PAIRS, PROMPTS, SIDES, Format
 from toolkit.preferences.layout_parsing import joined
 from toolkit.preferences.loading import SourceRecords
 from toolkit.preferences.parsing import ASSISTANT_TURN, Datum, NoSharedPromptError
 from toolkit.preferences.reading import as_conversation, parse_record, recognised_source
-from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, canonical_prompt
-from toolkit.preferences.splits import Pair, pairs
+from toolkit.preferences.rows import Record
 from toolkit.preferences.unseen import unseen_parts
 
 TWO_RESPONSES = (*SIDES, *PAIRS)
@@ -39,50 +40,16 @@ class SourceOptions:
 
 
 @dataclass(frozen=True)
-class CheckedRow:
-    """One row of the source. ``texts`` are its prompt's and its responses', as they are in the source.
-
-    In ``prompt`` and ``responses`` halves of surrogate pairs are replaced, because no tokenizer takes them.
-    """
-
-    number: int
-    prompt: Prompt
-    responses: list[str]
-    comparisons: list[Comparison]
-    group: str
-    texts: list[str]
-
-    @property
-    def conversational(self) -> bool:
-        return isinstance(self.prompt, list)
-
-    @property
-    def last_turn(self) -> str:
-        """The text that the responses answer."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"] if self.prompt else ""
-
-    @cached_property
-    def key(self) -> str:
-        """Identifies the prompt."""
-        return canonical_prompt(self.prompt)
-
-    @cached_property
-    def pairs(self) -> list[Pair]:
-        """Every compared pair of responses once, all its comparisons aggregated."""
-        return pairs(PreferenceRow("", "", [], self.comparisons))
-
-
-@dataclass(frozen=True)
-class CheckedRows:
+class ReadRows:
     """The rows of a source that can be checked, and sentences on those that a run leaves out."""
 
     unit: str
     n_rows: int
-    rows: list[CheckedRow]
+    rows: CheckedRows
     notes: list[str]
 
 
-def read_rows(source: str, options: SourceOptions, limit: int | None, collector: Collector | None) -> CheckedRows:
+def read_rows(source: str, options: SourceOptions, limit: int | None, collector: Collector | None) -> ReadRows:
     """The first ``limit`` rows of a source, in its order. Findings about the records go to the collector.
 
     Raises DataError where the source cannot be read, and where none of its rows can be.
@@ -95,89 +62,133 @@ def read_rows(source: str, options: SourceOptions, limit: int | None, collector:
         columns=options.columns or None,
         text_only=options.conversational is False,
     )
-    loaded = SourceRecords(loaded.name, loaded.unit, loaded.records[:limit], loaded.fingerprint)
     collector = collector or Collector(loaded.unit)
     collector.unit = loaded.unit
-    reader = _RecordReader(recognised, collector)
-    data = [(number, datum) for number, record in loaded.records for datum in reader.read(number, record)]
-    if recognised.one_response:
-        data = joined(data)[0]
-    data, not_conversations = as_conversation(loaded, recognised, data, options.conversational)
-    _report_two_kinds(data, reader.bare_texts, collector)
-    rows = [_checked_row(number, datum, options.annotators) for number, datum in data]
-    blank = [row.number for row in rows if _is_blank(row)]
-    rows = [row for row in rows if not _is_blank(row)]
-    if not rows and reader.refused and not collector.rows:
-        number, error = next(iter(reader.refused.items()))
+    reader = _RowReader(loaded, recognised, options, limit, collector)
+    try:
+        reader.read()
+    except _NoConversationError:
+        reader = _RowReader(loaded, recognised, options, limit, collector, transcripts_stay=True)
+        reader.read()
+    _report_two_kinds(reader.messages, [*reader.texts, *reader.records.bare_texts], collector)
+    if not reader.rows and reader.records.first_refused is not None and collector.kinds <= {"unreadable"}:
+        number, error = reader.records.first_refused
         raise DataError(
             f"no row can be read: {error.what}",
-            where=f"{loaded.name}, {loaded.unit} {number}" + (f", column {error.column!r}" if error.column else ""),
+            where=loaded.place(number) + (f", column {error.column!r}" if error.column else ""),
             fix=error.fix,
         )
-    if not rows and not collector.rows:
+    if not reader.rows and not collector.kinds:
         raise DataError(
             "no row has a prompt and two responses",
             where=loaded.name,
             fix="check which columns hold the prompt and the responses; --column maps their names",
         )
-    for number, error in reader.refused.items():
-        collector.refuse("unreadable", number, error.what)
-    notes = _notes(loaded, reader, blank, not_conversations)
-    notes += _odd_rows(loaded.unit, rows, [number for number, datum in data if datum.n_unlabelled])
-    return CheckedRows(loaded.unit, len(loaded.records), rows, notes)
+    n_rows = len(loaded.records) if limit is None else min(limit, len(loaded.records))
+    return ReadRows(loaded.unit, n_rows, reader.rows, reader.notes())
 
 
-def _is_blank(row: CheckedRow) -> bool:
-    return not row.last_turn.strip() or not all(map(str.strip, row.responses))
+class _NoConversationError(Exception):
+    """A transcript cannot be read as messages, which makes all of them text."""
 
 
-def _checked_row(number: int, datum: Datum, annotators: Sequence[str] | None) -> CheckedRow:
-    prompt_texts = [datum.prompt] if isinstance(datum.prompt, str) else [m["content"] for m in datum.prompt]
-    texts = [*prompt_texts, *datum.responses]
+class _RowReader:
+    """Reads the rows of a source, which it keeps on disk, and notes what is odd about them.
+
+    Transcripts become messages where all of them can be read so; with ``transcripts_stay`` they are text.
+    """
+
+    def __init__(
+        self,
+        loaded: SourceRecords,
+        recognised: Format,
+        options: SourceOptions,
+        limit: int | None,
+        collector: Collector,
+        *,
+        transcripts_stay: bool = False,
+    ) -> None:
+        self.loaded, self.recognised, self.options, self.limit = loaded, recognised, options, limit
+        self.transcripts_stay = transcripts_stay
+        self.records = _RecordReader(recognised, collector)
+        self.rows = CheckedRows()
+        # The numbers of rows.
+        self.messages, self.texts = array("q"), array("q")
+        self.blank, self.unparsable, self.unlabelled = array("q"), array("q"), array("q")
+        self.later_turns, self.repeat_prompt = array("q"), array("q")
+
+    def read(self) -> None:
+        """Raises _NoConversationError for a transcript that stays text, unless they all do."""
+        for number, datum in self._data():
+            (self.messages if isinstance(datum.prompt, list) else self.texts).append(number)
+            if datum.n_unlabelled:
+                self.unlabelled.append(number)
+            row = _checked_row(len(self.rows), number, datum, self.options.annotators)
+            if not row.last_turn.strip() or not all(map(str.strip, row.responses)):
+                self.blank.append(number)
+                continue
+            self.rows.add(row, datum.group)
+            if any("\n\nHuman:" in text or ASSISTANT_TURN in text for text in row.responses):
+                self.later_turns.append(number)
+            if all(text.startswith(row.last_turn) for text in row.responses):
+                self.repeat_prompt.append(number)
+
+    def _data(self) -> Iterator[tuple[int, Datum]]:
+        records = islice(self.loaded.records, self.limit)
+        data: Iterator[tuple[int, Datum]] = (
+            (number, datum) for number, record in records if (datum := self.records.read(number, record)) is not None
+        )
+        if self.recognised.one_response:
+            data = joined(data)[0]
+        if self.transcripts_stay:
+            yield from data
+            return
+        for item in data:
+            as_read, unparsable = as_conversation(self.loaded, self.recognised, [item], self.options.conversational)
+            if self._decides and isinstance(as_read[0][1].prompt, str):
+                raise _NoConversationError
+            self.unparsable.extend(unparsable)
+            yield from as_read
+
+    @property
+    def _decides(self) -> bool:
+        """Whether one transcript decides about the others."""
+        return self.options.conversational is None and self.recognised.name.endswith("transcripts")
+
+    def notes(self) -> list[str]:
+        """Sentences on rows that a run leaves out, and on those that are read, and not as their author may think."""
+        return [
+            f"{counted(len(numbers), 'row')} {why} ({self.loaded.unit} {', '.join(map(str, numbers[:5]))})"
+            for numbers, why in (
+                (self.blank, "left out: a prompt or response is empty"),
+                (
+                    sorted([*self.records.without_prompt, *self.unparsable]),
+                    "left out: its responses share no prompt",
+                ),
+                (self.later_turns, "with later turns inside a response"),
+                (self.repeat_prompt, "whose responses all begin with the prompt, which will be there twice"),
+                (self.unlabelled, "with a missing judgement"),
+            )
+            if numbers
+        ]
+
+
+def _checked_row(place: int, number: int, datum: Datum, annotators: Sequence[str] | None) -> CheckedRow:
     prompt, responses = datum.prompt, datum.responses
+    texts = texts_of(prompt, responses)
     if not all(map(str.isascii, texts)) and _SURROGATE.search("".join(texts)):
         prompt = _whole(prompt) if isinstance(prompt, str) else [m | {"content": _whole(m["content"])} for m in prompt]
         responses = list(map(_whole, responses))
     comparisons = [c for c in datum.comparisons if annotators is None or c.annotator in annotators]
-    return CheckedRow(number, prompt, responses, comparisons, datum.group, texts)
+    return CheckedRow(place, number, prompt, responses, comparisons, texts)
 
 
 def _whole(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
-def _notes(loaded: SourceRecords, reader: _RecordReader, blank: list[int], unparsable: list[int]) -> list[str]:
-    notes = []
-    for numbers, why in (
-        (blank, "a prompt or response is empty"),
-        (sorted([*reader.without_prompt, *unparsable]), "its responses share no prompt"),
-    ):
-        if numbers:
-            first = ", ".join(map(str, numbers[:5]))
-            notes.append(f"{counted(len(numbers), 'row')} left out: {why} ({loaded.unit} {first})")
-    return notes
-
-
-def _odd_rows(unit: str, rows: Sequence[CheckedRow], unlabelled: list[int]) -> list[str]:
-    """Sentences on rows that are read, and not as their author may think."""
-    later = [row.number for row in rows if any("\n\nHuman:" in t or ASSISTANT_TURN in t for t in row.responses)]
-    repeated = [row.number for row in rows if all(text.startswith(row.last_turn) for text in row.responses)]
-    reasons = {
-        "with later turns inside a response": later,
-        "whose responses all begin with the prompt, which will be there twice": repeated,
-        "with a missing judgement": unlabelled,
-    }
-    return [
-        f"{counted(len(numbers), 'row')} {why} ({unit} {', '.join(map(str, numbers[:5]))})"
-        for why, numbers in reasons.items()
-        if numbers
-    ]
-
-
-def _report_two_kinds(data: Sequence[tuple[int, Datum]], bare_texts: Sequence[int], collector: Collector) -> None:
+def _report_two_kinds(messages: Sequence[int], texts: Sequence[int], collector: Collector) -> None:
     """Text among messages, or messages among text: the rows of the rarer kind."""
-    messages = [number for number, datum in data if isinstance(datum.prompt, list)]
-    texts = [number for number, datum in data if isinstance(datum.prompt, str)] + list(bare_texts)
     if messages and texts:
         rarer, word, other = (
             (messages, "messages", "text") if len(messages) < len(texts) else (texts, "text", "messages")
@@ -192,11 +203,11 @@ class _RecordReader:
 
     def __init__(self, recognised: Format, collector: Collector) -> None:
         self.recognised, self.collector = recognised, collector
-        self.refused: dict[int, RecordError] = {}
-        self.without_prompt: list[int] = []
-        self.bare_texts: list[int] = []  # rows of text where the format has messages
+        self.first_refused: tuple[int, RecordError] | None = None  # of those that no other finding explains
+        self.without_prompt = array("q")
+        self.bare_texts = array("q")  # rows of text where the format has messages
 
-    def read(self, number: int, record: Record) -> Iterator[Datum]:
+    def read(self, number: int, record: Record) -> Datum | None:
         """What a record says, if it can be read; else what is wrong with it is noted."""
         unseen = list(dict.fromkeys(unseen_parts(record, self.recognised.columns)))
         if unseen:
@@ -211,16 +222,16 @@ class _RecordReader:
         except NoSharedPromptError:
             if answered is None:
                 self.without_prompt.append(number)
-            return
+            return None
         except RecordError as error:
             self._refuse(number, record, error, explained=bool(unseen) or answered is not None)
-            return
+            return None
         if len(datum.responses) < 2 and not self.recognised.one_response:
-            self.refused[number] = RecordError(f"{len(datum.responses)} response(s) for a prompt")
-            return
+            self._unreadable(number, RecordError(f"{len(datum.responses)} response(s) for a prompt"))
+            return None
         if isinstance(datum.prompt, str) and (turn := _answered_transcript(datum.prompt)) is not None:
             self.collector.add("ends_with_assistant", number, f"the prompt ends with {excerpt(turn, end=True)}")
-        yield datum
+        return datum
 
     def _refuse(self, number: int, record: Record, error: RecordError, *, explained: bool) -> None:
         """Note a row that cannot be read, unless another finding explains it."""
@@ -236,7 +247,11 @@ class _RecordReader:
                 self.bare_texts.append(number)
                 return
         if not explained:
-            self.refused[number] = error
+            self._unreadable(number, error)
+
+    def _unreadable(self, number: int, error: RecordError) -> None:
+        self.first_refused = self.first_refused or (number, error)
+        self.collector.refuse("unreadable", number, error.what)
 
 
 def prompt_with_answer(record: Record) -> tuple[str, str] | None:

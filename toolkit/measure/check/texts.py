@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from toolkit.measure.check.findings import Collector, excerpt
-from toolkit.measure.check.rows import CheckedRow
+from toolkit.measure.check.stored import CheckedRow, CheckedRows
 from toolkit.models.rendering import Markers
 
 # Bytes 0x80 to 0xBF as Latin-1 and as Windows-1252 show them: what follows a lead byte in misread UTF-8.
@@ -31,7 +33,7 @@ _NAMES = {
 }
 
 
-def check_encoding(rows: Sequence[CheckedRow], collector: Collector) -> None:
+def check_encoding(rows: Iterable[CheckedRow], collector: Collector) -> None:
     for row in rows:
         for text in row.texts:
             if (damage := damaged(text)) is not None:
@@ -83,27 +85,41 @@ def _as_utf8(text: str) -> str | None:
         return None
 
 
-def check_rendered(rows: Sequence[CheckedRow], markers: Markers, collector: Collector) -> None:
+class RenderedTexts:
     """``prerendered``, and ``eos_twice`` and ``eos_missing`` where responses end with the text of EOS."""
-    ended = []
-    for row in rows:
-        for detail in _rendered_details(row, markers):
-            collector.add("prerendered", row.number, detail)
-        ends = [markers.end_of(text) for text in row.responses]
-        ended.append(sum(end is not None for end in ends))
-        if (end := next(filter(None, ends), None)) is not None:
-            text = row.responses[ends.index(end)]
-            collector.add("prerendered", row.number, f"the response ends with {end}: {excerpt(text, end=True)}")
-            if markers.is_own_end(end):
-                collector.add("eos_twice", row.number, f"the response ends with {end}: {excerpt(text, end=True)}")
-    n_responses = sum(len(row.responses) for row in rows)
-    # Where most responses carry their end, one without was cut before it came here.
-    if 2 * sum(ended) > n_responses:
-        for row, n in zip(rows, ended, strict=True):
-            if n < len(row.responses):
-                text = next(t for t in row.responses if markers.end_of(t) is None)
-                detail = f"other responses end with the text of EOS, and this one does not: {excerpt(text, end=True)}"
-                collector.add("eos_missing", row.number, detail)
+
+    def __init__(self, markers: Markers, collector: Collector) -> None:
+        self.markers, self.collector = markers, collector
+        self.n_responses = self.n_ended = 0
+        self.not_ended = array("q")  # places of rows with a response that has no such end
+
+    def take(self, rows: Sequence[CheckedRow]) -> None:
+        """Check these rows, which come after the ones before."""
+        for row in rows:
+            for detail in _rendered_details(row, self.markers):
+                self.collector.add("prerendered", row.number, detail)
+            ends = [self.markers.end_of(text) for text in row.responses]
+            n_ended = sum(end is not None for end in ends)
+            self.n_responses += len(ends)
+            self.n_ended += n_ended
+            if n_ended < len(ends):
+                self.not_ended.append(row.place)
+            if (end := next(filter(None, ends), None)) is not None:
+                text = row.responses[ends.index(end)]
+                detail = f"the response ends with {end}: {excerpt(text, end=True)}"
+                self.collector.add("prerendered", row.number, detail)
+                if self.markers.is_own_end(end):
+                    self.collector.add("eos_twice", row.number, detail)
+
+    def missing_ends(self, rows: CheckedRows) -> None:
+        """Where most responses carry their end, one without was cut before it came here."""
+        if 2 * self.n_ended > self.n_responses:
+            for place in self.not_ended:
+                self.collector.add("eos_missing", int(rows.numbers[place]), partial(self._missing_end, rows, place))
+
+    def _missing_end(self, rows: CheckedRows, place: int) -> str:
+        text = next(text for text in rows[place].responses if self.markers.end_of(text) is None)
+        return f"other responses end with the text of EOS, and this one does not: {excerpt(text, end=True)}"
 
 
 def _rendered_details(row: CheckedRow, markers: Markers) -> Iterator[str]:
