@@ -70,6 +70,26 @@ def test_temperature_exists_only_for_mixed_evidence() -> None:
     assert fit_temperature([1.0, 2.0, 3.0], one, one) is None  # all right: T -> 0
     assert fit_temperature([-1.0, -2.0, 3.0], one, one) is None  # balanced: T -> infinity
     assert fit_temperature([0.0, 0.0, 0.0], one, one) is None
+    assert fit_temperature([1.0, -1.0, 3.0], one, [1.0, 0.0, 1.0]) is None  # what is wrong has no weight
+
+
+def test_margins_whose_sum_misses_zero_by_rounding_are_balanced() -> None:
+    margin = [0.9, 0.7, -0.9, -0.7, 0.7, -0.8, 0.1]
+    assert sum(margin) != 0.0  # 3e-17, whose sign depends on the order of adding
+    assert fit_temperature(margin, np.ones(7), np.ones(7)) is None
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-300, 1.0, 1e300])
+def test_the_temperature_scales_with_the_margins(scale: float) -> None:
+    # two right and one wrong: q(1/T) = 2/3
+    assert fit_temperature(np.array([1.0, -1.0, 1.0]) * scale, np.ones(3), np.ones(3)) == pytest.approx(
+        scale / np.log(2.0), rel=1e-9
+    )
+
+
+def test_a_temperature_is_exact_beside_a_margin_that_is_almost_surely_right() -> None:
+    # The slopes of both cancel where q(-z) 1e10 = q(0) 1e-10 with z = 1e10 / T: 1 - q(z) would be 0 in floats.
+    assert fit_temperature([1e10, -1e-10], np.ones(2), np.ones(2)) == pytest.approx(1e10 / np.log(2e20), rel=1e-9)
 
 
 def test_reliability_bins_are_a_partition() -> None:

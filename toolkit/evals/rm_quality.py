@@ -36,6 +36,8 @@ from toolkit.evals.intervals import (
 from toolkit.evals.label_references import label_references
 
 _BINS = 10
+_ROUNDING = 1e-12  # of a sum's terms, relative: sums that should be 0 are nearer to it
+_STEEPEST = 1e300  # the largest margin over the temperature, of those that are tried
 
 
 def _log_loss(margin: Floats, p: Floats, weight: Floats) -> float:
@@ -86,20 +88,27 @@ def fit_temperature(margin: ArrayLike, p: ArrayLike, weight: ArrayLike) -> float
     """
     margin_M, p_M, w_M = (np.asarray(a, dtype=np.float64) for a in (margin, p, weight))
     scale = float(np.abs(margin_M).max(initial=0.0))
-    if scale == 0.0 or float(np.sum(w_M * (p_M - 0.5) * margin_M)) <= 0.0:
-        return None  # the slope of the loss at 1/T = 0 says that no positive 1/T lowers it
-    if np.all(np.where(margin_M > 0, 1.0 - p_M, np.where(margin_M < 0, p_M, 0.0)) == 0.0):
+    if scale == 0.0:
+        return None
+    unit_M = margin_M / scale
+    # The slope of the loss at 1/T = 0 says whether a positive 1/T lowers it; rounding may move a slope of 0.
+    gains_M = w_M * (p_M - 0.5) * unit_M
+    if np.sum(gains_M) <= _ROUNDING * np.sum(np.abs(gains_M)):
+        return None
+    if np.all(w_M * np.where(unit_M > 0, 1.0 - p_M, np.where(unit_M < 0, p_M, 0.0)) == 0.0):
         return None
 
-    def slope(inverse_t: float) -> float:  # of the loss, which is convex in 1/T; in units of the largest margin
-        return float(np.sum(w_M * (expit(margin_M * inverse_t) - p_M) * (margin_M / scale)))
+    def slope(x: float) -> float:  # of the loss, which is convex in x = scale / T; no term loses digits far from x = 0
+        return float(np.sum(w_M * unit_M * ((1.0 - p_M) * expit(unit_M * x) - p_M * expit(-unit_M * x))))
 
-    low = high = 1.0 / scale
+    low = high = 1.0
     while slope(low) > 0.0:
         low /= 2.0
-    while slope(high) < 0.0:
+    while slope(high) < 0.0 and high < _STEEPEST:
         high *= 2.0
-    return 1.0 / high if low == high else 1.0 / float(brentq(slope, low, high, xtol=1e-14 * low, rtol=1e-12))
+    if slope(high) < 0.0:
+        return None
+    return scale / (high if low == high else float(brentq(slope, low, high, xtol=1e-14 * low, rtol=1e-12)))
 
 
 def _brier(margin: Floats, p: Floats) -> Floats:
