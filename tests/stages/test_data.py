@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from toolkit.errors import DataError
-from toolkit.models.encoding import text_encoder
+from toolkit.models.encoding import TextEncoder, text_encoder
 from toolkit.models.resolve import resolve
 from toolkit.preferences import splits
 from toolkit.preferences.reading import read_preferences
@@ -73,6 +74,22 @@ def test_a_refused_conversation_counts_where_the_limit_reaches_it() -> None:
     with pytest.raises(DataError, match="no system") as caught:
         data.limited("train", rows, encoder, DataSection(source="a.jsonl", train_prompts=11), 0)
     assert caught.value.where == "a.jsonl, line 7"
+
+
+def test_no_conversation_behind_the_last_one_that_is_asked_for_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those are rendered some at once, and the next ones of a large file only where these do not suffice."""
+    monkeypatch.setattr(data, "CHUNK", 10)
+    rendered: list[int] = []
+
+    class Counting(TextEncoder):
+        def written(self, prompts: Sequence[Prompt]) -> list[str]:
+            rendered.append(len(prompts))
+            return super().written(prompts)
+
+    rows = [row([{"role": "user", "content": f"Question {i}?"}], "Good.", "Bad.") for i in range(40)]
+    encoder = Counting(AutoTokenizer.from_pretrained(resolve("tiny").path), conversational=True)
+    _, counts = data.limited("train", rows, encoder, DataSection(train_prompts=10), 0)
+    assert (counts["n_prompts"], rendered) == (10, [10])
 
 
 class Lines(Reporter):

@@ -250,8 +250,6 @@ def fitting_prompts(
     read_ahead = ((places, _prompts_read(prompts, rows, places, encoder, source)) for places, prompts in asked)
     # Conversations are read by the main thread: no other one can be interrupted where a chat template does not end.
     for places, read in read_ahead if encoder.conversational else one_ahead(read_ahead):
-        if n is not None and len(fitting.tokens) >= n:
-            break
         for k, (length, written) in zip(places, read, strict=False):
             if not 0 < length <= max_tokens:
                 fitting.n_long += 1
@@ -260,7 +258,7 @@ def fitting_prompts(
             if ends_in_thoughts(written):
                 fitting.thoughts[k] = written[-LAST_CHARACTERS:]
             if len(fitting.tokens) == n:
-                break
+                return fitting
     return fitting
 
 
