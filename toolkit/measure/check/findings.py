@@ -165,9 +165,6 @@ class RowNumbers:
         self._n += 1
         return True
 
-    def __contains__(self, row: int) -> bool:
-        return row < len(self._marks) and self._marks[row] == 1
-
     def __len__(self) -> int:
         return self._n
 
@@ -224,9 +221,6 @@ class Collector:
     def kinds(self) -> frozenset[str]:
         """The kinds that were found."""
         return frozenset(self._found)
-
-    def has(self, kind: str, row: int) -> bool:
-        return kind in self._found and row in self._found[kind].rows
 
     def add(self, kind: str, row: int, detail: str | Callable[[], str]) -> None:
         """A row of this kind; ``detail`` says what is there, or is asked to say it. The first detail of a row stays."""
