@@ -124,6 +124,9 @@ MEASURES = {
     "data of conversations": Measure(conversations, _data, "data"),
     "data of a Parquet file": Measure(table, _data, "data"),
     "check": Measure(pairs, lambda source, out: ["check", str(source), "--model", "tiny"]),
+    "label": Measure(
+        pairs, lambda source, out: ["label", "--data", str(source), "--judge", "gold", "--out", str(out / "l.jsonl.gz")]
+    ),
     "winrate": Measure(judgements, lambda source, out: ["winrate", str(source), "--json"]),
     "winrate, both orders": Measure(both_orders, lambda source, out: ["winrate", str(source), "--json"]),
     "judge": Measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from support.running import duel
 
 from toolkit.judging import score_labels
 from toolkit.judging.options import JudgeOptions
+from toolkit.judging.principles import Labelling
 from toolkit.judging.score_labels import label_by_scores
+from toolkit.measure.label import label_data
+from toolkit.measure.options import PromptSelection
 from toolkit.models.load import new_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.splits import pairs
+from toolkit.progress import Reporter
 from toolkit.recipe.training import ModelSection
 
 JUDGE = "def size(prompts, completions, **_):\n    return [None if 'lost' in t else len(t) for t in completions]\n"
@@ -111,3 +116,25 @@ def test_simulate_prints_a_table(data: str, tmp_path: Path) -> None:
     shown = duel("simulate", f"--annotators={people}", f"--data={data}", f"--out={out}").stdout
     assert "ann, bob" in shown and "gold rewards" in shown and f"written: {out}" in shown
     assert all(len(line) <= 80 for line in shown.splitlines() if str(out) not in line)
+
+
+def test_responses_and_labels_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt with two responses of 2,000 characters takes less than 1,000 bytes."""
+    monkeypatch.setattr("toolkit.preferences.loading.HELD_BYTES", 0)
+    monkeypatch.setattr("toolkit.storage.spilled.BUFFER", 1 << 12)
+    # Gold reads the same texts in the same way, in a hundred times the time.
+    lengths = lambda judge, prompts, responses, options: [[float(len(text)) for text in of] for of in responses]  # noqa: E731
+    monkeypatch.setattr("toolkit.judging.score_labels.score", lengths)
+    peaks, counts = [], (300, 1_500)
+    for n in counts:
+        rows = [{"prompt": f"Film {i} was", "responses": [f" {i}".ljust(2_000, c) for c in "xy"]} for i in range(n)]
+        path = tmp_path / f"{n}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        del rows
+        selection, out = PromptSelection(str(path)), tmp_path / f"{n}.jsonl.gz"
+        labelling = Labelling("gold", (), JudgeOptions(ModelSection()))
+        tracemalloc.start()
+        assert label_data(labelling, selection, out=out, reporter=Reporter(quiet=True))["n_prompts"] == n
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / (counts[1] - counts[0]) < 1_000

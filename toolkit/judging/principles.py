@@ -77,7 +77,7 @@ class Labelled:
     changed with the order of the responses.
     """
 
-    rows: list[PreferenceRow]
+    rows: Sequence[PreferenceRow]
     n_comparisons: int
     n_failed: int
     n_tied: int

@@ -10,8 +10,10 @@ from typing import Literal
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.principles import Labelled
 from toolkit.judging.records import preference_by_score
+from toolkit.judging.responses import Computed
 from toolkit.judging.scorers import score
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
+from toolkit.preferences.stored import StoredRows
 
 # Their scores are the rewards of a Bradley-Terry model, so that a difference is a log odds.
 LOG_ODDS = ("rm", "implicit")
@@ -27,13 +29,14 @@ def label_by_scores(
 
     ``soft`` labels of a reward model or an implicit reward are the Bradley-Terry probabilities of its scores. Other
     judges, and ``hard`` labels, say which score is higher; equal scores tie. A pair with a score that is not finite is
-    left out, and counted.
+    left out, and counted. The rows wait on disk.
     """
-    distinct = [(prompt, list(dict.fromkeys(texts))) for prompt, texts in responses]
-    scores = score(judge, [prompt for prompt, _ in distinct], [texts for _, texts in distinct], options)
+    prompts = Computed(responses, lambda of: of[0])
+    distinct = Computed(responses, lambda of: list(dict.fromkeys(of[1])))
+    scores = score(judge, prompts, distinct, options)
     soft = labels == "soft" and judge.partition(":")[0] in LOG_ODDS
-    rows, n_pairs, n_failed, n_tied = [], 0, 0, 0
-    for (prompt, texts), of_texts in zip(distinct, scores, strict=True):
+    rows, n_pairs, n_failed, n_tied = StoredRows(), 0, 0, 0
+    for prompt, texts, of_texts in zip(prompts, distinct, scores, strict=True):
         comparisons: list[Comparison] = []
         for i, j in combinations(range(len(texts)), 2):
             n_pairs += 1
@@ -45,7 +48,7 @@ def label_by_scores(
             n_tied += p == 0.5
             comparisons += soft_comparisons(i, j, p, judge)
         if comparisons:
-            rows.append(PreferenceRow(prompt_id(prompt), prompt, texts, comparisons))
+            rows.add(PreferenceRow(prompt_id(prompt), prompt, texts, comparisons), [])
     return Labelled(rows, n_pairs, n_failed, n_tied, 0, None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from toolkit.errors import DataError, RecipeError
 from toolkit.judging.judge import check_judge
 from toolkit.judging.llm import is_language_model
 from toolkit.judging.principles import Labelling, label_rows
+from toolkit.judging.responses import Computed
 from toolkit.judging.score_labels import label_by_scores
 from toolkit.measure.once import once
 from toolkit.measure.options import PromptSelection
-from toolkit.measure.responses import read_responses
+from toolkit.measure.responses import Answered, read_responses
 from toolkit.measure.sampling import PolicySampler, read_prompts, refusals_in, sample
-from toolkit.preferences.rows import prompt_id, write_native
+from toolkit.preferences.rows import PreferenceRow, write_native
 from toolkit.progress import Reporter
+from toolkit.storage.spilled import Spill
 
 
 def check_labelling(labelling: Labelling) -> None:
@@ -52,28 +55,31 @@ def label_data(
     compare or every comparison failed.
     """
     check_labelling(labelling)
-    source_rows: dict[str, int] = {}  # of samples there is none
+    answered: Sequence[Answered]
     if sampler is None:
         answered = read_responses(selection)
-        responses = [(row.prompt, row.responses) for row in answered]
-        source_rows = {prompt_id(row.prompt): row.source_row for row in answered}
     else:
         prompts = read_prompts(selection)
         with refusals_in(selection):
             groups = sample(sampler, prompts, seed=selection.seed, purpose="label", reporter=reporter)
-        responses = [
-            (prompt, [s.response for s in of_prompt]) for (_, prompt), of_prompt in zip(prompts, groups, strict=True)
+        answered = [
+            Answered(prompt, [s.response for s in of_prompt])
+            for (_, prompt), of_prompt in zip(prompts, groups, strict=True)
         ]
-    written = [(prompt, [text for text in texts if text.strip()]) for prompt, texts in responses]
-    usable = [(prompt, texts) for prompt, texts in written if len(set(texts)) > 1]
-    if not usable:
+    usable = Spill()  # prompts with their distinct responses, and the rows of the data that they are from
+    for row in answered:
+        texts = [text for text in dict.fromkeys(row.responses) if text.strip()]
+        if len(texts) > 1:
+            usable.append((row.prompt, texts, row.source_row))
+    responses = Computed(range(len(usable)), lambda k: tuple(usable[k][:2]))
+    if not len(usable):
         fix = "sample more, with --policy and --k"
         raise DataError("no prompt has two different responses", where=selection.data, fix=fix)
     if is_language_model(labelling.judge):
-        labelled = label_rows(usable, labelling, reporter)
+        labelled = label_rows(responses, labelling, reporter)
     else:
         reporter.line(f"judge {labelling.judge}")
-        labelled = label_by_scores(labelling.judge, usable, labelling.options, labelling.labels)
+        labelled = label_by_scores(labelling.judge, responses, labelling.options, labelling.labels)
     if not labelled.rows:
         failures = labelled.usage.failures if labelled.usage is not None else {"no finite score": labelled.n_failed}
         reasons = "; ".join(f"{times:,} x {reason}" for reason, times in failures.items())
@@ -83,12 +89,11 @@ def label_data(
             fix="see what it answers in judgements.sqlite (duel's cache folder), or choose another --template",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [replace(row, source_row=source_rows.get(row.prompt_id, 0)) for row in labelled.rows]
-    write_native(rows, out, selection.data)
+    write_native(_with_sources(labelled.rows, usable), out, selection.data)
     return {
         "out": str(out),
         "n_prompts": len(labelled.rows),
-        "n_prompts_left_out": len(responses) - len(labelled.rows),
+        "n_prompts_left_out": len(answered) - len(labelled.rows),
         "n_responses": sum(len(row.responses) for row in labelled.rows),
         "n_comparisons": labelled.n_comparisons - labelled.n_failed,
         "n_failed": labelled.n_failed,
@@ -97,3 +102,10 @@ def label_data(
         "n_principles": len(labelling.principles),
         "judge_usage": asdict(labelled.usage) if labelled.usage is not None else None,
     }
+
+
+def _with_sources(rows: Sequence[PreferenceRow], labelled: Spill) -> Iterator[PreferenceRow]:
+    """The rows with the rows of the data that they are from; ``labelled`` has their prompts in this order."""
+    remaining = (labelled[k] for k in range(len(labelled)))
+    for row in rows:
+        yield replace(row, source_row=next(number for prompt, _, number in remaining if prompt == row.prompt))

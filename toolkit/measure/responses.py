@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from toolkit.evals.distinct import equals
+from toolkit.judging.responses import Computed
 from toolkit.measure.options import PromptSelection
 from toolkit.preferences import formats, splits
 from toolkit.preferences.cells import RecordError, name_cell, prompt_cell, texts_cell
@@ -15,6 +20,9 @@ from toolkit.preferences.reading import column_names, from_parquet, read_prefere
 from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import PreferenceRow, Prompt, canonical_prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, by_prompt, read_samples
+from toolkit.preferences.stored import StoredRows
+from toolkit.preferences.views import RowsAt
+from toolkit.storage.spilled import Spill
 
 
 @dataclass(frozen=True)
@@ -42,22 +50,29 @@ def has_responses(selection: PromptSelection) -> bool:
     return _recognised(loaded) or _unlabelled(loaded)
 
 
-def read_responses(selection: PromptSelection) -> list[Answered]:
+def read_responses(selection: PromptSelection) -> Sequence[Answered]:
     """The prompts and responses of preference data, whose own labels are not read; of rows with ``prompt`` and a list
-    ``responses``; or of all policies in a run folder's ``samples.parquet``.
+    ``responses``; or of all policies in a run folder's ``samples.parquet``. Those of data wait on disk.
 
     Raises DataError where the data is none of these.
     """
     file = _samples_file(local_path(selection.data))
     if file is not None:
         return _of_samples(file)[: selection.limit]
+    return Computed(_rows(selection), _answered)
+
+
+def _rows(selection: PromptSelection) -> Sequence[PreferenceRow]:
+    rows: StoredRows | None = None
     if local_path(selection.data).suffix.lower() != ".txt":
         loaded = load(selection.data, split=selection.split, config=None, revision=None)
         if not _recognised(loaded) and _unlabelled(loaded):
-            unlabelled = _of_rows(loaded)
-            return [_answered(row) for row in splits.limit(unlabelled, selection.limit, selection.seed)]
-    rows = read_preferences(selection.data, split=selection.split).rows
-    return [_answered(row) for row in splits.limit(rows, selection.limit, selection.seed)]
+            rows = _of_rows(loaded)
+    if rows is None:
+        rows = read_preferences(selection.data, split=selection.split).rows
+    if selection.limit is None:
+        return rows
+    return RowsAt(rows, sorted(splits.limit_order(rows, selection.limit, selection.seed)[: selection.limit]))
 
 
 def _answered(row: PreferenceRow) -> Answered:
@@ -77,9 +92,9 @@ def _unlabelled(loaded: SourceRecords) -> bool:
     return {"prompt", "responses"} <= set(column_names(loaded))
 
 
-def _of_rows(loaded: SourceRecords) -> list[PreferenceRow]:
+def _of_rows(loaded: SourceRecords) -> StoredRows:
     """Rows of ``prompt`` and ``responses`` without labels; rows of one prompt are merged."""
-    merged: dict[str, PreferenceRow] = {}
+    records, keys = Spill(), array("q")
     for number, record in loaded.records:
         try:
             prompt, responses = prompt_cell(record, ["prompt"]), texts_cell(record, "responses")
@@ -88,9 +103,15 @@ def _of_rows(loaded: SourceRecords) -> list[PreferenceRow]:
             raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
         check_unicode(loaded, number, prompt_texts(prompt), "prompt")
         check_unicode(loaded, number, responses, "responses")
-        row = PreferenceRow(prompt_id(prompt), prompt, [], [], None, number, group)
-        merged.setdefault(canonical_prompt(prompt), row).responses.extend(responses)
-    return list(merged.values())
+        records.append((prompt, responses, number, group))
+        keys.append(hash(canonical_prompt(prompt)))
+    rows = StoredRows()
+    for places in equals(np.frombuffer(keys, np.int64)):
+        of_prompt = [records[place] for place in places.tolist()]
+        prompt, _, number, group = of_prompt[0]
+        responses = [text for record in of_prompt for text in record[1]]
+        rows.add(PreferenceRow(prompt_id(prompt), prompt, responses, [], None, number, group), [])
+    return rows
 
 
 def _of_samples(file: Path) -> list[Answered]:

@@ -82,7 +82,8 @@ LIKERS = _word_set("i we you they really also not don't didn't doesn't to would"
 ABBREVIATIONS = _word_set("mr mrs ms dr st vs etc jr sr prof e.g i.e a.m p.m u.s")
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|\d+(?:[.,:]\d+)*|[,;:]")
-_END = re.compile(r"""(\S*?)([.!?]+)["')\]]*(?=\s|$)""")
+# From the beginning of a word alone: each of its characters would look for the end of a long one again.
+_END = re.compile(r"""(?<!\S)(\S*?)([.!?]++)["')\]]*+(?=\s|$)""")
 _PLAIN = str.maketrans(
     {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u2026": "..."}
 )
