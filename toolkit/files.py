@@ -240,13 +240,20 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, also where the machine stops."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Gives a file to write, which is there whole or not at all, also where the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial, partial.open("wb") as out:
-        out.write(content)
+        yield out
         out.flush()
         os.fsync(out.fileno())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, also where the machine stops."""
+    with written_whole(path) as out:
+        out.write(content)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -119,3 +119,9 @@ def test_margins_are_read_kept_and_averaged(tmp_path: Path) -> None:
     assert from_parquet(tmp_path / "rows.parquet") == [row]
     with pytest.raises(DataError, match="margin -1.0 is negative"):
         read_records(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}])
+
+
+def test_a_written_set_makes_its_folder(tmp_path):
+    rows = [PreferenceRow("", "Film was", [" good", " bad"], [Comparison(0, 1)])]
+    write_native(rows, tmp_path / "new" / "rows.jsonl.gz")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["rows.jsonl.gz"]

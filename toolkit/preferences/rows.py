@@ -5,14 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.files import atomic_write
+from toolkit.files import written_whole
 
 Prompt = str | list[dict[str, str]]
 """Plain text, or chat messages ``[{"role", "content"}...]`` that end before the assistant's turn."""
@@ -110,10 +109,7 @@ def write_native(rows: Iterable[PreferenceRow], path: str | Path, source: str = 
 
     Equal rows give equal bytes: there is no time and no file name inside.
     """
-    with atomic_write(Path(path)) as partial, partial.open("wb") as raw:
-        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as out:
-            for row in rows:
-                record = row_to_dict(row) | ({"source_file": source} if source and row.source_row else {})
-                out.write(json.dumps(record).encode() + b"\n")
-        raw.flush()
-        os.fsync(raw.fileno())
+    with written_whole(Path(path)) as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as out:
+        for row in rows:
+            record = row_to_dict(row) | ({"source_file": source} if source and row.source_row else {})
+            out.write(json.dumps(record).encode() + b"\n")
