@@ -53,12 +53,13 @@ def test_coins_are_those_that_numpy_draws(n: int) -> None:
     assert one.integers(0, 1 << 40) == two.integers(0, 1 << 40)
 
 
-def test_many_equal_deviations_get_the_p_value_of_the_drawn_assignments() -> None:
+def test_many_prompts_get_the_p_value_of_the_drawn_assignments() -> None:
     n, wins = 26_000, 13_080
-    coins = np.random.default_rng(3).integers(0, 2, size=(99, n), dtype=np.int8)
-    hits = np.abs(coins.sum(axis=1) - n / 2) >= wins - n / 2
+    deviations = np.array([0.5] * wins + [-0.5] * (n - wins) + [0.25] * 3)
+    coins = np.random.default_rng(3).integers(0, 2, size=(99, len(deviations)), dtype=np.int8)
+    hits = np.abs((2.0 * coins - 1.0) @ np.abs(deviations)) >= abs(deviations.sum())
     assert 10 < hits.sum() < 90
-    values = [1.0] * wins + [0.0] * (n - wins) + [0.5] * 1000
+    values = [*(deviations + 0.5), *([0.5] * 1000)]
     assert permutation_test(values, seed=3, n_flips=99) == (hits.sum() + 1) / 100
 
 
@@ -144,14 +145,15 @@ def test_sums_that_equal_the_observed_one_count_however_they_are_rounded(steps: 
 
 
 @pytest.mark.parametrize(
-    ("preferences", "n_flips"), [([0.6] * 150 + [0.4] * 150, 9_999), ([0.65] * 30_005 + [0.35] * 29_995, 999)]
+    ("wins", "losses", "ties", "step"),
+    [(150, 150, 0, 0.1), (30_005, 29_995, 7, 0.15), (30_500, 29_500, 0, 0.5), (40, 19, 3, 0.07)],
 )
-def test_equal_numbers_of_equal_wins_and_losses(preferences: list[float], n_flips: int) -> None:
-    more = sum(value > 0.5 for value in preferences) - sum(value < 0.5 for value in preferences)
-    n = len(preferences)
-    exact = binomtest((n + more) // 2, n, 0.5).pvalue
-    p = permutation_test(preferences, n_flips=n_flips)
-    assert p == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / n_flips) + 1e-12)
+def test_prompts_that_deviate_alike_get_the_exact_p_value_in_any_number(
+    wins: int, losses: int, ties: int, step: float
+) -> None:
+    preferences = [0.5 + step] * wins + [0.5 - step] * losses + [0.5] * ties
+    exact = binomtest(wins, wins + losses, 0.5).pvalue
+    assert permutation_test(preferences) == pytest.approx(exact, rel=1e-9)
 
 
 def test_sign_test_drops_ties() -> None:
@@ -208,6 +210,15 @@ def test_bradley_terry_ignores_unjudged_rows_and_refuses_self_comparisons() -> N
     assert fit.n == 2 and fit.log_strength == pytest.approx((0.0, 0.0))
     with pytest.raises(DataError, match="itself"):
         bradley_terry([0], ["a"], ["a"], [1.0])
+
+
+def test_a_policy_without_a_judged_comparison_takes_no_strength_from_the_others() -> None:
+    policy, baseline, values = ["a", "a", "b", "a"] * 10, ["b", "c", "c", "b"] * 10, [1.0, 0.5, 0.0, 0.0] * 10
+    whole = bradley_terry(list(range(40)), policy, baseline, values)
+    fit = bradley_terry(list(range(41)), [*policy, "x"], [*baseline, "c"], [*values, math.nan])
+    assert fit.policies == ("a", "b", "c", "x") and fit.n == 40
+    for field in ("log_strength", "win_rate", "ci_low", "ci_high"):
+        assert getattr(fit, field) == (*getattr(whole, field), None) and None not in getattr(whole, field)
 
 
 @pytest.mark.parametrize("half", [0.49999999999999994, 0.5000000000000001])

@@ -17,7 +17,7 @@ from scipy.special import expit, ndtri
 from scipy.stats import binom, binomtest
 
 from toolkit.errors import DataError
-from toolkit.evals.intervals import Floats, bootstrap_mean, check_settings, resample_counts
+from toolkit.evals.intervals import Floats, bootstrap_mean, check_settings, resample_counts, rounded_alike
 
 _MC_FLIPS = 9_999  # with the observed assignment 10,000: p-values are multiples of 1e-4
 _ROUNDING = 1e-10  # of the sum of n numbers, relative: far below the step of any preferences that people have
@@ -136,8 +136,9 @@ def permutation_test(preferences: ArrayLike, *, seed: int = 0, n_flips: int = _M
     """p-value of the two-sided paired permutation test: under "no difference" each p - 1/2 may flip its sign.
 
     The test is exact (the whole distribution, by convolution) where the preferences are multiples of 1/24, as wins,
-    ties, losses and their means over a few orders or judges are. Otherwise it draws ``n_flips`` random assignments and
-    counts the observed one too, so that it never claims p = 0. None without a judged prompt.
+    ties, losses and their means over a few orders or judges are. It is the exact sign test where all prompts without a
+    tie deviate alike, in any number. Otherwise it draws ``n_flips`` random assignments and counts the observed one too,
+    so that it never claims p = 0. None without a judged prompt.
     """
     values = checked_preferences(preferences)
     deviations = values[~np.isnan(values)] - 0.5
@@ -152,15 +153,15 @@ def permutation_test(preferences: ArrayLike, *, seed: int = 0, n_flips: int = _M
         unit = int(np.gcd.reduce(steps))
         if int(steps.sum()) // unit <= _EXACT_MAX_STEPS:
             return _exact_flip_p(steps // unit, round(observed * 2 * _LATTICE) // unit)
+    if rounded_alike(deviations):
+        return sign_test(values)
     rng = np.random.default_rng(seed)
     rows, total = max(1, (1 << 20) // len(deviations)), deviations.sum()
     # A sum that equals the observed one counts, and each is rounded by some billionths of a billionth of the total.
     hits, threshold = 0, observed - _ROUNDING * total
-    all_equal = bool(np.all(deviations == deviations[0]))  # as wins and losses without graded preferences are
     for start in range(0, n_flips, rows):
         heads = _flips(rng, min(rows, n_flips - start), len(deviations))
-        won = np.count_nonzero(heads, axis=1) * deviations[0] if all_equal else heads @ deviations
-        hits += int(np.count_nonzero(np.abs(2.0 * won - total) >= threshold))
+        hits += int(np.count_nonzero(np.abs(2.0 * (heads @ deviations) - total) >= threshold))
     return (hits + 1) / (n_flips + 1)
 
 
@@ -302,9 +303,10 @@ def win_rate(
 class BradleyTerry:
     """Strengths of K policies: P(i beats j) = sigmoid(log_strength[i] - log_strength[j]). Their mean is 0.
 
-    All are None where a policy, or a group of policies, never lost or never won against the others: the maximum
-    likelihood is infinite then. The intervals are None where this holds in more than (1-confidence)/2 of the resamples.
-    ``win_rate`` is the fitted mean probability of beating the other policies.
+    A policy without a judged comparison has None. All are None where another policy, or a group of policies, never lost
+    or never won against the others: the maximum likelihood is infinite then. The intervals are None where this holds in
+    more than (1-confidence)/2 of the resamples. ``win_rate`` is the fitted mean probability of beating the other
+    policies.
     """
 
     policies: tuple[str, ...]
@@ -341,21 +343,28 @@ def bradley_terry(
     if not judged.any():
         raise DataError("no judged comparison", where="bradley_terry")
     names = sorted(set(policy) | set(baseline))
-    number = {name: k for k, name in enumerate(names)}
-    i = np.array([number[name] for name in policy])[judged]
-    j = np.array([number[name] for name in baseline])[judged]
-    if np.any(i == j):
-        raise DataError(f"{names[i[i == j][0]]!r} is compared with itself", where="bradley_terry")
+    if same := [name for name, other, known in zip(policy, baseline, judged, strict=True) if known and name == other]:
+        raise DataError(f"{same[0]!r} is compared with itself", where="bradley_terry")
+    fitted = sorted({name for pair in (policy, baseline) for name, known in zip(pair, judged, strict=True) if known})
+    number = {name: k for k, name in enumerate(fitted)}
+    i, j = (
+        np.array([number[name] for name, known in zip(side, judged, strict=True) if known])
+        for side in (policy, baseline)
+    )
     _, prompt = np.unique(np.asarray(prompt_ids)[judged], return_inverse=True)
-    n, k = int(prompt.max()) + 1, len(names)
+    n, k = int(prompt.max()) + 1, len(fitted)
     wins_NKK = np.zeros((n, k, k))
     np.add.at(wins_NKK, (prompt, i, j), values[judged])
     np.add.at(wins_NKK, (prompt, j, i), 1.0 - values[judged])
 
     point = _bradley_terry_mle(wins_NKK.sum(axis=0)[None])[0]
-    none = (None,) * k
+    none: tuple[float | None, ...] = (None,) * len(names)
     if np.isnan(point).any():
         return BradleyTerry(tuple(names), none, none, none, none, n)
+
+    def of_names(values_K: Floats) -> tuple[float | None, ...]:
+        return tuple(float(values_K[number[name]]) if name in number else None for name in names)
+
     chunks = resample_counts(n, n_resamples, seed)
     draws_BK = np.concatenate([_bradley_terry_mle((c @ wins_NKK.reshape(n, -1)).reshape(-1, k, k)) for c in chunks])
     finite = ~np.isnan(draws_BK).any(axis=1)
@@ -363,10 +372,10 @@ def bradley_terry(
     alpha = (1.0 - confidence) / 2.0
     if np.mean(~finite) <= alpha:
         edges = np.quantile(draws_BK[finite], [alpha, 1.0 - alpha], axis=0)
-        low, high = tuple(edges[0].tolist()), tuple(edges[1].tolist())
+        low, high = of_names(edges[0]), of_names(edges[1])
     beats = expit(point[:, None] - point[None, :])
     mean_win = (beats.sum(axis=1) - 0.5) / (k - 1)
-    return BradleyTerry(tuple(names), tuple(point.tolist()), low, high, tuple(mean_win.tolist()), n)
+    return BradleyTerry(tuple(names), of_names(point), low, high, of_names(mean_win), n)
 
 
 def _bradley_terry_mle(wins_BKK: Floats) -> Floats:

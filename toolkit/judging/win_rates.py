@@ -6,6 +6,7 @@ This module groups judgements and averages them inside prompts. The statistics t
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -211,8 +212,9 @@ def _ranking(judge: str, members: Sequence[Judgement], **intervals: Unpack[Inter
         preferences,
         **intervals,
     )
-    # without a maximum of the likelihood all strengths are None
-    strongest_first = sorted(range(len(fit.policies)), key=lambda k: -(fit.log_strength[k] or 0.0))
+    # those without a strength come last
+    strengths = [-math.inf if strength is None else strength for strength in fit.log_strength]
+    strongest_first = sorted(range(len(strengths)), key=lambda k: -strengths[k])
     rows = [
         {
             "policy": fit.policies[k],
