@@ -1,4 +1,4 @@
-"""Adapters: what they compute under autocast is what peft computes, and merging restores every bit."""
+"""Adapters: what they compute is what peft computes, and merging restores every bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDS = torch.randint(5, 250, (16, 12), generator=torch.Generator().manual_seed(0)
 Make = Callable[[], Any]
 
 
-# ---------------------------------------------------------------- fused layers under autocast
+# ---------------------------------------------------------------- fused layers
 
 
 def logits_and_gradients(model: Any, *, autocast: bool = True) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -47,12 +47,25 @@ def test_a_fused_layer_computes_what_pefts_does(new_tiny: Make, more: dict[str, 
     assert fused <= 1.2 * of_peft and fused_gradient <= 1.2 * peft_gradient
 
 
-def test_a_fused_layer_makes_no_copies(new_tiny: Make) -> None:
-    """No activation becomes fp32, and the product of the low rank is added in place."""
-    model = speedups.install(adapter(new_tiny().bfloat16()))
+@pytest.mark.parametrize("more", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])
+def test_in_fp32_a_fused_layer_differs_from_pefts_by_rounding(new_tiny: Make, more: dict[str, Any]) -> None:
+    model = adapter(new_tiny(), **more)
+    expected, gradients = logits_and_gradients(model, autocast=False)
+    fused, of_fused = logits_and_gradients(speedups.install(model), autocast=False)
+    torch.testing.assert_close(fused, expected, rtol=1e-5, atol=1e-5)
+    assert of_fused.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(of_fused[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fused_layer_makes_no_copies(new_tiny: Make, dtype: torch.dtype) -> None:
+    """No activation becomes fp32 where it is not, and the product of the low rank is added in place."""
+    model = speedups.install(adapter(new_tiny().to(dtype)))
     layer = next(module for module in model.modules() if isinstance(module, LoraLinear))
-    x = torch.randn(1, 7, layer.in_features, dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile() as seen, torch.no_grad():
+    x = torch.randn(1, 7, layer.in_features, dtype=dtype)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with autocast, torch.profiler.profile() as seen, torch.no_grad():
         layer(x)
     names = [event.name for event in seen.events()]
     assert "aten::addmm_" in names and "aten::add" not in names and "aten::mul" not in names
@@ -67,8 +80,7 @@ def test_a_low_rank_product_and_its_gradients() -> None:
     expected = exact["x"] @ (exact["weight"] + 0.7 * exact["b"] @ exact["a"]).t() + exact["bias"]
     expected.backward(exact["gradient"])
     x, a, b = rounded["x"].clone().requires_grad_(), *(rounded[n].float().requires_grad_() for n in "ab")
-    with torch.autocast("cpu", torch.bfloat16):
-        product = adapters._LoraProduct.apply(x, rounded["weight"], rounded["bias"], a, b, 0.7)
+    product = adapters._LoraProduct.apply(x, rounded["weight"], rounded["bias"], a, b, 0.7, torch.bfloat16)
     product.backward(rounded["gradient"])
     pairs = [(product, expected), *((tensor.grad, exact[n].grad) for n, tensor in (("x", x), ("a", a), ("b", b)))]
     for value, reference in pairs:

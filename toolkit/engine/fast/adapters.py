@@ -19,11 +19,11 @@ UP_PROJECTIONS = ("lora_B", "lora_embedding_B")
 
 
 def fuse_lora_layers(model: nn.Module) -> None:
-    """Let LoRA layers compute ``W x + s B A x`` under autocast without peft's copies of the activations.
+    """Let LoRA layers compute ``W x + s B A x`` without peft's copies of the activations.
 
     peft converts the input to the adapter's fp32, which autocast rounds again, and makes three tensors of the
     output's size where one is enough. What a layer does beyond that (dropout, DoRA, hooks, weights that are merged,
-    quantised or trained, several adapters) and everything outside autocast stays peft's.
+    quantised or trained, several adapters) stays peft's, and so do mixed precisions outside autocast.
     """
     for module in model.modules():
         if type(module) is LoraLinear:
@@ -32,12 +32,18 @@ def fuse_lora_layers(model: nn.Module) -> None:
 
 class _FusedLoraLinear(LoraLinear):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args or kwargs or not torch.is_autocast_enabled(x.device.type) or not self._is_fusible():
+        if args or kwargs or not self._is_fusible():
             return super().forward(x, *args, **kwargs)
         [name] = self.active_adapters
         base, a, b = self.base_layer, self.lora_A[name], self.lora_B[name]
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        elif x.dtype == base.weight.dtype == a.weight.dtype == b.weight.dtype:
+            dtype = x.dtype
+        else:
+            return super().forward(x)
         product: torch.Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]
-            x, base.weight, base.bias, a.weight, b.weight, self.scaling[name]
+            x, base.weight, base.bias, a.weight, b.weight, self.scaling[name], dtype
         )
         return product
 
@@ -68,7 +74,7 @@ def _is_frozen_linear(layer: nn.Module) -> bool:
 
 
 class _LoraProduct(torch.autograd.Function):
-    """[..., o] ``x W^T + s (x A^T) B^T + b`` from [..., i] in autocast's precision; W and b have no gradient.
+    """[..., o] ``x W^T + s (x A^T) B^T + b`` from [..., i] in the precision ``dtype``; W and b have no gradient.
 
     Each low-rank product is added to the large one in place, in the backward pass too.
     """
@@ -82,8 +88,8 @@ class _LoraProduct(torch.autograd.Function):
         a: torch.Tensor,
         b: torch.Tensor,
         scaling: float,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
-        dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, a, b = (tensor.to(dtype) for tensor in (x, weight, a, b))
         out = F.linear(x, weight, None if bias is None else bias.to(dtype))
         low = x.flatten(0, -2) @ a.t()
@@ -101,7 +107,7 @@ class _LoraProduct(torch.autograd.Function):
         of_x = (gradient @ weight).addmm_(of_low, a, alpha=ctx.scaling).view_as(x) if ctx.needs_input_grad[0] else None
         of_a = (of_low.t() @ x.flatten(0, -2)).float() * ctx.scaling if ctx.needs_input_grad[3] else None
         of_b = (gradient.t() @ low).float() * ctx.scaling if ctx.needs_input_grad[4] else None
-        return of_x, None, None, of_a, of_b, None
+        return of_x, None, None, of_a, of_b, None, None
 
 
 @contextmanager
