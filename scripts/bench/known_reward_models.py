@@ -73,7 +73,7 @@ def labelled(rows: Sequence[Any], labels: Labels, seed: int) -> list[Any]:
 def write_data(design: Design, folder: Path) -> None:
     """The stage ``data`` of this design: its training data, and the held-out prompts with labels of gold with noise."""
     from toolkit.preferences import splits
-    from toolkit.preferences.reading import to_parquet
+    from toolkit.preferences.tables import to_parquet
 
     training, held_out = sides(design.split)
     some = splits.limit(training, design.prompts, design.seed)

@@ -108,7 +108,7 @@ def prepare(folder: Path, model: str, n_prompts: int) -> dict[str, Any]:
     from toolkit.models.resolve import resolve
     from toolkit.models.tokenizer import load_tokenizer
     from toolkit.preferences import splits
-    from toolkit.preferences.reading import from_parquet
+    from toolkit.preferences.tables import from_parquet
     from toolkit.progress import Reporter
     from toolkit.recipe.files import load_recipe
     from toolkit.runs.pipeline import RunOptions, run

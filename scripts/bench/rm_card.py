@@ -93,7 +93,7 @@ def figure(card: dict[str, Any], path: Sequence[str | int]) -> float | None:
 
 def measure(design: Design, sft: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Train the reward model, take its card, optimise it, and measure gold."""
-    from toolkit.preferences.reading import from_parquet
+    from toolkit.preferences.tables import from_parquet
 
     folder, started = args.work / "models" / design.name.replace(" ", "-"), time.perf_counter()
     model = known.train(design, sft, folder)
@@ -214,7 +214,7 @@ def main() -> None:
     for design in wanted:
         if design.name not in records:
             records[design.name] = known.add(records_file, measure(design, sft, args))
-    from toolkit.preferences.reading import from_parquet
+    from toolkit.preferences.tables import from_parquet
 
     of_sft = gold_of(sft / "model", from_parquet(sft.parent / "data/eval.parquet")[: args.held_out], args.samples)
     chosen = [records[design.name] for design in wanted]

@@ -20,8 +20,8 @@ from toolkit.measure.temperatures import NO_JUDGE, deciding_judges
 from toolkit.models.load import load_policy
 from toolkit.models.resolve import resolve
 from toolkit.preferences.gold import gold_rewards
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.samples import Sample, by_policy, read_samples
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
 from toolkit.recipe.training import ModelSection

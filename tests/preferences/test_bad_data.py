@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from toolkit.errors import DataError
-from toolkit.preferences.reading import from_parquet, read_preferences, to_parquet
+from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.tables import from_parquet, to_parquet
 
 pytestmark = pytest.mark.fault
 

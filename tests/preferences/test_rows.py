@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.preference_files import conversations, quick, read_records, texts
 
 from toolkit.errors import DataError
-from toolkit.preferences.reading import from_parquet, read_preferences, to_parquet
+from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import (
     Comparison,
     PreferenceRow,
@@ -23,6 +23,7 @@ from toolkit.preferences.rows import (
     write_native,
 )
 from toolkit.preferences.splits import labelled_pairs, margins, pairs
+from toolkit.preferences.tables import from_parquet, to_parquet
 
 
 @st.composite

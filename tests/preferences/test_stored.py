@@ -16,9 +16,10 @@ import pytest
 
 from toolkit.errors import DataError, StoreError
 from toolkit.preferences import loading
-from toolkit.preferences.reading import read_preferences, to_parquet
+from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import Comparison, PreferenceRow, prompt_id
 from toolkit.preferences.stored import StoredRows
+from toolkit.preferences.tables import to_parquet
 from toolkit.preferences.views import one_ahead
 from toolkit.storage import spilled
 from toolkit.storage.spilled import Spill
@@ -192,7 +193,8 @@ PEAK = """
 import sys
 from pathlib import Path
 from toolkit.preferences import loading
-from toolkit.preferences.reading import read_preferences, to_parquet
+from toolkit.preferences.reading import read_preferences
+from toolkit.preferences.tables import to_parquet
 loading.HELD_BYTES = 0
 rows = read_preferences(sys.argv[1]).rows
 to_parquet(rows, sys.argv[1] + ".parquet")

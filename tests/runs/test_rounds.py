@@ -20,7 +20,7 @@ from toolkit.models.resolve import resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.assembly import models_of_run
 from toolkit.preferences.fresh import FRESH_REWARDS_FILE
-from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
 from toolkit.recipe.rounds import seed_of_round

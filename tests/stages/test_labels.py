@@ -17,8 +17,8 @@ from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.gold import gold_rewards
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.samples import Sample, read_samples
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
 from toolkit.stages import labels

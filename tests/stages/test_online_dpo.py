@@ -18,7 +18,7 @@ from support.small_models import one_response
 from toolkit.engine.engine import Engine
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import resolve, training_record
-from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
 from toolkit.recipe.training import ModelSection

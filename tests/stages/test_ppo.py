@@ -21,8 +21,8 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.further_prompts import further_prompts
 from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.schedule import Schedule
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
 from toolkit.recipe.training import ModelSection

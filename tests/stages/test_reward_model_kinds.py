@@ -24,8 +24,8 @@ from toolkit.ppo.assembly import models_of_run
 from toolkit.ppo.models import AdapterModels
 from toolkit.ppo.rewards import EnsembleScores, Responses
 from toolkit.preferences.annotators import annotators_of
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import Comparison, PreferenceRow
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
 from toolkit.recipe.training import ModelSection, RewardModelSection

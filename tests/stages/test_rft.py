@@ -18,8 +18,8 @@ from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy, load_reward_model
 from toolkit.models.resolve import resolve, training_record
 from toolkit.models.reward_head import reward_head
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.samples import by_prompt, read_samples
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.files import load_recipe
 from toolkit.recipe.training import ModelSection

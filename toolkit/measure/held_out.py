@@ -9,7 +9,7 @@ from typing import Any
 from toolkit.measure.explicit import explicit_rewards
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.reading import ReadingOptions
-from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import Recipe
 

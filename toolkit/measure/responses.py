@@ -16,11 +16,12 @@ from toolkit.preferences import formats, splits
 from toolkit.preferences.cells import RecordError, name_cell, prompt_cell, texts_cell
 from toolkit.preferences.columns import GROUP
 from toolkit.preferences.loading import SourceRecords, load, local_path
-from toolkit.preferences.reading import column_names, from_parquet, read_preferences
+from toolkit.preferences.reading import column_names, read_preferences
 from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import PreferenceRow, Prompt, canonical_prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, by_prompt, read_samples
 from toolkit.preferences.stored import StoredRows
+from toolkit.preferences.tables import from_parquet
 from toolkit.preferences.views import RowsAt
 from toolkit.storage.spilled import Spill
 

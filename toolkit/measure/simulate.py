@@ -14,9 +14,9 @@ from toolkit.measure.once import once
 from toolkit.measure.options import PromptSelection
 from toolkit.measure.responses import Answered, read_responses
 from toolkit.measure.sampling import PolicySampler, read_prompts, refusals_in, sample
-from toolkit.preferences.reading import to_parquet
 from toolkit.preferences.rows import PreferenceRow, prompt_id, write_native
 from toolkit.preferences.simulate import ANNOTATORS, Annotator, agreement, simulate_preferences
+from toolkit.preferences.tables import to_parquet
 from toolkit.progress import Reporter
 
 TRUTH_KEY = "duel.truth"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.files import read_table, write_table
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.tables import from_parquet
 
 FRESH_REWARDS_FILE = "fresh_rewards.parquet"
 

@@ -373,7 +373,7 @@ def _csv_cell(column: str, value: str, name: str, number: int) -> Any:
 
 
 def _with_prompt(record: Record, number: int, name: str) -> Record:
-    """A row that :func:`toolkit.preferences.reading.to_parquet` wrote; its prompt is JSON in a text."""
+    """A row that :func:`toolkit.preferences.tables.to_parquet` wrote; its prompt is JSON in a text."""
     try:
         return {**record, "prompt": parse_json(record["prompt"])}
     except (ValueError, TypeError, KeyError) as error:

@@ -12,26 +12,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import accumulate
-from json.encoder import encode_basestring_ascii
-from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, DuelError, nearest
-from toolkit.files import write_tables
 from toolkit.preferences import formats
 from toolkit.preferences.cells import RecordError, name_cell, parsed_number
 from toolkit.preferences.columns import GROUP, KNOWN_COLUMNS, Columns, Format, is_known_column
 from toolkit.preferences.layout_parsing import joined
-from toolkit.preferences.loading import PARQUET_KEY, FileRecords, SourceRecords, load, parquet_rows
+from toolkit.preferences.loading import FileRecords, SourceRecords, load
 from toolkit.preferences.merging import FIRST_ROWS, merge
 from toolkit.preferences.parsing import Datum, NoSharedPromptError, parse_transcript
 from toolkit.preferences.refusals import check_label_base, no_usable_row, row_error, unknown_format
-from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, Record, row_to_dict
+from toolkit.preferences.rows import PreferenceRow, Prompt, Record, row_to_dict
 from toolkit.preferences.stored import StoredRows
 from toolkit.preferences.unseen import UNSEEN_COLUMNS, unseen_parts
-from toolkit.preferences.views import chunks
-from toolkit.storage.integrity import refuse_changed
 
 # The scores of the chosen and the rejected response: UltraFeedback's, Tulu's and argilla's names.
 SIDE_SCORES = (
@@ -42,8 +36,6 @@ SIDE_SCORES = (
     ("rating_chosen", "rating_rejected"),
 )
 _SCORES_OF_CHOSEN = frozenset(chosen for chosen, _ in SIDE_SCORES)
-ROWS_AT_ONCE = 1024  # that become a part of a table
-ROW_GROUP = 65_536  # rows of a row group of a Parquet file
 SAMPLE = 100  # records that are looked at to recognise the format
 
 
@@ -438,83 +430,3 @@ def _with_columns(records: Iterable[tuple[int, Record]], columns: Mapping[str, s
     for number, record in records:
         rest = {key: value for key, value in record.items() if key not in mapped and key not in columns}
         yield number, {wanted: record[name] for wanted, name in columns.items() if name in record} | rest
-
-
-# ---------------------------------------------------------------------------------------------------- Parquet
-def to_parquet(rows: Iterable[PreferenceRow], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write rows as they come, the prompt as JSON text; :func:`from_parquet` gives back equal rows.
-
-    ``metadata`` is kept beside the columns.
-    """
-    import pyarrow as pa
-
-    schema = pa.schema(
-        [
-            ("prompt_id", pa.string()),
-            ("prompt", pa.string()),
-            ("responses", pa.list_(pa.string())),
-            ("comparisons", pa.list_(_comparison_type())),
-            ("gold", pa.list_(pa.float64())),
-            ("source_row", pa.int64()),
-            ("group", pa.string()),
-        ],
-        metadata={PARQUET_KEY: b"1"} | {key.encode(): value.encode() for key, value in (metadata or {}).items()},
-    )
-    tables = (_as_table(chunk, schema) for chunk in chunks(rows, ROWS_AT_ONCE))
-    write_tables(tables, schema, Path(path), ROW_GROUP)
-
-
-def _comparison_type() -> Any:
-    import pyarrow as pa
-
-    return pa.struct(
-        [
-            ("winner", pa.int32()),
-            ("loser", pa.int32()),
-            ("weight", pa.float64()),
-            ("annotator", pa.string()),
-            ("margin", pa.float64()),
-        ]
-    )
-
-
-def _as_table(rows: Sequence[PreferenceRow], schema: Any) -> Any:
-    """Rows as a table, made column by column: that takes a fraction of the time of one object for each row."""
-    import pyarrow as pa
-
-    comparisons = [c for row in rows for c in row.comparisons]
-    fields = _comparison_type()
-    values = zip(*comparisons, strict=True) if comparisons else [()] * len(Comparison._fields)
-    by_name = dict(zip(Comparison._fields, values, strict=True))
-    structs = pa.StructArray.from_arrays([pa.array(by_name[of.name], of.type) for of in fields], fields=list(fields))
-    ends = [0, *accumulate(len(row.comparisons) for row in rows)]
-    columns = {
-        "prompt": [
-            encode_basestring_ascii(row.prompt) if isinstance(row.prompt, str) else json.dumps(row.prompt)
-            for row in rows
-        ],
-        "comparisons": pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs),
-    }
-    names = [name for name in schema.names if name not in columns]
-    columns |= {name: [getattr(row, name) for row in rows] for name in names}
-    arrays = [
-        column if isinstance(column := columns[of.name], pa.Array) else pa.array(column, of.type) for of in schema
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def from_parquet(path: str | Path) -> list[PreferenceRow]:
-    """Rows that :func:`to_parquet` wrote.
-
-    Raises :class:`DataError` for another or a damaged file, StoreError for one that was changed in its run.
-    """
-    name = str(path)
-    refuse_changed(Path(path))
-    rows = []
-    for _, record in parquet_rows(Path(path)):
-        if not {"prompt_id", "prompt", "responses", "comparisons", "gold", "source_row"} <= record.keys():
-            fix = "read other Parquet files with read_preferences"
-            raise DataError("not a Parquet file of preference rows", where=name, fix=fix)
-        comparisons = [Comparison(**comparison) for comparison in record["comparisons"]]
-        rows.append(PreferenceRow(**{**record, "comparisons": comparisons}))
-    return rows

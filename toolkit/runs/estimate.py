@@ -13,8 +13,8 @@ from toolkit.models.encoding import TextEncoder, text_encoder
 from toolkit.models.remote_code import remote_code
 from toolkit.models.resolve import require_policy, resolve
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter, rough_duration
 from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.rounds import kind_of

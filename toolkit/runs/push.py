@@ -28,8 +28,8 @@ from toolkit.models.reward_head import reward_head
 from toolkit.models.save import merge_and_save
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow, row_to_dict
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.runs.model_cards import FinishedRun, data_card, model_card
 from toolkit.runs.store import (

@@ -27,8 +27,8 @@ from toolkit.models.sharding import gathered, placed
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.labels import labels_by
 from toolkit.preferences.fresh import write_fresh_rewards
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.training import DpoSection, ModelSection, OnlineSection
 from toolkit.stages.contexts import DpoContext

@@ -51,10 +51,10 @@ from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.reward_head import reward_head
 from toolkit.preferences import splits
 from toolkit.preferences.gold import gold_is_known
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import write_samples
 from toolkit.preferences.steps import solutions_from_parquet
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.arms import labels_difference, trained_differences
 from toolkit.recipe.schema import EvaluateSection

@@ -25,9 +25,9 @@ from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import Comparison, PreferenceRow, soft_comparisons
 from toolkit.preferences.samples import Sample, by_prompt, stored_samples
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.stages.contexts import LabelsContext
 from toolkit.training.labelled import COLUMNS, samples_file, write_arm_samples, write_labelled

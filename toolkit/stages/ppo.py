@@ -26,7 +26,7 @@ from toolkit.ppo.ptx_texts import imitated_texts, texts_of_source
 from toolkit.ppo.rewards import length_reward
 from toolkit.ppo.sampling import SamplingSettings
 from toolkit.ppo.schedule import Schedule
-from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import COMPLETIONS_FILE, Reporter
 from toolkit.recipe.training import PpoSection
 from toolkit.stages.contexts import PpoContext

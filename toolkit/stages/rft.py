@@ -25,9 +25,9 @@ from toolkit.models.sharding import placed
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.labels import labels_by
 from toolkit.preferences import splits
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample, by_prompt, read_samples, stored_samples, write_samples
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.stages.contexts import RftContext
 from toolkit.training.batch import Example

@@ -21,7 +21,7 @@ from toolkit.models.save import merge_and_save
 from toolkit.models.sharding import gathered, placed
 from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
 from toolkit.preferences import splits
-from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.stages.contexts import SftContext
 from toolkit.training.batch import Example

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from toolkit.models.encoding import TextEncoder
 from toolkit.preferences import splits
-from toolkit.preferences.reading import from_parquet, to_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample, by_prompt, read_samples, write_samples
+from toolkit.preferences.tables import from_parquet, to_parquet
 from toolkit.training.batch import Example
 
 COLUMNS = ("prompt_id", "policy", "sample_index", "response", "response_ids", "n_tokens", "truncated")

@@ -18,7 +18,7 @@ from support.running import ROOT, command, duel, environment
 
 from toolkit.evals.study.study import study
 from toolkit.evals.study.table import read_study
-from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.tables import from_parquet
 from toolkit.storage.integrity import read_sealed
 
 pytestmark = pytest.mark.e2e

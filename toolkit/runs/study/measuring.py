@@ -18,9 +18,9 @@ from toolkit.measure.policies import EvaluationSettings, Policy
 from toolkit.measure.policy_scores import PromptScore, ScoreFiles, judge_policy, samples_with_kl
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.preferences import splits
-from toolkit.preferences.reading import from_parquet
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.study_conflicts import labels_of
 from toolkit.runs.engines import Task

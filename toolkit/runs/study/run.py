@@ -20,7 +20,7 @@ from toolkit.evals.study.table import read_study, study_data
 from toolkit.evals.verdict import ARMS, NAMES
 from toolkit.files import write_json, write_table, write_text
 from toolkit.models.remote_code import remote_code
-from toolkit.preferences.reading import from_parquet
+from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter, RunLog
 from toolkit.recipe.files import resolved_yaml
 from toolkit.report.study_page import study_page
