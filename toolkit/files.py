@@ -23,6 +23,8 @@ PACKAGE = Path(__file__).parent
 # In these folders a result depends on the modules that it reaches. In the others it depends on every file.
 FOLDERS_OF_SEPARATE_MODULES = ("stages", "runs", "measure")
 ROW_GROUP_BYTES = 1 << 25  # of a table that waits in memory to be written
+ROWS_AT_ONCE = 4096  # of a table that are read
+BUFFER_BYTES = 1 << 20  # of a column of a table that are read
 # A file that was written less long ago is hashed each time.
 SETTLED_NS = 1_000_000_000
 # Files of commands that were killed and run again now: they may have been written whole just before.
@@ -363,17 +365,44 @@ def read_table(
     fix: str = "remove it and run again",
 ) -> list[dict[str, Any]]:
     """Rows of a Parquet file, all columns or those that are named. Raises ``error`` where it does not have them."""
+    return list(table_rows(path, columns, error=error, fix=fix))
+
+
+def table_rows(
+    path: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    error: type[DuelError] = StoreError,
+    fix: str = "remove it and run again",
+) -> Iterator[dict[str, Any]]:
+    """The rows of :func:`read_table`, of which ``ROWS_AT_ONCE`` are in memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise error("this table is missing", where=str(path), fix=fix)
     try:
-        names = None if columns is None else list(columns)
-        rows: list[dict[str, Any]] = pq.read_table(path, columns=names, page_checksum_verification=True).to_pylist()
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, page_checksum_verification=True) as file:
+            there = file.schema_arrow.names
+            if missing := [name for name in columns or () if name not in there]:
+                what = f"it has no column {missing[0]!r}"
+                raise error(f"this table cannot be read: {what}", where=str(path), fix=fix)
+            names = None if columns is None else list(columns)
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=names):
+                yield from (batch if names is None else batch.select(names)).to_pylist()
     except (OSError, KeyError, pa.ArrowException) as damage:
         raise error(f"this table cannot be read: {first_line(damage)}", where=str(path), fix=fix) from damage
-    return rows
+
+
+def table_columns(path: Path, *, error: type[DuelError] = StoreError, fix: str = "remove it and run again") -> set[str]:
+    """The names of a Parquet file's columns. Raises ``error`` where it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return set(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException) as damage:
+        raise error(f"this table cannot be read: {first_line(damage)}", where=str(path), fix=fix) from damage
 
 
 def table_metadata(path: Path, *, error: type[DuelError] = StoreError) -> dict[str, str]:

@@ -37,7 +37,7 @@ from transformers import (
 from toolkit.engine.engine import Engine
 from toolkit.engine.fast.attention import GROUPED_QUERY
 from toolkit.engine.logps import LOGIT_ROWS, SOFTMAX_ROWS, branch_scores, by_response, token_logps
-from toolkit.engine.tree import batches, pack, split_wide
+from toolkit.engine.tree import Pieces, batches, pack
 from toolkit.models.encoding import Tree
 
 pytestmark = pytest.mark.invariant
@@ -165,7 +165,7 @@ def test_narrower_trees_keep_the_responses_in_order_and_cost_what_the_best_numbe
 ) -> None:
     limit = 700
     tree = Tree([1] * prompt, [[2 + k] * n for k, n in enumerate(lengths)])
-    narrower = split_wide(tree, limit)
+    narrower = list(Pieces([tree], limit))
     assert [ids for piece in narrower for ids in piece.response_ids] == tree.response_ids
     assert all(piece.prompt_ids == tree.prompt_ids and piece.response_ids for piece in narrower)
 

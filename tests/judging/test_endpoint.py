@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -19,7 +20,7 @@ from support.running import command, duel, environment
 from toolkit.errors import ModelError, RecipeError
 from toolkit.files import write_table
 from toolkit.judging import endpoint, llm
-from toolkit.judging.answers import Memory
+from toolkit.judging.answers import Answer, Memory
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement
 from toolkit.judging.responses import PolicyResponses
@@ -382,3 +383,17 @@ def test_equal_texts_are_a_tie_that_nobody_is_asked_about(serve: Any, monkeypatc
     server = serve()
     assert {j.preference for j in judge(server.spec)} == {0.5}
     assert not server.asked
+
+
+def test_questions_wait_on_disk_until_they_are_sent(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, as many wait for their answers as requests may be open."""
+    tasks: list[int] = []
+
+    async def reply(*_: Any) -> Answer:
+        await asyncio.sleep(0.001)
+        tasks.append(len(asyncio.all_tasks()))
+        return Answer(1.0)
+
+    monkeypatch.setattr(endpoint, "_reply", reply)
+    assert len(judge(serve().spec, concurrency=3)) == len(tasks) == 2 * N
+    assert max(tasks) <= 3 + 2  # one that starts them, and one of the loop's thread

@@ -76,6 +76,15 @@ class ResponseCache:
 
         return self._blocks("logps", trees, sizes, compute, skip)
 
+    def stored_logps(self, trees: Sequence[Tree]) -> Iterator[list[Values]]:
+        """What :meth:`logps` has given before, read from the files, a block as it is asked for.
+
+        Raises StoreError for a file that was damaged since.
+        """
+        for start in range(0, len(trees), BLOCK):
+            block = trees[start : start + BLOCK]
+            yield _read(self._path("logps", block), [[len(ids) for ids in tree.response_ids] for tree in block])
+
     def outputs(
         self, trees: Sequence[Tree], n_outputs: int, *, advance: Count, skip: Count = lambda n: None
     ) -> Iterator[list[Values]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from toolkit.engine.distributed import map_batches
 from toolkit.engine.fast.attention import takes_padding_map
 from toolkit.engine.logps import at_temperature, branch_scores, by_response, from_logits, score_head, token_logps
-from toolkit.engine.tree import TreeBatch, batches, pack, split_wide
+from toolkit.engine.tree import Pieces, TreeBatch, batches, pack
 from toolkit.errors import ModelError
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import attention_window, inner, is_encoder, learned_positions, precision
@@ -96,7 +97,9 @@ class Engine:
 
     def _decide_layout(self, trees: Sequence[Tree]) -> None:
         """Whether the model takes these trees' mask. Raises ModelError where it has too few positions for them."""
-        longest = max((tree.depth for tree in trees), default=0)
+        longest = widest = 0
+        for tree in trees:  # once: they may wait on disk
+            longest, widest = max(longest, tree.depth), max(widest, len(tree))
         if self.positions is not None and longest > self.positions:
             raise ModelError(
                 f"a prompt with its response has {longest} tokens, and {type(inner(self.model)).__name__} has "
@@ -108,7 +111,7 @@ class Engine:
             if self.window is not None and longest > self.window:
                 # The mask of a tree has no window, and what lies before it may move too little for the probe to see.
                 self._fall_back(f"its attention has a window of {self.window} tokens, and a response ends at {longest}")
-            elif max(map(len, trees)) > 1.5 * self.probed:  # another kind of limit may show in longer rows alone
+            elif widest > 1.5 * self.probed:  # another kind of limit may show in longer rows alone
                 self.probe(trees)
 
     def _fall_back(self, why: str) -> None:
@@ -211,12 +214,26 @@ class Engine:
         self, trees: Sequence[Tree], *, temperature: float = 1.0, advance: Callable[[int], None] | None = None
     ) -> list[list[torch.Tensor]]:
         """For every tree, for every response, its [n_tokens] fp32 log-probabilities on the CPU."""
+        # Copies: a view that is sent to another process takes the whole batch with it.
+        return self.map_logps(trees, lambda logps_n: logps_n.clone(), temperature=temperature, advance=advance)
 
-        def compute(batch: TreeBatch) -> list[torch.Tensor]:
+    def map_logps(
+        self,
+        trees: Sequence[Tree],
+        of_response: Callable[[torch.Tensor], T],
+        *,
+        temperature: float = 1.0,
+        advance: Callable[[int], None] | None = None,
+    ) -> list[list[T]]:
+        """For every tree, what ``of_response`` makes of each response's log-probabilities, as :meth:`logps` has them.
+
+        Only what it returns is kept.
+        """
+
+        def compute(batch: TreeBatch) -> list[T]:
             logps_N, _ = self.token_logps(batch, temperature=temperature)
             lengths = torch.bincount(batch.owner, minlength=batch.n_responses).tolist()
-            # Copies: a view that is sent to another process takes the whole batch with it.
-            return [logps_n.clone() for logps_n in torch.split(logps_N.cpu(), lengths)]
+            return [of_response(logps_n) for logps_n in torch.split(logps_N.cpu(), lengths)]
 
         return self.map_responses(trees, compute, advance)
 
@@ -246,17 +263,12 @@ class Engine:
         """For every tree, in the caller's order, what ``compute`` gives for each of its responses, without gradients.
 
         ``compute`` gives a list with one value for each response of a batch. ``advance`` is told how many responses
-        are done; ``last_tokens`` as in :meth:`pack`.
+        are done; ``last_tokens`` as in :meth:`pack`. Trees are asked for a batch at a time: they may wait on disk.
         """
-        limit = ATTENTION_TOKENS.get(self.device.type)
-        narrow = [
-            (index, piece)
-            for index, tree in enumerate(trees)
-            for piece in (split_wide(tree, limit) if limit else [tree])
-        ]
+        pieces = Pieces(trees, ATTENTION_TOKENS.get(self.device.type))
 
         def of_batch(indices: list[int]) -> list[T]:
-            batch = self.pack([narrow[i][1] for i in indices], last_tokens=last_tokens)
+            batch = self.pack([pieces[i] for i in indices], last_tokens=last_tokens)
             with torch.no_grad(), precision(self.device, self.dtype):
                 return compute(batch)
 
@@ -264,14 +276,14 @@ class Engine:
             if advance is not None:
                 advance(len(values))
 
-        batches = list(self.batches([tree for _, tree in narrow], last_tokens=last_tokens))
-        values_of: list[list[T]] = [[] for _ in narrow]
+        batches = list(self.batches(pieces, last_tokens=last_tokens))
+        values_of: list[list[T]] = [[] for _ in range(len(pieces))]
         for indices, of_responses in zip(batches, map_batches(batches, of_batch, done), strict=True):
             values = iter(of_responses)
             for i in indices:
-                values_of[i] = [next(values) for _ in narrow[i][1].response_ids]
-        out: list[list[T]] = [[] for _ in trees]
-        for (index, _), values_in_order in zip(narrow, values_of, strict=True):
+                values_of[i] = list(islice(values, pieces.n_responses[i]))
+        out: list[list[T]] = [[] for _ in range(len(trees))]
+        for index, values_in_order in zip(pieces.owner, values_of, strict=True):
             out[index] += values_in_order
         return out
 

@@ -9,9 +9,11 @@ Shapes: B rows, T tokens in a row, S tokens without padding, N response tokens i
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import overload
 
 import torch
 
@@ -47,10 +49,10 @@ class TreeBatch:
         return self.input_ids.numel()
 
 
-def ascending(trees: Sequence[Tree]) -> tuple[list[int], list[int]]:
-    """Indices of trees and their lengths, in ascending order of length. Of equal trees the first comes last."""
-    order = sorted(range(len(trees)), key=lambda i: (len(trees[i]), -i))
-    return order, [len(trees[i]) for i in order]
+def ascending(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Indices of trees with these lengths, and the lengths, in ascending order. Of equal trees the first comes last."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], -i))
+    return order, [lengths[i] for i in order]
 
 
 def take_rows(order: list[int], lengths: list[int], n_rows: int) -> list[list[int]]:
@@ -91,7 +93,8 @@ def pack(
     if row_per_response:
         whole = [Tree(tree.prompt_ids, [ids]) for tree in trees for ids in tree.response_ids]
     inputs = [tree.inputs(last_tokens) for tree in whole]
-    rows = [[i] for i in range(len(inputs))] if row_per_response else take_rows(*ascending(inputs), len(inputs))
+    n, widths = len(inputs), list(map(len, inputs))
+    rows = [[i] for i in range(n)] if row_per_response else take_rows(*ascending(widths), n)
     grid = _lay_out(inputs, rows, pad_id)
     predictor, last = _response_places(whole, inputs, grid.starts)
     responses = [ids for tree in whole for ids in tree.response_ids]
@@ -191,8 +194,8 @@ def _without_padding(batch: TreeBatch, real: torch.Tensor) -> TreeBatch:
     )
 
 
-def split_wide(tree: Tree, attention_tokens: int) -> list[Tree]:
-    """Several trees with the same prompt instead of one wide tree, the responses in their order.
+def split_wide(tree: Tree, attention_tokens: int) -> list[int]:
+    """How many responses, in their order, each of several trees with the same prompt has instead of one wide tree.
 
     The number of trees is the cheapest to compute: P prompt tokens and R response tokens in a row cost
     (P + R) (1 + (P + R) / C), where C is ``attention_tokens``; per response token that is least at
@@ -202,39 +205,71 @@ def split_wide(tree: Tree, attention_tokens: int) -> list[Tree]:
     best = (prompt * (prompt + attention_tokens)) ** 0.5
     n = max(1, min(len(lengths), round(sum(lengths) / best)))
     share = sum(lengths) / n
-    groups: list[list[list[int]]] = [[] for _ in range(n)]
+    counts = [0] * n
     before = 0
-    for ids in tree.response_ids:  # by the place of its middle token, so that the trees are about equally wide
-        groups[min(n - 1, int((before + len(ids) / 2) / share))].append(ids)
-        before += len(ids)
-    return [Tree(tree.prompt_ids, group) for group in groups if group]
+    for length in lengths:  # by the place of its middle token, so that the trees are about equally wide
+        counts[min(n - 1, int((before + length / 2) / share))] += 1
+        before += length
+    return [count for count in counts if count]
+
+
+class Pieces(Sequence[Tree]):
+    """Trees as they are computed: a wide one in several pieces (:func:`split_wide`; ``attention_tokens`` None: whole).
+
+    Piece i is made anew each time that it is asked for; it has ``n_responses[i]`` responses of tree ``owner[i]``. So
+    trees that wait on disk take no memory here.
+    """
+
+    def __init__(self, trees: Sequence[Tree], attention_tokens: int | None) -> None:
+        self._trees = trees
+        self.owner, self.n_responses, self._first = array("q"), array("q"), array("q")
+        for index, tree in enumerate(trees):
+            first = 0
+            for n in split_wide(tree, attention_tokens) if attention_tokens else [len(tree.response_ids)]:
+                self.owner.append(index)
+                self.n_responses.append(n)
+                self._first.append(first)
+                first += n
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    @overload
+    def __getitem__(self, at: int) -> Tree: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
+    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
+        if isinstance(at, slice):
+            return [self[place] for place in range(len(self))[at]]
+        tree, first, n = self._trees[self.owner[at]], self._first[at], self.n_responses[at]
+        return tree if n == len(tree.response_ids) else Tree(tree.prompt_ids, tree.response_ids[first : first + n])
 
 
 def batches(
-    trees: Sequence[Tree], token_budget: int, *, row_per_response: bool = False, last_tokens: bool = True
+    trees: Iterable[Tree], token_budget: int, *, row_per_response: bool = False, last_tokens: bool = True
 ) -> Iterator[list[int]]:
     """Indices of trees in batches of at most ``token_budget`` tokens with their padding, longest trees first.
 
     The order within and between batches does not change any result; the caller puts results back by index.
-    ``row_per_response`` and ``last_tokens`` say how :func:`pack` will lay out the batches.
+    ``row_per_response`` and ``last_tokens`` say how :func:`pack` will lay out the batches. No tree is kept.
     """
-    inputs = [tree.inputs(last_tokens) for tree in trees]
+    inputs = (tree.inputs(last_tokens) for tree in trees)
     if row_per_response:
-        yield from _batches_of_single_rows(inputs, token_budget)
+        yield from _batches_of_single_rows([(tree.depth, len(tree.response_ids)) for tree in inputs], token_budget)
         return
-    order, lengths = ascending(inputs)
+    order, lengths = ascending(list(map(len, inputs)))
     while order:
         n_rows = max(1, token_budget // max(1, lengths[-1]))
         yield [i for row in take_rows(order, lengths, n_rows) for i in row]
 
 
-def _batches_of_single_rows(trees: Sequence[Tree], token_budget: int) -> Iterator[list[int]]:
-    widths = [tree.depth for tree in trees]
+def _batches_of_single_rows(sizes: Sequence[tuple[int, int]], token_budget: int) -> Iterator[list[int]]:
+    """``sizes`` are the width of a row and the number of rows, by tree."""
     batch: list[int] = []
     n_rows = 0
-    for i in sorted(range(len(trees)), key=lambda i: (-widths[i], i)):
-        more = len(trees[i].response_ids)
-        if batch and (n_rows + more) * widths[batch[0]] > token_budget:
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i][0], i)):
+        more = sizes[i][1]
+        if batch and (n_rows + more) * sizes[batch[0]][0] > token_budget:
             yield batch
             batch, n_rows = [], 0
         batch.append(i)

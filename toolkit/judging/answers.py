@@ -6,14 +6,16 @@ import errno
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import overload
 
 from toolkit.errors import StoreError
 from toolkit.files import fingerprint
 from toolkit.preferences.rows import Prompt, prompt_id
+from toolkit.storage.spilled import Spill
 
 WAIT_S = 60.0  # for another process that writes
 _SCHEMA = """
@@ -46,6 +48,40 @@ class Question:
         return fingerprint([*parts, self.principle] if self.principle else parts)
 
 
+class Questions(Sequence[Question]):
+    """Distinct questions, in the order in which they were first added. They wait on disk; memory has their keys."""
+
+    def __init__(self, questions: Iterable[Question] = ()) -> None:
+        self._stored = Spill()
+        self._places: dict[str, int] = {}
+        for question in questions:
+            self.add(question)
+
+    def add(self, question: Question) -> str:
+        """Add a question, unless it is there. Returns its key."""
+        key = question.key
+        if key not in self._places:
+            self._places[key] = self._stored.append([getattr(question, field.name) for field in fields(question)])
+        return key
+
+    @property
+    def keys(self) -> KeysView[str]:
+        """The keys of the questions, in their order."""
+        return self._places.keys()
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    @overload
+    def __getitem__(self, at: int) -> Question: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Question]: ...
+    def __getitem__(self, at: int | slice) -> Question | Sequence[Question]:
+        if isinstance(at, slice):
+            return [Question(*self._stored[place]) for place in range(len(self))[at]]
+        return Question(*self._stored[at])
+
+
 @dataclass(frozen=True)
 class Answer:
     """``value``: the preference for the first response, or the score of the only one; None with an ``error``.
@@ -72,7 +108,10 @@ class Memory:
 
     def answers(self, questions: Iterable[Question]) -> dict[str, Answer]:
         """The stored answers to these questions, by key; failures are not among them."""
-        answers = {}
+        return dict(self.each_answer(questions))
+
+    def each_answer(self, questions: Iterable[Question]) -> Iterator[tuple[str, Answer]]:
+        """:meth:`answers`, one after the other."""
         damaged = 0
         for question in questions:
             row = self.connection.execute(
@@ -85,14 +124,13 @@ class Memory:
             answer, seal = Answer(*row[:-1]), row[-1]
             # An earlier version wrote no seal.
             if _has_types(answer) and (seal is None or seal == _seal(question, answer)):
-                answers[question.key] = answer
+                yield question.key, answer
             else:
                 damaged += 1
                 self.connection.execute("DELETE FROM answers WHERE key = ?", (question.key,))
         if damaged:
             self.connection.commit()
             _log.warning("%d stored answers are damaged and are asked for again", damaged)
-        return answers
 
     def tokens(self, questions: Iterable[Question]) -> tuple[int, int]:
         """Prompt and completion tokens behind the answers to these questions, failed attempts included."""

@@ -9,9 +9,10 @@ import asyncio
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
@@ -121,39 +122,37 @@ async def _ask(
 
     client_type = _client_type()
     lost = 0
-    gate = asyncio.Semaphore(settings.concurrency)
     where = f"openai:{endpoint.name}"
 
     async def one(client: openai.AsyncOpenAI, question: Question) -> None:
         nonlocal lost
-        async with gate:
-            _exchange.set(exchange := Exchange())
-            try:
-                answer = await _reply(client, endpoint, template, question)
-                lost = 0
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                raise ModelError(
-                    f"the judge refuses ({error.status_code}): {_status_message(error, endpoint)}",
-                    where=where,
-                    fix=f"check the model's name, the address, and {KEY_VARIABLE}",
-                ) from None  # the error holds the reply as it came
-            except openai.APIConnectionError as error:
-                lost = 0 if exchange.heard else lost + 1
-                answer = Answer(None, error=_connection_message(error, exchange, endpoint))
-            except openai.APIStatusError as error:
-                lost = 0
-                answer = Answer(None, error=_status_message(error, endpoint))
-            except (openai.OpenAIError, ValueError) as error:
-                lost = 0
-                text = readable(f"{type(error).__name__}: {error}", endpoint.redact)
-                answer = Answer(None, error=text.splitlines()[0][:LONGEST_REASON])
-            keep(question, answer)
-            if lost >= GONE_AFTER * settings.concurrency or (lost and lost == len(questions)):
-                raise ModelError(
-                    f"the judge does not answer any more: {answer.error}",
-                    where=where,
-                    fix="start the server and run the command again: the answers so far are stored",
-                )
+        _exchange.set(exchange := Exchange())
+        try:
+            answer = await _reply(client, endpoint, template, question)
+            lost = 0
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            raise ModelError(
+                f"the judge refuses ({error.status_code}): {_status_message(error, endpoint)}",
+                where=where,
+                fix=f"check the model's name, the address, and {KEY_VARIABLE}",
+            ) from None  # the error holds the reply as it came
+        except openai.APIConnectionError as error:
+            lost = 0 if exchange.heard else lost + 1
+            answer = Answer(None, error=_connection_message(error, exchange, endpoint))
+        except openai.APIStatusError as error:
+            lost = 0
+            answer = Answer(None, error=_status_message(error, endpoint))
+        except (openai.OpenAIError, ValueError) as error:
+            lost = 0
+            text = readable(f"{type(error).__name__}: {error}", endpoint.redact)
+            answer = Answer(None, error=text.splitlines()[0][:LONGEST_REASON])
+        keep(question, answer)
+        if lost >= GONE_AFTER * settings.concurrency or (lost and lost == len(questions)):
+            raise ModelError(
+                f"the judge does not answer any more: {answer.error}",
+                where=where,
+                fix="start the server and run the command again: the answers so far are stored",
+            )
 
     http = client_type(
         limit_s=settings.timeout_s,
@@ -164,15 +163,26 @@ async def _ask(
     async with openai.AsyncOpenAI(
         base_url=endpoint.base_url, api_key=endpoint.key, max_retries=RETRIES, http_client=http
     ) as client:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for question in questions:
-                    group.create_task(one(client, question))
-        except BaseExceptionGroup as several:
-            first: BaseException = several
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
+        await _each(questions, partial(one, client), settings.concurrency)
+
+
+async def _each(questions: Sequence[Question], work: Callable[[Question], Awaitable[None]], n_at_once: int) -> None:
+    """Work on every question, on the next one where another is done. Raises the first error alone."""
+    remaining = iter(questions)
+
+    async def some() -> None:
+        for question in remaining:
+            await work(question)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(n_at_once, len(questions))):
+                group.create_task(some())
+    except BaseExceptionGroup as several:
+        first: BaseException = several
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 def _client_type() -> type[Any]:

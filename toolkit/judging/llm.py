@@ -14,12 +14,12 @@ from pathlib import Path
 
 from toolkit.errors import RecipeError
 from toolkit.files import fingerprint
-from toolkit.judging.answers import Answer, Keep, Question, remembering
+from toolkit.judging.answers import Answer, Keep, Question, Questions, remembering
 from toolkit.judging.endpoint import ask_endpoint
 from toolkit.judging.local_model import ask_local_model, whole_groups
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, preference_by_score, text_measures
-from toolkit.judging.responses import PolicyResponses
+from toolkit.judging.responses import Computed, PolicyResponses
 from toolkit.judging.templates import Template, load_template
 from toolkit.models.resolve import cache_folder, resolve
 from toolkit.progress import Reporter
@@ -27,6 +27,7 @@ from toolkit.recipe.schema import JudgeSettings
 from toolkit.storage.locks import in_turn
 
 MOST_REASONS = 5
+SHOWN_OF_REPLY = 300  # characters of one that has no verdict
 
 
 @dataclass(frozen=True)
@@ -96,28 +97,28 @@ def judge_pairs(
             where=spec,
             fix="label data with it (duel label --principles), or name another template",
         )
-    comparisons = list(_comparisons(spec, template, pairs, responses))
-    questions = [question for comparison in comparisons for question in comparison.questions]
+    questions = Questions()
+    comparisons = list(_comparisons(spec, template, pairs, responses, questions))
     answers, usage = ask_all(spec, template, questions, options, reporter)
     return [comparison.judged(answers) for comparison in comparisons], usage
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """A judgement without its preference, and the questions that it takes.
+    """A judgement without its preference, and the keys of the questions that it takes.
 
     They are one question about both responses, one about each of them, or none where their texts are equal.
     """
 
     blank: Judgement
-    questions: list[Question]
+    keys: list[str]
 
     def judged(self, answers: Mapping[str, Answer]) -> Judgement:
         values = []
-        for question in self.questions:
-            answer = answers[question.key]
+        for key in self.keys:
+            answer = answers[key]
             if answer.value is None:
-                error = f"{answer.error}: {answer.raw[:300]!r}" if answer.raw else answer.error
+                error = f"{answer.error}: {answer.raw!r}" if answer.raw else answer.error
                 return replace(self.blank, error=error)
             values.append(answer.value)
         if not values:
@@ -128,55 +129,62 @@ class _Comparison:
 
 
 def _comparisons(
-    spec: str, template: Template, pairs: Sequence[tuple[str, str]], responses: PolicyResponses
+    spec: str,
+    template: Template,
+    pairs: Sequence[tuple[str, str]],
+    responses: PolicyResponses,
+    questions: Questions,
 ) -> Iterator[_Comparison]:
+    """The comparisons of these pairs, whose questions are added to ``questions``."""
     scored_alone, model = template.kind == "score", model_identity(spec)
     for policy, baseline in pairs:
         for prompt_id, prompt, a, b in responses.paired(policy, baseline):
             for order in (None,) if scored_alone else (0, 1):
                 blank = Judgement(prompt_id, policy, baseline, spec, None, order, **text_measures(a, b))
                 shown = [(a, ""), (b, "")] if scored_alone else [(b, a) if order == 1 else (a, b)]
-                questions = [
-                    Question(spec, template.fingerprint, prompt, first, second, model=model) for first, second in shown
+                keys = [
+                    questions.add(Question(spec, template.fingerprint, prompt, first, second, model=model))
+                    for first, second in (shown if a != b else ())
                 ]
-                yield _Comparison(blank, questions if a != b else [])
+                yield _Comparison(blank, keys)
 
 
 def ask_all(
-    spec: str, template: Template, questions: Sequence[Question], options: JudgeOptions, reporter: Reporter
+    spec: str, template: Template, questions: Questions, options: JudgeOptions, reporter: Reporter
 ) -> tuple[dict[str, Answer], Usage]:
     """The answer to every question by its key, failures among them. Questions with a stored answer are not asked.
 
+    Of the replies only the beginning is kept, and of failures alone: the rest is stored.
+
     Raises ModelError where the judge cannot be used at all. The answers until then are stored.
     """
-    unique = {question.key: question for question in questions}
     started = time.monotonic()
     # Of two processes with the same questions one asks, and the other finds the answers.
-    turn = memory_file().with_name(f"asking-{fingerprint([spec, *sorted(unique)])}.lock")
+    turn = memory_file().with_name(f"asking-{fingerprint([spec, *sorted(questions.keys)])}.lock")
     with in_turn(turn, reporter.line), remembering(memory_file()) as memory:
-        answers = memory.answers(unique.values())
-        n_remembered = len(answers)
-        new = [question for key, question in unique.items() if key not in answers]
-        missing, spent = {question.key for question in new}, [0, 0]
+        answers = {key: _without_reply(answer) for key, answer in memory.each_answer(questions)}
+        n_remembered, keys = len(answers), list(questions.keys)
+        new = [place for place, key in enumerate(keys) if key not in answers]
+        missing, spent = {keys[place] for place in new}, [0, 0]
         with reporter.task(f"judge {spec}", len(new)) as task:
 
             def keep(question: Question, answer: Answer) -> None:
-                if question.key not in missing:
+                if (key := question.key) not in missing:
                     return
                 memory.keep(question, answer)
-                answers[question.key] = answer
+                answers[key] = _without_reply(answer)
                 spent[0] += answer.prompt_tokens
                 spent[1] += answer.completion_tokens
                 task.advance()
 
             if new:
-                local = spec.startswith("llm:")
-                _ask(spec, template, whole_groups(list(unique.values()), missing) if local else new, options, keep)
-        tokens = memory.tokens(unique.values())
+                places = whole_groups(keys, missing) if spec.startswith("llm:") else new
+                _ask(spec, template, Computed(places, questions.__getitem__), options, keep)
+        tokens = memory.tokens(questions)
     usage = Usage(
         judge=spec,
         template=template.name,
-        n_questions=len(unique),
+        n_questions=len(questions),
         n_remembered=n_remembered,
         n_failed=sum(answer.value is None for answer in answers.values()),
         prompt_tokens=tokens[0],
@@ -196,6 +204,10 @@ def ask_all(
     for reason, times in usage.failures.items():
         reporter.line(f"  failed {times:,} x: {reason}")
     return answers, usage
+
+
+def _without_reply(answer: Answer) -> Answer:
+    return replace(answer, raw=answer.raw[:SHOWN_OF_REPLY] if answer.value is None else "")
 
 
 def most_frequent(reasons: Iterable[str]) -> dict[str, int]:

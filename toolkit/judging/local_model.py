@@ -41,7 +41,7 @@ def ask_local_model(
     dtype = torch_dtype(section.dtype)
     engine = Engine(model, int(tokenizer.pad_token_id), dtype=dtype)
     for start in range(0, len(questions), AT_ONCE):
-        chunk = questions[start : start + AT_ONCE]
+        chunk = list(questions[start : start + AT_ONCE])
         prompts = [encoder.prompt(template.messages(q.prompt, q.first, q.second, q.principle)) for q in chunk]
         if template.kind == "logprob":
             answers = _letter_probabilities(engine, encoder, prompts)
@@ -80,11 +80,11 @@ def _replies(
     return answers
 
 
-def whole_groups(questions: Sequence[Question], new: Collection[str]) -> list[Question]:
-    """The groups of ``AT_ONCE`` questions, of all of them, that have one whose key is in ``new``.
+def whole_groups(keys: Sequence[str], new: Collection[str]) -> list[int]:
+    """The places of the groups of ``AT_ONCE`` questions, of all with these keys, that have one whose key is in ``new``.
 
     The last digits of an answer depend on what is computed with it. In whole groups an interrupted command ends with
     the answers that it would have had.
     """
-    groups = (questions[start : start + AT_ONCE] for start in range(0, len(questions), AT_ONCE))
-    return [question for group in groups if any(q.key in new for q in group) for question in group]
+    groups = (range(len(keys))[start : start + AT_ONCE] for start in range(0, len(keys), AT_ONCE))
+    return [place for group in groups if any(keys[k] in new for k in group) for place in group]

@@ -7,20 +7,22 @@ drawn for each comparison, or all of them vote.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from toolkit.errors import DataError, RecipeError
-from toolkit.judging.answers import Answer, Question
+from toolkit.judging.answers import Answer, Question, Questions
 from toolkit.judging.llm import Usage, ask_all, model_identity
 from toolkit.judging.options import JudgeOptions
+from toolkit.judging.responses import Computed
 from toolkit.judging.templates import Template, load_template
 from toolkit.preferences.loading import decoded
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
+from toolkit.preferences.stored import StoredRows
 from toolkit.progress import Reporter
 from toolkit.recipe.judge_specs import SHIPPED_PRINCIPLES
 from toolkit.recipe.yaml_values import read_yaml
@@ -120,39 +122,32 @@ def load_principles(name_or_path: str) -> list[str]:
 def label_rows(responses: Sequence[tuple[Prompt, Sequence[str]]], labelling: Labelling, reporter: Reporter) -> Labelled:
     """Preference rows over all C(K,2) pairs of the distinct responses to each prompt.
 
-    A pair with a failed verdict is left out, and counted.
+    A pair with a failed verdict is left out, and counted. Questions and rows wait on disk.
 
     Raises RecipeError for a template without a principle, ModelError for a judge that cannot be used.
     """
     judge, template = labelling.judge, labelling.template()
-    distinct = [(prompt, list(dict.fromkeys(texts))) for prompt, texts in responses]
-    pairs = [
-        _Pair(row, i, j, labelling.principles_for(prompt, texts[i], texts[j]))
-        for row, (prompt, texts) in enumerate(distinct)
-        for i, j in combinations(range(len(texts)), 2)
-    ]
+    distinct = Computed(responses, lambda of: (of[0], list(dict.fromkeys(of[1]))))
     asking = Asking(judge, template.fingerprint, model_identity(judge))
-    questions = {pair: list(_both_orders(pair, *distinct[pair.row], asking)) for pair in pairs}
-    asked = [question for both in questions.values() for orders in both for question in orders]
-    answers, usage = ask_all(judge, template, asked, labelling.options, reporter)
+    questions = Questions()
+    pairs = [_asked(questions, labelling, asking, prompt, texts) for prompt, texts in distinct]
+    answers, usage = ask_all(judge, template, questions, labelling.options, reporter)
 
-    comparisons: list[list[Comparison]] = [[] for _ in distinct]
-    n_failed = n_tied = n_inconsistent = 0
-    for pair in pairs:
-        verdicts = [_verdict(answers[shown.key], answers[swapped.key]) for shown, swapped in questions[pair]]
-        p = labelling.label([value for value, _ in verdicts])
-        if p is None:
-            n_failed += 1
-            continue
-        n_inconsistent += any(not consistent for _, consistent in verdicts)
-        n_tied += p == 0.5
-        comparisons[pair.row] += soft_comparisons(pair.i, pair.j, p, judge)
-    rows = [
-        PreferenceRow(prompt_id(prompt), prompt, texts, of_row)
-        for (prompt, texts), of_row in zip(distinct, comparisons, strict=True)
-        if of_row
-    ]
-    return Labelled(rows, len(pairs), n_failed, n_tied, n_inconsistent, usage)
+    rows, n_failed, n_tied, n_inconsistent = StoredRows(), 0, 0, 0
+    for (prompt, texts), of_prompt in zip(distinct, pairs, strict=True):
+        comparisons: list[Comparison] = []
+        for pair in of_prompt:
+            verdicts = [_verdict(answers[shown], answers[swapped]) for shown, swapped in pair.keys]
+            p = labelling.label([value for value, _ in verdicts])
+            if p is None:
+                n_failed += 1
+                continue
+            n_inconsistent += any(not consistent for _, consistent in verdicts)
+            n_tied += p == 0.5
+            comparisons += soft_comparisons(pair.i, pair.j, p, judge)
+        if comparisons:
+            rows.add(PreferenceRow(prompt_id(prompt), prompt, texts, comparisons), [])
+    return Labelled(rows, sum(map(len, pairs)), n_failed, n_tied, n_inconsistent, usage)
 
 
 @dataclass(frozen=True)
@@ -164,26 +159,27 @@ class Asking:
     model: str
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """Responses i < j of a row, and the principles that they are compared by."""
+class _Pair(NamedTuple):
+    """Responses i < j to a prompt; for each principle the keys of the questions that show i first, and j first."""
 
-    row: int
     i: int
     j: int
-    principles: tuple[str, ...]
+    keys: list[tuple[str, str]]
 
 
-def _both_orders(
-    pair: _Pair, prompt: Prompt, texts: Sequence[str], asking: Asking
-) -> Iterator[tuple[Question, Question]]:
-    """For each principle: the question that shows response i first, and the one that shows response j first."""
-    a, b = texts[pair.i], texts[pair.j]
-    for principle in pair.principles:
-        yield (
-            Question(asking.judge, asking.template, prompt, a, b, principle, asking.model),
-            Question(asking.judge, asking.template, prompt, b, a, principle, asking.model),
-        )
+def _asked(
+    questions: Questions, labelling: Labelling, asking: Asking, prompt: Prompt, texts: Sequence[str]
+) -> list[_Pair]:
+    """The pairs of responses to a prompt, whose questions are added to ``questions``."""
+    pairs = []
+    for i, j in combinations(range(len(texts)), 2):
+        a, b = texts[i], texts[j]
+        keys = []
+        for principle in labelling.principles_for(prompt, a, b):
+            shown = Question(asking.judge, asking.template, prompt, a, b, principle, asking.model)
+            keys.append((questions.add(shown), questions.add(replace(shown, first=b, second=a))))
+        pairs.append(_Pair(i, j, keys))
+    return pairs
 
 
 def _verdict(shown: Answer, swapped: Answer) -> tuple[float | None, bool]:

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 from toolkit.engine.engine import Engine
 from toolkit.engine.reward_model import load_scorer
 from toolkit.errors import RecipeError
@@ -26,12 +24,13 @@ from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy, reads_pairs
 from toolkit.models.resolve import resolve, training_record
+from toolkit.models.stored import StoredTrees
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.rows import Prompt
 
 Scores = list[list[float]]  # for each prompt, one score for each of its responses
-TokenLogps = list[list[torch.Tensor]]  # for each prompt, for each response: the log-probabilities of its tokens
+LogpSums = list[list[tuple[float, int]]]  # for each prompt, of each response: the sum over its tokens, and their number
 
 
 def judge_identity(judge: str) -> list[Any]:
@@ -70,9 +69,9 @@ def score(
     kind, _, rest = spec.partition(":")
     if kind == "implicit":  # one of its models in memory at a time
         policy, reference = (name.strip() for name in rest.split(",", 1))
-        policy_logps = _loaded(policy, prompts[0], options).logps(prompts, responses, samples)
-        reference_logps = _loaded(reference, prompts[0], options).logps(prompts, responses, samples)
-        return _implicit(policy, policy_logps, reference_logps)
+        policy_sums = _loaded(policy, prompts[0], options).sums(prompts, responses, samples)
+        reference_sums = _loaded(reference, prompts[0], options).sums(prompts, responses, samples)
+        return _implicit(policy, policy_sums, reference_sums)
     return scorer(spec, prompts[0], options)(prompts, responses, samples)
 
 
@@ -94,7 +93,7 @@ def scorer(spec: str, prompt: Prompt, options: JudgeOptions) -> Scorer:
         policy, reference = (name.strip() for name in rest.split(",", 1))
         models = [_loaded(name, prompt, options) for name in (policy, reference)]
         return lambda prompts, responses, samples=None: _implicit(
-            policy, *(model.logps(prompts, responses, samples) for model in models)
+            policy, *(model.sums(prompts, responses, samples) for model in models)
         )
     raise RecipeError(
         f"{spec!r} does not score responses", where="evaluate.judges", fix="use gold, rm:, implicit: or python:"
@@ -111,11 +110,11 @@ def _reward_scorer(spec: str, prompt: Prompt, options: JudgeOptions) -> Scorer:
     )
 
 
-def _implicit(policy: str, policy_logps: TokenLogps, reference_logps: TokenLogps) -> Scores:
+def _implicit(policy: str, policy_sums: LogpSums, reference_sums: LogpSums) -> Scores:
     reward = defined_by(training_record(resolve(policy)), beta=1.0)
     return [
-        [reward(float(a.sum()) - float(b.sum()), len(a)) for a, b in zip(*of_prompt, strict=True)]
-        for of_prompt in zip(policy_logps, reference_logps, strict=True)
+        [reward(a - b, n_tokens) for (a, n_tokens), (b, _) in zip(*of_prompt, strict=True)]
+        for of_prompt in zip(policy_sums, reference_sums, strict=True)
     ]
 
 
@@ -127,8 +126,9 @@ class _Model:
     encoder: TextEncoder
     max_response_tokens: int
 
-    def logps(self, *texts: Any) -> TokenLogps:
-        return self.engine.logps(_trees(self.encoder, self.max_response_tokens, *texts))
+    def sums(self, *texts: Any) -> LogpSums:
+        trees = _trees(self.encoder, self.max_response_tokens, *texts)
+        return self.engine.map_logps(trees, lambda logps: (float(logps.sum()), len(logps)))
 
 
 def _trees(
@@ -137,11 +137,11 @@ def _trees(
     prompts: Sequence[Prompt],
     responses: Sequence[Sequence[str]],
     samples: Sequence[SampledIds | None] | None,
-) -> list[Tree]:
-    return [
+) -> StoredTrees:
+    return StoredTrees(
         _tree(encoder, prompt, texts, sampled, max_response_tokens)
         for prompt, texts, sampled in zip(prompts, responses, samples or [None] * len(prompts), strict=True)
-    ]
+    )
 
 
 def _loaded(spec: str, prompt: Prompt, options: JudgeOptions) -> _Model:

@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from toolkit.files import write_columns
+from toolkit.files import write_tables
 from toolkit.measure.once import once
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.passes import StoredPass
-from toolkit.measure.reading import DATA, EncodedRow, EncodedRows, Reading, ReadingOptions, Trees, read
+from toolkit.measure.reading import DATA, EncodedRow, Reading, ReadingOptions, read
 from toolkit.measure.summary import summarise_rewards
-from toolkit.models.encoding import Encoded, TextEncoder, text_encoder
+from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.load import reads_pairs
-from toolkit.models.resolve import resolve
+from toolkit.models.resolve import ModelRef, resolve
+from toolkit.models.stored import StoredTrees
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.rows import readable
+from toolkit.preferences.views import chunks
 from toolkit.progress import Reporter
+
+PROMPTS_AT_ONCE = 256  # whose rows of the table are made together
+ROW_GROUP = 1 << 20
+# The columns of the table; some are there only with their option, or for one kind of data.
+SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("response_index", pa.int64()),
+        ("n_tokens", pa.int64()),
+        ("explicit_reward", pa.float64()),
+        ("truncated", pa.bool_()),
+        ("label", pa.string()),
+        ("source_file", pa.string()),
+        ("source_row", pa.int64()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+    ]
+)
 
 
 @once()
@@ -47,31 +66,37 @@ def explicit_rewards(
     started = time.monotonic()
     out.parent.mkdir(parents=True, exist_ok=True)
     ref = resolve(rm)
-    reading = read(data, load_tokenizer(ref), rm, reading_options, pair=reads_pairs(ref))
+    tokenizer = load_tokenizer(ref)
+    reading = read(data, tokenizer, rm, reading_options, pair=reads_pairs(ref))
     work = out.with_name(f".{out.name}.partial")
-    scores = score_reading(rm, reading, reading_options.max_response_tokens, scoring, work, reporter)
+    scores = _scores(ref, reading.trees, tokenizer, scoring, work, reporter)
     summary = summarise_rewards(reading, scores, [ref], started) | {"out": str(out)}
-    write_columns(_columns(reading, scores, with_text).items(), out)
+    schema = _schema(reading, with_text)
+    write_tables(_tables(reading, scores, schema), schema, out, ROW_GROUP)
     shutil.rmtree(work, ignore_errors=True)
     return summary
 
 
-def _columns(reading: Reading, scores: Sequence[NDArray[np.float64]], with_text: bool) -> dict[str, list[Any]]:
-    """The table; its ``label`` is there where a pair has a winner."""
-    columns: dict[str, list[Any]] = defaultdict(list)
-    for row, values in zip(reading.rows, scores, strict=True):
-        for record in _records(row, values, with_text):
-            for name, value in record.items():
-                columns[name].append(value)
-    if columns["label"][0] is None:
-        labels = columns.pop("label")
-        columns |= {"label": labels} if any(labels) else {}
-    return columns
+def _schema(reading: Reading, with_text: bool) -> pa.Schema:
+    """The columns that this call writes; ``label`` where a pair has a winner, at the end where the first has none."""
+    names = [name for name in SCHEMA.names if with_text or name not in ("prompt", "response")]
+    if reading.rows[0].labels is None:
+        names.remove("label")
+        names += ["label"] if any(row.labels for row in reading.rows) else []
+    return pa.schema([SCHEMA.field(name) for name in names])
 
 
-def _records(row: EncodedRow, scores: NDArray[np.float64], with_text: bool) -> list[dict[str, Any]]:
-    """The table's rows of one prompt; ``label`` says something for a pair with a winner."""
+def _tables(reading: Reading, scores: Sequence[NDArray[np.float64]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of the table, those of some prompts at once."""
+    for part in chunks(zip(reading.rows, scores, strict=True), PROMPTS_AT_ONCE):
+        records = [record for row, values in part for record in _records(row, values)]
+        yield pa.Table.from_pylist(records, schema=schema)
+
+
+def _records(row: EncodedRow, scores: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The table's rows of one prompt, in all columns; ``label`` says something for a pair with a winner."""
     labels: Sequence[str | None] = row.labels or [None] * len(scores)
+    prompt = readable(row.row.prompt)
     return [
         {
             "prompt_id": row.row.prompt_id,
@@ -82,8 +107,9 @@ def _records(row: EncodedRow, scores: NDArray[np.float64], with_text: bool) -> l
             "label": labels[k],
             "source_file": row.sources[k][0],
             "source_row": row.sources[k][1],
+            "prompt": prompt,
+            "response": row.row.responses[k],
         }
-        | ({"prompt": readable(row.row.prompt), "response": row.row.responses[k]} if with_text else {})
         for k, ids in enumerate(row.encoded.tree.response_ids)
     ]
 
@@ -95,14 +121,21 @@ def score_reading(
     ref = resolve(rm)
     tokenizer = load_tokenizer(ref)
     encoder = text_encoder(tokenizer, reading.rows[0].row.prompt, rm, pair=reads_pairs(ref))
-    trees = Trees(EncodedRows.of(_read_by(encoder, row, max_response_tokens) for row in reading.rows))
+    trees = StoredTrees(_read_by(encoder, row, max_response_tokens) for row in reading.rows)
+    return _scores(ref, trees, tokenizer, scoring, work, reporter)
+
+
+def _scores(
+    ref: ModelRef, trees: Sequence[Tree], tokenizer: Any, scoring: ScoringOptions, work: Path, reporter: Reporter
+) -> list[NDArray[np.float64]]:
+    """[K] rewards of each tree's responses, whose ids are the reward model's own."""
     blocks = StoredPass(ref, "reward model", trees, tokenizer, work, scoring).scores(reporter)
     return [of_row for block in blocks for of_row in block]
 
 
-def _read_by(encoder: TextEncoder, row: EncodedRow, max_response_tokens: int) -> EncodedRow:
+def _read_by(encoder: TextEncoder, row: EncodedRow, max_response_tokens: int) -> Tree:
     """The row in the ids of another tokenizer."""
     prompt, responses, cut = row.row.prompt, row.row.responses, row.encoded.truncated
     if row.origin == DATA:
-        return replace(row, encoded=encoder.encode(prompt, responses, max_response_tokens))
-    return replace(row, encoded=Encoded(encoder.as_sampled(prompt, responses, row.encoded.tree.response_ids, cut), cut))
+        return encoder.encode(prompt, responses, max_response_tokens).tree
+    return encoder.as_sampled(prompt, responses, row.encoded.tree.response_ids, cut)

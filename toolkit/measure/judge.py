@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from toolkit.judging.judge import check_judge, judge_pairs, refuse_silence, sile
 from toolkit.judging.llm import Usage
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, is_ours, response_hash, write_judgements
-from toolkit.judging.responses import PolicyResponses
+from toolkit.judging.responses import Computed, PolicyResponses
 from toolkit.measure.outputs import JudgedOutputs, SourceOfResponse, outputs_to_judge
 from toolkit.preferences.rows import readable
-from toolkit.preferences.samples import SAMPLES_FILE, by_policy, by_prompt, read_samples
+from toolkit.preferences.samples import SAMPLES_FILE, SampleTable, places_by_policy, table_samples
 from toolkit.progress import Reporter
 from toolkit.storage.locks import holds_out
 
@@ -37,42 +38,63 @@ class SampledPair:
     def responses(self) -> PolicyResponses:
         """The responses to the first ``limit`` prompts, without those that only one of the two has answered.
 
-        Raises DataError where there are no samples, or none of a policy.
+        They wait on disk. Raises DataError where there are no samples, or none of a policy.
         """
-        columns = ["prompt_id", "policy", "sample_index", "prompt", "response"]
-        samples = read_samples(self.samples, columns, optional=("response_ids", "truncated"))
-        of_policy = by_policy(samples)
-        pair = (self.policy, self.baseline)
-        for name in pair:
+        of_policy = places_by_policy(self._samples)
+        for name in self._pair:
             if name not in of_policy:
                 raise DataError(f"there is no policy {name!r}", where=str(self.samples), fix=nearest(name, of_policy))
-        prompts = {sample.prompt_id: sample.prompt for sample in samples}
-        groups = {name: by_prompt(sorted(of_policy[name], key=lambda sample: sample.sample_index)) for name in pair}
-        ids = [key for key in list(prompts)[: self.limit] if all(key in groups[name] for name in pair)]
+        samples, of_prompt = self._samples, self._of_prompt
+        last = {sample.prompt_id: place for place, sample in enumerate(samples)}
+        ids = [key for key in list(last)[: self.limit] if all((name, key) in of_prompt for name in self._pair)]
         if not ids:
             what = f"no prompt has a response of {self.policy!r} and of {self.baseline!r}"
             raise DataError(what, where=str(self.samples), fix="judge policies that answered the same prompts")
 
         recorded = all(sample.response_ids for sample in samples)  # a table of texts alone has none
 
-        def column(field: str) -> dict[str, list[list[Any]]]:
-            return {name: [[getattr(sample, field) for sample in groups[name][key]] for key in ids] for name in pair}
+        def column(field: str) -> dict[str, Sequence[list[Any]]]:
+            return {name: Computed(ids, partial(self._values, field, name)) for name in self._pair}
 
         return PolicyResponses(
             ids,
-            [prompts[key] for key in ids],
+            Computed(ids, lambda key: samples[last[key]].prompt),
             column("response"),
             ids=column("response_ids") if recorded else None,
             truncated=column("truncated") if recorded else None,
         )
 
+    @property
+    def _pair(self) -> tuple[str, str]:
+        return self.policy, self.baseline
+
+    @cached_property
+    def _samples(self) -> SampleTable:
+        columns = ["prompt_id", "policy", "sample_index", "prompt", "response"]
+        return SampleTable(table_samples(self.samples, columns, optional=("response_ids", "truncated")))
+
+    @cached_property
+    def _of_prompt(self) -> dict[tuple[str, str], list[int]]:
+        """The places of the samples of one of the two policies to a prompt, ordered by their index."""
+        of_policy, groups = places_by_policy(self._samples), dict[tuple[str, str], list[int]]()
+        for name in dict.fromkeys(self._pair):
+            for place in of_policy[name]:
+                groups.setdefault((name, self._samples[place].prompt_id), []).append(place)
+        return groups
+
+    def _values(self, field: str, name: str, key: str) -> list[Any]:
+        return [getattr(self._samples[place], field) for place in self._of_prompt[name, key]]
+
     def sources(self) -> SourceOfResponse:
-        """The row of the table of each response."""
+        """The row of the table of each response, the first one of equal responses."""
         file = self.samples / SAMPLES_FILE if self.samples.is_dir() else self.samples
-        rows: dict[tuple[str, str, str], tuple[str, int]] = {}
-        for number, sample in enumerate(read_samples(file, ["prompt_id", "policy", "response"]), start=1):
-            rows.setdefault((sample.policy, sample.prompt_id, sample.response), (str(file), number))
-        return lambda *response: rows.get(response)
+
+        def source(name: str, key: str, response: str) -> tuple[str, int] | None:
+            places = sorted(self._of_prompt.get((name, key), ()))
+            row = next((place + 1 for place in places if self._samples[place].response == response), None)
+            return None if row is None else (str(file), row)
+
+        return source
 
 
 @holds_out

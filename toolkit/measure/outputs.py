@@ -25,7 +25,7 @@ from toolkit.preferences.columns import PROMPTS
 from toolkit.preferences.loading import SourceRecords, read_file
 from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, row_error
 from toolkit.preferences.rows import Prompt, prompt_id
-from toolkit.preferences.samples import SAMPLES_FILE, Sample, by_policy, read_samples
+from toolkit.preferences.samples import SAMPLES_FILE, Sample, SampleTable, places_by_policy, table_samples
 from toolkit.storage.spilled import Spill
 
 # (system, prompt's id, response) -> its file and row, None where they are not known
@@ -208,15 +208,16 @@ def _of_file(file: Path) -> list[Outputs]:
 def _of_samples(path: Path) -> list[Outputs]:
     """The policies of a run's samples."""
     columns = ["prompt_id", "policy", "sample_index", "prompt", "response"]
-    samples = read_samples(path, columns, optional=("response_ids", "truncated"))
+    samples = SampleTable(table_samples(path, columns, optional=("response_ids", "truncated")))
     recorded = all(sample.response_ids for sample in samples)  # a table of texts alone has none
-    prompts = prompts_of_run(path, {sample.prompt_id: sample.prompt for sample in samples})
-    numbers = {id(sample): number for number, sample in enumerate(samples, start=1)}
+    last = {sample.prompt_id: place for place, sample in enumerate(samples)}
+    prompt_of = prompts_of_run(path, last, lambda key: samples[last[key]].prompt)
     systems, stored = [], Spill()
-    for name, of_policy in by_policy(samples).items():
+    for name, places in places_by_policy(samples).items():
         outputs = Outputs(name, stored, file=str(path), recorded=recorded)
-        for sample in sorted(of_policy, key=lambda sample: sample.sample_index):
-            outputs.add(prompts[sample.prompt_id], sample.response, numbers[id(sample)], sample if recorded else None)
+        for place in places:
+            sample = samples[place]
+            outputs.add(prompt_of(sample.prompt_id), sample.response, place + 1, sample if recorded else None)
         systems.append(outputs)
     return systems
 

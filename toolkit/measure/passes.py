@@ -43,6 +43,12 @@ class StoredPass:
         """For each block, for each of its trees, for each response: [n_tokens] fp32 log-probabilities."""
         return self._blocks(self._engine, cache.ResponseCache.logps, reporter)
 
+    def stored_logps(self, reporter: Reporter) -> Iterator[list[cache.Values]]:
+        """:meth:`logps`, of which all are computed now, and each block is read when it is asked for."""
+        for _ in self.logps(reporter):
+            pass
+        return self._cache(self._engine).stored_logps(self.trees)
+
     def scores(self, reporter: Reporter) -> Iterator[list[NDArray[np.float64]]]:
         """For each block, for each of its trees: [K] centred scores of a reward model."""
         head = reward_head(self.ref.path)
@@ -60,12 +66,15 @@ class StoredPass:
     def _reward_model(self) -> RewardModel:
         return load_scorer(self.ref, self.options.model, self.tokenizer, token_budget=self.options.batch_tokens)
 
+    def _cache(self, load: Callable[[], Any]) -> cache.ResponseCache:
+        section = self.options.model
+        key = cache.identity(self.ref, dtype=section.dtype, attention=attention(section))
+        return cache.ResponseCache(self.folder, key, load)
+
     def _blocks(
         self, load: Callable[[], Any], compute: Callable[..., Iterator[list[cache.Values]]], reporter: Reporter
     ) -> Iterator[list[cache.Values]]:
-        section = self.options.model
-        key = cache.identity(self.ref, dtype=section.dtype, attention=attention(section))
-        results = cache.ResponseCache(self.folder, key, load)
+        results = self._cache(load)
         with reporter.task(self.label, sum(len(tree.response_ids) for tree in self.trees)) as task:
 
             def advance(n: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -22,7 +23,7 @@ from toolkit.preferences.loading import place_in
 from toolkit.preferences.reading import PreferenceData, read_preferences
 from toolkit.preferences.rows import Comparison as Judged
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.preferences.samples import Sample, read_samples
+from toolkit.preferences.samples import Sample, SampleTable, table_samples
 from toolkit.storage.spilled import Spill
 
 SAMPLE_COLUMNS = ["prompt_id", "policy", "arm", "kind", "response", "response_ids", "truncated", "gold_reward"]
@@ -200,24 +201,28 @@ def with_samples(reading: Reading, path: Path) -> Reading:
     Raises DataError where the file has no such samples, none of the data's prompts, or ids of another tokenizer.
     """
     fix = "name the samples.parquet of a run, and as --data its data/eval.parquet"
-    known = {row.row.prompt_id: row for row in reading.rows}
-    groups: dict[tuple[str, str], list[Sample]] = {}
-    numbers: dict[int, tuple[str, int]] = {}
-    for number, sample in enumerate(read_samples(path, SAMPLE_COLUMNS, fix=fix), start=1):
-        numbers[id(sample)] = (str(path), number)
+    known = {row.row.prompt_id: place for place, row in enumerate(reading.rows)}
+    samples = SampleTable(table_samples(path, SAMPLE_COLUMNS, fix=fix))
+    groups: dict[tuple[str, str], array[int]] = {}  # the places of the samples of an origin to a prompt
+    for place, sample in enumerate(samples):
         # A best-of-n response is picked among others, not drawn.
         if sample.kind != "best_of_n" and sample.prompt_id in known:
             origin = SAMPLE_ORIGINS.get(sample.arm, sample.arm)
-            groups.setdefault((origin, sample.prompt_id), []).append(sample)
-    groups = {key: samples for key, samples in groups.items() if len(samples) > 1}
+            groups.setdefault((origin, sample.prompt_id), array("q")).append(place)
+    groups = {key: places for key, places in groups.items() if len(places) > 1}
     if not groups:
         raise DataError("no prompt of the data has two samples of one source", where=str(path), fix=fix)
-    rows = list(reading.rows)
-    for (origin, prompt_id), samples in sorted(groups.items(), key=lambda group: group[0]):
-        if reading.encoder.decode(samples[0].response_ids) != samples[0].response:
-            raise DataError("the samples are ids of another tokenizer", where=f"{path}, prompt {prompt_id}", fix=fix)
-        rows.append(_sampled_row(known[prompt_id], origin, samples, [numbers[id(sample)] for sample in samples]))
-    return replace(reading, rows=rows)
+
+    def sampled() -> Iterator[EncodedRow]:
+        for (origin, prompt_id), places in sorted(groups.items(), key=lambda group: group[0]):
+            of_prompt = [samples[place] for place in places]
+            if reading.encoder.decode(of_prompt[0].response_ids) != of_prompt[0].response:
+                where = f"{path}, prompt {prompt_id}"
+                raise DataError("the samples are ids of another tokenizer", where=where, fix=fix)
+            sources = [(str(path), place + 1) for place in places]
+            yield _sampled_row(reading.rows[known[prompt_id]], origin, of_prompt, sources)
+
+    return replace(reading, rows=EncodedRows.of(chain(reading.rows, sampled())))
 
 
 def _sampled_row(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from toolkit.preferences.loading import SourceRecords, load, local_path
 from toolkit.preferences.reading import column_names, read_preferences
 from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import PreferenceRow, Prompt, canonical_prompt, prompt_id
-from toolkit.preferences.samples import SAMPLES_FILE, by_prompt, read_samples
+from toolkit.preferences.samples import SAMPLES_FILE, SampleTable, table_samples
 from toolkit.preferences.stored import StoredRows
 from toolkit.preferences.tables import from_parquet
 from toolkit.preferences.views import RowsAt
@@ -53,7 +53,7 @@ def has_responses(selection: PromptSelection) -> bool:
 
 def read_responses(selection: PromptSelection) -> Sequence[Answered]:
     """The prompts and responses of preference data, whose own labels are not read; of rows with ``prompt`` and a list
-    ``responses``; or of all policies in a run folder's ``samples.parquet``. Those of data wait on disk.
+    ``responses``; or of all policies in a run folder's ``samples.parquet``. They wait on disk.
 
     Raises DataError where the data is none of these.
     """
@@ -115,25 +115,29 @@ def _of_rows(loaded: SourceRecords) -> StoredRows:
     return rows
 
 
-def _of_samples(file: Path) -> list[Answered]:
-    samples = read_samples(file, ["prompt_id", "prompt", "response"])
-    groups = by_prompt(samples)
-    first_row: dict[str, int] = {}
-    for number, sample in enumerate(samples, start=1):
-        first_row.setdefault(sample.prompt_id, number)
-    prompts = prompts_of_run(file, {key: samples[0].prompt for key, samples in groups.items()})
-    return [
-        Answered(prompts[key], [sample.response for sample in groups[key]], source_row=first_row[key])
-        for key in prompts
-    ]
+def _of_samples(file: Path) -> Sequence[Answered]:
+    samples = SampleTable(table_samples(file, ["prompt_id", "prompt", "response"]))
+    groups: dict[str, array[int]] = {}  # the places of the samples of each prompt
+    for place, sample in enumerate(samples):
+        groups.setdefault(sample.prompt_id, array("q")).append(place)
+    prompt_of = prompts_of_run(file, groups, lambda key: samples[groups[key][0]].prompt)
+
+    def answered(key: str) -> Answered:
+        places = groups[key]
+        return Answered(prompt_of(key), [samples[place].response for place in places], source_row=places[0] + 1)
+
+    return Computed(list(groups), answered)
 
 
-def prompts_of_run(file: Path, shown: Mapping[str, str]) -> dict[str, Prompt]:
-    """The prompts of a run's samples by their ids: ``samples.parquet`` shows conversations as text, and the run's own
-    data has them as messages.
+def prompts_of_run(file: Path, ids: Container[str], shown: Callable[[str], Prompt]) -> Callable[[str], Prompt]:
+    """The prompt of each id of a run's samples: ``samples.parquet`` shows conversations as text, and the run's own
+    data, where it is there, has them as messages. ``shown`` gives a prompt as the samples have it.
     """
-    prompts: dict[str, Prompt] = dict(shown)
     held_out = file.parent / "data" / "eval.parquet"
-    if held_out.is_file():
-        prompts |= {row.prompt_id: row.prompt for row in from_parquet(held_out) if row.prompt_id in prompts}
-    return prompts
+    if not held_out.is_file():
+        return shown
+    stored, places = Spill(), dict[str, int]()
+    for row in from_parquet(held_out):
+        if row.prompt_id in ids:
+            places[row.prompt_id] = stored.append(row.prompt)
+    return lambda key: stored[places[key]] if key in places else shown(key)

@@ -169,7 +169,7 @@ def implicit_rewards(
 
     # One model in memory at a time; the last pass writes each block's rows as they are complete.
     policy_pass = StoredPass(pair.policy, "policy", reading.trees, pair.tokenizer, work, scoring)
-    policy_blocks = list(policy_pass.logps(reporter))
+    policy_blocks = policy_pass.stored_logps(reporter)
     explicit = None
     if options.rm:
         explicit = score_reading(options.rm, reading, reading_options.max_response_tokens, scoring, work, reporter)
@@ -306,7 +306,7 @@ def _schema(reading: Reading, options: RewardOptions, pair: PolicyPair) -> Any:
 
 def _rows(
     reading: Reading,
-    policy_blocks: Sequence[list[cache.Values]],
+    policy_blocks: Iterator[list[cache.Values]],
     reference_blocks: Iterator[list[cache.Values]] | None,
     explicit: Sequence[NDArray[np.float64]] | None,
     reward: ImplicitReward,

@@ -6,6 +6,8 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from toolkit.engine.reward_model import load_scorer
 from toolkit.evals.ensembles import disagreement
 from toolkit.evals.implicit_reward import ImplicitReward
@@ -108,9 +110,12 @@ def _sequence_logps(
     sums = []
     for label, temperature in passes.items():
         with reporter.task(label, sum(len(tree.response_ids) for tree in trees)) as task:
-            logps = engine.logps(trees, temperature=temperature, advance=task.advance)
-        sums.append([[float(t.double().sum()) for t in responses] for responses in logps])
+            sums.append(engine.map_logps(trees, _sum, temperature=temperature, advance=task.advance))
     return sums
+
+
+def _sum(logps: torch.Tensor) -> float:
+    return float(logps.double().sum())
 
 
 def _explicit_rewards(

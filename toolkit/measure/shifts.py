@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError, RecipeError, nearest
 from toolkit.evals.shifts import Scored, shift_accuracy
-from toolkit.measure.reading import DATA, EncodedRow, Reading, ReadingOptions, read
+from toolkit.measure.reading import DATA, EncodedRow, EncodedRows, Reading, ReadingOptions, read
 from toolkit.models.encoding import Encoded
 from toolkit.preferences.rows import Comparison as Preference
 
@@ -83,26 +83,28 @@ def shifts_of(
 
 def _of_text(name: str, reading: Reading, max_response_tokens: int) -> Shift:
     """The data's responses, each changed in the same way."""
-    rows = []
-    for row in reading.rows[: reading.n_data]:
+
+    def changed(row: EncodedRow) -> EncodedRow:
         texts = [TEXT_SHIFTS[name](text) for text in row.row.responses]
         if name == "truncated":  # without an end of text: that is what tells a model
             cut = [True] * len(texts)
             encoded = Encoded(reading.encoder.encode_samples(row.row.prompt, texts, cut), cut)
         else:
             encoded = reading.encoder.encode(row.row.prompt, texts, max_response_tokens)
-        rows.append(EncodedRow(replace(row.row, responses=texts), encoded, name, row.writers, row.sources))
+        return EncodedRow(replace(row.row, responses=texts), encoded, name, row.writers, row.sources)
+
+    rows = EncodedRows.of(map(changed, reading.rows[: reading.n_data]))
     return Shift(name, rows, [row.row.prompt_id for row in rows])
 
 
 def _of_samples(reading: Reading) -> Shift:
     """What policies wrote in the place of the data's responses, compared by their gold rewards."""
-    rows = [
+    compared = (
         replace(row, row=replace(row.row, comparisons=_by_gold(row.row.gold)))
         for row in reading.rows
         if row.origin != DATA and row.row.gold is not None
-    ]
-    rows = [row for row in rows if row.row.comparisons]
+    )
+    rows = EncodedRows.of(row for row in compared if row.row.comparisons)
     if not rows:
         raise DataError(
             "there are no samples with different gold rewards to swap in",
@@ -124,10 +126,10 @@ def _of_file(name: str, file: str, reading: Reading, tokenizer: Any, policy: str
     by_prompt = {row.row.prompt_id for row in data}
     by_row = {row.row.source_row: row.row.prompt_id for row in data}
     if any(row.row.prompt_id in by_prompt for row in rows):
-        rows = [row for row in rows if row.row.prompt_id in by_prompt]
+        rows = EncodedRows.of(row for row in rows if row.row.prompt_id in by_prompt)
         units = [row.row.prompt_id for row in rows]
     elif set(by_row) <= {row.row.source_row for row in rows}:
-        rows = [row for row in rows if row.row.source_row in by_row]
+        rows = EncodedRows.of(row for row in rows if row.row.source_row in by_row)
         units = [by_row[row.row.source_row] for row in rows]
     else:
         rows = rows[: options.limit]
@@ -139,7 +141,7 @@ def _of_file(name: str, file: str, reading: Reading, tokenizer: Any, policy: str
 
 def together(shifts: Sequence[Shift], reading: Reading) -> Reading:
     """All shifted rows as one reading, to be scored in one pass of each model."""
-    return replace(reading, rows=[row for shift in shifts for row in shift.rows], counts={})
+    return replace(reading, rows=EncodedRows.of(row for shift in shifts for row in shift.rows), counts={})
 
 
 def shift_rows(

@@ -4,10 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from toolkit.errors import DataError
+from toolkit.evals.distinct import equals
+from toolkit.judging.responses import Computed
 from toolkit.measure.outputs import output_columns, output_of
 from toolkit.measure.responses import prompts_of_run
 from toolkit.preferences import formats
@@ -18,8 +24,9 @@ from toolkit.preferences.parsing import parse_transcript
 from toolkit.preferences.reading import DataReport, PreferenceData, column_names
 from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import PreferenceRow, Prompt, prompt_id
-from toolkit.preferences.samples import SAMPLES_FILE, is_samples, read_samples
+from toolkit.preferences.samples import SAMPLES_FILE, SampleTable, is_samples, table_samples
 from toolkit.preferences.stored import StoredRows
+from toolkit.storage.spilled import Spill
 
 # (row, prompt, response, group)
 Single = tuple[int, Prompt, str, str]
@@ -29,38 +36,63 @@ def read_single_responses(source: str, split: str, *, text_only: bool) -> Prefer
     """The responses of a source without preferences, by prompt and without comparisons; every row is one response.
 
     None for preference data. Transcripts become messages where all of them can be, unless ``text_only``. Blank rows are
-    left out, and counted.
+    left out, and counted. The rows wait on disk.
 
     Raises DataError for a wrong row, and for a source without a usable one.
     """
     path = local_path(source)
     if is_samples(path) and (path / SAMPLES_FILE if path.is_dir() else path).is_file():
         file = path / SAMPLES_FILE if path.is_dir() else path
-        return _together(_of_samples(source), str(file), "samples")
+        return _together(_stored(_of_samples(path, file)), str(file), "samples")
     loaded = load(source, split=split, config=None, revision=None)
     names = column_names(loaded)
     sample = [record for _, record in loaded.records[:100]]
     if formats.recognise(names, sample) is not None or not {"response", "output", "completion", "answer"} & {*names}:
         return None
-    singles = list(_of_rows(loaded))
-    texts = [prompt for _, prompt, _, _ in singles if isinstance(prompt, str)]
-    if texts and not text_only and all(parse_transcript(text) is not None for text in texts):
-        singles = [
-            (number, parse_transcript(prompt) or prompt if isinstance(prompt, str) else prompt, response, group)
-            for number, prompt, response, group in singles
-        ]
+    stored = _stored(_of_rows(loaded))
+    singles: Sequence[Single] = stored
+    if not text_only and _are_transcripts(prompt for _, prompt, _, _ in stored):
+        singles = Computed(stored, _with_messages)
     return replace(_together(singles, loaded.name, "single responses"), fingerprint=loaded.fingerprint or "")
 
 
-def _of_samples(source: str) -> list[Single]:
-    path = local_path(source)
-    samples = read_samples(path, ["prompt_id", "prompt", "response"])
-    file = path / SAMPLES_FILE if path.is_dir() else path
-    prompts = prompts_of_run(file, {sample.prompt_id: sample.prompt for sample in samples})
-    return [(k, prompts[sample.prompt_id], sample.response, "") for k, sample in enumerate(samples, start=1)]
+def _stored(singles: Iterable[Single]) -> Sequence[Single]:
+    stored = Spill()
+    for values in singles:
+        stored.append(values)
+
+    def single(place: int) -> Single:
+        number, prompt, response, group = stored[place]
+        return number, prompt, response, group
+
+    return Computed(range(len(stored)), single)
 
 
-def _of_rows(loaded: SourceRecords) -> Iterable[Single]:
+def _are_transcripts(prompts: Iterable[Prompt]) -> bool:
+    """Whether there are prompts of text, and all of them can be read as messages."""
+    n = 0
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            if parse_transcript(prompt) is None:
+                return False
+            n += 1
+    return n > 0
+
+
+def _with_messages(single: Single) -> Single:
+    number, prompt, response, group = single
+    return number, parse_transcript(prompt) or prompt if isinstance(prompt, str) else prompt, response, group
+
+
+def _of_samples(path: Path, file: Path) -> Iterator[Single]:
+    samples = SampleTable(table_samples(path, ["prompt_id", "prompt", "response"]))
+    last = {sample.prompt_id: place for place, sample in enumerate(samples)}
+    prompt_of = prompts_of_run(file, last, lambda key: samples[last[key]].prompt)
+    for number, sample in enumerate(samples, start=1):
+        yield number, prompt_of(sample.prompt_id), sample.response, ""
+
+
+def _of_rows(loaded: SourceRecords) -> Iterator[Single]:
     columns = output_columns(loaded)
     for number, record in loaded.records:
         try:
@@ -72,36 +104,41 @@ def _of_rows(loaded: SourceRecords) -> Iterable[Single]:
         yield number, prompt, response, group
 
 
-def _together(singles: Iterable[Single], name: str, kind: str) -> PreferenceData:
+def _together(singles: Sequence[Single], name: str, kind: str) -> PreferenceData:
     """One row for each prompt, with all of its responses, equal ones too: each is a row of the source."""
-    rows: dict[str, PreferenceRow] = {}
-    numbers: dict[str, list[int]] = {}
-    n, empty = 0, []
-    for number, prompt, response, group in singles:
-        n += 1
+    usable, keys = array("q"), array("Q")  # the places of those with texts, and the 16 hex digits of their prompts
+    empty: list[int] = []
+    kinds = set[bool]()
+    for place, (number, prompt, response, _) in enumerate(singles):
         texts = prompt_texts(prompt)
         if not texts or not texts[-1].strip() or not response.strip():
             empty.append(number)
             continue
-        key = prompt_id(prompt)
-        rows.setdefault(key, PreferenceRow(key, prompt, [], [], None, number, group)).responses.append(response)
-        numbers.setdefault(key, []).append(number)
-    if not rows:
-        raise DataError(f"no usable row of {n}: every prompt or response is empty", where=name)
-    kinds = {isinstance(row.prompt, str) for row in rows.values()}
+        usable.append(place)
+        keys.append(int(prompt_id(prompt), 16))
+        kinds.add(isinstance(prompt, str))
+    if not usable:
+        raise DataError(f"no usable row of {len(singles)}: every prompt or response is empty", where=name)
     if len(kinds) > 1:
         raise DataError("prompts are partly text, partly messages", where=name, fix="use one kind")
+    stored = StoredRows()
+    for places in equals(np.frombuffer(keys, np.int64)):
+        of_prompt = [singles[usable[place]] for place in places.tolist()]
+        number, prompt, _, group = of_prompt[0]
+        responses = [response for _, _, response, _ in of_prompt]
+        row = PreferenceRow(prompt_id(prompt), prompt, responses, [], None, number, group)
+        stored.add(row, [number for number, _, _, _ in of_prompt])
     report = DataReport(
         source=name,
         format=kind,
         conversational=kinds == {False},
-        n_rows_read=n,
-        n_prompts=len(rows),
-        n_responses=sum(len(row.responses) for row in rows.values()),
+        n_rows_read=len(singles),
+        n_prompts=len(stored),
+        n_responses=len(usable),
         n_empty=len(empty),
         empty_rows=tuple(empty[:5]),
-        n_unjudged=len(rows),
-        n_groups=len({row.group for row in rows.values() if row.group}),
+        n_unjudged=len(stored),
+        n_groups=stored.n_groups,
         n_comparisons=0,
         n_ties=0,
         n_annotators=0,
@@ -114,7 +151,4 @@ def _together(singles: Iterable[Single], name: str, kind: str) -> PreferenceData
         n_prompt_repeated=0,
         n_booleans=0,
     )
-    stored = StoredRows()
-    for key, row in rows.items():
-        stored.add(row, numbers[key])
     return PreferenceData(stored, report, "")

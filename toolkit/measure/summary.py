@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from toolkit.evals.agreement import (
 )
 from toolkit.evals.rm_quality import calibration, rm_quality
 from toolkit.evals.slices import agreement_by_slice, disagreements
-from toolkit.files import write_text
+from toolkit.files import written_whole
 from toolkit.judging.independence import seen_in_training
 from toolkit.measure.reading import Reading
 from toolkit.models.resolve import ModelRef
@@ -95,10 +95,12 @@ def check_against_explicit(reading: Reading, explicit: Rewards, implicit: Reward
         }
         lengths = [row.lengths for row in reading.rows[:n]]
         check["splits"] = agreement_by_slice(prompt_ids, comparisons, explicit, implicit, lengths)
-    records = _disagreements(reading, explicit, implicit)
-    path = out.with_suffix(".disagreements.jsonl")
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    return {"implicit_vs_explicit": check, "n_disagreements": len(records), "disagreements": str(path)}
+    path, n_disagreements = out.with_suffix(".disagreements.jsonl"), 0
+    with written_whole(path) as lines:
+        for record in _disagreements(reading, explicit, implicit):
+            lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+            n_disagreements += 1
+    return {"implicit_vs_explicit": check, "n_disagreements": n_disagreements, "disagreements": str(path)}
 
 
 def _on_samples(reading: Reading, explicit: Rewards, implicit: Rewards, origin: str) -> dict[str, Any]:
@@ -111,23 +113,20 @@ def _on_samples(reading: Reading, explicit: Rewards, implicit: Rewards, origin: 
     )
 
 
-def _disagreements(reading: Reading, explicit: Rewards, implicit: Rewards) -> list[dict[str, Any]]:
+def _disagreements(reading: Reading, explicit: Rewards, implicit: Rewards) -> Iterator[dict[str, Any]]:
     comparisons = reading.comparisons
-    records = []
     for index, explicit_margin, implicit_margin in disagreements(comparisons, explicit, implicit):
         p, i, j, prefers_i, _ = comparisons[index]
-        row, lengths = reading.rows[p].row, reading.rows[p].lengths
-        records.append(
-            {
-                "prompt_id": row.prompt_id,
-                "prompt": readable(row.prompt),
-                "response_a": row.responses[i],
-                "response_b": row.responses[j],
-                "label_prefers_a": prefers_i,
-                "explicit_margin": explicit_margin,
-                "implicit_margin": implicit_margin,
-                "n_tokens_a": int(lengths[i]),
-                "n_tokens_b": int(lengths[j]),
-            }
-        )
-    return records
+        of_prompt = reading.rows[p]
+        row, lengths = of_prompt.row, of_prompt.lengths
+        yield {
+            "prompt_id": row.prompt_id,
+            "prompt": readable(row.prompt),
+            "response_a": row.responses[i],
+            "response_b": row.responses[j],
+            "label_prefers_a": prefers_i,
+            "explicit_margin": explicit_margin,
+            "implicit_margin": implicit_margin,
+            "n_tokens_a": int(lengths[i]),
+            "n_tokens_b": int(lengths[j]),
+        }

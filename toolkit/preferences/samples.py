@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from toolkit.errors import DataError, DuelError, StoreError
-from toolkit.files import read_table, write_row_groups
+from toolkit.files import table_columns, table_rows, write_row_groups
 from toolkit.preferences.cells import excerpt
 from toolkit.storage.integrity import refuse_changed
+from toolkit.storage.spilled import Spill
 
 _log = logging.getLogger(__name__)
 SAMPLES_FILE = "samples.parquet"
@@ -98,27 +100,53 @@ def read_samples(
     error: type[DuelError] = DataError,
     fix: str = "name a run folder, or its samples.parquet",
 ) -> list[Sample]:
-    """These columns of the samples in a run folder, or in such a file. Raises ``error`` where it does not have them.
+    """The samples of :func:`table_samples`."""
+    return list(table_samples(path, columns, optional=optional, error=error, fix=fix))
 
-    Columns in ``optional`` are read where all of them are there, and keep their defaults elsewhere; so does each that
-    files of earlier versions lack.
+
+def table_samples(
+    path: Path,
+    columns: Sequence[str] = COLUMNS,
+    *,
+    optional: Sequence[str] = (),
+    error: type[DuelError] = DataError,
+    fix: str = "name a run folder, or its samples.parquet",
+) -> Iterator[Sample]:
+    """These columns of the samples in a run folder, or in such a file, read as they are asked for.
+
+    Raises ``error`` where it does not have them. Columns in ``optional`` are read where all of them are there, and keep
+    their defaults elsewhere; so does each that files of earlier versions lack.
     """
-    later = [name for name in columns if name in LATER]
-    columns = [name for name in columns if name not in LATER]
     file = path / SAMPLES_FILE if path.is_dir() else path
     if not file.is_file():
         raise error("there are no samples: the table is missing", where=str(file), fix=fix)
     refuse_changed(file)
-    whole = bool(optional or later)
-    rows = read_table(file, error=error, fix=fix) if whole else read_table(file, columns, error=error, fix=fix)
-    if whole and rows:
-        lacking = set(columns) - rows[0].keys()
-        if lacking:
-            raise error(f"the samples lack {', '.join(sorted(lacking))}", where=str(file), fix=fix)
-        wanted = [*columns, *(optional if set(optional) <= rows[0].keys() else ())]
-        wanted += [name for name in later if name in rows[0]]
-        rows = [{name: row[name] for name in wanted} for row in rows]
-    return [_sample(row, f"{file}, row {number}", error, fix) for number, row in enumerate(rows, start=1)]
+    there = table_columns(file, error=error, fix=fix)
+    further = [*optional] if set(optional) <= there else []
+    wanted = [name for name in columns if name in there or name not in LATER] + further
+    for number, row in enumerate(table_rows(file, wanted, error=error, fix=fix), start=1):
+        yield _sample(row, f"{file}, row {number}", error, fix)
+
+
+class SampleTable(Sequence[Sample]):
+    """Samples that wait on disk. Each is made anew when it is asked for."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._stored = Spill()
+        for sample in samples:
+            self._stored.append([getattr(sample, name) for name in COLUMNS])
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    @overload
+    def __getitem__(self, at: int) -> Sample: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, at: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(at, slice):
+            return [Sample(*self._stored[place]) for place in range(len(self))[at]]
+        return Sample(*self._stored[at])
 
 
 def _sample(row: Mapping[str, Any], where: str, error: type[DuelError], fix: str) -> Sample:
@@ -151,3 +179,20 @@ def by_prompt(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     for sample in samples:
         groups.setdefault(sample.prompt_id, []).append(sample)
     return groups
+
+
+def places_by_policy(samples: Iterable[Sample]) -> dict[str, Sequence[int]]:
+    """Where each policy's samples are, ordered by ``sample_index``; the policies in order of first appearance.
+
+    >>> places_by_policy([Sample("p", "a", sample_index=1), Sample("q", "b"), Sample("p", "a")])
+    {'a': [2, 0], 'b': [1]}
+    """
+    of_policy: dict[str, tuple[array[int], array[int]]] = {}
+    for place, sample in enumerate(samples):
+        places, indices = of_policy.setdefault(sample.policy, (array("q"), array("q")))
+        places.append(place)
+        indices.append(sample.sample_index)
+    return {
+        name: [places[k] for k in sorted(range(len(places)), key=indices.__getitem__)]
+        for name, (places, indices) in of_policy.items()
+    }
