@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 import click
 import pytest
 import yaml
+from support.finished_study import SMALL_STUDY_SETS
 from support.running import ROOT, duel, duel_process
 
 import toolkit
 from toolkit.cli.main import cli
 from toolkit.preferences.reading import read_preferences
-from toolkit.recipe.files import shipped_recipes
+from toolkit.recipe.files import load_recipe, resolved_yaml, shipped_recipes
 from toolkit.recipe.reference import reference
 
 README, INDEX, GUIDE = ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "CONTRIBUTING.md"
@@ -40,14 +42,9 @@ SMALLER_RUN: dict[str, dict[str, Any]] = {
     "dpo": {"num_train_epochs": 1},
     "evaluate": {"best_of_n": 2, "bootstrap": 200},
 }
-SMALLER_STUDY: dict[str, dict[str, Any]] = {
-    "data": {"train_prompts": 24, "eval_prompts": 24, "max_responses": 3, "max_response_tokens": 12},
-    "ppo": {"per_device_train_batch_size": 16, "num_checkpoints": 2},
-    "dpo": {"num_checkpoints": 2},
-    "study": {"seeds": 2, "trials": 1, "budget": {"tokens": 2000}, "controls": []},
-}
 SIZE = re.compile(r"^(data|ppo)\.(train_prompts|eval_prompts|total_episodes)=(\d+)$")
-SMALLER = {name: SMALLER_RUN for name in ("smoke", "process", "hh-harmless")} | {"study-tiny": SMALLER_STUDY}
+SMALLER = ("smoke", "process", "hh-harmless")
+STUDY = "study-tiny"  # of the size of the study that tests share
 
 
 def linked(page: Path) -> list[Path]:
@@ -112,11 +109,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     A file there named as a shipped recipe is taken in its place, by the commands and by the examples in Python.
     """
     out = tmp_path_factory.mktemp("reader")
-    for recipe, smaller in SMALLER.items():
+    for recipe in SMALLER:
         settings = yaml.safe_load(shipped_recipes()[recipe].read_text(encoding="utf-8"))
-        for section, values in smaller.items():
+        for section, values in SMALLER_RUN.items():
             settings[section] |= values
         (out / recipe).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    (out / STUDY).write_text(resolved_yaml(load_recipe(STUDY, SMALL_STUDY_SETS)), encoding="utf-8")
     for page in PAGES:
         for language in ("json", "python", "text"):
             for name, text in blocks(page, language):
@@ -124,6 +122,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     (out / name).parent.mkdir(exist_ok=True)
                     (out / name).write_text(text, encoding="utf-8")
     return out
+
+
+@pytest.fixture
+def folder_with_study(folder: Path, small_study: Path) -> Path:
+    """The examples take this study, and train none."""
+    study = folder / "runs" / STUDY
+    return folder if study.exists() else shutil.copytree(small_study, study).parents[1]
 
 
 def with_lanes() -> list[Any]:
@@ -168,12 +173,12 @@ def test_what_a_page_shows_of_a_command_is_what_it_prints() -> None:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)
-def test_the_examples_in_python_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_in_python_run(page: Path, folder_with_study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind the commands, whose files they read; a page's examples one after another."""
-    script = folder / f"{page.stem}_examples.py"
+    script = folder_with_study / f"{page.stem}_examples.py"
     script.write_text(examples(page), encoding="utf-8")
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(script.parent)
+    monkeypatch.syspath_prepend(str(script.parent))
     runpy.run_path(script.name, run_name="__main__")
 
 

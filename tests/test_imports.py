@@ -124,3 +124,48 @@ def test_the_package_itself_is_lazy():
     code = "import sys, toolkit; print(sorted({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "[]"
+
+
+IMPORTS = (ast.Import, ast.ImportFrom)
+
+
+def at_start(module: str, met: set[str]) -> set[str]:
+    """The modules that importing one imports: the package's own, and those of libraries that these name.
+
+    What stands inside functions, or is for the type checker, is not imported then. ``met`` has the modules so far.
+    """
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if module in met or not file.is_file():
+        return met
+    met.add(module)
+    body = ast.Module([n for n in ast.parse(file.read_text(encoding="utf-8")).body if type(n) in IMPORTS], [])
+    for name in imports(ast.unparse(body), module.rpartition(".")[0]):
+        if name.startswith("toolkit."):
+            at_start(name, met)
+            at_start(name.rpartition(".")[0], met)
+        else:
+            parts = name.split(".")
+            met |= {".".join(parts[: n + 1]) for n in range(len(parts))}
+    return met
+
+
+@pytest.mark.parametrize(
+    ("module", "waits"),
+    [
+        ("toolkit.runs.pipeline", TORCH | {"scipy.stats"}),  # of a run whose stages are there, or are launched
+        ("toolkit.runs.dry_run", TORCH - {"transformers"} | {"scipy.stats"}),
+        ("toolkit.measure.check.check", TORCH - {"transformers"} | {"scipy.stats"}),
+        ("toolkit.measure.judge", TORCH | {"scipy.stats", "openai"}),  # until a model in this process judges
+        ("toolkit.measure.label", TORCH | {"scipy.stats", "openai"}),  # and no policy is sampled
+        ("toolkit.measure.simulate", TORCH | {"scipy.stats"}),
+        ("toolkit.runs.listing", TORCH | {"scipy.stats"}),
+        ("toolkit.cli.tables", TORCH | {"scipy.stats"}),
+        ("toolkit.stages.dpo", {"trl", "datasets", "torch.distributed.checkpoint"}),  # until trainer: trl, or shards
+        ("toolkit.stages.reward_model", {"trl", "datasets", "torch.distributed.checkpoint"}),
+    ],
+)
+def test_what_takes_long_to_import_waits_until_it_is_used(module, waits):
+    met = at_start(module, set())
+    assert module in met and met & waits == set()
+    assert "torch" in at_start("toolkit.stages.dpo", set())  # which this would find

@@ -178,7 +178,8 @@ def trl_arguments(
 
     ``n_texts`` and ``n_pairs`` are those of a prompt, on average.
     """
-    from toolkit.training.trainer import total_steps, training_arguments
+    from toolkit.training.length import total_steps
+    from toolkit.training.trainer import training_arguments
 
     arguments = {}
     for stage in STAGES:

@@ -401,10 +401,10 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(tmp_path: Pa
 def test_hh_harmless_on_real_human_pairs(tmp_path: Path) -> None:
     source = Path(os.environ["DUEL_REAL_DATA"]) / "hh_harmless" / "pairs.jsonl.gz"
     limits = [
-        "data.train_prompts=48",
-        "data.eval_prompts=24",
+        "data.train_prompts=24",
+        "data.eval_prompts=12",
         "data.max_prompt_tokens=128",
-        "data.max_response_tokens=24",
+        "data.max_response_tokens=12",
     ]
     limits += ["ppo.total_episodes=32", "ppo.per_device_train_batch_size=16", "ppo.samples_per_prompt=4"]
     limits += ["evaluate.best_of_n=2", "evaluate.bootstrap=200", f"data.source={source}", "model=tiny"]

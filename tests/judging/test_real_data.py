@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def leaderboard() -> dict[str, dict[str, str]]:
 @pytest.fixture(scope="module")
 def report() -> dict[str, dict[str, float]]:
     files = sorted((ALPACA / "annotations").glob("*.json"))
-    rows = win_rates_of(files, controls=Controls(length=True, table=load_length_table(ALPACA)), n_resamples=300)
+    rows = win_rates_of(files, controls=Controls(length=True, table=load_length_table(ALPACA)), n_resamples=100)
     return {str(row["policy"]): row for row in rows}  # type: ignore[misc]
 
 
@@ -86,7 +87,7 @@ def test_alpaca_eval_leaderboard(
 @pytest.mark.parametrize("model", ["alpaca-7b", "vicuna-7b-v1.5"])
 def test_full_annotations_equal_the_reduced_ones(model: str, report: dict[str, dict[str, float]]) -> None:
     file = ALPACA / "full" / f"{model}.json.gz"
-    (row,) = win_rates_of([file], controls=Controls(length=True, table=load_length_table(ALPACA)), n_resamples=300)
+    (row,) = win_rates_of([file], controls=Controls(length=True, table=load_length_table(ALPACA)), n_resamples=100)
     assert row["judge"] == "weighted_alpaca_eval_gpt4_turbo" and row["policy"] == model
     for name in (
         "win_rate",
@@ -106,9 +107,10 @@ def test_full_annotations_equal_the_reduced_ones(model: str, report: dict[str, d
 def test_llmbar_both_orders(tmp_path: Path) -> None:
     with gzip.open(DATA / "llmbar" / "judge_decisions.csv.gz", "rb") as file:
         decisions = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8")))
-    records = []
+    records, of_judge = [], defaultdict[str, list[dict[str, str]]](list)
     for row in decisions:
         judge = f"{row['subset']}/{row['judge']}/{row['prompt']}"
+        of_judge[judge].append(row)
         for order, column in enumerate(("winner_noswap", "winner_swap")):
             # the better output is the policy; it stands first if it is output 1 and the order is not swapped
             preference = None if not row[column] else float(int(float(row[column])) == int(row["label"]))
@@ -118,9 +120,9 @@ def test_llmbar_both_orders(tmp_path: Path) -> None:
     path = tmp_path / "llmbar.jsonl"
     path.write_text("\n".join(json.dumps(record) for record in records))
     report = {str(row["judge"]): row for row in win_rates_of([path], n_resamples=50)}
-    assert len(report) == len({(r["subset"], r["judge"], r["prompt"]) for r in decisions})
+    assert report.keys() == of_judge.keys()
     for judge, row in report.items():
-        mine = [r for r in decisions if f"{r['subset']}/{r['judge']}/{r['prompt']}" == judge]
+        mine = of_judge[judge]
         both = [r for r in mine if r["winner_noswap"] and r["winner_swap"]]
         assert row["n_failed"] == sum(not r[c] for r in mine for c in ("winner_noswap", "winner_swap"))
         same = np.mean([r["winner_noswap"] == r["winner_swap"] for r in both])
@@ -130,7 +132,7 @@ def test_llmbar_both_orders(tmp_path: Path) -> None:
         assert row["first_slot_rate"] == pytest.approx(first)
     # per judge: accuracy in each order, and kappa of its verdict with the label
     for judge in sorted(report)[::6]:
-        mine = [r for r in decisions if f"{r['subset']}/{r['judge']}/{r['prompt']}" == judge]
+        mine = of_judge[judge]
         recorded = tmp_path / "one.jsonl"
         by_output = [  # output 1 is the policy, so that the label is not always the same
             {"prompt_id": r["index"], "policy": "output 1", "baseline": "output 2", "judge": name, "order": order,

@@ -19,7 +19,7 @@ import torch
 from toolkit.engine import cache
 from toolkit.engine.engine import Engine
 from toolkit.engine.reward_model import load_scorer
-from toolkit.judging import llm, scorers
+from toolkit.judging import llm, model_scorers, scorers
 from toolkit.judging.answers import Answer
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.principles import Labelling, label_rows
@@ -59,10 +59,10 @@ def small_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def no_passes(monkeypatch: pytest.MonkeyPatch, tiny: Any, tokenizer: Any, reward_folder: Path) -> None:
     """Models that are loaded already, and say 0 of every token and response."""
     scorer = load_scorer(resolve(str(reward_folder)), FP32, tokenizer)
-    for module in (scorers, passes):
+    for module in (model_scorers, passes):
         monkeypatch.setattr(module, "load_scorer", lambda *_, **__: scorer)
         monkeypatch.setattr(module, "load_policy", lambda *_, **__: tiny)
-    for module in (scorers, explicit, rewards):
+    for module in (model_scorers, explicit, rewards):
         monkeypatch.setattr(module, "load_tokenizer", lambda _: tokenizer)
     for command in (explicit, rewards):  # the resamples of a bootstrap grow with the prompts up to a bound
         monkeypatch.setattr(command, "summarise_rewards", lambda *_: {"accuracy": None})

@@ -23,6 +23,12 @@ SMALL_STUDY = [
     "--set=study.budget.tokens=3000",
     "--set=study.controls=[online_dpo]",
 ]
+# The same as settings of the recipe.
+SMALL_STUDY_SETS = (
+    *(option.removeprefix("--set=") for option in SMALL_STUDY if option.startswith("--set=")),
+    "study.seeds=2",
+    "study.trials=2",
+)
 
 
 @pytest.fixture(scope="session")

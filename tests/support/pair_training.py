@@ -21,7 +21,8 @@ from toolkit.stages import dpo
 from toolkit.training import reward_model
 from toolkit.training.batch import Example
 from toolkit.training.budget import Spending
-from toolkit.training.trainer import EngineTrainer, keep_along, seed_everything, total_steps, training_arguments
+from toolkit.training.length import total_steps
+from toolkit.training.trainer import EngineTrainer, keep_along, seed_everything, training_arguments
 
 BUDGET = 450  # response tokens: about two epochs
 

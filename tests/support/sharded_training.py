@@ -35,7 +35,8 @@ from toolkit.training.batch import Example
 from toolkit.training.callbacks import StageProgress
 from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.imitation import completion_loss
-from toolkit.training.trainer import EngineTrainer, seed_everything, total_steps, train_to_end, training_arguments
+from toolkit.training.length import total_steps
+from toolkit.training.trainer import EngineTrainer, seed_everything, train_to_end, training_arguments
 
 STEPS = 4
 

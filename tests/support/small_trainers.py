@@ -16,7 +16,8 @@ from toolkit.recipe.training import DpoSection, Lora, ModelSection, RewardModelS
 from toolkit.stages import dpo
 from toolkit.training import reward_model
 from toolkit.training.batch import Example
-from toolkit.training.trainer import EngineTrainer, seed_everything, total_steps, training_arguments
+from toolkit.training.length import total_steps
+from toolkit.training.trainer import EngineTrainer, seed_everything, training_arguments
 
 LORA = Lora(r=4, alpha=8)
 LORA_FP32 = ModelSection(name="tiny", dtype="float32", lora=LORA)

@@ -22,14 +22,14 @@ from toolkit.progress import Reporter
 from toolkit.recipe.training import DpoSection, Lora, ModelSection
 from toolkit.stages import dpo
 from toolkit.training.batch import Example
-from toolkit.training.budget import Budget, Cost, Limit, Spending, limit_of
+from toolkit.training.budget import Budget, Spending
 from toolkit.training.callbacks import StageProgress
 from toolkit.training.checkpoints import last_checkpoint
+from toolkit.training.length import Cost, Limit, limit_of, total_steps
 from toolkit.training.trainer import (
     EngineTrainer,
     keep_along,
     seed_everything,
-    total_steps,
     training_arguments,
 )
 

@@ -16,12 +16,12 @@ from toolkit.recipe.training import DpoSection
 from toolkit.training.batch import PairBatch, collate
 from toolkit.training.callbacks import SaveAtKl
 from toolkit.training.checkpoints import last_checkpoint
+from toolkit.training.length import total_steps
 from toolkit.training.milestones import TOLERANCE, KlMilestones, MilestonePolicy
 from toolkit.training.trainer import (
     SimilarLengths,
     milestone_steps,
     seed_everything,
-    total_steps,
 )
 
 pytestmark = pytest.mark.invariant

@@ -13,7 +13,9 @@ from toolkit.report.sheets import win_rate_sheet
 
 if TYPE_CHECKING:
     from toolkit.judging.options import JudgeOptions
+    from toolkit.measure.sampling import PolicySampler
     from toolkit.preferences.simulate import Annotator
+    from toolkit.recipe.training import ModelSection
 
 
 @quietly
@@ -256,11 +258,9 @@ def label(
     Raises:
         DuelError: an input that the user can correct.
     """
-    from toolkit.engine.sampling import SamplingParams
     from toolkit.judging.principles import Labelling, load_principles
     from toolkit.measure.label import label_data
     from toolkit.measure.options import PromptSelection
-    from toolkit.measure.sampling import PolicySampler
 
     one_of("draw", draw, ("one", "all"))
     one_of("labels", labels, ("soft", "hard"))
@@ -268,8 +268,9 @@ def label(
     options = _judge_options(dtype, template)
     texts = load_principles(principles) if isinstance(principles, str) else list(principles or [])
     labelling = Labelling(inputs.judge(judge), texts, options, draw, labels, seed)
-    params = SamplingParams(max_new_tokens, temperature, k)
-    sampler = PolicySampler(inputs.model(policy), options.model, params) if policy is not None else None
+    sampler = None
+    if policy is not None:
+        sampler = _sampler(inputs.model(policy), options.model, (max_new_tokens, temperature, k))
     summary = label_data(
         labelling,
         PromptSelection(inputs.data(data), split, limit, seed),
@@ -321,11 +322,9 @@ def simulate(
     Raises:
         DataError: no prompt has two different responses.
     """
-    from toolkit.engine.sampling import SamplingParams
     from toolkit.measure.annotators import read_annotators
     from toolkit.measure.options import PromptSelection
     from toolkit.measure.responses import has_responses
-    from toolkit.measure.sampling import PolicySampler
     from toolkit.measure.simulate import simulate_data
     from toolkit.preferences.simulate import ANNOTATORS
 
@@ -334,11 +333,19 @@ def simulate(
     selection = PromptSelection(inputs.data(data), split, limit, seed)
     sampler = None
     if policy is not None or not has_responses(selection):
-        params = SamplingParams(max_new_tokens, temperature, k)
-        sampler = PolicySampler(inputs.model(policy or "smollm2-135m"), _judge_options(dtype, None).model, params)
+        model = _judge_options(dtype, None).model
+        sampler = _sampler(inputs.model(policy or "smollm2-135m"), model, (max_new_tokens, temperature, k))
     quiet = reporter or Reporter(quiet=True)
     summary = simulate_data(sampler, selection, list(people), out=Path(out), force=force, reporter=quiet)
     return Result(inputs.named(summary), [])
+
+
+def _sampler(policy: str, model: ModelSection, params: tuple[int, float, int]) -> PolicySampler:
+    """``params``: the longest response, the temperature, and how many responses to a prompt."""
+    from toolkit.engine.sampling import SamplingParams
+    from toolkit.measure.sampling import PolicySampler
+
+    return PolicySampler(policy, model, SamplingParams(*params))
 
 
 def _judge_options(dtype: str, template: str | None) -> JudgeOptions:

@@ -28,6 +28,8 @@ from toolkit.cli.options import (
 if TYPE_CHECKING:
     from toolkit.engine.sampling import SamplingParams
     from toolkit.judging.options import JudgeOptions
+    from toolkit.measure.sampling import PolicySampler
+    from toolkit.recipe.training import ModelSection
 
 JUDGES = (
     "gold, rm:MODEL, implicit:POLICY,REFERENCE, llm:MODEL, openai:MODEL@BASE_URL, python:MODULE:FUNCTION, file:PATH."
@@ -152,6 +154,17 @@ def sampling_params(n: str, options: dict[str, Any]) -> SamplingParams:
     from toolkit.engine.sampling import SamplingParams
 
     return SamplingParams(options.pop("max_new_tokens"), options.pop("temperature"), options.pop(n))
+
+
+def policy_sampler(policy: str | None, model: ModelSection, options: dict[str, Any]) -> PolicySampler | None:
+    """Takes the options of sampling out of the options. None where no policy is sampled: that needs no torch."""
+    from toolkit.measure.sampling import PolicySampler
+
+    if policy is not None:
+        return PolicySampler(policy, model, sampling_params("k", options))
+    for name in ("max_new_tokens", "temperature", "k"):
+        del options[name]
+    return None
 
 
 @click.command(context_settings={"allow_interspersed_args": True})
@@ -338,10 +351,9 @@ def label(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     from toolkit.judging.principles import Labelling, load_principles
     from toolkit.measure.label import label_data
     from toolkit.measure.options import PromptSelection, take
-    from toolkit.measure.sampling import PolicySampler
 
     reporter = reporter_of(ctx)
-    selection, params = take(PromptSelection, options), sampling_params("k", options)
+    selection = take(PromptSelection, options)
     asking, principles = judge_options(options), options.pop("principles")
     labelling = Labelling(
         options.pop("judge"),
@@ -351,8 +363,7 @@ def label(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
         labels=options.pop("labels"),
         seed=selection.seed,
     )
-    policy = options.pop("policy")
-    sampler = PolicySampler(policy, asking.model, params) if policy is not None else None
+    sampler = policy_sampler(options.pop("policy"), asking.model, options)
     summary = label_data(labelling, selection, sampler=sampler, reporter=reporter, **options)
     emit(summary) if as_json else say(labels_table(summary))
 
@@ -383,18 +394,16 @@ def simulate(ctx: click.Context, /, as_json: bool, policy: str | None, annotator
     from toolkit.measure.annotators import read_annotators
     from toolkit.measure.options import PromptSelection, take
     from toolkit.measure.responses import has_responses
-    from toolkit.measure.sampling import PolicySampler
     from toolkit.measure.simulate import simulate_data
     from toolkit.preferences.simulate import ANNOTATORS
     from toolkit.recipe.training import ModelSection
 
     reporter = reporter_of(ctx)
     people = read_annotators(annotators) if annotators is not None else list(ANNOTATORS)
-    selection, params = take(PromptSelection, options), sampling_params("k", options)
-    model = ModelSection(dtype=options.pop("dtype"))
-    sampler = None
-    if policy is not None or annotators is None or not has_responses(selection):
-        sampler = PolicySampler(policy or "smollm2-135m", model, params)
+    selection, model = take(PromptSelection, options), ModelSection(dtype=options.pop("dtype"))
+    if policy is None and (annotators is None or not has_responses(selection)):
+        policy = "smollm2-135m"
+    sampler = policy_sampler(policy, model, options)
     summary = simulate_data(sampler, selection, people, reporter=reporter, **options)
     emit(summary) if as_json else say(simulation_table(summary))
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import kendalltau, spearmanr
 
 from toolkit.errors import DataError
 from toolkit.evals.intervals import (
@@ -171,6 +170,8 @@ def within_prompt_correlation(
         raise DataError(f"{len(first)} and {len(second)} prompts", where="within-prompt correlation")
     if method not in ("spearman", "kendall"):
         raise DataError(f"unknown method {method!r}", where="within-prompt correlation", fix="spearman or kendall")
+    from scipy.stats import kendalltau, spearmanr  # take long to import
+
     clusters = prompt_clusters(prompt_ids, len(first))
     values, prompts = [], []
     for index, (a_raw, b_raw) in enumerate(zip(first, second, strict=True)):

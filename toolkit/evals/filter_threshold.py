@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta, t
+from scipy.special import stdtrit
 
 from toolkit.errors import DataError
 from toolkit.evals.intervals import Floats
@@ -172,6 +172,8 @@ def binomial_rate(passed: ArrayLike, groups: Groups, confidence: float = 0.95) -
 
 def _beta_bounds(lowest: int, highest: int, n: int, scale: float, confidence: float) -> tuple[float, float]:
     """Quantiles of the ``lowest`` and ``highest`` of n uniform order statistics, their parameters times ``scale``."""
+    from scipy.stats import beta  # takes long to import
+
     tail = (1.0 - confidence) / 2.0
     low = float(beta.ppf(tail, lowest * scale, (n + 1 - lowest) * scale)) if lowest > 0 else 0.0
     high = float(beta.ppf(1.0 - tail, highest * scale, (n + 1 - highest) * scale)) if highest <= n else 1.0
@@ -199,7 +201,7 @@ def effective_size(passed: ArrayLike, groups: Groups, confidence: float = 0.95) 
     else:
         effect = float(np.sum(sizes_G**2)) / n
     level = (1.0 + confidence) / 2.0
-    return n / effect * float(t.ppf(level, n - 1) / t.ppf(level, n_groups - 1)) ** 2
+    return n / effect * float(stdtrit(n - 1, level) / stdtrit(n_groups - 1, level)) ** 2
 
 
 # ---------------------------------------------------------------- precision and recall

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from toolkit.errors import DataError
 from toolkit.evals.intervals import Floats, interval_without_spread, rounded_alike
@@ -87,7 +87,7 @@ def prediction_powered(human: ArrayLike, judge: ArrayLike, *, confidence: float 
     weight = _judge_weight(y, f, len(rest))
     mean, error = _estimate(y, f, rest, weight)
     human_mean, human_error = _estimate(y, f, rest, 0.0)
-    quantile = float(student.ppf(0.5 + confidence / 2.0, n - 1))
+    quantile = float(stdtrit(n - 1, 0.5 + confidence / 2.0))
     low, high = _bounds(mean, error * quantile)
     human_low, human_high = _bounds(human_mean, human_error * quantile)
     if rounded_alike(y):  # people agree on every prompt: the exact bound of a share, and no help by the judge

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, ndtri
-from scipy.stats import binom, binomtest
 
 from toolkit.errors import DataError
 from toolkit.evals.intervals import Floats, bootstrap_mean, check_settings, resample_counts, rounded_alike
@@ -128,6 +127,8 @@ def sign_test(preferences: ArrayLike) -> float | None:
     values = checked_preferences(preferences)
     if not np.any(~np.isnan(values)):
         return None
+    from scipy.stats import binomtest  # scipy.stats takes long to import, and most commands ask for no test
+
     wins, losses = int(np.sum(values > 0.5)), int(np.sum(values < 0.5))
     return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
@@ -176,6 +177,8 @@ def _flips(rng: np.random.Generator, rows: int, n: int) -> NDArray[np.bool_]:
 
 def _exact_flip_p(steps: NDArray[np.int64], observed: int) -> float:
     """The exact P(|sum of +-steps| >= observed). With all steps equal this is the binomial sign test."""
+    from scipy.stats import binom
+
     sizes, counts = np.unique(steps, return_counts=True)
     distribution = np.ones(1)
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.errors import RecipeError
 from toolkit.files import fingerprint
 from toolkit.judging.answers import Answer, Keep, Question, Questions, remembering
-from toolkit.judging.endpoint import ask_endpoint
-from toolkit.judging.local_model import ask_local_model, whole_groups
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, preference_by_score, text_measures
 from toolkit.judging.responses import Computed, PolicyResponses
@@ -164,9 +162,9 @@ def ask_all(
     with in_turn(turn, reporter.line), remembering(memory_file()) as memory:
         answers = {key: _without_reply(answer) for key, answer in memory.each_answer(questions)}
         n_remembered, keys = len(answers), list(questions.keys)
-        new = [place for place, key in enumerate(keys) if key not in answers]
-        missing, spent = {keys[place] for place in new}, [0, 0]
-        with reporter.task(f"judge {spec}", len(new)) as task:
+        missing, spent = {key for key in keys if key not in answers}, [0, 0]
+        n_new = len(missing)
+        with reporter.task(f"judge {spec}", n_new) as task:
 
             def keep(question: Question, answer: Answer) -> None:
                 if (key := question.key) not in missing:
@@ -177,8 +175,8 @@ def ask_all(
                 spent[1] += answer.completion_tokens
                 task.advance()
 
-            if new:
-                places = whole_groups(keys, missing) if spec.startswith("llm:") else new
+            if missing:
+                places = _with_groups(spec, keys, missing)
                 _ask(spec, template, Computed(places, questions.__getitem__), options, keep)
         tokens = memory.tokens(questions)
     usage = Usage(
@@ -198,7 +196,7 @@ def ask_all(
     )
     money = "" if usage.new_cost_usd is None else f", {usage.new_cost_usd:.4f} USD"
     reporter.line(
-        f"judge {spec}: {len(new)} asked, {n_remembered} remembered, {usage.n_failed} failed, "
+        f"judge {spec}: {n_new} asked, {n_remembered} remembered, {usage.n_failed} failed, "
         f"{spent[0]} + {spent[1]} tokens (prompt + completion){money}"
     )
     for reason, times in usage.failures.items():
@@ -219,11 +217,27 @@ def most_frequent(reasons: Iterable[str]) -> dict[str, int]:
     return dict(Counter(reasons).most_common(MOST_REASONS))
 
 
+def _with_groups(spec: str, keys: Sequence[str], missing: Collection[str]) -> Sequence[int]:
+    """The places of the questions to ask for the missing answers.
+
+    An endpoint is asked without torch, whose import takes long.
+    """
+    if not spec.startswith("llm:"):
+        return [place for place, key in enumerate(keys) if key in missing]
+    from toolkit.judging.local_model import whole_groups
+
+    return whole_groups(keys, missing)
+
+
 def _ask(spec: str, template: Template, questions: Sequence[Question], options: JudgeOptions, keep: Keep) -> None:
     kind, _, name = spec.partition(":")
     if kind == "openai":
+        from toolkit.judging.endpoint import ask_endpoint
+
         ask_endpoint(name, template, questions, options.settings, keep)
     else:
+        from toolkit.judging.local_model import ask_local_model
+
         ask_local_model(name, template, questions, options.model, keep)
 
 

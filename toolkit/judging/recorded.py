@@ -10,11 +10,11 @@ from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.evals.words import counted
 from toolkit.judging import scorers
 from toolkit.judging.records import Judgement, response_hash
-from toolkit.judging.responses import PolicyResponses
+from toolkit.judging.responses import PolicyResponses, Scores
 
 # As many answers that are all those of a training signal are no accident.
 MIN_SAME_ANSWERS = 50
-PolicyScores = Mapping[str, scorers.Scores]  # by policy
+PolicyScores = Mapping[str, Scores]  # by policy
 
 
 @dataclass(frozen=True)

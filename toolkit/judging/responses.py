@@ -9,6 +9,8 @@ from typing import Any, TypeVar, overload
 from toolkit.preferences.rows import PreferenceRow, Prompt
 from toolkit.preferences.samples import Sample, by_prompt
 
+Scores = list[list[float]]  # for each prompt, one score for each of its responses
+
 T = TypeVar("T", covariant=True)
 
 

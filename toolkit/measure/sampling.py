@@ -6,22 +6,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.errors import DataError
 from toolkit.measure.options import PromptSelection
-from toolkit.models.encoding import text_encoder
-from toolkit.models.inspect import best_device, torch_dtype
-from toolkit.models.load import load_policy
 from toolkit.models.rendering import TemplateRefusesError
 from toolkit.models.resolve import ModelRef, resolve
-from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
 from toolkit.preferences.prompts import read_prompts as prompts_of_any_source
 from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.preferences.samples import Sample
 from toolkit.progress import Reporter
 from toolkit.recipe.training import ModelSection
+
+if TYPE_CHECKING:
+    from toolkit.engine.sampling import SamplingParams
 
 # What :func:`sample` knows of a response.
 SAMPLE_COLUMNS = ("prompt_id", "policy", "sample_index", "response", "response_ids", "n_tokens", "truncated")
@@ -68,6 +66,13 @@ def sample(
 
     A response is a function of seed, purpose, prompt and its number.
     """
+    # Without a policy to sample nothing of this is needed, and torch takes long to import.
+    from toolkit.engine.sampling import sample_responses
+    from toolkit.models.encoding import text_encoder
+    from toolkit.models.inspect import best_device, torch_dtype
+    from toolkit.models.load import load_policy
+    from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
+
     ref = sampler.ref
     tokenizer = load_tokenizer(ref)
     encoder = text_encoder(tokenizer, prompts[0][1], ref.spec)

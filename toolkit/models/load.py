@@ -11,7 +11,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
 from safetensors.torch import load_file
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,9 +18,10 @@ from transformers import (
 
 from toolkit.engine.fast import adapters, speedups
 from toolkit.errors import ModelError
+from toolkit.models.config import read_config, unreadable_model
 from toolkit.models.files import ADAPTER_CONFIG, FIX, UNREADABLE, check_weights, model_json
 from toolkit.models.inspect import check_finite, disable_dropout, is_encoder, learned_positions, torch_dtype
-from toolkit.models.remote_code import remote_code_allowed, unreadable
+from toolkit.models.remote_code import remote_code_allowed
 from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
 from toolkit.models.reward_head import reward_head
 from toolkit.models.sharding import is_sharded
@@ -124,14 +124,6 @@ def _check_seq_cls(ref: ModelRef) -> None:
         )
 
 
-def read_config(ref: ModelRef) -> Any:
-    """The configuration of a full model. Raises ModelError where it cannot be read."""
-    try:
-        return AutoConfig.from_pretrained(ref.path, revision=ref.revision, trust_remote_code=remote_code_allowed())
-    except UNREADABLE as error:
-        raise _unreadable(ref, error) from error
-
-
 def reads_pairs(ref: ModelRef) -> bool:
     """Whether a reward model, or a model to start one from, is an encoder, which reads a pair of texts."""
     if ref.kind == "ensemble":
@@ -150,7 +142,7 @@ def table_of_positions(ref: ModelRef) -> int | None:
         with torch.device("meta"):
             model = auto.from_config(config, trust_remote_code=remote_code_allowed())
     except UNREADABLE as error:
-        raise _unreadable(whole, error) from error
+        raise unreadable_model(whole, error) from error
     return learned_positions(model)
 
 
@@ -167,11 +159,6 @@ def _check_classifier(ref: ModelRef) -> None:
     if config.num_labels != expected:
         says = "a reward model has one" if expected == 1 else f"its reward_head.json says {expected}"
         raise ModelError(f"{ref.spec!r} has {config.num_labels} outputs, {says}", where="reward model")
-
-
-def _unreadable(ref: ModelRef, error: Exception) -> ModelError:
-    fix = "check that the folder is complete and belongs to this kind of model"
-    return unreadable(f"{ref.spec!r} cannot be loaded", ref.spec, ref.path, error, fix)
 
 
 def attention(section: ModelSection) -> str:
@@ -206,7 +193,7 @@ def _from_pretrained(
     try:
         model, report = auto_class.from_pretrained(ref.path, output_loading_info=True, **settings)
     except UNREADABLE as error:
-        raise _unreadable(ref, error) from error
+        raise unreadable_model(ref, error) from error
     missing = sorted(name for name in report["missing_keys"] if not _is_of(name, new_head))
     if missing:
         raise ModelError(
@@ -227,7 +214,7 @@ def _with_adapter(base: Any, ref: ModelRef, name: str = "default") -> Any:
     try:
         model = PeftModel.from_pretrained(base, ref.path, adapter_name=name)
     except UNREADABLE as error:
-        raise _unreadable(ref, error) from error
+        raise unreadable_model(ref, error) from error
     _check_complete(model, ref, name)
     return speedups.install(model)
 
@@ -238,7 +225,7 @@ def _add_adapter(model: Any, ref: ModelRef, name: str) -> None:
     try:
         model.load_adapter(ref.path, adapter_name=name)
     except UNREADABLE as error:
-        raise _unreadable(ref, error) from error
+        raise unreadable_model(ref, error) from error
     _check_complete(model, ref, name)
 
 
@@ -247,7 +234,7 @@ def _check_complete(model: Any, ref: ModelRef, name: str) -> None:
     try:
         saved = load_peft_weights(ref.path, device="cpu").keys()
     except UNREADABLE as error:
-        raise _unreadable(ref, error) from error
+        raise unreadable_model(ref, error) from error
     missing = sorted(get_peft_model_state_dict(model, adapter_name=name).keys() - saved)
     if missing:
         what = f"{len(missing)} weights of the adapter {ref.spec!r} are not in its files, {missing[0]} among them"

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import DataError, ModelError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # What code of a template can raise beside its own refusals: it is run on messages that it was not written for. What
 # jinja2 accepts may be no Python ({% break %} outside a loop), and a text may be larger than the memory.

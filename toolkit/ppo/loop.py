@@ -169,7 +169,8 @@ class PPOLoop(ShardsTrainer):
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Steps in order. Every process sees each step: what is divided among them are a rollout's prompts."""
-        return DataLoader(self.schedule, batch_size=1, shuffle=False, collate_fn=lambda items: items[0])
+        schedule: Any = self.schedule  # a Dataset without the base class: a dry run has one, too, and needs no torch
+        return DataLoader(schedule, batch_size=1, shuffle=False, collate_fn=lambda items: items[0])
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimiser that ``optim`` names, with one group of weights for the policy, and one for a critic."""

@@ -6,8 +6,6 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import Dataset
-
 from toolkit.errors import RecipeError
 from toolkit.ppo.prompts import PromptIds
 from toolkit.recipe.training import PpoSection
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from toolkit.ppo.config import PPOConfig
 
 
-class Schedule(Dataset[dict[str, Any]]):
+class Schedule:
     """Item i is optimiser step i: its rollout, its number among the rollout's updates, its minibatch, and the prompts.
 
     A rollout's prompts are those of all processes. Prompts come in rounds: each round takes every prompt once, in a new

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.engine.process import step_trees
 from toolkit.evals.words import counted
 from toolkit.judging.records import check_recorded_names
 from toolkit.judging.templates import check_template_of
 from toolkit.measure.check.check import CheckOptions, check_with
 from toolkit.measure.check.rows import SourceOptions
 from toolkit.measure.check.tokens import Limits
+from toolkit.models.config import read_config
 from toolkit.models.encoding import TextEncoder, text_encoder
-from toolkit.models.load import read_config
 from toolkit.models.remote_code import remote_code
 from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
 from toolkit.models.tokenizer import load_tokenizer
@@ -34,9 +33,7 @@ from toolkit.runs.reward_data import check_reward_data
 from toolkit.runs.rounds import check_labelled_data, check_labelling
 from toolkit.runs.store import RunFolder
 from toolkit.stages.data import SIDES, limit_notes, limited, read_sides, step_sides
-from toolkit.training.budget import limit_of
-from toolkit.training.process import step_examples
-from toolkit.training.trainer import step_size, total_steps
+from toolkit.training.length import limit_of, step_size, total_steps
 
 GIB = 2**30
 # How a state reads. A stage is on the shelf when its settings are those of an earlier result.
@@ -150,6 +147,9 @@ def check_options(section: DataSection) -> CheckOptions:
 
 def step_training(recipe: Recipe, solutions: Sequence[Solution], encoder: TextEncoder, processes: int) -> int:
     """Optimiser steps of a process reward model on these solutions."""
+    from toolkit.engine.process import step_trees  # torch takes long to import, and other reward models need none here
+    from toolkit.training.process import step_examples
+
     section = recipe.reward_model
     trees, _ = step_trees(solutions, encoder, section.step_separator, recipe.data.max_response_tokens)
     return total_steps(section, len(step_examples(trees, solutions)), processes)

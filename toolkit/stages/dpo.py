@@ -32,23 +32,23 @@ from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.training import DpoSection, ModelSection, OnlineSection
 from toolkit.stages.contexts import DpoContext
-from toolkit.training import trl
 from toolkit.training.batch import Example, PairBatch, examples_of
-from toolkit.training.budget import Cost, Spending
+from toolkit.training.budget import Spending
 from toolkit.training.callbacks import SaveAtKl, StageProgress
 from toolkit.training.labelled import read_labelled
+from toolkit.training.length import Cost, total_steps
 from toolkit.training.milestones import RESPONSES, KlMilestones, MilestonePolicy
 from toolkit.training.online import OnlineData, OnlineTrainer, prompts_alone
 from toolkit.training.trainer import (
     EngineTrainer,
     checkpoint,
+    items_of,
     keep_along,
     policy_folder,
     prompts_seen,
     prompts_trained,
     record_before,
     seed_everything,
-    total_steps,
     train_to_end,
     trained_tokens,
     training_arguments,
@@ -212,8 +212,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     encoder = text_encoder(tokenizer, rows[0].prompt, sft.spec)
     online, pad_id = section.online, int(tokenizer.pad_token_id)
     policy, examples, reference = beginning(context, rows, encoder, sft, inputs, out, reporter)
-    n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
-    steps = total_steps(section, n_items)
+    steps = total_steps(section, items_of(section, examples))
 
     def save_in(folder: Path, facts: Mapping[str, object]) -> None:
         save_policy(policy, tokenizer, folder, dtype=dtype, base=inputs["sft"] / "model")
@@ -245,6 +244,8 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     milestones: KlMilestones | None = None
     trainer: Trainer
     if section.trainer == "trl":
+        from toolkit.training import trl  # TRL takes long to import
+
         trl_inputs = trl.TrainerInputs(policy, lora, tokenizer, arguments, callbacks, spending)
         trainer = trl.dpo(trl_inputs, section, examples, reference, reporter)
         policy = trainer.model

@@ -31,8 +31,9 @@ from toolkit.progress import COMPLETIONS_FILE, Reporter
 from toolkit.recipe.training import PpoSection
 from toolkit.stages.contexts import PpoContext
 from toolkit.training.batch import examples_of
-from toolkit.training.budget import NOTHING, Budget, Cost, Spending, limit_of
+from toolkit.training.budget import Budget, Spending
 from toolkit.training.callbacks import StageProgress
+from toolkit.training.length import NOTHING, Cost, limit_of
 from toolkit.training.milestones import MilestonePolicy
 from toolkit.training.trainer import (
     checkpoint,

@@ -34,11 +34,11 @@ from toolkit.training.batch import Example
 from toolkit.training.budget import Spending
 from toolkit.training.callbacks import StageProgress
 from toolkit.training.imitation import completion_loss
+from toolkit.training.length import total_steps
 from toolkit.training.online import SampledPrompts
 from toolkit.training.trainer import (
     EngineTrainer,
     seed_everything,
-    total_steps,
     train_to_end,
     trained_tokens,
     training_arguments,

@@ -27,10 +27,10 @@ from toolkit.stages.contexts import SftContext
 from toolkit.training.batch import Example
 from toolkit.training.callbacks import StageProgress
 from toolkit.training.imitation import completion_loss
+from toolkit.training.length import total_steps
 from toolkit.training.trainer import (
     EngineTrainer,
     seed_everything,
-    total_steps,
     train_to_end,
     trained_tokens,
     training_arguments,

@@ -28,6 +28,11 @@ class Example:
     margins: tuple[float, ...] = ()
     outputs: tuple[int, ...] = ()
 
+    @property
+    def n_with_winner(self) -> int:
+        """How many of the pairs are no ties."""
+        return sum(p != 0.5 for *_, p, _ in self.pairs)
+
 
 @dataclass(frozen=True)
 class PairBatch:

@@ -39,15 +39,15 @@ from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.steps import Solution
 from toolkit.progress import Reporter
 from toolkit.recipe.training import ModelSection, RewardModelSection
-from toolkit.training import trl
 from toolkit.training.batch import Example, PairBatch, examples_of
 from toolkit.training.budget import Spending
 from toolkit.training.callbacks import StageProgress
+from toolkit.training.length import total_steps
 from toolkit.training.process import StepTrainer, step_examples, step_loss
 from toolkit.training.trainer import (
     EngineTrainer,
+    items_of,
     prompts_seen,
-    total_steps,
     train_to_end,
     trained_tokens,
     training_arguments,
@@ -267,12 +267,13 @@ class MemberTraining:
         model, spending = self._start(member), Spending()
         section, examples = self.section, member.examples
         check_positions(learned_positions(model), examples, self.base.spec)
-        n_items = trl.n_pairs(examples) if section.trainer == "trl" else len(examples)
-        steps = total_steps(section, n_items)
+        steps = total_steps(section, items_of(section, examples))
         progress = StageProgress(self.reporter, label, steps)
         arguments = training_arguments(section, checkpoints, seed=member.seed, dtype=self.model.dtype, steps=steps)
         trainer: Any
         if section.trainer == "trl":
+            from toolkit.training import trl  # TRL takes long to import
+
             model, lora = model.to(best_device()), self.model.lora
             trl_inputs = trl.TrainerInputs(model, lora, self.tokenizer, arguments, [progress], spending)
             trainer = trl.reward_model(trl_inputs, section, examples, self.reporter)

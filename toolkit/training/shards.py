@@ -9,10 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import Trainer
 
 FOLDER = "shards"
@@ -43,12 +39,20 @@ class ShardsTrainer(Trainer):
 
     def save_shards(self, checkpoint: str) -> None:
         """Write this process's shards of the weights, the optimiser's state and the averages. All processes call it."""
+        from torch.distributed.checkpoint.state_dict_saver import (
+            save,  # takes long to import, and few models are sharded
+        )
+
         assert self.sharded is not None
         state = _state(self.sharded, self.optimizer, self.averages())
         save(state, checkpoint_id=Path(checkpoint) / FOLDER)
 
     def load_shards(self, checkpoint: str) -> None:
         """Read what :meth:`save_shards` wrote, also by another number of processes. All processes call it."""
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+        from torch.distributed.checkpoint.state_dict_loader import load
+
         assert self.sharded is not None
         folder = Path(checkpoint) / FOLDER
         state = _state(self.sharded, self.optimizer, self.averages())
@@ -85,6 +89,8 @@ class ShardsTrainer(Trainer):
 
 
 def _state(model: nn.Module, optimizer: Any, averages: Averages) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
     of_model, of_optimizer = get_state_dict(model, _bare(optimizer))
     state: dict[str, Any] = {"model": of_model, "optimizer": of_optimizer}
     for name, tensors in averages.items():

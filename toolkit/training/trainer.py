@@ -19,7 +19,7 @@ from transformers import (
     set_seed,
 )
 
-from toolkit.engine.distributed import all_items, all_max, all_sum, launched_processes, reduce_gradients
+from toolkit.engine.distributed import all_items, all_max, all_sum, reduce_gradients
 from toolkit.engine.engine import Engine
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import precision, torch_dtype
@@ -27,31 +27,14 @@ from toolkit.models.resolve import resolve, training_record
 from toolkit.models.sharding import gathered, is_sharded, local, through_root
 from toolkit.recipe.training import Arm, DpoSection, RewardModelSection, Training
 from toolkit.training.batch import Example, PairBatch, StepTotals, collate
-from toolkit.training.budget import RESUME_POINTS, VIRTUAL_STEPS, Budget, Spending, limit_of
+from toolkit.training.budget import RESUME_POINTS, VIRTUAL_STEPS, Budget, Spending
 from toolkit.training.callbacks import SaveAtSteps, StageProgress, diverged
 from toolkit.training.checkpoints import CHECKPOINTS_KEPT, CheckpointFiles, last_checkpoint
+from toolkit.training.length import limit_of, step_size
 from toolkit.training.shards import ShardsTrainer
 from toolkit.training.unlogged import Unlogged
 
 LossFunction = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-
-
-def step_size(section: Training, processes: int | None = None) -> int:
-    """Prompts of an optimiser step: those of all processes. None takes the number that was launched."""
-    n = launched_processes() if processes is None else processes
-    return section.per_device_train_batch_size * section.gradient_accumulation_steps * n
-
-
-def total_steps(section: Training, n_items: int, processes: int | None = None) -> int:
-    """Optimiser steps of a stage whose epoch has ``n_items`` prompts; under a budget, more than it pays for.
-
-    None takes the number of processes that was launched.
-    """
-    if (limit := limit_of(section)) is not None:
-        return limit.most_units
-    if section.max_steps > 0:
-        return section.max_steps
-    return max(1, math.ceil(math.ceil(n_items / step_size(section, processes)) * section.num_train_epochs))
 
 
 def trained_tokens(section: Training, steps: int, examples: Sequence[Example]) -> int:
@@ -60,17 +43,15 @@ def trained_tokens(section: Training, steps: int, examples: Sequence[Example]) -
     return round(steps * step_size(section) * mean)
 
 
-def prompts_seen(section: DpoSection | RewardModelSection, steps: int, examples: Sequence[Example]) -> int:
-    """How many different prompts ``steps`` optimiser steps trained on.
+def items_of(section: DpoSection | RewardModelSection, examples: Sequence[Example]) -> int:
+    """How many items an epoch has: prompts with all their responses, or for TRL's trainer pairs with a winner."""
+    return sum(example.n_with_winner for example in examples) if section.trainer == "trl" else len(examples)
 
-    An item of the engine is a prompt with all its responses. An item of TRL's trainer is a pair with a winner.
-    """
-    n_items, n_prompts = 0, 0
-    for example in examples:
-        n_pairs = sum(p != 0.5 for *_, p, _ in example.pairs)
-        n_items += n_pairs if section.trainer == "trl" else 1
-        n_prompts += bool(n_pairs) or section.trainer == "engine"
-    return min(n_prompts, prompts_trained(section, steps, n_items))
+
+def prompts_seen(section: DpoSection | RewardModelSection, steps: int, examples: Sequence[Example]) -> int:
+    """How many different prompts ``steps`` optimiser steps trained on."""
+    n_prompts = sum(bool(example.n_with_winner) or section.trainer == "engine" for example in examples)
+    return min(n_prompts, prompts_trained(section, steps, items_of(section, examples)))
 
 
 def prompts_trained(section: Training, steps: int, n_items: int) -> int:

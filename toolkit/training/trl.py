@@ -71,11 +71,6 @@ def give(trainer: Any, rows: list[dict[str, Any]], spending: Spending) -> None:
     trainer.data_collator, trainer.train_dataset, trainer.spending = collate, Dataset.from_list(rows), spending
 
 
-def n_pairs(examples: Sequence[Example]) -> int:
-    """How many rows the trainers see."""
-    return sum(p != 0.5 for example in examples for *_, p, _ in example.pairs)
-
-
 def _pairs(examples: Sequence[Example], reporter: Reporter) -> list[tuple[int, int, int, float]]:
     """(example, chosen, rejected, margin) of every comparison with a winner. A line tells what TRL cannot express."""
     rows, ties, soft = [], 0, 0

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from support.finished_study import SMALL_STUDY
+from support.finished_study import SMALL_STUDY, SMALL_STUDY_SETS
 from support.running import duel
 
 from toolkit.files import read_json, write_json
@@ -21,12 +21,10 @@ from toolkit.runs.study.dry_run import describe, render
 from toolkit.runs.study.trials import StudyPlan
 
 pytestmark = pytest.mark.e2e
-SMALL = tuple(option.removeprefix("--set=") for option in SMALL_STUDY if option.startswith("--set="))
-SIZE = ("study.seeds=2", "study.trials=2")
 
 
 def plan(out: Path, *sets: str) -> StudyPlan:
-    return StudyPlan("study-tiny", (*SMALL, *SIZE, *sets), out)
+    return StudyPlan("study-tiny", (*SMALL_STUDY_SETS, *sets), out)
 
 
 def totals(described: dict[str, Any]) -> dict[str, int]:

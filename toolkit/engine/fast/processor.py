@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 AUTO = "auto"
 
 
@@ -19,6 +17,8 @@ def fastest_dtype() -> str:
 
 
 def _multiplies_bfloat16() -> bool:
+    import torch  # takes long, and a run of another precision does not ask
+
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if torch.backends.cpu.get_cpu_capability().startswith("AVX512"):  # of which the first had no such instructions

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import nct as noncentral
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 from toolkit.evals.intervals import Floats, interval_without_spread
 
@@ -77,9 +76,11 @@ class CrossedMean:
         """
         if self.parts is None:
             raise ValueError("without variance parts there is no power")
+        from scipy.stats import nct as noncentral  # takes long to import, and a report asks for no power
+
         variance, df = self.parts.variance(n_seeds, n_prompts)
         shift = abs(self.value - threshold) / variance**0.5
-        return float(noncentral.sf(student.ppf((1.0 + CONFIDENCE) / 2.0, df), df, shift))
+        return float(noncentral.sf(stdtrit(df, (1.0 + CONFIDENCE) / 2.0), df, shift))
 
     def interval(
         self, confidence: float = CONFIDENCE, bounds: tuple[float, float] | None = None
@@ -94,7 +95,7 @@ class CrossedMean:
             if bounds is None:
                 return None, None
             return interval_without_spread(self.value, self.n_prompts, bounds, confidence)
-        half = float(student.ppf((1.0 + confidence) / 2.0, self.df)) * self.variance**0.5
+        half = float(stdtrit(self.df, (1.0 + confidence) / 2.0)) * self.variance**0.5
         low, high = bounds or (-np.inf, np.inf)
         return max(self.value - half, low), min(self.value + half, high)
 
@@ -105,7 +106,7 @@ class CrossedMean:
         if self.variance == 0.0:
             tail = 0.5**self.n_prompts  # of the sign test: all prompts on one side
             return 1.0 - tail if self.value > threshold else tail if self.value < threshold else 0.5
-        return float(student.cdf((self.value - threshold) / self.variance**0.5, self.df))
+        return float(stdtr(self.df, (self.value - threshold) / self.variance**0.5))
 
     def p_value(self, threshold: float) -> float | None:
         """Two-sided p-value of "the true mean is the threshold", by the same t distribution."""
