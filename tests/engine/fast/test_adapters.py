@@ -7,11 +7,12 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from support.small_models import adapter
 
@@ -85,6 +86,60 @@ def test_a_low_rank_product_and_its_gradients() -> None:
     pairs = [(product, expected), *((tensor.grad, exact[n].grad) for n, tensor in (("x", x), ("a", a), ("b", b)))]
     for value, reference in pairs:
         assert float((value.detach().double() - reference.detach()).norm() / reference.detach().norm()) < 2**-8
+
+
+def single_layers(dtype: torch.dtype = torch.float32) -> tuple[LoraLinear, LoraLinear]:
+    """peft's layer with a bias, and the same one fused."""
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(20, 12)).to(dtype)
+    config = LoraConfig(target_modules=["0"], r=4, lora_alpha=6, init_lora_weights=False)
+    layers = get_peft_model(base, config, autocast_adapter_dtype=False)
+    plain, fused = copy.deepcopy(layers), layers
+    adapters.fuse_lora_layers(fused)
+    return plain.base_model.model[0], fused.base_model.model[0]
+
+
+@pytest.mark.parametrize("shape", [(20,), (3, 20), (0, 20), (2, 0, 20), (2, 3, 20), (2, 3, 4, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_rows_of_any_shape_that_the_model_changes_in_place(
+    shape: tuple[int, ...], dtype: torch.dtype, autocast: bool
+) -> None:
+    """As OLMo clamps queries, keys and values."""
+    found = []
+    for layer in single_layers(dtype):
+        x = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = layer(x)
+        out.clamp_(-1.0, 1.0).square().sum().backward()
+        gradients = (layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad)
+        found.append((out.detach(), x.grad, *gradients))
+    rounds = autocast and dtype == torch.float32  # autocast leaves fp64 as it is
+    tolerance = 0.05 if rounds else 1e-5 if dtype == torch.float32 else 1e-13
+    torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=4 * tolerance)
+
+
+@pytest.mark.parametrize("part", ["base_layer", "lora_A", "lora_B", "lora_dropout"])
+@pytest.mark.parametrize("register", ["forward_hook", "forward_pre_hook", "full_backward_hook"])
+def test_a_hook_on_any_part_of_a_layer_is_called(part: str, register: str) -> None:
+    _, layer = single_layers()
+    module = getattr(layer, part)
+    calls: list[Any] = []
+    getattr(module if part == "base_layer" else module["default"], f"register_{register}")(
+        lambda *args: calls.append(args)
+    )
+    layer(torch.ones(2, 20, requires_grad=True)).sum().backward()
+    assert len(calls) == 1
+
+
+def test_without_values_and_under_transforms(tmp_path: Path) -> None:
+    plain, fused = single_layers()
+    x = torch.randn((3, 20), generator=torch.Generator().manual_seed(1))
+    torch.jit.trace(fused, x).save(tmp_path / "layer.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "layer.pt")(x), plain(x))
+    each_row = [torch.vmap(torch.func.grad(lambda row, f=f: f(row).square().sum()))(x) for f in (plain, fused)]
+    torch.testing.assert_close(each_row[1], each_row[0])
+    assert fused.to("meta")(x.to("meta")).shape == (3, 12)
 
 
 class DoubledLinear(torch.nn.Linear):
@@ -166,10 +221,11 @@ def test_a_model_with_fused_layers_is_gone_when_nothing_names_it(new_tiny: Make)
         {"target_modules": ["q_proj", "down_proj"]},
         {"use_dora": True},
         {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
         {"target_modules": ["q_proj", "v_proj"], "lora_bias": True},
     ],
-    ids=["lora", "rslora", "two layers", "dora", "embeddings", "modules_to_save", "lora_bias"],
+    ids=["lora", "rslora", "two layers", "dora", "embeddings", "tied unembedding", "modules_to_save", "lora_bias"],
 )
 def test_a_merged_model_computes_what_the_adapter_does(new_tiny: Make, more: dict[str, Any]) -> None:
     model = adapter(new_tiny(), **more)

@@ -14,6 +14,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from toolkit.engine.fast.transforms import transforms_active
+
 # Their weights are zero where a new adapter changes nothing yet.
 UP_PROJECTIONS = ("lora_B", "lora_embedding_B")
 
@@ -36,10 +38,11 @@ class _FusedLoraLinear(LoraLinear):
             return super().forward(x, *args, **kwargs)
         [name] = self.active_adapters
         base, a, b = self.base_layer, self.lora_A[name], self.lora_B[name]
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-        elif x.dtype == base.weight.dtype == a.weight.dtype == b.weight.dtype:
+        dtypes = {x.dtype, base.weight.dtype, a.weight.dtype, b.weight.dtype}
+        if len(dtypes) == 1 and (x.dtype == torch.float64 or not _is_autocast_enabled(x.device.type)):
             dtype = x.dtype
+        elif torch.float64 not in dtypes and _is_autocast_enabled(x.device.type):  # which leaves fp64 as it is
+            dtype = torch.get_autocast_dtype(x.device.type)
         else:
             return super().forward(x)
         product: torch.Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]
@@ -58,18 +61,25 @@ class _FusedLoraLinear(LoraLinear):
             or not _is_low_rank_sum(self)
         ):
             return False
-        return _is_frozen_linear(self.base_layer) and getattr(self.lora_dropout[names[0]], "p", 0.0) == 0.0
+        base, dropout = self.base_layer, self.lora_dropout[names[0]]
+        return (
+            all(type(layer) is nn.Linear for layer in (base, self.lora_A[names[0]], self.lora_B[names[0]]))
+            and all(map(_is_bare, (base, dropout, self.lora_A[names[0]], self.lora_B[names[0]])))
+            and getattr(dropout, "p", 0.0) == 0.0
+            and not any(weight.requires_grad for weight in base.parameters())
+            and not transforms_active()
+        )
 
 
-def _is_frozen_linear(layer: nn.Module) -> bool:
-    """Whether a layer is ``nn.Linear`` and no more: quantised weights are subclasses, accelerate's offloading replaces
-    ``forward``."""
-    return (
-        type(layer) is nn.Linear
-        and "forward" not in vars(layer)
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-        and not any(weight.requires_grad for weight in layer.parameters())
+def _is_autocast_enabled(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether a module computes what its class says, and nothing else looks on: it has no hooks, and accelerate's
+    offloading did not replace ``forward``."""
+    return "forward" not in vars(module) and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
@@ -92,30 +102,36 @@ class _LoraProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         x, weight, a, b = (tensor.to(dtype) for tensor in (x, weight, a, b))
         out = F.linear(x, weight, None if bias is None else bias.to(dtype))
-        low = x.flatten(0, -2) @ a.t()
+        low = _rows(x) @ a.t()
         out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=scaling)
         ctx.save_for_backward(x, weight, a, b, low)
         ctx.scaling = scaling
-        return out
+        return out.detach()  # no view, which a bias makes of it: models change what they get in place
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, a, b, low = ctx.saved_tensors
-        gradient = gradient.flatten(0, -2)
+        gradient, exact = _rows(gradient), torch.promote_types(x.dtype, torch.float32)
         of_low = gradient @ b  # times s, which comes last: in fp32 where the weights are, so that it rounds nothing
         of_x = (gradient @ weight).addmm_(of_low, a, alpha=ctx.scaling).view_as(x) if ctx.needs_input_grad[0] else None
-        of_a = (of_low.t() @ x.flatten(0, -2)).float() * ctx.scaling if ctx.needs_input_grad[3] else None
-        of_b = (gradient.t() @ low).float() * ctx.scaling if ctx.needs_input_grad[4] else None
+        of_a = (of_low.t() @ _rows(x)).to(exact) * ctx.scaling if ctx.needs_input_grad[3] else None
+        of_b = (gradient.t() @ low).to(exact) * ctx.scaling if ctx.needs_input_grad[4] else None
         return of_x, None, None, of_a, of_b, None, None
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """[n, i] from [..., i]."""
+    return x.reshape(-1, x.shape[-1])
 
 
 @contextmanager
 def merged_adapters(model: nn.Module) -> Iterator[None]:
     """The active LoRA adapters are part of the weights inside the context; after it the exact weights are back.
 
-    Unmerging by subtraction would leave rounding errors in bf16 weights at every rollout, so the tensors are exchanged.
-    Each peft layer gives its place to the linear layer that it wraps, since its own forward costs time for each token.
+    Unmerging by subtraction would leave rounding errors in bf16 weights at every rollout, so the parameters are
+    exchanged; an embedding that is tied to one keeps it. Each peft layer gives its place to the linear layer that it
+    wraps, since its own forward costs time for each token.
     """
     layers: list[tuple[nn.Module, str, Any]] = [
         (owner, name, layer)
@@ -128,16 +144,17 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
     ):
         yield  # other kinds of adapters run as they are
         return
-    weights = [layer.get_base_layer().weight.data for _, _, layer in layers]
+    weights = [layer.get_base_layer().weight for _, _, layer in layers]
     try:
         for (owner, name, layer), weight in zip(layers, weights, strict=True):
-            layer.get_base_layer().weight.data = _merged_weight(layer, weight)
+            merged = _merged_weight(layer, weight.detach())
+            layer.get_base_layer().weight = nn.Parameter(merged, requires_grad=False)
             setattr(owner, name, layer.get_base_layer())
         yield
     finally:
         for (owner, name, layer), weight in zip(layers, weights, strict=True):
             setattr(owner, name, layer)
-            layer.get_base_layer().weight.data = weight
+            layer.get_base_layer().weight = weight
 
 
 def _merged_weight(layer: Any, weight: torch.Tensor) -> torch.Tensor:

@@ -46,6 +46,12 @@ PRIVATE = (
         "the same of processors other than x86",
     ),
     PrivateNames(
+        "torch._C",
+        ("_are_functorch_transforms_active",),
+        "engine/fast/transforms.py",
+        "torch.func takes torch's own operations",
+    ),
+    PrivateNames(
         "transformers.models.auto.modeling_auto",
         ("MODEL_FOR_MASKED_LM_MAPPING_NAMES",),
         "engine/fast/architectures.py",
@@ -53,7 +59,7 @@ PRIVATE = (
     ),
     PrivateNames(
         "torch.nn.Module",
-        ("_forward_hooks", "_forward_pre_hooks"),
+        ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
         "engine/fast/adapters.py",
         "a layer with hooks keeps peft's forward pass",
     ),

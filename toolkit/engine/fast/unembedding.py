@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
+
+from toolkit.engine.fast.transforms import transforms_active
 
 WIDE = 8192  # outputs from which a product is computed in parts
 PART = 512  # outputs of a part
@@ -26,10 +27,14 @@ def split_unembedding(model: Any) -> None:
 class _WideLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         trains = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
-        plain = type(self.weight) is nn.Parameter and not torch.is_autocast_enabled(
-            "cpu"
-        )  # no shard of several devices
-        if trains or not plain or input.device.type != "cpu" or not input.dtype == self.weight.dtype == torch.float32:
+        if (
+            trains
+            or type(self.weight) is not nn.Parameter  # a shard of several devices
+            or input.device.type != "cpu"
+            or not input.dtype == self.weight.dtype == torch.float32
+            or torch.is_autocast_enabled("cpu")
+            or transforms_active()
+        ):
             return super().forward(input)
         product: torch.Tensor = _WideProduct.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product
@@ -40,17 +45,16 @@ class _WideProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        rows = x.flatten(0, -2)
-        out = rows.new_empty(len(rows), len(weight))
-        for into, part in zip(torch.split(out, PART, dim=1), torch.split(weight, PART), strict=True):
+        out = x.new_empty(*x.shape[:-1], len(weight))  # no view: callers may change what they get in place
+        rows, out_rows = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, out))
+        for into, part in zip(torch.split(out_rows, PART, dim=1), torch.split(weight, PART), strict=True):
             torch.mm(rows, part.t(), out=into)
         if bias is not None:
             out += bias
         ctx.save_for_backward(weight)
-        return out.view(*x.shape[:-1], len(weight))
+        return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         [weight] = ctx.saved_tensors
         return gradient @ weight, None, None
