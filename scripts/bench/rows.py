@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import subprocess
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -27,6 +29,7 @@ import harness
 
 SHARED = 0.2  # of the rows have the prompt of the row before
 PROMPT_WORDS, RESPONSE_WORDS = 8, 10
+TOKENS = range(300, 500)  # ids of words of `tiny`
 TEXT = """the a film book hotel meal soup waiter plot music scene story end was is had felt very rather quite too good
 bad slow long short bright warm cold kind late fresh dull funny sad we they I it and but so because with of in on at to
 that this again never always place town room view price night day friend actor author chef liked loved left found said
@@ -102,6 +105,46 @@ def responses(path: Path, n: int) -> Path:
     return write(path, rows)
 
 
+def samples(path: Path, n: int) -> Path:
+    """A table of a run: two policies' samples for n / 2 prompts, with their token ids."""
+    from toolkit.preferences.rows import prompt_id
+    from toolkit.preferences.samples import SAMPLES_FILE, Sample, write_samples
+
+    rng = random.Random(n)
+    asked = [f"The film was {texts(rng, PROMPT_WORDS)} {k}" for k in range(n // 2)]
+    drawn = (
+        Sample(
+            prompt_id(p), name, prompt=p, response=texts(rng, RESPONSE_WORDS), response_ids=rng.choices(TOKENS, k=15)
+        )
+        for p in asked
+        for name in "ab"
+    )
+    columns = ["prompt_id", "policy", "sample_index", "prompt", "response", "response_ids", "truncated"]
+    write_samples(drawn, path.with_name(SAMPLES_FILE), columns)
+    return path.with_name(SAMPLES_FILE)
+
+
+def in_own_process(function: Callable[..., Path], *arguments: Any) -> Path:
+    """What a function makes, in a process of its own: the peak of a command begins with that of what starts it."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def reward_model(out: Path) -> Path:
+    """A reward model on ``tiny`` that was not trained, in a folder."""
+    from toolkit.models.load import new_reward_model
+    from toolkit.models.resolve import resolve
+    from toolkit.models.tokenizer import load_tokenizer
+    from toolkit.recipe.training import ModelSection
+
+    ref, folder = resolve("tiny"), out / "rm"
+    tokenizer = load_tokenizer(ref)
+    model = new_reward_model(ref, ModelSection(dtype="float32"), int(tokenizer.pad_token_id), 0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class Measure:
     """A command on a file: ``make`` writes it, ``arguments`` has those of ``duel`` for (file, folder for results)."""
@@ -119,26 +162,46 @@ def _data(source: Path, out: Path) -> list[str]:
     return ["run", "smoke", "--until", "data", "--out", str(out / "run"), *given]
 
 
+def _label(source: Path, out: Path, judge: str, *more: str) -> list[str]:
+    return ["label", "--data", str(source), "--judge", judge, *more, "--out", str(out / "l.jsonl.gz")]
+
+
+def _score(source: Path, out: Path) -> list[str]:
+    model = in_own_process(reward_model, out)
+    return ["score", "--rm", str(model), "--data", str(source), "--out", str(out / "scores.parquet")]
+
+
 MEASURES = {
     "data": Measure(pairs, _data, "data"),
     "data of conversations": Measure(conversations, _data, "data"),
     "data of a Parquet file": Measure(table, _data, "data"),
     "check": Measure(pairs, lambda source, out: ["check", str(source), "--model", "tiny"]),
-    "label": Measure(
-        pairs, lambda source, out: ["label", "--data", str(source), "--judge", "gold", "--out", str(out / "l.jsonl.gz")]
+    "label": Measure(pairs, lambda source, out: _label(source, out, "gold")),
+    "label by a reward model": Measure(
+        pairs, lambda source, out: _label(source, out, f"rm:{in_own_process(reward_model, out)}"), most=100_000
+    ),
+    "label by an implicit reward": Measure(
+        pairs, lambda source, out: _label(source, out, "implicit:tiny,tiny"), most=100_000
+    ),
+    "label by a language model": Measure(
+        pairs, lambda source, out: _label(source, out, "llm:tiny", "--principles", "hhh"), most=10_000
     ),
     "winrate": Measure(judgements, lambda source, out: ["winrate", str(source), "--json"]),
     "winrate, both orders": Measure(both_orders, lambda source, out: ["winrate", str(source), "--json"]),
     "judge": Measure(
         responses, lambda source, out: ["judge", str(source), "--judge", "gold", "--out", str(out / "judged.parquet")]
     ),
+    "judge of samples": Measure(
+        samples, lambda source, out: ["judge", str(source), "--judge", "gold", "--out", str(out / "judged.parquet")]
+    ),
+    "score": Measure(pairs, _score, most=100_000),
     "rewards": Measure(
         pairs,
         lambda source, out: [
             *("rewards", "--policy", "tiny", "--reference", "tiny", "--any-reference"),
             *("--data", str(source), "--out", str(out / "rewards.parquet")),
         ],
-        most=10_000,
+        most=100_000,
     ),
 }
 
@@ -179,7 +242,7 @@ def main() -> None:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder)
-                source = MEASURES[name].make(out / "rows.jsonl", n)
+                source = in_own_process(MEASURES[name].make, out / "rows.jsonl", n)
                 size = source.stat().st_size
                 figures = measured(MEASURES[name], source, out)
             load = round(os.getloadavg()[0], 1)  # above the number of cores, the seconds are those of a shared machine
