@@ -40,7 +40,7 @@ def test_dpo_trains_on_our_ids_and_reference(new_tiny: Callable[[], Any], tokeni
     reference = [torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-4.0, -5.0])]
     inputs = trl.TrainerInputs(new_tiny(), None, tokenizer, settings(tmp_path), [])
     trainer = trl.dpo(inputs, DpoSection(), EXAMPLES, reference, Reporter(quiet=True))
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(trl.n_pairs(EXAMPLES))])
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(sum(e.n_with_winner for e in EXAMPLES))])
     assert rows(batch) == [[5, 6, 7, 8, 9, 2], [5, 6, 7, 11, 12, 2], [5, 6, 7, 10, 2], [5, 6, 7, 10, 2]]
     assert batch["completion_mask"].sum(1).tolist() == [3, 3, 2, 2]
     assert batch["response_tokens"].tolist() == [3 + 2, 3 + 2]
@@ -52,7 +52,7 @@ def test_a_reward_model_trains_on_our_ids_and_margins(tiny_ref: ModelRef, tokeni
     model = new_reward_model(tiny_ref, ModelSection(name="tiny", dtype="float32", lora=None), tokenizer.pad_token_id, 0)
     inputs = trl.TrainerInputs(model, None, tokenizer, settings(tmp_path), [])
     trainer = trl.reward_model(inputs, RewardModelSection(), EXAMPLES, Reporter(quiet=True))
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(trl.n_pairs(EXAMPLES))])
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(sum(e.n_with_winner for e in EXAMPLES))])
     assert rows(batch) == [[5, 6, 7, 8, 9, 2], [5, 6, 7, 11, 12, 2], [5, 6, 7, 10, 2], [5, 6, 7, 10, 2]]
     assert batch["margin"].tolist() == [0.5, 0.25]
     assert trainer.train().global_step == 1 and inputs.spending.tokens == 10
