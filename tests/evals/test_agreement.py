@@ -41,6 +41,12 @@ def test_accuracy_by_hand_with_ties_of_both_kinds() -> None:
     assert result.n == 3
 
 
+def test_an_interval_is_the_same_with_and_without_the_names_of_prompts() -> None:
+    ids, comparisons, explicit, _ = simulated()
+    assert ids != sorted(ids)
+    assert pairwise_accuracy(comparisons, explicit, prompt_ids=ids) == pairwise_accuracy(comparisons, explicit)
+
+
 def test_direction_of_a_pair_does_not_matter() -> None:
     ids, comparisons, explicit, implicit = simulated()
     turned = [(k, j, i, 1 - p, w) for k, i, j, p, w in comparisons]

@@ -17,7 +17,7 @@ def row(judge: str, rate: float, spread: float = 0.04, p: float = 0.001, **more:
     return {
         **{"policy": "rm_ppo", "baseline": "dpo", "judge": judge, "slice": None, "n_judged": 200, "n_prompts": 200},
         **{"win": rate, "tie": 0.0, "loss": 1 - rate, "win_rate": rate, "p_value": p},
-        **{"ci_low": rate - spread, "ci_high": rate + spread, "detectable_effect": 0.1},
+        **{"ci_low": rate - spread, "ci_high": rate + spread, "detectable_effect": 0.1, "lc_win_rate": None},
         **more,
     }
 
@@ -29,7 +29,7 @@ def next_step(
     hacking: dict[str, Any] | None = None,
 ) -> str:
     judging = judging or Judging()
-    result = {"verdict": verdict(rows, judging, kl_nats=kl_nats), "hacking": hacking or {}}
+    result = {"verdict": verdict(rows, judging, kl_nats=kl_nats), "hacking": hacking or {}, "win_rates": rows}
     complete_verdict(result, [], judging)
     step: str = result["verdict"]["next_step"]
     assert 1 <= step.count(". ") + 1 <= 2
@@ -82,7 +82,8 @@ def test_the_step_goes_by_the_doubt_and_not_by_its_words() -> None:
     assert verdict(rows, judging)["doubt"] == "judges disagree"
     assert verdict(rows[:1], Judging(primary_judge="c"))["doubt"] == "primary judge"
     assert verdict([row("gold", 0.7)])["doubt"] is verdict([row("gold", 0.52)])["doubt"] is verdict([])["doubt"] is None
-    result = {"verdict": verdict(rows, judging, kl_nats=EQUAL) | {"reason": "in other words"}, "hacking": {}}
+    result = {"verdict": verdict(rows, judging, kl_nats=EQUAL) | {"reason": "in other words"}}
+    result |= {"hacking": {}, "win_rates": rows}
     complete_verdict(result, [], judging)
     assert result["verdict"]["next_step"].startswith("Read the prompts on which the judges disagree")
 
@@ -93,7 +94,10 @@ def test_a_winner_whose_texts_changed(rate: float, arm: str) -> None:
     other = [{"feature": "repetition", "flagged": True}]
     hacking = {"rm_ppo": changed, "dpo": other} if arm == "RM + PPO" else {"rm_ppo": other, "dpo": changed}
     step = next_step(row("gold", rate), hacking=hacking)
-    assert step.startswith(f"Check that {arm} did not win by form (length in tokens changed)") and "seeds" in step
+    check = f"Check that {arm} did not win by form (length in tokens changed): read its samples"
+    assert step.startswith(f"{check}. Repeat") and "seeds" in step
+    controlled = {**row("gold", rate), "lc_win_rate": 0.5}
+    assert next_step(controlled, hacking=hacking).startswith(f"{check}, and its win rate at equal length. Repeat")
 
 
 def test_where_nothing_else_is_left_other_seeds_are() -> None:

@@ -33,6 +33,12 @@ def test_dpos_implicit_reward_on_its_own_samples_is_no_evidence(results: dict[st
     assert all(row["implicit_reward"] is not None for row in ppo["rows"])  # PPO was not trained on it
 
 
+def test_an_accuracy_has_one_interval(results: dict[str, Any]) -> None:
+    held_out = results["implicit_vs_explicit"]["held_out"]
+    for name in ("explicit", "implicit"):
+        assert results["rm_quality"][name]["accuracy"] == held_out[f"accuracy_{name}"]
+
+
 def test_the_fits_have_intervals(results: dict[str, Any]) -> None:
     for arm, rewards in (("rm_ppo", 3), ("dpo", 2)):
         fits = [fit["rl"] for fit in results["overoptimization"][arm]["fits"].values() if fit["rl"] is not None]

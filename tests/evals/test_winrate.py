@@ -212,6 +212,16 @@ def test_bradley_terry_ignores_unjudged_rows_and_refuses_self_comparisons() -> N
         bradley_terry([0], ["a"], ["a"], [1.0])
 
 
+@pytest.mark.parametrize("value", [0.5, 0.7])
+def test_bradley_terry_has_no_interval_where_resamples_do_not_differ(value: float) -> None:
+    for prompts in ([0] * 4, [0, 1, 2, 3]):  # one prompt; four that are judged alike
+        fit = bradley_terry(prompts, ["a"] * 4, ["b"] * 4, [value] * 4)
+        assert fit.win_rate == pytest.approx((value, 1 - value))
+        assert fit.ci_low == fit.ci_high == (None, None)
+    fit = bradley_terry([0, 1, 2, 3], ["a"] * 4, ["b"] * 4, [value] * 3 + [0.4])
+    assert None not in fit.ci_low and None not in fit.ci_high
+
+
 def test_a_policy_without_a_judged_comparison_takes_no_strength_from_the_others() -> None:
     policy, baseline, values = ["a", "a", "b", "a"] * 10, ["b", "c", "c", "b"] * 10, [1.0, 0.5, 0.0, 0.0] * 10
     whole = bradley_terry(list(range(40)), policy, baseline, values)

@@ -23,7 +23,7 @@ from toolkit.judging import llm, model_scorers, scorers
 from toolkit.judging.answers import Answer
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.principles import Labelling, label_rows
-from toolkit.judging.responses import Computed, PolicyResponses
+from toolkit.judging.responses import PolicyResponses
 from toolkit.measure import explicit, passes, rewards, summary
 from toolkit.measure.judge import SampledPair
 from toolkit.measure.options import PromptSelection, ScoringOptions
@@ -38,6 +38,7 @@ from toolkit.preferences.rows import Comparison, PreferenceRow, prompt_id
 from toolkit.preferences.samples import Sample, write_samples
 from toolkit.progress import Reporter
 from toolkit.recipe.training import ModelSection
+from toolkit.storage.lazy import Computed
 
 QUIET = Reporter(quiet=True)
 FP32 = ModelSection(dtype="float32")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.measure.reading import DATA, EncodedRow, EncodedRows, ReadingOptions, Trees, read
-from toolkit.models.encoding import Encoded, Tree
+from toolkit.measure.reading import DATA, EncodedRow, EncodedRows, Reading, ReadingOptions, read
+from toolkit.models.encoding import Encoded, Tree, text_encoder
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.rows import Comparison, PreferenceRow
@@ -32,7 +32,7 @@ def test_encoded_rows_are_a_sequence_of_equal_rows() -> None:
     stored = EncodedRows.of(rows)
     assert list(stored) == rows and len(stored) == 5 and stored[-1] == rows[-1]
     assert list(stored[1:4:2]) == rows[1:4:2] and len(stored[:0]) == 0
-    trees = Trees(stored)
+    trees = Reading(text_encoder(load_tokenizer(resolve("tiny")), "tiny"), stored, {}).trees
     assert list(trees) == [row.encoded.tree for row in rows] == list(trees[:]) and trees[2] == rows[2].encoded.tree
     with pytest.raises(IndexError):
         stored[5]

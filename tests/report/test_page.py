@@ -52,15 +52,17 @@ def test_the_numbers_are_those_of_results_json(run):
 
 
 def test_data_model_and_seed_are_in_the_title_or_below_it(run, no_gold, copy):
-    assert "<title>DPO and RM + PPO on reviews, tiny, seed 0</title>" in build(run)
-    assert "<h1>DPO and RM + PPO on reviews, tiny, seed 0</h1>" in build(run) and 'class="subject"' not in build(run)
-    assert '<h1>mine</h1>\n<p class="subject">reviews, tiny, seed 0</p>' in build(run, title="mine")
+    below = '\n<p class="subject">reviews, tiny, seed 0</p>'
+    assert f"<h1>Smoke test: DPO and RM + PPO on the tiny model</h1>{below}" in build(run)  # the recipe's title
+    assert f"<h1>mine</h1>{below}" in build(run, title="mine")
     assert '<p class="subject">reviews, tiny, seed 0 · reviews, tiny, seed 1</p>' in build(run, no_gold)
     results = json.loads((copy / "results.json").read_text())
     results["recipe"]["data"]["source"] = "/home/me/data/pairs.jsonl"
     results["recipe"]["model"]["name"] = "org/model"
+    results["recipe"]["report"]["title"] = None
     (copy / "results.json").write_text(json.dumps(results))
-    assert "<h1>DPO and RM + PPO on data/pairs.jsonl, org/model, seed 0</h1>" in build(copy)
+    html, title = build(copy), "DPO and RM + PPO on data/pairs.jsonl, org/model, seed 0"
+    assert f"<title>{title}</title>" in html and f"<h1>{title}</h1>" in html and 'class="subject"' not in html
 
 
 def test_the_verdict_names_the_cost_and_what_to_do_next(run, no_gold, copy):
@@ -414,8 +416,21 @@ def test_the_stage_writes_the_page(run, tmp_path, capsys, monkeypatch):
     context = ReportContext(name="smoke", report=ReportSection(title="A <title>", max_samples=4))
     names = ("data", "sft", "reward_model", "ppo", "dpo", "evaluate", "results.json", "manifest.json")
     inputs = {name: run / name for name in (*names, "recipe.resolved.yaml")}
-    monkeypatch.setattr(report_stage, "LARGE_BYTES", 1_000_000)
     assert report_stage.run(context, inputs, tmp_path, Reporter()) == {"tokens": 0}
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<h1>A &lt;title&gt;</h1>" in html and len(data_of(html, "sample-data")["rows"]) == 4
-    assert "lower report.max_samples" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
+
+
+def test_a_page_has_the_samples_that_fit_into_its_size(run, monkeypatch, capsys, tmp_path):
+    whole = build(run)
+    rows = data_of(whole, "sample-data")["rows"]
+    assert len(rows) == 24
+    monkeypatch.setattr("toolkit.report.page.LARGEST", len(whole.encode()) - 1)
+    fewer = data_of(build(run), "sample-data")
+    assert fewer["rows"] == rows[:23] and fewer["total"] == 24 and "The first 23 of 24 held-out prompts" in build(run)
+    half = len(whole.encode()) - sum(len(json.dumps(row, ensure_ascii=False).encode()) for row in rows) // 2
+    monkeypatch.setattr("toolkit.report.page.LARGEST", half)
+    assert len(build(run).encode()) <= half and 2 <= len(data_of(build(run), "sample-data")["rows"]) < 23
+    monkeypatch.setattr("toolkit.report.page.LARGEST", 1000)
+    assert data_of(build(run), "sample-data")["rows"] == rows[:1]

@@ -79,6 +79,8 @@ class Inputs:
         from peft import PeftModel
         from transformers import PreTrainedModel
 
+        from toolkit.models.merged import merged
+
         network, tokenizer = model if isinstance(model, tuple) and len(model) == 2 else (model, None)
         if not isinstance(network, PreTrainedModel | PeftModel):
             fix = "name it, or hand over a transformers model, or (model, tokenizer)"
@@ -87,7 +89,7 @@ class Inputs:
         if tokenizer is None:
             tokenizer = _tokenizer_of(network)
         if isinstance(network, PeftModel):
-            network = copy.deepcopy(network).merge_and_unload()
+            network = merged(copy.deepcopy(network))
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         label = network.name_or_path or type(network).__name__

@@ -13,12 +13,12 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import overload
 
 import torch
 
 from toolkit.engine.fast.attention import PaddingMap
 from toolkit.models.encoding import Tree
+from toolkit.storage.lazy import LazySequence
 
 
 @dataclass(frozen=True)
@@ -213,11 +213,10 @@ def split_wide(tree: Tree, attention_tokens: int) -> list[int]:
     return [count for count in counts if count]
 
 
-class Pieces(Sequence[Tree]):
+class Pieces(LazySequence[Tree]):
     """Trees as they are computed: a wide one in several pieces (:func:`split_wide`; ``attention_tokens`` None: whole).
 
-    Piece i is made anew each time that it is asked for; it has ``n_responses[i]`` responses of tree ``owner[i]``. So
-    trees that wait on disk take no memory here.
+    Piece i has ``n_responses[i]`` responses of tree ``owner[i]``. Trees that wait on disk take no memory here.
     """
 
     def __init__(self, trees: Sequence[Tree], attention_tokens: int | None) -> None:
@@ -234,13 +233,7 @@ class Pieces(Sequence[Tree]):
     def __len__(self) -> int:
         return len(self.owner)
 
-    @overload
-    def __getitem__(self, at: int) -> Tree: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
-    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
-        if isinstance(at, slice):
-            return [self[place] for place in range(len(self))[at]]
+    def item(self, at: int) -> Tree:
         tree, first, n = self._trees[self.owner[at]], self._first[at], self.n_responses[at]
         return tree if n == len(tree.response_ids) else Tree(tree.prompt_ids, tree.response_ids[first : first + n])
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from toolkit.errors import DataError
+from toolkit.evals.distinct import first_of_equals
 from toolkit.evals.intervals import (
     NO_ESTIMATE,
     BootstrapOptions,
@@ -75,12 +76,15 @@ def comparison_columns(
 
 
 def prompt_clusters(prompt_ids: Sequence[str] | None, n: int) -> NDArray[np.int64]:
-    """For each of n entries of the rewards, the number of its prompt among the distinct prompts."""
+    """For each of n entries of the rewards, the number of its prompt among the distinct prompts, by first appearance.
+
+    So an interval is the same whether prompts that are all distinct are named or not.
+    """
     if prompt_ids is None:
         return np.arange(n, dtype=np.int64)
     if len(prompt_ids) != n:
         raise DataError(f"{len(prompt_ids)} prompt ids for rewards of {n} prompts", where="agreement")
-    return np.unique(np.asarray(prompt_ids), return_inverse=True)[1].astype(np.int64)
+    return first_of_equals(np.asarray(prompt_ids))[1]
 
 
 def margins(

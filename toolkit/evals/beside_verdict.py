@@ -26,11 +26,12 @@ def complete_verdict(result: dict[str, Any], ended: Sequence[Row], judging: Judg
     verdict = result["verdict"]
     verdict["both_ended"] = list(ended)
     verdict["sentence"] += on_ended_responses(verdict, ended)
-    verdict["next_step"] = " ".join(islice(_steps(verdict, judging, result["hacking"]), MOST_STEPS))
+    verdict["next_step"] = " ".join(islice(_steps(result, judging), MOST_STEPS))
 
 
-def _steps(verdict: Row, judging: Judging, hacking: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+def _steps(result: Row, judging: Judging) -> Iterator[str]:
     """What to do next, what matters most first."""
+    verdict = result["verdict"]
     if verdict["broken_arms"]:
         arms = " and ".join(NAMES[arm] for arm in verdict["broken_arms"])
         yield f"Train {arms} again, with another learning rate or a larger weight of the KL, and read its samples."
@@ -50,11 +51,13 @@ def _steps(verdict: Row, judging: Judging, hacking: Mapping[str, Sequence[Row]])
         yield _for_a_decision(verdict)
     yield from _for_equal_kl(verdict.get("kl_nats", {}))
     if verdict["winner"] in ARMS:
-        changed = [row["feature"] for row in hacking.get(verdict["winner"], ()) if row["flagged"]]
+        changed = [row["feature"] for row in result["hacking"].get(verdict["winner"], ()) if row["flagged"]]
         if changed:
             names = ", ".join(FEATURE_NAMES.get(name, name) for name in changed[:MOST_STEPS])
             check = f"Check that {NAMES[verdict['winner']]} did not win by form ({names} changed)"
-            yield f"{check}: read its samples, and its win rate at equal length."
+            of_arms = (row for row in result["win_rates"] if (row["policy"], row["baseline"]) == ARMS)
+            controlled = any(row["lc_win_rate"] is not None for row in of_arms)
+            yield f"{check}: read its samples{', and its win rate at equal length' if controlled else ''}."
     # On a terminal the line with the study's command follows (`next_study`): both say the same.
     yield "Repeat it over seeds and settings (duel study): this is one run."
 

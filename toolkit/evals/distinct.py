@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 Places = NDArray[np.int64]
 
 
-def first_of_equals(values: NDArray[np.int64]) -> tuple[Places, Places]:
+def first_of_equals(values: NDArray[Any]) -> tuple[Places, Places]:
     """Where each distinct value is first, in order (n_distinct,), and of each value which of these is equal to it (n,).
 
     >>> [found.tolist() for found in first_of_equals(np.array([7, 3, 7, 5]))]

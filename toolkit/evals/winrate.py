@@ -22,6 +22,7 @@ _MC_FLIPS = 9_999  # with the observed assignment 10,000: p-values are multiples
 _ROUNDING = 1e-10  # of the sum of n numbers, relative: far below the step of any preferences that people have
 _LATTICE = 24  # preferences that are multiples of 1/24 (0, 1/2, 1; means of 2, 3, 4, 6 judgements) get an exact test
 _TIE = 1e-12  # a mean that is nearer to one half is one half, missed by rounding
+_NEWTON = 1e-8  # log strengths that differ by less were fitted to the same wins
 _EXACT_MAX_STEPS = 20_000  # beyond this the convolution is slower than random flips
 
 
@@ -308,8 +309,8 @@ class BradleyTerry:
 
     A policy without a judged comparison has None. All are None where another policy, or a group of policies, never lost
     or never won against the others: the maximum likelihood is infinite then. The intervals are None where this holds in
-    more than (1-confidence)/2 of the resamples. ``win_rate`` is the fitted mean probability of beating the other
-    policies.
+    more than (1-confidence)/2 of the resamples, and where the resamples do not differ, as those of a single prompt.
+    ``win_rate`` is the fitted mean probability of beating the other policies.
     """
 
     policies: tuple[str, ...]
@@ -366,7 +367,8 @@ def bradley_terry(
         return BradleyTerry(tuple(names), none, none, none, none, n)
 
     def of_names(values_K: Floats) -> tuple[float | None, ...]:
-        return tuple(float(values_K[number[name]]) if name in number else None for name in names)
+        values = {name: float(value) for name, value in zip(fitted, values_K, strict=True) if not np.isnan(value)}
+        return tuple(values.get(name) for name in names)
 
     chunks = resample_counts(n, n_resamples, seed)
     draws_BK = np.concatenate([_bradley_terry_mle((c @ wins_NKK.reshape(n, -1)).reshape(-1, k, k)) for c in chunks])
@@ -375,6 +377,7 @@ def bradley_terry(
     alpha = (1.0 - confidence) / 2.0
     if np.mean(~finite) <= alpha:
         edges = np.quantile(draws_BK[finite], [alpha, 1.0 - alpha], axis=0)
+        edges[:, np.ptp(draws_BK[finite], axis=0) < _NEWTON] = np.nan
         low, high = of_names(edges[0]), of_names(edges[1])
     beats = expit(point[:, None] - point[None, :])
     mean_win = (beats.sum(axis=1) - 0.5) / (k - 1)

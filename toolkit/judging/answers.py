@@ -6,15 +6,15 @@ import errno
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import overload
 
 from toolkit.errors import StoreError
 from toolkit.files import fingerprint
 from toolkit.preferences.rows import Prompt, prompt_id
+from toolkit.storage.lazy import LazySequence
 from toolkit.storage.spilled import Spill
 
 WAIT_S = 60.0  # for another process that writes
@@ -48,7 +48,7 @@ class Question:
         return fingerprint([*parts, self.principle] if self.principle else parts)
 
 
-class Questions(Sequence[Question]):
+class Questions(LazySequence[Question]):
     """Distinct questions, in the order in which they were first added. They wait on disk; memory has their keys."""
 
     def __init__(self, questions: Iterable[Question] = ()) -> None:
@@ -72,13 +72,7 @@ class Questions(Sequence[Question]):
     def __len__(self) -> int:
         return len(self._stored)
 
-    @overload
-    def __getitem__(self, at: int) -> Question: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Question]: ...
-    def __getitem__(self, at: int | slice) -> Question | Sequence[Question]:
-        if isinstance(at, slice):
-            return [Question(*self._stored[place]) for place in range(len(self))[at]]
+    def item(self, at: int) -> Question:
         return Question(*self._stored[at])
 
 

@@ -17,11 +17,12 @@ from toolkit.files import fingerprint
 from toolkit.judging.answers import Answer, Keep, Question, Questions, remembering
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, preference_by_score, text_measures
-from toolkit.judging.responses import Computed, PolicyResponses
+from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.templates import Template, load_template
 from toolkit.models.resolve import cache_folder, resolve
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings
+from toolkit.storage.lazy import Computed
 from toolkit.storage.locks import in_turn
 
 MOST_REASONS = 5

@@ -18,7 +18,6 @@ from toolkit.errors import DataError, RecipeError
 from toolkit.judging.answers import Answer, Question, Questions
 from toolkit.judging.llm import Usage, ask_all, model_identity
 from toolkit.judging.options import JudgeOptions
-from toolkit.judging.responses import Computed
 from toolkit.judging.templates import Template, load_template
 from toolkit.preferences.loading import decoded
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
@@ -26,6 +25,7 @@ from toolkit.preferences.stored import StoredRows
 from toolkit.progress import Reporter
 from toolkit.recipe.judge_specs import SHIPPED_PRINCIPLES
 from toolkit.recipe.yaml_values import read_yaml
+from toolkit.storage.lazy import Computed
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any
 
 from toolkit.preferences.rows import PreferenceRow, Prompt
 from toolkit.preferences.samples import Sample, by_prompt
 
 Scores = list[list[float]]  # for each prompt, one score for each of its responses
-
-T = TypeVar("T", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -20,24 +18,6 @@ class SampledIds:
 
     ids: Sequence[Sequence[int]] | None
     truncated: Sequence[bool]
-
-
-@dataclass(frozen=True)
-class Computed(Sequence[T]):
-    """A sequence whose items are made anew each time that they are asked for, of the items of another one."""
-
-    of: Sequence[Any]
-    make: Callable[[Any], T]
-
-    def __len__(self) -> int:
-        return len(self.of)
-
-    @overload
-    def __getitem__(self, at: int) -> T: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[T]: ...
-    def __getitem__(self, at: int | slice) -> T | Sequence[T]:
-        return Computed(self.of[at], self.make) if isinstance(at, slice) else self.make(self.of[at])
 
 
 @dataclass(frozen=True)

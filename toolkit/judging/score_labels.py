@@ -10,10 +10,10 @@ from typing import Literal
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.principles import Labelled
 from toolkit.judging.records import preference_by_score
-from toolkit.judging.responses import Computed
 from toolkit.judging.scorers import score
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
 from toolkit.preferences.stored import StoredRows
+from toolkit.storage.lazy import Computed
 
 # Their scores are the rewards of a Bradley-Terry model, so that a difference is a log odds.
 LOG_ODDS = ("rm", "implicit")

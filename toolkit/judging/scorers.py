@@ -14,11 +14,12 @@ from toolkit.errors import RecipeError
 from toolkit.files import module_fingerprint
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, preference_by_score, text_measures
-from toolkit.judging.responses import Computed, PolicyResponses, SampledIds, Scores
+from toolkit.judging.responses import PolicyResponses, SampledIds, Scores
 from toolkit.judging.user_code import function_scores
 from toolkit.models.resolve import resolve
 from toolkit.preferences.gold import gold_rewards
 from toolkit.preferences.rows import Prompt
+from toolkit.storage.lazy import Computed
 
 
 def judge_identity(judge: str) -> list[Any]:

@@ -18,11 +18,12 @@ from toolkit.judging.judge import check_judge, judge_pairs, refuse_silence, sile
 from toolkit.judging.llm import Usage
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.records import Judgement, is_ours, response_hash, write_judgements
-from toolkit.judging.responses import Computed, PolicyResponses
+from toolkit.judging.responses import PolicyResponses
 from toolkit.measure.outputs import JudgedOutputs, SourceOfResponse, outputs_to_judge
 from toolkit.preferences.rows import readable
 from toolkit.preferences.samples import SAMPLES_FILE, SampleTable, places_by_policy, table_samples
 from toolkit.progress import Reporter
+from toolkit.storage.lazy import Computed
 from toolkit.storage.locks import holds_out
 
 

@@ -11,7 +11,6 @@ from toolkit.errors import DataError, RecipeError
 from toolkit.judging.judge import check_judge
 from toolkit.judging.llm import is_language_model
 from toolkit.judging.principles import Labelling, label_rows
-from toolkit.judging.responses import Computed
 from toolkit.judging.score_labels import label_by_scores
 from toolkit.measure.once import once
 from toolkit.measure.options import PromptSelection
@@ -19,6 +18,7 @@ from toolkit.measure.responses import Answered, read_responses
 from toolkit.measure.sampling import PolicySampler, read_prompts, refusals_in, sample
 from toolkit.preferences.rows import PreferenceRow, write_native
 from toolkit.progress import Reporter
+from toolkit.storage.lazy import Computed
 from toolkit.storage.spilled import Spill
 
 

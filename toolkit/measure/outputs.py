@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError, nearest
 from toolkit.judging.battles import plain_prompt
-from toolkit.judging.responses import Computed, PolicyResponses
+from toolkit.judging.responses import PolicyResponses
 from toolkit.measure.responses import prompts_of_run
 from toolkit.preferences.cells import RecordError, excerpt, messages_from, name_cell, prompt_cell, text_cell
 from toolkit.preferences.columns import PROMPTS
@@ -26,6 +26,7 @@ from toolkit.preferences.loading import SourceRecords, read_file
 from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, row_error
 from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, Sample, SampleTable, places_by_policy, table_samples
+from toolkit.storage.lazy import Computed
 from toolkit.storage.spilled import Spill
 
 # (system, prompt's id, response) -> its file and row, None where they are not known

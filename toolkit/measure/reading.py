@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from toolkit.preferences.reading import PreferenceData, read_preferences
 from toolkit.preferences.rows import Comparison as Judged
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample, SampleTable, table_samples
+from toolkit.storage.lazy import Computed, LazySequence
 from toolkit.storage.spilled import Spill
 
 SAMPLE_COLUMNS = ["prompt_id", "policy", "arm", "kind", "response", "response_ids", "truncated", "gold_reward"]
@@ -75,8 +76,8 @@ class EncodedRow:
 
 
 @dataclass(frozen=True)
-class EncodedRows(Sequence[EncodedRow]):
-    """Rows that wait on disk, in this order of their places there. Each is made anew when it is asked for."""
+class EncodedRows(LazySequence[EncodedRow]):
+    """Rows that wait on disk, in this order of their places there."""
 
     stored: Spill
     order: Sequence[int]
@@ -89,13 +90,7 @@ class EncodedRows(Sequence[EncodedRow]):
     def __len__(self) -> int:
         return len(self.order)
 
-    @overload
-    def __getitem__(self, at: int) -> EncodedRow: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[EncodedRow]: ...
-    def __getitem__(self, at: int | slice) -> EncodedRow | Sequence[EncodedRow]:
-        if isinstance(at, slice):
-            return EncodedRows(self.stored, self.order[at])
+    def item(self, at: int) -> EncodedRow:
         fields, tree, truncated, origin, writers, sources = self.stored[self.order[at]]
         prompt_id, prompt, responses, comparisons, gold, source_row, group = fields
         judged = list(map(Judged._make, comparisons))
@@ -113,23 +108,6 @@ def store(row: EncodedRow, stored: Spill) -> int:
 
 
 @dataclass(frozen=True)
-class Trees(Sequence[Tree]):
-    """The token ids of rows."""
-
-    rows: Sequence[EncodedRow]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, at: int) -> Tree: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
-    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
-        return [row.encoded.tree for row in self.rows[at]] if isinstance(at, slice) else self.rows[at].encoded.tree
-
-
-@dataclass(frozen=True)
 class Reading:
     """Rows that fit the limits, the data's first and then those of samples; and counts of what was left out or cut."""
 
@@ -144,7 +122,7 @@ class Reading:
 
     @property
     def trees(self) -> Sequence[Tree]:
-        return Trees(self.rows)
+        return Computed(self.rows, lambda row: row.encoded.tree)
 
     @cached_property
     def comparisons(self) -> list[Comparison]:

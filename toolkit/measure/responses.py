@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.evals.distinct import equals
-from toolkit.judging.responses import Computed
 from toolkit.measure.options import PromptSelection
 from toolkit.preferences import formats, splits
 from toolkit.preferences.cells import RecordError, name_cell, prompt_cell, texts_cell
@@ -23,6 +22,7 @@ from toolkit.preferences.samples import SAMPLES_FILE, SampleTable, table_samples
 from toolkit.preferences.stored import StoredRows
 from toolkit.preferences.tables import from_parquet
 from toolkit.preferences.views import RowsAt
+from toolkit.storage.lazy import Computed
 from toolkit.storage.spilled import Spill
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from toolkit.errors import DataError
 from toolkit.evals.distinct import equals
-from toolkit.judging.responses import Computed
 from toolkit.measure.outputs import output_columns, output_of
 from toolkit.measure.responses import prompts_of_run
 from toolkit.preferences import formats
@@ -26,6 +25,7 @@ from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import PreferenceRow, Prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, SampleTable, is_samples, table_samples
 from toolkit.preferences.stored import StoredRows
+from toolkit.storage.lazy import Computed
 from toolkit.storage.spilled import Spill
 
 # (row, prompt, response, group)

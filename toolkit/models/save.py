@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.files import read_json, write_json
+from toolkit.models.merged import merged
 from toolkit.models.resolve import TRAINING_RECORD_FILE
 from toolkit.models.sharding import full_state, is_sharded, written_elsewhere
 
@@ -21,7 +22,7 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path,
     Of a sharded model all processes call it, and the main one writes.
     """
     if isinstance(model, PeftModel):
-        model = model.float().merge_and_unload()
+        model = merged(model.float())
     # Whoever loads a reward model on these weights finds the end of a row by the padding.
     model.config.pad_token_id = tokenizer.pad_token_id
     _save(model, tokenizer, folder, dtype)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import overload
+from collections.abc import Iterable
 
 from toolkit.models.encoding import Tree
+from toolkit.storage.lazy import LazySequence
 from toolkit.storage.spilled import Spill
 
 
-class StoredTrees(Sequence[Tree]):
-    """Trees in their order. Each is made anew when it is asked for.
+class StoredTrees(LazySequence[Tree]):
+    """Trees in their order.
 
     >>> trees = StoredTrees(Tree([k], [[2]]) for k in (5, 6))
     >>> trees[1], len(trees), list(trees[:1])
@@ -25,11 +25,5 @@ class StoredTrees(Sequence[Tree]):
     def __len__(self) -> int:
         return len(self._stored)
 
-    @overload
-    def __getitem__(self, at: int) -> Tree: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
-    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
-        if isinstance(at, slice):
-            return [Tree(*self._stored[place]) for place in range(len(self))[at]]
+    def item(self, at: int) -> Tree:
         return Tree(*self._stored[at])

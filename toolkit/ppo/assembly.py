@@ -19,6 +19,7 @@ from toolkit.engine.reward_model import load_scorer
 from toolkit.errors import ModelError, RecipeError
 from toolkit.models.inspect import backbone, disable_dropout, inner, torch_dtype
 from toolkit.models.load import load_policy, load_reward_model, trainable
+from toolkit.models.merged import merged
 from toolkit.models.resolve import ModelRef, resolve, resolve_base
 from toolkit.models.reward_head import RewardHead, reward_head
 from toolkit.models.sharding import loading_device
@@ -140,7 +141,7 @@ def _as_critic(reward: ModelRef, policy: Any, tokenizer: PreTrainedTokenizerBase
     model: Any = load_reward_model(reward, section)
     if not same_architecture(model, policy):
         return None
-    model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    model = merged(model)
     if model.score.out_features > 1:  # heads of several annotators: the critic's is their mean
         model.score, model.config.num_labels = linear_head(model.score.weight.mean(0, keepdim=True)), 1
     return model.to(loading_device())
@@ -402,7 +403,7 @@ def _reward_models(reward: Any) -> Iterator[Any]:
 def _load_whole_classifier(ref: ModelRef) -> tuple[Any, float]:
     """A reward model or critic in fp32, its adapter merged, and the mean that is subtracted from what it gives."""
     model: Any = load_reward_model(ref, ModelSection(dtype="float32"))
-    return (model.merge_and_unload() if isinstance(model, PeftModel) else model), reward_head(ref.path).mean
+    return merged(model), reward_head(ref.path).mean
 
 
 def _critic_from_reward(
@@ -433,8 +434,7 @@ def new_critic(policy: Any) -> Any:
 
     Raises ModelError where transformers has none for this architecture.
     """
-    whole = copy.deepcopy(policy)
-    whole = whole.merge_and_unload() if isinstance(whole, PeftModel) else whole
+    whole = merged(copy.deepcopy(policy))
     config = copy.deepcopy(whole.config)
     config.num_labels = 1
     classifier: Any = AutoModelForSequenceClassification

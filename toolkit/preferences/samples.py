@@ -7,12 +7,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from toolkit.errors import DataError, DuelError, StoreError
 from toolkit.files import table_columns, table_rows, write_row_groups
 from toolkit.preferences.cells import excerpt
 from toolkit.storage.integrity import refuse_changed
+from toolkit.storage.lazy import LazySequence
 from toolkit.storage.spilled import Spill
 
 _log = logging.getLogger(__name__)
@@ -128,8 +129,8 @@ def table_samples(
         yield _sample(row, f"{file}, row {number}", error, fix)
 
 
-class SampleTable(Sequence[Sample]):
-    """Samples that wait on disk. Each is made anew when it is asked for."""
+class SampleTable(LazySequence[Sample]):
+    """Samples that wait on disk."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         self._stored = Spill()
@@ -139,13 +140,7 @@ class SampleTable(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._stored)
 
-    @overload
-    def __getitem__(self, at: int) -> Sample: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, at: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(at, slice):
-            return [Sample(*self._stored[place]) for place in range(len(self))[at]]
+    def item(self, at: int) -> Sample:
         return Sample(*self._stored[at])
 
 

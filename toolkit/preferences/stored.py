@@ -12,7 +12,7 @@ from toolkit.storage.spilled import Spill
 
 
 class StoredRows(Rows):
-    """Rows in the order in which they were added. A row is made anew each time that it is asked for.
+    """Rows in the order in which they were added.
 
     ``add`` takes the rows of the source as well where each of its responses is first. ``records`` are what the rows of
     the source say, each (row of the source, prompt, responses, comparisons, gold); ``add_record`` takes one of them as
@@ -80,7 +80,7 @@ class StoredRows(Rows):
     def __len__(self) -> int:
         return len(self._places)
 
-    def row(self, at: int) -> PreferenceRow:
+    def item(self, at: int) -> PreferenceRow:
         number, prompt, responses, comparisons, gold, *_ = self._values(at)
         judged = [Comparison(*comparison) for comparison in comparisons]
         group = self._names[self._group_of[at]]

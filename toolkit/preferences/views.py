@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar, cast, overload
+from typing import TypeVar, cast
 
 from toolkit.preferences.rows import PreferenceRow, Prompt
+from toolkit.storage.lazy import LazySequence
 
 Item = TypeVar("Item")
 
@@ -21,11 +22,8 @@ def first_responses(row: PreferenceRow, n: int) -> PreferenceRow:
     return replace(row, responses=row.responses[:n], comparisons=comparisons, gold=gold)
 
 
-class Rows(Sequence[PreferenceRow]):
+class Rows(LazySequence[PreferenceRow]):
     """Rows that are made anew each time that they are asked for."""
-
-    @abstractmethod
-    def row(self, at: int) -> PreferenceRow: ...
 
     @abstractmethod
     def prompt(self, at: int) -> Prompt:
@@ -34,15 +32,8 @@ class Rows(Sequence[PreferenceRow]):
     @abstractmethod
     def prompt_id(self, at: int) -> str: ...
 
-    @overload
-    def __getitem__(self, at: int) -> PreferenceRow: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[PreferenceRow]: ...
-    def __getitem__(self, at: int | slice) -> PreferenceRow | Sequence[PreferenceRow]:
-        return RowsAt(self, range(len(self))[at]) if isinstance(at, slice) else self.row(at)
-
-    def __iter__(self) -> Iterator[PreferenceRow]:
-        return map(self.row, range(len(self)))
+    def part(self, places: range) -> Rows:
+        return RowsAt(self, places)
 
 
 def prompt_of(rows: Sequence[PreferenceRow], at: int) -> Prompt:
@@ -69,7 +60,7 @@ class RowsAt(Rows):
     def __len__(self) -> int:
         return len(self.places)
 
-    def row(self, at: int) -> PreferenceRow:
+    def item(self, at: int) -> PreferenceRow:
         row = self.rows[self.places[at]]
         if self.max_responses is not None and len(row.responses) > self.max_responses:
             return first_responses(row, self.max_responses)

@@ -224,7 +224,10 @@ class ReportSection(Section):
     title: str | None = Field(
         None, description="Title of the page; null names data, model and seed, which stand below any other title."
     )
-    max_samples: PositiveInt = Field(500, description="Largest number of held-out prompts whose samples are shown.")
+    max_samples: PositiveInt = Field(
+        500,
+        description="Largest number of held-out prompts whose samples are shown; fewer where the page would pass 6 MB.",
+    )
 
 
 class Recipe(Section):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from toolkit.report import provenance, sample_browser, several
 from toolkit.report.reading import Run, read_live, read_runs
 from toolkit.report.render import render
 from toolkit.report.views import View, view_of
 
+LARGEST = 6_000_000  # bytes of a page that samples may fill
+
 
 def build(run_folders: Sequence[Path], *, title: str | None, max_samples: int) -> str:
-    """The page of one run, or of several. ``max_samples`` prompts are shown with their samples.
+    """The page of one run, or of several. ``max_samples`` prompts at most are shown with their samples.
+
+    There are fewer where the page would be larger than :data:`LARGEST` otherwise.
 
     The page makes no request: scripts, styles and data are inside, about 4.8 MB of it plotly.js.
 
@@ -41,14 +47,11 @@ def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str 
     drawn = several.figures_by_section(views)
     training = several.training_of(views)
     views = several.with_common_figures(views)
-    browser = sample_browser.browser(runs, max_samples)
-    subjects = [provenance.subject(run) for run in runs]
-    if title is None and len(runs) == 1 and subjects[0]:
-        title, subjects = f"DPO and RM + PPO on {subjects[0]}", []
-    return render(
+    title, subjects = _heading(runs, title)
+    without_samples = partial(
+        render,
         "page.html.j2",
-        title=title or f"{_named([run.name for run in runs])}: RM + PPO against DPO",
-        sections=sections + ([("samples", "Samples")] if browser is not None else []),
+        title=title,
         drawn=drawn,
         training=training,
         figures=[
@@ -58,14 +61,33 @@ def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str 
         ],
         live=live,
         has_rft=any(row["policy"] == "rft" for run in runs for row in run.results["policies"]),
-        samples=browser,
-        subjects=list(dict.fromkeys(filter(None, subjects))),
+        subjects=subjects,
         views=views,
         run_keys=several.run_keys(views),
         summaries=several.summaries(runs),
         between=between,
-        browser=browser,
     )
+
+    def page(browser: dict[str, Any] | None) -> str:
+        shown = sections + ([("samples", "Samples")] if browser is not None else [])
+        return without_samples(sections=shown, samples=browser, browser=browser)
+
+    browser = sample_browser.browser(runs, max_samples)
+    html = page(browser)
+    excess = len(html.encode()) - LARGEST
+    if browser is not None and excess > 0:
+        html = page(sample_browser.browser(runs, sample_browser.n_rows_less(browser, excess)))
+    return html
+
+
+def _heading(runs: Sequence[Run], title: str | None) -> tuple[str, list[str]]:
+    """The title, and what stands below it: a single run is called as its recipe says."""
+    subjects = list(dict.fromkeys(filter(None, map(provenance.subject, runs))))
+    if title is None and len(runs) == 1:
+        title = runs[0].recipe.get("report", {}).get("title")
+        if title is None and subjects:
+            return f"DPO and RM + PPO on {subjects[0]}", []
+    return title or f"{_named([run.name for run in runs])}: RM + PPO against DPO", subjects
 
 
 def _named(runs: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,16 @@ def browser(runs: Sequence[Run], max_samples: int) -> dict[str, Any] | None:
         "flags": {flag: sum(flag in row["flags"] for row in rows) for flag in FLAGS},
         "gold": any(run.has_gold for run in runs),
     }
+
+
+def n_rows_less(browser: dict[str, Any], n_bytes: int) -> int:
+    """How many of a browser's rows remain, at least 1, where the last ones are left out that have so many bytes."""
+    rows = browser["rows"]
+    n = len(rows)
+    while n > 1 and n_bytes > 0:
+        n -= 1
+        n_bytes -= len(json.dumps(rows[n], ensure_ascii=False, separators=(",", ":")).encode())
+    return n
 
 
 def _columns(number: int, run: Run) -> list[Column]:

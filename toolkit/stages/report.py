@@ -7,12 +7,10 @@ from typing import Any
 
 from toolkit.files import write_text
 from toolkit.progress import Reporter
-from toolkit.report.page import page_of
+from toolkit.report.page import LARGEST, page_of
 from toolkit.report.reading import RunFiles, read_files
 from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, RESULTS_FILE
 from toolkit.stages.contexts import ReportContext
-
-LARGE_BYTES = 6_000_000
 
 
 def run(context: ReportContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
@@ -30,6 +28,6 @@ def run(context: ReportContext, inputs: dict[str, Path], out: Path, reporter: Re
     page = page_of([read_files(files, context.name)], context.report.title, context.report.max_samples)
     write_text(out / "report.html", page)
     size = len(page.encode())
-    if size > LARGE_BYTES:
-        reporter.line(f"the report is {size / 1e6:.1f} MB: lower report.max_samples for a smaller one")
+    if size > LARGEST:
+        reporter.line(f"the report is {size / 1e6:.1f} MB, even with the samples of a single prompt")
     return {"tokens": 0}

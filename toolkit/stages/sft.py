@@ -16,6 +16,7 @@ from toolkit.errors import DivergedError
 from toolkit.models.encoding import Tree, text_encoder
 from toolkit.models.inspect import torch_dtype
 from toolkit.models.load import load_policy, trainable
+from toolkit.models.merged import merged
 from toolkit.models.resolve import resolve
 from toolkit.models.save import merge_and_save
 from toolkit.models.sharding import gathered, placed
@@ -50,7 +51,7 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
     check_vocabulary(policy.get_input_embeddings().weight.shape[0], tokenizer, ref.spec)
     if ref.kind == "adapter":
         # The reference of both arms is the model with this adapter, and not the base below it.
-        policy = policy.merge_and_unload()
+        policy = merged(policy)
     if not section.enabled:
         if distributed.main_process():
             merge_and_save(policy, tokenizer, out / "model", dtype)

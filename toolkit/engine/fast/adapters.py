@@ -14,8 +14,6 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from toolkit.engine.fast.transforms import transforms_active
-
 # Their weights are zero where a new adapter changes nothing yet.
 UP_PROJECTIONS = ("lora_B", "lora_embedding_B")
 
@@ -67,7 +65,7 @@ class _FusedLoraLinear(LoraLinear):
             and all(map(_is_bare, (base, dropout, self.lora_A[names[0]], self.lora_B[names[0]])))
             and getattr(dropout, "p", 0.0) == 0.0
             and not any(weight.requires_grad for weight in base.parameters())
-            and not transforms_active()
+            and not _transforms_active()
         )
 
 
@@ -81,6 +79,15 @@ def _is_bare(module: nn.Module) -> bool:
     return "forward" not in vars(module) and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def _transforms_active() -> bool:
+    """Whether torch.func transforms, or torch.jit.trace records, what is computed.
+
+    The former ask an ``autograd.Function`` for further methods, and a trace that has one cannot be saved.
+    """
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch._C._are_functorch_transforms_active()
 
 
 class _LoraProduct(torch.autograd.Function):

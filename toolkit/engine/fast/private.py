@@ -48,7 +48,7 @@ PRIVATE = (
     PrivateNames(
         "torch._C",
         ("_are_functorch_transforms_active",),
-        "engine/fast/transforms.py",
+        "engine/fast/adapters.py",
         "torch.func takes torch's own operations",
     ),
     PrivateNames(

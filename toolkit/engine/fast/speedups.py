@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from toolkit.engine.fast import adapters, attention, unembedding
+from toolkit.engine.fast import adapters, attention
 from toolkit.engine.fast.growing_cache import GrowingLayer
 
 # The attentions of the models that were loaded, for the record of what a stage computed with.
@@ -35,7 +35,6 @@ def install(model: Any, *, replace_attention: bool = False) -> Any:
     if replace_attention and attention.supports_grouped_query(model):
         model.set_attn_implementation(attention.GROUPED_QUERY)
     adapters.fuse_lora_layers(model)
-    unembedding.split_unembedding(model)
     ATTENTIONS.add(attention.name_of(model))
     return model
 

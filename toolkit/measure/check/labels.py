@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import overload
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from toolkit.measure.check.stored import CheckedRow, CheckedRows
 from toolkit.measure.check.tokens import winners
 from toolkit.preferences import splits
 from toolkit.preferences.rows import canonical_prompt, readable
+from toolkit.storage.lazy import LazySequence
 
 FIRST, SECOND, NAMED = 1, 2, 4  # of a judgement: which of the two texts won, in their order; who judged has a name
 
@@ -188,7 +188,7 @@ class Annotators:
 
 
 @dataclass(frozen=True)
-class _Units(Sequence[Mapping[str, float]]):
+class _Units(LazySequence[Mapping[str, float]]):
     """Of each pair every annotator's preference for the first of its texts, one pair after the other.
 
     ``ends`` are those of the pairs among the judgements, with 0 before them.
@@ -203,14 +203,7 @@ class _Units(Sequence[Mapping[str, float]]):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    @overload
-    def __getitem__(self, at: int) -> Mapping[str, float]: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Mapping[str, float]]: ...
-    def __getitem__(self, at: int | slice) -> Mapping[str, float] | Sequence[Mapping[str, float]]:
-        if isinstance(at, slice):
-            return [self[k] for k in range(len(self))[at]]
-        at = range(len(self))[at]
+    def item(self, at: int) -> Mapping[str, float]:
         start, end = self.ends[at], self.ends[at + 1]
         named = [self.names[k] for k in self.named[start:end]]
         return dict(zip(named, self.preferences[start:end], strict=True))

@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from toolkit.evals.distinct import first_of_equals
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, canonical_prompt
 from toolkit.preferences.splits import Pair, pairs
+from toolkit.storage.lazy import LazySequence
 from toolkit.storage.spilled import Spill
 
 ROWS_AT_ONCE = 4096  # that are in memory
@@ -51,8 +51,8 @@ def texts_of(prompt: Prompt, responses: Sequence[str]) -> list[str]:
     return [*([prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]), *responses]
 
 
-class CheckedRows(Sequence[CheckedRow]):
-    """Rows in the order of the source. A row is made anew each time that it is asked for; numbers are in memory.
+class CheckedRows(LazySequence[CheckedRow]):
+    """Rows in the order of the source. They wait on disk; numbers are in memory.
 
     ``numbers`` are those of the rows in the source. ``keys`` and ``groups`` have a hash of each row's prompt and of its
     group, 0 for none.
@@ -97,21 +97,11 @@ class CheckedRows(Sequence[CheckedRow]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, at: int) -> CheckedRow: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[CheckedRow]: ...
-    def __getitem__(self, at: int | slice) -> CheckedRow | Sequence[CheckedRow]:
-        return [self._row(k) for k in range(len(self))[at]] if isinstance(at, slice) else self._row(at)
-
-    def __iter__(self) -> Iterator[CheckedRow]:
-        return map(self._row, range(len(self)))
-
-    def _row(self, at: int) -> CheckedRow:
+    def item(self, at: int) -> CheckedRow:
         prompt, responses, comparisons, changed = self._stored[at]
         texts = texts_of(prompt, responses) if changed is None else changed
         judged = list(map(Comparison._make, comparisons))
-        return CheckedRow(range(len(self))[at], self._numbers[at], prompt, responses, judged, texts)
+        return CheckedRow(at, self._numbers[at], prompt, responses, judged, texts)
 
     def prompt(self, at: int) -> Prompt:
         """The prompt of a row."""
@@ -123,7 +113,7 @@ class CheckedRows(Sequence[CheckedRow]):
         rows: list[CheckedRow] = []
         n_characters = 0
         for place in places:
-            rows.append(row := self._row(place))
+            rows.append(row := self.item(place))
             n_characters += sum(map(len, row.texts))
             if len(rows) == ROWS_AT_ONCE or n_characters >= CHARACTERS_AT_ONCE:
                 yield rows

@@ -1,0 +1,56 @@
+"""A merged model computes what its adapter did, on disk too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.small_models import adapter
+from transformers import AutoModelForCausalLM
+
+from toolkit.models.merged import merged
+from toolkit.models.save import merge_and_save
+
+IDS = torch.tensor([[5, 9, 30, 77, 100]])
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=IDS).logits
+    return found
+
+
+TIED = [
+    {"target_modules": ["q_proj", "lm_head"]},
+    {"target_modules": ["q_proj", "embed_tokens"]},
+    {"target_modules": ["embed_tokens", "lm_head"]},
+    {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # of adapters on tied layers, which this is about
+@pytest.mark.parametrize("more", TIED, ids=["head", "embedding", "both", "whole head", "whole embedding"])
+def test_an_adapter_of_one_tied_layer_does_not_change_the_other(
+    new_tiny: Callable[[], Any], tokenizer: Any, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    bare = new_tiny()
+    assert bare.config.tie_word_embeddings and bare.lm_head.weight is bare.model.embed_tokens.weight
+    policy = adapter(bare, **more)
+    expected = logits(policy)
+    merge_and_save(policy, tokenizer, tmp_path, torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=1e-4)
+    assert float((expected - logits(new_tiny())).abs().max()) > 0.1
+
+
+def test_tied_layers_that_no_adapter_changes_stay_tied(new_tiny: Callable[[], Any]) -> None:
+    policy = adapter(new_tiny(), target_modules=["q_proj"])
+    expected = logits(policy)
+    whole = merged(policy)
+    assert whole.config.tie_word_embeddings and whole.lm_head.weight is whole.model.embed_tokens.weight
+    torch.testing.assert_close(logits(whole), expected, rtol=0, atol=1e-4)
+    assert merged(whole) is whole
