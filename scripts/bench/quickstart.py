@@ -7,10 +7,11 @@ The work is that of recipes/quickstart.yaml up to the evaluation: SFT, a reward 
 recipe's stages. ``trl`` runs SFTTrainer, RewardTrainer, PPOTrainer and DPOTrainer. Each is one process, and they take
 turns.
 
-The same for both: the model in bf16, LoRA of rank 16 on all linear layers, the token ids of the recipe's training
-prompts and responses, optimiser, schedule and number of steps. A ranking of 4 responses is up to 6 pairs of TRL's
-(fewer where labels tie), so its batch has the pairs of duel's 4 rankings. PPO has as many episodes, inner epochs and
-minibatches. With fewer prompts than the recipe's there are fewer episodes in proportion.
+The same for both: the model in the precision that this processor is fast in, LoRA of rank 16 on all linear layers, the
+token ids of the recipe's training prompts and responses, optimiser, schedule and number of steps. A ranking of 4
+responses is up to 6 pairs of TRL's (fewer where labels tie), so its batch has the pairs of duel's 4 rankings. PPO has
+as many episodes, inner epochs and minibatches. With fewer prompts than the recipe's there are fewer episodes in
+proportion.
 
 Timed on both sides: a stage's loading of models, its training, and writing what the next stage reads. Not timed:
 imports, the data stage, and the conversion of the base model. Left as each side does it: duel's reward model is
@@ -104,6 +105,7 @@ def summary(turns: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 def prepare(folder: Path, model: str, n_prompts: int) -> dict[str, Any]:
     """Run the data stage, and write what TRL trains on into ``plan.json``: token ids, and each trainer's settings."""
+    from toolkit.engine.fast.processor import fastest_dtype
     from toolkit.models.encoding import text_encoder
     from toolkit.models.resolve import resolve
     from toolkit.models.tokenizer import load_tokenizer
@@ -121,6 +123,7 @@ def prepare(folder: Path, model: str, n_prompts: int) -> dict[str, Any]:
     episodes = standard.ppo.total_episodes * n_prompts / standard.data.train_prompts
     settings = {
         "model.name": model,
+        "model.dtype": fastest_dtype(),
         "data.train_prompts": n_prompts,
         "ppo.per_device_train_batch_size": rollout * samples,
         "ppo.total_episodes": max(1, round(episodes / (rollout * samples))) * rollout * samples,
@@ -143,6 +146,7 @@ def prepare(folder: Path, model: str, n_prompts: int) -> dict[str, Any]:
     plan = {
         "settings": settings,
         "model": ref.path,
+        "dtype": recipe.model.dtype,
         "eos_token": tokenizer.decode([tokenizer.eos_token_id]),
         "pad_token": tokenizer.decode([tokenizer.pad_token_id]),
         "lora": recipe.model.lora.model_dump(),
@@ -276,11 +280,11 @@ def tokenizer_of(plan: dict[str, Any]) -> Any:
     return AutoTokenizer.from_pretrained(plan["model"], eos_token=plan["eos_token"], pad_token=plan["pad_token"])
 
 
-def policy_from(folder: str | Path) -> Any:
+def policy_from(folder: str | Path, plan: dict[str, Any]) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, plan["dtype"]))
 
 
 def classifier_from(folder: str | Path, plan: dict[str, Any]) -> Any:
@@ -289,7 +293,7 @@ def classifier_from(folder: str | Path, plan: dict[str, Any]) -> Any:
 
     pad_id = tokenizer_of(plan).pad_token_id
     return AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, pad_token_id=pad_id, dtype=torch.bfloat16
+        folder, num_labels=1, pad_token_id=pad_id, dtype=getattr(torch, plan["dtype"])
     )
 
 
@@ -323,7 +327,7 @@ def trl_sft(plan: dict[str, Any], work: Path) -> None:
         rows.append({"input_ids": prompt + response, "completion_mask": [0] * len(prompt) + [1] * len(response)})
     arguments = plan["arguments"]["sft"]
     trainer = SFTTrainer(
-        model=policy_from(plan["model"]),
+        model=policy_from(plan["model"], plan),
         args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer_of(plan),
@@ -357,7 +361,7 @@ def trl_ppo(plan: dict[str, Any], work: Path) -> None:
     trainer = ppo.peer_trainer(
         tokenizer_of(plan),
         {**plan["arguments"]["ppo"], **plan["ppo"]},
-        policy_from(work / "sft-model"),
+        policy_from(work / "sft-model", plan),
         [classifier_from(work / "reward-model", plan) for _ in range(2)],
         prompts,
         adapter(plan, "CAUSAL_LM"),
@@ -373,7 +377,7 @@ def trl_dpo(plan: dict[str, Any], work: Path) -> None:
 
     arguments = plan["arguments"]["dpo"]
     trainer = DPOTrainer(
-        model=policy_from(work / "sft-model"),
+        model=policy_from(work / "sft-model", plan),
         args=DPOConfig(**arguments, max_length=None, beta=plan["beta"]),
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),  # it insists on text
         processing_class=tokenizer_of(plan),
