@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from toolkit.progress import Reporter
 from toolkit.recipe.schema import ReportSection
 from toolkit.report import plots, provenance, reading, tables
 from toolkit.report.names import policy_name
+from toolkit.report.page import page_of
+from toolkit.report.render import embedded
 from toolkit.stages import report as report_stage
 from toolkit.stages.contexts import ReportContext
 
@@ -412,7 +414,7 @@ def test_damaged_files_are_named(copy, name, content, message):
     assert name in caught.value.where
 
 
-def test_the_stage_writes_the_page(run, tmp_path, capsys, monkeypatch):
+def test_the_stage_writes_the_page(run, tmp_path, capsys):
     context = ReportContext(name="smoke", report=ReportSection(title="A <title>", max_samples=4))
     names = ("data", "sft", "reward_model", "ppo", "dpo", "evaluate", "results.json", "manifest.json")
     inputs = {name: run / name for name in (*names, "recipe.resolved.yaml")}
@@ -422,7 +424,7 @@ def test_the_stage_writes_the_page(run, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-def test_a_page_has_the_samples_that_fit_into_its_size(run, monkeypatch, capsys, tmp_path):
+def test_a_page_has_the_samples_that_fit_into_its_size(run, monkeypatch):
     whole = build(run)
     rows = data_of(whole, "sample-data")["rows"]
     assert len(rows) == 24
@@ -434,3 +436,16 @@ def test_a_page_has_the_samples_that_fit_into_its_size(run, monkeypatch, capsys,
     assert len(build(run).encode()) <= half and 2 <= len(data_of(build(run), "sample-data")["rows"]) < 23
     monkeypatch.setattr("toolkit.report.page.LARGEST", 1000)
     assert data_of(build(run), "sample-data")["rows"] == rows[:1]
+
+
+@pytest.mark.parametrize("response", ["plain", "<p>&" * 200, "\u8a9e" * 200])
+def test_samples_count_with_the_bytes_that_they_take_on_the_page(run, monkeypatch, response):
+    [loaded] = reading.read_runs([run])
+    loaded.samples[:] = [replace(sample, response=response) for sample in loaded.samples]
+    whole = page_of([loaded], None, 500)
+    rows = data_of(whole, "sample-data")["rows"]
+    largest = len(whole.encode()) - sum(len(embedded(row).encode()) for row in rows[-3:])
+    monkeypatch.setattr("toolkit.report.page.LARGEST", largest)
+    html = page_of([loaded], None, 500)
+    # One more than these three: that it has the first of them only is said on the page, too.
+    assert len(html.encode()) <= largest and data_of(html, "sample-data")["rows"] == rows[:-4]

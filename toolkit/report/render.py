@@ -75,13 +75,13 @@ def render(
         sections=sections,
         palette=PALETTE,
         live=live,
-        # These are our own files. What a model or a data set wrote goes through autoescape or _embed.
+        # These are our own files. What a model or a data set wrote goes through autoescape or embedded.
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         live_script=Markup((HERE / "live.js").read_text(encoding="utf-8")) if live is not None else "",
         plotly=Markup(plotly_script()) if drawn and live is None else "",
-        figures=_embed({"figures": drawn, "palette": PALETTE}),
-        samples=_embed(samples) if samples else "",
+        figures=embedded({"figures": drawn, "palette": PALETTE}),
+        samples=embedded(samples) if samples else "",
         **values,
     )
 
@@ -102,7 +102,7 @@ def is_page(path: Path) -> bool:
         return b'<meta name="generator" content="duel">' in file.read(1000)
 
 
-def _embed(value: object) -> Markup:
+def embedded(value: object) -> Markup:
     """JSON that can neither end the script element around it nor open a comment in it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from toolkit.evals.summary import grouped
 from toolkit.preferences.samples import Sample, by_policy, by_prompt
 from toolkit.report.names import arm_of, policy_name
 from toolkit.report.reading import Run
+from toolkit.report.render import embedded
 
 FLAGS = ("rewards", "gold", "judges", "truncated")
 _ORDER = {"rm_ppo": 0, "dpo": 1, "sft": 2, "base": 3}
@@ -96,12 +96,13 @@ def browser(runs: Sequence[Run], max_samples: int) -> dict[str, Any] | None:
 
 
 def n_rows_less(browser: dict[str, Any], n_bytes: int) -> int:
-    """How many of a browser's rows remain, at least 1, where the last ones are left out that have so many bytes."""
+    """How many of a browser's rows remain, at least 1, where the last ones are left out that take so many bytes of the
+    page."""
     rows = browser["rows"]
     n = len(rows)
     while n > 1 and n_bytes > 0:
         n -= 1
-        n_bytes -= len(json.dumps(rows[n], ensure_ascii=False, separators=(",", ":")).encode())
+        n_bytes -= len(embedded(rows[n]).encode())
     return n
 
 
