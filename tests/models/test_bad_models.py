@@ -251,3 +251,12 @@ def test_a_model_and_a_tokenizer_that_name_no_end(tiny_ref: ModelRef, new_tiny: 
     tokenizer.chat_template = None  # which would name the token that closes a turn
     policy.generation_config.eos_token_id = None
     refused(lambda: eos_ids(policy, tokenizer), "end of text", fix=False)
+
+
+@pytest.mark.parametrize("layers", [["lm_head"], ["nothing"], ["input_layernorm"], "a(b"])
+def test_layers_that_get_no_adapter(tiny_ref: ModelRef, layers: list[str] | str) -> None:
+    lora = Lora(r=2, target_modules=layers)
+    reward_model = new_reward_model(tiny_ref, ModelSection(name="tiny", dtype="float32", lora=lora), 0, 0)
+    with pytest.raises(ModelError, match="LlamaForSequenceClassification has no layers .* that take an adapter") as got:
+        trainable(reward_model, lora, task="SEQ_CLS", modules_to_save=["score"])
+    assert got.value.where == "model.lora.target_modules"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -245,14 +246,21 @@ def trainable(model: Any, lora: Lora | None, *, task: str, modules_to_save: list
     """Make a model trainable: with a LoRA adapter on frozen weights, or without ``lora`` all weights, in fp32.
 
     A model that comes with an adapter goes on training that one. ``task`` and ``modules_to_save`` (heads that train in
-    full) are peft's.
+    full) are peft's. Raises ModelError where no layer gets an adapter.
     """
     assert not is_sharded(model)  # its optimiser would get other weights than those that it computes with
     if lora is None:
         return model.float().requires_grad_(True)
     if isinstance(model, PeftModel):
         return _go_on(model)
-    adapted = get_peft_model(model, lora_config(lora, task=task, modules_to_save=modules_to_save))
+    try:
+        adapted = get_peft_model(model, lora_config(lora, task=task, modules_to_save=modules_to_save))
+    except (ValueError, re.error) as error:  # layers that the model lacks or peft has no adapter for; no expression
+        raise ModelError(
+            f"{type(model).__name__} has no layers {lora.target_modules!r} that take an adapter",
+            where="model.lora.target_modules",
+            fix="all-linear, or linear layers that the policy and the reward model have, such as [q_proj, v_proj]",
+        ) from error
     for weight in adapted.parameters():
         # peft keeps the adapters in fp32, but not the heads that train in full.
         if weight.requires_grad:
