@@ -11,6 +11,7 @@ import torch
 from support.small_models import adapter
 from transformers import AutoModelForCausalLM
 
+from toolkit.errors import ModelError
 from toolkit.models.merged import merged
 from toolkit.models.save import merge_and_save
 
@@ -45,6 +46,13 @@ def test_an_adapter_of_one_tied_layer_does_not_change_the_other(
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=1e-4)
     assert float((expected - logits(new_tiny())).abs().max()) > 0.1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_an_adapter_that_peft_leaves_in_the_model_is_refused(new_tiny: Callable[[], Any]) -> None:
+    policy = adapter(new_tiny(), target_modules=["lm_head"], trainable_token_indices=[5, 9])
+    with pytest.raises(ModelError, match="cannot merge the adapter of 'lm_head.token_adapter'"):
+        merged(policy)
 
 
 def test_tied_layers_that_no_adapter_changes_stay_tied(new_tiny: Callable[[], Any]) -> None:

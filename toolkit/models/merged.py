@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from toolkit.engine.fast.adapters import lora_layers
+from toolkit.errors import ModelError
 
 
 def merged(model: Any) -> Any:
     """The model with its adapter in its weights; a model without one as it is.
 
     An unembedding and an embedding that share their weights become two where the adapter changes one of them: peft
-    would change the other one with it.
+    would change the other one with it. Raises ModelError where peft cannot merge a layer.
     """
     if not isinstance(model, PeftModel):
         return model
@@ -25,6 +27,13 @@ def merged(model: Any) -> Any:
         bare: Any = head.get_base_layer() if head in adapted else head
         bare.weight = nn.Parameter(bare.weight.detach().clone(), requires_grad=False)
     whole: Any = model.merge_and_unload()
+    # peft says nothing of layers that it leaves as they are.
+    if unmerged := [name for name, module in whole.named_modules() if isinstance(module, BaseTunerLayer)]:
+        raise ModelError(
+            f"peft cannot merge the adapter of {unmerged[0]!r} into its weights",
+            where=model.name_or_path or type(whole).__name__,
+            fix="an adapter of one kind on each layer: no trainable_token_indices beside a LoRA of a tied lm_head",
+        )
     head = whole.get_output_embeddings()
     if head is not None and head.weight is not whole.get_input_embeddings().weight:
         whole.config.tie_word_embeddings = False  # else loading would tie them again
