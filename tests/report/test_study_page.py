@@ -196,6 +196,11 @@ def test_a_folder_is_read_and_damage_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "pilot", CASES["equal"]())
     assert "<title>Study pilot: RM + PPO against DPO</title>" in build_study(folder)
     assert "<title>Mine</title>" in build_study(folder, title="Mine")
+    for report, title in (({}, "Study seven: RM + PPO against DPO"), ({"title": "Ours"}, "Ours")):
+        made = CASES["equal"]() | {"recipe": {"name": "seven", "report": report}}
+        (folder / "study.json").write_text(json.dumps(made))
+        assert f"<title>{title}</title>" in build_study(folder)
+        assert "<title>Mine</title>" in build_study(folder, title="Mine")
     for change in ({"schema_version": 99}, {"gap": None}):
         made = CASES["equal"]() | change
         if made["gap"] is None:

@@ -63,8 +63,15 @@ def build_study(folder: Path, *, title: str | None = None, live: str | None = No
     Raises:
         StoreError: the folder's ``study.json`` cannot be read.
     """
-    title = title or f"Study {folder.resolve().name}: RM + PPO against DPO"
-    return study_page(read_study_document(folder), title, live)
+    document = read_study_document(folder)
+    return study_page(document, title or study_title(document, folder), live)
+
+
+def study_title(document: Mapping[str, Any], folder: Path) -> str:
+    """The title that the study's recipe says, or one of its name; of a table without a recipe, the folder's name."""
+    recipe = document["recipe"] or {}
+    name = recipe.get("name") or folder.resolve().name
+    return recipe.get("report", {}).get("title") or f"Study {name}: RM + PPO against DPO"
 
 
 def study_page(document: Mapping[str, Any], title: str, live: str | None = None) -> str:

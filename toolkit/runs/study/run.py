@@ -23,7 +23,7 @@ from toolkit.models.remote_code import remote_code
 from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter, RunLog
 from toolkit.recipe.files import resolved_yaml
-from toolkit.report.study_page import study_page
+from toolkit.report.study_page import study_page, study_title
 from toolkit.runs import pipeline
 from toolkit.runs.engines import Engine, TaskResources, engine_of
 from toolkit.runs.facts import machine, versions
@@ -120,8 +120,7 @@ def _run_study(
         "machine": machine(),
     }
     write_sealed(plan.out / STUDY_FILE, document)
-    title = plan.base.recipe.report.title
-    write_text(plan.out / "report.html", study_page(document, title or f"Study {plan.base.recipe.name}"))
+    write_text(plan.out / "report.html", study_page(document, study_title(document, plan.out)))
     return document
 
 
