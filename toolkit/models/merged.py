@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from toolkit.engine.fast.adapters import lora_layers
+from toolkit.engine.fast.adapters import adapted_layers, lora_layers
 from toolkit.errors import ModelError
 
 
@@ -28,7 +27,7 @@ def merged(model: Any) -> Any:
         bare.weight = nn.Parameter(bare.weight.detach().clone(), requires_grad=False)
     whole: Any = model.merge_and_unload()
     # peft says nothing of layers that it leaves as they are.
-    if unmerged := [name for name, module in whole.named_modules() if isinstance(module, BaseTunerLayer)]:
+    if unmerged := adapted_layers(whole):
         raise ModelError(
             f"peft cannot merge the adapter of {unmerged[0]!r} into its weights",
             where=model.name_or_path or type(whole).__name__,

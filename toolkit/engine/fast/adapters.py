@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -189,6 +190,11 @@ def _is_low_rank_sum(layer: LoraLayer) -> bool:
 def lora_layers(model: nn.Module) -> list[LoraLayer]:
     """The layers that have LoRA adapters."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def adapted_layers(model: nn.Module) -> list[str]:
+    """The names of the layers that have adapters of any kind."""
+    return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def activate(layers: Sequence[LoraLayer], adapter: str | None) -> None:

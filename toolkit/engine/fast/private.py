@@ -187,6 +187,12 @@ PRIVATE = (
         "which adapter is active, changed without a walk through the model",
     ),
     PrivateNames(
+        "peft.tuners.tuners_utils",
+        ("BaseTunerLayer",),
+        "engine/fast/adapters.py",
+        "a layer of any kind that peft did not merge",
+    ),
+    PrivateNames(
         "peft.utils",
         ("ModulesToSaveWrapper",),
         "engine/fast/adapters.py",
