@@ -71,11 +71,11 @@ def is_older(name: str, record: Mapping[str, Any]) -> bool:
 
 
 def rendered(rows: list[Ratio]) -> str:
-    lines = [f"{'bench':<16}{'ratio':<38}{'value':>7}  {'turns':<14}{'date':<12}processor"]
+    lines = [f"{'bench':<22}{'ratio':<38}{'value':>7}  {'turns':<14}{'date':<12}processor"]
     for row in rows:
         turns = f"{row.low:.2f} to {row.high:.2f}" if row.low is not None else ""
         old = "  older than the code" if row.older_than_code else ""
-        lines.append(f"{row.bench:<16}{row.ratio:<38}{row.value:>7.2f}  {turns:<14}{row.date:<12}{row.processor}{old}")
+        lines.append(f"{row.bench:<22}{row.ratio:<38}{row.value:>7.2f}  {turns:<14}{row.date:<12}{row.processor}{old}")
     return "\n".join(lines)
 
 

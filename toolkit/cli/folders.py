@@ -20,7 +20,7 @@ from toolkit.cli.options import FORCE, JSON, PATH, complete_runs, emit, reporter
     type=click.IntRange(1),
     default=500,
     show_default=True,
-    help="Largest number of prompts whose samples are shown.",
+    help="Largest number of prompts whose samples are shown; fewer where the page would pass 6 MB.",
 )
 @FORCE
 def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_samples: int, force: bool) -> None:
@@ -38,7 +38,7 @@ def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_sa
     type=click.IntRange(1),
     default=500,
     show_default=True,
-    help="Largest number of prompts whose samples are shown.",
+    help="Largest number of prompts whose samples are shown; fewer where the page would pass 6 MB.",
 )
 @click.pass_context
 def watch(ctx: click.Context, /, folder: Path, port: int, max_samples: int) -> None:
