@@ -166,6 +166,10 @@ def _label(source: Path, out: Path, judge: str, *more: str) -> list[str]:
     return ["label", "--data", str(source), "--judge", judge, *more, "--out", str(out / "l.jsonl.gz")]
 
 
+def _judge(source: Path, out: Path) -> list[str]:
+    return ["judge", str(source), "--judge", "gold", "--out", str(out / "judged.parquet")]
+
+
 def _score(source: Path, out: Path) -> list[str]:
     model = in_own_process(reward_model, out)
     return ["score", "--rm", str(model), "--data", str(source), "--out", str(out / "scores.parquet")]
@@ -188,12 +192,8 @@ MEASURES = {
     ),
     "winrate": Measure(judgements, lambda source, out: ["winrate", str(source), "--json"]),
     "winrate, both orders": Measure(both_orders, lambda source, out: ["winrate", str(source), "--json"]),
-    "judge": Measure(
-        responses, lambda source, out: ["judge", str(source), "--judge", "gold", "--out", str(out / "judged.parquet")]
-    ),
-    "judge of samples": Measure(
-        samples, lambda source, out: ["judge", str(source), "--judge", "gold", "--out", str(out / "judged.parquet")]
-    ),
+    "judge": Measure(responses, _judge),
+    "judge of samples": Measure(samples, _judge),
     "score": Measure(pairs, _score, most=100_000),
     "rewards": Measure(
         pairs,
