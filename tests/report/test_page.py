@@ -385,6 +385,15 @@ def test_at_most_so_many_prompts(run):
     assert "The first 5 of 24 held-out prompts" in text_of(html, "samples")
 
 
+def test_as_many_prompts_as_the_newest_recipe_says(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["recipe"]["report"] |= {"max_samples": 3, "title": "The newest title"}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    html = build(copy, max_samples=None)
+    assert len(data_of(html, "sample-data")["rows"]) == 3 and "<h1>The newest title</h1>" in html
+    assert len(data_of(build(copy, max_samples=5), "sample-data")["rows"]) == 5
+
+
 # ---------------------------------------------------------------- errors and the stage
 
 

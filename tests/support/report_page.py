@@ -17,7 +17,7 @@ ALL_SECTIONS = [
 ]
 
 
-def build(*folders: Path, title: str | None = None, max_samples: int = 500) -> str:
+def build(*folders: Path, title: str | None = None, max_samples: int | None = 500) -> str:
     return page_module.build(folders, title=title, max_samples=max_samples)
 
 

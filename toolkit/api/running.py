@@ -248,7 +248,7 @@ def write_report(
     *folders: str | Path,
     out: str | Path | None = None,
     title: str | None = None,
-    max_samples: int = 500,
+    max_samples: int | None = None,
     force: bool = False,
 ) -> Path:
     """``duel report``: write the HTML report of a run, a sweep or a study; several runs share one page.
@@ -257,7 +257,7 @@ def write_report(
         folders: folders of runs or sweeps, or the folder of one study.
         out: the file to write; the default is ``report.html`` in the first folder.
         title: of the page.
-        max_samples: the largest number of prompts whose samples are shown.
+        max_samples: the largest number of prompts whose samples are shown, by default the recipe's.
         force: overwrite a file that duel did not write.
 
     Returns the path of the page.
@@ -267,13 +267,13 @@ def write_report(
     return write_page([Path(folder) for folder in folders], _path(out), title, max_samples, force)
 
 
-def watch(folder: str | Path, *, port: int = 0, max_samples: int = 500, reporter: Reporter | None = None) -> None:
+def watch(folder: str | Path, *, port: int = 0, max_samples: int | None = None, reporter: Reporter | None = None) -> None:
     """``duel watch``: serve the report of a run or a study while it goes on, until Ctrl-C.
 
     Args:
         folder: of the run or study.
         port: on 127.0.0.1; 0 takes a free one.
-        max_samples: the largest number of prompts whose samples are shown.
+        max_samples: the largest number of prompts whose samples are shown, by default the recipe's.
         reporter: says the address.
     """
     from toolkit.report.watch import watch as serve

@@ -18,12 +18,10 @@ from toolkit.cli.options import FORCE, JSON, PATH, complete_runs, emit, reporter
 @click.option(
     "--max-samples",
     type=click.IntRange(1),
-    default=500,
-    show_default=True,
-    help="Largest number of prompts whose samples are shown; fewer where the page would pass 6 MB.",
+    help="Largest number of prompts whose samples are shown; the default is the recipe's report.max_samples.",
 )
 @FORCE
-def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_samples: int, force: bool) -> None:
+def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_samples: int | None, force: bool) -> None:
     """Write the HTML report of FOLDER, a run, a sweep or a study. Several runs share one page."""
     from toolkit.report.writing import write_page
 
@@ -36,9 +34,7 @@ def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_sa
 @click.option(
     "--max-samples",
     type=click.IntRange(1),
-    default=500,
-    show_default=True,
-    help="Largest number of prompts whose samples are shown; fewer where the page would pass 6 MB.",
+    help="Largest number of prompts whose samples are shown; the default is the recipe's report.max_samples.",
 )
 @click.pass_context
 def watch(ctx: click.Context, /, folder: Path, port: int, max_samples: int) -> None:

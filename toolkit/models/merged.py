@@ -35,5 +35,5 @@ def merged(model: Any) -> Any:
         )
     head = whole.get_output_embeddings()
     if head is not None and head.weight is not whole.get_input_embeddings().weight:
-        whole.config.tie_word_embeddings = False  # else loading would tie them again
+        whole.config.tie_word_embeddings = False  # else loading would tie them again; peft 0.18 leaves it
     return whole

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from toolkit.recipe.schema import ReportSection
 from toolkit.report import provenance, sample_browser, several
 from toolkit.report.reading import Run, read_live, read_runs
 from toolkit.report.render import render
@@ -15,8 +16,9 @@ from toolkit.report.views import View, view_of
 LARGEST = 6_000_000  # bytes of a page that samples may fill
 
 
-def build(run_folders: Sequence[Path], *, title: str | None, max_samples: int) -> str:
-    """The page of one run, or of several. ``max_samples`` prompts at most are shown with their samples.
+def build(run_folders: Sequence[Path], *, title: str | None, max_samples: int | None) -> str:
+    """The page of one run, or of several. ``max_samples`` prompts at most are shown with their samples, by default as
+    many as the recipe says, and of several recipes the largest number.
 
     There are fewer where the page would be larger than :data:`LARGEST` otherwise.
 
@@ -28,7 +30,7 @@ def build(run_folders: Sequence[Path], *, title: str | None, max_samples: int) -
     return page_of(read_runs(run_folders), title, max_samples)
 
 
-def build_live(run_folder: Path, *, version: str, max_samples: int) -> str:
+def build_live(run_folder: Path, *, version: str, max_samples: int | None) -> str:
     """The page of a run that may still go on, for the server of ``duel watch``.
 
     It takes plotly.js from that server and asks it for newer versions of itself than ``version``.
@@ -39,7 +41,7 @@ def build_live(run_folder: Path, *, version: str, max_samples: int) -> str:
     return page_of([read_live(run_folder)], None, max_samples, version)
 
 
-def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str | None = None) -> str:
+def page_of(runs: Sequence[Run], title: str | None, max_samples: int | None, live: str | None = None) -> str:
     """The page of runs that were read. With ``live``, a version, it is the page of :func:`build_live`."""
     views = [view_of(run, f"run{number}") for number, run in enumerate(runs)]
     between = provenance.between_runs(runs)
@@ -72,7 +74,7 @@ def page_of(runs: Sequence[Run], title: str | None, max_samples: int, live: str 
         shown = sections + ([("samples", "Samples")] if browser is not None else [])
         return without_samples(sections=shown, samples=browser, browser=browser)
 
-    browser = sample_browser.browser(runs, max_samples)
+    browser = sample_browser.browser(runs, _most_samples(runs) if max_samples is None else max_samples)
     html = page(browser)
     # Again where what the page says of fewer rows takes more bytes than they leave.
     while browser is not None and len(browser["rows"]) > 1 and (excess := len(html.encode()) - LARGEST) > 0:
@@ -85,10 +87,15 @@ def _heading(runs: Sequence[Run], title: str | None) -> tuple[str, list[str]]:
     """The title, and what stands below it: a single run is called as its recipe says."""
     subjects = list(dict.fromkeys(filter(None, map(provenance.subject, runs))))
     if title is None and len(runs) == 1:
-        title = runs[0].recipe.get("report", {}).get("title")
+        title = runs[0].page_settings.get("title")
         if title is None and subjects:
             return f"DPO and RM + PPO on {subjects[0]}", []
     return title or f"{_named([run.name for run in runs])}: RM + PPO against DPO", subjects
+
+
+def _most_samples(runs: Sequence[Run]) -> int:
+    default = ReportSection().max_samples
+    return max(run.page_settings.get("max_samples", default) for run in runs)
 
 
 def _named(runs: Sequence[str]) -> str:

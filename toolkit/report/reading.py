@@ -94,6 +94,11 @@ class Run:
         return dict(self.results.get("recipe") or {})
 
     @property
+    def page_settings(self) -> dict[str, Any]:
+        """The ``report`` section of the newest recipe, which changes no result and may be newer than the evaluation."""
+        return dict((self.manifest.get("recipe") or self.recipe).get("report") or {})
+
+    @property
     def confidence(self) -> float:
         """The coverage of every interval of this run; 0.95 where the recipe is not recorded."""
         return float(self.recipe.get("evaluate", {}).get("confidence", 0.95))

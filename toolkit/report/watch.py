@@ -42,7 +42,7 @@ def version(folder: Path) -> str:
     return fingerprint([busy, *([s.st_mtime_ns, s.st_size] if s else None for s in stats)])
 
 
-def build_page(folder: Path, *, version: str, max_samples: int) -> str:
+def build_page(folder: Path, *, version: str, max_samples: int | None) -> str:
     """The page of a run or a study. Raises StoreError where the folder has neither."""
     if is_begun(folder) or is_study(folder):
         return build_live_study(folder, version=version)
@@ -50,7 +50,7 @@ def build_page(folder: Path, *, version: str, max_samples: int) -> str:
 
 
 @contextmanager
-def serving(folder: Path, *, port: int, max_samples: int) -> Iterator[LocalServer]:
+def serving(folder: Path, *, port: int, max_samples: int | None) -> Iterator[LocalServer]:
     """A server of the page of ``folder`` on 127.0.0.1. Raises StoreError where there is no run or the port is taken."""
     build_page(folder, version="", max_samples=1)
 
@@ -81,7 +81,7 @@ def serving(folder: Path, *, port: int, max_samples: int) -> Iterator[LocalServe
         yield server
 
 
-def watch(folder: Path, *, port: int, max_samples: int, reporter: Reporter) -> None:
+def watch(folder: Path, *, port: int, max_samples: int | None, reporter: Reporter) -> None:
     """Serve until Ctrl-C."""
     with serving(folder, port=port, max_samples=max_samples) as server:
         print(server.address, flush=True)
