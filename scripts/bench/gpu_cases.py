@@ -324,13 +324,13 @@ def ppo_values(bench: Bench) -> dict[str, Any]:
 
 def ppo(bench: Bench) -> dict[str, Any]:
     """Critic on the policy's trunk; the reward model is an adapter on the policy's weights."""
-    from toolkit.models.save import save_policy
+    from toolkit.models.save import merge_and_save, save_policy
     from toolkit.ppo import PPOConfig, PPOTrainer
 
     base = bench.folder / "policy"
-    save_policy(bench.model(), bench.tokenizer, base, dtype=BF16, base=base)
+    merge_and_save(bench.model(), bench.tokenizer, base, BF16)
     reward = trainable(bench.model(AutoModelForSequenceClassification), LORA, task="SEQ_CLS", modules_to_save=["score"])
-    save_policy(reward, bench.tokenizer, bench.folder / "reward", dtype=BF16, base=base)
+    save_policy(reward, bench.tokenizer, bench.folder / "reward", dtype=BF16, base=resolve(str(base)))
     del reward
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()

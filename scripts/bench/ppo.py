@@ -146,7 +146,7 @@ def prepare(folder: Path, architecture: Path | None, dtype: str, n_prompts: int,
     from toolkit.models.inspect import best_device, parameter_count
     from toolkit.models.load import new_reward_model, trainable
     from toolkit.models.resolve import resolve
-    from toolkit.models.save import save_policy
+    from toolkit.models.save import merge_and_save, save_policy
     from toolkit.models.tokenizer import load_tokenizer
     from toolkit.preferences.reading import read_preferences
     from toolkit.recipe.training import Lora, ModelSection
@@ -160,15 +160,15 @@ def prepare(folder: Path, architecture: Path | None, dtype: str, n_prompts: int,
             config = AutoConfig.from_pretrained(architecture)
             policy = AutoModelForCausalLM.from_config(config, dtype=weights_dtype)
         tokenizer_of_policy = load_tokenizer(resolve(str(architecture)))
-        save_policy(policy, tokenizer_of_policy, folder / "policy", dtype=weights_dtype, base=folder / "policy")
+        merge_and_save(policy, tokenizer_of_policy, folder / "policy", weights_dtype)
         ref = resolve(str(folder / "policy"))
     tokenizer = load_tokenizer(ref)
     section = ModelSection(name=ref.spec, dtype=dtype, lora=Lora(r=RANK, alpha=2 * RANK))
     whole = new_reward_model(ref, section, tokenizer.pad_token_id, seed=0)
-    save_policy(whole, tokenizer, folder / "reward", dtype=weights_dtype, base=Path(ref.path))
+    save_policy(whole, tokenizer, folder / "reward", dtype=weights_dtype, base=ref)
     parameters = parameter_count(whole)
     adapter = trainable(whole, section.lora, task="SEQ_CLS", modules_to_save=["score"])
-    save_policy(adapter, tokenizer, folder / "reward_adapter", dtype=weights_dtype, base=Path(ref.path))
+    save_policy(adapter, tokenizer, folder / "reward_adapter", dtype=weights_dtype, base=ref)
     settings = {
         "model": ref.path,
         "dtype": dtype,

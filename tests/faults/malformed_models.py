@@ -41,7 +41,7 @@ def _made(kind: str) -> Path:
         model: Any = new_reward_model(resolve("tiny"), SECTION, 0, seed=0)
     else:
         model = trainable(load_policy(resolve("tiny"), SECTION), Lora(r=2), task="CAUSAL_LM")
-    save_policy(model, tokenizer, folder, dtype=torch.float32, base=TINY)
+    save_policy(model, tokenizer, folder, dtype=torch.float32, base=resolve("tiny"))
     return folder
 
 

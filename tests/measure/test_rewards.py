@@ -265,7 +265,7 @@ def test_stopped_in_its_last_figures_it_computes_nothing_anew(
     out = tmp_path / "rewards.parquet"
     tokenizer, section = load_tokenizer(tiny_ref), ModelSection(name="tiny", dtype="float32", lora=None)
     model = new_reward_model(tiny_ref, section, tokenizer.pad_token_id, seed=1)
-    save_policy(model, tokenizer, tmp_path / "rm", dtype=torch.float32, base=tmp_path)
+    save_policy(model, tokenizer, tmp_path / "rm", dtype=torch.float32, base=tiny_ref)
 
     def call() -> dict[str, Any]:
         if kind == "implicit":

@@ -36,7 +36,7 @@ def model(tmp_path: Path, tiny_ref: ModelRef) -> Path:
 def adapter(tmp_path: Path, model: Path, tokenizer: Any) -> Path:
     """A policy's LoRA adapter on ``model``."""
     policy = trainable(load_policy(resolve(str(model)), FP32), Lora(r=2), task="CAUSAL_LM")
-    save_policy(policy, tokenizer, tmp_path / "adapter", dtype=torch.float32, base=model)
+    save_policy(policy, tokenizer, tmp_path / "adapter", dtype=torch.float32, base=resolve(str(model)))
     return tmp_path / "adapter"
 
 
@@ -44,7 +44,7 @@ def adapter(tmp_path: Path, model: Path, tokenizer: Any) -> Path:
 def reward(tmp_path: Path, model: Path, tokenizer: Any) -> Path:
     """A reward model as a whole folder."""
     built = new_reward_model(resolve(str(model)), FP32, 0, seed=0)
-    save_policy(built, tokenizer, tmp_path / "reward", dtype=torch.float32, base=model)
+    save_policy(built, tokenizer, tmp_path / "reward", dtype=torch.float32, base=resolve(str(model)))
     return tmp_path / "reward"
 
 

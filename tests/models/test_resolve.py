@@ -134,6 +134,61 @@ def test_duel_says_how_others_load_the_adapters_of_a_run_that_was_moved(
     assert str(base) in message and f"duel push {tmp_path / 'elsewhere'} --to FOLDER" in message
 
 
+def run_with_sft(path: Path) -> Path:
+    """A run folder that holds no more than an SFT policy."""
+    folder(path / "sft" / "model", b"of sft")
+    (path / "manifest.json").write_text("{}")
+    return path
+
+
+def recorded(adapter: Path, base: ModelRef) -> Path:
+    """An adapter with the record that saving it leaves."""
+    write_json(adapter / "base.json", {"spec": base.spec, "fingerprint": base.fingerprint})
+    return adapter
+
+
+def test_the_base_of_a_run_that_was_moved_is_its_sft_model_where_the_record_says_so(tmp_path: Path) -> None:
+    run = run_with_sft(tmp_path / "run")
+    base = resolve(str(run / "sft" / "model"))
+    recorded(adapter(run / "dpo" / "model", str(tmp_path / "shared" / "policy")), base)
+    other = resolve(str(folder(tmp_path / "other" / "sft" / "model", b"of another run")))
+    recorded(adapter(run / "reward_model" / "model", other.path), other)
+    assert resolve_base(run / "dpo" / "model") == base
+    assert resolve_base(run / "reward_model" / "model") == other
+    shutil.rmtree(tmp_path / "other")
+    with pytest.raises(ModelError, match="cannot be found") as caught:
+        resolve(str(run / "reward_model" / "model"))
+    assert other.path in caught.value.what
+
+
+def test_a_local_base_that_is_gone_is_not_taken_for_the_sft_model(tmp_path: Path) -> None:
+    """Without a record, as earlier versions left it: the path alone says that it was another model."""
+    run = run_with_sft(tmp_path / "run")
+    adapter(run / "reward_model" / "model", str(folder(tmp_path / "rm-base")))
+    assert resolve_base(run / "reward_model" / "model").path == str(tmp_path / "rm-base")
+    shutil.move(tmp_path / "rm-base", tmp_path / "moved")
+    with pytest.raises(ModelError, match="cannot be found"):
+        resolve(str(run / "reward_model" / "model"))
+
+
+def test_a_shipped_base_is_found_by_its_name_in_another_environment(tmp_path: Path) -> None:
+    run, tiny = run_with_sft(tmp_path / "run"), resolve("tiny")
+    recorded(adapter(run / "reward_model" / "model", "/of/another/machine/assets/tiny"), tiny)
+    assert resolve_base(run / "reward_model" / "model") == tiny
+    write_json(run / "reward_model" / "model" / "base.json", {"spec": "tiny", "fingerprint": "0123456789abcdef"})
+    with pytest.raises(ModelError, match="cannot be found"):
+        resolve_base(run / "reward_model" / "model")
+
+
+@pytest.mark.parametrize("record", ["{", "[]", "{}", '{"spec": "tiny", "fingerprint": 7}'])
+def test_a_damaged_record_of_a_base(tmp_path: Path, record: str) -> None:
+    run = run_with_sft(tmp_path / "run")
+    (adapter(run / "dpo" / "model", "/gone/sft/model") / "base.json").write_text(record)
+    with pytest.raises(ModelError) as caught:
+        resolve(str(run / "dpo" / "model"))
+    assert "base.json" in caught.value.where and caught.value.fix
+
+
 def test_what_a_policy_was_trained_with(tmp_path: Path) -> None:
     ref = resolve(str(folder(tmp_path / "policy")))
     assert training_record(ref) == {}
@@ -299,6 +354,38 @@ def test_what_the_hub_may_answer(hub: Any, error: Callable[[], Exception], what:
     with pytest.raises(ModelError, match=what) as caught:
         resolve("a/b")
     assert caught.value.where
+
+
+def test_an_adapter_on_a_hub_model_is_not_attached_to_the_sft_policy_of_its_run(hub: Any, tmp_path: Path) -> None:
+    run = run_with_sft(tmp_path / "run")
+    reward = adapter(run / "reward_model" / "model", "a/b")
+    (tmp_path / "c0ffee").mkdir()
+    (tmp_path / "c0ffee" / "config.json").write_text("{}", encoding="utf-8")
+    hub(lambda name: str(tmp_path / "c0ffee" / name))
+    base = resolve("a/b")
+    assert base.kind == "hub" and resolve_base(reward) == base
+    assert resolve_base(recorded(reward, base)) == base
+
+    def offline(name: str) -> str:
+        raise LocalEntryNotFoundError("offline")
+
+    hub(offline)
+    for known in ("recorded", "of an earlier version"):
+        with pytest.raises(ModelError, match="cannot be reached"):
+            resolve(str(reward))
+        if known == "recorded":
+            (reward / "base.json").unlink()
+
+
+def test_an_adapter_is_on_the_commit_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = adapter(tmp_path / "reward", "a/b")
+    write_json(reward / "adapter_config.json", {"base_model_name_or_path": "a/b", "revision": "c0ffee"})
+
+    def download(spec: str, name: str, revision: str | None = None) -> str:
+        return str(folder(tmp_path / (revision or "newest")) / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert resolve_base(reward).revision == "c0ffee"
 
 
 def test_an_adapter_that_names_no_base(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.reward_model import RewardModel
 from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy, load_reward_model
-from toolkit.models.resolve import resolve
+from toolkit.models.resolve import base_record, resolve, resolve_base
 from toolkit.models.reward_head import RewardHead
 from toolkit.ppo.models import AdapterModels, SeparateModels
 from toolkit.ppo.rewards import Responses, model_reward
@@ -169,6 +169,9 @@ def test_a_saved_policy_is_the_policy(folders: Folders, tmp_path: Path) -> None:
         ref = resolve(str(tmp_path / kind / "model"))
         loaded = load_policy(ref, ModelSection(dtype="float32"))
         assert ref.kind == ("folder" if kind == "full" else "adapter")
+        if ref.kind == "adapter":
+            base, record = resolve_base(Path(ref.path)), base_record(Path(ref.path))
+            assert base.path == str(folders.sft.resolve()) and record is not None and record.is_of(base)
         for saved, trained in zip(logps_of(loaded), logps_of(models.policy), strict=True):
             for a, b in zip(saved, trained, strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-4)

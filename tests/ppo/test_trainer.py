@@ -126,7 +126,7 @@ def test_reference_and_critic_may_be_named(tmp_path: Path, new_tiny: Any, tokeni
     """KL counts from the reference, and the first values are the critic's, whatever policy and reward are."""
     other = new_tiny()
     shake(other, "mlp", scale=0.02)
-    save_policy(other, tokenizer, tmp_path / "other", dtype=torch.float32, base=tmp_path)
+    save_policy(other, tokenizer, tmp_path / "other", dtype=torch.float32, base=resolve("tiny"))
     args = config(tmp_path / "out", total_episodes=8)
     tree = [Tree([300, 301], [[400, 401, 2]])]
     expected = Engine(other, 0, dtype=torch.float32).logps(tree)[0][0]

@@ -22,7 +22,7 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, token
     folder = tmp_path_factory.mktemp("rm")
     section = ModelSection(name="tiny", dtype="float32", lora=None)
     model = new_reward_model(tiny_ref, section, tokenizer.pad_token_id, seed=1)
-    save_policy(model, tokenizer, folder, dtype=torch.float32, base=folder)
+    save_policy(model, tokenizer, folder, dtype=torch.float32, base=tiny_ref)
     RewardHead(mean=0.25).write(folder)
     return folder
 
@@ -34,7 +34,7 @@ def reward_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, toke
     section = ModelSection(name="tiny", dtype="float32", lora=Lora(r=4, alpha=8))
     model = new_reward_model(tiny_ref, section, tokenizer.pad_token_id, seed=1)
     model = trainable(model, section.lora, task="SEQ_CLS", modules_to_save=["score"])
-    save_policy(model, tokenizer, folder, dtype=torch.float32, base=Path(tiny_ref.path))
+    save_policy(model, tokenizer, folder, dtype=torch.float32, base=tiny_ref)
     return folder
 
 
@@ -49,11 +49,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_ref: Any, tokenizer: 
     merge_and_save(sft, tokenizer, root / "sft", torch.float32)
     ref = resolve(str(root / "sft"))
     full = new_reward_model(ref, section, tokenizer.pad_token_id, seed=1)
-    save_policy(full, tokenizer, root / "rm_full", dtype=torch.float32, base=root / "sft")
+    save_policy(full, tokenizer, root / "rm_full", dtype=torch.float32, base=ref)
     adapted = new_reward_model(ref, section, tokenizer.pad_token_id, seed=1)
     adapted = trainable(adapted, LORA, task="SEQ_CLS", modules_to_save=["score"])
     shake(adapted, "lora_B", seed=2, scale=0.02)
-    save_policy(adapted, tokenizer, root / "rm_adapter", dtype=torch.float32, base=root / "sft")
+    save_policy(adapted, tokenizer, root / "rm_adapter", dtype=torch.float32, base=ref)
     for name in ("rm_full", "rm_adapter"):
         RewardHead(mean=MEAN).write(root / name)
     return Folders(root / "sft", root / "rm_full", root / "rm_adapter", tokenizer)

@@ -18,6 +18,7 @@ from toolkit.files import parse_json, read_json
 
 CONFIG, ADAPTER_CONFIG, GENERATION_CONFIG = "config.json", "adapter_config.json", "generation_config.json"
 REWARD_HEAD_FILE = "reward_head.json"
+BASE_RECORD_FILE = "base.json"  # beside an adapter: what it was trained on
 FIX = "use a complete copy of the model"
 # What reading a damaged, foreign or half-downloaded model raises, by library.
 UNREADABLE = (

@@ -20,6 +20,7 @@ from toolkit.errors import ModelError, nearest
 from toolkit.files import file_fingerprint, fingerprint, folder_fingerprint, is_hub_id
 from toolkit.models.files import (
     ADAPTER_CONFIG,
+    BASE_RECORD_FILE,
     CONFIG,
     FIX,
     REWARD_HEAD_FILE,
@@ -174,29 +175,79 @@ def _ensemble(spec: str, path: Path, above: frozenset[Path]) -> ModelRef:
 
 
 def resolve_base(adapter: Path, above: frozenset[Path] = frozenset()) -> ModelRef:
-    """The model that an adapter was trained on. In a run folder that was moved it is the run's ``sft/model``.
+    """The model that an adapter was trained on. Where it is not in its place any more, a shipped model is found by its
+    name, and a run's SFT policy as ``sft/model`` of the run folder around the adapter.
 
     Raises ModelError where the adapter does not name it, or it cannot be found, or is the adapter itself.
     """
-    name = model_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    config = model_json(adapter / ADAPTER_CONFIG)
+    name, revision = config.get("base_model_name_or_path") or "", config.get("revision")
     if not name or not isinstance(name, str) or "\0" in name:
         raise ModelError("the adapter does not name its base model", where=str(adapter / ADAPTER_CONFIG))
     if adapter.resolve() in above:
         raise ModelError("this adapter is its own base", where=str(adapter / ADAPTER_CONFIG))
-    if not Path(name).is_dir():
-        for parent in adapter.resolve().parents:
-            if (parent / "manifest.json").is_file() and (parent / "sft" / "model").is_dir():
-                _say_moved(name, parent)
-                name = str(parent / "sft" / "model")
-                break
+    above |= {adapter.resolve()}
     try:
-        return resolve(name, above=above | {adapter.resolve()})
+        return resolve(name, revision if isinstance(revision, str) else None, above)
     except ModelError as error:
+        elsewhere = None if Path(name).is_dir() else _base_elsewhere(adapter, name, above)
+        if elsewhere is not None:
+            return elsewhere
         raise ModelError(
             f"the base model {name!r} of this adapter cannot be found: {error.what}",
             where=str(adapter),
             fix="put the base back, or correct base_model_name_or_path in adapter_config.json",
         ) from error
+
+
+def _base_elsewhere(adapter: Path, name: str, above: frozenset[Path]) -> ModelRef | None:
+    """An adapter's base that is not in the place ``name`` any more; None where it is not known to be another model."""
+    record = base_record(adapter)
+    if record is not None and record.spec in SHORT_NAMES:  # its weights lie in another cache, or another environment
+        shipped = resolve(record.spec)
+        return shipped if record.is_of(shipped) else None
+    run = _run_around(adapter)
+    if run is None:
+        return None
+    sft = resolve(str(run / "sft" / "model"), above=above)
+    # An adapter of an earlier version has no record: its base was the run's SFT policy where its path says so.
+    if record.is_of(sft) if record is not None else Path(name).parts[-2:] == ("sft", "model"):
+        _say_moved(name, run)
+        return sft
+    return None
+
+
+def _run_around(adapter: Path) -> Path | None:
+    """The run folder with an SFT policy that an adapter lies in."""
+    parents = adapter.resolve().parents
+    return next((p for p in parents if (p / "manifest.json").is_file() and (p / "sft" / "model").is_dir()), None)
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """What an adapter was trained on: the name under which it was found, and its fingerprint."""
+
+    spec: str
+    fingerprint: str
+
+    def is_of(self, base: ModelRef) -> bool:
+        """Whether it is the record of these weights."""
+        return base.fingerprint == self.fingerprint
+
+
+def base_record(adapter: Path) -> BaseRecord | None:
+    """The record beside an adapter; None for one of others, or of an earlier version.
+
+    Raises ModelError where it is damaged.
+    """
+    file = adapter / BASE_RECORD_FILE
+    if not file.is_file():
+        return None
+    record = model_json(file)
+    spec, recorded = record.get("spec"), record.get("fingerprint")
+    if not isinstance(spec, str) or not isinstance(recorded, str):
+        raise ModelError("the record of the adapter's base has another form", where=str(file), fix=FIX)
+    return BaseRecord(spec, recorded)
 
 
 @cache

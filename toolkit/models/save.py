@@ -11,8 +11,9 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.files import read_json, write_json
+from toolkit.models.files import ADAPTER_CONFIG, BASE_RECORD_FILE
 from toolkit.models.merged import merged
-from toolkit.models.resolve import TRAINING_RECORD_FILE
+from toolkit.models.resolve import TRAINING_RECORD_FILE, ModelRef
 from toolkit.models.sharding import full_state, is_sharded, written_elsewhere
 
 
@@ -29,21 +30,29 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path,
 
 
 def save_policy(
-    model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype, base: Path
+    model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype, base: ModelRef
 ) -> None:
-    """Write an adapter that names ``base`` (a folder, or a hub id), or a model's full weights in ``dtype``; with the
-    tokenizer.
+    """Write an adapter that names the model ``base``, or a model's full weights in ``dtype``; with the tokenizer.
 
     Of a sharded model all processes call it, and the main one writes.
     """
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder))
-        path = folder / "adapter_config.json"
-        # peft would name the folder that the base was loaded from, which may be a link of the stage's.
-        write_json(path, read_json(path) | {"base_model_name_or_path": str(base.resolve() if base.is_dir() else base)})
+        name_base(folder, base)
         tokenizer.save_pretrained(folder)
     else:
         _save(model, tokenizer, folder, dtype)
+
+
+def name_base(folder: Path, base: ModelRef) -> None:
+    """Let the adapter in a folder name the model that it was trained on, and record that model's fingerprint.
+
+    peft would name the folder that the base was loaded from, and no revision of a model on the hub.
+    """
+    path = Path(base.path)
+    named = {"base_model_name_or_path": str(path.resolve() if path.is_dir() else base.path), "revision": base.revision}
+    write_json(folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG) | named)
+    write_json(folder / BASE_RECORD_FILE, {"spec": base.spec, "fingerprint": base.fingerprint})
 
 
 def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:

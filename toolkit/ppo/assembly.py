@@ -87,6 +87,7 @@ def models_of_run(
             with_critic=with_critic,
             base_is_reference=True,
         )
+        models.base = sft
         if on_policy:
             return models, adapter_reward(models, head, tokenizer, reward_shape)
         return models, _by_itself(reward, section, tokenizer, reward_shape)[0]
@@ -106,6 +107,7 @@ def models_of_run(
         with_critic=with_critic,
         reward_engines=reward_engines,
     )
+    separate.base = sft
     return separate, function
 
 
@@ -203,6 +205,8 @@ def assemble(inputs: TrainerModels, args: PPOConfig) -> Assembled:
             shape=shape_of(args.reward_shape),
         )
     models = _ppo_models(inputs, args, policy, tokenizer, reward_adapter)
+    if policy_ref is not None:
+        models.base = resolve_base(Path(policy_ref.path)) if policy_ref.kind == "adapter" else policy_ref
     if reward_adapter is not None:
         assert isinstance(models, AdapterModels)
         head = reward_head(reward_adapter.path)

@@ -32,7 +32,7 @@ from toolkit.models.encoding import Tree
 from toolkit.models.inspect import inner
 from toolkit.models.resolve import ModelRef
 from toolkit.models.reward_head import RewardHead
-from toolkit.models.save import write_as_it_is
+from toolkit.models.save import name_base, write_as_it_is
 from toolkit.models.sharding import full_state, gathered, is_sharded, placed, shards, through_root, written_elsewhere
 from toolkit.ppo.averaging import WeightAverage
 
@@ -45,6 +45,7 @@ class PPOModels(nn.Module, ABC):
     """Policy, reference and critic: all that PPO asks of its models. Shapes as in ``engine/logps.py``; fp32 results."""
 
     policy: Any
+    base: ModelRef | None = None  # what the policy's adapter is on, where that is known
     engine: Engine
     has_critic: bool
     shares_trunk: bool
@@ -119,6 +120,10 @@ class PPOModels(nn.Module, ABC):
     def _head_values(self, states_Nd: torch.Tensor) -> torch.Tensor:
         """[N] values of [N, d] hidden states of the critic's trunk."""
         return through_root(self.value_head, lambda: apply_head(self.value_head, states_Nd) - self.value_shift)
+
+    def _name_base(self, folder: Path) -> None:
+        if isinstance(self.policy, PeftModel) and self.base is not None:
+            name_base(folder, self.base)
 
     def _save_value_head(self, folder: Path) -> None:
         state = full_state(self.value_head)
@@ -315,6 +320,7 @@ class AdapterModels(PPOModels):
 
     def save_policy(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         self.policy.save_pretrained(folder, selected_adapters=[POLICY])
+        self._name_base(folder)
         tokenizer.save_pretrained(folder)
 
     def save_critic(self, folder: Path) -> None:
@@ -432,6 +438,7 @@ class SeparateModels(PPOModels):
     def save_policy(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         write_as_it_is(self.policy, folder)
         if not written_elsewhere(self.policy):
+            self._name_base(folder)
             tokenizer.save_pretrained(folder)
 
     def save_critic(self, folder: Path) -> None:

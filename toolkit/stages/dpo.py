@@ -215,7 +215,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
     steps = total_steps(section, items_of(section, examples))
 
     def save_in(folder: Path, facts: Mapping[str, object]) -> None:
-        save_policy(policy, tokenizer, folder, dtype=dtype, base=inputs["sft"] / "model")
+        save_policy(policy, tokenizer, folder, dtype=dtype, base=sft)
         write_training_record(
             folder,
             **facts,

@@ -81,7 +81,7 @@ def run(context: RftContext, inputs: dict[str, Path], out: Path, reporter: Repor
     trainer = EngineTrainer(engine, arguments, examples, partial(completion_loss, engine), [progress], spending)
     train_to_end(trainer, progress, out)
     if distributed.saves_models():
-        save_policy(policy, tokenizer, out / "model", dtype=dtype, base=inputs["sft"] / "model")
+        save_policy(policy, tokenizer, out / "model", dtype=dtype, base=sft)
         write_training_record(
             out / "model",
             step=steps,

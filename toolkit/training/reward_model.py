@@ -297,8 +297,8 @@ class MemberTraining:
             "steps": steps,
         }
         if distributed.saves_models():
-            base = Path(self.base.path)
-            save_policy(model, self.tokenizer, self.folder(member), dtype=torch_dtype(self.model.dtype), base=base)
+            dtype = torch_dtype(self.model.dtype)
+            save_policy(model, self.tokenizer, self.folder(member), dtype=dtype, base=self.base)
         if distributed.main_process() and member.name:
             RewardHead().write(self.folder(member))
             write_json(record, took)
