@@ -143,7 +143,7 @@ def run_with_sft(path: Path) -> Path:
 
 def recorded(adapter: Path, base: ModelRef) -> Path:
     """An adapter with the record that saving it leaves."""
-    write_json(adapter / "base.json", {"spec": base.spec, "fingerprint": base.fingerprint})
+    write_json(adapter / "base.json", {"spec": base.spec, "kind": base.kind, "fingerprint": base.fingerprint})
     return adapter
 
 
@@ -161,6 +161,39 @@ def test_the_base_of_a_run_that_was_moved_is_its_sft_model_where_the_record_says
     assert other.path in caught.value.what
 
 
+@pytest.mark.parametrize("stage", ["reward_model", "dpo", "an earlier version's dpo", ".shelf/dpo-0123"])
+def test_an_adapter_on_a_base_that_was_trained_anew_is_refused(tmp_path: Path, stage: str) -> None:
+    """As after ``duel run RECIPE --set sft.num_train_epochs=2 --until sft``: the other stages hold what was before."""
+    run = run_with_sft(tmp_path / "run")
+    base = resolve(str(run / "sft" / "model"))
+    trained = adapter(run / stage.removeprefix("an earlier version's ") / "model", base.path)
+    if stage.startswith("an earlier"):
+        write_training_record(trained, arm="dpo", reference_fingerprint=base.fingerprint)
+    else:
+        recorded(trained, base)
+    before = resolve(str(trained))
+    (run / "sft" / "model" / "model.safetensors").write_bytes(b"of two epochs")
+    for find in (lambda: resolve(str(trained)), lambda: resolve_base(trained)):
+        with pytest.raises(ModelError, match="has other weights than this adapter was trained on") as caught:
+            find()
+        assert caught.value.where == str(trained) and base.path in caught.value.what
+        shelved = stage.startswith(".shelf")
+        again = "put the base back" if shelved else f"--out {run} --until {trained.parent.name}"
+        assert again in caught.value.fix
+    (run / "sft" / "model" / "model.safetensors").write_bytes(b"of sft")
+    assert resolve(str(trained)) == before
+
+
+def test_an_adapter_from_another_run_takes_the_equal_sft_model_beside_it(tmp_path: Path) -> None:
+    """Runs take equal stages from each other, and the other one may train its SFT policy anew."""
+    run, other = run_with_sft(tmp_path / "run"), run_with_sft(tmp_path / "other")
+    base = resolve(str(other / "sft" / "model"))
+    trained = recorded(adapter(run / "dpo" / "model", base.path), base)
+    assert resolve_base(trained).path == base.path
+    (other / "sft" / "model" / "model.safetensors").write_bytes(b"of two epochs")
+    assert resolve_base(trained).path == str(run / "sft" / "model")
+
+
 def test_a_local_base_that_is_gone_is_not_taken_for_the_sft_model(tmp_path: Path) -> None:
     """Without a record, as earlier versions left it: the path alone says that it was another model."""
     run = run_with_sft(tmp_path / "run")
@@ -175,12 +208,15 @@ def test_a_shipped_base_is_found_by_its_name_in_another_environment(tmp_path: Pa
     run, tiny = run_with_sft(tmp_path / "run"), resolve("tiny")
     recorded(adapter(run / "reward_model" / "model", "/of/another/machine/assets/tiny"), tiny)
     assert resolve_base(run / "reward_model" / "model") == tiny
-    write_json(run / "reward_model" / "model" / "base.json", {"spec": "tiny", "fingerprint": "0123456789abcdef"})
+    write_json(
+        run / "reward_model" / "model" / "base.json",
+        {"spec": "tiny", "kind": "folder", "fingerprint": "0123456789abcdef"},
+    )
     with pytest.raises(ModelError, match="cannot be found"):
         resolve_base(run / "reward_model" / "model")
 
 
-@pytest.mark.parametrize("record", ["{", "[]", "{}", '{"spec": "tiny", "fingerprint": 7}'])
+@pytest.mark.parametrize("record", ["{", "[]", "{}", '{"spec": "tiny", "kind": "folder", "fingerprint": 7}'])
 def test_a_damaged_record_of_a_base(tmp_path: Path, record: str) -> None:
     run = run_with_sft(tmp_path / "run")
     (adapter(run / "dpo" / "model", "/gone/sft/model") / "base.json").write_text(record)
@@ -375,6 +411,16 @@ def test_an_adapter_on_a_hub_model_is_not_attached_to_the_sft_policy_of_its_run(
             resolve(str(reward))
         if known == "recorded":
             (reward / "base.json").unlink()
+
+
+def test_a_base_that_was_put_on_the_hub_has_another_fingerprint(hub: Any, tmp_path: Path) -> None:
+    """Its commit is not comparable with the files of the folder that the adapter was trained on."""
+    base = resolve(str(folder(tmp_path / "base")))
+    trained = recorded(adapter(tmp_path / "policy", "a/b"), base)
+    (tmp_path / "c0ffee").mkdir()
+    (tmp_path / "c0ffee" / "config.json").write_text("{}", encoding="utf-8")
+    hub(lambda name: str(tmp_path / "c0ffee" / name))
+    assert resolve_base(trained) == resolve("a/b")
 
 
 def test_an_adapter_is_on_the_commit_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

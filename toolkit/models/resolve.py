@@ -178,7 +178,8 @@ def resolve_base(adapter: Path, above: frozenset[Path] = frozenset()) -> ModelRe
     """The model that an adapter was trained on. Where it is not in its place any more, a shipped model is found by its
     name, and a run's SFT policy as ``sft/model`` of the run folder around the adapter.
 
-    Raises ModelError where the adapter does not name it, or it cannot be found, or is the adapter itself.
+    Raises ModelError where the adapter does not name it, or it cannot be found, or has other weights by now, or is the
+    adapter itself.
     """
     config = model_json(adapter / ADAPTER_CONFIG)
     name, revision = config.get("base_model_name_or_path") or "", config.get("revision")
@@ -187,10 +188,11 @@ def resolve_base(adapter: Path, above: frozenset[Path] = frozenset()) -> ModelRe
     if adapter.resolve() in above:
         raise ModelError("this adapter is its own base", where=str(adapter / ADAPTER_CONFIG))
     above |= {adapter.resolve()}
+    record = base_record(adapter)
     try:
-        return resolve(name, revision if isinstance(revision, str) else None, above)
+        base = resolve(name, revision if isinstance(revision, str) else None, above)
     except ModelError as error:
-        elsewhere = None if Path(name).is_dir() else _base_elsewhere(adapter, name, above)
+        elsewhere = None if Path(name).is_dir() else _base_elsewhere(adapter, name, record, above)
         if elsewhere is not None:
             return elsewhere
         raise ModelError(
@@ -198,11 +200,28 @@ def resolve_base(adapter: Path, above: frozenset[Path] = frozenset()) -> ModelRe
             where=str(adapter),
             fix="put the base back, or correct base_model_name_or_path in adapter_config.json",
         ) from error
+    if record is None or record.may_be_of(base):
+        return base
+    elsewhere = _base_elsewhere(adapter, name, record, above)
+    if elsewhere is not None:
+        return elsewhere
+    raise ModelError(
+        f"the base model {name!r} has other weights than this adapter was trained on",
+        where=str(adapter),
+        fix=_fix_of_other_base(adapter),
+    )
 
 
-def _base_elsewhere(adapter: Path, name: str, above: frozenset[Path]) -> ModelRef | None:
+def _fix_of_other_base(adapter: Path) -> str:
+    run = _run_around(adapter)
+    stage = "" if run is None else adapter.resolve().relative_to(run).parts[0]
+    if stage.startswith(".") or not stage:  # outside a run, or an earlier result on its shelf
+        return "put the base back as it was, or train the adapter again"
+    return f"run the recipe again up to this stage: duel run RECIPE --out {run} --until {stage}"
+
+
+def _base_elsewhere(adapter: Path, name: str, record: BaseRecord | None, above: frozenset[Path]) -> ModelRef | None:
     """An adapter's base that is not in the place ``name`` any more; None where it is not known to be another model."""
-    record = base_record(adapter)
     if record is not None and record.spec in SHORT_NAMES:  # its weights lie in another cache, or another environment
         shipped = resolve(record.spec)
         return shipped if record.is_of(shipped) else None
@@ -210,7 +229,7 @@ def _base_elsewhere(adapter: Path, name: str, above: frozenset[Path]) -> ModelRe
     if run is None:
         return None
     sft = resolve(str(run / "sft" / "model"), above=above)
-    # An adapter of an earlier version has no record: its base was the run's SFT policy where its path says so.
+    # A reward model of an earlier version has no record: its base was the run's SFT policy where its path says so.
     if record.is_of(sft) if record is not None else Path(name).parts[-2:] == ("sft", "model"):
         _say_moved(name, run)
         return sft
@@ -225,29 +244,37 @@ def _run_around(adapter: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """What an adapter was trained on: the name under which it was found, and its fingerprint."""
+    """What an adapter was trained on: as ``ModelRef`` has it."""
 
     spec: str
+    kind: str
     fingerprint: str
 
     def is_of(self, base: ModelRef) -> bool:
         """Whether it is the record of these weights."""
         return base.fingerprint == self.fingerprint
 
+    def may_be_of(self, base: ModelRef) -> bool:
+        """The same; also where one is a model on the hub, which its commit pins, and the other lies in a folder."""
+        return self.is_of(base) or (self.kind == "hub") != (base.kind == "hub")
+
 
 def base_record(adapter: Path) -> BaseRecord | None:
-    """The record beside an adapter; None for one of others, or of an earlier version.
+    """The record beside an adapter; None for one of others, and for a reward model of an earlier version.
 
     Raises ModelError where it is damaged.
     """
     file = adapter / BASE_RECORD_FILE
     if not file.is_file():
-        return None
+        # Earlier versions record a policy's reference, which is the base of its adapter.
+        trained = model_json(adapter / TRAINING_RECORD_FILE) if (adapter / TRAINING_RECORD_FILE).is_file() else {}
+        reference = trained.get("reference_fingerprint")
+        return BaseRecord("", "folder", reference) if isinstance(reference, str) else None
     record = model_json(file)
-    spec, recorded = record.get("spec"), record.get("fingerprint")
-    if not isinstance(spec, str) or not isinstance(recorded, str):
+    facts = [record.get(name) for name in ("spec", "kind", "fingerprint")]
+    if not all(isinstance(fact, str) for fact in facts):
         raise ModelError("the record of the adapter's base has another form", where=str(file), fix=FIX)
-    return BaseRecord(spec, recorded)
+    return BaseRecord(*map(str, facts))
 
 
 @cache

@@ -52,7 +52,7 @@ def name_base(folder: Path, base: ModelRef) -> None:
     path = Path(base.path)
     named = {"base_model_name_or_path": str(path.resolve() if path.is_dir() else base.path), "revision": base.revision}
     write_json(folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG) | named)
-    write_json(folder / BASE_RECORD_FILE, {"spec": base.spec, "fingerprint": base.fingerprint})
+    write_json(folder / BASE_RECORD_FILE, {"spec": base.spec, "kind": base.kind, "fingerprint": base.fingerprint})
 
 
 def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
