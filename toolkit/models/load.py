@@ -245,27 +245,35 @@ def _check_complete(model: Any, ref: ModelRef, name: str) -> None:
 def trainable(model: Any, lora: Lora | None, *, task: str, modules_to_save: list[str] | None = None) -> Any:
     """Make a model trainable: with a LoRA adapter on frozen weights, or without ``lora`` all weights, in fp32.
 
-    A model that comes with an adapter goes on training that one. ``task`` and ``modules_to_save`` (heads that train in
-    full) are peft's. Raises ModelError where no layer gets an adapter.
+    A model that comes with an adapter goes on training that one. The rest is as :func:`adapted` has it.
     """
     assert not is_sharded(model)  # its optimiser would get other weights than those that it computes with
     if lora is None:
         return model.float().requires_grad_(True)
     if isinstance(model, PeftModel):
         return _go_on(model)
+    return speedups.install(adapted(model, lora, task=task, modules_to_save=modules_to_save))
+
+
+def adapted(model: Any, lora: Lora, *, task: str, modules_to_save: list[str] | None = None) -> PeftModel:
+    """A model with a new LoRA adapter on its frozen weights. What trains is in fp32, whatever the model is in.
+
+    ``task`` and ``modules_to_save`` (heads that train in full) are peft's. Raises ModelError where no layer gets an
+    adapter.
+    """
     try:
-        adapted = get_peft_model(model, lora_config(lora, task=task, modules_to_save=modules_to_save))
+        with_adapter = get_peft_model(model, lora_config(lora, task=task, modules_to_save=modules_to_save))
     except (ValueError, re.error) as error:  # layers that the model lacks or peft has no adapter for; no expression
         raise ModelError(
             f"{type(model).__name__} has no layers {lora.target_modules!r} that take an adapter",
             where="model.lora.target_modules",
             fix="all-linear, or linear layers that the policy and the reward model have, such as [q_proj, v_proj]",
         ) from error
-    for weight in adapted.parameters():
+    for weight in with_adapter.parameters():
         # peft keeps the adapters in fp32, but not the heads that train in full.
         if weight.requires_grad:
             weight.data = weight.data.float()
-    return speedups.install(adapted)
+    return with_adapter
 
 
 def _go_on(model: PeftModel) -> Any:

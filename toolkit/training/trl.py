@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer  # type: ignore[attr-defined]
 
-from toolkit.models.load import lora_config
+from toolkit.errors import ModelError
+from toolkit.models.load import adapted, head_modules
 from toolkit.progress import Reporter
 from toolkit.recipe.training import DpoSection, Lora, RewardModelSection
 from toolkit.training.batch import Example
@@ -71,6 +73,18 @@ def give(trainer: Any, rows: list[dict[str, Any]], spending: Spending) -> None:
     trainer.data_collator, trainer.train_dataset, trainer.spending = collate, Dataset.from_list(rows), spending
 
 
+def _with_adapter(inputs: TrainerInputs, seed: int, task: str, modules_to_save: list[str] | None = None) -> Any:
+    """The model that trains. TRL's trainers would make the same adapter, but leave a head in the model's bf16, and tell
+    of layers that the model lacks by an error of peft's.
+
+    Raises ModelError where no layer gets an adapter.
+    """
+    if inputs.lora is None:
+        return inputs.model
+    set_seed(seed)  # as TRL does before it makes an adapter, which starts at random
+    return adapted(inputs.model, inputs.lora, task=task, modules_to_save=modules_to_save)
+
+
 def _pairs(examples: Sequence[Example], reporter: Reporter) -> list[tuple[int, int, int, float]]:
     """(example, chosen, rejected, margin) of every comparison with a winner. A line tells what TRL cannot express."""
     rows, ties, soft = [], 0, 0
@@ -115,15 +129,27 @@ def dpo(
         loss_type=[section.loss_type],
         precompute_ref_log_probs=True,
     )
+    model = _with_adapter(inputs, config.seed, "CAUSAL_LM")
+    if inputs.lora is not None and isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise ModelError(
+            "TRL's DPOTrainer cannot train an adapter on the output layer",
+            where="model.lora.target_modules",
+            fix="dpo.trainer: engine, or leave that layer out",
+        )
     trainer = CountingDPOTrainer(
-        model=inputs.model,
+        model=model,
         args=config,
         # Text to tokenise, which the trainer insists on. Our ids and the reference replace it as soon as it is made.
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
         processing_class=inputs.tokenizer,
-        peft_config=lora_config(inputs.lora, task="CAUSAL_LM") if inputs.lora is not None else None,
         callbacks=[inputs.spending, *inputs.callbacks, CheckpointFiles()],
     )
+    if inputs.lora is not None:
+        # TRL takes the adapter for a trained one, and keeps a copy of it as the reference. The rows have the
+        # reference's log-probabilities, and the copy would be saved with the policy.
+        for name in sorted({*model.peft_config} - {"default"}):
+            model.delete_adapter(name)
+        model.set_adapter("default")
     give(trainer, rows, inputs.spending)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -143,13 +169,11 @@ def reward_model(
         **{**DEFAULTS, **inputs.arguments},
         center_rewards_coefficient=section.center_rewards_coefficient or None,
     )
-    lora = inputs.lora
     trainer = CountingRewardTrainer(
-        model=inputs.model,
+        model=_with_adapter(inputs, config.seed, "SEQ_CLS", head_modules(inputs.model)),
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=inputs.tokenizer,
-        peft_config=lora_config(lora, task="SEQ_CLS", modules_to_save=["score"]) if lora is not None else None,
         callbacks=[inputs.spending, *inputs.callbacks, CheckpointFiles()],
     )
     give(trainer, rows, inputs.spending)

@@ -193,6 +193,12 @@ PRIVATE = (
         "a layer of any kind that peft did not merge",
     ),
     PrivateNames(
+        "peft.tuners.tuners_utils",
+        ("BaseTunerLayer",),
+        "training/trl.py",
+        "whether the output layer has an adapter, which TRL's DPOTrainer refuses",
+    ),
+    PrivateNames(
         "peft.utils",
         ("ModulesToSaveWrapper",),
         "engine/fast/adapters.py",
