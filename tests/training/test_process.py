@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,10 @@ from toolkit.engine.process import StepTree
 from toolkit.errors import DataError
 from toolkit.models.encoding import Tree
 from toolkit.preferences.steps import Solution
-from toolkit.training.process import StepExample, step_batches, step_examples, step_loss
+from toolkit.recipe.training import Training
+from toolkit.training.checkpoints import last_checkpoint
+from toolkit.training.process import StepExample, StepTrainer, step_batches, step_examples, step_loss
+from toolkit.training.trainer import training_arguments
 
 EXAMPLES = [
     StepExample(Tree([5, 6], [[7, 8, 9], [10, 11]]), (), labels=[(0, 0, True), (0, 2, False), (1, 1, True)]),
@@ -68,3 +73,24 @@ def test_examples_have_each_label_once_and_need_both_kinds() -> None:
     solutions[1] = replace(solutions[1], labels=[True, True])
     with pytest.raises(DataError, match="not both right and wrong"):
         step_examples(trees, solutions)
+
+
+@pytest.mark.invariant
+def test_a_training_that_has_ended_takes_no_further_step(tmp_path: Path) -> None:
+    """Two steps end in the middle of an epoch of three; a kill may come behind the last checkpoint."""
+    section = Training(
+        learning_rate=1e-2, lr_scheduler_type="constant", per_device_train_batch_size=1, max_steps=2, logging_steps=1
+    )
+    ends = []
+    for _ in range(2):
+        model = classifier()
+        small = engine(model)
+        arguments = training_arguments(section, tmp_path, seed=0, dtype="float32", steps=2)
+        trainer = StepTrainer(small, arguments, EXAMPLES, partial(step_loss, small))
+        trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+        assert trainer.state.global_step == 2
+        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        ends.append((logged, trainer.spending.tokens, {k: v.clone() for k, v in model.state_dict().items()}))
+    (logged, tokens, weights), (again, tokens_again, weights_again) = ends
+    assert again == logged and len(logged) == 2 and tokens_again == tokens > 0
+    assert all(torch.equal(weight, weights_again[name]) for name, weight in weights.items())

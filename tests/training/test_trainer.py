@@ -12,9 +12,10 @@ from support.small_trainers import LORA, LORA_FP32, assert_equal, build, losses,
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from toolkit.models.load import load_policy, trainable
+from toolkit.progress import Reporter
 from toolkit.recipe.training import DpoSection
 from toolkit.training.batch import PairBatch, collate
-from toolkit.training.callbacks import SaveAtKl
+from toolkit.training.callbacks import SaveAtKl, StageProgress
 from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.length import total_steps
 from toolkit.training.milestones import TOLERANCE, KlMilestones, MilestonePolicy
@@ -22,6 +23,7 @@ from toolkit.training.trainer import (
     SimilarLengths,
     milestone_steps,
     seed_everything,
+    train_to_end,
 )
 
 pytestmark = pytest.mark.invariant
@@ -56,6 +58,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         order += [number for batch in loader for number, _ in batch["batch"]]
     assert resumed.spending.tokens == whole.spending.tokens == sum(per_prompt[i] for i in order[:12])
     assert whole.spending.seconds <= whole.spending.cost().wall_s
+
+
+@pytest.mark.parametrize("kind", ["dpo-lora", "rm"])
+def test_a_training_that_has_ended_takes_no_further_step(
+    tmp_path: Path, tiny_ref: Any, make_trees: Any, kind: str
+) -> None:
+    """Its six steps end in the middle of an epoch of four, and a kill may come behind the last checkpoint."""
+    section = settings_of(lr_scheduler_type="constant", num_train_epochs=1.5, max_steps=-1)
+    whole, model = build(kind, tmp_path, tiny_ref, make_trees, section)
+    whole.train()
+    expected = trained(model)
+    ended, model = build(kind, tmp_path, tiny_ref, make_trees, section)
+    progress = StageProgress(Reporter(quiet=True), "dpo", 6)
+    ended.add_callback(progress)
+    train_to_end(ended, progress, tmp_path)
+    assert ended.state.global_step == whole.state.global_step == 6
+    assert_equal(trained(model), expected, tolerance=0)
+    assert losses(ended) == losses(whole) == [entry["loss"] for entry in progress.history] and len(losses(ended)) == 6
+    assert ended.spending.tokens == whole.spending.tokens > 0
 
 
 def test_two_runs_with_one_seed_are_identical(tmp_path: Path, tiny_ref: Any, make_trees: Any) -> None:

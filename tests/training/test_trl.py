@@ -19,6 +19,7 @@ from toolkit.progress import Reporter
 from toolkit.recipe.training import DpoSection, Lora, ModelSection, RewardModelSection
 from toolkit.training import trl
 from toolkit.training.batch import Example
+from toolkit.training.checkpoints import last_checkpoint
 
 pytestmark = pytest.mark.parity
 
@@ -62,6 +63,7 @@ def test_a_reward_model_trains_on_our_ids_and_margins(tiny_ref: ModelRef, tokeni
 
 
 BF16 = ModelSection(name="tiny", dtype="bfloat16", lora=Lora(r=4, alpha=8))
+FP32 = BF16.model_copy(update={"dtype": "float32"})
 
 
 def new_head(ref: ModelRef, tokenizer: Any, section: ModelSection = BF16) -> Any:
@@ -114,3 +116,32 @@ def test_layers_that_a_model_lacks_are_an_error_of_the_input(
         start("no_such_layer")
     with pytest.raises(ModelError, match="output layer" if kind == "dpo" else "has no layers"):
         start("lm_head")
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward_model"])
+def test_a_training_that_has_ended_takes_no_further_step(
+    kind: str, tiny_ref: ModelRef, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Three steps end in the middle of an epoch of two pairs; a kill may come behind the last checkpoint."""
+    arguments = settings(tmp_path / "trainer") | {
+        **{"per_device_train_batch_size": 1, "max_steps": 3, "save_steps": 3, "logging_steps": 1},
+        **{"learning_rate": 1e-3, "lr_scheduler_type": "constant"},
+    }
+    ends = []
+    for _ in range(2):
+        if kind == "dpo":
+            model = load_policy(tiny_ref, FP32)
+            inputs = trl.TrainerInputs(model, FP32.lora, tokenizer, arguments, [])
+            reference = [torch.zeros(3), torch.zeros(2)]
+            trainer: Any = trl.dpo(inputs, DpoSection(), EXAMPLES, reference, Reporter(quiet=True))
+        else:
+            inputs = trl.TrainerInputs(new_head(tiny_ref, tokenizer, FP32), FP32.lora, tokenizer, arguments, [])
+            trainer = trl.reward_model(inputs, RewardModelSection(), EXAMPLES, Reporter(quiet=True))
+        trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+        assert trainer.state.global_step == 3
+        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        weights = {name: w.detach().clone() for name, w in trainer.model.named_parameters() if w.requires_grad}
+        ends.append((logged, inputs.spending.tokens, weights))
+    (logged, tokens, weights), (again, tokens_again, weights_again) = ends
+    assert again == logged and len(logged) == 3 and tokens_again == tokens > 0
+    assert all(torch.equal(weight, weights_again[name]) for name, weight in weights.items())

@@ -7,10 +7,11 @@ files differ from it was damaged later: the Trainer would fail on some of these,
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.engine.distributed import barrier, main_process
@@ -37,6 +38,25 @@ class CheckpointFiles(TrainerCallback):
             folder = checkpoint_folder(args, state)
             write_json(folder / FILES_FILE, listed(folder, [FILES_FILE]))
         barrier()
+
+
+class EndsAtLastStep:
+    """Before a Trainer in the order of classes: no step is trained behind the last one.
+
+    transformers asks behind a step whether it was the last one, and not before the first. A training that resumes from
+    the checkpoint of its last step would train one step more where its last epoch has further batches.
+    """
+
+    state: TrainerState
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of an optimiser step: none once all steps are done."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        batches: tuple[list[Any], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        return batches
 
 
 def damage(folder: Path) -> str:

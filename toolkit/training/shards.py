@@ -11,13 +11,15 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from toolkit.training.checkpoints import EndsAtLastStep
+
 FOLDER = "shards"
 SCHEDULER_FILE = "scheduler.pt"  # transformers' name
 # Averages of weights that a checkpoint has beside them, by name.
 Averages = Mapping[str, Sequence[torch.Tensor]]
 
 
-class ShardsTrainer(Trainer):
+class ShardsTrainer(EndsAtLastStep, Trainer):
     """A Trainer that a subclass may give a sharded model.
 
     With :attr:`sharded` the subclass writes :meth:`save_shards` in ``save_model``, calls :meth:`keep_out_of_ddp`, and

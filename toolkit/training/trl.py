@@ -23,7 +23,7 @@ from toolkit.progress import Reporter
 from toolkit.recipe.training import DpoSection, Lora, RewardModelSection
 from toolkit.training.batch import Example
 from toolkit.training.budget import Spending
-from toolkit.training.checkpoints import CheckpointFiles
+from toolkit.training.checkpoints import CheckpointFiles, EndsAtLastStep
 
 TOKEN_COLUMN = "response_tokens"
 
@@ -44,7 +44,7 @@ class TrainerInputs:
 DEFAULTS = {"gradient_checkpointing": False, "max_length": None, "remove_unused_columns": False}
 
 
-class CountsTokens:
+class CountsTokens(EndsAtLastStep):
     """Before a TRL trainer in the order of classes: tells ``spending`` how many response tokens a batch has."""
 
     spending: Spending
