@@ -18,7 +18,10 @@ from support.ppo_models import (
     scores_of,
     shake,
 )
+from support.small_models import SMALL, assert_same_gradients, gradients, loss_of, random_model
 from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForSequenceClassification,
 )
@@ -76,6 +79,32 @@ def test_values_of_a_shared_trunk_are_the_same_from_either_pass(folders: Folders
     batch = models.engine.pack([Tree(p.ids, [[7, 8, 9, 2], [11, 2]]) for p in PROMPTS])
     assert not models.values(batch).any()
     assert not models.logps_and_values(batch, 1.0)[2].any()
+
+
+class OwnFactor(LlamaForCausalLM):
+    """Scales its logits by a factor that stands under no name that the engine knows."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = 0.25 * output.logits
+        return output
+
+
+def test_a_shared_trunk_takes_the_logits_that_the_reference_takes() -> None:
+    """The layout's probe sees the factor, and both read the model's own logits: the KL starts at 0."""
+    policy, reference = (random_model(LlamaConfig(**SMALL), OwnFactor) for _ in range(2))
+    models = SeparateModels(policy, reference, None, pad_id=0, dtype=torch.float32)
+    batch = models.engine.pack([Tree([5, 6, 7], [[8, 9, 2], [10, 2]]), Tree([5], [[11, 12, 13, 2]])])
+    assert models.engine.row_per_response is True
+    logps_N, entropy_N, values_N = models.logps_and_values(batch, 0.7, with_entropy=True)
+    torch.testing.assert_close(logps_N, models.reference_logps(batch, 0.7), rtol=0, atol=1e-6)
+    torch.testing.assert_close(values_N, models.values(batch), rtol=0, atol=1e-6)
+    loss_of(logps_N, batch.owner).backward()
+    found = gradients(policy)
+    expected_N, expected_entropy_N = models.policy_logps(batch, 0.7, with_entropy=True)
+    assert entropy_N is not None and torch.equal(entropy_N, expected_entropy_N)
+    loss_of(expected_N, batch.owner).backward()
+    assert_same_gradients(found, gradients(policy))
 
 
 def test_one_base_with_adapters_equals_four_models(folders: Folders, tmp_path: Path) -> None:

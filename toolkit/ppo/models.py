@@ -104,14 +104,21 @@ class PPOModels(nn.Module, ABC):
     def logps_and_values(
         self, batch: TreeBatch, temperature: float, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """[N] log-probabilities, [N] entropies and [N] values from one forward pass. Only where the trunk is shared."""
+        """[N] log-probabilities, [N] entropies and [N] values. Only where the trunk is shared.
+
+        One forward pass of a tree gives them all. In rows of their own the model itself makes the logits, in a second
+        one: it may scale them in a way that its configuration does not tell.
+        """
         self.use_policy()
 
         def compute() -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
             states_Nd = hidden_states(self.policy, batch)[batch.predictor]
-            logps_N, entropy_N = state_logps(
-                self.policy, states_Nd, batch.target, temperature=temperature, with_entropy=with_entropy
-            )
+            if batch.attention_mask.dim() == 4:
+                logps_N, entropy_N = state_logps(
+                    self.policy, states_Nd, batch.target, temperature=temperature, with_entropy=with_entropy
+                )
+            else:
+                logps_N, entropy_N = self.engine.token_logps(batch, temperature=temperature, with_entropy=with_entropy)
             return logps_N, entropy_N, states_Nd
 
         logps_N, entropy_N, states_Nd = through_root(self.policy, compute)
