@@ -33,7 +33,7 @@ from toolkit.evals.study.crossed import CrossedMean, VarianceParts, crossed_mean
 from toolkit.evals.study.frontier import Grid
 from toolkit.evals.study.matching import Comparing, Matched, match
 from toolkit.evals.study.needed import MOST_PROMPTS, MOST_SEEDS, needed, smallest
-from toolkit.evals.study.selection import Candidates, Rule, candidates, common_prompts
+from toolkit.evals.study.selection import Candidates, Rule, candidates, shared_prompts
 from toolkit.evals.study.study import study
 from toolkit.evals.study.table import StudyData
 from toolkit.evals.study.verdict import Means, three_means, winner_of
@@ -66,9 +66,9 @@ class Verdict:
 
 def verdict_of(design: Design, rng: np.random.Generator) -> Verdict:
     data = simulated(design, rng)
-    prompts = common_prompts(data, list(data.arms))
-    by_arm = candidates(data, list(data.arms), prompts, Rule(data.deciding))
-    compared = Comparing((by_arm[ARMS[0]], by_arm[ARMS[1]]), prompts["test"], design.prompts)
+    dev_prompts = shared_prompts(data, list(data.arms), "dev", data.deciding)
+    by_arm = candidates(data, list(data.arms), dev_prompts, Rule(data.deciding))
+    compared = Comparing((by_arm[ARMS[0]], by_arm[ARMS[1]]), design.prompts)
     kl, compute = (match(compared.arms, axis) for axis in ("kl_nats", "train_tokens"))
     means = three_means(compared, {"kl_nats": kl, "train_tokens": compute})
     decisions = {name: compared.decision(mean) for name, mean in means.items()}

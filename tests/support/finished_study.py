@@ -22,6 +22,7 @@ SMALL_STUDY = [
     "--set=dpo.num_checkpoints=2",
     "--set=study.budget.tokens=3000",
     "--set=study.controls=[online_dpo]",
+    "--set=evaluate.checkpoint_prompts=2",
 ]
 # The same as settings of the recipe.
 SMALL_STUDY_SETS = (

@@ -41,6 +41,9 @@ def study_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     if study.budget.tokens is not None and study.budget.seconds is not None:
         yield Conflict("a budget has one unit", "leave out one", ("budget.tokens", "budget.seconds"))
     yield from _judge_conflicts(recipe, study)
+    if recipe.evaluate.confidence != 0.95:
+        fix = "leave out evaluate.confidence"
+        yield Conflict("a study's intervals and tests are at 95%", fix, ())
     if "more_prompts" in study.controls and study.more_prompts is None:
         fix = "name a file of prompts in study.more_prompts"
         yield Conflict("the control more_prompts needs a file", fix, ("controls", "more_prompts"))

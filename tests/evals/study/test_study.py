@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -216,14 +217,128 @@ def test_what_is_chosen_needs_test_rows() -> None:
         studied(change=untested, seed_sd=0.0)
 
 
-def test_prompts_that_one_policy_lacks_are_left_out_for_all() -> None:
+def test_a_prompt_that_a_policy_lacks_is_left_out_of_the_comparisons_with_that_policy() -> None:
     def lose(row: dict[str, Any]) -> None:
         if (row["arm"], row["setting"], row["seed"], row["prompt_id"]) == ("dpo", "setting 1", 0, "test-3"):
             row.clear()
 
-    document = studied(change=lose)
-    assert document["verdict"]["n_prompts"] == 39 and document["splits"]["test"] == {"n_prompts": 40, "n_common": 39}
-    assert any("1 of 40 test prompts lack rows" in text for text in document["warnings"])
+    document, whole = studied(change=lose), studied()
+    verdict = document["verdict"]
+    assert whole["chosen"]["dpo"]["setting"] == "setting 0" and verdict["best"] == whole["verdict"]["best"]
+    of_effort = [row["win_rate"] for row in document["effort"]], [row["win_rate"] for row in whole["effort"]]
+    assert of_effort[0] != of_effort[1]
+    assert document["splits"]["test"] == {"n_prompts": 40, "n_common": 39}
+    assert any("1 of 40 test prompts lack rows of some policies" in text for text in document["warnings"])
+
+    def lose_chosen(row: dict[str, Any]) -> None:
+        if (row["arm"], row["setting"], row["seed"], row["prompt_id"]) == ("dpo", "setting 0", 0, "test-3"):
+            row.clear()
+
+    verdict = studied(change=lose_chosen)["verdict"]
+    assert verdict["n_prompts"] == verdict["best"]["n_prompts"] == 39 and "39 test prompts" in verdict["sentence"]
+
+
+def test_a_judge_that_fails_now_and_then_does_not_empty_the_study() -> None:
+    """Each of 72 policies lacks 0.5% of the prompts: 70% of the prompts have all."""
+    rng = np.random.default_rng(3)
+
+    def fail(row: dict[str, Any]) -> None:
+        if rng.random() < 0.005:
+            row.clear()
+
+    document = studied(better(1.5), change=fail, prompts=200, settings=6, checkpoints=2)
+    assert document["splits"]["dev"]["n_common"] < 160
+    assert document["verdict"]["winner"] == "rm_ppo" and document["verdict"]["best"]["n_prompts"] > 190
+    assert {chosen["setting"] for chosen in document["chosen"].values()} == {"setting 0"}
+    assert any("a score counts by its difference from its prompt's mean" in text for text in document["warnings"])
+
+
+def test_a_policy_gains_nothing_by_missing_the_hard_prompts() -> None:
+    """Setting 1 lacks a third of the prompts, on which every policy scores 50 less."""
+
+    def lose(row: dict[str, Any]) -> None:
+        if int(row["prompt_id"].split("-")[1]) % 3 == 0:
+            row["score"] -= 50.0
+            if row["setting"] == "setting 1" and row["seed"] != 2:
+                row.clear()
+
+    document = studied(change=lose, settings=5)
+    assert {chosen["setting"] for chosen in document["chosen"].values()} == {"setting 0"}
+
+
+def test_prompts_that_nearly_no_policy_has_are_an_error() -> None:
+    def lose(row: dict[str, Any]) -> None:
+        if row["split"] == "dev" and int(row["setting"][-1]) != int(row["prompt_id"].split("-")[1]) % 3:
+            row.clear()
+
+    with pytest.raises(DataError, match="no dev prompt has rows of 80% of the settings"):
+        studied(change=lose)
+
+
+def test_a_judge_that_does_not_decide_drops_no_prompt() -> None:
+    rows = [row | {"judge": judge} for judge in ("gold", "rm") for row in study_rows(better(1.5))]
+    few = [row for row in rows if row["judge"] == "gold" or int(row["prompt_id"].split("-")[1]) % 2]
+    whole, beside = (study(study_data(columns(each)))["verdict"] for each in (rows, few))
+    assert beside["n_prompts"] == 40 and beside["best"] == whole["best"] and beside["winner"] == "rm_ppo"
+    assert beside["judges"][1]["best"]["win_rate"] is not None
+
+
+def preferences(value: Callable[[dict[str, Any]], float], **options: Any) -> list[dict[str, Any]]:
+    """Rows of a judge that compares each policy with the SFT policy."""
+    rows = [{**row, "judge": "llm", "baseline": "sft", "preference": value(row)} for row in study_rows(**options)]
+    for row in rows:
+        del row["score"]
+    return rows
+
+
+def test_ties_that_no_judge_saw_are_no_finding_of_equality() -> None:
+    """Both arms always beat SFT: which of them is better, nobody was asked."""
+    verdict = study(study_data(columns(preferences(lambda row: 1.0, prompts=200))))["verdict"]
+    assert verdict["best"]["win_rate"] == 0.5 and verdict["best"]["ci_low"] > 0.48
+    assert verdict["finding"] == "undecided" and verdict["winner"] == "undecided"
+    assert "100.0% of the comparisons are ties that no judge saw" in verdict["sentence"]
+    scores = [{**row, "score": 1.0} for row in study_rows(prompts=200)]
+    seen = study(study_data(columns(scores)))["verdict"]
+    assert seen["finding"] == "no practical difference"
+
+
+def test_a_few_ties_that_no_judge_saw_leave_a_finding() -> None:
+    def value(row: dict[str, Any]) -> float:
+        even = int(row["prompt_id"].split("-")[1]) % 2
+        return 0.75 if (row["arm"] == "rm_ppo") == bool(even) else 0.25
+
+    verdict = study(study_data(columns(preferences(value, prompts=4_000, settings=1, checkpoints=1, seeds=2))))
+    assert verdict["verdict"]["best"]["finding"] == "no practical difference"
+    ahead = study(study_data(columns(preferences(lambda row: 1.0 if row["arm"] == "dpo" else 0.5, prompts=60))))
+    assert ahead["verdict"]["winner"] == "dpo"
+
+
+def test_judges_that_contradict_each_other_are_no_finding_of_equality() -> None:
+    rows = list(study_rows(better(1.5), prompts=200))
+    opposite = [{**row, "judge": "b", "score": -row["score"]} for row in rows]
+    verdict = study(study_data(columns([{**row, "judge": "a"} for row in rows] + opposite)))["verdict"]
+    assert verdict["best"]["win_rate"] == 0.5 and verdict["best"]["ci_low"] > 0.48
+    assert verdict["finding"] == "undecided" and verdict["best"]["finding"] == "undecided"
+    assert verdict["sentence"].count("judges disagree on which arm is ahead") == 1
+
+
+def test_the_primary_judge_decides_alone() -> None:
+    rows = list(study_rows(better(1.5)))
+    opposite = [{**row, "judge": "b", "score": -row["score"]} for row in rows]
+    data = study_data(columns([{**row, "judge": "a"} for row in rows] + opposite))
+    for judge, other, winner in (("a", "b", "rm_ppo"), ("b", "a", "dpo")):
+        document = study(replace(data, primary_judge=judge))
+        assert document["verdict"]["winner"] == winner and document["selection"]["judges"] == [judge]
+        assert f"Judge {other} does not decide: {judge} is the primary judge." in document["verdict"]["sentence"]
+    refused = study(replace(data, primary_judge="a", refused={"a": "no better than a coin"}))["verdict"]
+    assert refused["winner"] == "undecided"
+
+
+def test_the_smallest_effect_is_the_users() -> None:
+    data = study_data(columns(list(study_rows(prompts=2_000, settings=1, seed_sd=0.0))))
+    findings = [study(data, smallest_effect=least)["verdict"]["best"]["finding"] for least in (0.0, 0.02, 0.2)]
+    assert findings[0] == "undecided" and findings[2] == "no practical difference"
+    assert "20 points" in study(data, smallest_effect=0.2)["verdict"]["best"]["finding_reason"]
 
 
 def test_controls_are_listed_and_do_not_decide() -> None:

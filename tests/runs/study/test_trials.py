@@ -72,6 +72,7 @@ def test_controls_take_the_chosen_setting_and_change_one_thing() -> None:
         (["study.dpo.learning_rate={log_uniform: [0, 0.01]}"], "has no logarithm"),
         (["study.dpo.learning_rate={normal: [0, 0.01]}"], "study.dpo must be"),
         (["study.budget.seconds=5"], "a budget has one unit"),
+        (["evaluate.confidence=0.9"], "a study's intervals and tests are at 95%"),
         (["study.select_by=golf", "evaluate.judges=[gold]"], "which is not in evaluate.judges"),
         (["evaluate.judges=[rm]"], "none can decide"),
         (["evaluate.judges=[gold, implicit]"], "no single implicit reward"),

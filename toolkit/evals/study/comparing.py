@@ -8,9 +8,11 @@ would cancel in a comparison of equal seeds; the intervals here do not count on 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.evals.intervals import Floats
 from toolkit.evals.study.crossed import CONFIDENCE, CrossedMean, crossed_means
@@ -41,8 +43,26 @@ def win_shares(first_JPKN: Floats, second_JQLN: Floats) -> Floats:
     )
 
 
+def unseen_shares(first_JPKN: Floats, second_JQLN: Floats, indirect_J: NDArray[np.bool_]) -> Floats:
+    """Shares of judges that are ``indirect_J`` and give both policies the same: (P, Q, K, L, N).
+
+    An indirect judge compares each policy with a third one, and where both win, or both lose, it says nothing of the
+    two. Such a tie is not one that a judge saw.
+    """
+    shape = np.broadcast_shapes(first_JPKN[0][:, None, :, None].shape, second_JQLN[0][None, :, None, :].shape)
+    ties = np.zeros(shape)
+    for j in np.flatnonzero(indirect_J):
+        ties += first_JPKN[j][:, None, :, None] == second_JQLN[j][None, :, None, :]
+    return ties / len(first_JPKN)
+
+
 def mixed_wins(
-    first_JPKN: Floats, second_JQLN: Floats, first_GKP: Floats, second_GLQ: Floats, grid_G: Floats
+    first_JPKN: Floats,
+    second_JQLN: Floats,
+    first_GKP: Floats,
+    second_GLQ: Floats,
+    grid_G: Floats,
+    indirect_J: NDArray[np.bool_] | None = None,
 ) -> CrossedMean:
     """The mean over a grid of the win rate between mixtures of each arm's policies.
 
@@ -55,7 +75,14 @@ def mixed_wins(
         for first, second in _blocks(first_JPKN, second_JQLN, 1)
     ]
     wins_KLN = np.concatenate(blocks, axis=-1)
-    return crossed_means(wins_KLN.mean(axis=1)[None], wins_KLN.mean(axis=0)[None])[0]
+    mean = crossed_means(wins_KLN.mean(axis=1)[None], wins_KLN.mean(axis=0)[None])[0]
+    if indirect_J is None or not indirect_J.any():
+        return mean
+    ties = [
+        np.einsum("klpq,pqkln->kln", weights, unseen_shares(first, second, indirect_J), optimize=True)
+        for first, second in _blocks(first_JPKN, second_JQLN, 1)
+    ]
+    return replace(mean, unseen=float(np.concatenate(ties, axis=-1).mean()))
 
 
 def wins_along(first_JPKN: Floats, second_JQLN: Floats, first_GKP: Floats, second_GLQ: Floats) -> list[CrossedMean]:

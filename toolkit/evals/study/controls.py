@@ -16,7 +16,7 @@ import numpy as np
 from toolkit.evals.intervals import Floats
 from toolkit.evals.study.comparing import win_shares
 from toolkit.evals.study.crossed import CrossedMean, crossed_means
-from toolkit.evals.study.selection import Candidates, common_prompts
+from toolkit.evals.study.selection import Candidates
 from toolkit.evals.study.table import StudyData
 from toolkit.evals.verdict import ARMS
 
@@ -79,20 +79,27 @@ def gap_rows(data: StudyData, candidates: Mapping[str, Candidates]) -> list[dict
     wanted = list(steps(arms))
     if not wanted:
         return []
-    prompts = common_prompts(data, arms)["test"]
-    # (judges, seeds, prompts) of each arm's chosen policy
-    chosen = {arm: candidates[arm].test.scores[:, candidates[arm].chosen][..., prompts] for arm in arms}
-    deciding = list(data.deciding)
+    def chosen(judges: Sequence[int]) -> dict[str, Floats]:
+        """(judges, seeds, prompts) of each arm's chosen policy, on the prompts that all of them have."""
+        scores = {arm: candidates[arm].test.scores[list(judges), candidates[arm].chosen] for arm in arms}
+        there = np.all([np.isfinite(of_arm).all(axis=(0, 1)) for of_arm in scores.values()], axis=0)
+        return {arm: of_arm[..., there] for arm, of_arm in scores.items()}
+
+    by_deciding = chosen(data.deciding)
+    of_dpo = by_deciding[ARMS[1]]
     over_dpo = {
-        arm: None if arm == ARMS[1] else win_shares(scores[deciding][:, None], chosen[ARMS[1]][deciding][:, None])[0, 0]
-        for arm, scores in chosen.items()
+        arm: None if arm == ARMS[1] else win_shares(scores[:, None], of_dpo[:, None])[0, 0]
+        for arm, scores in by_deciding.items()
     }
+    by_judge = {judge: chosen([j]) for j, judge in enumerate(data.judges)}
     rows = []
     for step in wanted:
-        rows.append(_row(step, "win_rate", None, win_rate_step(over_dpo[step.first], over_dpo[step.second])))
-        for j, judge in enumerate(data.judges):
-            rows.append(_row(step, "score", judge, score_step(chosen[step.first][j], chosen[step.second][j])))
-    return [{**row, "n_prompts": int(prompts.sum())} for row in rows]
+        if of_dpo.shape[-1]:
+            rows.append(_row(step, "win_rate", None, win_rate_step(over_dpo[step.first], over_dpo[step.second])))
+        for judge, scores in by_judge.items():
+            if scores[step.first].shape[-1]:
+                rows.append(_row(step, "score", judge, score_step(scores[step.first][0], scores[step.second][0])))
+    return rows
 
 
 def score_step(first_KN: Floats, second_LN: Floats) -> CrossedMean:
@@ -131,4 +138,5 @@ def _row(step: Step, measure: str, judge: str | None, mean: CrossedMean) -> dict
         "ci_low": low,
         "ci_high": high,
         "probability": mean.probability_above(0.0),
+        "n_prompts": mean.n_prompts,
     }

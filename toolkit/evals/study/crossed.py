@@ -56,7 +56,8 @@ class VarianceParts:
 class CrossedMean:
     """A mean over crossed seeds and prompts. ``variance``, ``df`` and ``parts`` are None where an arm has one seed.
 
-    Equal values have the variance 0 and no parts.
+    Equal values have the variance 0 and no parts. ``unseen`` is the share of comparisons that count as ties because
+    their judge, which saw neither response beside the other, says the same of both (:func:`unseen_shares`).
     """
 
     value: float
@@ -64,6 +65,7 @@ class CrossedMean:
     df: float | None
     n_prompts: int
     parts: VarianceParts | None = None
+    unseen: float = 0.0
 
     def power(self, threshold: float, n_seeds: Sequence[int], n_prompts: int) -> float:
         """The probability that a study of this size finds the mean to differ from ``threshold``.

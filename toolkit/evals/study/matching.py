@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.evals.intervals import Floats
-from toolkit.evals.study.comparing import mixed_wins, score_row, win_row, win_shares, wins_along
+from toolkit.evals.study.comparing import mixed_wins, score_row, win_row, wins_along
 from toolkit.evals.study.crossed import CrossedMean, crossed_means
 from toolkit.evals.study.frontier import Grid, frontier, shared_grid, weights_along
 from toolkit.evals.study.selection import Candidates
-from toolkit.evals.verdict import ARMS, NAMES, Decision, decide
+from toolkit.evals.verdict import ARMS, NAMES, SMALLEST_EFFECT, Decision, decide
 
 Axis = Literal["kl_nats", "train_tokens", "wall_s"]
 AXES: dict[Axis, str] = {"kl_nats": "KL", "train_tokens": "training tokens", "wall_s": "wall time"}
+NO_PROMPT = "no test prompt has a judgement of all policies that it compares"
 
 
 def amount(axis: Axis, value: float | None) -> str:
@@ -62,45 +63,72 @@ class Matched:
 
 @dataclass(frozen=True)
 class Comparing:
-    """The two arms on the test prompts that both have, by one judge or by several together (``judges``, by number)."""
+    """The two arms on test prompts, by one judge or by several together (``judges``, by number).
+
+    Each comparison is on the prompts that these judges say something of for all of its policies. ``indirect`` are the
+    judges that compare each policy with a third one.
+    """
 
     arms: tuple[Candidates, Candidates]
-    prompts: NDArray[np.bool_]
     n_prompts: int
     judges: tuple[int, ...] = (0,)
-
-    def scores(self, side: int, points: NDArray[np.int64]) -> Floats:
-        """(judges, points, seeds, prompts)."""
-        return self.arms[side].test.scores[list(self.judges)][:, points][..., self.prompts]
+    indirect: frozenset[int] = frozenset()
+    smallest_effect: float = SMALLEST_EFFECT
 
     def both_scores(self, points: tuple[NDArray[np.int64], NDArray[np.int64]]) -> tuple[Floats, Floats]:
-        return self.scores(0, points[0]), self.scores(1, points[1])
+        """(judges, points, seeds, prompts) of each arm, on the prompts that have all of them."""
+        first, second = (
+            arm.test.scores[list(self.judges)][:, of_arm] for arm, of_arm in zip(self.arms, points, strict=True)
+        )
+        there = np.isfinite(first).all(axis=(0, 1, 2)) & np.isfinite(second).all(axis=(0, 1, 2))
+        return first[..., there], second[..., there]
 
-    def best(self) -> CrossedMean:
-        chosen = self.both_scores((np.array([self.arms[0].chosen]), np.array([self.arms[1].chosen])))
-        wins_KLN = win_shares(*chosen)[0, 0]
-        return crossed_means(wins_KLN.mean(axis=1)[None], wins_KLN.mean(axis=0)[None])[0]
+    @property
+    def _indirect_J(self) -> NDArray[np.bool_]:
+        return np.array([judge in self.indirect for judge in self.judges])
+
+    def best(self) -> CrossedMean | None:
+        """The win rate of the chosen policies. None where no prompt has both."""
+        points = (np.array([self.arms[0].chosen]), np.array([self.arms[1].chosen]))
+        first, second = self.both_scores(points)
+        alone = np.ones((1, 1, 1))
+        weights = [np.repeat(alone, scores.shape[2], axis=1) for scores in (first, second)]
+        return mixed_wins(first, second, *weights, np.ones(1), self._indirect_J) if first.shape[-1] else None
 
     def over(self, matched: Matched) -> CrossedMean | None:
         """The mean over the shared range."""
         if matched.grid is None:
             return None
-        return mixed_wins(*self.both_scores(matched.points), *matched.weights, matched.grid.weight_G)
+        first, second = self.both_scores(matched.points)
+        if not first.shape[-1]:
+            return None
+        return mixed_wins(first, second, *matched.weights, matched.grid.weight_G, self._indirect_J)
 
-    def decision(self, mean: CrossedMean | None) -> Decision:
+    def decision(self, mean: CrossedMean | None, lacking: str | None = None) -> Decision:
+        """The finding of a comparison; ``lacking`` is why there is none."""
         if mean is None:
-            return Decision("undecided", "the arms share no range")
+            return Decision("undecided", lacking or NO_PROMPT)
         low, high = mean.interval(bounds=(0.0, 1.0))
         decision = decide(
             win_rate=mean.value,
             ci_low=low,
             ci_high=high,
             p_value=mean.p_value(0.5),
-            n_judged=int(self.prompts.sum()),
+            n_judged=mean.n_prompts,
             n_prompts=self.n_prompts,
+            smallest_effect=self.smallest_effect,
         )
         if decision.reason == "there is no interval":
             return Decision("undecided", "an arm has one seed")
+        if decision.finding == "no practical difference" and low is not None and high is not None:
+            # If each unseen tie were a win, or each a loss.
+            widest = max(0.5 - low, high - 0.5) + mean.unseen / 2.0
+            if widest > self.smallest_effect + 1e-9:
+                return Decision(
+                    "undecided",
+                    f"{mean.unseen:.1%} of the comparisons are ties that no judge saw: it compares each arm with a "
+                    "third policy, and says the same of both arms",
+                )
         return Decision(decision.finding, decision.reason.replace("permutation test", "t test"))
 
     def curve(self, matched: Matched, at: Sequence[float] | None = None) -> list[dict[str, Any]]:
@@ -116,10 +144,12 @@ class Comparing:
             matched = matched.at(x_G)
         if not len(x_G):
             return []
-        along = wins_along(*self.both_scores(matched.points), *matched.weights)
+        both = self.both_scores(matched.points)
+        if not both[0].shape[-1]:
+            return []
+        along = wins_along(*both, *matched.weights)
         rows: list[dict[str, Any]] = [{**win_row(mean), "scores": {}} for mean in along]
-        for side, arm in enumerate(ARMS):
-            scores = self.scores(side, matched.points[side])
+        for side, (arm, scores) in enumerate(zip(ARMS, both, strict=True)):
             if len(scores) > 1:
                 continue  # the scores of several judges have no common scale
             scores_GKN = np.einsum("gkp,pkn->gkn", matched.weights[side], scores[0], optimize=True)

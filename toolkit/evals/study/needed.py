@@ -17,10 +17,16 @@ MOST_PROMPTS, MOST_SEEDS = 1_000_000, 100
 CONTAINS_HALF = "the interval contains one half"
 # At 80% power the interval ends 1.7 times as far from one half as the win rate: (1.96 + 2.80) / 2.80. Nearer win rates
 # end within the smallest effect.
-_NEAR = SMALLEST_EFFECT / 1.7
+_REACH = 1.7
 
 
-def needed(mean: CrossedMean | None, decision: Decision, lacking: str | None = None) -> dict[str, Any]:
+def needed(
+    mean: CrossedMean | None,
+    decision: Decision,
+    lacking: str | None = None,
+    *,
+    smallest_effect: float = SMALLEST_EFFECT,
+) -> dict[str, Any]:
     """One comparison's row of ``verdict.needed``. ``lacking`` is the reason where there is no comparison.
 
     ``n_prompts`` is a number of test prompts at the present seeds, and ``n_seeds`` a number of seeds of each arm at the
@@ -41,7 +47,7 @@ def needed(mean: CrossedMean | None, decision: Decision, lacking: str | None = N
         return _row(decision, reason=decision.reason)
     if mean.parts is None:
         return _row(decision, reason="all prompts have the same win rate, which says nothing of their spread")
-    if abs(mean.value - 0.5) <= _NEAR:
+    if abs(mean.value - 0.5) <= smallest_effect / _REACH:
         what = (
             f"a win rate of {mean.value:.1%} is so near to one half that more data would find no practical difference"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError, nearest
 from toolkit.evals.intervals import Floats
+from toolkit.evals.judge_tests import MIN_COVERAGE
 from toolkit.evals.study.frontier import upper_hull
-from toolkit.evals.study.table import SPLITS, ArmScores, StudyData
+from toolkit.evals.study.table import ArmScores, StudyData
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,7 @@ class DevResult:
 
 def on_dev(data: StudyData, arms: Sequence[str], rule: Rule) -> dict[str, DevResult]:
     """For each arm what is chosen and what the verdict needs on test prompts, from its dev rows alone."""
-    prompts = common_prompts(data, arms, ("dev",))
-    ranked = ranks(data, arms, prompts["dev"], rule.judges)
+    ranked = ranks(data, arms, shared_prompts(data, arms, "dev", rule.judges), rule.judges)
     results = {}
     for arm in arms:
         dev = data.arms[arm]["dev"]
@@ -111,7 +111,14 @@ def on_dev(data: StudyData, arms: Sequence[str], rule: Rule) -> dict[str, DevRes
 
 def means(scores: ArmScores, prompts: NDArray[np.bool_]) -> Floats:
     """Mean score (judges, points) over seeds and prompts; NaN where there are no rows."""
-    return np.asarray(scores.on(prompts).mean(axis=(2, 3)))
+    return _mean(scores.on(prompts), (2, 3))
+
+
+def _mean(values: Floats, axis: tuple[int, ...]) -> Floats:
+    """The mean of what is there; NaN where nothing is."""
+    count = np.isfinite(values).sum(axis=axis)
+    total = np.nansum(values, axis=axis)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
 def ranks(
@@ -120,9 +127,16 @@ def ranks(
     """What ranks each arm's points (P,) on dev prompts; NaN for those without dev rows.
 
     With one judge it is the mean score; with several the mean of their standardised scores, where each judge's mean and
-    spread are those of all points of these arms.
+    spread are those of all points of these arms. Where policies lack some of the prompts, each score counts by its
+    difference from the mean of its prompt, so that nobody gains by missing the hard ones.
     """
-    dev = {arm: means(data.arms[arm]["dev"], dev_prompts)[list(judges)] for arm in arms}
+    scores = {arm: data.arms[arm]["dev"].on(dev_prompts)[list(judges)] for arm in arms}
+    if any(np.isnan(scores[arm][:, data.arms[arm]["dev"].measured]).any() for arm in arms):
+        # (judges, policies, prompts) of all arms
+        policies = [of_arm.reshape(len(judges), -1, of_arm.shape[-1]) for of_arm in scores.values()]
+        by_prompt_JN = _mean(np.concatenate(policies, axis=1), (1,))
+        scores = {arm: of_arm - by_prompt_JN[:, None, None] for arm, of_arm in scores.items()}
+    dev = {arm: _mean(of_arm, (2, 3)) for arm, of_arm in scores.items()}
     if len(judges) == 1:
         return {arm: dev[arm][0] for arm in arms}
     together = np.concatenate([dev[arm] for arm in arms], axis=1)
@@ -147,19 +161,19 @@ def within_limit(dev: ArmScores, rank: Floats, kl_limit: float | None) -> Floats
 
 
 def candidates(
-    data: StudyData, arms: Sequence[str], prompts: Mapping[str, NDArray[np.bool_]], rule: Rule
+    data: StudyData, arms: Sequence[str], dev_prompts: NDArray[np.bool_], rule: Rule
 ) -> dict[str, Candidates]:
-    """The points of the arms, ranked on the dev prompts that both arms have.
+    """The points of the arms, ranked on the dev prompts that they share.
 
     Raises:
         DataError: no point of an arm is within the KL limit, or the chosen one has no test rows.
     """
-    ranked = ranks(data, arms, prompts["dev"], rule.judges)
+    ranked = ranks(data, arms, dev_prompts, rule.judges)
     out = {}
     for arm in arms:
         of_dev, of_test = data.arms[arm]["dev"], data.arms[arm]["test"]
         select = within_limit(of_dev, ranked[arm], rule.kl_limit)
-        tested = np.asarray(np.isfinite(means(of_test, prompts["test"])).all(axis=0))
+        tested = of_test.measured
         diverged_P = (of_dev.diverged | of_test.diverged).any(axis=1)
         on_frontier = np.isfinite(ranked[arm]) & tested & ~diverged_P
         out[arm] = Candidates(of_dev, of_test, ranked[arm], select, on_frontier)
@@ -170,25 +184,36 @@ def candidates(
     return out
 
 
-def common_prompts(
-    data: StudyData, arms: Sequence[str], splits: Sequence[str] = SPLITS
-) -> dict[str, NDArray[np.bool_]]:
-    """The prompts of each split that all measured points of the arms have rows of.
+def coverage(data: StudyData, arms: Sequence[str], split: str, judges: Sequence[int]) -> Floats:
+    """For each prompt of a split, the share of the arms' measured policies that all these judges say something of."""
+    known = []
+    for arm in arms:
+        scores = data.arms[arm][split]
+        known.append(np.isfinite(scores.scores[list(judges)][:, scores.measured]).all(axis=0))
+    policies = np.concatenate([of_arm.reshape(-1, data.n_prompts[split]) for of_arm in known])
+    return np.asarray(policies.mean(axis=0)) if len(policies) else np.ones(data.n_prompts[split])
+
+
+def shared_prompts(
+    data: StudyData, arms: Sequence[str], split: str, judges: Sequence[int]
+) -> NDArray[np.bool_]:
+    """The prompts over which policies have means: those that all measured policies have.
+
+    Where these are fewer than ``MIN_COVERAGE`` of the split, because a judge failed here and there, the prompts that so
+    many of the policies have.
 
     Raises:
         DataError: there are none.
     """
-    common = {}
-    for split in splits:
-        there = np.ones(data.n_prompts[split], dtype=bool)
-        for arm in arms:
-            scores = data.arms[arm][split]
-            there &= np.isfinite(scores.scores[:, scores.measured]).all(axis=(0, 1, 2))
-        if not there.any():
-            what = f"no {split} prompt has rows of every setting, checkpoint and seed"
-            raise DataError(what, where="the study's table", fix="evaluate all policies of a split on the same prompts")
-        common[split] = there
-    return common
+    share_N = coverage(data, arms, split, judges)
+    common = share_N == 1.0
+    if common.mean() >= MIN_COVERAGE:
+        return common
+    most = share_N >= MIN_COVERAGE
+    if not most.any():
+        what = f"no {split} prompt has rows of {MIN_COVERAGE:.0%} of the settings, checkpoints and seeds"
+        raise DataError(what, where="the study's table", fix="evaluate all policies of a split on the same prompts")
+    return most
 
 
 def point_facts(arm: ArmScores, point: int) -> dict[str, Any]:

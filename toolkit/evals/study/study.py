@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.evals.best_of_n import best_of_n_weights
+from toolkit.evals.judge_tests import MIN_COVERAGE
 from toolkit.evals.study.comparing import score_row, win_row, wins_along
 from toolkit.evals.study.controls import gap_rows
 from toolkit.evals.study.crossed import crossed_means
@@ -20,16 +22,17 @@ from toolkit.evals.study.selection import (
     Candidates,
     Rule,
     candidates,
-    common_prompts,
+    coverage,
     mean_or_none,
     means,
     needed_points,
     point_facts,
     rule_of,
+    shared_prompts,
 )
 from toolkit.evals.study.table import ArmScores, StudyData
 from toolkit.evals.study.verdict import verdict
-from toolkit.evals.verdict import ARMS, NAMES
+from toolkit.evals.verdict import ARMS, NAMES, SMALLEST_EFFECT
 
 SCHEMA_VERSION = 1
 EQUAL_BUDGETS = 0.05
@@ -42,23 +45,23 @@ def study(
     kl_limit: float | None = None,
     select_by: str | None = None,
     kl_grid: Sequence[float] | None = None,
+    smallest_effect: float = SMALLEST_EFFECT,
     recipe: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document ``study.json``.
 
     ``kl_limit`` bars policies from selection whose KL on dev prompts is above it, in both arms alike. ``select_by``
-    names the judge that ranks; None takes all that no arm was trained on. ``kl_grid`` are the KLs of the curve at equal
-    KL; None takes points evenly over the shared range.
+    names the judge that ranks; None takes all that decide. ``kl_grid`` are the KLs of the curve at equal KL; None takes
+    points evenly over the shared range. Win rates within ``smallest_effect`` of one half are no practical difference.
 
     Raises:
         DataError: the arms share no prompts, or no policy can be chosen or compared.
     """
     rule = rule_of(data, select_by, kl_limit)
-    prompts = common_prompts(data, ARMS)
-    by_arm = candidates(data, ARMS, prompts, rule)
+    prompts = _prompts(data, ARMS, rule)
+    by_arm = candidates(data, ARMS, prompts["dev"], rule)
     arms = (by_arm[ARMS[0]], by_arm[ARMS[1]])
-    n_test = data.n_prompts["test"]
-    compared = Comparing(arms, prompts["test"], n_test, data.deciding)
+    compared = Comparing(arms, data.n_prompts["test"], data.deciding, data.indirect, smallest_effect)
     by_judge = {judge: replace(compared, judges=(j,)) for j, judge in enumerate(data.judges)}
     effort = effort_rows(compared)
     controls = {arm: paired(data, arm, rule, arms) for arm in sorted(data.arms) if arm not in ARMS}
@@ -66,17 +69,32 @@ def study(
         "schema_version": SCHEMA_VERSION,
         "recipe": recipe,
         "splits": {
-            split: {"n_prompts": n, "n_common": int(prompts[split].sum())} for split, n in data.n_prompts.items()
+            split: {"n_prompts": n, "n_common": _n_common(data, split, rule)} for split, n in data.n_prompts.items()
         },
         "trials": [row for arm in ARMS for row in trial_rows(data, by_arm[arm], prompts)],
         "chosen": {arm: _chosen(data, by_arm[arm], prompts) for arm in ARMS},
         "verdict": verdict(compared, by_judge, effort, kl_grid, data.not_deciding),
         "effort": effort,
-        "controls": [_control_row(data, pairs) for pairs in controls.values()],
+        "controls": [_control_row(data, pairs, rule) for pairs in controls.values()],
         "gap": gap_rows(data, by_arm | {arm: pairs[-1].arms[1] for arm, pairs in controls.items()}),
-        "warnings": [*data.warnings, *_warnings(data, compared, prompts)],
+        "warnings": [*data.warnings, *_warnings(data, compared, rule)],
         "selection": {"judges": [data.judges[j] for j in rule.judges], "kl_limit": kl_limit},
     }
+
+
+def _judges(data: StudyData, split: str, rule: Rule) -> tuple[int, ...]:
+    """The judges that count on a split, by number: those that rank, and those that decide."""
+    return rule.judges if split == "dev" else data.deciding
+
+
+def _prompts(data: StudyData, arms: Sequence[str], rule: Rule) -> dict[str, NDArray[np.bool_]]:
+    """The prompts of each split that the arms' mean scores are over."""
+    return {split: shared_prompts(data, arms, split, _judges(data, split, rule)) for split in data.n_prompts}
+
+
+def _n_common(data: StudyData, split: str, rule: Rule) -> int:
+    """How many prompts of a split have rows of all policies of both arms."""
+    return int((coverage(data, ARMS, split, _judges(data, split, rule)) == 1.0).sum())
 
 
 # ---------------------------------------------------------------- trials and the chosen
@@ -161,12 +179,14 @@ def effort_rows(compared: Comparing) -> list[dict[str, Any]]:
     first, second = (
         np.repeat(w[:n_both, None], len(arm.test.seeds), axis=1) for w, arm in zip(weights, compared.arms, strict=True)
     )
-    rates = wins_along(*compared.both_scores(best), first, second)
+    both = compared.both_scores(best)
+    if not both[0].shape[-1]:
+        return []
+    rates = wins_along(*both, first, second)
     rows: list[dict[str, Any]] = []
     for n in range(max(len(w) for w in weights)):
         rows.append({"n_trials": n + 1, **win_row(rates[n] if n < n_both else None), **dict.fromkeys(ARMS)})
-    for side, arm in enumerate(ARMS):
-        scores = compared.scores(side, best[side])
+    for side, (arm, scores) in enumerate(zip(ARMS, both, strict=True)):
         if len(scores) > 1:
             continue  # the scores of several judges have no common scale
         for row, mean in zip(rows, crossed_means(np.einsum("nt,tkm->nkm", weights[side], scores[0])), strict=False):
@@ -179,28 +199,29 @@ def effort_rows(compared: Comparing) -> list[dict[str, Any]]:
 
 def paired(data: StudyData, control: str, rule: Rule, arms: Sequence[Candidates]) -> list[Comparing]:
     """Each arm's chosen policy beside the control's, which is chosen among the control's own, on shared prompts."""
-    own = candidates(data, (control,), common_prompts(data, (control,)), rule)[control]
-    pairs = []
-    for arm in arms:
-        shared = common_prompts(data, (arm.dev.arm, control), ("test",))["test"]
-        pairs.append(Comparing((arm, own), shared, data.n_prompts["test"], data.deciding))
-    return pairs
+    own = candidates(data, (control,), shared_prompts(data, (control,), "dev", rule.judges), rule)[control]
+    return [Comparing((arm, own), data.n_prompts["test"], data.deciding, data.indirect) for arm in arms]
 
 
-def _control_row(data: StudyData, pairs: Sequence[Comparing]) -> dict[str, Any]:
+def _control_row(data: StudyData, pairs: Sequence[Comparing], rule: Rule) -> dict[str, Any]:
     """A control's chosen policy, and the win rate of each arm's chosen policy over it; no part of the verdict."""
-    against = {pair.arms[0].dev.arm: {**win_row(pair.best()), "n_prompts": int(pair.prompts.sum())} for pair in pairs}
+    best = {pair.arms[0].dev.arm: pair.best() for pair in pairs}
+    against = {arm: {**win_row(mean), "n_prompts": mean.n_prompts if mean else 0} for arm, mean in best.items()}
     control = pairs[-1].arms[1].dev.arm
-    prompts = common_prompts(data, (control,))
+    prompts = _prompts(data, (control,), rule)
     return {"arm": control, "chosen": _chosen(data, pairs[-1].arms[1], prompts), "win_rate_of": against}
 
 
-def _warnings(data: StudyData, compared: Comparing, prompts: Any) -> list[str]:
+def _warnings(data: StudyData, compared: Comparing, rule: Rule) -> list[str]:
     said = []
+    left_out = {"dev": "are left out of the selection", "test": "are left out of comparisons with these"}
     for split, n in data.n_prompts.items():
-        common = int(prompts[split].sum())
+        common = _n_common(data, split, rule)
         if common < n:
-            said.append(f"{n - common} of {n} {split} prompts lack rows of some policies and are left out for all")
+            what = left_out[split]
+            if split == "dev" and common < MIN_COVERAGE * n:
+                what = "a score counts by its difference from its prompt's mean"
+            said.append(f"{n - common} of {n} {split} prompts lack rows of some policies: {what}")
     said += [text for arm in compared.arms for text in _arm_warnings(arm)]
     trials = [len(arm.trials) for arm in compared.arms]
     if trials[0] != trials[1]:

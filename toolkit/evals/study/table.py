@@ -61,7 +61,8 @@ class ArmScores:
 class StudyData:
     """A study's arms by split: ``arms[arm][split]``. All arms of a split have the same prompts, in the same order.
 
-    ``refused`` says of judges that failed a test why they may not decide.
+    ``indirect`` are the judges, by number, whose values are preferences over a baseline. ``refused`` says of judges
+    that failed a test why they may not decide. A ``primary_judge`` decides alone.
     """
 
     judges: tuple[str, ...]
@@ -69,12 +70,17 @@ class StudyData:
     n_prompts: Mapping[str, int]
     warnings: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
+    indirect: frozenset[int] = frozenset()
+    primary_judge: str | None = None
 
     @property
     def not_deciding(self) -> dict[str, str]:
-        """Judges that do not decide, with the reason: an arm was trained on them, or they failed a test."""
+        """Judges that do not decide, with the reason: an arm was trained on them, they failed a test, or another one
+        decides alone."""
+        primary = self.primary_judge
+        others = {judge: f"{primary} is the primary judge" for judge in self.judges if primary not in (None, judge)}
         signals = {judge: f"it is {TRAINING_SIGNALS[judge]}" for judge in self.judges if not is_neutral(judge)}
-        return signals | {judge: self.refused[judge] for judge in self.judges if judge in self.refused}
+        return others | signals | {judge: self.refused[judge] for judge in self.judges if judge in self.refused}
 
     @property
     def deciding(self) -> tuple[int, ...]:
@@ -135,7 +141,8 @@ def study_data(
         of_arm = _Rows(codes, numbers, values, diverged, codes["arm"].code == code)
         arms[arm] = of_arm.by_split(arm, where, warnings)
     n_prompts = {split: arms[ARMS[0]][split].scores.shape[3] for split in SPLITS}
-    return StudyData(tuple(codes["judge"].names), arms, n_prompts, tuple(warnings))
+    indirect = frozenset(map(int, codes["judge"].code[is_preference]))
+    return StudyData(tuple(codes["judge"].names), arms, n_prompts, tuple(warnings), indirect=indirect)
 
 
 # ---------------------------------------------------------------- columns

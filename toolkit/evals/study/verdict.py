@@ -15,7 +15,7 @@ from typing import Any
 from toolkit.evals.study.comparing import win_row
 from toolkit.evals.study.crossed import CrossedMean
 from toolkit.evals.study.matching import AXES, Axis, Comparing, Matched, amount, match
-from toolkit.evals.study.needed import POWER, needed
+from toolkit.evals.study.needed import CONTAINS_HALF, POWER, needed
 from toolkit.evals.study.selection import Candidates, mean_or_none
 from toolkit.evals.verdict import ARMS, NAMES, Decision
 from toolkit.evals.winrate import exact_ties
@@ -35,14 +35,23 @@ def verdict(
 
     Judges in ``not_deciding`` (with the reason) stand beside the others.
     """
-    on = {axis: match(compared.arms, axis) for axis in AXES}
+    on, least = {axis: match(compared.arms, axis) for axis in AXES}, compared.smallest_effect
     means, of_judges = three_means(compared, on), {name: three_means(one, on) for name, one in by_judge.items()}
     neutral = {name: of_judge for name, of_judge in of_judges.items() if name not in not_deciding}
-    decisions = {name: compared.decision(mean) for name, mean in means.items()}
+    lacking = _lacking(on)
+    decisions = {
+        name: _agreed(compared.decision(mean, lacking[name]), [of_judge[name] for of_judge in neutral.values()], least)
+        for name, mean in means.items()
+    }
     winner, finding = winner_of(means, decisions, neutral)
     kl, tokens, wall = (on[axis] for axis in AXES)
     entries = {
-        name: {**win_row(mean), "finding": decisions[name].finding, "finding_reason": decisions[name].reason}
+        name: {
+            **win_row(mean),
+            "finding": decisions[name].finding,
+            "finding_reason": decisions[name].reason,
+            "n_prompts": mean.n_prompts if mean is not None else 0,
+        }
         for name, mean in means.items()
     }
     said = (
@@ -58,7 +67,7 @@ def verdict(
         "sentence": said,
         "probability": _least_sure(means),
         "n_seeds": min(len(arm.test.seeds) for arm in compared.arms),
-        "n_prompts": int(compared.prompts.sum()),
+        "n_prompts": _n_prompts(means),
         "best": entries["best"],
         "matched_kl": {
             **entries["matched_kl"],
@@ -90,9 +99,10 @@ def verdict(
         ],
         "needed": {
             "power": POWER,
-            "best": needed(means["best"], decisions["best"]),
-            "matched_kl": needed(means["matched_kl"], decisions["matched_kl"], kl.reason),
-            "matched_compute": needed(means["matched_compute"], decisions["matched_compute"], tokens.reason),
+            **{
+                name: needed(mean, decisions[name], lacking[name], smallest_effect=least)
+                for name, mean in means.items()
+            },
         },
     }
 
@@ -106,11 +116,29 @@ def three_means(compared: Comparing, on: Mapping[Axis, Matched]) -> Means:
     }
 
 
+def _lacking(on: Mapping[Axis, Matched]) -> dict[str, str | None]:
+    """Why a comparison is not there, beside the prompts."""
+    return {"best": None, "matched_kl": on["kl_nats"].reason, "matched_compute": on["train_tokens"].reason}
+
+
+def _n_prompts(means: Means) -> int:
+    """The prompts that every comparison is on, at least: those of the one with the fewest."""
+    return min((mean.n_prompts for mean in means.values() if mean is not None), default=0)
+
+
+def _agreed(decision: Decision, of_judges: Sequence[CrossedMean | None], least: float) -> Decision:
+    """The decision, without a finding of equality that judges who contradict each other average to."""
+    sides = {mean.value > 0.5 for mean in of_judges if mean is not None and abs(mean.value - 0.5) > least}
+    if decision.finding != "no practical difference" or len(sides) < 2:
+        return decision
+    return Decision("undecided", "the judges disagree on which arm is ahead", "judges disagree")
+
+
 def winner_of(means: Means, decisions: Mapping[str, Decision], neutral: Mapping[str, Means]) -> tuple[str, str]:
     """The winner and the finding: better, no practical difference, or undecided. ``neutral`` are judges' means.
 
     All three comparisons must find the same arm better. With several judges each of them must see that arm ahead in all
-    three.
+    three. No practical difference is a finding of all three comparisons, too.
     """
     findings = {decision.finding for decision in decisions.values()}
     if not neutral:
@@ -147,26 +175,27 @@ def _lead(winner: str, finding: str) -> str:
 def _basis(compared: Comparing, means: Means, decisions: Mapping[str, Decision], on: Mapping[Axis, Matched]) -> str:
     """What each comparison says, from how much data, and where the chosen policies stand."""
     ranges = {"best": "", "matched_kl": _range(on["kl_nats"]), "matched_compute": _range(on["train_tokens"])}
-    lacking = {"matched_kl": on["kl_nats"].reason, "matched_compute": on["train_tokens"].reason}
+    lacking = _lacking(on)
     parts, doubts = [], list[str]()
     for name, mean in means.items():
         decision = decisions[name]
         if mean is None:
-            doubts.append(f"there is no comparison {COMPARISONS[name]}: {lacking[name]}")
+            doubts.append(f"there is no comparison {COMPARISONS[name]}: {lacking[name] or decision.reason}")
             continue
         low, high = mean.interval(bounds=(0.0, 1.0))
         bounds = "no interval" if low is None or high is None else f"{low:.1%} to {high:.1%}"
         parts.append(f"{mean.value:.1%} {COMPARISONS[name]}{ranges[name]} ({bounds}, says {_says(decision, mean)})")
-        if decision.finding == "undecided" and decision.reason != "the interval contains one half":
+        # What judges say is a sentence of its own.
+        if decision.finding == "undecided" and decision.reason != CONTAINS_HALF and decision.doubt is None:
             doubts.append(decision.reason)
     why = "".join(f" {text[0].upper()}{text[1:]}." for text in dict.fromkeys(doubts))
-    return f"RM + PPO wins {', '.join(parts)}, from {_data(compared)}.{why} {_places(compared.arms)}"
+    return f"RM + PPO wins {', '.join(parts)}, from {_data(compared, means)}.{why} {_places(compared.arms)}"
 
 
-def _data(compared: Comparing) -> str:
+def _data(compared: Comparing, means: Means) -> str:
     seeds = _both([str(len(arm.test.seeds)) for arm in compared.arms])
     trials = _both([str(len(arm.trials)) for arm in compared.arms])
-    n_prompts = int(compared.prompts.sum())
+    n_prompts = _n_prompts(means)
     return f"{_count(seeds, 'seed')}, {n_prompts} test prompts and {_count(trials, 'trial')} an arm"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -196,6 +196,8 @@ def _settings(trial: Trial, sft_trial: Trial, prompt_ids: Sequence[str]) -> tupl
     wanted = set(prompt_ids)
     rows = [row for row in from_parquet(trial.folder / "data" / "eval.parquet") if row.prompt_id in wanted]
     sft = resolve(str(sft_trial.folder / "sft" / "model"))
+    # Every checkpoint may be chosen: none is one that a run only draws a curve with, on fewer prompts.
+    context = replace(context, evaluate=context.evaluate.model_copy(update={"checkpoint_prompts": None}))
     return sft, EvaluationSettings.of(context, rows, sft)
 
 

@@ -77,10 +77,10 @@ def _run_study(
         failures = train([*sft_trials, *trials], running, reporter, retries=plan.section.retries)
         _refuse_without_policies(trials, failures)
         tests = judge_tests(first, judges, [row for row in rows if row.prompt_id in set(held.dev)], reporter)
-        refused = failed_tests(tests)
+        refused, evaluate = failed_tests(tests), plan.base.recipe.evaluate
         table = measuring.rows([(trial, None) for trial in [*sft_trials, *trials]], "dev", failures)
         on_both = study_data(_columns([row for row in table if row["arm"] in ARMS]), splits=("dev",))
-        on_both = replace(on_both, refused=refused)
+        on_both = replace(on_both, refused=refused, primary_judge=evaluate.primary_judge)
         results = on_dev(on_both, ARMS, rule_of(on_both, plan.section.select_by, plan.section.kl_limit))
         chosen = {arm: _trial_of(trials, arm, results[arm].chosen[0]) for arm in ARMS}
         length = _length(table, chosen["rm_ppo"], results["rm_ppo"].chosen[1])
@@ -93,10 +93,11 @@ def _run_study(
         table += measuring.rows(whole + _needed(trials, results), "test", failures)
     write_table(table, plan.out / TABLE_FILE)
     document = study(
-        replace(read_study(plan.out / TABLE_FILE), refused=refused),
+        replace(read_study(plan.out / TABLE_FILE), refused=refused, primary_judge=evaluate.primary_judge),
         kl_limit=plan.section.kl_limit,
         select_by=plan.section.select_by,
         kl_grid=plan.section.kl_grid,
+        smallest_effect=evaluate.smallest_effect,
         recipe=plan.base.recipe.model_dump(mode="json"),
     )
     document["judge_tests"] = [asdict(test) for test in tests.values()]
@@ -209,8 +210,8 @@ class Measuring:
     def warnings(self) -> list[str]:
         """What judges did not answer."""
         return [f"{text}; it counts as the worst policy" for text in self.said] + [
-            f"the judge {judge} failed on {self.n_asked - n:,} of {self.n_asked:,} responses: those prompts are left "
-            "out for all policies, and asked again when you run the command again"
+            f"the judge {judge} failed on {self.n_asked - n:,} of {self.n_asked:,} responses: they are asked again when you "
+            "run the command again"
             for judge, n in self.n_answered.items()
             if n < self.n_asked
         ]
