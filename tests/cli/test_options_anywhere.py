@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,13 @@ from support.running import SMALL, duel
 from toolkit.cli.examples import EXAMPLES
 from toolkit.cli.main import cli
 from toolkit.cli.options import WITHOUT_JSON
+from toolkit.errors import ModelError
+from toolkit.judging.options import JudgeOptions
+from toolkit.judging.principles import Labelling
+from toolkit.measure.label import check_labelling
+from toolkit.models.resolve import resolve
+from toolkit.recipe.schema import JudgeSection
+from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.e2e
 
@@ -49,6 +57,27 @@ def test_an_example_of_the_help_parses(example: str) -> None:
     assert example in EXAMPLES[name]
     shown = command.get_help(context)
     assert example in " ".join(shown.replace("\\\n", " ").split()) and max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("example", [example for examples in EXAMPLES.values() for example in examples])
+def test_the_models_in_an_example_of_the_help_are_there_after_a_run(example: str, small_run: Path) -> None:
+    models = [Path(word) for word in shlex.split(example) if re.fullmatch(r"runs/smoke/.+", word)]
+    for model in models:
+        assert resolve(str(small_run / model.relative_to("runs/smoke"))).fingerprint
+
+
+def test_an_example_of_a_label_is_one_that_can_be_made() -> None:
+    for example in EXAMPLES["label"]:
+        context = cli.commands["label"].make_context("label", shlex.split(example)[2:], obj={"json": False})
+        principles = [] if context.params["principles"] is None else [context.params["principles"]]
+        options = JudgeOptions(ModelSection(), JudgeSection())
+        check_labelling(Labelling(context.params["judge"], principles, options))
+
+
+def test_a_folder_of_a_stage_says_where_its_model_is(small_run: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        resolve(str(small_run / "dpo"))
+    assert caught.value.fix == f"name {small_run / 'dpo' / 'model'}"
 
 
 def test_debug_and_quiet_before_and_behind_a_command(tmp_path: Path) -> None:

@@ -139,10 +139,12 @@ def _folder(spec: str, path: Path, above: frozenset[Path] = frozenset()) -> Mode
     if not (path / CONFIG).is_file() and (path / REWARD_HEAD_FILE).is_file():
         return _ensemble(spec, path, above)
     if not (path / CONFIG).is_file():
+        inside = path / "model"  # of a run's stage
+        there = any((inside / name).is_file() for name in (CONFIG, ADAPTER_CONFIG, REWARD_HEAD_FILE))
         raise ModelError(
             "this folder holds neither a model nor an adapter",
             where=str(path),
-            fix="name the folder that holds config.json or adapter_config.json",
+            fix=f"name {inside}" if there else "name the folder that holds config.json or adapter_config.json",
         )
     weights, text = (folder_fingerprint(path, names) for names in (WEIGHTS, TEXT_FILES))
     config = model_json(path / CONFIG)
