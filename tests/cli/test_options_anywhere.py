@@ -21,7 +21,6 @@ from toolkit.judging.options import JudgeOptions
 from toolkit.judging.principles import Labelling
 from toolkit.measure.label import check_labelling
 from toolkit.models.resolve import resolve
-from toolkit.recipe.schema import JudgeSection
 from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.e2e
@@ -70,7 +69,7 @@ def test_an_example_of_a_label_is_one_that_can_be_made() -> None:
     for example in EXAMPLES["label"]:
         context = cli.commands["label"].make_context("label", shlex.split(example)[2:], obj={"json": False})
         principles = [] if context.params["principles"] is None else [context.params["principles"]]
-        options = JudgeOptions(ModelSection(), JudgeSection())
+        options = JudgeOptions(ModelSection())
         check_labelling(Labelling(context.params["judge"], principles, options))
 
 
