@@ -24,6 +24,7 @@ from toolkit.models.resolve import resolve
 from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.e2e
+GLOBAL = {"json": False, "quiet": False, "debug": False}
 
 
 def test_json_before_and_behind_a_command() -> None:
@@ -52,7 +53,7 @@ def test_an_example_of_the_help_parses(example: str) -> None:
     while isinstance(command, click.Group):
         name, *words = words
         command = command.commands[name]
-    context = command.make_context(name, words, obj={"json": False, "quiet": False, "debug": False})
+    context = command.make_context(name, words, obj=dict(GLOBAL))
     assert example in EXAMPLES[name]
     shown = command.get_help(context)
     assert example in " ".join(shown.replace("\\\n", " ").split()) and max(map(len, shown.splitlines())) <= 80
@@ -67,7 +68,7 @@ def test_the_models_in_an_example_of_the_help_are_there_after_a_run(example: str
 
 def test_an_example_of_a_label_is_one_that_can_be_made() -> None:
     for example in EXAMPLES["label"]:
-        context = cli.commands["label"].make_context("label", shlex.split(example)[2:], obj={"json": False})
+        context = cli.commands["label"].make_context("label", shlex.split(example)[2:], obj=dict(GLOBAL))
         principles = [] if context.params["principles"] is None else [context.params["principles"]]
         options = JudgeOptions(ModelSection())
         check_labelling(Labelling(context.params["judge"], principles, options))

@@ -61,8 +61,10 @@ def test_data_model_and_seed_are_in_the_title_or_below_it(run, no_gold, copy):
     results = json.loads((copy / "results.json").read_text())
     results["recipe"]["data"]["source"] = "/home/me/data/pairs.jsonl"
     results["recipe"]["model"]["name"] = "org/model"
-    results["recipe"]["report"]["title"] = None
     (copy / "results.json").write_text(json.dumps(results))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["recipe"]["report"]["title"] = None
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     html, title = build(copy), "DPO and RM + PPO on data/pairs.jsonl, org/model, seed 0"
     assert f"<title>{title}</title>" in html and f"<h1>{title}</h1>" in html and 'class="subject"' not in html
 

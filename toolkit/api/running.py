@@ -267,7 +267,9 @@ def write_report(
     return write_page([Path(folder) for folder in folders], _path(out), title, max_samples, force)
 
 
-def watch(folder: str | Path, *, port: int = 0, max_samples: int | None = None, reporter: Reporter | None = None) -> None:
+def watch(
+    folder: str | Path, *, port: int = 0, max_samples: int | None = None, reporter: Reporter | None = None
+) -> None:
     """``duel watch``: serve the report of a run or a study while it goes on, until Ctrl-C.
 
     Args:

@@ -11,7 +11,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "sweep": ("duel sweep smoke --grid dpo.beta=0.1,0.5 --seeds 2",),
     "copy": ("duel recipes copy quickstart my.yaml",),
     "check": ("duel check pairs.jsonl --model smollm2-135m",),
-    "rewards": ("duel rewards --policy runs/smoke/dpo/model --reference runs/smoke/sft/model --data reviews --out r.parquet",),
+    "rewards": (
+        "duel rewards --policy runs/smoke/dpo/model --reference runs/smoke/sft/model --data reviews --out r.parquet",
+    ),
     "score": ("duel score --rm runs/smoke/reward_model/model --data answers.jsonl --out scores.parquet",),
     "compare": ("duel compare runs/smoke/ppo/model runs/smoke/dpo/model --data reviews --judge gold --out compared",),
     "label": (
@@ -25,7 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "winrate": ("duel winrate judged.parquet --length-control --human votes.parquet",),
     "filter": (
-        "duel filter --rm runs/smoke/reward_model/model --data all.jsonl --calibrate pairs.jsonl --fpr 0.1 --out good.jsonl",
+        "duel filter --rm runs/smoke/reward_model/model --data all.jsonl --calibrate c.jsonl --fpr 0.1 --out ok.jsonl",
     ),
     "rm-card": ("duel rm-card runs/smoke/reward_model/model --data reviews",),
     "study": ("duel study study-tiny --dry-run",),

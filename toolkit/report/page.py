@@ -95,7 +95,7 @@ def _heading(runs: Sequence[Run], title: str | None) -> tuple[str, list[str]]:
 
 def _most_samples(runs: Sequence[Run]) -> int:
     default = ReportSection().max_samples
-    return max(run.page_settings.get("max_samples", default) for run in runs)
+    return max(int(run.page_settings.get("max_samples", default)) for run in runs)
 
 
 def _named(runs: Sequence[str]) -> str:

@@ -13,7 +13,9 @@ from toolkit.report.study_page import build_study, is_study
 from toolkit.runs.store import SWEEP_FILE
 
 
-def write_page(folders: Sequence[Path], out: Path | None, title: str | None, max_samples: int | None, force: bool) -> Path:
+def write_page(
+    folders: Sequence[Path], out: Path | None, title: str | None, max_samples: int | None, force: bool
+) -> Path:
     """Writes the page to ``out``, by default into the first folder, and returns its path.
 
     The folder of a sweep stands for its runs. Raises StoreError for a study beside others, for a sweep without runs,

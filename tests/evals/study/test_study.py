@@ -248,7 +248,7 @@ def test_a_judge_that_fails_now_and_then_does_not_empty_the_study() -> None:
 
     document = studied(better(1.5), change=fail, prompts=200, settings=6, checkpoints=2)
     assert document["splits"]["dev"]["n_common"] < 160
-    assert document["verdict"]["winner"] == "rm_ppo" and document["verdict"]["best"]["n_prompts"] > 190
+    assert document["verdict"]["winner"] == "rm_ppo" and document["verdict"]["best"]["n_prompts"] > 180
     assert {chosen["setting"] for chosen in document["chosen"].values()} == {"setting 0"}
     assert any("a score counts by its difference from its prompt's mean" in text for text in document["warnings"])
 

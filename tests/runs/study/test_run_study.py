@@ -180,7 +180,10 @@ def test_a_judge_that_fails_is_said_and_asked_again(
     assert "the judge python:moody:length gave no answer on any of" in none.stderr
     some = json.loads(duel(*words, env={"MOOD": "some"}).stdout)
     [said] = [text for text in some["warnings"] if "python:moody:length failed on" in text]
-    assert "asked again" in said and 0 < some["verdict"]["n_prompts"] < some["splits"]["test"]["n_prompts"]
+    n_prompts, row = some["splits"]["test"]["n_prompts"], some["verdict"]["judges"][1]
+    assert "asked again" in said and 0 < some["verdict"]["n_prompts"] <= n_prompts
+    # A judge that is no better than a coin drops no prompt of the judge that decides.
+    assert (some["verdict"]["n_prompts"] == n_prompts) == (row["not_deciding"] is not None)
     every = json.loads(duel(*words, env={"MOOD": "fine"}).stdout)
     assert every["verdict"]["n_prompts"] == every["splits"]["test"]["n_prompts"]
     assert not [text for text in every["warnings"] if "failed on" in text]

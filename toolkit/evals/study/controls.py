@@ -79,6 +79,7 @@ def gap_rows(data: StudyData, candidates: Mapping[str, Candidates]) -> list[dict
     wanted = list(steps(arms))
     if not wanted:
         return []
+
     def chosen(judges: Sequence[int]) -> dict[str, Floats]:
         """(judges, seeds, prompts) of each arm's chosen policy, on the prompts that all of them have."""
         scores = {arm: candidates[arm].test.scores[list(judges), candidates[arm].chosen] for arm in arms}

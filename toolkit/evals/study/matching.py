@@ -91,9 +91,10 @@ class Comparing:
         """The win rate of the chosen policies. None where no prompt has both."""
         points = (np.array([self.arms[0].chosen]), np.array([self.arms[1].chosen]))
         first, second = self.both_scores(points)
-        alone = np.ones((1, 1, 1))
-        weights = [np.repeat(alone, scores.shape[2], axis=1) for scores in (first, second)]
-        return mixed_wins(first, second, *weights, np.ones(1), self._indirect_J) if first.shape[-1] else None
+        if not first.shape[-1]:
+            return None
+        whole = tuple(np.ones((1, scores.shape[2], 1)) for scores in (first, second))
+        return mixed_wins(first, second, whole[0], whole[1], np.ones(1), self._indirect_J)
 
     def over(self, matched: Matched) -> CrossedMean | None:
         """The mean over the shared range."""

@@ -118,7 +118,7 @@ def _mean(values: Floats, axis: tuple[int, ...]) -> Floats:
     """The mean of what is there; NaN where nothing is."""
     count = np.isfinite(values).sum(axis=axis)
     total = np.nansum(values, axis=axis)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return np.asarray(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
 
 
 def ranks(
@@ -194,9 +194,7 @@ def coverage(data: StudyData, arms: Sequence[str], split: str, judges: Sequence[
     return np.asarray(policies.mean(axis=0)) if len(policies) else np.ones(data.n_prompts[split])
 
 
-def shared_prompts(
-    data: StudyData, arms: Sequence[str], split: str, judges: Sequence[int]
-) -> NDArray[np.bool_]:
+def shared_prompts(data: StudyData, arms: Sequence[str], split: str, judges: Sequence[int]) -> NDArray[np.bool_]:
     """The prompts over which policies have means: those that all measured policies have.
 
     Where these are fewer than ``MIN_COVERAGE`` of the split, because a judge failed here and there, the prompts that so
@@ -206,10 +204,10 @@ def shared_prompts(
         DataError: there are none.
     """
     share_N = coverage(data, arms, split, judges)
-    common = share_N == 1.0
+    common = np.asarray(share_N == 1.0)
     if common.mean() >= MIN_COVERAGE:
         return common
-    most = share_N >= MIN_COVERAGE
+    most = np.asarray(share_N >= MIN_COVERAGE)
     if not most.any():
         what = f"no {split} prompt has rows of {MIN_COVERAGE:.0%} of the settings, checkpoints and seeds"
         raise DataError(what, where="the study's table", fix="evaluate all policies of a split on the same prompts")

@@ -214,14 +214,14 @@ def _control_row(data: StudyData, pairs: Sequence[Comparing], rule: Rule) -> dic
 
 def _warnings(data: StudyData, compared: Comparing, rule: Rule) -> list[str]:
     said = []
-    left_out = {"dev": "are left out of the selection", "test": "are left out of comparisons with these"}
+    left_out = {"dev": " and are left out of the selection", "test": " and are left out of comparisons with these"}
     for split, n in data.n_prompts.items():
         common = _n_common(data, split, rule)
         if common < n:
             what = left_out[split]
             if split == "dev" and common < MIN_COVERAGE * n:
-                what = "a score counts by its difference from its prompt's mean"
-            said.append(f"{n - common} of {n} {split} prompts lack rows of some policies: {what}")
+                what = ": a score counts by its difference from its prompt's mean"
+            said.append(f"{n - common} of {n} {split} prompts lack rows of some policies{what}")
     said += [text for arm in compared.arms for text in _arm_warnings(arm)]
     trials = [len(arm.trials) for arm in compared.arms]
     if trials[0] != trials[1]:

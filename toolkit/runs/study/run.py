@@ -210,8 +210,8 @@ class Measuring:
     def warnings(self) -> list[str]:
         """What judges did not answer."""
         return [f"{text}; it counts as the worst policy" for text in self.said] + [
-            f"the judge {judge} failed on {self.n_asked - n:,} of {self.n_asked:,} responses: they are asked again when you "
-            "run the command again"
+            f"the judge {judge} failed on {self.n_asked - n:,} of {self.n_asked:,} responses: they are asked again "
+            "when you run the command again"
             for judge, n in self.n_answered.items()
             if n < self.n_asked
         ]
