@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from support.ppo_models import LORA_CONFIG as LORA
 from support.ppo_models import shake, timeless
 from support.ppo_trainers import PROMPTS, config, length_reward, train
@@ -19,14 +21,15 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 from toolkit.engine.engine import Engine
 from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.models.encoding import Tree
-from toolkit.models.inspect import backbone
-from toolkit.models.load import load_reward_model
+from toolkit.models.inspect import backbone, disable_dropout
+from toolkit.models.load import load_reward_model, new_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.reward_head import reward_head
 from toolkit.models.save import save_policy
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo import Ensemble, PPOTrainer
 from toolkit.ppo.models import AdapterModels, SeparateModels
+from toolkit.ppo.rewards import Responses
 from toolkit.recipe.training import ModelSection
 
 pytestmark = pytest.mark.invariant
@@ -77,6 +80,49 @@ def test_every_kind_of_reward_trains(
     assert any(".default." in name for name in moved)
     assert any(".critic." in name for name in moved) is not share_trunk
     assert any("value_head" in name for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("more", "shares"),
+    [
+        ({"modules_to_save": ("score",)}, True),
+        ({"modules_to_save": ("score", "embed_tokens")}, False),
+        ({"modules_to_save": ("score",), "trainable_token_indices": [5, 6, 7, 400, 401]}, False),
+    ],
+    ids=["low rank", "modules", "tokens"],
+)
+def test_a_reward_models_adapter_counts_whole(
+    tmp_path: Path, tiny_ref: Any, tokenizer: Any, more: dict[str, Any], shares: bool
+) -> None:
+    """What it trained beside low-rank weights and its head: such an adapter does not share the policy's trunk."""
+    section = ModelSection(name="tiny", dtype="float32")
+    base = new_reward_model(tiny_ref, section, tokenizer.pad_token_id, seed=1)
+    more |= {"modules_to_save": list(more["modules_to_save"])}  # to which peft adds
+    more |= {"modules_to_save": list(more["modules_to_save"])}  # to which peft adds
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="SEQ_CLS", **more))
+    for marker in ("lora_B", "embed_tokens.modules_to_save", "trainable_tokens_delta"):
+        shake(adapted, marker, seed=3, scale=0.5)
+    save_policy(adapted, tokenizer, tmp_path / "rm", dtype=torch.float32, base=tiny_ref)
+    trees = [Tree([5, 6], [[400, 401, 2], [7, 5, 9]])]
+    [expected] = Engine(disable_dropout(adapted).eval(), 0, dtype=torch.float32).scores(trees)
+    trainer = PPOTrainer("tiny", config(tmp_path / "out"), str(tmp_path / "rm"), PROMPTS, peft_config=LORA)
+    texts = [tokenizer.decode(ids) for ids in trees[0].response_ids]
+    [reward] = trainer.score.rewards
+    given = reward(Responses([PROMPTS[0]["prompt"]] * 2, texts, [False, True], trees))
+    assert given == pytest.approx(expected, abs=1e-4)
+    assert isinstance(trainer.models, AdapterModels) and bool(trainer.models.reward_heads) is shares
+
+
+def test_a_reward_models_adapter_that_lacks_a_weight_is_refused(
+    tmp_path: Path, reward_adapter: Path, tokenizer: Any
+) -> None:
+    folder = Path(shutil.copytree(reward_adapter, tmp_path / "rm"))
+    weights = load_file(folder / "adapter_model.safetensors")
+    lacking = next(name for name in weights if "lora_B" in name)
+    save_file({name: w for name, w in weights.items() if name != lacking}, folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=re.escape(lacking)) as caught:
+        PPOTrainer("tiny", config(tmp_path / "out"), str(folder), PROMPTS, peft_config=LORA)
+    assert caught.value.where == str(folder) and caught.value.fix
 
 
 def scores_under(tmp_path: Path, reward: Any, **options: Any) -> tuple[list[float], list[str]]:

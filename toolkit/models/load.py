@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
-from safetensors.torch import load_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -79,7 +78,7 @@ def _load_reward_adapter(ref: ModelRef, section: ModelSection, dtype: torch.dtyp
 
 def _restore_head(model: Any, ref: ModelRef, adapter: str = "default") -> None:
     """Give the adapter its head as it was saved: peft rounds it to the base's precision."""
-    saved = load_file(Path(ref.path) / "adapter_model.safetensors")
+    saved = adapter_weights(ref)
     heads = adapters.trained_in_full(model, adapter)
     for name, head in heads.items():
         for part, weight in head.named_parameters():
@@ -232,13 +231,22 @@ def _add_adapter(model: Any, ref: ModelRef, name: str) -> None:
 
 def _check_complete(model: Any, ref: ModelRef, name: str) -> None:
     """Raises ModelError where the files of an adapter lack weights."""
+    refuse_incomplete(get_peft_model_state_dict(model, adapter_name=name).keys() - adapter_weights(ref).keys(), ref)
+
+
+def adapter_weights(ref: ModelRef) -> dict[str, torch.Tensor]:
+    """The weights in the files of an adapter, by peft's names. Raises ModelError where they cannot be read."""
     try:
-        saved = load_peft_weights(ref.path, device="cpu").keys()
+        weights: dict[str, torch.Tensor] = load_peft_weights(ref.path, device="cpu")
     except UNREADABLE as error:
         raise unreadable_model(ref, error) from error
-    missing = sorted(get_peft_model_state_dict(model, adapter_name=name).keys() - saved)
+    return weights
+
+
+def refuse_incomplete(missing: Collection[str], ref: ModelRef) -> None:
+    """Raises ModelError where an adapter lacks weights, by these names."""
     if missing:
-        what = f"{len(missing)} weights of the adapter {ref.spec!r} are not in its files, {missing[0]} among them"
+        what = f"{len(missing)} weights of the adapter {ref.spec!r} are not in its files, {min(missing)} among them"
         raise ModelError(what, where=ref.path, fix=FIX)
 
 

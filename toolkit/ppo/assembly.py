@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ from toolkit.engine.fast import adapters, speedups
 from toolkit.engine.logps import score_head
 from toolkit.engine.reward_model import load_scorer
 from toolkit.errors import ModelError, RecipeError
+from toolkit.models.files import ADAPTER_CONFIG, model_json
 from toolkit.models.inspect import backbone, disable_dropout, inner, torch_dtype
-from toolkit.models.load import load_policy, load_reward_model, trainable
+from toolkit.models.load import adapter_weights, load_policy, load_reward_model, trainable
 from toolkit.models.merged import merged
 from toolkit.models.resolve import ModelRef, resolve, resolve_base
 from toolkit.models.reward_head import RewardHead, reward_head
 from toolkit.models.sharding import loading_device
 from toolkit.models.tokenizer import check_vocabulary, load_tokenizer, reads_the_same
 from toolkit.ppo.config import PPOConfig
-from toolkit.ppo.models import POLICY, AdapterModels, PPOModels, SeparateModels, linear_head
+from toolkit.ppo.models import OF_BASE, POLICY, SCORE_WEIGHT, AdapterModels, PPOModels, SeparateModels, linear_head
 from toolkit.ppo.process import RewardShape, shape_of
 from toolkit.ppo.rewards import (
     Ensemble,
@@ -40,9 +41,30 @@ from toolkit.recipe.training import ModelSection
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
 
-def is_adapter_on(base: ModelRef, adapter: ModelRef) -> bool:
-    """Whether an adapter was trained on exactly these weights."""
-    return adapter.kind == "adapter" and resolve_base(Path(adapter.path)).fingerprint == base.fingerprint
+def is_low_rank_on(policy: Any, base: ModelRef, reward: ModelRef) -> bool:
+    """Whether a reward model can be an adapter on ``base`` beside the one of the policy, which is on it: it was trained
+    on exactly these weights, and is LoRA of their layers with the head ``score``, and nothing else.
+
+    Tokens or modules that it trained in full would change what the policy computes, or be lost.
+    """
+    if reward.kind != "adapter" or resolve_base(Path(reward.path)).fingerprint != base.fingerprint:
+        return False
+    config = model_json(Path(reward.path) / ADAPTER_CONFIG)
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        return False
+    layers = {f"{OF_BASE}{name}": layer for name, layer in inner(policy).named_modules()}
+    weights = adapter_weights(reward)
+    return SCORE_WEIGHT in weights and all(
+        name == SCORE_WEIGHT or _is_of_layer(name, weight, layers) for name, weight in weights.items()
+    )
+
+
+def _is_of_layer(name: str, weight: torch.Tensor, layers: Mapping[str, torch.nn.Module]) -> bool:
+    """Whether a weight of an adapter is low-rank, or the frozen embedding below such weights, which peft saves."""
+    layer, below, _ = name.partition(".base_layer.")
+    if below:
+        return layer in layers and weight.shape == layers[layer].weight.shape
+    return adapters.is_adapter_weight(name) and name.partition(".lora_")[0] in layers
 
 
 # -- for a run
@@ -74,7 +96,7 @@ def models_of_run(
     check_critic_head(head, value_head_init)
     loaded: Any = load_policy(previous or sft, section, dtype=weights_dtype)
     policy = trainable(loaded.to(device), section.lora, task="CAUSAL_LM")
-    on_policy = all(is_adapter_on(sft, member) for member in members)
+    on_policy = all(is_low_rank_on(policy, sft, member) for member in members)
     first = None if on_policy else _as_critic(members[0], policy, tokenizer, section)
     if section.lora is not None and (on_policy or first is None or len(members) > 1):
         models = AdapterModels(
@@ -192,7 +214,7 @@ def assemble(inputs: TrainerModels, args: PPOConfig) -> Assembled:
     policy = policy.to(args.device)
     check_adapters(policy, inputs.peft_config)
     check_vocabulary(policy.get_input_embeddings().weight.shape[0], tokenizer, str(tokenizer.name_or_path))
-    reward_adapter = _shared_reward_adapter(inputs, policy_ref, tokenizer)
+    reward_adapter = _shared_reward_adapter(inputs, policy, policy_ref, tokenizer)
     rewards = []
     if reward_adapter is None:
         section = ModelSection(dtype=_dtype_name(args))
@@ -272,19 +294,18 @@ def _check_adapter_config(config: Any) -> None:
 
 
 def _shared_reward_adapter(
-    inputs: TrainerModels, policy_ref: ModelRef | None, tokenizer: PreTrainedTokenizerBase
+    inputs: TrainerModels, policy: Any, policy_ref: ModelRef | None, tokenizer: PreTrainedTokenizerBase
 ) -> ModelRef | None:
-    """The reward model where it can share the policy's base: it is an adapter on the very weights of the policy, and it
-    reads the tokens that the policy writes."""
+    """The reward model where it can share the policy's base, and reads the tokens that the policy writes."""
     if policy_ref is None or inputs.peft_config is None or not isinstance(inputs.reward, str):
         return None
     if inputs.value_model is not None or inputs.reference is not None:
         return None
     reward_ref = resolve(inputs.reward)
-    if not is_adapter_on(policy_ref, reward_ref):
+    if not is_low_rank_on(policy, policy_ref, reward_ref):
         return None
     same_tokens = reads_the_same(inputs.reward_tokenizer or load_tokenizer(reward_ref), tokenizer)
-    return reward_ref if same_tokens and LoraConfig.from_pretrained(reward_ref.path).bias == "none" else None
+    return reward_ref if same_tokens else None
 
 
 def _ppo_models(

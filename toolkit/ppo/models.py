@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +30,7 @@ from toolkit.engine.process import by_tokens, response_places
 from toolkit.engine.tree import TreeBatch
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import inner
+from toolkit.models.load import adapter_weights, refuse_incomplete
 from toolkit.models.resolve import ModelRef
 from toolkit.models.reward_head import RewardHead
 from toolkit.models.save import name_base, write_as_it_is
@@ -38,6 +39,8 @@ from toolkit.ppo.averaging import WeightAverage
 
 POLICY, CRITIC, REWARD, REFERENCE = "default", "critic", "reward", "reference"
 VALUE_HEAD_FILE = "value_head.safetensors"
+OF_BASE = "base_model.model."  # what peft writes before the name of a weight of the model
+SCORE_WEIGHT = f"{OF_BASE}score.weight"
 Part = Literal["policy", "critic", "reference", "reward"]
 
 
@@ -192,8 +195,8 @@ def zero_head(policy: Any) -> nn.Linear:
 class AdapterModels(PPOModels):
     """Policy, critic and reward model as LoRA adapters on one base, which is the reference.
 
-    ``rewards`` are reward models' adapters on that base: one, or the members of an ensemble. The critic's adapter
-    starts as a copy of the first, or as a copy of the policy's where there is none. With
+    ``rewards`` are reward models on that base, LoRA with a head ``score`` and nothing else: one, or the members of an
+    ensemble. The critic's adapter starts as a copy of the first, or as a copy of the policy's where there is none. With
     ``value_head_init="reward_model"`` its head is the mean of that adapter's outputs, and ``value_shift`` is subtracted
     from its values. A policy that comes with a trained adapter keeps a frozen copy of it as the reference: the base
     alone is not the policy that training started from. With ``base_is_reference`` it is: training goes on from an
@@ -226,12 +229,13 @@ class AdapterModels(PPOModels):
         critic_config: PeftConfig = policy.peft_config[POLICY]
         critic_weights = initial
         for number, reward in reversed([*enumerate(rewards)]):  # the first one last: the critic starts from it
-            saved = load_file(Path(reward.path) / "adapter_model.safetensors")
+            saved = adapter_weights(reward)
+            head = saved[SCORE_WEIGHT]
             critic_weights = {name: weight for name, weight in saved.items() if adapters.is_adapter_weight(name)}
-            head = next(weight for name, weight in saved.items() if "score" in name)
             critic_config = LoraConfig.from_pretrained(reward.path)
             adapter = f"{REWARD}-{number}"
             self._add_adapter(adapter, critic_config, critic_weights)
+            self._check_complete(adapter, saved, reward)
             self.reward_heads[adapter] = linear_head(head).requires_grad_(False).to(engine.device)
         if rewards and value_head_init == "reward_model" and has_adapter:
             self.value_head, self.value_shift = linear_head(head.mean(0, keepdim=True)).to(engine.device), value_shift
@@ -255,6 +259,12 @@ class AdapterModels(PPOModels):
         for weight in adapters.adapter_parameters(self.policy, name):
             weight.data = weight.data.float()  # peft before 0.19 leaves them in the base's precision
         set_peft_model_state_dict(self.policy, weights, adapter_name=name)
+
+    def _check_complete(self, adapter: str, saved: Collection[str], reward: ModelRef) -> None:
+        """Raises ModelError where a reward model's files lack weights. It has no unembedding, which the policy has."""
+        trunk = f"{OF_BASE}{inner(self.policy).base_model_prefix}."
+        names = get_peft_model_state_dict(self.policy, adapter_name=adapter)
+        refuse_incomplete({name for name in names if name.startswith(trunk)} - set(saved), reward)
 
     def _activate(self, adapter: str | None) -> None:
         """Let ``self.policy`` compute with this adapter, or with none."""
