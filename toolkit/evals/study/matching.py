@@ -127,8 +127,8 @@ class Comparing:
             if widest > self.smallest_effect + 1e-9:
                 return Decision(
                     "undecided",
-                    f"{mean.unseen:.1%} of the comparisons are ties that no judge saw: it compares each arm with a "
-                    "third policy, and says the same of both arms",
+                    f"{mean.unseen:.1%} of the comparisons are ties that no judge saw: one that compares each arm "
+                    "with a third policy says the same of both",
                 )
         return Decision(decision.finding, decision.reason.replace("permutation test", "t test"))
 
