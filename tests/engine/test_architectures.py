@@ -26,11 +26,15 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BloomConfig,
+    FalconH1Config,
     GPT2Config,
+    GraniteMoeHybridConfig,
+    Lfm2Config,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     Qwen2Config,
     RobertaConfig,
@@ -40,7 +44,7 @@ from transformers import (
 from toolkit.engine.engine import Engine
 from toolkit.errors import ModelError
 from toolkit.models.encoding import Tree
-from toolkit.models.inspect import learned_positions
+from toolkit.models.inspect import learned_positions, other_layers
 
 pytestmark = pytest.mark.invariant
 
@@ -159,6 +163,50 @@ def test_a_state_space_model_falls_back(make_trees: Trees, assert_falls_back: Fa
         vocab_size=64, hidden_size=32, num_hidden_layers=2, pad_token_id=0, eos_token_id=2, initializer_range=0.3
     )
     assert_falls_back(random_model(config), make_trees(3, 64, shortest=3))
+
+
+# Layers whose state runs through a row, whatever the mask says. In bf16 it moves a response's mean by less than rounding
+# may.
+HYBRIDS = {
+    "conv": Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+    "linear_attention": GraniteMoeHybridConfig(
+        **SMALL,
+        layer_types=["mamba", "attention"],
+        mamba_n_heads=4,
+        mamba_d_head=16,
+        mamba_n_groups=1,
+        mamba_d_state=16,
+        shared_intermediate_size=64,
+    ),
+    "hybrid": FalconH1Config(
+        **SMALL, mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64, mamba_n_groups=1, mamba_d_state=16
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_layers_other_than_attention_take_rows_of_their_own(
+    kind: str, make_trees: Trees, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The configuration knows of them. Without it, what other tokens beside a response do tells the probe."""
+    model, trees = random_model(HYBRIDS[kind]).bfloat16(), make_trees(3, 64, shortest=20, longest=30)
+    scorer = Engine(model, 0, dtype=torch.bfloat16)
+    scorer.pack(trees)
+    assert scorer.row_per_response is True and f"it has layers of the kind {kind}" in caplog.text
+    assert other_layers(model) == f"layers of the kind {kind}"
+    scorer.other_layers, scorer.row_per_response = None, None
+    scorer.pack(trees)
+    assert scorer.row_per_response is True
+    assert "other tokens beside a response move it by" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_tokens_beside_a_response_do_not_move_it(make_trees: Trees, dtype: torch.dtype) -> None:
+    """Not even where tokens share experts."""
+    for config in (LlamaConfig(**SMALL), MixtralConfig(**SMALL, num_local_experts=4, sliding_window=None)):
+        scorer = Engine(random_model(config).to(dtype), 0, dtype=dtype)
+        scorer.pack(make_trees(3, 64, shortest=20, longest=30))
+        assert scorer.row_per_response is False
 
 
 def test_a_model_that_refuses_the_mask_falls_back(make_trees: Trees, assert_falls_back: FallsBack) -> None:

@@ -20,7 +20,7 @@ from toolkit.engine.logps import at_temperature, branch_scores, by_response, fro
 from toolkit.engine.tree import Pieces, TreeBatch, batches, pack
 from toolkit.errors import ModelError
 from toolkit.models.encoding import Tree
-from toolkit.models.inspect import attention_window, inner, is_encoder, learned_positions, precision
+from toolkit.models.inspect import attention_window, inner, is_encoder, learned_positions, other_layers, precision
 from toolkit.models.sharding import placed
 
 # Tokens of a forward pass by default. A CPU is fastest where a layer's activations stay in its cache.
@@ -30,6 +30,9 @@ TOKEN_BUDGET = {"cpu": 1024, "cuda": 16_384}
 ATTENTION_TOKENS = {"cpu": 1500}
 # A wrong mask moves log-probabilities by nats; rounding moves a response's mean, or its score, by this much at most.
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+# A token's log-probability, or a response's score, stays where only the tokens beside it in the tree change: they are
+# hidden, and all products keep their shapes, so that a CPU rounds alike. A state that runs on moves it.
+SIBLING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
 # What models raise for a mask, a cache or an argument that they do not know, and torch for what a CUDA graph cannot
 # hold.
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
@@ -60,6 +63,7 @@ class Engine:
         self.probed = 0  # tokens of the longest tree probed
         self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(inner(model).forward).parameters
         self.window, self.positions = attention_window(model), learned_positions(model)
+        self.other_layers = other_layers(model)
         if self.pools_rows and inner(model).config.pad_token_id is None:
             inner(model).config.pad_token_id = pad_id  # the model's head may find a row's last token by it
 
@@ -108,7 +112,10 @@ class Engine:
                 fix="lower the limits of prompts and responses (max_prompt_tokens, max_response_tokens)",
             )
         if trees and not self.row_per_response:
-            if self.window is not None and longest > self.window:
+            if self.other_layers is not None:
+                # What they carry from one branch to the next may move too little for the probe to see in bf16.
+                self._fall_back(f"it has {self.other_layers}")
+            elif self.window is not None and longest > self.window:
                 # The mask of a tree has no window, and what lies before it may move too little for the probe to see.
                 self._fall_back(f"its attention has a window of {self.window} tokens, and a response ends at {longest}")
             elif widest > 1.5 * self.probed:  # another kind of limit may show in longer rows alone
@@ -158,13 +165,20 @@ class Engine:
         limit = PROBE_TOLERANCE[self.dtype]
         try:
             batch = pack(trees, self.pad_id, padding=self.padding)
-            off = (expected - self._probe_values(batch)).abs().cpu()
+            values = self._probe_values(batch)
+            others = self._probe_values(pack(with_other_siblings(trees), self.pad_id, padding=self.padding))
         except REFUSALS as error:
             return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        off = (expected - values).abs().cpu()
         # A response's mean, since a single token in hundreds may be off by more in bf16.
         mean = off if self.classifier else by_response(off, batch) / torch.bincount(batch.owner)
         largest = mean.max().item()
-        return None if largest <= limit else f"largest difference {largest:.2g}, limit {limit:g}"  # NaN is a difference
+        if not largest <= limit:  # NaN is a difference
+            return f"largest difference {largest:.2g}, limit {limit:g}"
+        last = len(trees[0].response_ids) - 1
+        of_last = torch.tensor([last]) if self.classifier else (batch.owner == last).nonzero().squeeze(1)
+        moved, limit = (values - others).abs().cpu()[of_last].max().item(), SIBLING_TOLERANCE[self.dtype]
+        return None if moved <= limit else f"other tokens beside a response move it by {moved:.2g}, limit {limit:g}"
 
     def _values_in_own_rows(self, trees: Sequence[Tree]) -> torch.Tensor:
         """What the model itself says of each response, few rows at a time: it may make all their logits."""
@@ -286,6 +300,15 @@ class Engine:
         for index, values_in_order in zip(pieces.owner, values_of, strict=True):
             out[index] += values_in_order
         return out
+
+
+def with_other_siblings(trees: Sequence[Tree]) -> list[Tree]:
+    """The trees with other tokens of the first one in its responses, but for the last response."""
+    first, *rest = trees
+    ids = sorted({*first.prompt_ids, *(i for response in first.response_ids for i in response)})
+    following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
+    *siblings, last = first.response_ids
+    return [Tree(first.prompt_ids, [*([following[i] for i in response] for response in siblings), last]), *rest]
 
 
 def _second_texts(batch: TreeBatch) -> torch.Tensor:

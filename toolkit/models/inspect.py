@@ -11,12 +11,14 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from toolkit.engine.fast.architectures import ENCODERS
+from toolkit.engine.fast.architectures import ENCODERS, carries_state
 from toolkit.engine.fast.processor import AUTO, fastest_dtype
 from toolkit.errors import NotFiniteError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+# Layers in which a token sees what the mask lets it see.
+ATTENTION_LAYERS = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -88,6 +90,20 @@ def backbone(model: Any) -> nn.Module:
     whole = inner(model)
     without_head: nn.Module = getattr(whole, whole.base_model_prefix)
     return without_head
+
+
+def other_layers(model: Any) -> str | None:
+    """The layers in which a token may see what a mask hides, in words; None where all are attention.
+
+    Convolutions and linear attention carry a state from each token to the next one of its row. transformers gives them
+    no mask, or one that knows padding alone.
+    """
+    whole = inner(model)
+    config = whole.config.get_text_config()
+    kinds = [*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())]
+    if others := sorted({*kinds} - ATTENTION_LAYERS):
+        return f"layers of the kind {', '.join(others)}"
+    return "a state that runs through a row" if not kinds and carries_state(whole) else None
 
 
 def attention_window(model: Any) -> int | None:

@@ -70,6 +70,12 @@ PRIVATE = (
         "which models can have another attention",
     ),
     PrivateNames(
+        "transformers.PreTrainedModel",
+        ("_is_stateful",),
+        "engine/fast/architectures.py",
+        "which models carry a state along a row, whatever its mask says",
+    ),
+    PrivateNames(
         "transformers.PreTrainedConfig",
         ("_attn_implementation",),
         "engine/fast/attention.py",
