@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from toolkit.engine.engine import Engine
 from toolkit.engine.logps import apply_head, hidden_states, score_head
@@ -20,6 +24,7 @@ from toolkit.engine.process import (
     sums_between,
 )
 from toolkit.engine.tree import pack
+from toolkit.errors import DataError
 from toolkit.models.encoding import TextEncoder, Tree
 from toolkit.models.load import new_reward_model
 from toolkit.models.resolve import resolve
@@ -81,12 +86,58 @@ def test_a_step_is_closed_by_what_says_that_it_is_over(encoder: TextEncoder) -> 
 
 @pytest.mark.invariant
 def test_labelled_steps_end_where_sampled_steps_do(encoder: TextEncoder) -> None:
-    """Steps are tokenised apart for training; the whole text has the same ends where tokens do not melt."""
     solution = Solution("p", "3+5-2=", ["3+5=8", "8-2=6"], [True, True])
     [tree], cut = step_trees([solution], encoder, "\n", 100)
     [ids], _ = encoder.responses(["3+5=8\n8-2=6"], 100)
     assert tree.tree.response_ids == [ids[:-1]] and tree.ends == [[step.last for step in StepEnds(encoder, "\n")(ids)]]
     assert tree.tree.prompt_ids == encoder.prompt("3+5-2=") and cut.n_steps == 0
+
+
+@pytest.fixture(scope="module")
+def melting() -> TextEncoder:
+    """A tokenizer with a token for a full stop and a line break behind it, as Qwen's and Llama 3's have."""
+    vocabulary = {token: i for i, token in enumerate(["<|pad|>", "<|end|>", "\n", ".", *"abcdefghij= ", ".\n"])}
+    whole = Tokenizer(BPE(vocabulary, [(".", "\n")]))
+    whole.decoder = Fuse()
+    return TextEncoder(PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="<|end|>", pad_token="<|pad|>"), False)
+
+
+@pytest.mark.invariant
+def test_labelled_steps_end_where_sampled_steps_do_also_where_tokens_melt(melting: TextEncoder) -> None:
+    """A step's end is trained on the token at which a policy's text has it, with all that stands before it."""
+    solutions = [
+        Solution("p", "abc=", ["a=b.", "b=c.", "c=d."], [True, True, False]),
+        Solution("p", "abc=", ["a=b.", "b=d."], [True, False], n_shared=1),
+        Solution("p", "abc=", ["a=b.", "b=d.\n", "d=e"], [True, False, True], n_shared=1),
+    ]
+    trees, cut = step_trees(solutions, melting, "\n", 100)
+    assert [tree.solutions for tree in trees] == [[0], [1, 2]] and cut.n_steps == 0
+    [melted] = melting.continuations([".\n"])
+    assert len(melted) == 1
+    for tree in trees:
+        for number, ids, ends in zip(tree.solutions, tree.tree.response_ids, tree.ends, strict=True):
+            solution = solutions[number]
+            [sampled], _ = melting.responses(["\n".join(solution.steps)], 100)
+            places = [step.last for step in StepEnds(melting, "\n")(sampled)]
+            before = [*tree.tree.prompt_ids[len(melting.prompt("abc=")) :], *ids]
+            assert before == sampled[: places[-1] + 1]
+            assert [end + len(before) - len(ids) for end in ends] == places[solution.n_shared :]
+            assert all(sampled[place] == melted[0] for place in places[:-1])
+    assert trees[1].tree.prompt_ids[-1] == melted[0]
+    cut_trees, cut = step_trees(solutions[:1], melting, "\n", 9)
+    assert cut.n_steps == 1 and len(cut_trees[0].tree.response_ids[0]) == 8 and cut_trees[0].ends == [[3, 7]]
+
+
+def test_a_step_may_hold_the_separator(encoder: TextEncoder) -> None:
+    solution = Solution("p", "3+5-2=", ["3+5\n=8", "8-2=6"], [True, True])
+    [tree], _ = step_trees([solution], encoder, "\n", 100)
+    [ids] = tree.tree.response_ids
+    assert [encoder.decode(ids[: end + 1]) for end in tree.ends[0]] == ["3+5\n=8", "3+5\n=8\n8-2=6"]
+
+
+def test_a_separator_that_the_tokenizer_drops_is_an_error(melting: TextEncoder) -> None:
+    with pytest.raises(DataError, match="the solution has 2 steps, and its tokens 1"):
+        step_trees([Solution("p", "abc=", ["a=b.", "b=c."], [True, True])], melting, ";", 100)
 
 
 @pytest.mark.invariant

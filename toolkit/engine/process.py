@@ -18,7 +18,7 @@ import torch
 from toolkit.engine.engine import Engine
 from toolkit.engine.logps import apply_head, hidden_states, score_head
 from toolkit.engine.tree import TreeBatch
-from toolkit.errors import ModelError
+from toolkit.errors import DataError, ModelError
 from toolkit.evals.process import ScoredSolution
 from toolkit.models.encoding import TextEncoder, Tree
 from toolkit.preferences.steps import Solution
@@ -150,41 +150,54 @@ def step_trees(
 ) -> tuple[list[StepTree], CutSteps]:
     """Solutions as token ids, each step once, in trees of at most ``widest`` solutions; steps beyond the limit are cut.
 
-    A step is tokenised apart from those before it, with the separator in front, so that it ends where a token ends.
+    The whole text is tokenised, as a policy writes it, and a step ends as :class:`StepEnds` finds it there: a token
+    that holds the end of a step may hold the separator, too. Raises DataError where a solution cannot be read so.
     """
-    ids_of = _step_ids(solutions, encoder, separator)
+    ids_of = encoder.continuations([separator.join(solution.steps) for solution in solutions])
+    find = StepEnds(replace(encoder, conversational=False), separator)
     groups: dict[tuple[object, ...], list[int]] = {}
     cut_steps = cut_solutions = 0
-    fitting: list[int] = []
+    ends_of: list[list[int]] = []  # of the steps that fit
     for number, (solution, ids) in enumerate(zip(solutions, ids_of, strict=True)):
-        lengths = accumulate(map(len, ids))
-        fitting.append(sum(length <= max_response_tokens for length in lengths))
-        cut_steps += len(solution.steps) - max(fitting[-1], solution.n_shared)
-        if fitting[-1] <= solution.n_shared:
+        ends = [end for end in _ends_of_steps(solution, ids, find) if end < max_response_tokens]
+        ends_of.append(ends)
+        cut_steps += len(solution.steps) - max(len(ends), solution.n_shared)
+        if len(ends) <= solution.n_shared:
             cut_solutions += 1
             continue
-        shared = tuple(solution.steps[: solution.n_shared])
-        groups.setdefault((solution.prompt_id, shared), []).append(number)
+        groups.setdefault((solution.prompt_id, *ids[: _n_before(solution, ends)]), []).append(number)
     trees = []
     for members in groups.values():
-        n_shared, prompt = solutions[members[0]].n_shared, encoder.prompt(solutions[members[0]].prompt)
-        before = [token for ids in ids_of[members[0]][:n_shared] for token in ids]
+        first, prompt = members[0], encoder.prompt(solutions[members[0]].prompt)
+        n_before = _n_before(solutions[first], ends_of[first])
         for start in range(0, len(members), widest):
             some = members[start : start + widest]
-            steps = [ids_of[number][n_shared : fitting[number]] for number in some]
-            responses = [[token for ids in of_solution for token in ids] for of_solution in steps]
-            ends = [[end - 1 for end in accumulate(map(len, of_solution))] for of_solution in steps]
-            trees.append(StepTree(Tree([*prompt, *before], responses), some, ends))
+            responses = [ids_of[number][n_before : ends_of[number][-1] + 1] for number in some]
+            ends = [[end - n_before for end in ends_of[number][solutions[number].n_shared :]] for number in some]
+            trees.append(StepTree(Tree([*prompt, *ids_of[first][:n_before]], responses), some, ends))
     return trees, CutSteps(cut_steps, cut_solutions)
 
 
-def _step_ids(solutions: Sequence[Solution], encoder: TextEncoder, separator: str) -> list[list[list[int]]]:
-    """The ids of every step of every solution, with the separator before it unless it is the first."""
-    firsts = iter(encoder.continuations([solution.steps[0] for solution in solutions]))
-    # What a template writes before an answer stands before the first step alone.
-    inside = replace(encoder, conversational=False)
-    rest = iter(inside.continuations([separator + step for solution in solutions for step in solution.steps[1:]]))
-    return [[next(firsts), *(next(rest) for _ in solution.steps[1:])] for solution in solutions]
+def _n_before(solution: Solution, ends: Sequence[int]) -> int:
+    """How many tokens the steps have that the solution shares. One token may end a shared step and the next one."""
+    n = solution.n_shared
+    return min(ends[n - 1] + 1, ends[n]) if n else 0
+
+
+def _ends_of_steps(solution: Solution, ids: Sequence[int], find: StepEnds) -> list[int]:
+    """The token that ends each step, in a solution's ids. A step of the data may hold the separator.
+
+    Raises DataError where the text of the tokens has other steps.
+    """
+    ends = [step.last for step in find(ids)]
+    parts = [sum(bool(part.strip()) for part in step.split(find.separator)) for step in solution.steps]
+    if sum(parts) != len(ends):
+        raise DataError(
+            f"between separators {find.separator!r} the solution has {sum(parts)} steps, and its tokens {len(ends)}",
+            where=f"reward_model.steps, row {solution.source_row}",
+            fix="another reward_model.step_separator, which the tokenizer keeps",
+        )
+    return [ends[n - 1] for n in accumulate(parts)]
 
 
 def along_solutions(
@@ -210,7 +223,9 @@ def along_solutions(
 
 
 def sums_between(values: torch.Tensor, ends: Sequence[int]) -> list[float]:
-    """The sum of a response's values by token inside each step that ends at ``ends``, the separator with the step.
+    """The sum of a response's values by token inside each step that ends at ``ends``.
+
+    A separator counts in the step behind it, unless a token has it together with the end of the step before.
 
     >>> sums_between(torch.tensor([1.0, 2.0, 4.0]), [0, 2])
     [1.0, 6.0]
