@@ -165,8 +165,8 @@ def test_a_state_space_model_falls_back(make_trees: Trees, assert_falls_back: Fa
     assert_falls_back(random_model(config), make_trees(3, 64, shortest=3))
 
 
-# Layers whose state runs through a row, whatever the mask says. In bf16 it moves a response's mean by less than rounding
-# may.
+# Layers whose state runs through a row, whatever the mask says. In bf16 it moves a response's mean by less than the
+# rounding of an honest model may.
 HYBRIDS = {
     "conv": Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
     "linear_attention": GraniteMoeHybridConfig(
