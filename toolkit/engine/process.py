@@ -173,8 +173,8 @@ def step_trees(
         for start in range(0, len(members), widest):
             some = members[start : start + widest]
             responses = [ids_of[number][n_before : ends_of[number][-1] + 1] for number in some]
-            ends = [[end - n_before for end in ends_of[number][solutions[number].n_shared :]] for number in some]
-            trees.append(StepTree(Tree([*prompt, *ids_of[first][:n_before]], responses), some, ends))
+            own = [[end - n_before for end in ends_of[number][solutions[number].n_shared :]] for number in some]
+            trees.append(StepTree(Tree([*prompt, *ids_of[first][:n_before]], responses), some, own))
     return trees, CutSteps(cut_steps, cut_solutions)
 
 
