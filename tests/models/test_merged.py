@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from support.small_models import adapter
 from transformers import AutoModelForCausalLM
 
+from toolkit.engine.fast import adapters
 from toolkit.errors import ModelError
 from toolkit.models.merged import merged
 from toolkit.models.save import merge_and_save
@@ -65,3 +67,24 @@ def test_tied_layers_that_no_adapter_changes_stay_tied(new_tiny: Callable[[], An
     assert whole.config.tie_word_embeddings and whole.lm_head.weight is whole.model.embed_tokens.weight
     torch.testing.assert_close(logits(whole), expected, rtol=0, atol=1e-4)
     assert merged(whole) is whole
+
+
+def test_merging_into_bf16_gives_the_weights_that_are_sampled_from(
+    new_tiny: Callable[[], Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    """In memory, and on disk as SFT and ``duel push`` write them: updates far below the distance of two numbers too."""
+    policy = adapter(new_tiny().bfloat16())
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            weight.data = weight.data * 1e-3
+    start = policy.get_base_model().model.layers[0].mlp.down_proj
+    bare, update = start.base_layer.weight.clone(), start.get_delta_weight("default").detach().float()
+    with adapters.merged_adapters(policy.get_base_model(), torch.bfloat16):
+        sampled = {name: weight.clone() for name, weight in policy.get_base_model().named_parameters()}
+    moved = sampled["model.layers.0.mlp.down_proj.weight"].float() - bare.float()
+    assert float((moved * update).sum() / update.square().sum()) == pytest.approx(1, abs=0.1)
+    merge_and_save(copy.deepcopy(policy), tokenizer, tmp_path, torch.bfloat16)
+    written = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for whole, least in ((merged(policy), 1.0), (written, 0.9999)):  # on disk from another order of fp32 sums
+        for name, weight in whole.named_parameters():
+            assert float((weight == sampled[name]).float().mean()) >= least, name

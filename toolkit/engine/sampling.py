@@ -140,7 +140,7 @@ def generate(
         if advance is not None:
             advance(len(responses), tokens=sum(len(response.ids) for response in responses))
 
-    with torch.inference_mode(), speedups.decoding(inner(model)), _autocast(model, device, dtype):
+    with torch.inference_mode(), speedups.decoding(inner(model), dtype), _autocast(model, device, dtype):
         sampled = map_batches(batches, compute, done)
     by_index = {
         i: response

@@ -7,7 +7,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from toolkit.engine.fast.adapters import adapted_layers, lora_layers
+from toolkit.engine.fast.adapters import adapted_layers, lora_layers, merge_into_low_precision
 from toolkit.errors import ModelError
 
 
@@ -25,6 +25,7 @@ def merged(model: Any) -> Any:
     if (head in adapted or embedding in adapted) and head is not None and head.weight is embedding.weight:
         bare: Any = head.get_base_layer() if head in adapted else head
         bare.weight = nn.Parameter(bare.weight.detach().clone(), requires_grad=False)
+    merge_into_low_precision(base)
     whole: Any = model.merge_and_unload()
     # peft says nothing of layers that it leaves as they are.
     if unmerged := adapted_layers(whole):

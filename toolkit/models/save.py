@@ -10,6 +10,7 @@ import torch.distributed as dist
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.engine.fast.rounding import stochastically_rounded
 from toolkit.files import read_json, write_json
 from toolkit.models.files import ADAPTER_CONFIG, BASE_RECORD_FILE
 from toolkit.models.merged import merged
@@ -18,15 +19,17 @@ from toolkit.models.sharding import full_state, is_sharded, written_elsewhere
 
 
 def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
-    """Write a model's full weights. An adapter is merged in fp32 first, so that rounding happens once.
+    """Write a model's full weights. An adapter is merged in fp32 first, so that rounding happens once: as in sampling,
+    it keeps what the adapter adds in the mean.
 
     Of a sharded model all processes call it, and the main one writes.
     """
-    if isinstance(model, PeftModel):
+    adapted = isinstance(model, PeftModel)
+    if adapted:
         model = merged(model.float())
     # Whoever loads a reward model on these weights finds the end of a row by the padding.
     model.config.pad_token_id = tokenizer.pad_token_id
-    _save(model, tokenizer, folder, dtype)
+    _save(model, tokenizer, folder, dtype, keep_updates=adapted)
 
 
 def save_policy(
@@ -55,8 +58,16 @@ def name_base(folder: Path, base: ModelRef) -> None:
     write_json(folder / BASE_RECORD_FILE, {"spec": base.spec, "kind": base.kind, "fingerprint": base.fingerprint})
 
 
-def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
-    state = {name: weight.to(dtype) for name, weight in full_state(model).items()}
+def _save(
+    model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype, *, keep_updates: bool = False
+) -> None:
+    """``keep_updates``: round small changes so that their mean stays. Weights that all train are rounded to nearest, as
+    autocast rounds them in training."""
+    state = full_state(model)
+    if keep_updates:
+        state = {name: stochastically_rounded(weight, dtype, name) for name, weight in state.items()}
+    else:
+        state = {name: weight.to(dtype) for name, weight in state.items()}
     if not written_elsewhere(model):
         model.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)

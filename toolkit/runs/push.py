@@ -1,9 +1,9 @@
 """``duel push``: the models and the data of a run as repositories that stand alone, with filled cards.
 
 A policy has all its weights and loads with ``AutoModelForCausalLM``. Its adapter is merged in fp32 and rounded to the
-run's precision, which gives the weights that were sampled. The reward model loads with
-``AutoModelForSequenceClassification``, in fp32, since its scores are compared by their differences. The data is there
-in TRL's preference format and in the run's own.
+run's precision as in sampling, which gives the weights that were sampled. (Another kind of device draws other random
+numbers.) The reward model loads with ``AutoModelForSequenceClassification``, in fp32, since its scores are compared by
+their differences. The data is there in TRL's preference format and in the run's own.
 """
 
 from __future__ import annotations

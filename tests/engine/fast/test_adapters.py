@@ -260,6 +260,80 @@ def test_merging_restores_every_bit(new_tiny: Make, dtype: torch.dtype) -> None:
     assert not torch.equal(model(input_ids=ids).logits, off)  # the adapter is on again
 
 
+# ---------------------------------------------------------------- merging into bf16
+
+
+def trained_a_little(model: Any, size: float) -> Any:
+    """A model on weights in bf16 with an adapter after one step of Adam at this learning rate."""
+    torch.manual_seed(0)
+    wrapped = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    wrapped(input_ids=IDS, labels=IDS).loss.backward()
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(-size * weight.grad.sign())
+    return wrapped.eval()
+
+
+def to_nearest(exact: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    return exact.to(dtype)
+
+
+@pytest.mark.parametrize("size", [3e-5, 1e-4])
+def test_merging_into_bf16_keeps_small_updates(new_tiny: Make, size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products here are exact (fp32), and the weights on the grid of bf16: what differs is their rounding alone."""
+    model = trained_a_little(new_tiny().bfloat16().float(), size)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+    base = {name: layer.base_layer.weight.clone() for name, layer in layers.items()}
+    updates = {name: layer.get_delta_weight("default").detach() for name, layer in layers.items()}
+
+    def kept_and_off() -> tuple[float, float, torch.Tensor]:
+        """The share of the updates along themselves, and the KL from the policy in training, in nats per token."""
+        with torch.no_grad(), adapters.merged_adapters(model, torch.bfloat16):
+            sampling = model(input_ids=IDS).logits.log_softmax(-1)
+            moved = {name: layer.base_layer.weight - base[name] for name, layer in layers.items()}
+            assert all(torch.equal(w.bfloat16().float(), w) for w in (base[n] + moved[n] for n in layers))
+        along = sum(float((moved[name] * update).sum()) for name, update in updates.items())
+        kl = float((trained.exp() * (trained - sampling)).sum(-1).mean())
+        return along / sum(float(update.square().sum()) for update in updates.values()), kl, sampling
+
+    with torch.no_grad():
+        trained = model(input_ids=IDS).logits.log_softmax(-1)
+    kept, off, sampling = kept_and_off()
+    assert kept == pytest.approx(1, abs=0.03)
+    assert torch.equal(kept_and_off()[2], sampling)  # a rerun samples from the same policy
+    monkeypatch.setattr(adapters, "stochastically_rounded", to_nearest)
+    kept_by_nearest, off_by_nearest, _ = kept_and_off()
+    assert kept_by_nearest < 0.6 and off < off_by_nearest / 3
+
+
+def test_the_sampler_in_bf16_has_the_log_probabilities_that_training_reached(
+    new_tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By how much a step of training raised those of its tokens: in the unmerged model, and where it samples."""
+    exact = trained_a_little(new_tiny().bfloat16().float(), 1e-4)
+    model = copy.deepcopy(exact)
+    for name, weight in model.named_parameters():
+        if "lora_" not in name:
+            weight.data = weight.data.bfloat16()
+
+    def mean_logp(of: Any) -> float:
+        with torch.no_grad():
+            logps = of(input_ids=IDS).logits[:, :-1].float().log_softmax(-1)
+        return float(logps.gather(-1, IDS[:, 1:, None]).mean())
+
+    def of_sampler() -> float:
+        with speedups.decoding(model.get_base_model(), torch.bfloat16):
+            return mean_logp(model.get_base_model())
+
+    with exact.disable_adapter(), model.disable_adapter():
+        before, sampler_before = mean_logp(exact), of_sampler()
+    reached = mean_logp(exact) - before
+    assert of_sampler() - sampler_before == pytest.approx(reached, rel=0.2)
+    monkeypatch.setattr(adapters, "stochastically_rounded", to_nearest)
+    assert of_sampler() - sampler_before < 0.3 * reached
+
+
 def test_an_adapter_that_is_off_is_not_merged(new_tiny: Make) -> None:
     model = adapter(new_tiny())
     ids = torch.tensor([[5, 9, 30]])

@@ -15,6 +15,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from toolkit.engine.fast.rounding import stochastically_rounded
+
 # Their weights are zero where a new adapter changes nothing yet.
 UP_PROJECTIONS = ("lora_B", "lora_embedding_B")
 
@@ -134,8 +136,12 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def merged_adapters(model: nn.Module) -> Iterator[None]:
+def merged_adapters(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """The active LoRA adapters are part of the weights inside the context; after it the exact weights are back.
+
+    ``dtype`` is the precision of the products where it is lower than that of the weights, as under autocast. Merged
+    weights are rounded to it stochastically: rounding to nearest would lose most of an update that is small beside the
+    distance of two numbers, and the samples would come from a policy nearer to the base than the one in training.
 
     Unmerging by subtraction would leave rounding errors in bf16 weights at every rollout, so the parameters are
     exchanged; an embedding that is tied to one keeps it. Each peft layer gives its place to the linear layer that it
@@ -153,9 +159,10 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
         yield  # other kinds of adapters run as they are
         return
     weights = [layer.get_base_layer().weight for _, _, layer in layers]
+    paths = {layer: path for path, layer in model.named_modules()}
     try:
         for (owner, name, layer), weight in zip(layers, weights, strict=True):
-            merged = _merged_weight(layer, weight.detach())
+            merged = _merged_weight(layer, weight.detach(), dtype, paths[layer])
             layer.get_base_layer().weight = nn.Parameter(merged, requires_grad=False)
             setattr(owner, name, layer.get_base_layer())
         yield
@@ -165,14 +172,38 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
             layer.get_base_layer().weight = weight
 
 
-def _merged_weight(layer: Any, weight: torch.Tensor) -> torch.Tensor:
-    """[o, i] ``W + sum of s B A`` over the active adapters."""
-    for name in () if layer.disable_adapters else layer.active_adapters:
-        if name in layer.lora_A:
-            # In the base's precision, as the adapter's own products are in training; sums are fp32 inside.
-            a, b = layer.lora_A[name].weight.to(weight.dtype), layer.lora_B[name].weight.to(weight.dtype)
-            weight = torch.addmm(weight, b, a, alpha=layer.scaling[name])
-    return weight
+def merge_into_low_precision(model: nn.Module) -> None:
+    """Put the active adapters into weights in 16 bits as sampling does, for good: the adapters then add nothing.
+
+    peft, which merges the rest, would round to nearest. Layers with adapters of other kinds stay as they are.
+    """
+    for path, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer) or not _is_low_rank_sum(layer) or layer.merged or layer.disable_adapters:
+            continue
+        base: Any = layer.get_base_layer()
+        if base.weight.dtype in (torch.bfloat16, torch.float16):
+            base.weight.data = _merged_weight(layer, base.weight.detach(), base.weight.dtype, path)
+            ups: Any = layer.lora_B
+            for name in ups:
+                nn.init.zeros_(ups[name].weight)
+
+
+def _merged_weight(layer: Any, weight: torch.Tensor, dtype: torch.dtype, path: str) -> torch.Tensor:
+    """[o, i] ``W + sum of s B A`` over the active adapters, of the layer with this path in its model.
+
+    Numbers of the weight's precision, or of ``dtype`` where that is lower.
+    """
+    active = [] if layer.disable_adapters else [name for name in layer.active_adapters if name in layer.lora_A]
+    if not active:
+        return weight
+    lower = weight.dtype != torch.float64 and torch.finfo(dtype).eps > torch.finfo(weight.dtype).eps
+    target = dtype if lower else weight.dtype
+    exact = weight.to(target).to(torch.promote_types(target, torch.float32))
+    with torch.autocast(weight.device.type, enabled=False):
+        for name in active:
+            a, b = (low[name].weight.to(exact.dtype) for low in (layer.lora_A, layer.lora_B))
+            exact = torch.addmm(exact, b, a, alpha=layer.scaling[name])
+    return stochastically_rounded(exact, target, f"{path}.weight").to(weight.dtype)
 
 
 def _is_low_rank_sum(layer: LoraLayer) -> bool:

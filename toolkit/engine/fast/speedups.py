@@ -40,12 +40,12 @@ def install(model: Any, *, replace_attention: bool = False) -> Any:
 
 
 @contextmanager
-def decoding(model: Any) -> Iterator[None]:
+def decoding(model: Any, dtype: torch.dtype) -> Iterator[None]:
     """Computes single tokens faster inside the context, and leaves the model as it was, bit for bit.
 
-    ``model`` is the transformers model, without peft's wrapper.
+    ``model`` is the transformers model, without peft's wrapper; ``dtype`` is the precision that it computes in.
     """
-    with adapters.merged_adapters(model), attention.sdpa_for_eager(model):
+    with adapters.merged_adapters(model, dtype), attention.sdpa_for_eager(model):
         yield
 
 
