@@ -43,6 +43,26 @@ def test_pairs_that_are_equal_once_cut_are_counted_and_refused_where_all_are(tok
     data.limited("eval", equal, encoder, section, 0)  # nobody learns from these
 
 
+def test_weights_that_tell_no_comparisons_apart_are_noticed(tokenizer: Any) -> None:
+    """Every prompt counts once: a weight tells its own comparisons apart. A soft label is one judgement of weight 1."""
+
+    def noted(*weights: list[float]) -> list[str]:
+        rows = [
+            replace(
+                row(f"Question {k}?", " Good.", " Bad."),
+                comparisons=[Comparison(i, 1 - i, w) for i, w in enumerate(of)],
+            )
+            for k, of in enumerate(weights)
+        ]
+        _, counts = data.limited("train", rows, text_encoder(tokenizer, ""), DataSection(), 0)
+        assert data.limit_notes("eval", counts, DataSection()) == []
+        return data.limit_notes("train", counts, DataSection())
+
+    [note] = noted([1.0], [0.01], [0.7, 0.3], [2.0, 0.5])
+    assert note.startswith("3 prompts have a single comparison each, of unequal weights: these have no effect")
+    assert noted([1.0], [0.7, 0.3], [2.0, 0.5]) == [] == noted([0.5], [0.5])
+
+
 def test_an_open_block_of_thoughts_is_noticed() -> None:
     tokenizer = AutoTokenizer.from_pretrained(resolve("tiny").path)
     tokenizer.chat_template = (

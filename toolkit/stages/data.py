@@ -205,6 +205,7 @@ def limited(
         "n_long_responses": responses["n_long_responses"],
         "n_left_out_responses": responses["n_left_out_responses"],
         "n_identical_pairs": responses["n_identical_pairs"],
+        "n_unequal_weights": responses["n_unequal_weights"],
         "n_open_thoughts": sum(
             open_think_block(before, within[bisect_left(places, k)].responses) is not None
             for k, before in fitting.thoughts.items()
@@ -303,6 +304,8 @@ def _counted(
             texts = [text for row in chunk for text in row.responses]
             yield whole, chunk, encoder.counted_responses(texts, section.max_response_tokens)
 
+    alone: set[float] = set()  # weights of judgements that are their prompts' only ones, two at most
+    n_alone = 0
     for whole, chunk, responses in one_ahead(tokenised()):
         counts["n_left_out_responses"] += sum(max(0, len(row.responses) - most) for row in whole)
         counts["n_responses"] += len(responses.lengths)
@@ -315,9 +318,14 @@ def _counted(
             for i, j in pairs:
                 n_identical += responses.equal(first + i, first + j)
             first += len(row.responses)
+            if 1 <= len(row.comparisons) <= 2 and len(judged := splits.labelled_pairs(row.comparisons)) == 1:
+                n_alone += 1
+                if len(alone) < 2:
+                    alone.add(judged[0].weight)
         counts["n_comparisons"] += n_pairs
         counts["n_identical_pairs"] += n_identical
         yield from chunk
+    counts["n_unequal_weights"] = n_alone if len(alone) > 1 else 0
 
 
 def asked_prompts(side: str, section: DataSection) -> int | None:
@@ -342,6 +350,7 @@ def limit_notes(side: str, counts: Mapping[str, int], section: DataSection) -> l
     )
     # Reports of earlier versions do not have these.
     n_identical, n_thoughts = counts.get("n_identical_pairs", 0), counts.get("n_open_thoughts", 0)
+    n_weighted = counts.get("n_unequal_weights", 0)
     limit = f"they have more tokens than data.max_prompt_tokens = {section.max_prompt_tokens}"
     notes = {
         f"{n_long} prompts are left out: {limit}": n_long,
@@ -351,6 +360,8 @@ def limit_notes(side: str, counts: Mapping[str, int], section: DataSection) -> l
         f"data.max_response_tokens = {section.max_response_tokens}": n_cut,
         f"{n_identical} of {counts.get('n_comparisons')} pairs have two responses with the same tokens once cut: "
         "training learns nothing from them": n_identical,
+        f"{n_weighted} prompts have a single comparison each, of unequal weights: these have no effect, since every "
+        "prompt counts once": side == "train" and n_weighted,
         f"{n_thoughts} prompts end inside a block of thoughts that their responses do not close: close it in the chat "
         "template": n_thoughts,
     }
