@@ -71,6 +71,16 @@ def removed(name: str) -> Change:
     return lambda folder: (folder / name).unlink()
 
 
+def unrecorded(change: Change) -> Change:
+    """Changes an adapter that has no record of its base, by which it would be found."""
+
+    def make(folder: Path) -> None:
+        removed("base.json")(folder)
+        change(folder)
+
+    return make
+
+
 def cut(name: str, share: float = 0.5) -> Change:
     def change(folder: Path) -> None:
         content = (folder / name).read_bytes()
@@ -299,7 +309,7 @@ def adapter_changes() -> dict[str, Change]:
         "config/latin_1": replaced(name, b'{"a": "\xe9"}'),
         "config/no_base": edited(name, base_model_name_or_path=None),
         "config/base_number": edited(name, base_model_name_or_path=5),
-        "config/base_missing": edited(name, base_model_name_or_path="/no/such/folder"),
+        "config/base_missing": unrecorded(edited(name, base_model_name_or_path="/no/such/folder")),
         "config/base_itself": lambda folder: edited(name, base_model_name_or_path=str(folder))(folder),
         "config/base_here": edited(name, base_model_name_or_path="m"),
         "config/base_file": lambda folder: edited(name, base_model_name_or_path=str(folder / name))(folder),

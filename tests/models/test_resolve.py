@@ -206,8 +206,14 @@ def test_a_local_base_that_is_gone_is_not_taken_for_the_sft_model(tmp_path: Path
 
 def test_a_shipped_base_is_found_by_its_name_in_another_environment(tmp_path: Path) -> None:
     run, tiny = run_with_sft(tmp_path / "run"), resolve("tiny")
-    recorded(adapter(run / "reward_model" / "model", "/of/another/machine/assets/tiny"), tiny)
-    assert resolve_base(run / "reward_model" / "model") == tiny
+    reward = adapter(run / "reward_model" / "model", "/of/another/machine/assets/tiny")
+    assert resolve_base(recorded(reward, tiny)) == tiny
+    write_json(reward / "adapter_config.json", {"base_model_name_or_path": "a" * 2000})  # no path is so long
+    assert resolve_base(reward) == tiny
+    write_json(reward / "adapter_config.json", {"base_model_name_or_path": str(reward / "base.json")})
+    with pytest.raises(ModelError, match="a file"):
+        resolve_base(reward)
+    write_json(reward / "adapter_config.json", {"base_model_name_or_path": "/of/another/machine/assets/tiny"})
     write_json(
         run / "reward_model" / "model" / "base.json",
         {"spec": "tiny", "kind": "folder", "fingerprint": "0123456789abcdef"},

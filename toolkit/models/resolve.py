@@ -194,7 +194,8 @@ def resolve_base(adapter: Path, above: frozenset[Path] = frozenset()) -> ModelRe
     try:
         base = resolve(name, revision if isinstance(revision, str) else None, above)
     except ModelError as error:
-        elsewhere = None if Path(name).is_dir() else _base_elsewhere(adapter, name, record, above)
+        # A path too long is none: pathlib would raise.
+        elsewhere = None if os.path.exists(name) else _base_elsewhere(adapter, name, record, above)
         if elsewhere is not None:
             return elsewhere
         raise ModelError(
