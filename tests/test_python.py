@@ -23,7 +23,7 @@ from toolkit import progress
 from toolkit.api import Result
 from toolkit.api.inputs import quiet_libraries, records_of
 from toolkit.cli.main import cli
-from toolkit.errors import DataError, ModelError, RecipeError
+from toolkit.errors import DataError, ModelError, RecipeError, StoreError
 from toolkit.progress import Reporter
 from toolkit.report.sheets import Sheet
 
@@ -122,6 +122,19 @@ def test_functions_judge_and_reward(tmp_path: Path) -> None:
         toolkit.judge(outputs, shortness, dtype="half")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="is no judge"):
         toolkit.judge(outputs, 3)  # type: ignore[arg-type]
+
+
+def test_a_changed_function_does_not_get_the_results_of_the_one_before(tmp_path: Path) -> None:
+    def near(prompts: Sequence[Any], completions: Sequence[str], target: int = 3) -> list[int]:
+        return [-abs(len(text) - target) for text in completions]
+
+    rows = [{"prompt": f"p{k}", "response_a": "No.", "response_b": "Certainly not.", "label": 2} for k in range(3)]
+    out = tmp_path / "near.jsonl.gz"
+    first = toolkit.label(rows, near, out=out, labels="hard")
+    assert toolkit.label(rows, near, out=out, labels="hard") == first
+    near.__defaults__ = (14,)
+    with pytest.raises(StoreError, match="exists"):
+        toolkit.label(rows, near, out=out, labels="hard")
 
 
 @pytest.mark.e2e

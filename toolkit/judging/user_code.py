@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any
 
 from toolkit.errors import ModelError, RecipeError, first_line
-from toolkit.files import fingerprint
+from toolkit.judging.function_identity import function_fingerprint
 from toolkit.preferences.rows import Prompt
 
 _log = logging.getLogger(__name__)
@@ -63,13 +63,12 @@ def function_scores(spec: str, prompts: Sequence[Prompt], responses: Sequence[st
 def hand_over(function: Callable[[Sequence[Any], Sequence[str]], Any]) -> str:
     """The name of a judge, ``python:MODULE:FUNCTION``, for a function of the caller's f(prompts, completions).
 
-    The name holds the hash of its code, so that another function of the same name is another judge.
+    The name holds the fingerprint of what the function computes, so that another function of the same name, or the same
+    one with another default, is another judge.
     """
     module = sys.modules.setdefault(HANDED_OVER, types.ModuleType(HANDED_OVER))
-    code = getattr(function, "__code__", None)
-    cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
-    parts = [code.co_code.hex(), repr(code.co_consts), *cells] if code is not None else [repr(function)]
-    name = re.sub(r"\W", "_", getattr(function, "__name__", type(function).__name__)) + f"_{fingerprint(parts)}"
+    name = re.sub(r"\W", "_", getattr(function, "__name__", type(function).__name__))
+    name = f"{name}_{function_fingerprint(function)}"
     setattr(module, name, lambda prompts, completions: function(prompts, completions))
     return f"python:{HANDED_OVER}:{name}"
 
