@@ -35,13 +35,13 @@ def test_of_a_file_the_judgements_of_these_responses_count(tmp_path: Path, capsy
     write_judgements([tied, turned, untied, other_text, *elsewhere], tmp_path / "votes.parquet")
     spec = f"file:{tmp_path / 'votes.parquet'}"
     judgements, usage = judge_pairs(spec, [("a", "b")], RESPONSES, OPTIONS, Reporter())
-    assert [j.preference for j in judgements] == [1.0, 0.0, 0.5] and usage is None
+    assert [(j.policy, j.preference) for j in judgements] == [("a", 1.0), ("a", 1.0), ("a", 0.5)] and usage is None
     said = capsys.readouterr().err
     assert "of 6 judgements 2 are of other prompts or policies" in said
     assert "1 is of other responses to these prompts" in said and "1 does not record" in said
     # The same goes into the results, since a line on the terminal is gone with it.
     judged = ask_judges([spec], [("a", "b")], RESPONSES, OPTIONS, QUIET)
-    assert [j.preference for j in judged.judgements] == [1.0, 0.0, 0.5] and judged.usages == []
+    assert judged.judgements == judgements and judged.usages == []
     assert judged.warnings == [line for line in said.splitlines() if line]
 
 

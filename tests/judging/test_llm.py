@@ -18,6 +18,7 @@ from toolkit.judging.answers import Answer, Question, remembering
 from toolkit.judging.judge import judge_pairs, name_training_signals
 from toolkit.judging.local_model import whole_groups
 from toolkit.judging.options import JudgeOptions
+from toolkit.judging.records import Judgement, write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.templates import load_template
 from toolkit.judging.win_rates import winrate_report
@@ -184,8 +185,11 @@ def test_recorded_samples_before_another_judge(tmp_path: Path) -> None:
     assert (row["judge"], row["n_judged"]) == ("llm:tiny", 2)
     [exported] = winrate_report([tmp_path / "annotations.json"])["win_rates"]
     assert (exported["policy"], exported["win_rate"]) == ("a", pytest.approx(row["win_rate"]))
-    with pytest.raises(DataError, match="it holds a against b"):
-        rejudge(samples, judged, policy="b", baseline="a", judge=f"file:{out}")
+    [turned] = rejudge(samples, judged, policy="b", baseline="a", judge=f"file:{out}")["win_rates"]
+    assert (turned["policy"], turned["n_judged"], turned["win_rate"]) == ("b", 2, pytest.approx(1.0 - row["win_rate"]))
+    write_judgements([Judgement("p0", "a", "c", "me", 1.0)], tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="no judgement of 'a' against 'b'"):
+        rejudge(samples, judged, judge=f"file:{tmp_path / 'other.parquet'}")
     with pytest.raises(DataError, match="no policy 'ab'"):
         rejudge(samples, out, policy="ab")
     samples.unlink()

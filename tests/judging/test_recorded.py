@@ -13,9 +13,8 @@ from toolkit.judging import scorers
 from toolkit.judging.judge import ask_judges
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.recorded import MIN_SAME_ANSWERS, MatchedJudgements, matched, signals_by_answers
-from toolkit.judging.records import Judgement, write_judgements
+from toolkit.judging.records import Judgement, turned, write_judgements
 from toolkit.judging.responses import PolicyResponses
-from toolkit.judging.win_rates import seen_from_ppo
 from toolkit.progress import Reporter
 from toolkit.recipe.training import ModelSection
 
@@ -45,18 +44,7 @@ def test_a_signal_under_another_name_is_known_by_its_answers(signal: str, hashes
         votes = [replace(j, policy_hash="", baseline_hash="") for j in votes]
     reason = f"{TRAINING_SIGNALS[signal]} by another name (the same answer on all {2 * N} pairs)"
     assert signals_by_answers(votes, RESPONSES, KNOWN) == {"a careful annotator": reason}
-    turned = [
-        replace(
-            j,
-            policy=j.baseline,
-            baseline=j.policy,
-            preference=1 - (j.preference or 0.0),
-            policy_hash=j.baseline_hash,
-            baseline_hash=j.policy_hash,
-        )
-        for j in votes
-    ]
-    assert signals_by_answers(turned, RESPONSES, KNOWN).keys() == {"a careful annotator"}
+    assert signals_by_answers([*map(turned, votes)], RESPONSES, KNOWN).keys() == {"a careful annotator"}
 
 
 def test_one_other_answer_makes_another_judge() -> None:
@@ -81,14 +69,14 @@ def test_asking_a_file_says_so(tmp_path: Path) -> None:
     spec, quiet = f"file:{tmp_path / 'votes.parquet'}", Reporter(quiet=True)
     judged = ask_judges([spec], PAIRS, RESPONSES, options, quiet, known_scores=KNOWN)
     assert judged.dependent.keys() == {"me"} and len(judged.judgements) == 4 * N + 3
+    write_judgements([*map(turned, mixed)], tmp_path / "votes.parquet")  # with what was asked about called the baseline
+    assert ask_judges([spec], PAIRS, RESPONSES, options, quiet, known_scores=KNOWN) == judged
 
 
 def test_mirrored_judgements_match_too() -> None:
-    turned = [replace(j, policy="dpo", baseline="rm_ppo") for j in answers("rm", "me") if j.baseline == "dpo"]
-    turned = [replace(j, policy_hash=j.baseline_hash, baseline_hash=j.policy_hash) for j in turned]
-    result = matched(turned, RESPONSES)
+    result = matched([turned(j) for j in answers("rm", "me") if j.baseline == "dpo"], RESPONSES)
     assert len(result.matching) == N and result.notes("votes") == []
-    assert all(seen_from_ppo(j).policy == "rm_ppo" for j in result.matching)
+    assert {(j.policy, j.baseline) for j in result.matching} == {("dpo", "rm_ppo")}
 
 
 def test_one_judgement_and_several_are_said_alike() -> None:

@@ -15,7 +15,15 @@ from scipy.special import logit
 from toolkit.errors import DataError
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.judging import alpaca_eval, win_rates
-from toolkit.judging.records import POOLED, Judgement, read_judgements, text_measures, write_judgements
+from toolkit.judging.records import (
+    POOLED,
+    Judgement,
+    one_way,
+    read_judgements,
+    text_measures,
+    turned,
+    write_judgements,
+)
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.win_rates import RECORDED_CONTROLS, Controls, pooled_win_rate
 from toolkit.preferences.rows import prompt_id
@@ -193,14 +201,28 @@ def test_arms_are_pooled_over_judges_and_sides() -> None:
     assert pooled_win_rate(judgements, ["three"]) is None
 
 
-def test_the_arms_are_seen_from_one_side() -> None:
+def test_a_pair_is_seen_one_way_round() -> None:
     there = Judgement("p", "dpo", "rm_ppo", "j", 0.25, 0, policy_length=3, baseline_length=9, policy_hash="d")
-    back = win_rates.seen_from_ppo(there)
+    [back] = one_way([there], [("rm_ppo", "dpo")])
     assert (back.policy, back.baseline, back.preference, back.order) == ("rm_ppo", "dpo", 0.75, 1)
     assert (back.policy_length, back.baseline_length, back.baseline_hash) == (9, 3, "d")
-    assert win_rates.seen_from_ppo(back) is back
-    other = Judgement("p", "dpo", "sft", "j", 0.25)
-    assert win_rates.seen_from_ppo(other) is other
+    other = Judgement("p", "dpo", "sft", "j", None)
+    assert one_way([back, there, other]) == [back, back, other] and one_way([there, back]) == [there, there]
+    assert turned(turned(other)) == other and turned(other).policy == "sft"
+
+
+def test_files_that_call_another_one_the_policy_say_the_same() -> None:
+    """One judge has a against b, another one b against a, and the rows of a third are mixed."""
+    pairs = ("ab", "bc", "ac")
+    of_judges = [judgements(k, judge, pairs, p) for k, (judge, p) in enumerate((("x", 0.9), ("y", 0.7), ("z", 0.6)))]
+    mixed = [*of_judges[0], *map(turned, of_judges[1])]
+    mixed += [turned(j) if k % 2 else j for k, j in enumerate(of_judges[2])]
+    found = win_rates.report(mixed, pool_judges=True, reference="x", n_resamples=50)
+    assert found == win_rates.report(sum(of_judges, []), pool_judges=True, reference="x", n_resamples=50)
+    pooled = [row for row in found["win_rates"] if row["judge"] == POOLED]
+    assert [(row["policy"], row["baseline"], row["n_judged"]) for row in pooled] == [(*pair, N) for pair in pairs]
+    of_x, of_y, of_z, together = (row["win_rate"] for row in found["win_rates"] if row["baseline"] == "b")
+    assert together == pytest.approx((of_x + of_y + of_z) / 3)
 
 
 def test_a_file_gives_the_bounds_that_were_computed_from_it(tmp_path: Path) -> None:

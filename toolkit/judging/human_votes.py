@@ -11,7 +11,7 @@ import numpy as np
 
 from toolkit.errors import DataError
 from toolkit.evals.prediction_powered import MIN_HUMAN, prediction_powered
-from toolkit.judging.records import POOLED, Judgement
+from toolkit.judging.records import POOLED, Judgement, turned
 
 Key = tuple[str, str]
 ByPrompt = Callable[[Sequence[Judgement]], dict[str, float]]
@@ -41,10 +41,9 @@ def corrected_win_rates(
     """
     by_pair: dict[Key, list[Judgement]] = defaultdict(list)
     for vote in votes:
-        by_pair[vote.policy, vote.baseline].append(replace(vote, source=vote.source or vote.judge, judge=POOLED))
-        by_pair[vote.baseline, vote.policy].append(
-            replace(_turned(vote), source=vote.source or vote.judge, judge=POOLED)
-        )
+        vote = replace(vote, source=vote.source or vote.judge, judge=POOLED)
+        for seen in (vote, turned(vote)):
+            by_pair[seen.policy, seen.baseline].append(seen)
     groups: dict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         groups[judgement.policy, judgement.baseline, judgement.judge].append(judgement)
@@ -80,21 +79,4 @@ def _too_few(corrected: Corrected, judgements: Sequence[Judgement], votes: Seque
         f"no pair has the votes of people on {MIN_HUMAN} of its judged prompts; the most are on {most}",
         where="--human",
         fix="ask people about more of the prompts",
-    )
-
-
-def _turned(vote: Judgement) -> Judgement:
-    """The same vote seen from the other system."""
-    preference = None if vote.preference is None else 1.0 - vote.preference
-    order = None if vote.order is None else 1 - vote.order
-    return replace(
-        vote,
-        policy=vote.baseline,
-        baseline=vote.policy,
-        preference=preference,
-        order=order,
-        policy_hash=vote.baseline_hash,
-        baseline_hash=vote.policy_hash,
-        policy_length=vote.baseline_length,
-        baseline_length=vote.policy_length,
     )

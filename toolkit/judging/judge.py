@@ -14,7 +14,7 @@ from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.judging import llm, scorers
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.recorded import MatchedJudgements, PolicyScores, matched, signals_by_answers
-from toolkit.judging.records import Judgement, read_judgements
+from toolkit.judging.records import Judgement, one_way, read_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.models.resolve import resolve
 from toolkit.progress import Reporter
@@ -42,7 +42,7 @@ def judge_pairs(
     kind, _, rest = spec.partition(":")
     check_judge(spec)
     if kind == "file":
-        return of_file(rest, responses, reporter).matching, None
+        return of_file(rest, pairs, responses, reporter).matching, None
     if llm.is_language_model(spec):
         return llm.judge_pairs(spec, pairs, responses, options, reporter)
     if known_scores is None:
@@ -81,7 +81,7 @@ def ask_judges(
     for spec in specs:
         kind, _, file = spec.partition(":")
         if kind == "file":
-            recorded = of_file(file, responses, reporter)
+            recorded = of_file(file, pairs, responses, reporter)
             judged.judgements.extend(recorded.matching)
             judged.warnings.extend(recorded.notes(file))
             judged.dependent.update(signals_by_answers(recorded.matching, responses, known_scores or {}))
@@ -128,9 +128,14 @@ def refuse_silence(silent: Mapping[str, str]) -> None:
         )
 
 
-def of_file(file: str, responses: PolicyResponses, reporter: Reporter) -> MatchedJudgements:
-    """The judgements of a file that are of these responses; what is left out or not verified is said."""
-    recorded = matched(read_judgements([file]), responses)
+def of_file(
+    file: str, pairs: Sequence[tuple[str, str]], responses: PolicyResponses, reporter: Reporter
+) -> MatchedJudgements:
+    """The judgements of a file that are of these responses; what is left out or not verified is said.
+
+    A file may call either of two the policy: they come as in ``pairs``.
+    """
+    recorded = matched(one_way(read_judgements([file]), pairs), responses)
     for note in recorded.notes(file):
         reporter.line(note)
     return recorded

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -70,6 +70,39 @@ class Judgement:
     source: str = ""
     policy_hash: str = ""
     baseline_hash: str = ""
+
+
+def turned(j: Judgement) -> Judgement:
+    """The same judgement seen from the other policy."""
+    return replace(
+        j,
+        policy=j.baseline,
+        baseline=j.policy,
+        preference=None if j.preference is None else 1.0 - j.preference,
+        order=None if j.order is None else 1 - j.order,
+        policy_length=j.baseline_length,
+        baseline_length=j.policy_length,
+        policy_lists=j.baseline_lists,
+        baseline_lists=j.policy_lists,
+        policy_headers=j.baseline_headers,
+        baseline_headers=j.policy_headers,
+        policy_bold=j.baseline_bold,
+        baseline_bold=j.policy_bold,
+        policy_hash=j.baseline_hash,
+        baseline_hash=j.policy_hash,
+    )
+
+
+def one_way(judgements: Iterable[Judgement], pairs: Iterable[tuple[str, str]] = ()) -> list[Judgement]:
+    """Each pair of policies one way round: as (policy, baseline) in ``pairs``, otherwise as its first judgement."""
+    turn = dict.fromkeys(pairs, False)
+    out = []
+    for j in judgements:
+        pair = (j.policy, j.baseline)
+        if pair not in turn:
+            turn[pair] = pair[::-1] in turn
+        out.append(turned(j) if turn[pair] else j)
+    return out
 
 
 class TextMeasures(TypedDict, total=False):

@@ -32,7 +32,7 @@ from toolkit.judging.controls import (
     with_style_control,
 )
 from toolkit.judging.human_votes import corrected_win_rates
-from toolkit.judging.records import POOLED, Judgement, read_attributes, read_recorded, recorded_intervals
+from toolkit.judging.records import POOLED, Judgement, one_way, read_attributes, read_recorded, recorded_intervals
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def winrate_report(
         votes = read_recorded([human])
         taken = [*taken, *votes.columns_read]
         confidence = options.get("confidence", DEFAULT_INTERVALS["confidence"])
-        corrected = corrected_win_rates(judgements, votes.judgements, by_prompt, confidence)
+        corrected = corrected_win_rates(one_way(judgements), votes.judgements, by_prompt, confidence)
         result |= {"prediction_powered": corrected.rows, "prediction_powered_left_out": corrected.left_out}
     if taken:
         result["columns_read"] = [asdict(columns_of_file) for columns_of_file in taken]
@@ -142,20 +142,20 @@ def report(
 
     The values are JSON types. ``intervals`` are the resamples, coverage and seed of every interval.
 
-    ``win_rates`` has a row for each (policy, baseline, judge), in order of first appearance. ``pool_judges`` adds rows
-    for all judges together, averaged inside each prompt. ``by`` names the attribute behind the judgements' groups, and
-    adds rows for each group. ``bradley_terry`` has a row for each judge that compared three or more policies, unless
-    ``ranking`` is off. ``judge_agreement`` is there for two or more judges. It compares them with ``reference``, or
-    with ``gold`` where that is one of them.
+    Each pair of policies is seen one way round, as its first judgement has it, whichever of the two a later file calls
+    the policy. ``win_rates`` has a row for each (policy, baseline, judge), in order of first appearance.
+    ``pool_judges`` adds rows for all judges together, averaged inside each prompt. ``by`` names the attribute behind
+    the judgements' groups, and adds rows for each group. ``bradley_terry`` has a row for each judge that compared three
+    or more policies, unless ``ranking`` is off. ``judge_agreement`` is there for two or more judges. It compares them
+    with ``reference``, or with ``gold`` where that is one of them.
 
     Raises:
         DataError: as :func:`win_rates`; an attribute with more than 50 values.
     """
+    judgements = one_way(judgements)
     judges = {j.judge for j in judgements}
     _note_single_orders(judgements)
-    with_pool = [*judgements]
-    if pool_judges and len(judges) > 1:
-        with_pool += _pooled(judgements)
+    with_pool = judgements + (_pooled(judgements) if pool_judges and len(judges) > 1 else [])
     rows = win_rates(with_pool, controls, **intervals)
     if by is not None:
         rows += _sliced(with_pool, by, controls, **intervals)
@@ -284,8 +284,8 @@ def pooled_win_rate(
 
     A judgement of DPO against RM + PPO counts as one of RM + PPO against DPO.
     """
-    members = [seen_from_ppo(j) for j in judgements if j.judge in judges and {j.policy, j.baseline} == set(ARMS)]
-    return win_rates(_pooled(members), **intervals)[0] if members else None
+    members = [j for j in judgements if j.judge in judges and {j.policy, j.baseline} == set(ARMS)]
+    return win_rates(_pooled(one_way(members, [ARMS])), **intervals)[0] if members else None
 
 
 def _pooled(judgements: Sequence[Judgement]) -> list[Judgement]:
@@ -304,30 +304,6 @@ def _pooled(judgements: Sequence[Judgement]) -> list[Judgement]:
             -1 if j.order is None else j.order,
             -1.0 if j.preference is None else j.preference,
         ),
-    )
-
-
-def seen_from_ppo(judgement: Judgement) -> Judgement:
-    """A judgement of the two arms with RM + PPO as the policy, whichever of them a file calls so; others unchanged."""
-    if (judgement.policy, judgement.baseline) != (ARMS[1], ARMS[0]):
-        return judgement
-    j = judgement
-    return replace(
-        j,
-        policy=j.baseline,
-        baseline=j.policy,
-        preference=None if j.preference is None else 1.0 - j.preference,
-        order=None if j.order is None else 1 - j.order,
-        policy_length=j.baseline_length,
-        baseline_length=j.policy_length,
-        policy_lists=j.baseline_lists,
-        baseline_lists=j.policy_lists,
-        policy_headers=j.baseline_headers,
-        baseline_headers=j.policy_headers,
-        policy_bold=j.baseline_bold,
-        baseline_bold=j.policy_bold,
-        policy_hash=j.baseline_hash,
-        baseline_hash=j.policy_hash,
     )
 
 

@@ -124,16 +124,12 @@ def judge_samples(
     responses = pair.responses()
     judgements, usage = judge_pairs(judge, [(pair.policy, pair.baseline)], responses, options, reporter)
     refuse_silence(silence(judge, judgements, usage) if not judge.startswith("file:") else {})
-    prompt_ids = set(responses.prompt_ids)
-    of_pair = [
-        j for j in judgements if (j.policy, j.baseline) == (pair.policy, pair.baseline) and j.prompt_id in prompt_ids
-    ]
+    of_pair = [j for j in judgements if (j.policy, j.baseline) == (pair.policy, pair.baseline)]
     if not of_pair:
-        recorded = sorted({f"{j.policy} against {j.baseline}" for j in judgements})
         raise DataError(
             f"no judgement of {pair.policy!r} against {pair.baseline!r} on these prompts",
             where=judge,
-            fix=f"it holds {', '.join(recorded[:5])}",
+            fix="name two policies that it has judged, and the samples that it is of",
         )
     beside = _beside(of_pair, pair.sources(), responses, with_text)
     return _written(of_pair, responses, usage, seed, out, annotations, beside)

@@ -105,13 +105,12 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     write_samples(samples, out / "samples.parquet")
     write_table([asdict(reward) for reward in rewards], out / "rewards.parquet")
     write_json(out / "data_report.json", read_json(inputs["data"] / "report.json"))
-    # A file may call either arm the policy: one row for each judge, seen from RM + PPO.
-    one_way = [win_rates.seen_from_ppo(judgement) for judgement in asked.judgements]
-    write_judgements(one_way, out / "judgements.parquet", bootstrap)
-    judged = win_rates.report(one_way, controls=win_rates.RECORDED_CONTROLS, **bootstrap)
+    judgements = asked.judgements
+    write_judgements(judgements, out / "judgements.parquet", bootstrap)
+    judged = win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **bootstrap)
     write_json(out / "judging.json", {name: judged[name] for name in ("bradley_terry", "judge_agreement")})
     prompt_ids, own = [row.prompt_id for row in settings.rows], run_models(inputs, models, policies)
-    judging, doubts = judging_of(one_way, judges, tests, section, prompt_ids, own, bootstrap, asked.dependent)
+    judging, doubts = judging_of(judgements, judges, tests, section, prompt_ids, own, bootstrap, asked.dependent)
     judging = replace(judging, broken_arms=trained_on_a_constant(rewards, inputs))
     result = summary.summarise(
         [vars(sample) for sample in samples],
@@ -123,7 +122,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
         judging=judging,
         warnings=[*warnings, *renamed, *asked.warnings, *doubts],
     )
-    ended = where_both_ended(one_way, samples, list(result["verdict"]["judges"]), **bootstrap)
+    ended = where_both_ended(judgements, samples, list(result["verdict"]["judges"]), **bootstrap)
     complete_verdict(result, ended, judging)
     records = {stage: summed_records(inputs, stage) for stage in ("ppo", "dpo")}
     kl_nats = {row["policy"]: row["kl_nats"] for row in result["policies"]}
@@ -144,7 +143,7 @@ def run(context: EvaluateContext, inputs: dict[str, Path], out: Path, reporter: 
     result["judge_usage"] = [asdict(usage) for usage in [*asked.usages, *test_usages]]
     add_rounds(result, inputs, judges, bootstrap)
     if further:
-        main = JudgedSamples(samples, one_way)
+        main = JudgedSamples(samples, judgements)
         add_temperatures(
             result, compare_temperatures(main, further, judges, judging, settings, out, bootstrap, reporter)
         )
