@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,11 @@ from toolkit.measure import explicit
 from toolkit.measure import rewards as toolkit_rewards
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.reading import ReadingOptions
+from toolkit.measure.summary import accuracy_per_token
 from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy, new_reward_model
 from toolkit.models.resolve import resolve
-from toolkit.models.save import merge_and_save, save_policy
+from toolkit.models.save import merge_and_save, save_policy, write_training_record
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
 from toolkit.recipe.training import ModelSection
@@ -345,3 +348,24 @@ def test_the_check_against_an_explicit_reward(policy: str, tmp_path: Path, tiny_
         ]
         assert any(abs(m - line["explicit_margin"]) < 1e-9 for m in margins)
     assert summary["accuracy_mean"]["n"] == 20
+
+
+def test_the_accuracy_of_means_is_that_of_the_column(policy: str, tmp_path: Path) -> None:
+    """Of a policy whose reward is a sum over the tokens, and of one whose reward is their mean."""
+    means = tmp_path / "ipo"
+    shutil.copytree(policy, means)
+    write_training_record(means, arm="dpo", beta=0.1, loss_type="ipo")
+    of_sums, of_means = (
+        rewards(str(name), out=tmp_path / f"{k}.parquet", limit=60) for k, name in enumerate((policy, means))
+    )
+    assert of_means["accuracy"] != pytest.approx(of_sums["accuracy"])  # where both agree, this shows nothing
+    assert of_means["accuracy_mean"] == of_sums["accuracy_mean"]
+    assert of_means["accuracy_mean"]["value"] == pytest.approx(of_means["accuracy"])
+
+
+def test_means_are_not_divided_by_the_length_again() -> None:
+    """Chosen: a log-ratio of 30 over 10 tokens. Rejected: 6 over 3."""
+    row = SimpleNamespace(lengths=np.array([10.0, 3.0]), row=SimpleNamespace(prompt_id="p"))
+    reading: Any = SimpleNamespace(rows=[row], comparisons=[(0, 0, 1, 1.0, 1.0)])
+    for values, already_means in (([30.0, 6.0], False), ([3.0, 2.0], True)):
+        assert accuracy_per_token(reading, [np.array(values)], already_means=already_means)["value"] == 1.0

@@ -193,7 +193,7 @@ def implicit_rewards(
     computed = {"policy": policy_pass.n_computed, "reference": reference_pass.n_computed if reference_pass else 0}
     summary |= {**pair.facts(), "out": str(out), "warning": LOG_Z_WARNING, "responses_computed": computed}
     if summary["accuracy"] is not None:
-        summary["accuracy_mean"] = accuracy_per_token(reading, implicit)
+        summary["accuracy_mean"] = accuracy_per_token(reading, implicit, already_means=pair.reward.per_token)
     if explicit is not None:
         summary |= check_against_explicit(reading, explicit, implicit, out)
     if shifts:

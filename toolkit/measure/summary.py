@@ -66,9 +66,14 @@ def summarise_rewards(reading: Reading, rewards: Rewards, models: Sequence[Model
     return summary | {"seconds": round(seconds, 3), "responses_per_second": round(n_responses / seconds, 3)}
 
 
-def accuracy_per_token(reading: Reading, rewards: Rewards) -> EstimateDict:
-    """Pairwise accuracy of the rewards divided by the responses' lengths."""
-    means = [of_row / row.lengths for of_row, row in zip(rewards, reading.rows, strict=True)]
+def accuracy_per_token(reading: Reading, rewards: Rewards, *, already_means: bool) -> EstimateDict:
+    """Pairwise accuracy of the mean rewards per token: of the column ``implicit_reward_mean``.
+
+    ``rewards`` are sums over the tokens, or ``already_means``, as those that IPO defines.
+    """
+    means: Rewards = rewards
+    if not already_means:
+        means = [of_row / row.lengths for of_row, row in zip(rewards, reading.rows, strict=True)]
     prompt_ids = [row.row.prompt_id for row in reading.rows]
     return estimate_dict(pairwise_accuracy(reading.comparisons, means, prompt_ids=prompt_ids))
 
