@@ -31,6 +31,28 @@ def test_no_hump_no_peak() -> None:
     assert fit["b"] == pytest.approx(-0.1) and fit["peak_kl_nats"] is None
 
 
+FALLS = [1.0, 2.0, 4.0, 9.0], [-0.1, -0.4, -1.0, -2.0]
+
+
+def test_a_reward_that_falls_from_the_start_peaks_next_to_sft() -> None:
+    fit = fit_overoptimization(*FALLS, kind="rl")
+    assert (fit["a"], fit["b"]) == pytest.approx((-0.12356, 0.50091), abs=1e-5)
+    assert fit["peak_kl_nats"] == pytest.approx(0.0826, abs=1e-4)  # exp(2 (a / b - 1))
+    assert fit["peak_reward"] == pytest.approx(0.5009 * math.sqrt(0.0826), abs=1e-3)  # b d
+    d = np.sqrt(KL)
+    fit = fit_overoptimization(KL, d * (-0.3 - 0.1 * d), kind="bon")
+    assert fit["b"] == pytest.approx(0.1) and (fit["peak_kl_nats"], fit["peak_reward"]) == (0.0, 0.0)
+
+
+def test_the_interval_of_a_peak_next_to_sft() -> None:
+    kl, reward = (np.repeat(np.array(values)[:, None], 50, axis=1) for values in FALLS)
+    reward = reward + np.random.default_rng(0).normal(0.0, 0.2, reward.shape)
+    fit, _ = fit_with_intervals(kl, reward, kind="rl", n_resamples=400)
+    assert fit is not None
+    low, peak, high = (fit[f"peak_kl_nats{end}"] for end in ("_ci_low", "", "_ci_high"))
+    assert 0.0 < low < peak < high < 0.2  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("kl", [[1.0, 2.0, 3.0], [0.0, 0.0, 1.0, 2.0], [1e-6, 2e-6, 1e-4, 2.0], [3.0] * 4])
 def test_too_few_points_are_null(kl: list[float]) -> None:
     assert fit_overoptimization(kl, [1.0] * len(kl), kind="rl")["a"] is None

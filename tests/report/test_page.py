@@ -18,6 +18,7 @@ from toolkit.errors import StoreError
 from toolkit.evals.best_of_n import best_of_n_curve
 from toolkit.evals.judge_tests import LabelledPair, judge_test
 from toolkit.evals.label_references import label_references
+from toolkit.evals.overoptimization import fit_overoptimization
 from toolkit.evals.temperatures import side_by_side
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import ReportSection
@@ -338,6 +339,28 @@ def test_nulls_of_a_single_prompt_run(tmp_path):
         "and here 1 is." in text_of(html, "overoptimization")
     )
     assert "–" in text_of(html, "win-rates") and "None" not in text_of(html, "win-rates")
+
+
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ([1.0, 1.0221, 0.8910, 0.3633], "the fitted curve peaks at 1.65 nats, and the arm went to 9.00."),
+        ([1.0, 1.3, 1.7, 2.3], "the fitted curve still rises at 9.00 nats, where the arm ends."),
+        (
+            [-0.1, -0.4, -1.0, -2.0],
+            "the reward falls almost from the start: the fitted curve peaks at 0.08 nats, and the arm went to 9.00.",
+        ),
+        ([1.0, 1.6, 2.8, 5.0], "the fitted curve has no peak."),
+        ([-1.0, -1.3, -1.5, -1.2], "the fitted curve has no peak: it is below SFT at 9.00 nats, where the arm ends."),
+    ],
+)
+def test_a_fitted_curve_in_words(gains, words, copy):
+    results = json.loads((copy / "results.json").read_text())
+    part = results["overoptimization"]["rm_ppo"]
+    part["fits"]["gold_reward"]["rl"] = fit_overoptimization([1.0, 2.0, 4.0, 9.0], gains, kind="rl")
+    part["rows"][-1] |= {"kl_nats": 9.0, "sqrt_kl": 3.0}
+    (copy / "results.json").write_text(json.dumps(results))
+    assert f"RM + PPO, gold reward: {words}" in text_of(build(copy), "overoptimization")
 
 
 def test_settings_that_changed_after_the_evaluation_are_named(copy):

@@ -21,9 +21,10 @@ def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) ->
 
     With ``kind`` "bon" the curve is R = d(a - b d), which peaks at d = a/(2b). With "rl" it is R = d(a - b ln d), which
     peaks at d = exp(a/b - 1). Returns kind, a, b, r2 (about the mean; None where the reward does not vary),
-    ``peak_kl_nats`` and ``peak_reward`` (None where a <= 0 or b <= 0: the curve has no peak), and n. All but kind and n
-    are None for fewer than 4 points that are away from the reference, or where they all have the same KL. Points within
-    ``STILL_NATS`` of the reference are left out.
+    ``peak_kl_nats`` and ``peak_reward`` (None where b <= 0: the curve never turns down), and n. Where a <= 0
+    and b > 0 the reward falls almost from the start: "bon" peaks at 0, "rl" at exp(-2) = 0.135 nats or nearer. All but
+    kind and n are None for fewer than 4 points that are away from the reference, or where they all have the same KL.
+    Points within ``STILL_NATS`` of the reference are left out.
 
     Raises:
         DataError: an unknown kind, arrays that do not match, a KL that is negative or not finite.
@@ -50,10 +51,10 @@ def fit_overoptimization(kl_nats: ArrayLike, reward: ArrayLike, *, kind: str) ->
     (a, b), *_ = np.linalg.lstsq(design, r, rcond=None)
     residual, spread = float(np.sum((r - design @ (a, b)) ** 2)), float(np.sum((r - r.mean()) ** 2))
     peak_kl = peak_reward = None
-    if b > 0.0 and a > 0.0:
-        peak_d = float(a / (2 * b)) if kind == "bon" else float(np.exp(min(a / b - 1.0, 300.0)))
+    if b > 0.0:
+        peak_d = max(float(a / (2 * b)), 0.0) if kind == "bon" else float(np.exp(min(a / b - 1.0, 300.0)))
         peak_kl = peak_d**2
-        peak_reward = float(peak_d * (a - b * (peak_d if kind == "bon" else np.log(peak_d))))
+        peak_reward = float(a * peak_d - b * (peak_d**2 if kind == "bon" else xlogy(peak_d, peak_d)))
     return {
         "kind": kind,
         "a": float(a),
@@ -98,8 +99,8 @@ def fit_with_intervals(
     ]
     a_B, b_B = (np.concatenate(part) for part in zip(*draws, strict=True))
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        peak_d = a_B / (2.0 * b_B) if kind == "bon" else np.exp(a_B / b_B - 1.0)
-        peak_B = np.where(b_B <= 0.0, np.inf, np.where(a_B <= 0.0, 0.0, peak_d**2))
+        peak_d = np.maximum(a_B / (2.0 * b_B), 0.0) if kind == "bon" else np.exp(a_B / b_B - 1.0)
+        peak_B = np.where(b_B <= 0.0, np.inf, peak_d**2)
     for name, values_B in (("a", a_B), ("b", b_B), ("peak_kl_nats", peak_B)):
         fit[f"{name}_ci_low"], fit[f"{name}_ci_high"] = _bounds(values_B, a_B, n_prompts, confidence)
     return fit, None

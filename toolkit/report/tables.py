@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -216,7 +217,14 @@ def _peak(fit: Mapping[str, Any], reach: float) -> str:
     peak, low, high = fit["peak_kl_nats"], fit.get("peak_kl_nats_ci_low"), fit.get("peak_kl_nats_ci_high")
     between = "" if low is None else f" (interval from {number(low, 2)} to {number(high, 2, absent='no bound')})"
     if peak is None:
-        return f"the fitted curve has no peak{between}."
+        below = fit["a"] < fit["b"] * math.log(reach) / 2  # the sign of d(a - b ln d) there
+        at_end = f": it is below SFT at {number(reach, 2)} nats, where the arm ends" if below else ""
+        return f"the fitted curve has no peak{between}{at_end}."
+    if peak <= reach and fit["a"] <= 0.0:
+        return (
+            f"the reward falls almost from the start: the fitted curve peaks at {number(peak, 2)} nats{between}, "
+            f"and the arm went to {number(reach, 2)}."
+        )
     if peak <= reach:
         return f"the fitted curve peaks at {number(peak, 2)} nats{between}, and the arm went to {number(reach, 2)}."
     return f"the fitted curve still rises at {number(reach, 2)} nats, where the arm ends{between}."
