@@ -363,6 +363,17 @@ def test_a_fitted_curve_in_words(gains, words, copy):
     assert f"RM + PPO, gold reward: {words}" in text_of(build(copy), "overoptimization")
 
 
+def test_the_drift_table_has_the_range_of_what_differs_by_policy(copy):
+    results = json.loads((copy / "results.json").read_text())
+    for name, rows in results["hacking"].items():
+        of_sft = {"distinct_1": 0.9 if name == "dpo" else 0.95, "n_words": 12.0}
+        for row in rows:
+            row["sft"] = of_sft.get(row["feature"], row["sft"])
+    (copy / "results.json").write_text(json.dumps(results))
+    drift = text_of(build(copy), "drift")
+    assert "distinct words in a response 90.0% to 95.0%" in drift and "length in words 12.00 " in drift
+
+
 def test_settings_that_changed_after_the_evaluation_are_named(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["recipe"]["dpo"]["beta"] = 0.7

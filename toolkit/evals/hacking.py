@@ -1,18 +1,23 @@
 """Signs of reward hacking: how a policy's texts drifted from those of the SFT policy on the same prompts.
 
 None of these features proves that a reward was hacked; each says where to look. Words are runs of letters, digits and
-apostrophes in lower case. Lengths are in characters.
+apostrophes in lower case.
+
+The share of distinct words falls with the length of a text, however diverse it is. So two texts are compared at equal
+numbers of n-grams: of the longer one as many are drawn as the shorter one has, and what counts is how many of them are
+distinct on average (:func:`expected_distinct`).
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
+from scipy.special import gammaln, ndtri
 
 from toolkit.errors import DataError
 from toolkit.evals.intervals import Floats, bca_interval, check_settings, resample_counts, rounded_alike
@@ -65,19 +70,49 @@ def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[k : k + n]) for k in range(len(tokens) - n + 1)]
 
 
-def text_features(texts: Sequence[str], *, eos: ArrayLike | None = None) -> dict[str, Floats]:
+def expected_distinct(counts: NDArray[np.int64], n_drawn: int) -> float:
+    """How many distinct n-grams are on average among ``n_drawn`` ones, drawn without replacement (Hurlbert 1971).
+
+    ``counts`` says how often each distinct one is there; together they are ``n_drawn`` or more.
+
+    >>> expected_distinct(np.array([2, 1, 1]), 4), round(expected_distinct(np.array([2, 2]), 2), 6)  # 1 + 2/3
+    (3.0, 1.666667)
+    """
+    total = int(counts.sum())
+    if n_drawn >= total:
+        return float(len(counts))
+    if len(counts) == total:  # there is no other
+        return float(n_drawn)
+    n_ngrams = np.bincount(counts)
+    times = np.flatnonzero(n_ngrams)
+    left = total - times
+    # C(total - times, n_drawn) / C(total, n_drawn): no draw is this n-gram
+    log_missing = gammaln(left + 1) - gammaln(np.maximum(left - n_drawn, 0) + 1)
+    log_missing += gammaln(total - n_drawn + 1) - gammaln(total + 1)
+    missing = np.where(left >= n_drawn, np.exp(log_missing), 0.0)
+    return float(np.sum(n_ngrams[times] * (1.0 - missing)))
+
+
+def text_features(
+    texts: Sequence[str], beside: Sequence[Sequence[int]], *, eos: ArrayLike | None = None
+) -> dict[str, Floats]:
     """Features of each text (n,), NaN where a text is too short to have one.
 
     - ``n_chars``, ``n_words``: lengths;
-    - ``distinct_1/2/3``: distinct n-grams / n-grams within the text (Li et al. 2016);
-    - ``repetition``: share of 3-grams that occurred in the text before;
+    - ``distinct_1/2/3``: distinct n-grams / n-grams within the text (Li et al. 2016), at equal numbers of n-grams;
+    - ``repetition``: share of 3-grams that occurred in the text before, at equal numbers of 3-grams;
     - ``exclamation_density``: exclamation marks per sentence;
     - ``list_density``: share of non-empty lines that are list items;
     - ``eos``: 1 if the response ended by itself, 0 if it was cut. Only where the argument ``eos`` (n,) says it.
 
+    ``beside`` (n,) has for each text the numbers of words of those that it is compared with, as
+    :func:`words_beside` gives them. The diversity is the mean over these, without those too short for an n-gram.
+
     Raises:
-        DataError: ``eos`` of another length.
+        DataError: ``beside`` or ``eos`` of another length.
     """
+    if len(beside) != len(texts):
+        raise DataError(f"{len(beside)} lists of lengths for {len(texts)} texts", where="text_features")
     columns: dict[str, list[float]] = {
         name: []
         for name in (
@@ -85,13 +120,12 @@ def text_features(texts: Sequence[str], *, eos: ArrayLike | None = None) -> dict
             *("repetition", "exclamation_density", "list_density"),
         )
     }
-    for text in texts:
+    for text, lengths in zip(texts, beside, strict=True):
         tokens = words(text)
         columns["n_chars"].append(float(len(text)))
         columns["n_words"].append(float(len(tokens)))
         for n in (1, 2, 3):
-            grams = _ngrams(tokens, n)
-            columns[f"distinct_{n}"].append(len(set(grams)) / len(grams) if grams else np.nan)
+            columns[f"distinct_{n}"].append(_distinct_share(tokens, n, lengths))
         columns["repetition"].append(1.0 - columns["distinct_3"][-1])
         sentences = max(1, len(_SENTENCE_END.findall(text)))
         columns["exclamation_density"].append(text.count("!") / sentences)
@@ -105,14 +139,23 @@ def text_features(texts: Sequence[str], *, eos: ArrayLike | None = None) -> dict
     return features
 
 
-def corpus_distinct(texts: Sequence[str], n: int) -> float | None:
-    """Distinct n-grams of all texts together / all their n-grams. None without any n-gram.
+def _distinct_share(tokens: Sequence[str], n: int, lengths: Sequence[int]) -> float:
+    """Distinct n-grams / n-grams of a text beside texts of these lengths in words; the mean over them."""
+    counts = np.array([*Counter(_ngrams(tokens, n)).values()], dtype=np.int64)
+    drawn = [min(len(tokens), length) - n + 1 for length in lengths]
+    shares = [expected_distinct(counts, m) / m for m in drawn if m > 0]
+    return float(np.mean(shares)) if shares else np.nan
 
-    It falls when texts become alike. It also depends on the amount of text, so compare equal numbers of texts, as
-    :func:`corpus_drift` does.
-    """
-    grams = [gram for text in texts for gram in _ngrams(words(text), n)]
-    return len(set(grams)) / len(grams) if grams else None
+
+def words_beside(
+    prompt_index: Sequence[int], others: Sequence[str], prompt_index_others: Sequence[int]
+) -> list[list[int]]:
+    """For each text, whose prompt is in ``prompt_index``, the numbers of words of ``others`` to the same prompt."""
+    by_prompt: dict[int, list[int]] = {prompt: [] for prompt in prompt_index}
+    for text, prompt in zip(others, prompt_index_others, strict=True):
+        if prompt in by_prompt:
+            by_prompt[prompt].append(len(words(text)))
+    return [by_prompt[prompt] for prompt in prompt_index]
 
 
 class DriftRow(TypedDict):
@@ -245,7 +288,9 @@ def corpus_drift(
     seed: int = 0,
     relative_change: float = RELATIVE_CHANGE,
 ) -> list[DriftRow]:
-    """Rows like those of :func:`drift` for ``corpus_distinct_1/2/3``: diversity across texts.
+    """Rows like those of :func:`drift` for ``corpus_distinct_1/2/3``: distinct n-grams / n-grams over all texts.
+
+    It falls where texts become alike. The two sides are compared at equal numbers of n-grams.
 
     The texts are aligned: entry m of both answers ``prompt_index[m]``. A bootstrap would repeat prompts and with them
     their n-grams, which lowers any count of distinct n-grams. So the intervals come from subsamples of half the prompts
@@ -272,32 +317,37 @@ def corpus_drift(
     quantile = float(-ndtri((1.0 - confidence) / 2.0))
     rows = []
     for size in (1, 2, 3):
-        policy, sft = (_distinct_shares(texts, size, halves) for texts in (texts_policy, texts_sft))
-        if policy is None or sft is None:
+        shares = _distinct_shares((texts_policy, texts_sft), size, halves)
+        if shares is None:
             continue
-        spread = float(np.std(policy[1] - sft[1], ddof=1)) if n_resamples > 1 else 0.0
+        (policy, sft), differences = shares[0].tolist(), shares[:, 0] - shares[:, 1]
+        spread = float(np.std(differences[1:], ddof=1)) if n_resamples > 1 else 0.0
         # the variance of half a sample about the whole is 1/half - 1/n, that of the whole is 1/n
         error = spread / np.sqrt(n / half - 1.0)
-        difference = policy[0] - sft[0]
+        difference = policy - sft
         interval = (difference - quantile * error, difference + quantile * error) if error > 0.0 else (None, None)
         sure = _excludes_zero(interval)
-        rows.append(_row(f"corpus_distinct_{size}", sft[0], policy[0], interval, n, sure, relative_change))
+        rows.append(_row(f"corpus_distinct_{size}", sft, policy, interval, n, sure, relative_change))
     return rows
 
 
-def _distinct_shares(
-    texts: Sequence[str], size: int, subsets: Sequence[NDArray[np.bool_]]
-) -> tuple[float, Floats] | None:
-    """Distinct n-grams / n-grams over all texts, and over each subset of them (n_subsets,). None without any n-gram."""
+def _distinct_shares(sides: Sequence[Sequence[str]], size: int, subsets: Sequence[NDArray[np.bool_]]) -> Floats | None:
+    """Distinct n-grams / n-grams of each side at equal numbers of n-grams: (1 + n_subsets, 2).
+
+    The first row is of all texts, the others of each subset of them. None where a side has no n-gram.
+    """
     codes: dict[tuple[str, ...], int] = {}
-    coded = [
-        np.array([codes.setdefault(gram, len(codes)) for gram in _ngrams(words(text), size)], dtype=np.int64)
-        for text in texts
-    ]
-    text_of = np.repeat(np.arange(len(coded)), [len(grams) for grams in coded])
-    flat = np.concatenate(coded) if coded else np.zeros(0, dtype=np.int64)
-    if len(flat) == 0:
+    coded = []  # of each side, the code of each n-gram and the text that it is in
+    for texts in sides:
+        grams = [[codes.setdefault(gram, len(codes)) for gram in _ngrams(words(text), size)] for text in texts]
+        text_of = np.repeat(np.arange(len(grams)), [len(of_text) for of_text in grams])
+        coded.append((np.array([code for of_text in grams for code in of_text], dtype=np.int64), text_of))
+    if any(len(flat) == 0 for flat, _ in coded):
         return None
-    inside = [flat[subset[text_of]] for subset in subsets]
-    shares = np.array([np.count_nonzero(np.bincount(grams)) / max(len(grams), 1) for grams in inside])
-    return len(codes) / len(flat), shares
+    shares = []
+    for subset in [np.ones(len(sides[0]), dtype=np.bool_), *subsets]:
+        inside = [flat[subset[text_of]] for flat, text_of in coded]
+        n_drawn = min(map(len, inside))
+        counts = [np.bincount(grams) for grams in inside]
+        shares.append([expected_distinct(of_side[of_side > 0], n_drawn) / max(n_drawn, 1) for of_side in counts])
+    return np.array(shares)

@@ -20,7 +20,7 @@ from toolkit.evals.agreement import (
 )
 from toolkit.evals.best_of_n import best_of_n_kl
 from toolkit.evals.broken import broken_arm_warnings, broken_arms, last_sound_policies
-from toolkit.evals.hacking import DriftRow, corpus_drift, drift, text_features
+from toolkit.evals.hacking import DriftRow, corpus_drift, drift, text_features, words_beside
 from toolkit.evals.intervals import NO_ESTIMATE, BootstrapOptions, bootstrap_mean
 from toolkit.evals.overoptimization import fit_with_intervals
 from toolkit.evals.result_warnings import result_warnings
@@ -246,16 +246,23 @@ def hacking_rows(rows: Sequence[TableRow], sft: Sequence[TableRow], options: Boo
     """Drift of a policy's texts from those of SFT on the same prompts."""
     index = {prompt: k for k, prompt in enumerate(dict.fromkeys(row["prompt_id"] for row in sft))}
 
-    def features(of: Sequence[TableRow]) -> dict[str, Any]:
-        texts = [row["response"] for row in of]
-        eos = [0.0 if row["truncated"] else 1.0 for row in of]
-        return {**text_features(texts, eos=eos), "n_tokens": np.array([float(row["n_tokens"]) for row in of])}
-
     prompts, prompts_sft = [index[row["prompt_id"]] for row in rows], [index[row["prompt_id"]] for row in sft]
-    changes = drift(features(rows), features(sft), prompts, prompt_index_sft=prompts_sft, **options)
+    texts, texts_sft = [row["response"] for row in rows], [row["response"] for row in sft]
+
+    def features(of: Sequence[TableRow], texts: Sequence[str], beside: Sequence[Sequence[int]]) -> dict[str, Any]:
+        eos = [0.0 if row["truncated"] else 1.0 for row in of]
+        n_tokens = np.array([float(row["n_tokens"]) for row in of])
+        return {**text_features(texts, beside, eos=eos), "n_tokens": n_tokens}
+
+    changes = drift(
+        features(rows, texts, words_beside(prompts, texts_sft, prompts_sft)),
+        features(sft, texts_sft, words_beside(prompts_sft, texts, prompts)),
+        prompts,
+        prompt_index_sft=prompts_sft,
+        **options,
+    )
     if prompts == prompts_sft:
-        texts = ([row["response"] for row in rows], [row["response"] for row in sft])
-        changes += corpus_drift(*texts, prompts, confidence=options["confidence"], seed=options["seed"])
+        changes += corpus_drift(texts, texts_sft, prompts, confidence=options["confidence"], seed=options["seed"])
     return changes
 
 

@@ -341,11 +341,15 @@ class DriftColumn:
 
 @dataclass(frozen=True)
 class DriftFeature:
-    """The value of SFT, and for each column its difference from SFT, None where the policy lacks the feature."""
+    """The value of SFT, and for each column its difference from SFT, None where the policy lacks the feature.
+
+    ``sft`` has the lowest and the highest value beside a policy: what is compared at equal numbers of words depends on
+    the lengths of both.
+    """
 
     label: str
     percent: bool
-    sft: float
+    sft: tuple[float, float]
     cells: list[Mapping[str, Any] | None]
 
 
@@ -370,6 +374,7 @@ def drift(run: Run) -> DriftTable | None:
     rows = []
     for feature in features:
         cells = [by_policy[name].get(feature) for name in names]
-        sft = next(cell["sft"] for cell in cells if cell is not None)
-        rows.append(DriftFeature(FEATURE_NAMES.get(feature, feature), feature in SHARES, sft, cells))
+        sft = [cell["sft"] for cell in cells if cell is not None]
+        label = FEATURE_NAMES.get(feature, feature)
+        rows.append(DriftFeature(label, feature in SHARES, (min(sft), max(sft)), cells))
     return DriftTable([DriftColumn(policy_name(name), arm_of(name)) for name in names], rows)
