@@ -23,7 +23,7 @@ LAYERS = [
     {"ppo", "measure"},
     {"training", "judging", "report"},
     {"engine"},
-    {"models", "stages.contexts"},
+    {"models", "stages.contexts", "runs.kinds"},
     {"preferences", "recipe", "metrics", "runs.store"},
     {"evals", "engine.fast"},
     {"progress", "storage"},
@@ -35,7 +35,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 SIDEWAYS = {"judging": {"report"}}
 # Parts of a folder that stand lower than the rest of it: the kernels, which know torch and no more, the layout of a run
 # folder, which whoever reads one needs, and what the stages read of a recipe.
-LOWER = ("engine.fast", "runs.store", "stages.contexts")
+LOWER = ("engine.fast", "runs.kinds", "runs.store", "stages.contexts")
 TORCH = {"torch", "transformers", "trl", "peft", "accelerate"}
 
 

@@ -189,8 +189,9 @@ def test_a_run_ends_with_the_way_to_a_study(run_folder: Path, tmp_path: Path) ->
     run, mine = shutil.copytree(run_folder, tmp_path / "run"), tmp_path / "my recipe.yaml"
     mine.write_text((ROOT / "recipes" / "smoke.yaml").read_text() + "study: {seeds: 2}\n")
     for recipe, named in (("smoke", "study"), (str(mine), str(mine))):
-        lines = duel("run", recipe, "--out", str(run), *SMALL).stdout.splitlines()
-        assert shlex.split(lines[-1]) == ["duel", "study", named]
+        lines = duel("run", recipe, "--out", str(run), *SMALL, cwd=tmp_path).stdout.splitlines()
+        given = [word for text in SMALL for word in text.split("=", 1)] if recipe == named else []
+        assert shlex.split(lines[-1]) == ["duel", "study", named, *given]
         assert "One run is one seed of one setting" in "\n".join(lines[-3:-1])
         assert load_recipe(named).recipe.study is not None
         assert not any("duel sweep" in line for line in lines)  # nothing else is the next thing to do

@@ -14,6 +14,7 @@ from support.running import environment
 from toolkit.errors import BusyError, StoreError
 from toolkit.files import refuse_existing, refuse_others_file
 from toolkit.judging.records import Judgement, is_ours, write_judgements
+from toolkit.runs.kinds import RUN_FILES, refuse_others_folder
 from toolkit.runs.store import RunFolder
 from toolkit.storage.locks import held, holds_out, in_turn, writing
 
@@ -116,4 +117,4 @@ def test_only_what_duel_wrote_is_replaced(tmp_path: Path) -> None:
         assert words in caught.value.fix
     (tmp_path / "report.html").write_text("mine")
     with pytest.raises(StoreError, match="did not write it"):
-        RunFolder(tmp_path).refuse_others_files()
+        refuse_others_folder(tmp_path, "run", RUN_FILES)

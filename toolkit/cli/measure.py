@@ -293,8 +293,9 @@ def compare(ctx: click.Context, /, as_json: bool, policies: tuple[str, ...], **o
     Every policy answers the same prompts.
     """
     from toolkit.cli.tables import judging_tables
-    from toolkit.measure.compare import JUDGEMENTS_FILE, compare_policies
+    from toolkit.measure.compare import compare_policies
     from toolkit.measure.options import PromptSelection, take
+    from toolkit.runs.store import JUDGEMENTS_FILE
 
     if len(policies) < 2:
         raise click.UsageError("name at least two policies to compare")

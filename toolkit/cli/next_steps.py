@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -23,12 +25,13 @@ REPEATED = ("split", "plain", "max_prompt_tokens", "max_response_tokens", "batch
 LENGTHS = ("data.max_prompt_tokens", "data.max_response_tokens", "evaluate.max_new_tokens")
 
 
-def next_study(recipe: str, run: Recipe, judged: bool) -> tuple[str, str]:
+def next_study(recipe: str, run: Recipe, judged: bool, sets: Sequence[str] = ()) -> tuple[str, str]:
     """The end of ``duel run``: how to go from one run to a study, as a sentence and a command.
 
     ``recipe`` is what the user typed, ``judged`` whether a judge decided. A recipe without a section ``study`` has no
     study of its own: the shipped one is named, with this run's data, lengths and judges, and its model, unless the
-    recipe only demonstrates.
+    recipe only demonstrates. ``sets`` are the settings that the user gave beside the recipe. Where a run lies in the
+    study's default folder, the command names another one.
 
     >>> from toolkit.recipe.files import load_recipe
     >>> own = ["data.source=pairs.jsonl", "data.max_prompt_tokens=512"]
@@ -42,8 +45,9 @@ def next_study(recipe: str, run: Recipe, judged: bool) -> tuple[str, str]:
     from toolkit.recipe.files import load_recipe
     from toolkit.recipe.schema import flat
     from toolkit.recipe.yaml_values import one_line
+    from toolkit.runs.kinds import kind_of
 
-    words = [recipe]
+    words = [recipe, *(word for text in sets for word in ("--set", text))]
     if run.study is None:
         own, shipped = flat(run), flat(load_recipe("study").recipe)
         # Recorded votes are of other texts than those that a study samples.
@@ -56,6 +60,9 @@ def next_study(recipe: str, run: Recipe, judged: bool) -> tuple[str, str]:
         words = ["study", *(word for text in given for word in ("--set", text))]
     if not (judged or "evaluate.judges" in " ".join(words)):
         words += ["--set", "evaluate.judges=[JUDGE]"]
+    default = Path("runs") / (run.name if run.study is not None else words[0])
+    if kind_of(default) not in (None, "study"):
+        words += ["--out", f"{default}-study"]
     said = "One run is one seed of one setting. For a verdict over seeds, settings and equal KL:"
     return said, shlex.join(["duel", "study", *words])
 

@@ -94,7 +94,7 @@ def run(
     manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command))
     results = read_document(out / RESULTS_FILE) if manifest["status"] == "done" else {}
     judged = bool(results and results["verdict"]["judges"])
-    said, study = next_study(recipe, loaded.recipe, judged)
+    said, study = next_study(recipe, loaded.recipe, judged, sets)
     accuracy = None
     if "reward_model" in (options["until"], options["only"]):
         from toolkit.measure.held_out import held_out_accuracy

@@ -135,10 +135,13 @@ def _of_table(table: Path, kl_limit: float | None, out: Path | None, force: bool
     from toolkit.evals.study.study import study as study_document
     from toolkit.evals.study.table import read_study
     from toolkit.files import read_json, refuse_existing, write_json
+    from toolkit.runs.kinds import refuse_others_folder
+    from toolkit.runs.store import STUDY_FILE
 
     document = study_document(read_study(table), kl_limit=kl_limit)
     if out is not None:
-        target = out / "study.json"
+        target = out / STUDY_FILE
+        refuse_others_folder(out, "study of a table", (), force)
         if not (target.exists() and read_json(target) == document):
             refuse_existing(target, force)
             write_json(target, document)

@@ -22,9 +22,8 @@ from toolkit.measure.sampling import SAMPLE_COLUMNS, PolicySampler, read_prompts
 from toolkit.preferences.rows import Prompt
 from toolkit.preferences.samples import Sample, read_samples, stored_samples, write_samples
 from toolkit.progress import Reporter
-from toolkit.runs.store import RESULTS_FILE, RunFolder
-
-JUDGEMENTS_FILE = "judgements.parquet"
+from toolkit.runs.kinds import refuse_others_folder
+from toolkit.runs.store import JUDGEMENTS_FILE, RESULTS_FILE, RunFolder
 
 
 def compare_policies(
@@ -50,7 +49,9 @@ def compare_policies(
     prompts = read_prompts(selection)
     samplers = [PolicySampler(policy, options.model, params) for policy in policies]
     names = [_file_name(sampler, prompts, selection.seed) for sampler in samplers]
-    refuse_others_folder(out, annotations)
+    refuse_others_folder(out, "comparison", (JUDGEMENTS_FILE, RESULTS_FILE))
+    if annotations is not None:
+        refuse_others_file(annotations, force=None, ours=alpaca_eval.is_ours)
     with RunFolder(out).lock(), refusals_in(selection):
         samples = {
             sampler.policy: _samples(sampler, prompts, selection.seed, out / name, reporter)
@@ -76,15 +77,6 @@ def compare_policies(
         results["warnings"] = judged.warnings
         write_json(out / RESULTS_FILE, results)
     return results
-
-
-def refuse_others_folder(out: Path, annotations: Path | None) -> None:
-    """Raises StoreError where a comparison would replace a file that duel did not write."""
-    if not (out / ".work").is_dir():  # no comparison was here
-        for name in (JUDGEMENTS_FILE, RESULTS_FILE):
-            refuse_others_file(out / name, force=None, ours=lambda _: False)
-    if annotations is not None:
-        refuse_others_file(annotations, force=None, ours=alpaca_eval.is_ours)
 
 
 def _file_name(sampler: PolicySampler, prompts: Sequence[tuple[str, Prompt]], seed: int) -> str:

@@ -23,6 +23,7 @@ from toolkit.measure.outputs import JudgedOutputs, SourceOfResponse, outputs_to_
 from toolkit.preferences.rows import readable
 from toolkit.preferences.samples import SAMPLES_FILE, SampleTable, places_by_policy, table_samples
 from toolkit.progress import Reporter
+from toolkit.runs.kinds import refuse_table_of_folder
 from toolkit.storage.lazy import Computed
 from toolkit.storage.locks import holds_out
 
@@ -242,7 +243,8 @@ def ask_people(
 
 
 def refuse_others_files(out: Path, annotations: Path | None, force: bool) -> None:
-    """Raises StoreError where judgements or annotations would replace a file that duel did not write."""
+    """Raises StoreError where judgements or annotations would replace a file that duel did not write, or a run's own."""
+    refuse_table_of_folder(out, force)
     refuse_others_file(out, force, is_ours)
     if annotations is not None:
         refuse_others_file(annotations, force, alpaca_eval.is_ours)

@@ -36,9 +36,9 @@ from toolkit.preferences.loading import load, local_path
 from toolkit.preferences.rows import PreferenceRow, Record, prompt_id
 from toolkit.preferences.simulate import feature
 from toolkit.progress import Reporter
+from toolkit.runs.kinds import CARD_FILE, refuse_others_folder
 from toolkit.runs.store import RunFolder
 
-CARD_FILE = "card.json"
 SCORES_FILE = "scores.parquet"
 # The columns that say where a row is from; the first that the data has counts.
 SOURCE_COLUMNS = ("source", "subset", "domain", "dataset", "category")
@@ -87,7 +87,7 @@ def rm_card(
     score again what it has scored.
 
     Raises DataError for data without comparisons and gold rewards, ModelError for a model that gives no finite scores,
-    StoreError where ``out`` has the card of something else.
+    StoreError where ``out`` has the card of something else, or files that no card wrote.
     """
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -96,12 +96,13 @@ def rm_card(
     scorers = scorer_identity(model, options.implicit)
     scorers += judge_identity(options.judge) if options.judge is not None else []
     identity = fingerprint([scorers, content, asdict(options), asdict(reading_options), asdict(scoring)])
+    refuse_others_folder(out, "card", (CARD_FILE, SCORES_FILE), force)
     with RunFolder(out).lock():
         refuse_other(out / CARD_FILE, identity, force)
         card, table = _card(model, data, options, reading_options, scoring, out / ".scores", reporter)
         card["inputs"] = identity
+        write_json(out / CARD_FILE, card)  # before the table: it says whose that is
         write_table(table, out / SCORES_FILE)
-        write_json(out / CARD_FILE, card)
     return card
 
 

@@ -23,7 +23,7 @@ from toolkit.measure.process import (
 )
 from toolkit.measure.reading import ReadingOptions
 from toolkit.measure.rewards import RewardOptions, resolve_pair
-from toolkit.measure.rm_card import CARD_FILE, CardOptions, refuse_other
+from toolkit.measure.rm_card import CardOptions, refuse_other
 from toolkit.models.encoding import TextEncoder
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
@@ -31,6 +31,7 @@ from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.steps import Solution, as_prompts_of, read_steps, step_source_path
 from toolkit.progress import Reporter
+from toolkit.runs.kinds import CARD_FILE, refuse_others_folder
 from toolkit.runs.store import RunFolder
 
 STEPS_FILE = "steps.parquet"
@@ -52,7 +53,7 @@ def step_card(
     A folder that has this card already is not computed again. ``reading.limit`` counts prompts.
 
     Raises ModelError for a model that is no process reward model, DataError for steps that cannot be read, StoreError
-    where ``out`` has the card of something else.
+    where ``out`` has the card of something else, or files that no card wrote.
     """
     if options.by is not None:
         raise RecipeError("steps are not told apart by their source", where="--by", fix="leave it out")
@@ -62,14 +63,16 @@ def step_card(
     content = file_hash(path) if path.is_file() else steps
     scorers = scorer_identity(model, options.implicit)
     identity = fingerprint([scorers, content, asdict(options), asdict(reading), asdict(scoring)])
+    refuse_others_folder(out, "card", (CARD_FILE, STEPS_FILE), force)
     with RunFolder(out).lock():
         refuse_other(out / CARD_FILE, identity, force)
         if (out / CARD_FILE).is_file() and (out / STEPS_FILE).is_file() and not force:
             return read_json(out / CARD_FILE)
         card, table = _card(model, steps, options, reading, scoring, reporter)
         card["inputs"] = identity
+        (out / STEPS_FILE).unlink(missing_ok=True)  # of another card
+        write_json(out / CARD_FILE, card)  # before the table: it says whose that is
         write_table(table, out / STEPS_FILE)
-        write_json(out / CARD_FILE, card)
     return card
 
 

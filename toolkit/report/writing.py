@@ -19,15 +19,14 @@ def write_page(
     """Writes the page to ``out``, by default into the first folder, and returns its path.
 
     The folder of a sweep stands for its runs. Raises StoreError for a study beside others, for a sweep without runs,
-    and where ``out`` is somebody else's file, unless ``force``.
+    and where somebody else's file is in the place of the page, unless ``force``.
     """
     studies = [path for path in folders if is_study(path)]
     if studies and len(folders) > 1:
         fix = "give it alone: a study has a page of its own"
         raise StoreError("a study cannot stand beside others", where=str(studies[0]), fix=fix)
     target = out or folders[0] / ("report.html" if len(folders) == 1 else "report-side-by-side.html")
-    if out is not None:
-        refuse_others_file(out, force, is_page)
+    refuse_others_file(target, force, is_page)
     if studies:
         page = build_study(folders[0], title=title)
     else:

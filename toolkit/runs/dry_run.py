@@ -27,6 +27,7 @@ from toolkit.recipe.arms import ArmDifference, Measured, planned_differences
 from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.rounds import kind_of, most_labels, n_rounds, stage_of
 from toolkit.recipe.schema import DataSection, Recipe
+from toolkit.runs.kinds import RUN_FILES, refuse_others_folder
 from toolkit.runs.launch import check_sharded, launch_of
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.reward_data import check_reward_data
@@ -70,6 +71,7 @@ def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dic
 
 def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[str, Any]:
     recipe, section = loaded.recipe, loaded.recipe.data
+    refuse_others_folder(out, "run", RUN_FILES)
     earlier_layout = RunFolder(out).earlier_version()
     launched = launch_of(launch)
     processes = launched.processes

@@ -28,6 +28,7 @@ from toolkit.recipe.rounds import kind_of
 from toolkit.recipe.schema import Recipe
 from toolkit.runs.attempts import ATTEMPTS_FILE, AttemptsClock
 from toolkit.runs.facts import machine, peak_memory, versions
+from toolkit.runs.kinds import RUN_FILES, refuse_others_folder
 from toolkit.runs.launch import Launch, accelerate_launch, check_sharded, launch_of
 from toolkit.runs.machines import announce, follow, leading
 from toolkit.runs.plan import PlannedStage, plan_stages, stages_to_run
@@ -87,7 +88,7 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
     recipe, processes = loaded.recipe, launch.processes
     check_trackers(recipe.report_to)
     folder, log, trackers = RunFolder(out), RunLog(out), Trackers(tuple(recipe.report_to), recipe.name, out)
-    folder.refuse_others_files()
+    refuse_others_folder(out, "run", RUN_FILES)
     with folder.lock(), leading(out, launch):
         note_earlier_layout(folder, reporter)
         write_text(out / RECIPE_FILE, resolved_yaml(loaded))

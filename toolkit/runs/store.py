@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import BusyError, StoreError
-from toolkit.files import fingerprint, flat, is_locked, locked, refuse_others_file, remove_partials
+from toolkit.files import fingerprint, flat, is_locked, locked, remove_partials
 from toolkit.storage import integrity
 from toolkit.storage.integrity import differences, in_words, is_list, listed, read_sealed, write_sealed
 from toolkit.storage.locks import held
@@ -28,11 +28,13 @@ STAGE_FILE, MANIFEST_FILE = integrity.STAGE_FILE, integrity.MANIFEST_FILE
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 # The evaluation's tables, which lie at the top of the run folder as well.
-TABLES = ("samples.parquet", "rewards.parquet", "judgements.parquet")
+JUDGEMENTS_FILE = "judgements.parquet"
+TABLES = ("samples.parquet", "rewards.parquet", JUDGEMENTS_FILE)
 RECIPE_FILE = "recipe.resolved.yaml"
-# Of a study: what its table says, its trials as they are planned, and in a trial's folder why it has no policy.
+# Of a study: what its table says, its trials as they are planned, the table, and why a trial has no policy.
 STUDY_FILE = "study.json"
 TRIALS_FILE = "trials.json"
+TABLE_FILE = "table.parquet"
 FAILURE_FILE = "failed.json"
 SWEEP_FILE = "sweep.json"  # its settings, and the folder and the verdict of each run
 SCORES_FOLDER = "scores"
@@ -131,11 +133,11 @@ class StageState:
     damage: str = ""
 
 
-def _is_manifest(path: Path) -> bool:
+def is_manifest(path: Path) -> bool:
     """Whether a file has the form of a run's manifest."""
     try:
         return path.is_file() and bool(read_document(path))
-    except StoreError:
+    except (StoreError, OSError):
         return False
 
 
@@ -159,13 +161,6 @@ class RunFolder:
                 where=str(self.root),
                 fix="choose another folder with --out",
             ) from error
-
-    def refuse_others_files(self) -> None:
-        """Raises StoreError where a first run would replace files that no run wrote."""
-        if (self.root / ".work").is_dir() or _is_manifest(self.root / MANIFEST_FILE):
-            return  # a copy may lack the folder that is empty
-        for name in (MANIFEST_FILE, RESULTS_FILE, RECIPE_FILE, REPORT_FILE, *TABLES):
-            refuse_others_file(self.root / name, force=None, ours=lambda _: False)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -275,7 +270,7 @@ class RunFolder:
     def set_aside_recordless(self, stage: str) -> str:
         """Put a stage on the shelf that the manifest lists, and whose record is gone. Returns where it went, or ""."""
         folder, manifest = self.stage_dir(stage), self.root / MANIFEST_FILE
-        if not folder.is_dir() or (folder / STAGE_FILE).is_file() or not _is_manifest(manifest):
+        if not folder.is_dir() or (folder / STAGE_FILE).is_file() or not is_manifest(manifest):
             return ""
         if stage not in read_document(manifest)["stages"]:
             return ""

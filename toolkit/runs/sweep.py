@@ -14,6 +14,7 @@ from toolkit.progress import Reporter
 from toolkit.recipe.files import LoadedRecipe
 from toolkit.runs import pipeline
 from toolkit.runs.engines import Engine, Task, TaskResources, engine_of
+from toolkit.runs.kinds import refuse_others_folder
 from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.plan import plan_stages
 from toolkit.runs.precision import load_for_run
@@ -87,6 +88,7 @@ def run_sweep(
     ``resources`` are those of a task on Ray. Raises what a run raises.
     """
     jobs = sweep.jobs()
+    refuse_others_folder(sweep.out, "sweep", (SWEEP_FILE,))
     sweep.out.mkdir(parents=True, exist_ok=True)
     with held(sweep.out / ".lock", "runs this sweep", sweep.out, fix="wait for it, or choose another --out"):
         with engine_of(engine, resources=resources) as running:

@@ -15,6 +15,7 @@ from toolkit.models.remote_code import remote_code
 from toolkit.progress import rough_duration
 from toolkit.report.names import arm_name
 from toolkit.runs.estimate import read_data
+from toolkit.runs.kinds import STUDY_FILES, refuse_others_folder
 from toolkit.runs.plan import STAGE_NAMES, PlannedStage, plan_stages, with_inputs
 from toolkit.runs.store import STUDY_FILE, TRIALS_FILE, RunFolder
 from toolkit.runs.study.estimate import Work, estimate
@@ -54,6 +55,7 @@ def describe(plan: StudyPlan) -> dict[str, Any]:
 
 def _describe(plan: StudyPlan) -> dict[str, Any]:
     recipe, sft_trials = plan.base.recipe, plan.sft_trials()
+    refuse_others_folder(plan.out, "study", STUDY_FILES)
     check_recorded_names(recipe.evaluate.judges)
     trials = plan.trials()
     controls = control_trials(plan, trials)

@@ -27,14 +27,14 @@ from toolkit.report.study_page import study_page, study_title
 from toolkit.runs import pipeline
 from toolkit.runs.engines import Engine, TaskResources, engine_of
 from toolkit.runs.facts import machine, versions
+from toolkit.runs.kinds import STUDY_FILES, refuse_others_folder
 from toolkit.runs.pipeline import RunOptions
-from toolkit.runs.store import RECIPE_FILE, STUDY_FILE, TRIALS_FILE, RunFolder
+from toolkit.runs.store import RECIPE_FILE, REPORT_FILE, STUDY_FILE, TABLE_FILE, TRIALS_FILE, RunFolder
 from toolkit.runs.study.measuring import Held, failed_rows, held_out, judge_tests, judges_of, tasks
 from toolkit.runs.study.training import Failure, train
 from toolkit.runs.study.trials import StudyPlan, Trial
 from toolkit.storage.integrity import write_sealed
 
-TABLE_FILE = "table.parquet"
 Row = dict[str, Any]
 
 
@@ -65,6 +65,7 @@ def _run_study(
     started = time.time()
     trials, sft_trials = plan.trials(), plan.sft_trials()
     plan.control_trials({arm: next(trial for trial in trials if trial.arm == arm) for arm in ARMS})  # are they valid?
+    refuse_others_folder(plan.out, "study", STUDY_FILES)
     with RunFolder(plan.out).lock(), engine_of(engine, resources) as running:
         write_text(plan.out / RECIPE_FILE, resolved_yaml(plan.base))
         _write_trials(plan, [*sft_trials, *trials], started)
@@ -121,7 +122,7 @@ def _run_study(
         "machine": machine(),
     }
     write_sealed(plan.out / STUDY_FILE, document)
-    write_text(plan.out / "report.html", study_page(document, study_title(document, plan.out)))
+    write_text(plan.out / REPORT_FILE, study_page(document, study_title(document, plan.out)))
     return document
 
 
