@@ -65,6 +65,11 @@ def test_the_implicit_reward_is_said_in_words(small_run: Path, tmp_path: Path) -
     mean = "beta * log(pi / pi_ref), its mean over the tokens of the response, with beta = 2"
     assert f"the implicit reward: {mean}" in " ".join(said.split())
     assert json.loads((tmp_path / "m.summary.json").read_text())["implicit_reward"] == mean
+    for name in ("own.summary.json", "own.disagreements.jsonl"):
+        (tmp_path / name).write_text("mine")
+        refused = duel("rewards", "--policy", str(policy), *shared, "--out", str(tmp_path / "own.parquet"), check=2)
+        assert name in refused.stderr and (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
     free = ["--reference", "none", *shared[2:], "--out", str(tmp_path / "free.parquet")]
     said = duel("rewards", "--policy", str(policy), *free).stdout
     assert "the implicit reward" not in said and "reference-free" in said

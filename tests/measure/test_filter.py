@@ -102,6 +102,10 @@ def test_rows_above_the_threshold_are_kept(tmp_path: Path, judge: str) -> None:
     assert [row["score"] for row in dropped] == [*map(float, range(30, 39)), None]
     assert json.loads((tmp_path / "out.summary.json").read_text()) == summary
     assert [path.name for path in tmp_path.glob(".out*")] == [".out.jsonl.gz.done.json"]
+    plain = ("filter", f"--judge={judge}", f"--data={data}", f"--calibrate={calibrate}", "--fpr=0.05")
+    refused = duel(*plain, f"--out={tmp_path / 'out.jsonl'}", check=2)  # its summary would have the same name
+    assert "out.summary.json" in refused.stderr and not (tmp_path / "out.jsonl").exists()
+    assert json.loads((tmp_path / "out.summary.json").read_text()) == summary
 
 
 @pytest.mark.parametrize("ending", [".json", ".json.gz", ".csv", ".csv.gz", ""])

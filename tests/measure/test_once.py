@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from toolkit.errors import StoreError
+from toolkit.files import read_json, write_json
 from toolkit.measure.once import once
 from toolkit.progress import Reporter
 
@@ -112,6 +113,48 @@ def test_a_removed_file_is_written_again(command: Command) -> None:
     os.remove("out.txt")
     os.remove("out.rest")
     assert command.copy_file("data.jsonl", Options(), out=Path("out.txt"), reporter=QUIET)["calls"] == 2
+
+
+def test_a_removed_file_is_written_again_over_what_stood_beside(command: Command) -> None:
+    command.copy_file("data.jsonl", Options(), out=Path("out.txt"), reporter=QUIET)
+    os.remove("out.txt")
+    assert command.copy_file("data.jsonl", Options(limit=3), out=Path("out.txt"), reporter=QUIET)["calls"] == 2
+    os.remove("out.txt")
+    Path("out.rest").write_text("edited")
+    with pytest.raises(StoreError, match="the file exists"):
+        command.copy_file("data.jsonl", Options(), out=Path("out.txt"), reporter=QUIET)
+
+
+def test_an_interrupted_call_leaves_nothing_beside(tmp_path: Path) -> None:
+    fails = True
+
+    @once(lambda out: out.with_suffix(".rest"), lambda out: out.with_suffix(".optional"))
+    def work(*, out: Path, reporter: Reporter) -> dict[str, Any]:
+        out.with_suffix(".rest").write_text("rest")
+        if fails:
+            raise KeyboardInterrupt
+        out.write_text("whole")
+        return {}
+
+    out = tmp_path / "out.txt"
+    with pytest.raises(KeyboardInterrupt):
+        work(out=out, reporter=QUIET)
+    assert [*tmp_path.iterdir()] == []
+    fails = False
+    work(out=out, reporter=QUIET)
+    work(out=out, reporter=QUIET)  # what it may write and did not is not missed
+    assert out.read_text() == "whole" and not out.with_suffix(".optional").exists()
+    (tmp_path / "other.optional").write_text("a thesis")
+    with pytest.raises(StoreError, match="the file exists"):
+        work(out=tmp_path / "other.txt", reporter=QUIET)
+
+
+def test_the_record_of_an_earlier_version_counts(command: Command) -> None:
+    """It has the hash of the file alone."""
+    command.copy_file("data.jsonl", Options(), out=Path("out.txt"), reporter=QUIET)
+    record = read_json(Path(".out.txt.done.json"))
+    write_json(Path(".out.txt.done.json"), record | {"files": record["files"][:1]})
+    assert command.copy_file("data.jsonl", Options(), out=Path("out.txt"), reporter=QUIET)["calls"] == 1
 
 
 def test_of_launched_processes_the_others_give_nothing(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,12 @@ def _stem(out: Path) -> str:
     return out.name[: -len(suffix)]
 
 
-@once(dropped_path)
+def summary_path(out: Path) -> Path:
+    """The file with the summary."""
+    return out.with_name(f"{_stem(out)}.summary.json")
+
+
+@once(dropped_path, summary_path)
 def filter_rows(
     judge: str, data: str, options: FilterOptions, scoring: ScoringOptions, *, out: Path, reporter: Reporter
 ) -> dict[str, Any]:
@@ -107,10 +112,10 @@ def filter_rows(
     summary["preference_data"] = stream.reader.is_preference
     summary["n_trained_prompts"] = seen_in_training(judging_models(judge), _calibration(work)["prompt_ids"])
     parts = sorted(work.glob("part-*.counts"))
+    write_json(summary_path(out), summary)
     for kind, path in (("dropped", dropped), ("kept", out)):
         with atomic_write(path) as partial:
             join_rows([part.with_suffix(f".{kind}") for part in parts], partial, path.name)
-    write_json(out.with_name(f"{_stem(out)}.summary.json"), summary)
     shutil.rmtree(work)
     return summary
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -38,7 +39,7 @@ def once(*beside: Callable[[Path], Path]) -> Callable[[Callable[..., Summary]], 
 
     It holds ``out`` meanwhile. A second call with equal arguments returns the first one's summary: equal values, and
     files that hold the same. The first one's record is beside ``out``, under a hidden name. ``beside`` give the further
-    files that it writes. ``force`` is not handed on.
+    files that it writes, or may write, before ``out``: a call that fails leaves none of them. ``force`` is not handed on.
 
     The decorated function raises StoreError where a file exists that another call wrote, or that was changed since; not
     with ``force``.
@@ -47,20 +48,22 @@ def once(*beside: Callable[[Path], Path]) -> Callable[[Callable[..., Summary]], 
     def decorate(function: Callable[..., Summary]) -> WritesOnce:
         @wraps(function)
         def writing(*args: Any, out: Path, force: bool = False, reporter: Reporter, **options: Any) -> Summary:
-            files = [out, *(path(out) for path in beside)]
+            further = [path(out) for path in beside]
             call = fingerprint([function.__name__, *_identity([list(args), options])])
             main = os.environ.get("RANK", "0") == "0"  # of launched processes the first one writes
-            if not force and (summary := _finished(files, call)) is not None:
+            if not force and (summary := _finished([out, *further], call)) is not None:
                 if main:
                     reporter.line(f"{out} is done already, by the same command (--force computes it again)")
                 return summary if main else {}
+            refuse_existing(out, force)
+            if not main:
+                return function(*args, out=out, reporter=reporter, **options)
             if out not in UNFINISHED:
-                for path in files:
-                    refuse_existing(path, force)
-            summary = function(*args, out=out, reporter=reporter, **options)
-            if main:
-                hashes = [file_hash(path) for path in files]
-                write_json(_record(out), {"call": call, "files": hashes, "summary": summary})
+                _refuse_others(out, further, force)
+            with _gone_after_failure(out, further):
+                summary = function(*args, out=out, reporter=reporter, **options)
+            hashes = [_hash(path) for path in (out, *further)]
+            write_json(_record(out), {"call": call, "files": hashes, "summary": summary})
             return summary
 
         return holds_out(writing)
@@ -72,13 +75,48 @@ def _record(out: Path) -> Path:
     return out.with_name(f".{out.name}.done.json")
 
 
+def _recorded(out: Path) -> dict[str, Any]:
+    """What the last call that finished recorded."""
+    return read_json(_record(out)) if _record(out).is_file() else {}
+
+
+def _refuse_others(out: Path, further: Sequence[Path], force: bool) -> None:
+    """Raises StoreError for a file beside ``out`` that is not as the last call left it that wrote ``out``.
+
+    Not with ``force``.
+    """
+    hashes = dict(zip(further, _recorded(out).get("files", [])[1:], strict=False))
+    for path in further:
+        if not (path.is_file() and hashes.get(path) == file_hash(path)):
+            refuse_existing(path, force)
+
+
+@contextmanager
+def _gone_after_failure(out: Path, further: Sequence[Path]) -> Iterator[None]:
+    """Where a call fails before ``out`` is there, what it wrote beside it goes: the same call can then go on."""
+    new = [path for path in further if out in UNFINISHED or not path.exists()]
+    try:
+        yield
+    except BaseException:
+        if not out.exists():
+            for path in new:
+                path.unlink(missing_ok=True)
+        raise
+
+
+def _hash(path: Path) -> str | None:
+    """The hash of a file; None where it was not written."""
+    return file_hash(path) if path.is_file() else None
+
+
 def _finished(files: Sequence[Path], call: str) -> Summary | None:
     """The summary of an equal call that finished. None where there was none, or a file is another now."""
-    record_file = _record(files[0])
-    if not all(path.is_file() for path in (record_file, *files)):
+    if not files[0].is_file():
         return None
-    record = read_json(record_file)
-    equal = record.get("call") == call and record.get("files") == [file_hash(path) for path in files]
+    record = _recorded(files[0])
+    hashes = record.get("files") or [""]
+    # An earlier duel recorded fewer of the files that stand beside.
+    equal = record.get("call") == call and hashes == [_hash(path) for path in files[: len(hashes)]]
     return dict(record["summary"]) if equal else None
 
 

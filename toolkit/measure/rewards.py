@@ -31,7 +31,13 @@ from toolkit.measure.options import ScoringOptions
 from toolkit.measure.passes import StoredPass
 from toolkit.measure.reading import EncodedRow, Reading, ReadingOptions, read, with_samples
 from toolkit.measure.shifts import Rewards, Shift, shift_rows, shifts_of, together
-from toolkit.measure.summary import accuracy_per_token, check_against_explicit, summarise_rewards
+from toolkit.measure.summary import (
+    accuracy_per_token,
+    check_against_explicit,
+    disagreements_path,
+    summarise_rewards,
+    summary_path,
+)
 from toolkit.models.resolve import ModelRef, resolve, training_record
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.rows import readable
@@ -131,7 +137,7 @@ class PolicyPair:
         }
 
 
-@once()
+@once(summary_path, disagreements_path)
 def implicit_rewards(
     policy: str,
     reference: str,
@@ -198,7 +204,7 @@ def implicit_rewards(
         summary |= check_against_explicit(reading, explicit, implicit, out)
     if shifts:
         summary["shifts"] = shift_rows(shifts, reading, (implicit, explicit), shifted)
-    write_json(out.with_suffix(".summary.json"), summary)
+    write_json(summary_path(out), summary)
     # The table last: while it is not there, the same command goes on from the blocks.
     (work / out.name).replace(out)
     shutil.rmtree(work)

@@ -31,6 +31,16 @@ from toolkit.preferences.rows import readable
 Rewards = Sequence[NDArray[np.float64]]  # by row: [K], one reward for each response
 
 
+def summary_path(out: Path) -> Path:
+    """The file with the summary of the rewards in ``out``."""
+    return out.with_suffix(".summary.json")
+
+
+def disagreements_path(out: Path) -> Path:
+    """The file with the pairs that the rewards in ``out`` order differently."""
+    return out.with_suffix(".disagreements.jsonl")
+
+
 def summarise_rewards(reading: Reading, rewards: Rewards, models: Sequence[ModelRef], started: float) -> dict[str, Any]:
     """Counts, speed, and the quality of ``rewards`` on the data's comparisons.
 
@@ -100,7 +110,7 @@ def check_against_explicit(reading: Reading, explicit: Rewards, implicit: Reward
         }
         lengths = [row.lengths for row in reading.rows[:n]]
         check["splits"] = agreement_by_slice(prompt_ids, comparisons, explicit, implicit, lengths)
-    path, n_disagreements = out.with_suffix(".disagreements.jsonl"), 0
+    path, n_disagreements = disagreements_path(out), 0
     with written_whole(path) as lines:
         for record in _disagreements(reading, explicit, implicit):
             lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
