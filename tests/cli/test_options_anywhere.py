@@ -100,3 +100,6 @@ def test_a_run_until_the_reward_model_ends_with_its_accuracy(small_run: Path, tm
     assert document["reward_model"]["n_comparisons"] == evaluated["n_pairs"]
     said = " ".join(duel(*command).stdout.split())
     assert said.startswith(f"The reward model is right in {evaluated['accuracy']['value']:.1%} of ")
+    assert document["status"] == "done" and "verdict" not in document
+    [row] = json.loads(duel("runs", str(out), "--json").stdout)["runs"]
+    assert row["status"] == "done" and row["win_rate"] is not None  # the evaluation is still the run's

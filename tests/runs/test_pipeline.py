@@ -133,6 +133,21 @@ def test_until_and_only(ran: dict[str, Any], tmp_path: Path) -> None:
         go(tmp_path, only="ppo")
 
 
+@pytest.mark.parametrize("options", [{"until": "reward_model"}, {"only": "reward_model"}, {"target": "sft"}])
+def test_what_a_finished_run_has_stays_recorded(ran: dict[str, Any], tmp_path: Path, options: dict[str, Any]) -> None:
+    """Also the stages behind those that were asked for; those of other settings do not."""
+    whole = go(tmp_path)
+    ran.clear()
+    again = go(tmp_path, **options)
+    assert ran == {} and again["status"] == "done" and again["stages"] == whole["stages"]
+    assert again["files"] == whole["files"] and "results.json" in again["files"]
+    assert read_json(tmp_path / "manifest.json")["status"] == "done"
+    refuse_damaged(tmp_path)
+    changed = go(tmp_path, "reward_model.learning_rate=0.5", until="reward_model")
+    assert list(ran) == ["reward_model"] and changed["status"] == "partial"
+    assert list(changed["stages"]) == ["data", "sft", "reward_model", "dpo"] and "results.json" not in changed["files"]
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(DataError("bad"), "failed"), (ValueError("ours"), "failed"), (KeyboardInterrupt(), "interrupted")],

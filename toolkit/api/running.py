@@ -40,8 +40,8 @@ def run(
         force: run stages again that are there.
         reporter: shows the progress; ``Reporter(quiet=True)`` shows none.
 
-    Returns ``results.json`` with ``out`` (the run folder) and ``status`` added; these two alone where the run stops
-    before its evaluation. ``to_frame()`` has a row for each policy.
+    Returns ``results.json`` with ``out`` (the run folder) and ``status`` added; these two alone where the run has
+    no evaluation yet. ``to_frame()`` has a row for each policy.
 
     Raises:
         DuelError: an input that the user can correct; it has ``what``, ``where`` and ``fix``.

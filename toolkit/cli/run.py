@@ -92,7 +92,9 @@ def run(
         return
     command = ["duel", *sys.argv[1:]]
     manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command))
-    results = read_document(out / RESULTS_FILE) if manifest["status"] == "done" else {}
+    order, until = list(manifest["keys"]), options["until"]
+    asked = until not in order[: order.index("evaluate")]
+    results = read_document(out / RESULTS_FILE) if asked and manifest["status"] == "done" else {}
     judged = bool(results and results["verdict"]["judges"])
     said, study = next_study(recipe, loaded.recipe, judged, sets)
     accuracy = None

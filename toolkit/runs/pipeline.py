@@ -105,12 +105,10 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
             manifest["files"] = {RECIPE_FILE: described(out / RECIPE_FILE)}
             for number, planned in enumerate(stages, start=1):
                 name, position = planned.spec.name, f"{number}/{len(stages)}"
-                if name not in names and options.only is None:
-                    continue
-                with reporter.in_stage(name, position=position, log=log, trackers=trackers) as stage_reporter:
-                    if name in names:
+                if name in names:
+                    with reporter.in_stage(name, position=position, log=log, trackers=trackers) as stage_reporter:
                         complete(planned, folder, stage_reporter, options)
-                    enter(planned, folder, loaded, manifest)
+                enter(planned, folder, loaded, manifest)  # also one that was not asked for, and is there
                 if name == "data":
                     check_data(recipe, folder.stage_dir("data"), stages_to_come(stages, names, options))
             manifest["status"] = "done" if len(manifest["stages"]) == len(stages) else "partial"
