@@ -423,11 +423,26 @@ def copy_whole(source: Path, target: Path) -> None:
         shutil.copyfile(source, partial)
 
 
+def refuse_below_file(path: Path) -> None:
+    """Raises StoreError where a file is in the place of a folder that is to hold ``path``."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise StoreError("this is a file, and not a folder", where=str(above), fix="choose another place")
+
+
+def refuse_place(path: Path) -> None:
+    """Raises StoreError where no file can be written: a folder is in its place, or a file in that of its folder."""
+    if path.is_dir():
+        raise StoreError("this is a folder, and not a file to write", where=str(path), fix="name a file in it")
+    refuse_below_file(path)
+
+
 def refuse_others_file(path: Path, force: bool | None, ours: Callable[[Path], bool]) -> None:
     """Raises StoreError where a file exists that is not ``ours``, and ``--force`` was not given.
 
     ``force`` is None for a command without that option.
     """
+    refuse_place(path)
     if path.exists() and not force and not (path.is_file() and ours(path)):
         raise StoreError(
             "this file is there, and duel did not write it",
@@ -437,7 +452,8 @@ def refuse_others_file(path: Path, force: bool | None, ours: Callable[[Path], bo
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raises StoreError where a file exists and ``--force`` was not given."""
+    """Raises StoreError where a file exists and ``--force`` was not given, and where none can be written."""
+    refuse_place(path)
     if path.exists() and not force and path not in UNFINISHED:
         raise StoreError("the file exists", where=str(path), fix="choose another --out, or give --force")
 

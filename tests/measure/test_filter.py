@@ -26,6 +26,7 @@ from toolkit.models.load import new_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.reading import read_preferences
+from toolkit.preferences.stream import row_file
 from toolkit.recipe.training import ModelSection
 
 JUDGE = """
@@ -267,3 +268,24 @@ def test_bad_input_is_named(tmp_path: Path, judge: str, change: dict[str, Any], 
     done = duel("filter", *options, *change.get("options", []), cwd=tmp_path, check=2)
     assert re.search(message, done.stderr, flags=re.S), done.stderr
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".csv.gz"])
+def test_no_damage_of_a_packed_file_is_a_defect_of_ours(tmp_path: Path, ending: str) -> None:
+    """A bit of any byte flips: what was packed is refused, or is as before (the name and the time in its head)."""
+    path = tmp_path / f"data{ending}"
+    if ending == ".csv.gz":
+        saved(path, rows())
+    else:
+        path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows()).encode()))
+    packed, refused = path.read_bytes(), 0
+    whole = [record for chunk in row_file(str(path), "train").chunks(4) for record in chunk.records]
+    for place in range(len(packed)):
+        path.write_bytes(packed[:place] + bytes([packed[place] ^ 1]) + packed[place + 1 :])
+        try:
+            assert [r for chunk in row_file(str(path), "train").chunks(4) for r in chunk.records] == whole
+        except DataError as error:
+            assert "data" in error.where
+            refused += 1
+    assert refused > len(packed) / 2

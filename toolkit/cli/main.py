@@ -159,7 +159,7 @@ def _stems_from(error: BaseException | None, kind: type[BaseException]) -> bool:
 
 
 def _system_message(error: BaseException | None) -> str | None:
-    """What a person can do about a full disk or a missing permission; None for any other error.
+    """What a person can do about a full disk, a missing permission or a long name; None for any other error.
 
     Some writers wrap the system's error in one of their own, so the causes and the texts count, too.
     """
@@ -172,6 +172,8 @@ def _system_message(error: BaseException | None) -> str | None:
             return f"error: the disk is full\n  where: {full}\n  fix:   free space, then run the same command"
         if number == errno.EFBIG or "File too large" in text:
             return f"error: the disk takes no file this large\n  where: {where}\n  fix:   raise the limit (ulimit -f)"
+        if number == errno.ENAMETOOLONG:
+            return f"error: {os.strerror(number)}\n  where: {where}\n  fix:   choose a shorter name"
         if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             return f"error: {os.strerror(number)}\n  where: {where}\n  fix:   choose a folder you can write"
         error = error.__cause__ or error.__context__

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -109,7 +110,7 @@ class RowFile:
                 yield from (record for _, record in csv_records(file, str(self.path)))
         except UnicodeDecodeError as error:
             raise DataError("not UTF-8 text", where=str(self.path), fix="save the file as UTF-8") from error
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             fix = "the file is damaged or was cut off: copy or download it again"
             raise DataError(f"not a whole gzip file: {error}", where=str(self.path), fix=fix) from error
 
@@ -118,7 +119,7 @@ class RowFile:
         with gzip.open(self.path) if is_packed else self.path.open("rb") as file:
             try:
                 yield from (line for line in file if line.strip())
-            except (EOFError, OSError) as error:
+            except (EOFError, OSError, zlib.error) as error:
                 fix = "the file is damaged or was cut off: copy or download it again"
                 raise DataError(f"not a whole gzip file: {error}", where=str(self.path), fix=fix) from error
 

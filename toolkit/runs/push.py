@@ -18,7 +18,15 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from toolkit.errors import RecipeError, StoreError, first_line, nearest
-from toolkit.files import atomic_write, copy_whole, is_hub_id, remove_partials, write_table, write_text
+from toolkit.files import (
+    atomic_write,
+    copy_whole,
+    is_hub_id,
+    refuse_below_file,
+    remove_partials,
+    write_table,
+    write_text,
+)
 from toolkit.models.encoding import is_conversation, text_encoder
 from toolkit.models.files import REWARD_HEAD_FILE
 from toolkit.models.inspect import torch_dtype
@@ -75,6 +83,7 @@ def push_run(
         raise StoreError("the run has no baseline of rejection sampling (rft)", where=str(folder), fix=fix)
     wanted = [artifact for artifact in available if artifact in (artifacts or available)]
     if to is not None:
+        refuse_below_file(to / wanted[0])
         with writing(to) as resumed:
             written_before = [artifact for artifact in wanted if (to / artifact).exists()]
             if written_before and not resumed:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from toolkit.errors import BusyError
-from toolkit.files import UNFINISHED, locked, remove_partials
+from toolkit.files import UNFINISHED, locked, refuse_below_file, refuse_place, remove_partials
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,13 +77,15 @@ def writing(out: Path) -> Iterator[bool]:
     """Hold the file or folder that a command writes. Its folder is made.
 
     Gives whether the same command was killed here, after it may have written ``out``: then that is replaced without
-    --force. Raises BusyError where another command writes it.
+    --force. Raises BusyError where another command writes it, StoreError where its folder is a file.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = out.with_name(f".{out.name}.lock")
+    place = out if out.name not in ("", "..") else out.resolve()
+    refuse_below_file(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = place.with_name(f".{place.name}.lock")
     with held(lock, "writes this file", out, fix="wait for it, or choose another --out") as resumed:
         try:
-            remove_partials(out.parent, f".{glob.escape(out.name)}.*.partial")
+            remove_partials(place.parent, f".{glob.escape(place.name)}.*.partial")
             if resumed:
                 UNFINISHED.add(out)
             yield resumed
@@ -93,7 +95,7 @@ def writing(out: Path) -> Iterator[bool]:
 
 
 def holds_out(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that holds the file of its argument ``out`` (:func:`writing`).
+    """A function that holds the file of its argument ``out`` (:func:`writing`), which must not be a folder.
 
     Of launched processes the first one does.
     """
@@ -102,6 +104,7 @@ def holds_out(function: Callable[P, R]) -> Callable[P, R]:
     def holding(*args: P.args, **options: P.kwargs) -> R:
         out = options["out"]
         assert isinstance(out, Path)
+        refuse_place(out)
         with writing(out) if os.environ.get("RANK", "0") == "0" else nullcontext():
             return function(*args, **options)
 
