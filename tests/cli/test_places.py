@@ -10,6 +10,8 @@ from support.run_folder import write_run
 from support.running import SMALL, duel
 from support.study_tables import study_rows, write_study
 
+from toolkit.models.resolve import resolve
+
 pytestmark = [pytest.mark.e2e, pytest.mark.fault]
 # What does not exist would be told first, if the place were looked at later.
 FILES = {
@@ -27,7 +29,7 @@ FOLDERS = {
     "sweep": ["sweep", "smoke", "--grid", "dpo.beta=0.1", *SMALL],
     "study": ["study", "study-tiny"],
     "study of a table": ["study", "--table", "TABLE"],
-    "compare": ["compare", "tiny", "RUN", "--judge", "gold", "--data", "reviews", "--limit", "2"],
+    "compare": ["compare", "tiny", str(resolve("tiny").path), "--judge", "gold", "--data", "reviews", "--limit", "2"],
     "rm-card": ["rm-card", "gold", "--data", "reviews", "--limit", "4"],
 }
 
@@ -75,4 +77,4 @@ def test_pushing_below_or_onto_a_file(small_run: Path, place: Path) -> None:
     for to in ("notes.txt", "notes.txt/below"):
         assert "not a folder" in duel("push", str(small_run), "--to", to, cwd=place, check=2).stderr
     pushed = json.loads(duel("push", str(small_run), "--to", ".", "--only", "preferences", "--json", cwd=place).stdout)
-    assert (place / "preferences" / "README.md").is_file() and list(pushed) == ["preferences"]
+    assert (place / "preferences" / "README.md").is_file() and list(pushed["pushed"]) == ["preferences"]

@@ -94,6 +94,31 @@ def test_what_changed_since_is_refused(command: Command, change: Any) -> None:
     assert command.calls == 1
 
 
+@pytest.mark.parametrize(
+    ("named", "file"),
+    [("sets", "sets/data/train-0.jsonl"), ("~/sets", "sets/data/train-0.jsonl"), ("~/rows.jsonl", "rows.jsonl")],
+)
+def test_every_file_of_the_data_counts(
+    command: Command, monkeypatch: pytest.MonkeyPatch, named: str, file: str
+) -> None:
+    """Also deep in a folder, as its loader reads them, but not in hidden folders; and below the home folder."""
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    Path("sets/data").mkdir(parents=True)
+    Path(file).write_text("{}")
+
+    def call() -> int:
+        options = Options(judge=f"file:{named}")
+        return int(command.copy_file("data.jsonl", options, out=Path("out.txt"), reporter=QUIET)["calls"])
+
+    assert call() == 1
+    Path("sets/.cache").mkdir()
+    Path("sets/.cache/lock").touch()
+    assert call() == command.calls == 1
+    Path(file).write_text('{"prompt": 1}')
+    with pytest.raises(StoreError, match="the file exists"):
+        call()
+
+
 @pytest.mark.parametrize("options", [Options(limit=3), Options(judge="gold")])
 def test_other_arguments_are_refused(command: Command, options: Options) -> None:
     command.copy_file("data.jsonl", Options(), out=Path("out.txt"), reporter=QUIET)

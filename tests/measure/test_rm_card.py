@@ -100,6 +100,18 @@ def test_a_reward_model_and_a_policy_stand_side_by_side(small_run: Path, tmp_pat
     assert card("gold", *shared, "--out", str(out), "--force")["model"] == "gold"
 
 
+def test_the_card_of_a_folder_of_data_is_of_what_it_holds(tmp_path: Path) -> None:
+    records = [{"prompt": f"Hotel {k} was", "chosen": " clean.", "rejected": " bad."} for k in range(6)]
+    file = tmp_path / "hotels" / "data" / "train-0.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    words = ["gold", "--data", str(tmp_path / "hotels"), "--out", str(tmp_path / "card")]
+    assert card(*words) == card(*words)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records[:5]))
+    assert "other data" in duel("rm-card", *words, check=2).stderr
+    assert card(*words, "--force")["n_prompts"] == 5
+
+
 def test_sources_come_from_a_column_and_labels_from_gold(tmp_path: Path) -> None:
     records = [
         {"prompt": f"Hotel {k} was", "responses": [" clean and quiet.", " bad.", f" by lake {k}."], "comparisons": [],

@@ -150,15 +150,22 @@ def _named_by(text: str) -> Iterator[object]:
         yield module_fingerprint(text.split(":")[1])
 
 
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of those in it, as a data set's loader finds them: it leaves out hidden folders."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (file for name in sorted(names) if (file := Path(place, name)).is_file())
+
+
 def _state(name: str) -> object:
-    """What a file holds, or what a folder's files are; None where there is neither."""
+    """What a file holds, or what the files below a folder are; None where there is neither."""
     try:
-        path = Path(name)
+        path = Path(name).expanduser()
         if not name or not path.exists():
             return None
         if path.is_file():
             return file_hash(path)
-        stats = [(file.name, file.stat()) for file in sorted(path.iterdir()) if file.is_file()]
-    except (OSError, ValueError):  # a text too long for a name, or with a null character
+        stats = [(str(file.relative_to(path)), file.stat()) for file in _files_below(path)]
+    except (OSError, ValueError, RuntimeError):  # a text too long for a name, with a null character, or ~NOBODY
         return None
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]

@@ -14,7 +14,7 @@ from toolkit.evals.feature_bias import LEAST_COEFFICIENT, LEAST_OVERSTATED, MOST
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.reward_card import CardData, StyledResponses, all_pairs, card_flags, margin_scale, reward_card
 from toolkit.evals.style_matrix import STYLES
-from toolkit.files import file_hash, fingerprint, read_json, write_json, write_table
+from toolkit.files import file_hash, fingerprint, folder_fingerprint, read_json, write_json, write_table
 from toolkit.judging.independence import judging_models, seen_in_training
 from toolkit.judging.scorers import judge_identity
 from toolkit.measure.card_scores import (
@@ -92,7 +92,7 @@ def rm_card(
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return _card(model, data, options, reading_options, scoring, Path(folder), reporter)[0]
-    content = file_hash(local_path(data)) if local_path(data).is_file() else data
+    content = content_of(data, local_path(data))
     scorers = scorer_identity(model, options.implicit)
     scorers += judge_identity(options.judge) if options.judge is not None else []
     identity = fingerprint([scorers, content, asdict(options), asdict(reading_options), asdict(scoring)])
@@ -104,6 +104,13 @@ def rm_card(
         write_json(out / CARD_FILE, card)  # before the table: it says whose that is
         write_table(table, out / SCORES_FILE)
     return card
+
+
+def content_of(source: str, path: Path) -> str:
+    """What changes with the data of a source that lies at a path; its name where it is not there."""
+    if path.is_file():
+        return file_hash(path)
+    return folder_fingerprint(path, ["**/*"]) if path.is_dir() else source
 
 
 def refuse_other(file: Path, identity: str, force: bool) -> None:

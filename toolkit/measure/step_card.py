@@ -10,7 +10,7 @@ from typing import Any
 from toolkit.errors import DataError, RecipeError
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.process import ScoredSolution
-from toolkit.files import file_hash, fingerprint, read_json, write_json, write_table
+from toolkit.files import fingerprint, read_json, write_json, write_table
 from toolkit.measure.card_scores import scorer_identity, split_pair
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.process import (
@@ -23,7 +23,7 @@ from toolkit.measure.process import (
 )
 from toolkit.measure.reading import ReadingOptions
 from toolkit.measure.rewards import RewardOptions, resolve_pair
-from toolkit.measure.rm_card import CardOptions, refuse_other
+from toolkit.measure.rm_card import CardOptions, content_of, refuse_other
 from toolkit.models.encoding import TextEncoder
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
@@ -59,8 +59,7 @@ def step_card(
         raise RecipeError("steps are not told apart by their source", where="--by", fix="leave it out")
     if out is None:
         return _card(model, steps, options, reading, scoring, reporter)[0]
-    path = step_source_path(steps)
-    content = file_hash(path) if path.is_file() else steps
+    content = content_of(steps, step_source_path(steps))
     scorers = scorer_identity(model, options.implicit)
     identity = fingerprint([scorers, content, asdict(options), asdict(reading), asdict(scoring)])
     refuse_others_folder(out, "card", (CARD_FILE, STEPS_FILE), force)
