@@ -322,7 +322,10 @@ def test_copy_recipe(tmp_path):
         (["dpo.loss_type=exo_pair", "dpo.trainer=trl"], "exo_pair needs label smoothing"),
         (["data.eval_fraction=0"], "data.eval_fraction must lie between 0 and 1"),
         (["data.eval_fraction=1"], "data.eval_fraction must lie between 0 and 1"),
-        (["data=f.jsonl", "data.eval_split=test", "data.eval_fraction=0"], "data.eval_fraction must lie between"),
+        (["data=f.jsonl", "data.eval_fraction=0"], "data.eval_fraction must lie between"),
+        (["data=f.jsonl", "data.eval_split=test"], "'f.jsonl' is no data set with splits"),
+        (["data=a/b", "data.eval_source=f.jsonl", "data.eval_split=test"], "'f.jsonl' is no data set with splits"),
+        (["data.eval_split=test"], "'reviews' is no data set with splits"),
         (["data=a/b", "data.eval_split=train"], "take the same split"),
         (["data=f.jsonl", "data.eval_source=f.jsonl"], "take the same data"),
         (["data.annotators=[]"], "no annotator is left"),
@@ -361,6 +364,19 @@ def test_conflicts_name_every_key_with_its_line(recipe_file):
 )
 def test_settings_that_agree(sets):
     assert load_recipe("smoke", sets).recipe.name == "smoke"
+
+
+def test_a_held_out_split_is_of_data_that_has_splits(recipe_file, tmp_path):
+    """A file's is refused where both are given. That of a recipe for a hub data set does not count for a file."""
+    both = recipe_file("name: mine\ndata:\n  source: pairs.jsonl\n  eval_split: test\n")
+    assert "mine.yaml:4" in error_of(both).where and "mine.yaml:3" in error_of(both).where
+    assert load_recipe("hh-harmless", ["data.source=pairs.jsonl"]).recipe.data.eval_split == "test"
+    assert "no data set with splits" in error_of("hh-harmless", "data=f.jsonl", "data.eval_split=test").what
+    splits = ["data.eval_split=test", "data.eval_fraction=0"]
+    (tmp_path / "dict").mkdir()
+    assert load_recipe("smoke", [f"data.source={tmp_path / 'dict'}", *splits]).recipe.data.eval_fraction == 0
+    (tmp_path / "dict" / "state.json").write_text("{}")  # of one table, without splits
+    assert "no data set with splits" in error_of("smoke", f"data.source={tmp_path / 'dict'}", *splits).what
 
 
 @pytest.mark.parametrize(

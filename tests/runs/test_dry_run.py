@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from transformers import LlamaConfig
 
@@ -164,3 +165,24 @@ def test_memory_by_hand() -> None:
 
 def test_the_configuration_of_an_adapter_is_its_bases(folders: Any) -> None:
     assert model_config(resolve(str(folders.rm_adapter))).hidden_size == model_config(resolve("tiny")).hidden_size
+
+
+@pytest.mark.parametrize("own_source", [True, False])
+def test_leaks_are_looked_for_in_the_held_out_split(tmp_path: Path, own_source: bool) -> None:
+    """Of another source, which need not have the split to train on, or of the same one."""
+
+    def pairs(first: int, n: int) -> datasets.Dataset:
+        rows = [{"prompt": f"{k}, {k * k}?", "chosen": f" Good {k}.", "rejected": " Bad."} for k in range(first, first + n)]
+        return datasets.Dataset.from_list(rows)
+
+    train, held_out = pairs(100, 20), pairs(119, 10)
+    folders = {"all": {"train": train, "test": held_out}, "train": {"train": train}, "held": {"test": held_out}}
+    for name, splits in folders.items():
+        datasets.DatasetDict(splits).save_to_disk(str(tmp_path / name))
+    sets = ["data.eval_split=test", f"data.source={tmp_path / ('train' if own_source else 'all')}"]
+    sets += [f"data.eval_source={tmp_path / 'held'}"] if own_source else []
+    described = describe(load_recipe("smoke", sets), tmp_path / "run")
+    [leak] = [finding for finding in described["findings"] if finding["kind"] == "leak"]
+    assert leak["rows"] == [20]  # the one prompt of both, and not every row
+    counts = described["data"]
+    assert (counts["train"]["n_prompts"], counts["eval"]["n_prompts"]) == (19, 10)

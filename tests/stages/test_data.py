@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from transformers import AutoTokenizer
 
@@ -136,3 +137,22 @@ def test_the_readers_warnings_are_printed(tmp_path: Path) -> None:
     model, reward_model = TokenizerSettings("tiny", None, None, False), StepSource("preference", None)
     data.run(DataContext(data=section, data_seed=0, model=model, reward_model=reward_model), {}, out, reporter)
     assert {f"{source}: {text}" for text in warnings} <= set(reporter.lines)
+
+
+def pairs(first: int, n: int) -> datasets.Dataset:
+    rows = [{"prompt": f"Question {k}?", "chosen": " Yes.", "rejected": " No."} for k in range(first, first + n)]
+    return datasets.Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("names", [{}, {"eval_source": "again"}])
+def test_the_held_out_split_of_a_saved_data_set_is_taken(tmp_path: Path, names: dict[str, str]) -> None:
+    """And not a share of the other split. A prompt of both leaves the training side."""
+    saved = tmp_path / "saved"
+    datasets.DatasetDict({"train": pairs(0, 12), "test": pairs(10, 5)}).save_to_disk(str(saved))
+    section = DataSection(source=str(saved), eval_split="test", **dict.fromkeys(names, str(saved)))
+    sides, report = data.read_sides(section, 0)
+    questions = {name: [row.prompt for row in rows] for name, rows in sides.items()}
+    assert questions["eval"] == [f"Question {k}?" for k in range(10, 15)]
+    assert questions["train"] == [f"Question {k}?" for k in range(10)] and report["n_overlap"] == 2
+    with pytest.raises(DataError, match="no split 'validation'"):
+        data.read_sides(section.model_copy(update={"eval_split": "validation"}), 0)

@@ -307,6 +307,7 @@ def check(
     model: Model,
     *,
     held_out: Data | None = None,
+    held_out_split: str | None = None,
     max_prompt_tokens: int = 512,
     max_response_tokens: int = 256,
     columns: Mapping[str, str] | None = None,
@@ -325,6 +326,7 @@ def check(
         data: preference data, as of :func:`run`.
         model: the model that will be trained on it.
         held_out: data whose prompts must not be among those of ``data``.
+        held_out_split: of ``held_out``, where that is a data set on the hub; None takes ``split``.
         max_prompt_tokens: the limit in tokens, as ``data`` of a recipe has it.
         max_response_tokens: the same of responses.
         columns: the name of a format's column -> the name of that column in the data.
@@ -359,6 +361,7 @@ def check(
             Limits(max_prompt_tokens, max_response_tokens),
             limit=limit,
             held_out=None if held_out is None else inputs.data(held_out, "held_out"),
+            held_out_split=held_out_split,
             likelihood=likelihood,
             seed=seed,
             chat_template=str(chat_template) if chat_template is not None else None,

@@ -14,6 +14,7 @@ from toolkit.cli.options import JSON, PATH, POSITIVE, SEED, SPLIT, emit, reporte
 @click.argument("data")
 @click.option("--model", required=True, help="The model whose tokenizer and chat template the data meets.")
 @click.option("--held-out", metavar="DATA", help="Held-out data: its prompts must not be among those of DATA.")
+@click.option("--held-out-split", metavar="SPLIT", help="Split of the held-out data; the default is --split.")
 @click.option(
     "--max-prompt-tokens", type=POSITIVE, default=512, show_default=True, help="As data.max_prompt_tokens of a recipe."
 )
@@ -66,6 +67,8 @@ def check(ctx: click.Context, /, data: str, model: str, as_json: bool, **options
     from toolkit.measure.check.tokens import Limits
     from toolkit.measure.options import take
 
+    if options["held_out_split"] and not options["held_out"]:
+        raise click.UsageError("--held-out-split is the split of --held-out: name that, too")
     reporter_of(ctx)
     options["columns"] = dict(map(known_column, options["columns"]))
     options["annotators"] = options["annotators"] or None

@@ -32,6 +32,24 @@ def on_the_hub(source: str) -> bool:
     return is_hub_id(source) and not is_file and not os.path.exists(source)
 
 
+def has_splits(source: str) -> bool:
+    """Whether a data source has splits: a hub data set, or a folder other than a single table that was saved."""
+    folder = os.path.expanduser(source)
+    return on_the_hub(source) or (os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "state.json")))
+
+
+def held_out_part(data: DataSection) -> tuple[str, str] | None:
+    """The source and the split of held-out data of its own; None where a share of the prompts is held out.
+
+    >>> held_out_part(DataSection(source="a/b", eval_split="test"))
+    ('a/b', 'test')
+    >>> held_out_part(DataSection(source="f.jsonl", eval_split="test"))  # a file has no splits
+    """
+    if data.eval_source is not None or (data.eval_split is not None and has_splits(data.source)):
+        return data.eval_source or data.source, data.eval_split or data.split
+    return None
+
+
 def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
     """Check the settings against each other. Raises one RecipeError that names every conflict and its lines."""
     conflicts = {
@@ -44,7 +62,7 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> None:
         ],
         "reward_model": [*reward_model_conflicts(recipe.reward_model), *process_conflicts(recipe.reward_model)],
         "dpo": [*dpo_conflicts(recipe.dpo), *budget_conflicts(recipe.dpo)],
-        "data": data_conflicts(recipe.data),
+        "data": [*data_conflicts(recipe.data), *split_conflicts(recipe.data, origins or {})],
         "model": model_conflicts(recipe.model),
         "evaluate": evaluate_conflicts(recipe.evaluate),
         "rounds": rounds_conflicts(recipe),
@@ -177,15 +195,13 @@ def online_conflicts(dpo: DpoSection) -> Iterator[Conflict]:
 
 def data_conflicts(data: DataSection) -> Iterator[Conflict]:
     """Data without a held-out part, or with nobody's comparisons."""
-    hub = on_the_hub(data.source)
-    has_held_out_part = data.eval_source is not None or (data.eval_split is not None and hub)
-    if not has_held_out_part and not 0 < data.eval_fraction < 1:
+    if held_out_part(data) is None and not 0 < data.eval_fraction < 1:
         yield Conflict(
             "data.eval_fraction must lie between 0 and 1 where the data has no held-out part of its own",
             "0.1, or name an eval_source or an eval_split",
             ("eval_fraction",),
         )
-    if data.eval_split == data.split and data.eval_source is None and hub:
+    if data.eval_split == data.split and data.eval_source is None and has_splits(data.source):
         what = "training and evaluation take the same split"
         yield Conflict(what, "another split", ("split", "eval_split"))
     if data.eval_source == data.source and data.eval_split in (None, data.split):
@@ -193,6 +209,17 @@ def data_conflicts(data: DataSection) -> Iterator[Conflict]:
         yield Conflict("training and evaluation take the same data", fix, ("source", "eval_source"))
     if data.annotators == []:
         yield Conflict("no annotator is left", "null takes all of them", ("annotators",))
+
+
+def split_conflicts(data: DataSection, origins: Mapping[str, str]) -> Iterator[Conflict]:
+    """A held-out split of data that has none. One that a recipe has for its own data does not count for other data."""
+    name = "source" if data.eval_source is None else "eval_source"
+    source, of_source = getattr(data, name), origins.get(f"data.{name}", "")
+    of_split = origins.get("data.eval_split", "")
+    replaced = of_source == "--set" and of_split != "--set"
+    if data.eval_split is not None and of_split and not replaced and not has_splits(source):
+        fix = "leave it out, or name a folder or a hub data set that has splits, or data.eval_source"
+        yield Conflict(f"{source!r} is no data set with splits", fix, ("eval_split", name))
 
 
 def model_conflicts(model: ModelSection) -> Iterator[Conflict]:

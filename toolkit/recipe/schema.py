@@ -36,7 +36,8 @@ class DataSection(Section):
         None, description="Held-out data from another source; null takes eval_split, or holds out eval_fraction."
     )
     eval_split: str | None = Field(
-        None, description="Held-out split of a hub data set. For a file, which has no splits, eval_fraction counts."
+        None,
+        description="Held-out split of a hub data set or of a folder with splits. A file has none: eval_fraction counts.",
     )
     eval_fraction: Fraction = Field(
         0.1, description="Share of the prompts to hold out, chosen by a hash of the prompt."

@@ -24,6 +24,7 @@ from toolkit.preferences.reading import data_warnings
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.steps import Solution
 from toolkit.recipe.arms import ArmDifference, Measured, planned_differences
+from toolkit.recipe.checks import held_out_part
 from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.rounds import kind_of, most_labels, n_rounds, stage_of
 from toolkit.recipe.schema import DataSection, Recipe
@@ -144,7 +145,8 @@ def check_options(section: DataSection) -> CheckOptions:
     names = ("split", "config", "revision", "columns", "conversational", "annotators")
     source = SourceOptions(**{name: getattr(section, name) for name in names})
     limits = Limits(section.max_prompt_tokens, section.max_response_tokens)
-    return CheckOptions(source, limits, held_out=section.eval_source)
+    held_out, split = held_out_part(section) or (None, None)
+    return CheckOptions(source, limits, held_out=held_out, held_out_split=split)
 
 
 def step_training(recipe: Recipe, solutions: Sequence[Solution], encoder: TextEncoder, processes: int) -> int:

@@ -31,7 +31,7 @@ from toolkit.preferences.steps import Solution, as_prompts_of, read_steps, solut
 from toolkit.preferences.tables import to_parquet
 from toolkit.preferences.views import RowsAt, chunks, first_responses, one_ahead, prompt_of
 from toolkit.progress import Reporter
-from toolkit.recipe.checks import on_the_hub
+from toolkit.recipe.checks import held_out_part
 from toolkit.recipe.schema import DataSection
 from toolkit.stages.contexts import DataContext
 
@@ -133,9 +133,8 @@ def read_sides(section: DataSection, seed: int) -> tuple[dict[str, Sequence[Pref
     """
     data = _read(section, section.source, section.split)
     report = {**data.report.to_dict(), "source": section.source, "source_fingerprint": data.fingerprint}
-    # A file has no splits: eval_split means something for a hub data set alone.
-    if section.eval_source or (section.eval_split and on_the_hub(section.source)):
-        held_out = _read(section, section.eval_source or section.source, section.eval_split or section.split)
+    if (part := held_out_part(section)) is not None:
+        held_out = _read(section, *part)
         train = splits.places_apart(data.rows.keys(), held_out.rows.keys())
         report |= {"n_overlap": len(data.rows) - len(train), "eval_fingerprint": held_out.fingerprint}
         if not train:

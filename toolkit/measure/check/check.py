@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from toolkit.measure.check.findings import Collector, Finding, render
@@ -20,7 +20,8 @@ from toolkit.models.tokenizer import load_tokenizer, require_chat_template
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What is checked. ``limit`` takes the first rows; ``held_out`` is a source whose prompts must not be in the data.
+    """What is checked. ``limit`` takes the first rows; ``held_out`` is a source whose prompts must not be in the data,
+    in ``held_out_split`` (None: the split of the data).
 
     ``likelihood`` is the number of rows that ``off_policy`` scores with the model; 0 leaves out the forward pass.
     """
@@ -29,6 +30,7 @@ class CheckOptions:
     limits: Limits = field(default_factory=Limits)
     limit: int | None = None
     held_out: str | None = None
+    held_out_split: str | None = None
     likelihood: int = 0
     seed: int = 0
     chat_template: str | None = None
@@ -135,4 +137,5 @@ class _TextChecks:
 def _held_out(options: CheckOptions) -> CheckedRows | None:
     if options.held_out is None:
         return None
-    return read_rows(options.held_out, options.source, None, None).rows
+    source = replace(options.source, split=options.held_out_split or options.source.split)
+    return read_rows(options.held_out, source, None, None).rows
