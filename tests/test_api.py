@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from support.finished_study import SMALL_STUDY
 from support.running import ROOT, SMALL, duel
+from support.running import python as python_process
 
 import toolkit
 from toolkit.errors import ModelError
+from toolkit.files import file_hash, read_json
+from toolkit.progress import Reporter
 from toolkit.storage.integrity import read_sealed
 
 pytestmark = pytest.mark.e2e
@@ -49,6 +52,21 @@ def test_run_continues_a_run_of_the_command_line(small_run: Path) -> None:
     row = next(row for row in results["policies"] if row["policy"] == "dpo")
     assert ["DPO", f"{row['gold_reward']['value']:.3f}"] in [row[:2] for row in cells(html)]
     assert str(result).endswith(results["verdict"]["sentence"]) and f"{row['kl_nats']:.2f}" in str(result)
+
+
+def test_a_run_records_the_call_that_makes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With everything that was given: the data, which lies in the run folder, the folder and where it stops."""
+    monkeypatch.chdir(tmp_path)
+    settings = {"data.eval_fraction": 0.4}
+    toolkit.run("smoke", data=RECORDS, out=Path("mine"), settings=settings, until="data", reporter=Reporter(quiet=True))
+    python, option, code = read_json(Path("mine/manifest.json"))["command"]
+    assert (python, option) == ("python", "-c") and "data='mine/records.jsonl', out='mine'" in code
+    made = file_hash(Path("mine/data/train.parquet"))
+    shutil.rmtree("mine/data")
+    python_process(option, code)
+    manifest = read_json(Path("mine/manifest.json"))
+    assert file_hash(Path("mine/data/train.parquet")) == made and list(manifest["stages"]) == ["data"]
+    assert manifest["command"][-1] == code and not Path("runs").exists()
 
 
 def test_rewards_of_records(small_run: Path, tmp_path: Path) -> None:

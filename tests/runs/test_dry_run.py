@@ -172,7 +172,8 @@ def test_leaks_are_looked_for_in_the_held_out_split(tmp_path: Path, own_source: 
     """Of another source, which need not have the split to train on, or of the same one."""
 
     def pairs(first: int, n: int) -> datasets.Dataset:
-        rows = [{"prompt": f"{k}, {k * k}?", "chosen": f" Good {k}.", "rejected": " Bad."} for k in range(first, first + n)]
+        numbers = range(first, first + n)
+        rows = [{"prompt": f"{k}, {k * k}?", "chosen": f" Good {k}.", "rejected": " Bad."} for k in numbers]
         return datasets.Dataset.from_list(rows)
 
     train, held_out = pairs(100, 20), pairs(119, 10)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.cli.main import cli
 from toolkit.errors import RecipeError
+from toolkit.runs.precision import load_for_run
 from toolkit.runs.sweep import Job, Sweep, others_of, parse_grid
 
 
@@ -55,3 +57,12 @@ def test_others_are_those_that_have_begun(tmp_path: Path) -> None:
         job.folder.mkdir()
     assert others_of(found[0], found) == [found[1].folder]
     assert others_of(found[2], found) == [found[0].folder, found[1].folder]
+
+
+def test_each_run_records_the_command_that_makes_it_alone() -> None:
+    """Its recipe, as the command line reads it, is the job's."""
+    for job in jobs("dpo.beta=0.1,0.5", "data.source=a b.jsonl", seeds=2, sets=("sft.weight_decay=0.5",)):
+        program, name, *words = job.command
+        given = cli.commands[name].make_context(name, words, obj={"json": False, "quiet": False, "debug": False}).params
+        assert (program, name) == ("duel", "run")
+        assert given["out"] == job.folder and load_for_run(given["recipe"], given["sets"]).recipe == job.loaded.recipe

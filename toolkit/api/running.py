@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from toolkit.report.study_sheets import study_sheets
 Settings = Mapping[str, Any]
 Engine = Literal["local", "ray"]
 ENGINES = ("local", "ray")
+RECORDS_FILE = "records.jsonl"
 
 
 def run(
@@ -52,7 +54,8 @@ def run(
 
     sets, folder = _sets_and_folder(recipe, settings, data, out)
     loaded = load_for_run(str(recipe), sets)
-    command = ["python", "-c", f"from toolkit import run; run({str(recipe)!r}, settings={dict(settings or {})!r})"]
+    given = {"data": _source(data, folder), "out": out, "settings": settings}
+    command = _command("run", recipe, given | {"until": until, "only": only, "force": force})
     with quiet_libraries() as hush:
         options = pipeline.RunOptions(until=until, only=only, force=force, command=command, before_stage=hush)
         manifest = pipeline.run(loaded, folder, reporter or Reporter(), options)
@@ -96,7 +99,8 @@ def study(
 
     one_of("engine", engine, ENGINES)
     sets, folder = _sets_and_folder(recipe, settings, data, out)
-    command = ["python", "-c", f"from toolkit import study; study({str(recipe)!r}, settings={dict(settings or {})!r})"]
+    given = {"data": _source(data, folder), "out": out, "settings": settings, "resources": resources}
+    command = _command("study", recipe, given | ({"engine": engine} if engine != "local" else {}))
     plan = StudyPlan(str(recipe), tuple(sets), folder)
     document = run_study(
         plan, reporter or Reporter(), engine=engine, resources=task_resources(resources or {}), command=command
@@ -167,7 +171,7 @@ def rerun(manifest: str | Path, *, out: str | Path | None = None, reporter: Repo
     from toolkit.runs.pipeline import RunOptions
     from toolkit.runs.rerun import rerun as run_again
 
-    options = RunOptions(command=["python", "-c", f"from toolkit import rerun; rerun({str(manifest)!r})"])
+    options = RunOptions(command=_command("rerun", manifest, {"out": out}))
     return Result(run_again(Path(manifest), _path(out), reporter or Reporter(), options), [], main="results")
 
 
@@ -315,6 +319,24 @@ def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
 
 
+def _source(data: Data | None, folder: Path) -> str | None:
+    """What ``data`` goes by: its name or path, or the file to which :func:`_sets_and_folder` writes records."""
+    return None if data is None else str(data) if isinstance(data, str | Path) else str(folder / RECORDS_FILE)
+
+
+def _command(function: str, first: str | Path, options: Mapping[str, Any]) -> list[str]:
+    """The command that calls a function of this package, with those options that were given.
+
+    >>> _command("run", "smoke", {"out": Path("here"), "settings": {"dpo.beta": 0.3}, "until": None})[-1]
+    "from toolkit import run; run('smoke', out='here', settings={'dpo.beta': 0.3})"
+    """
+    given = {name: value for name, value in options.items() if value not in (None, False, {})}
+    # Paths and numbers of other libraries become what Python's own texts and numbers write.
+    plain = json.loads(json.dumps([str(first), given], default=str))
+    words = [repr(plain[0]), *(f"{name}={value!r}" for name, value in plain[1].items())]
+    return ["python", "-c", f"from toolkit import {function}; {function}({', '.join(words)})"]
+
+
 def _sets_and_folder(
     recipe: str | Path, settings: Settings | None, data: Data | None, out: str | Path | None
 ) -> tuple[list[str], Path]:
@@ -325,5 +347,5 @@ def _sets_and_folder(
     sets = [f"{name}={one_line(value)}" for name, value in (settings or {}).items()]
     folder = Path(out) if out is not None else Path("runs") / load_recipe(str(recipe), sets).recipe.name
     if data is not None:
-        sets.append(f"data.source={one_line(Inputs(folder).data(data, file=folder / 'records.jsonl'))}")
+        sets.append(f"data.source={one_line(Inputs(folder).data(data, file=folder / RECORDS_FILE))}")
     return sets, folder

@@ -243,7 +243,7 @@ def ask_people(
 
 
 def refuse_others_files(out: Path, annotations: Path | None, force: bool) -> None:
-    """Raises StoreError where judgements or annotations would replace a file that duel did not write, or a run's own."""
+    """Raises StoreError where judgements or annotations would replace a run's, or a file that duel did not write."""
     refuse_table_of_folder(out, force)
     refuse_others_file(out, force, is_ours)
     if annotations is not None:

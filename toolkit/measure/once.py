@@ -39,7 +39,8 @@ def once(*beside: Callable[[Path], Path]) -> Callable[[Callable[..., Summary]], 
 
     It holds ``out`` meanwhile. A second call with equal arguments returns the first one's summary: equal values, and
     files that hold the same. The first one's record is beside ``out``, under a hidden name. ``beside`` give the further
-    files that it writes, or may write, before ``out``: a call that fails leaves none of them. ``force`` is not handed on.
+    files that it writes, or may write, before ``out``; a call that fails leaves none of them. ``force`` is not handed
+    on.
 
     The decorated function raises StoreError where a file exists that another call wrote, or that was changed since; not
     with ``force``.

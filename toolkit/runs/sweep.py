@@ -26,12 +26,13 @@ LONGEST_FOLDER_NAME = 100
 
 @dataclass(frozen=True)
 class Job:
-    """A point of the grid with one seed, and the folder of its run."""
+    """A point of the grid with one seed, the folder of its run, and the command that runs it alone."""
 
     label: str
     settings: dict[str, str]
     loaded: LoadedRecipe
     folder: Path
+    command: Sequence[str]
 
 
 def parse_grid(grid: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -72,7 +73,10 @@ class Sweep:
                 label = ",".join(changes) or "default"
                 name = label.replace("/", "_")
                 folder = self.out / (name if len(name) < LONGEST_FOLDER_NAME else fingerprint(settings))
-                jobs.append(Job(label, settings, load_for_run(self.recipe, [*self.sets, *changes]), folder))
+                sets = [*self.sets, *changes]
+                given = (word for text in sets for word in ("--set", text))
+                command = ["duel", "run", self.recipe, *given, "--out", str(folder)]
+                jobs.append(Job(label, settings, load_for_run(self.recipe, sets), folder, command))
         return jobs
 
 
@@ -102,8 +106,7 @@ def _run_jobs(sweep: Sweep, jobs: Sequence[Job], reporter: Reporter) -> list[dic
     rows = []
     for number, job in enumerate(jobs, start=1):
         reporter.line(f"run {number} of {len(jobs)}: {job.label}")
-        command = ["duel", "sweep", job.label]
-        options = RunOptions(reuse=others_of(job, jobs), command=command)
+        options = RunOptions(reuse=others_of(job, jobs), command=job.command)
         pipeline.run(job.loaded, job.folder, reporter, options)
         results = read_document(job.folder / RESULTS_FILE)
         rows.append(
@@ -145,7 +148,7 @@ def compute_on_ray(jobs: Sequence[Job], engine: Engine, reporter: Reporter) -> N
         first = {of_job[name]: job for of_job, job in reversed(list(zip(keys, jobs, strict=True))) if name in of_job}
         reporter.line(f"{name}: {len(first)} of {len(jobs)} runs compute it, the others take it over")
         tasks = [
-            Task(job.label, _run_until, (job.loaded, job.folder.resolve(), others_of(job, jobs), name))
+            Task(job.label, _run_until, (job.loaded, job.folder.resolve(), others_of(job, jobs), name, job.command))
             for job in first.values()
         ]
         for task, outcome in zip(tasks, engine.run(name, tasks, reporter), strict=True):
@@ -153,6 +156,8 @@ def compute_on_ray(jobs: Sequence[Job], engine: Engine, reporter: Reporter) -> N
                 raise RuntimeError(f"{task.label}: {outcome.died}")
 
 
-def _run_until(loaded: LoadedRecipe, folder: Path, others: list[Path], stage: str, reporter: Reporter) -> None:
-    options = RunOptions(until=stage, reuse=others, command=["duel", "sweep", folder.name])
+def _run_until(
+    loaded: LoadedRecipe, folder: Path, others: list[Path], stage: str, command: Sequence[str], reporter: Reporter
+) -> None:
+    options = RunOptions(until=stage, reuse=others, command=command)
     pipeline.run(loaded, folder, reporter, options)

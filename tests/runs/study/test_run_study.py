@@ -92,6 +92,11 @@ def test_stages_are_shared_and_seeds_are_not(small_study: Path) -> None:
     }
 
 
+def test_a_trial_records_the_command_of_its_study(small_study: Path) -> None:
+    commands = [read_sealed(path)["command"] for path in small_study.glob("trials/*/manifest.json")]
+    assert len(commands) > 6 and all(words[1:3] == ["study", "study-tiny"] for words in commands)
+
+
 def test_what_is_there_is_not_computed_again(small_study: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     shutil.copytree(small_study, out)

@@ -75,7 +75,7 @@ def _run_study(
         held, rows = held_out(first.folder / "data", plan)
         judges = judges_of(plan, rows)
         measuring = Measuring(running, reporter, held, judges, sft_trials)
-        failures = train([*sft_trials, *trials], running, reporter, retries=plan.section.retries)
+        failures = train([*sft_trials, *trials], running, reporter, retries=plan.section.retries, command=command)
         _refuse_without_policies(trials, failures)
         tests = judge_tests(first, judges, [row for row in rows if row.prompt_id in set(held.dev)], reporter)
         refused, evaluate = failed_tests(tests), plan.base.recipe.evaluate
@@ -88,7 +88,8 @@ def _run_study(
         controls = plan.control_trials(chosen, length)
         settings = {arm: trial.setting for arm, trial in chosen.items()}
         _write_trials(plan, [*sft_trials, *trials, *controls], started, chosen=settings, length=length)
-        failures |= train(controls, running, reporter, retries=plan.section.retries, others=[*trials, *sft_trials])
+        others = [*trials, *sft_trials]
+        failures |= train(controls, running, reporter, retries=plan.section.retries, others=others, command=command)
         table += measuring.rows([(trial, None) for trial in controls], "dev", failures)
         whole: list[tuple[Trial, list[int] | None]] = [(trial, None) for trial in [*sft_trials, *controls]]
         table += measuring.rows(whole + _needed(trials, results), "test", failures)

@@ -66,12 +66,18 @@ def stage_tasks(trials: Sequence[Trial], stage: str) -> StageTasks:
 
 
 def train(
-    trials: Sequence[Trial], engine: Engine, reporter: Reporter, *, retries: int, others: Sequence[Trial] = ()
+    trials: Sequence[Trial],
+    engine: Engine,
+    reporter: Reporter,
+    *,
+    retries: int,
+    others: Sequence[Trial] = (),
+    command: Sequence[str] = (),
 ) -> dict[str, Failure]:
     """Train every trial. Returns the failures by the trial's name.
 
-    Equal stages of ``others`` are taken over. Raises what a shared stage raises, and DuelError for what the user can
-    mend.
+    Equal stages of ``others`` are taken over. ``command`` is recorded in the trials' manifests. Raises what a shared
+    stage raises, and DuelError for what the user can mend.
     """
     failures: dict[str, Failure] = {}
     for stage in STAGE_NAMES:
@@ -83,7 +89,7 @@ def train(
         if waiting:
             n_all = len(tasks.leaders) + len(tasks.followers)
             reporter.line(f"{stage}: {len(waiting)} to run, for {n_all} trials")
-        outcomes = engine.run(stage, _as_tasks(waiting, stage, [*trials, *others]), reporter, retries=retries)
+        outcomes = engine.run(stage, _as_tasks(waiting, stage, [*trials, *others], command), reporter, retries=retries)
         failed = failed_before | dict(_failed(waiting, outcomes))
         for trial, planned in [*tasks.leaders, *tasks.followers]:
             if planned.key in failed:
@@ -94,22 +100,26 @@ def train(
             for trial, planned in tasks.followers
             if stage in trial.targets and planned.state.status != "cached" and planned.key not in failed
         ]
-        engine.run(f"{stage}, taken over", _as_tasks(taking_over, stage, [*trials, *others]), reporter)
+        engine.run(f"{stage}, taken over", _as_tasks(taking_over, stage, [*trials, *others], command), reporter)
     return failures
 
 
-def _as_tasks(planned: Iterable[tuple[Trial, PlannedStage]], stage: str, trials: Sequence[Trial]) -> list[Task]:
+def _as_tasks(
+    planned: Iterable[tuple[Trial, PlannedStage]], stage: str, trials: Sequence[Trial], command: Sequence[str]
+) -> list[Task]:
     tasks = []
     for trial, _ in planned:
         n = max(other.number for other in trials if other.arm == trial.arm)
-        tasks.append(Task(trial.label, train_until, (trial, n, stage, others_of(trial, trials))))
+        tasks.append(Task(trial.label, train_until, (trial, n, stage, others_of(trial, trials), command)))
     return tasks
 
 
-def train_until(trial: Trial, n_settings: int, stage: str, others: list[Path], reporter: Reporter) -> str | None:
+def train_until(
+    trial: Trial, n_settings: int, stage: str, others: list[Path], command: Sequence[str], reporter: Reporter
+) -> str | None:
     """A task: the trial, one of ``n_settings`` of its arm, up to a stage. Returns None, or why training diverged."""
     reporter.line(heading(trial, n_settings))
-    options = RunOptions(target=stage, reuse=others, say_reused=False, command=["duel", "study", trial.name])
+    options = RunOptions(target=stage, reuse=others, say_reused=False, command=command)
     try:
         pipeline.run(trial.loaded, trial.folder, reporter, options)
     except DivergedError as error:
