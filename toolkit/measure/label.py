@@ -15,7 +15,7 @@ from toolkit.judging.score_labels import label_by_scores
 from toolkit.measure.once import once
 from toolkit.measure.options import PromptSelection
 from toolkit.measure.responses import Answered, read_responses
-from toolkit.measure.sampling import PolicySampler, read_prompts, refusals_in, sample
+from toolkit.measure.sampling import PolicySampler, sampled_responses
 from toolkit.preferences.rows import PreferenceRow, write_native
 from toolkit.progress import Reporter
 from toolkit.storage.lazy import Computed
@@ -59,18 +59,12 @@ def label_data(
     if sampler is None:
         answered = read_responses(selection)
     else:
-        prompts = read_prompts(selection)
-        with refusals_in(selection):
-            groups = sample(sampler, prompts, seed=selection.seed, purpose="label", reporter=reporter)
-        answered = [
-            Answered(prompt, [s.response for s in of_prompt])
-            for (_, prompt), of_prompt in zip(prompts, groups, strict=True)
-        ]
-    usable = Spill()  # prompts with their distinct responses, and the rows of the data that they are from
+        answered = sampled_responses(sampler, selection, purpose="label", reporter=reporter)
+    usable = Spill()  # prompts with their distinct responses, the rows of the data that they are from, and groups
     for row in answered:
         texts = [text for text in dict.fromkeys(row.responses) if text.strip()]
         if len(texts) > 1:
-            usable.append((row.prompt, texts, row.source_row))
+            usable.append((row.prompt, texts, row.source_row, row.group))
     responses = Computed(range(len(usable)), lambda k: tuple(usable[k][:2]))
     if not len(usable):
         fix = "sample more, with --policy and --k"
@@ -89,7 +83,7 @@ def label_data(
             fix="see what it answers in judgements.sqlite (duel's cache folder), or choose another --template",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_native(_with_sources(labelled.rows, usable), out, selection.data)
+    write_native(_as_in_data(labelled.rows, usable), out, selection.data)
     return {
         "out": str(out),
         "n_prompts": len(labelled.rows),
@@ -104,8 +98,9 @@ def label_data(
     }
 
 
-def _with_sources(rows: Sequence[PreferenceRow], labelled: Spill) -> Iterator[PreferenceRow]:
-    """The rows with the rows of the data that they are from; ``labelled`` has their prompts in this order."""
+def _as_in_data(rows: Sequence[PreferenceRow], labelled: Spill) -> Iterator[PreferenceRow]:
+    """The rows with their places and groups in the data; ``labelled`` has their prompts in this order, and others."""
     remaining = (labelled[k] for k in range(len(labelled)))
     for row in rows:
-        yield replace(row, source_row=next(number for prompt, _, number in remaining if prompt == row.prompt))
+        number, group = next(of_data for prompt, _, *of_data in remaining if prompt == row.prompt)
+        yield replace(row, source_row=number, group=group)

@@ -212,13 +212,13 @@ def _of_samples(path: Path) -> list[Outputs]:
     samples = SampleTable(table_samples(path, columns, optional=("response_ids", "truncated")))
     recorded = all(sample.response_ids for sample in samples)  # a table of texts alone has none
     last = {sample.prompt_id: place for place, sample in enumerate(samples)}
-    prompt_of = prompts_of_run(path, last, lambda key: samples[last[key]].prompt)
+    asked_of = prompts_of_run(path, last, lambda key: samples[last[key]].prompt)
     systems, stored = [], Spill()
     for name, places in places_by_policy(samples).items():
         outputs = Outputs(name, stored, file=str(path), recorded=recorded)
         for place in places:
             sample = samples[place]
-            outputs.add(prompt_of(sample.prompt_id), sample.response, place + 1, sample if recorded else None)
+            outputs.add(asked_of(sample.prompt_id)[0], sample.response, place + 1, sample if recorded else None)
         systems.append(outputs)
     return systems
 

@@ -120,24 +120,36 @@ def _of_samples(file: Path) -> Sequence[Answered]:
     groups: dict[str, array[int]] = {}  # the places of the samples of each prompt
     for place, sample in enumerate(samples):
         groups.setdefault(sample.prompt_id, array("q")).append(place)
-    prompt_of = prompts_of_run(file, groups, lambda key: samples[groups[key][0]].prompt)
+    asked_of = prompts_of_run(file, groups, lambda key: samples[groups[key][0]].prompt)
 
     def answered(key: str) -> Answered:
-        places = groups[key]
-        return Answered(prompt_of(key), [samples[place].response for place in places], source_row=places[0] + 1)
+        (prompt, group), places = asked_of(key), groups[key]
+        texts = [samples[place].response for place in places]
+        return Answered(prompt, texts, group=group, source_row=places[0] + 1)
 
     return Computed(list(groups), answered)
 
 
-def prompts_of_run(file: Path, ids: Container[str], shown: Callable[[str], Prompt]) -> Callable[[str], Prompt]:
-    """The prompt of each id of a run's samples: ``samples.parquet`` shows conversations as text, and the run's own
-    data, where it is there, has them as messages. ``shown`` gives a prompt as the samples have it.
+def prompts_of_run(
+    file: Path, ids: Container[str], shown: Callable[[str], Prompt]
+) -> Callable[[str], tuple[Prompt, str]]:
+    """The prompt of each id of a run's samples, and its group ("" for none).
+
+    ``samples.parquet`` shows conversations as text and names no groups; the run's own data, where it is there, has both.
+    ``shown`` gives a prompt as the samples have it.
     """
     held_out = file.parent / "data" / "eval.parquet"
     if not held_out.is_file():
-        return shown
+        return lambda key: (shown(key), "")
     stored, places = Spill(), dict[str, int]()
     for row in from_parquet(held_out):
         if row.prompt_id in ids:
-            places[row.prompt_id] = stored.append(row.prompt)
-    return lambda key: stored[places[key]] if key in places else shown(key)
+            places[row.prompt_id] = stored.append((row.prompt, row.group))
+
+    def asked(key: str) -> tuple[Prompt, str]:
+        if key not in places:
+            return shown(key), ""
+        prompt, group = stored[places[key]]
+        return prompt, group
+
+    return asked

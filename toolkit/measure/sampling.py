@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import DataError
 from toolkit.measure.options import PromptSelection
+from toolkit.measure.responses import Answered
 from toolkit.models.rendering import TemplateRefusesError
 from toolkit.models.resolve import ModelRef, resolve
+from toolkit.preferences.prompts import UnlabelledPrompt
 from toolkit.preferences.prompts import read_prompts as prompts_of_any_source
 from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.preferences.samples import Sample
@@ -30,8 +32,11 @@ def read_prompts(selection: PromptSelection) -> list[tuple[str, Prompt]]:
 
     Raises DataError where there is no prompt, or a row that is none.
     """
-    prompts = prompts_of_any_source(selection.data, split=selection.split, limit=selection.limit, seed=selection.seed)
-    return [(prompt_id(item.prompt), item.prompt) for item in prompts]
+    return [(prompt_id(item.prompt), item.prompt) for item in _selected(selection)]
+
+
+def _selected(selection: PromptSelection) -> list[UnlabelledPrompt]:
+    return prompts_of_any_source(selection.data, split=selection.split, limit=selection.limit, seed=selection.seed)
 
 
 @contextmanager
@@ -104,4 +109,21 @@ def sample(
             for k, response in enumerate(of_prompt)
         ]
         for (key, _), of_prompt in zip(prompts, responses, strict=True)
+    ]
+
+
+def sampled_responses(
+    sampler: PolicySampler, selection: PromptSelection, *, purpose: str, reporter: Reporter
+) -> list[Answered]:
+    """The prompts of the data, in the groups that they have there, with what the policy responds (:func:`sample`).
+
+    Raises what reading the prompts and sampling raise.
+    """
+    asked = _selected(selection)
+    prompts = [(prompt_id(item.prompt), item.prompt) for item in asked]
+    with refusals_in(selection):
+        samples = sample(sampler, prompts, seed=selection.seed, purpose=purpose, reporter=reporter)
+    return [
+        Answered(item.prompt, [s.response for s in of_prompt], group=item.group)
+        for item, of_prompt in zip(asked, samples, strict=True)
     ]

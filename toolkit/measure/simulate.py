@@ -13,7 +13,7 @@ from toolkit.files import read_json, table_metadata, write_json
 from toolkit.measure.once import once
 from toolkit.measure.options import PromptSelection
 from toolkit.measure.responses import Answered, read_responses
-from toolkit.measure.sampling import PolicySampler, read_prompts, refusals_in, sample
+from toolkit.measure.sampling import PolicySampler, sampled_responses
 from toolkit.preferences.rows import PreferenceRow, prompt_id, write_native
 from toolkit.preferences.simulate import ANNOTATORS, Annotator, agreement, simulate_preferences
 from toolkit.preferences.tables import to_parquet
@@ -48,7 +48,11 @@ def simulate_data(
 
     Raises DataError where no prompt has two distinct responses.
     """
-    answered = _sampled(sampler, selection, reporter) if sampler is not None else read_responses(selection)
+    answered: Sequence[Answered]
+    if sampler is not None:
+        answered = sampled_responses(sampler, selection, purpose="simulate", reporter=reporter)
+    else:
+        answered = read_responses(selection)
     simulated = _simulate(answered, annotators, selection)
     rows = simulated.rows
     truth = {
@@ -92,16 +96,6 @@ def recorded_truth(path: Path) -> dict[str, Any] | None:
 def _truth_file(path: Path) -> Path:
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     return path.with_name(f"{name}.truth.json")
-
-
-def _sampled(sampler: PolicySampler, selection: PromptSelection, reporter: Reporter) -> list[Answered]:
-    prompts = read_prompts(selection)
-    with refusals_in(selection):
-        groups = sample(sampler, prompts, seed=selection.seed, purpose="simulate", reporter=reporter)
-    return [
-        Answered(prompt, [s.response for s in of_prompt])
-        for (_, prompt), of_prompt in zip(prompts, groups, strict=True)
-    ]
 
 
 def _simulate(answered: Sequence[Answered], annotators: Sequence[Annotator], selection: PromptSelection) -> Simulated:

@@ -87,9 +87,10 @@ def _with_messages(single: Single) -> Single:
 def _of_samples(path: Path, file: Path) -> Iterator[Single]:
     samples = SampleTable(table_samples(path, ["prompt_id", "prompt", "response"]))
     last = {sample.prompt_id: place for place, sample in enumerate(samples)}
-    prompt_of = prompts_of_run(file, last, lambda key: samples[last[key]].prompt)
+    asked_of = prompts_of_run(file, last, lambda key: samples[last[key]].prompt)
     for number, sample in enumerate(samples, start=1):
-        yield number, prompt_of(sample.prompt_id), sample.response, ""
+        prompt, group = asked_of(sample.prompt_id)
+        yield number, prompt, sample.response, group
 
 
 def _of_rows(loaded: SourceRecords) -> Iterator[Single]:
