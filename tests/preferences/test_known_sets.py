@@ -217,6 +217,26 @@ def test_rows_of_one_response_are_joined_by_their_prompt(tmp_path: Path) -> None
     assert "1 row left out: no other row has a response to the same prompt (first: 6)" in data.report.warnings()
 
 
+def test_a_blank_row_of_one_response_leaves_the_others(tmp_path: Path) -> None:
+    rows = [("p", "a", 3), ("p", " ", 2), ("p", "b", 1), ("q", "x", 1), ("q", "", 0), ("", "y", 1)]
+    records = [dict(zip(("prompt", "response", "score"), row, strict=True)) for row in rows]
+    data = read_records(tmp_path, records)
+    assert [(row.prompt, row.responses) for row in data.rows] == [("p", ["a", "b"])]
+    assert [pair[:3] for pair in pairs(data.rows[0])] == [(0, 1, 1.0)]
+    assert (data.report.n_empty, data.report.empty_rows) == (3, (2, 5, 6))
+    assert (data.report.n_single, data.report.single_rows) == (1, (4,))
+    checked = read_rows(str(tmp_path / "data.jsonl"), SourceOptions(), None, None)
+    assert [(row.prompt, row.responses) for row in checked.rows] == [("p", ["a", "b"])]
+    assert checked.notes == [
+        "3 rows left out: a prompt or response is empty (line 2, 5, 6)",
+        "1 row left out: no other row has a response to the same prompt (line 4)",
+    ]
+    with pytest.raises(DataError, match="no usable row of 3: 2 empty, 1 without another response to their prompt"):
+        read_records(tmp_path, records[3:])
+    with pytest.raises(DataError, match="no usable row of 2: 2 empty"):
+        read_records(tmp_path, [records[1], records[1]])
+
+
 def test_equal_scores_of_chosen_and_rejected_are_counted(tmp_path: Path) -> None:
     data = read_records(tmp_path, KNOWN_SETS["HuggingFaceH4/ultrafeedback_binarized"].records)
     assert (data.report.n_equal_scores, data.report.n_ties) == (1, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from toolkit.preferences.cells import (
     text_cell,
 )
 from toolkit.preferences.columns import Format
-from toolkit.preferences.parsing import Datum, NoSharedPromptError
+from toolkit.preferences.parsing import Datum, NoSharedPromptError, is_empty
 from toolkit.preferences.rows import Prompt, Record, canonical_prompt, soft_comparisons
 from toolkit.storage.spilled import Spill
 
@@ -90,20 +91,32 @@ def scored_row(record: Record, *, prompts: Sequence[str], score: str) -> Datum:
     return Datum(prompt_cell(record, prompts), [text_cell(record, "response")], [], score=number)
 
 
-def joined(data: Iterable[tuple[int, Datum]]) -> tuple[Iterator[tuple[int, Datum]], Sequence[int]]:
+class Joined(NamedTuple):
     """Records of one response each as one for each prompt, at the place of its first, all responses compared.
 
-    Also returns the numbers of the records whose prompt has no other response. The records wait on disk.
+    ``single`` has the numbers of the records whose prompt has no other response, ``empty`` those of the records that are
+    left out before: their prompt or response is blank.
     """
-    stored, numbers, keys = Spill(), array("q"), array("q")
+
+    data: Iterator[tuple[int, Datum]]
+    single: Sequence[int]
+    empty: Sequence[int]
+
+
+def joined(data: Iterable[tuple[int, Datum]]) -> Joined:
+    """The records, which wait on disk, joined by their prompts."""
+    stored, numbers, keys, empty = Spill(), array("q"), array("q"), array("q")
     for number, datum in data:
+        if is_empty(datum):
+            empty.append(number)
+            continue
         stored.append((datum.prompt, datum.responses[0], datum.score, datum.group))
         numbers.append(number)
         keys.append(hash(canonical_prompt(datum.prompt)))
     key_of = np.frombuffer(keys, np.int64)
     single = array("q", (numbers[places[0]] for places in equals(key_of) if len(places) == 1))
     together = (places.tolist() for places in equals(key_of) if len(places) > 1)
-    return (_compared(numbers[places[0]], [stored[k] for k in places]) for places in together), single
+    return Joined((_compared(numbers[places[0]], [stored[k] for k in places]) for places in together), single, empty)
 
 
 def _compared(number: int, records: Sequence[tuple[Prompt, str, float | None, str]]) -> tuple[int, Datum]:

@@ -14,7 +14,7 @@ import numpy as np
 from toolkit.preferences import splits
 from toolkit.preferences.columns import GROUP
 from toolkit.preferences.loading import SourceRecords
-from toolkit.preferences.parsing import ASSISTANT_TURN, Datum
+from toolkit.preferences.parsing import ASSISTANT_TURN, Datum, is_empty, last_turn
 from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, canonical_prompt
 from toolkit.preferences.stored import StoredRows
@@ -183,12 +183,12 @@ def merge(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> Merged:
     n_unlabelled = n_multi_turn = n_prompt_repeated = 0
     for number, datum in data:
         prompt, responses = datum.prompt, datum.responses
-        last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
+        last = last_turn(prompt)
         together = "\n".join(responses)  # what it has not, no response has
         check_unicode(loaded, number, prompt_texts(prompt), "prompt")
         if not together.isascii():
             check_unicode(loaded, number, responses, "responses")
-        if not last.strip() or not all(map(str.strip, responses)):
+        if is_empty(datum):
             empty.add(number)
             continue
         records.add(loaded, number, datum)

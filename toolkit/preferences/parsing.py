@@ -52,6 +52,16 @@ class Datum(NamedTuple):
     score: float | None = None
 
 
+def last_turn(prompt: Prompt) -> str:
+    """The text that the responses answer: the prompt, or the content of its last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
+
+
+def is_empty(datum: Datum) -> bool:
+    """Whether the end of the prompt, or a response, is blank. Such a record is left out and counted."""
+    return not last_turn(datum.prompt).strip() or not all(map(str.strip, datum.responses))
+
+
 class NoSharedPromptError(Exception):
     """A record without a prompt that its responses share. It is left out and counted."""
 

@@ -180,6 +180,8 @@ def _read_records(
     merged = merge(loaded, _of_one_kind(loaded, data))
     rows, counts = merged.rows, merged.counts
     unparsable, single = sorted(tally.unparsable), tally.single
+    counts["n_empty"] += len(tally.empty)
+    counts["empty_rows"] = tuple(sorted([*tally.empty[:FIRST_ROWS], *counts["empty_rows"]])[:FIRST_ROWS])
     counts |= {"n_unparsable": len(unparsable), "unparsable_rows": tuple(unparsable[:FIRST_ROWS])}
     counts |= {"n_single": len(single), "single_rows": tuple(single[:FIRST_ROWS])}
     if not rows:
@@ -209,6 +211,7 @@ class _Tally:
     unseen: Counter[str] = field(default_factory=Counter)
     unparsable: list[int] = field(default_factory=list)
     single: Sequence[int] = ()
+    empty: Sequence[int] = ()  # of one response, before records are joined
 
     def count(self, record: Record, recognised: Format) -> None:
         kinds = set(map(type, record.values()))
@@ -270,11 +273,11 @@ def column_names(loaded: SourceRecords) -> tuple[str, ...]:
 def _parse(loaded: SourceRecords, recognised: Format, tally: _Tally) -> Iterator[tuple[int, Datum]]:
     """Each record as ``(number, datum)``; records of one response are joined by their prompts.
 
-    The tally gets the numbers of the records whose responses share no prompt, and of those that have no other response
-    to be compared with. Raises DataError for a wrong record.
+    The tally gets the numbers of the records whose responses share no prompt, and among those of one response of the
+    blank ones, and of those that have no other response to be compared with. Raises DataError for a wrong record.
     """
     if recognised.one_response:
-        together, tally.single = joined(_parsed(loaded, recognised, tally))
+        together, tally.single, tally.empty = joined(_parsed(loaded, recognised, tally))
         yield from together
         return
     n_single, first_single = 0, (0, 0)

@@ -77,6 +77,7 @@ def no_usable_row(loaded: SourceRecords, counts: Mapping[str, Any]) -> DataError
         "n_unparsable": "without a shared prompt",
         "n_empty": "empty",
         "n_identical": "with identical responses",
+        "n_single": "without another response to their prompt",
     }
     why = ", ".join(f"{counts[name]} {text}" for name, text in reasons.items() if counts[name])
     fix = "check which columns hold the prompt and the responses; `columns` maps their names"

@@ -115,6 +115,7 @@ class _RowReader:
         # The numbers of rows.
         self.messages, self.texts = array("q"), array("q")
         self.blank, self.unparsable, self.unlabelled = array("q"), array("q"), array("q")
+        self.single: Sequence[int] = ()
         self.later_turns, self.repeat_prompt = array("q"), array("q")
 
     def read(self) -> None:
@@ -139,7 +140,8 @@ class _RowReader:
             (number, datum) for number, record in records if (datum := self.records.read(number, record)) is not None
         )
         if self.recognised.one_response:
-            data = joined(data)[0]
+            data, self.single, empty = joined(data)
+            self.blank.extend(empty)
         if self.transcripts_stay:
             yield from data
             return
@@ -165,6 +167,7 @@ class _RowReader:
                     sorted([*self.records.without_prompt, *self.unparsable]),
                     "left out: its responses share no prompt",
                 ),
+                (self.single, "left out: no other row has a response to the same prompt"),
                 (self.later_turns, "with later turns inside a response"),
                 (self.repeat_prompt, "whose responses all begin with the prompt, which will be there twice"),
                 (self.unlabelled, "with a missing judgement"),
