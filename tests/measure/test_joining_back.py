@@ -98,6 +98,43 @@ def test_score_takes_single_responses_and_samples(rm: str, tmp_path: Path, monke
     assert scored["pairs"] == scored["singles"] == scored["samples"]
 
 
+SCORED = [
+    {"prompt": "The film was", "response": " good", "score": 3},
+    {"prompt": "The film was", "response": " ", "score": 2},
+    {"prompt": "The food was", "response": " warm", "score": 1},
+    {"prompt": "The film was", "response": " bad", "score": 1},
+    {"prompt": "The film was", "response": " good", "score": 3},
+]
+
+
+@pytest.mark.e2e
+def test_a_column_of_scores_leaves_no_response_out(rm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row with a text has its reward. The scores of a prompt's responses compare them, except for equal texts."""
+    monkeypatch.setenv("DUEL_CACHE", str(tmp_path / "cache"))
+    data = jsonl(tmp_path / "scored.jsonl", SCORED)
+    for command, models in (
+        ("score", [f"--rm={rm}"]),
+        ("rewards", ["--policy=tiny", "--reference=none", f"--rm={rm}"]),
+    ):
+        out = tmp_path / f"{command}.parquet"
+        done = duel(command, *models, f"--data={data}", f"--out={out}", "--json")
+        summary = json.loads(done.stdout)
+        assert (summary["n_prompts"], summary["n_responses"], summary["n_rows_left_out"]) == (2, 4, 1)
+        assert summary["n_comparisons"] == 2 and summary["accuracy"] in (0.0, 1.0)
+        rows = pq.read_table(out).to_pylist()
+        assert [(row["source_row"], row["response_index"]) for row in rows] == [(1, 0), (4, 1), (5, 2), (3, 0)]
+        assert f"{data}: 1 row left out: a prompt or response is empty (first: 2)\n" in done.stderr
+    assert summary["implicit_vs_explicit"]["n_pairs"] == 2
+
+
+def test_a_card_is_of_compared_responses(tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "scored.jsonl", SCORED)
+    done = duel("rm-card", "gold", f"--data={data}", "--json")
+    card = json.loads(done.stdout)
+    assert (card["n_prompts"], card["n_responses"], card["n_rows_left_out"]) == (1, 2, 2)
+    assert f"{data}: 1 row left out: a prompt or response is empty (first: 2); 1 row left out: no other" in done.stderr
+
+
 def test_what_is_no_single_response(tmp_path: Path) -> None:
     assert read_single_responses(jsonl(tmp_path / "p.jsonl", PAIRS), "train", text_only=False) is None
     odd = jsonl(tmp_path / "o.jsonl", [{"prompt": "a", "response": 3}])

@@ -46,7 +46,7 @@ def test_a_limit_counts_the_prompts_that_fit(tmp_path: Path) -> None:
     options = ReadingOptions(max_prompt_tokens=30, max_response_tokens=8)
     whole = read(str(path), tokenizer, "tiny", options)
     assert [row.row.source_row for row in whole.rows] == list(range(1, 21, 2))
-    assert whole.counts == {"n_long_prompts": 10, "n_truncated_responses": 10}
+    assert whole.counts == {"n_rows_left_out": 0, "n_long_prompts": 10, "n_truncated_responses": 10}
     assert whole.rows[1].sources == [(str(path), 3)] * 2 and whole.n_data == 10 == len(whole.comparisons)
     few = read(str(path), tokenizer, "tiny", ReadingOptions(limit=4, max_prompt_tokens=30, max_response_tokens=8))
     numbers = [row.row.source_row for row in few.rows]

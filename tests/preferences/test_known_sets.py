@@ -70,7 +70,8 @@ def test_read_without_a_mapping(tmp_path: Path, name: str, ending: str) -> None:
 
 @every_set
 def test_check_score_and_rewards_read_the_same_rows(name: str, file: str) -> None:
-    known, expected = KNOWN_SETS[name], read_preferences(file).rows
+    known, data = KNOWN_SETS[name], read_preferences(file)
+    expected, expected_report = data.rows, data.report
     checked = read_rows(file, SourceOptions(), None, None)
     by_prompt: dict[str, list[str]] = {}
     for row in checked.rows:
@@ -79,8 +80,10 @@ def test_check_score_and_rewards_read_the_same_rows(name: str, file: str) -> Non
     tokenizer: Any = load_tokenizer(resolve("tiny"))
     if known.conversational:
         tokenizer.chat_template = CHATML
-    read_by_measures = read(file, tokenizer, "tiny", ReadingOptions())
-    assert [row.row for row in read_by_measures.rows] == expected
+    for compared, n_single in ((True, 0), (False, expected_report.n_single)):
+        rows = [row.row for row in read(file, tokenizer, "tiny", ReadingOptions(), compared=compared).rows]
+        assert [row for row in rows if len(row.responses) > 1] == expected
+        assert len(rows) == len(expected) + n_single
 
 
 @every_set
@@ -249,4 +252,5 @@ def test_the_commands_take_them(name: str, file: str, tmp_path: Path) -> None:
     assert checked["n_rows"] == 5
     arguments = ("--policy=tiny", "--reference=none", f"--data={file}", "--json")
     rewards = json.loads(duel("rewards", *arguments, f"--out={tmp_path / 'rewards.parquet'}").stdout)
-    assert rewards["n_prompts"] == len(KNOWN_SETS[name].wins)
+    n_single = read_preferences(file).report.n_single  # it has a reward, and nothing is compared with it
+    assert rewards["n_prompts"] == len(KNOWN_SETS[name].wins) + n_single

@@ -45,7 +45,7 @@ def implicit_rewards(
     Args:
         policy: the trained policy.
         reference: the policy that training started from, or "none".
-        data: preference data.
+        data: preference data, rows of prompt and response, or a run's samples.
         beta: the scale; None takes what the policy was trained with, or 0.1.
         rm: an explicit reward model to check the rewards against.
         samples: a run's ``samples.parquet``: with ``rm``, what its policies wrote is checked, too.

@@ -171,7 +171,7 @@ def policy_sampler(policy: str | None, model: ModelSection, options: dict[str, A
 @click.argument("launch", nargs=-1, type=click.UNPROCESSED)
 @click.option("--policy", required=True, help="The trained policy.")
 @click.option("--reference", required=True, help="The policy that training started from, or none.")
-@click.option("--data", required=True, help="Preference data.")
+@click.option("--data", required=True, help="Preference data, rows of prompt and response, or a run's samples.")
 @click.option(
     "--beta", type=float, help="Scale of the rewards; the default is what the policy was trained with, or 0.1."
 )

@@ -19,7 +19,7 @@ from toolkit.measure.explicit import score_reading
 from toolkit.measure.opinion_probe import opinion_rows
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.passes import StoredPass
-from toolkit.measure.reading import DATA, EncodedRow, Reading, ReadingOptions, read, read_data
+from toolkit.measure.reading import DATA, EncodedRow, Reading, ReadingOptions, read, read_data, reading_counts
 from toolkit.measure.rewards import PolicyPair, RewardOptions, resolve_pair
 from toolkit.models.load import reads_pairs
 from toolkit.models.resolve import resolve
@@ -95,13 +95,16 @@ def card_rows(
     if implicit is not None:
         policy, reference = split_pair(implicit)
         pair = resolve_pair(policy, reference, of_pair, reporter)
-        tokens = read(data, pair.tokenizer, policy, reading)
+        tokens = read(data, pair.tokenizer, policy, reading, compared=True, reporter=reporter)
     elif not is_function(model):
         ref = resolve(model)
-        tokens = read(data, load_tokenizer(ref), model, reading, pair=reads_pairs(ref))
+        tokens = read(
+            data, load_tokenizer(ref), model, reading, pair=reads_pairs(ref), compared=True, reporter=reporter
+        )
     else:
-        rows = splits.limit(read_data(data, reading).rows, reading.limit, 0)
-        return CardRows(rows, opinion_rows(rows), {"n_long_prompts": 0, "n_truncated_responses": 0}, None, None)
+        read_whole = read_data(data, reading, reporter)
+        rows = splits.limit(read_whole.rows, reading.limit, 0)
+        return CardRows(rows, opinion_rows(rows), reading_counts(read_whole.report), None, None)
     rows = [row.row for row in tokens.rows]
     probes = opinion_rows(rows)
     encoded = [

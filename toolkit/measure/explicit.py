@@ -67,7 +67,7 @@ def explicit_rewards(
     out.parent.mkdir(parents=True, exist_ok=True)
     ref = resolve(rm)
     tokenizer = load_tokenizer(ref)
-    reading = read(data, tokenizer, rm, reading_options, pair=reads_pairs(ref))
+    reading = read(data, tokenizer, rm, reading_options, pair=reads_pairs(ref), reporter=reporter)
     work = out.with_name(f".{out.name}.partial")
     scores = _scores(ref, reading.trees, tokenizer, scoring, work, reporter)
     summary = summarise_rewards(reading, scores, [ref], started) | {"out": str(out)}

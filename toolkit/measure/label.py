@@ -57,7 +57,7 @@ def label_data(
     check_labelling(labelling)
     answered: Sequence[Answered]
     if sampler is None:
-        answered = read_responses(selection)
+        answered = read_responses(selection, reporter)
     else:
         answered = sampled_responses(sampler, selection, purpose="label", reporter=reporter)
     usable = Spill()  # prompts with their distinct responses, the rows of the data that they are from, and groups

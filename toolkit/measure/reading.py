@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError
 from toolkit.evals.agreement import Comparison
+from toolkit.measure.responses import say_left_out
 from toolkit.measure.single_responses import read_single_responses
 from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
 from toolkit.models.rendering import refusals_at
 from toolkit.preferences import splits
 from toolkit.preferences.loading import place_in
-from toolkit.preferences.reading import PreferenceData, read_preferences
+from toolkit.preferences.reading import DataReport, PreferenceData, read_preferences
 from toolkit.preferences.rows import Comparison as Judged
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import Sample, SampleTable, table_samples
+from toolkit.progress import Reporter
 from toolkit.storage.lazy import Computed, LazySequence
 from toolkit.storage.spilled import Spill
 
@@ -134,21 +136,35 @@ class Reading:
         ]
 
 
-def read_data(data: str, options: ReadingOptions) -> PreferenceData:
+def read_data(data: str, options: ReadingOptions, reporter: Reporter | None = None) -> PreferenceData:
     """The data as text, all of it. Raises DataError where it cannot be read."""
-    return read_preferences(data, split=options.split, conversational=False if options.plain else None)
+    preferences = read_preferences(data, split=options.split, conversational=False if options.plain else None)
+    say_left_out(data, preferences.report, reporter)
+    return preferences
 
 
-def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions, *, pair: bool = False) -> Reading:
+def read(
+    data: str,
+    tokenizer: Any,
+    spec: str,
+    options: ReadingOptions,
+    *,
+    pair: bool = False,
+    compared: bool = False,
+    reporter: Reporter | None = None,
+) -> Reading:
     """Read and tokenise preference data, or responses without preferences.
 
     Prompts over the limit are left out, responses over it are cut; both are counted. ``options.limit`` counts the
-    prompts that are not left out. ``pair``: as an encoder reads them.
+    prompts that are not left out. ``pair``: as an encoder reads them. ``compared``: without the responses that nothing
+    is compared with. The reporter says which rows of the data are left out.
 
     Raises DataError where no prompt is left.
     """
-    singles = read_single_responses(data, options.split, text_only=options.plain)
-    preferences = singles if singles is not None else read_data(data, options)
+    singles = read_single_responses(data, options.split, text_only=options.plain, compared=compared)
+    if singles is not None:
+        say_left_out(data, singles.report, reporter)
+    preferences = singles if singles is not None else read_data(data, options, reporter)
     encoder = text_encoder(tokenizer, preferences.rows[0].prompt, spec, pair=pair)
     stored, at = Spill(), dict[int, int]()  # place of a row in the data -> among those that are stored
     n_long = n_truncated = 0
@@ -167,7 +183,16 @@ def read(data: str, tokenizer: Any, spec: str, options: ReadingOptions, *, pair:
     if not at:
         raise DataError("every prompt is longer than the limit", where=data, fix="raise --max-prompt-tokens")
     rows = EncodedRows(stored, array("q", [at[place] for place in sorted(at)]))
-    return Reading(encoder, rows, {"n_long_prompts": n_long, "n_truncated_responses": n_truncated})
+    return Reading(encoder, rows, reading_counts(preferences.report, n_long, n_truncated))
+
+
+def reading_counts(report: DataReport, n_long_prompts: int = 0, n_truncated_responses: int = 0) -> dict[str, int]:
+    """What was left out or cut: rows by the reader of the data, prompts and responses by the limits."""
+    return {
+        "n_rows_left_out": report.n_rows_left_out,
+        "n_long_prompts": n_long_prompts,
+        "n_truncated_responses": n_truncated_responses,
+    }
 
 
 def with_samples(reading: Reading, path: Path) -> Reading:

@@ -15,13 +15,14 @@ from toolkit.preferences import formats, splits
 from toolkit.preferences.cells import RecordError, name_cell, prompt_cell, texts_cell
 from toolkit.preferences.columns import GROUP
 from toolkit.preferences.loading import SourceRecords, load, local_path
-from toolkit.preferences.reading import column_names, read_preferences
+from toolkit.preferences.reading import DataReport, column_names, read_preferences
 from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import PreferenceRow, Prompt, canonical_prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, SampleTable, table_samples
 from toolkit.preferences.stored import StoredRows
 from toolkit.preferences.tables import from_parquet
 from toolkit.preferences.views import RowsAt
+from toolkit.progress import Reporter
 from toolkit.storage.lazy import Computed
 from toolkit.storage.spilled import Spill
 
@@ -51,29 +52,39 @@ def has_responses(selection: PromptSelection) -> bool:
     return _recognised(loaded) or _unlabelled(loaded)
 
 
-def read_responses(selection: PromptSelection) -> Sequence[Answered]:
+def read_responses(selection: PromptSelection, reporter: Reporter | None = None) -> Sequence[Answered]:
     """The prompts and responses of preference data, whose own labels are not read; of rows with ``prompt`` and a list
-    ``responses``; or of all policies in a run folder's ``samples.parquet``. They wait on disk.
+    ``responses``; or of all policies in a run folder's ``samples.parquet``. They wait on disk. The reporter says which
+    rows of preference data are left out.
 
     Raises DataError where the data is none of these.
     """
     file = _samples_file(local_path(selection.data))
     if file is not None:
         return _of_samples(file)[: selection.limit]
-    return Computed(_rows(selection), _answered)
+    return Computed(_rows(selection, reporter), _answered)
 
 
-def _rows(selection: PromptSelection) -> Sequence[PreferenceRow]:
+def _rows(selection: PromptSelection, reporter: Reporter | None) -> Sequence[PreferenceRow]:
     rows: StoredRows | None = None
     if local_path(selection.data).suffix.lower() != ".txt":
         loaded = load(selection.data, split=selection.split, config=None, revision=None)
         if not _recognised(loaded) and _unlabelled(loaded):
             rows = _of_rows(loaded)
     if rows is None:
-        rows = read_preferences(selection.data, split=selection.split).rows
+        preferences = read_preferences(selection.data, split=selection.split)
+        say_left_out(selection.data, preferences.report, reporter)
+        rows = preferences.rows
     if selection.limit is None:
         return rows
     return RowsAt(rows, sorted(splits.limit_order(rows, selection.limit, selection.seed)[: selection.limit]))
+
+
+def say_left_out(data: str, report: DataReport, reporter: Reporter | None) -> None:
+    """Show in one line what the reader of the data left out."""
+    left_out = report.left_out()
+    if reporter is not None and left_out:
+        reporter.line(f"{data}: {left_out}")
 
 
 def _answered(row: PreferenceRow) -> Answered:
@@ -135,7 +146,7 @@ def prompts_of_run(
 ) -> Callable[[str], tuple[Prompt, str]]:
     """The prompt of each id of a run's samples, and its group ("" for none).
 
-    ``samples.parquet`` shows conversations as text and names no groups; the run's own data, where it is there, has both.
+    ``samples.parquet`` shows conversations as text and names no groups; the run's own data has both, where it is there.
     ``shown`` gives a prompt as the samples have it.
     """
     held_out = file.parent / "data" / "eval.parquet"

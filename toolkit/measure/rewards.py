@@ -165,7 +165,7 @@ def implicit_rewards(
     started = time.monotonic()
     out.parent.mkdir(parents=True, exist_ok=True)
     pair = resolve_pair(policy, reference, options, reporter)
-    reading = read(data, pair.tokenizer, policy, reading_options)
+    reading = read(data, pair.tokenizer, policy, reading_options, reporter=reporter)
     if options.samples is not None:
         reading = with_samples(reading, Path(options.samples))
     if options.shifts and not reading.comparisons:

@@ -52,7 +52,7 @@ def simulate_data(
     if sampler is not None:
         answered = sampled_responses(sampler, selection, purpose="simulate", reporter=reporter)
     else:
-        answered = read_responses(selection)
+        answered = read_responses(selection, reporter)
     simulated = _simulate(answered, annotators, selection)
     rows = simulated.rows
     truth = {

@@ -80,6 +80,16 @@ class DataReport:
         """:func:`data_warnings` of this report."""
         return data_warnings(self.to_dict())
 
+    def left_out(self) -> str:
+        """What was left out, in one line; "" where nothing was."""
+        report = {name: value for name, value in self.to_dict().items() if name in _LEFT_OUT or name.endswith("_rows")}
+        return "; ".join(data_warnings(report))
+
+    @property
+    def n_rows_left_out(self) -> int:
+        """Rows of which nothing is read."""
+        return self.n_empty + self.n_unparsable + self.n_single
+
 
 # What is said of one, and of several: "row|rows".
 _WARNINGS = {
@@ -95,6 +105,7 @@ _WARNINGS = {
     "n_booleans": "row|rows with a boolean in the place of a text, read as 'True' or 'False'",
     "n_prompt_repeated": "row|rows with the prompt at the start of every response, so it will be there twice",
 }
+_LEFT_OUT = frozenset(name for name, text in _WARNINGS.items() if "left out" in text)
 
 
 def data_warnings(report: Mapping[str, Any]) -> list[str]:
