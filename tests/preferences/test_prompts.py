@@ -44,6 +44,26 @@ def test_texts_and_messages(tmp_path: Path) -> None:
         read_prompts(str(file), conversational=False)
 
 
+def test_rows_of_one_response_have_all_their_prompts(tmp_path: Path) -> None:
+    rows = [("p", "a", 3), ("p", "b", 1), ("q", "", 1), ("r", "x", 2), ("", "y", 1), ("r", "z", None)]
+    records = [dict(zip(("prompt", "response", "score"), row, strict=True)) for row in rows]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({**record, "group": "g"}) + "\n" for record in records), encoding="utf-8")
+    prompts = read_prompts(str(file))
+    assert [(item.prompt, item.group, item.where) for item in prompts] == [
+        (prompt, "g", f"{file}, line {k}") for prompt, k in (("p", 1), ("q", 3), ("r", 4))
+    ]
+    assert len(read_prompts(str(file), limit=2)) == 2
+
+
+def test_the_input_follows_the_instruction(tmp_path: Path) -> None:
+    rows = [{"instruction": "Translate.", "input": text, "output": "x"} for text in ("Hello", "Bye", "")]
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    prompts = [item.prompt for item in read_prompts(str(file))]
+    assert prompts == ["Translate.\n\nHello", "Translate.\n\nBye", "Translate."]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

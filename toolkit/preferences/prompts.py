@@ -9,12 +9,13 @@ from pathlib import Path
 from toolkit.errors import DataError
 from toolkit.preferences import formats, splits
 from toolkit.preferences.cells import RecordError, name_cell, prompt_cell
-from toolkit.preferences.columns import GROUP, PROMPTS
-from toolkit.preferences.loading import decoded, load, local_path
-from toolkit.preferences.parsing import parse_transcript
-from toolkit.preferences.reading import column_names, read_preferences
+from toolkit.preferences.columns import GROUP, PROMPTS, Columns, Format
+from toolkit.preferences.loading import SourceRecords, decoded, load, local_path
+from toolkit.preferences.parsing import last_turn, parse_transcript
+from toolkit.preferences.reading import SAMPLE, column_names, parse_record, read_preferences
 from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
-from toolkit.preferences.rows import Prompt, canonical_prompt
+from toolkit.preferences.rows import PreferenceRow, Prompt, canonical_prompt, prompt_id
+from toolkit.preferences.stored import StoredRows
 
 # The columns that hold the prompts of a file without preferences; the first that is there counts.
 COLUMNS = (*PROMPTS, "messages")
@@ -35,7 +36,8 @@ def read_prompts(
     """The prompts of a source, each once, in their order. Blank ones are left out.
 
     ``source`` is preference data as :func:`toolkit.preferences.reading.read_preferences` takes it, data in the same
-    kinds of files whose rows have one of ``COLUMNS`` and no preferences, or a ``.txt`` file with a prompt in each line.
+    kinds of files whose rows have one of ``COLUMNS`` and no preferences (``input`` follows ``instruction``), or a
+    ``.txt`` file with a prompt in each line.
     ``conversational`` says what the prompts have to be: chat messages, or text; a text becomes the user's message. None
     takes either, but one of them in all rows. Of ``limit`` prompts preference data gives those with the lowest hash of
     (``seed``, prompt), and any other source its first ones.
@@ -68,22 +70,48 @@ def _of_source(source: str, split: str, limit: int | None, seed: int) -> Iterato
         return
     loaded = load(source, split=split, config=None, revision=None)
     names = column_names(loaded)
-    column = next((name for name in COLUMNS if name in names), None)
-    if column is None or formats.recognise(names, [record for _, record in loaded.records[:100]]) is not None:
+    columns = Columns(names).prompts or tuple(name for name in COLUMNS if name in names)[:1]
+    recognised = formats.recognise(names, [record for _, record in loaded.records[:SAMPLE]])
+    if recognised is not None and recognised.one_response:
+        rows = splits.limit(_of_one_response(loaded, recognised), limit, seed)
+    elif recognised is not None or not columns:
         rows = splits.limit(read_preferences(source, split=split).rows, limit, seed)
-        yield from (UnlabelledPrompt(row.prompt, row.group, loaded.place(row.source_row)) for row in rows)
+    else:
+        yield from _of_rows(loaded, columns)
         return
+    yield from (UnlabelledPrompt(row.prompt, row.group, loaded.place(row.source_row)) for row in rows)
+
+
+def _of_rows(loaded: SourceRecords, columns: Sequence[str]) -> Iterator[UnlabelledPrompt]:
+    """The prompts of rows without preferences."""
+    column = columns[0]
     for number, record in loaded.records:
         try:
             if record.get(column, "") is None:
                 raise RecordError(f"{column!r} is null", column=column, fix="leave the row out")
-            prompt, group = prompt_cell(record, [column]), name_cell(record, GROUP)
+            prompt, group = prompt_cell(record, columns), name_cell(record, GROUP)
         except RecordError as error:
             raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
         texts = prompt_texts(prompt)
         check_unicode(loaded, number, texts, column)
         if texts and texts[-1].strip():
             yield UnlabelledPrompt(prompt, group, loaded.place(number))
+
+
+def _of_one_response(loaded: SourceRecords, recognised: Format) -> Sequence[PreferenceRow]:
+    """The prompts of rows with one response each, also those that no second row has."""
+    rows, seen = StoredRows(), set[str]()
+    for number, record in loaded.records:
+        try:
+            datum = parse_record(recognised, record)
+        except RecordError as error:
+            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+        check_unicode(loaded, number, prompt_texts(datum.prompt), "prompt")
+        name = prompt_id(datum.prompt)
+        if name not in seen and last_turn(datum.prompt).strip():
+            seen.add(name)
+            rows.add(PreferenceRow(name, datum.prompt, [], [], None, number, datum.group), [])
+    return rows
 
 
 def _of_lines(path: Path) -> Iterator[UnlabelledPrompt]:
