@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from toolkit.measure.options import ScoringOptions
 from toolkit.measure.reading import ReadingOptions, read
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
+from toolkit.preferences.columns import is_known_column
+from toolkit.preferences.formats import recognise
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import PreferenceRow, canonical_prompt
 from toolkit.preferences.splits import pairs
@@ -58,7 +61,7 @@ def check_rows(known: KnownSet, rows: list[PreferenceRow]) -> None:
 
 
 @every_set
-@pytest.mark.parametrize("ending", [".jsonl", ".json.gz", ".parquet"])
+@pytest.mark.parametrize("ending", [".jsonl", ".json.gz", ".csv", ".parquet"])
 def test_read_without_a_mapping(tmp_path: Path, name: str, ending: str) -> None:
     known = KNOWN_SETS[name]
     assert len(known.records) == 5
@@ -66,6 +69,13 @@ def test_read_without_a_mapping(tmp_path: Path, name: str, ending: str) -> None:
     assert (data.report.format, data.report.conversational) == (known.format, known.conversational)
     assert data.report.unseen == {}
     check_rows(known, data.rows)
+    assert all(map(is_known_column, recognised_columns(known)))  # so that each of them can be mapped
+
+
+def recognised_columns(known: KnownSet) -> frozenset[str]:
+    recognised = recognise(known.records[0], known.records)
+    assert recognised is not None
+    return recognised.columns
 
 
 @every_set
@@ -103,6 +113,17 @@ def test_filter_scores_every_row(name: str, file: str, tmp_path: Path, monkeypat
     summary = filter_rows("python:known_judge:size", file, options, ScoringOptions(), out=out, reporter=QUIET)
     assert summary["n_kept"] + summary["n_dropped"] == 5
     assert summary["n_unscored"] == sum(p is None for p in KNOWN_SETS[name].wins)
+
+
+def test_columns_that_the_docs_name_can_be_mapped() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data-formats.md").read_text(encoding="utf-8")
+    table = page[page.index("## Formats that are read as they come") : page.index("## Data sets by name")]
+    cells = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")]
+    labels = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    names = {name for cell in [*cells, *labels] for name in re.findall(r"`(\w+)`", cell)}
+    inside = {"answer", "rank", "overall_score"}  # of the objects in a list
+    assert {"margin", "score_a", "annotator2", "preference_strength"} <= names
+    assert {name for name in names - inside if not is_known_column(name)} <= {"A", "b", "tie", "model_a"}  # labels
 
 
 def test_the_docs_have_a_row_for_each_set() -> None:

@@ -43,7 +43,7 @@ def read_records(folder: Path, records: list[dict[str, Any]], ending: str = ".js
             writer = csv.DictWriter(out, list(records[0]), quoting=csv.QUOTE_ALL)
             writer.writeheader()
             writer.writerows(
-                {k: json.dumps(v) if isinstance(v, list) else v for k, v in record.items()} for record in records
+                {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in record.items()} for record in records
             )
     else:
         import pyarrow as pa

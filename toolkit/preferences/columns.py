@@ -22,6 +22,8 @@ SIDES = (
     ("response_j", "response_k"),
     ("response", "rejected_response"),
 )
+# Beside ``messages`` that end with the preferred response: the other one.
+REJECTED = ("rejected_messages", "rejected_response")
 SHP_PAIR = ("human_ref_A", "human_ref_B")
 # Two responses of which a label says which is preferred.
 PAIRS = (
@@ -54,9 +56,10 @@ ANSWERS = ("answers", "completions", "responses")
 # The score of the one response in each row.
 ROW_SCORES = ("score", "helpfulness")
 KNOWN_COLUMNS = frozenset(
-    (*PROMPTS, *CONTEXTS, *(name for pair in (*PAIRS, *SIDES, *SCORE_PAIRS) for name in pair))
-    + (*PROBABILITIES, *LABELS, *CHOICES, *SIGNED, *ONE_HOT, *VALUE_COLUMNS, *ANSWERS, *SYSTEMS, *ROW_SCORES)
-    + ("comparisons", "gold", "labels", "info", "summaries", "annotator", "worker", "messages", "conversations", GROUP)
+    (*PROMPTS, *CONTEXTS, *CONVERSATIONS, *REJECTED, *SYSTEMS, *ROW_SCORES)
+    + tuple(name for pair in (*PAIRS, *SIDES, *SCORE_PAIRS) for name in pair)
+    + (*PROBABILITIES, *LABELS, *CHOICES, *SIGNED, *ONE_HOT, *VALUE_COLUMNS, *ANSWERS)
+    + ("comparisons", "gold", "labels", "info", "summaries", "annotator", "worker", "margin", "turn", "status", GROUP)
 )
 _NUMBERED = re.compile(r"(prediction|response|output|completion|answer)[ _]?([1-9]\d?)")
 

@@ -94,8 +94,8 @@ def scored_row(record: Record, *, prompts: Sequence[str], score: str) -> Datum:
 class Joined(NamedTuple):
     """Records of one response each as one for each prompt, at the place of its first, all responses compared.
 
-    ``single`` has the numbers of the records whose prompt has no other response, ``empty`` those of the records that are
-    left out before: their prompt or response is blank.
+    ``single`` has the numbers of the records whose prompt has no other response, ``empty`` those of the records whose
+    prompt or response is blank: they are left out before.
     """
 
     data: Iterator[tuple[int, Datum]]

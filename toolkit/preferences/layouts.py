@@ -11,7 +11,17 @@ from functools import partial
 
 from toolkit.preferences import layout_parsing
 from toolkit.preferences.cells import json_texts
-from toolkit.preferences.columns import ANSWERS, CONVERSATIONS, LABELS, ONE_HOT, ROW_SCORES, SYSTEMS, Columns, Format
+from toolkit.preferences.columns import (
+    ANSWERS,
+    CONVERSATIONS,
+    LABELS,
+    ONE_HOT,
+    REJECTED,
+    ROW_SCORES,
+    SYSTEMS,
+    Columns,
+    Format,
+)
 from toolkit.preferences.parsing import parse_transcript
 
 PAIR_STATUS = {"tie", "swapped", "unchanged"}
@@ -52,7 +62,7 @@ def _role(message: object) -> str:
 
 def messages_and_rejected(columns: Columns) -> Format | None:
     """ms-swift: a conversation that ends with the chosen response, and the rejected one."""
-    rejected = columns.first(("rejected_messages", "rejected_response"))
+    rejected = columns.first(REJECTED)
     if rejected is None or not columns.holds_objects("messages"):
         return None
     used = frozenset(["messages", rejected])

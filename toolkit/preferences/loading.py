@@ -7,7 +7,6 @@ import errno
 import gzip
 import io
 import json
-import re
 import sys
 import zlib
 from collections import Counter, deque
@@ -23,6 +22,7 @@ from pydantic_core import from_json
 
 from toolkit.errors import DataError, nearest
 from toolkit.files import file_hash, is_hub_id, parse_json, read_json
+from toolkit.preferences.csv_cells import with_json
 from toolkit.preferences.rows import Record
 from toolkit.storage.integrity import refuse_changed
 
@@ -30,10 +30,6 @@ HELD_BYTES = 1 << 25  # of a file whose records stay in memory once they were re
 ROWS_AT_ONCE = 1024  # of a large Parquet file that are in memory
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 PARQUET_KEY = b"duel.preference_rows"
-_CSV_JSON = frozenset(
-    ["responses", "comparisons", "gold", "ranks", "ranking", "scores", "labels", "completions", "steps"]
-)
-_CSV_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|content|from|value)"')
 
 
 @dataclass(frozen=True)
@@ -348,7 +344,11 @@ def _json_document(raw: bytes, name: str, fingerprint: str) -> SourceRecords:
 
 
 def csv_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, Record]]:
-    """Rows of a CSV file with a header, as they are read. Cells with a list or with messages hold JSON."""
+    """Rows of a CSV file with a header, as they are read (:func:`toolkit.preferences.csv_cells.with_json`)."""
+    return with_json(_csv_texts(lines, name), name)
+
+
+def _csv_texts(lines: Iterable[str], name: str) -> Iterator[tuple[int, Record]]:
     csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than some conversations
     reader = csv.DictReader(lines, strict=True)
     try:
@@ -358,18 +358,9 @@ def csv_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, Record]]
                 n_cells = sum(value is not None for key, value in row.items() if key) + len(row.get(None) or ())
                 what = f"{n_cells} cells, but the header has {len(reader.fieldnames or ())}"
                 raise DataError(what, where=f"{name}, row {number} (line {reader.line_num})")
-            yield number, {key: _csv_cell(key, value, name, number) for key, value in row.items()}
+            yield number, row
     except csv.Error as error:
         raise DataError(f"invalid CSV: {error}", where=f"{name}, line {reader.reader.line_num}") from error
-
-
-def _csv_cell(column: str, value: str, name: str, number: int) -> Any:
-    if not (column in _CSV_JSON and value.strip()[:1] in ("[", "{")) and not _CSV_MESSAGES.match(value):
-        return None if column == "gold" and not value else value
-    try:
-        return parse_json(value)
-    except ValueError as error:
-        raise DataError(f"invalid JSON: {error}", where=f"{name}, row {number}, column {column!r}") from error
 
 
 def _with_prompt(record: Record, number: int, name: str) -> Record:

@@ -257,8 +257,8 @@ def _conversation(record: Record, column: str) -> list[dict[str, str]]:
     """
     value = cell(record, column)
     messages = messages_from([value] if _is_message(value) else list_cell(record, column), column)
-    turn = record.get("turn")
-    if column.startswith("conversation") and isinstance(turn, int) and turn > 0:
+    turn = int(parsed_number(record.get("turn")) or 0)
+    if column.startswith("conversation") and turn > 0:
         answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
         return messages[: answers[turn - 1] + 1] if len(answers) > turn else messages
     return messages

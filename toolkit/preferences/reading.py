@@ -18,6 +18,7 @@ from toolkit.errors import DataError, DuelError, nearest
 from toolkit.preferences import formats
 from toolkit.preferences.cells import RecordError, name_cell, parsed_number
 from toolkit.preferences.columns import GROUP, KNOWN_COLUMNS, Columns, Format, is_known_column
+from toolkit.preferences.csv_cells import CSV, with_json
 from toolkit.preferences.layout_parsing import joined
 from toolkit.preferences.loading import FileRecords, SourceRecords, load
 from toolkit.preferences.merging import FIRST_ROWS, merge
@@ -436,6 +437,8 @@ def _renamed(loaded: SourceRecords, columns: Mapping[str, str]) -> SourceRecords
         if name not in present:
             raise DataError(f"columns.{wanted}: no column {name!r}", where=loaded.name, fix=nearest(name, present))
     rename = partial(_with_columns, loaded.records, columns)
+    if loaded.name.lower().endswith(CSV):  # under their new names columns may hold lists
+        return replace(loaded, records=FileRecords(lambda: with_json(rename(), loaded.name)))
     return replace(loaded, records=FileRecords(rename))
 
 

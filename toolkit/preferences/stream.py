@@ -20,6 +20,7 @@ from toolkit.files import file_hash, fingerprint, parse_json
 from toolkit.preferences import formats
 from toolkit.preferences.cells import RecordError, cell, excerpt, messages_from, name_cell, prompt_cell, text_cell
 from toolkit.preferences.columns import GROUP, Format
+from toolkit.preferences.csv_cells import CSV
 from toolkit.preferences.loading import PARQUET_KEY, SourceRecords, csv_records, load, local_path, shipped_path
 from toolkit.preferences.parsing import Datum, NoSharedPromptError, parse_transcript
 from toolkit.preferences.prompts import COLUMNS as PROMPTS
@@ -32,7 +33,6 @@ RESPONSES = ("response", "completion", "output", "answer")
 LABEL = "label"
 _WORDS = {"true": True, "false": False, "1": True, "0": False, "good": True, "bad": False}
 _WORDS |= {"chosen": True, "rejected": False}
-CSV = (".csv", ".csv.gz")
 SAMPLE = 100
 # The column with the scores of all responses of a row of preference data.
 RESPONSE_SCORES = "response_scores"
