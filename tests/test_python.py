@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import pickle
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 import transformers
@@ -21,9 +24,10 @@ from support.running import ROOT, SMALL
 import toolkit
 from toolkit import progress
 from toolkit.api import Result
-from toolkit.api.inputs import quiet_libraries, records_of
+from toolkit.api.inputs import Inputs, quiet_libraries, records_of
 from toolkit.cli.main import cli
 from toolkit.errors import DataError, ModelError, RecipeError, StoreError
+from toolkit.preferences.reading import read_preferences
 from toolkit.progress import Reporter
 from toolkit.report.sheets import Sheet
 
@@ -81,6 +85,37 @@ def test_cells_of_frames_become_json() -> None:
         with pytest.raises(DataError, match=what) as refused:
             list(records_of(data))
         assert refused.value.where == "data" and refused.value.fix
+
+
+def test_missing_cells_of_every_type_are_null(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "string": pd.array(["a", None], "string"),
+            "int": pd.array([1, None], "Int64"),
+            "float": pd.array([1.5, None], "Float32"),
+            "bool": pd.array([True, None], "boolean"),
+            "time": pd.to_datetime(["2026-01-02", None]),
+            "delta": pd.to_timedelta([3, None], unit="s"),
+            "category": pd.Categorical(["x", None]),
+            "arrow": pd.array(["a", None], "string[pyarrow]"),
+            "object": [["a", pd.NA], pd.NA],
+            "decimal": [Decimal("1.5"), Decimal("NaN")],
+            "numpy": pd.Series([np.float32(2), np.float32("nan")], dtype=object),
+        }
+    )
+    first, second = (json.loads(line) for line in Path(Inputs(tmp_path / "out").data(frame)).read_text().splitlines())
+    assert second == dict.fromkeys(frame.columns)
+    assert (first["string"], first["int"], first["float"], first["bool"]) == ("a", 1, 1.5, True)
+    assert (first["category"], first["arrow"], first["object"], first["numpy"]) == ("x", "a", ["a", None], 2.0)
+    records = [{name: frame.loc[1, name] for name in frame.columns}]  # a list of dicts with such cells
+    assert list(records_of(records)) == [second]
+
+
+def test_rows_with_a_missing_text_are_left_out(tmp_path: Path) -> None:
+    frame = pd.DataFrame(PAIRS).astype("string")  # whose missing cells are pandas.NA
+    frame.loc[1, "chosen"] = pd.NA
+    report = read_preferences(Inputs(tmp_path / "out").data(frame)).report
+    assert (report.n_empty, report.empty_rows) == (1, (2,))
 
 
 def test_an_error_names_the_object_and_no_file_that_is_gone() -> None:

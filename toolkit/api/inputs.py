@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, wraps
+from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, get_args
 
@@ -196,7 +196,7 @@ def records_of(data: Any) -> Iterator[dict[str, Any]]:
         if isinstance(record, str):
             yield {"prompt": record}
         elif isinstance(record, Mapping):
-            yield {str(name): _without_nan(cell) for name, cell in record.items()}
+            yield {str(name): None if _is_missing(cell) else cell for name, cell in record.items()}
         else:
             fix = "each row is a dict of columns"
             raise DataError(f"row {number + 1} is a {type(record).__name__}", where="data", fix=fix)
@@ -213,9 +213,14 @@ def _read(data: Data) -> Iterator[dict[str, Any]]:
         yield dict(record)
 
 
-def _without_nan(cell: Any) -> Any:
-    """A missing cell of a data frame is NaN there, and null in a record."""
-    return None if isinstance(cell, float) and math.isnan(cell) else cell
+def _is_missing(value: Any) -> bool:
+    """Whether it is what a table has where it has no value: NaN, and pandas' NA and NaT. In a record it is null."""
+    if value is None or isinstance(value, str | bool | int | list | Mapping):
+        return False
+    pandas = sys.modules.get("pandas")  # a value of pandas' own has imported it
+    if pandas is not None:
+        return bool(pandas.api.types.is_scalar(value) and pandas.isna(value))
+    return isinstance(value, Number) and bool(value != value)
 
 
 def _json_value(value: Any) -> Any:
@@ -223,6 +228,8 @@ def _json_value(value: Any) -> Any:
     import numpy as np
     import torch
 
+    if _is_missing(value):  # inside a list
+        return None
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
         return value.tolist()
     if isinstance(value, Mapping):
