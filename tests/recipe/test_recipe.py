@@ -370,7 +370,10 @@ def test_a_held_out_split_is_of_data_that_has_splits(recipe_file, tmp_path):
     """A file's is refused where both are given. That of a recipe for a hub data set does not count for a file."""
     both = recipe_file("name: mine\ndata:\n  source: pairs.jsonl\n  eval_split: test\n")
     assert "mine.yaml:4" in error_of(both).where and "mine.yaml:3" in error_of(both).where
-    assert load_recipe("hh-harmless", ["data.source=pairs.jsonl"]).recipe.data.eval_split == "test"
+    loaded = load_recipe("hh-harmless", ["data.source=pairs.jsonl"])
+    assert loaded.recipe.data.eval_split is None and loaded.origins["data.eval_split"] == "--set"
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(loaded))
+    assert load_recipe(str(tmp_path / "resolved.yaml")).recipe == loaded.recipe
     assert "no data set with splits" in error_of("hh-harmless", "data=f.jsonl", "data.eval_split=test").what
     splits = ["data.eval_split=test", "data.eval_fraction=0"]
     (tmp_path / "dict").mkdir()

@@ -211,15 +211,25 @@ def data_conflicts(data: DataSection) -> Iterator[Conflict]:
         yield Conflict("no annotator is left", "null takes all of them", ("annotators",))
 
 
+def split_of_other_data(data: DataSection, origins: Mapping[str, str]) -> bool:
+    """Whether the held-out split is one that a recipe has for its own data, in whose place the user named a file."""
+    name = _held_out_name(data)
+    replaced = origins[f"data.{name}"] == "--set" and origins["data.eval_split"] != "--set"
+    return data.eval_split is not None and replaced and not has_splits(getattr(data, name))
+
+
 def split_conflicts(data: DataSection, origins: Mapping[str, str]) -> Iterator[Conflict]:
-    """A held-out split of data that has none. One that a recipe has for its own data does not count for other data."""
-    name = "source" if data.eval_source is None else "eval_source"
-    source, of_source = getattr(data, name), origins.get(f"data.{name}", "")
-    of_split = origins.get("data.eval_split", "")
-    replaced = of_source == "--set" and of_split != "--set"
-    if data.eval_split is not None and of_split and not replaced and not has_splits(source):
+    """A held-out split of data that has none."""
+    name = _held_out_name(data)
+    source = getattr(data, name)
+    if data.eval_split is not None and origins.get("data.eval_split") and not has_splits(source):
         fix = "leave it out, or name a folder or a hub data set that has splits, or data.eval_source"
         yield Conflict(f"{source!r} is no data set with splits", fix, ("eval_split", name))
+
+
+def _held_out_name(data: DataSection) -> str:
+    """The setting that names where held-out data comes from."""
+    return "source" if data.eval_source is None else "eval_source"
 
 
 def model_conflicts(model: ModelSection) -> Iterator[Conflict]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from toolkit.errors import RecipeError, nearest
 from toolkit.files import copy_whole
-from toolkit.recipe.checks import check
+from toolkit.recipe.checks import check, split_of_other_data
 from toolkit.recipe.problems import schema_error
 from toolkit.recipe.schema import Recipe, leaves
 from toolkit.recipe.yaml_values import Keys, one_line, read_file, set_value
@@ -41,6 +41,9 @@ def load_recipe(name_or_path: str, sets: Sequence[str] = ()) -> LoadedRecipe:
     except ValidationError as error:
         raise schema_error(error, Recipe, marked, path) from None
     origins = {".".join(keys): marked.origin(keys) for keys, _ in leaves(recipe)}
+    if split_of_other_data(recipe.data, origins):
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"eval_split": None})})
+        origins["data.eval_split"] = "--set"  # with the data
     check(recipe, origins)
     return LoadedRecipe(recipe, origins, path)
 
