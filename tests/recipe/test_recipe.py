@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -500,3 +502,8 @@ def test_importing_recipes_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_values_of_python_on_one_line():
+    values = {"at": Path("a/b c"), "grid": (np.float64(0.1), np.int64(3)), "row": np.array([1, 2])}
+    assert yaml.safe_load(one_line(values)) == {"at": "a/b c", "grid": [0.1, 3], "row": [1, 2]}

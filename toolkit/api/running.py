@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -330,9 +329,12 @@ def _command(function: str, first: str | Path, options: Mapping[str, Any]) -> li
     >>> _command("run", "smoke", {"out": Path("here"), "settings": {"dpo.beta": 0.3}, "until": None})[-1]
     "from toolkit import run; run('smoke', out='here', settings={'dpo.beta': 0.3})"
     """
+    import yaml
+
+    from toolkit.recipe.yaml_values import one_line
+
     given = {name: value for name, value in options.items() if value not in (None, False, {})}
-    # Paths and numbers of other libraries become what Python's own texts and numbers write.
-    plain = json.loads(json.dumps([str(first), given], default=str))
+    plain = yaml.safe_load(one_line([str(first), given]))  # without paths, and numbers of other libraries
     words = [repr(plain[0]), *(f"{name}={value!r}" for name, value in plain[1].items())]
     return ["python", "-c", f"from toolkit import {function}; {function}({', '.join(words)})"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -289,17 +290,21 @@ class _Reader:
 
 
 def one_line(value: object) -> str:
-    """One line of YAML that reads back as the same value.
+    """One line of YAML that reads back as the same value; paths become texts, numpy's numbers and arrays Python's.
 
-    >>> one_line({"beta": 0.1, "name": "on", "items": [1, None]})
-    '{beta: 0.1, name: "on", items: [1, null]}'
+    >>> one_line({"beta": 0.1, "name": "on", "items": (1, None), "file": Path("a/b")})
+    '{beta: 0.1, name: "on", items: [1, null], file: a/b}'
     """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, str):
         # Quoted unless it is certainly a word: YAML would read `on`, `1e5` or `12:30` as something else.
         if re.fullmatch(r"[A-Za-z_/](?:[\w./@+-]|:(?=\S))*", value, re.ASCII) and yaml.safe_load(value) == value:
             return value
         return yaml.safe_dump(value, default_style='"', width=10**9, allow_unicode=True).strip()
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{', '.join(one_line(item) for item in value)}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{one_line(key)}: {one_line(item)}' for key, item in value.items())}}}"
