@@ -80,3 +80,13 @@ def test_one_response_to_each_prompt_is_an_error(annotators: Path, tmp_path: Pat
         "--out", str(tmp_path / "x.jsonl.gz"), check=2,
     )  # fmt: skip
     assert "no prompt has two different responses" in done.stderr
+
+
+def test_a_file_of_the_users_in_the_truths_place_stays(annotators: Path, tmp_path: Path) -> None:
+    out, truth = tmp_path / "labels.jsonl.gz", tmp_path / "labels.truth.json"
+    truth.write_text("mine")
+    words = ["simulate", "--annotators", str(annotators), "--data", str(rows(tmp_path)), "--out", str(out)]
+    assert "labels.truth.json" in duel(*words, check=2).stderr
+    assert truth.read_text() == "mine" and not out.exists()
+    duel(*words, "--force")
+    assert recorded_truth(out) is not None and "done already" in duel(*words).stderr

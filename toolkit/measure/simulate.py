@@ -31,7 +31,12 @@ class Simulated:
     gold: str
 
 
-@once()
+def _truth_file(path: Path) -> Path:
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    return path.with_name(f"{name}.truth.json")
+
+
+@once(_truth_file)
 def simulate_data(
     sampler: PolicySampler | None,
     selection: PromptSelection,
@@ -66,8 +71,8 @@ def simulate_data(
     if out.suffix == ".parquet":
         to_parquet(rows, out, {TRUTH_KEY: json.dumps(truth)})
     else:
-        write_native(rows, out)
         write_json(_truth_file(out), truth)
+        write_native(rows, out)
     several = len(annotators) > 1
     return {
         "out": str(out),
@@ -91,11 +96,6 @@ def recorded_truth(path: Path) -> dict[str, Any] | None:
         return None if text is None else dict(json.loads(text))
     file = _truth_file(path)
     return read_json(file) if file.is_file() else None
-
-
-def _truth_file(path: Path) -> Path:
-    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    return path.with_name(f"{name}.truth.json")
 
 
 def _simulate(answered: Sequence[Answered], annotators: Sequence[Annotator], selection: PromptSelection) -> Simulated:
