@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import enum
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from support.running import environment
 
+from toolkit.judging.function_identity import function_fingerprint
 from toolkit.judging.user_code import hand_over
 
 # What judges, and the same with one thing changed.
@@ -183,3 +186,27 @@ def test_a_function_is_the_same_judge_in_every_process() -> None:
         for seed in ("1", "2", "3")
     }
     assert len(names) == 1
+
+
+class Level(enum.Enum):
+    LOW = 1
+    HIGH = 2
+
+
+class Weighted:
+    def __init__(self) -> None:
+        self.weight = 1.0
+
+    def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
+        return [len(text) * self.weight for text in completions]
+
+
+def by_level(prompts: list[str], completions: list[str]) -> list[float]:
+    return [Level.HIGH.value for _ in completions if Level.LOW]
+
+
+def test_looking_at_a_judge_does_not_change_it() -> None:
+    """Python leaves a note in the class of an object that it copies."""
+    judge = Weighted()
+    assert function_fingerprint(judge) == function_fingerprint(judge) == function_fingerprint(copy.copy(judge))
+    assert function_fingerprint(by_level) == function_fingerprint(by_level)

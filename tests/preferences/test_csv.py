@@ -146,3 +146,13 @@ def test_a_margin_in_another_column(tmp_path: Path) -> None:
     for ending in (".csv", ".jsonl"):
         [row] = read_records(tmp_path, [record], ending, columns={"margin": "gap"}).rows
         assert row.comparisons == [Comparison(0, 1, margin=1.5)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[{'name': 'a', 'v': 1}]", "['x'] good 1 ['y']", '{"role": "admin", "id": 1}', "{'role': 'admin'}", "[{'a': (]"],
+)
+def test_texts_that_only_look_like_lists_or_messages_stay_texts(tmp_path: Path, text: str) -> None:
+    rows = [{"prompt": f"p{k}", "chosen": text, "rejected": f"{text[:-1]} {text[-1]}"} for k in range(3)]
+    path = written(tmp_path / "texts.csv", rows)
+    assert [row.responses for row in read_preferences(str(path)).rows] == [[r["chosen"], r["rejected"]] for r in rows]

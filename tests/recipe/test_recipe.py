@@ -377,6 +377,8 @@ def test_a_held_out_split_is_of_data_that_has_splits(recipe_file, tmp_path):
     (tmp_path / "resolved.yaml").write_text(resolved_yaml(loaded))
     assert load_recipe(str(tmp_path / "resolved.yaml")).recipe == loaded.recipe
     assert "no data set with splits" in error_of("hh-harmless", "data=f.jsonl", "data.eval_split=test").what
+    (tmp_path / "files").mkdir()  # of the user's, which lacks the splits of the recipe's data
+    assert load_recipe("tldr", [f"data.source={tmp_path / 'files'}"]).recipe.data.eval_split is None
     splits = ["data.eval_split=test", "data.eval_fraction=0"]
     (tmp_path / "dict").mkdir()
     assert load_recipe("smoke", [f"data.source={tmp_path / 'dict'}", *splits]).recipe.data.eval_fraction == 0

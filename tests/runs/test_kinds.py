@@ -183,3 +183,16 @@ def test_a_comparison_goes_on_without_its_samples(made: dict[str, Path], tmp_pat
     written = json.loads((folder / "results.json").read_text())
     comparison(folder)
     assert json.loads((folder / "results.json").read_text())["win_rates"] == written["win_rates"]
+
+
+def test_a_run_that_shared_the_folder_of_a_study_goes_on(
+    made: dict[str, Path], small_run: Path, tmp_path: Path
+) -> None:
+    """An earlier duel gave a run and a study of the same recipe one folder."""
+    shared = shutil.copytree(small_run, tmp_path / "shared")
+    shutil.copy(made["study"] / "trials.json", shared)
+    assert kind_of(shared) == "study"
+    refuse_others_folder(shared, "run", RUN_FILES)
+    refuse_others_folder(shared, "study", STUDY_FILES)
+    with pytest.raises(StoreError, match="holds a study"):
+        refuse_others_folder(shared, "comparison", RUN_FILES)

@@ -40,7 +40,7 @@ def test_a_signal_ends_a_run_in_words(
         process.send_signal(number)
         told = time.monotonic()
         _, stderr = process.communicate(timeout=30)
-    assert time.monotonic() - told < 5
+    assert time.monotonic() - told < 15
     assert process.returncode == code
     assert stderr.splitlines()[-1] == f"{word}; run the same command again to continue" and "Traceback" not in stderr
     assert json.loads((out / "manifest.json").read_text(encoding="utf-8"))["status"] == "interrupted"

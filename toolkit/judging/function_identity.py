@@ -18,7 +18,7 @@ _WRAPPERS = (staticmethod, classmethod, type(functools.cache(len)))
 # Of a class: what Python adds to it, which says where it was written or differs between processes.
 _OF_EVERY_CLASS = (
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__"),
-    *("__firstlineno__", "__static_attributes__", "__annotations_cache__"),
+    *("__firstlineno__", "__static_attributes__", "__annotations_cache__", "__slotnames__"),
 )
 
 
@@ -124,7 +124,9 @@ class _Contents:
         name = [value.__module__, value.__qualname__]
         if value.__module__ != self.module:
             return name
-        own = [[key, self.of(item)] for key, item in vars(value).items() if key not in _OF_EVERY_CLASS]
+        # A copy: to look at an instance of the class leaves __slotnames__ in it.
+        members = dict(vars(value))
+        own = [[key, self.of(item)] for key, item in members.items() if key not in _OF_EVERY_CLASS]
         return [*name, [self.of(base) for base in value.__bases__], own]
 
 

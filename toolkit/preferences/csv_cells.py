@@ -6,6 +6,7 @@ format has in that column.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ def _is_object(value: object) -> bool:
 
 
 def _is_message(value: object) -> bool:
-    return isinstance(value, Mapping) and ("role" in value or "from" in value)
+    if not isinstance(value, Mapping):
+        return False
+    return ("role" in value and ("content" in value or "tool_calls" in value)) or {"from", "value"} <= value.keys()
 
 
 def _are_turns(value: object) -> bool:
@@ -59,7 +62,7 @@ def _written(start: str, end: str) -> re.Pattern[str]:
 
 
 MESSAGES = _Form(_is_list_of(_is_message), _written(r"\[\s*\{\s*'", r"\]"))
-MESSAGE = _Form(_is_message, _written(r"\{\s*'(role|content|from|value)'", r"\}"))
+MESSAGE = _Form(_is_message, _written(r"\{\s*'", r"\}"))
 TEXTS = _Form(_is_list_of(_is_text), _written(r"""\[\s*['"]""", r"\]"))
 OBJECTS = _Form(_is_list_of(_is_object), MESSAGES.python)
 # The columns that hold lists or objects, beside ``ALWAYS``; several are lists together, or texts.
@@ -124,12 +127,22 @@ def _all_fit(rows: Sequence[tuple[int, Record]], columns: Sequence[str], form: _
             value = _json(cell)
             if form.fits(value):
                 continue
-            if value is not None or form.python is None or form.python.fullmatch(cell) is None:
+            if value is not None or not _is_python(cell, form):
                 return False
             wrong = wrong or f"{name}, row {number}, column {column!r}"
     if wrong and filled.issuperset(columns):
         raise DataError("lists as Python writes them, expected JSON", where=wrong, fix=_FIX)
     return filled.issuperset(columns)
+
+
+def _is_python(cell: str, form: _Form) -> bool:
+    """Whether a cell has this form as Python writes it, and is not a text that begins and ends like it."""
+    if form.python is None or form.python.fullmatch(cell) is None:
+        return False
+    try:
+        return form.fits(ast.literal_eval(cell.strip()))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
 
 
 def _json(cell: str) -> object:

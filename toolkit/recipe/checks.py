@@ -212,10 +212,11 @@ def data_conflicts(data: DataSection) -> Iterator[Conflict]:
 
 
 def split_of_other_data(data: DataSection, origins: Mapping[str, str]) -> bool:
-    """Whether the held-out split is one that a recipe has for its own data, in whose place the user named a file."""
+    """Whether the held-out split is one that a recipe has for its own data, in whose place the user named a file or a
+    folder."""
     name = _held_out_name(data)
     replaced = origins[f"data.{name}"] == "--set" and origins["data.eval_split"] != "--set"
-    return data.eval_split is not None and replaced and not has_splits(getattr(data, name))
+    return data.eval_split is not None and replaced and not on_the_hub(getattr(data, name))
 
 
 def split_conflicts(data: DataSection, origins: Mapping[str, str]) -> Iterator[Conflict]:

@@ -37,7 +37,7 @@ class DataSection(Section):
     )
     eval_split: str | None = Field(
         None,
-        description="Held-out split of a hub data set or a folder with splits. A file has none: eval_fraction counts.",
+        description="Held-out split of a hub data set or a folder with splits. A file takes eval_fraction.",
     )
     eval_fraction: Fraction = Field(
         0.1, description="Share of the prompts to hold out, chosen by a hash of the prompt."

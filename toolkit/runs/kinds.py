@@ -72,10 +72,11 @@ def refuse_others_folder(folder: Path, kind: Kind, files: Collection[str], force
     """Raises StoreError where a command that writes a folder of this kind would replace what is not its own.
 
     That is a folder of another kind, and, where none has begun, one of ``files`` that is there, unless ``force`` (None
-    for a command without that option). A command that was stopped goes on.
+    for a command without that option). A command that was stopped goes on. So does a run that an earlier duel let lie
+    in the folder of a study.
     """
     there = kind_of(folder)
-    if there == kind:
+    if there == kind or (kind == "run" and is_manifest(folder / MANIFEST_FILE)):
         return
     if there is not None:
         named = folder if folder.name not in ("", "..") else folder.resolve()
