@@ -282,6 +282,21 @@ def test_a_gguf_file_that_is_not_there(tmp_path: Path) -> None:
     assert "absent.gguf" in caught.value.where and caught.value.fix
 
 
+def test_a_base_of_a_gguf_file_is_converted_again_where_the_cache_is_gone(
+    tmp_path: Path, conversions: list[Path]
+) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    base = resolve(f"gguf:{file}")
+    reward = recorded(adapter(run_with_sft(tmp_path / "run") / "reward_model" / "model", base.path), base)
+    shutil.rmtree(base.path)
+    assert resolve_base(reward) == base and conversions == [file, file]
+    shutil.rmtree(base.path)
+    file.unlink()
+    with pytest.raises(ModelError, match="cannot be found"):
+        resolve_base(reward)
+
+
 class Installed:
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name

@@ -225,9 +225,10 @@ def _fix_of_other_base(adapter: Path) -> str:
 
 def _base_elsewhere(adapter: Path, name: str, record: BaseRecord | None, above: frozenset[Path]) -> ModelRef | None:
     """An adapter's base that is not in the place ``name`` any more; None where it is not known to be another model."""
-    if record is not None and record.spec in SHORT_NAMES:  # its weights lie in another cache, or another environment
-        shipped = resolve(record.spec)
-        return shipped if record.is_of(shipped) else None
+    # Weights that a name or a GGUF file stands for may lie in another cache, or another environment.
+    if record is not None and (record.spec in SHORT_NAMES or _is_gguf_file(record.spec)):
+        again = resolve(record.spec)
+        return again if record.is_of(again) else None
     run = _run_around(adapter)
     if run is None:
         return None
@@ -237,6 +238,10 @@ def _base_elsewhere(adapter: Path, name: str, record: BaseRecord | None, above: 
         _say_moved(name, run)
         return sft
     return None
+
+
+def _is_gguf_file(spec: str) -> bool:
+    return spec.startswith("gguf:") and Path(spec.removeprefix("gguf:")).expanduser().is_file()
 
 
 def _run_around(adapter: Path) -> Path | None:
