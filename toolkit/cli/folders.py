@@ -10,16 +10,18 @@ import click
 
 from toolkit.cli.options import FORCE, JSON, PATH, complete_runs, emit, reporter_of, say
 
+MAX_SAMPLES = click.option(
+    "--max-samples",
+    type=click.IntRange(1),
+    help="Largest number of prompts whose samples are shown; the default is the recipe's report.max_samples.",
+)
+
 
 @click.command()
 @click.argument("folder", type=PATH, nargs=-1, required=True, shell_complete=complete_runs)
 @click.option("--out", type=PATH, help="File to write; the default is FOLDER/report.html.")
 @click.option("--title", help="Title of the page.")
-@click.option(
-    "--max-samples",
-    type=click.IntRange(1),
-    help="Largest number of prompts whose samples are shown; the default is the recipe's report.max_samples.",
-)
+@MAX_SAMPLES
 @FORCE
 def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_samples: int | None, force: bool) -> None:
     """Write the HTML report of FOLDER, a run, a sweep or a study. Several runs share one page."""
@@ -31,13 +33,9 @@ def report(folder: tuple[Path, ...], out: Path | None, title: str | None, max_sa
 @click.command()
 @click.argument("folder", type=PATH, shell_complete=complete_runs)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; the default is a free one.")
-@click.option(
-    "--max-samples",
-    type=click.IntRange(1),
-    help="Largest number of prompts whose samples are shown; the default is the recipe's report.max_samples.",
-)
+@MAX_SAMPLES
 @click.pass_context
-def watch(ctx: click.Context, /, folder: Path, port: int, max_samples: int) -> None:
+def watch(ctx: click.Context, /, folder: Path, port: int, max_samples: int | None) -> None:
     """Serve the report of a run or a study while it goes on.
 
     The page is for this machine alone. Ctrl-C ends it, and not the run.

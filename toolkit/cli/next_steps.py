@@ -42,7 +42,6 @@ def next_study(recipe: str, run: Recipe, judged: bool, sets: Sequence[str] = ())
     >>> next_study("study", load_recipe("study").recipe, judged=True)[1]
     'duel study study'
     """
-    from toolkit.recipe.checks import has_splits
     from toolkit.recipe.files import load_recipe
     from toolkit.recipe.schema import flat
     from toolkit.recipe.yaml_values import one_line
@@ -51,8 +50,6 @@ def next_study(recipe: str, run: Recipe, judged: bool, sets: Sequence[str] = ())
     words = [recipe, *(word for text in sets for word in ("--set", text))]
     if run.study is None:
         own, shipped = flat(run), flat(load_recipe("study").recipe)
-        if not has_splits(run.data.eval_source or run.data.source):
-            own["data.eval_split"] = None  # of the recipe's own data
         # Recorded votes are of other texts than those that a study samples.
         own["evaluate.judges"] = [judge for judge in run.evaluate.judges if not judge.startswith("file:")]
         judged = judged and bool(own["evaluate.judges"] or not run.evaluate.judges)
