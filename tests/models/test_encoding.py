@@ -250,6 +250,28 @@ def test_rendered_text_has_one_bos_and_one_eos(stories_folder: Path) -> None:
     assert text_encoder(closing, messages).prompt(messages) == [0, 10, 5, 6, 7, 3, 11]
 
 
+def test_rendered_text_ends_as_a_message_does_where_that_is_not_the_eos() -> None:
+    """Gemma and Phi-3 are examples. The end of the template became letters, with an EOS behind them."""
+    template = TURNS.replace("' <turn> '", "'<turn>'").replace("assistant{%", "assistant {%")
+    core = words()
+    core.add_special_tokens({"extra_special_tokens": ["<turn>", "<start_of_turn>"]})
+    core.chat_template = template.replace("m['role']", "'<start_of_turn>' + m['role']").replace(
+        "assistant {%", "<start_of_turn>assistant {%"
+    )
+    messages = [{"role": "user", "content": "is it"}]
+    chat = text_encoder(core, messages)
+    rendered = core.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = text_encoder(core, rendered)
+    turn = core.convert_tokens_to_ids("<turn>")
+    assert text.prompt(rendered) == chat.prompt(messages) and chat.end_id == turn != core.eos_token_id
+    for ended in ("good", "good<turn>", "good<turn>\n", "good<turn></s>", "good</s>"):
+        assert text.responses([ended], 99) == chat.responses(["good"], 99), ended
+        assert text.counted_responses([ended], 99).lengths == [2]
+    # Other text ends with the EOS, behind a BOS too, and no end becomes letters.
+    for prompt in ("is it", "<s>is it"):
+        assert text_encoder(core, prompt).responses(["good<turn>"], 99)[0] == [[7, 1]]
+
+
 def test_chatml_without_a_bos_of_the_tokenizer_stays(tokenizer: Any) -> None:
     rendered = "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n"
     encoder = text_encoder(tokenizer, rendered)

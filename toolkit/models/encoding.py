@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from toolkit.errors import ModelError
 from toolkit.models.batches import encodings_of_texts, ids_in, ids_of_texts
 from toolkit.models.joining import Joiner
-from toolkit.models.rendering import LAST_CHARACTERS, answers_after_blank, render_prompt, rendered_prompts
+from toolkit.models.rendering import LAST_CHARACTERS, Markers, answers_after_blank, render_prompt, rendered_prompts
 from toolkit.models.special_tokens import SpecialTokens, mostly_together
 from toolkit.models.tokenizer import require_chat_template, response_end
 from toolkit.preferences.rows import Prompt, readable
@@ -120,17 +120,30 @@ class TextEncoder:
 
     Prompt and response are tokenised apart and joined as ids, so that no token crosses the border between them. A
     response is read as what follows a prompt (:mod:`toolkit.models.joining`). With ``pair`` an encoder reads them as a
-    pair of texts.
+    pair of texts. ``example`` is a text prompt of the data set, which shows whether that was rendered before.
     """
 
     tokenizer: PreTrainedTokenizerBase
     conversational: bool
     pair: PairMarks | None = None
+    example: str = ""
 
     @cached_property
     def end_id(self) -> int:
-        """The id that ends a response. Raises ModelError where the tokenizer has none."""
-        return self.pair.end if self.pair is not None else response_end(self.tokenizer, self.conversational)
+        """The id that ends a response. Text that the chat template rendered before ends as a message does.
+
+        Raises ModelError where the tokenizer has none.
+        """
+        if self.pair is not None:
+            return self.pair.end
+        return response_end(self.tokenizer, self.conversational or self._was_rendered)
+
+    @cached_property
+    def _was_rendered(self) -> bool:
+        """Whether the chat template wrote the turns of the example. A BOS alone can stand before any text."""
+        if not self.tokenizer.chat_template or not self.special_tokens.opens(self.example):
+            return False
+        return any(turn in self.example for turn in Markers(self.tokenizer).turns)
 
     @cached_property
     def special_tokens(self) -> SpecialTokens:
@@ -251,7 +264,8 @@ class TextEncoder:
     def responses(self, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
         """Ids of responses with their end, cut at ``max_tokens``, and which of them were cut.
 
-        Special tokens in them are text. Only where the data is text, an end that stands at the end is the end.
+        Special tokens in them are text. Only where the data is text, an end that stands at the end, the EOS or the chat
+        template's, is the end.
         """
         encoded = self.continuations(texts)
         ids = [ended(response, self.end_id, max_tokens) for response in encoded]
@@ -346,4 +360,4 @@ def text_encoder(
         return TextEncoder(tokenizer, conversational, PairMarks.of(tokenizer))
     if conversational:
         require_chat_template(tokenizer, name or str(tokenizer.name_or_path))
-    return TextEncoder(tokenizer, conversational)
+    return TextEncoder(tokenizer, conversational, example=prompt if isinstance(prompt, str) else "")

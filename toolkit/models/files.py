@@ -35,6 +35,9 @@ LARGEST = {
 }
 # What a header has beside weights: its own facts, and tables of positions, which older versions of transformers saved.
 COUNTS = ("__metadata__", "position_ids", "token_type_ids", "num_batches_tracked")
+# Causal masks, which these saved, too, for GPT-2, GPT-J, GPT-Neo, GPT-NeoX and CodeGen: no weight has their types.
+MASKS = ("attn.bias", "attention.bias", "attn.causal_mask")
+TYPES_OF_MASKS = ("BOOL", "U8")
 LONGEST_HEADER = 100_000_000  # bytes, the limit of the format itself
 _OTHER_HEADS = re.compile(
     "For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice)|RewardModel"
@@ -113,7 +116,8 @@ def _check_header(path: Path, *, floats: bool) -> None:
         raise ModelError(f"the weights cannot be read: {error}", where=str(path), fix=FIX) from error
     for name, entry in header.items():
         dtype = entry.get("dtype")
-        if floats and not name.endswith(COUNTS) and not str(dtype).startswith(("F", "BF")):
+        is_mask = dtype in TYPES_OF_MASKS and name.endswith(MASKS)
+        if floats and not is_mask and not name.endswith(COUNTS) and not str(dtype).startswith(("F", "BF")):
             raise ModelError(f"the weight {name!r} is of type {dtype}, and not a float", where=str(path), fix=FIX)
 
 

@@ -18,11 +18,19 @@ from transformers import (
 
 from toolkit.engine.fast import adapters, speedups
 from toolkit.errors import ModelError
-from toolkit.models.config import read_config, unreadable_model
+from toolkit.models.config import read_config, refuse_quantised, unreadable_model
 from toolkit.models.files import ADAPTER_CONFIG, FIX, UNREADABLE, check_weights, model_json
-from toolkit.models.inspect import check_finite, disable_dropout, is_encoder, learned_positions, torch_dtype
+from toolkit.models.inspect import (
+    backbone,
+    check_finite,
+    disable_dropout,
+    is_encoder,
+    learned_positions,
+    torch_dtype,
+)
+from toolkit.models.merged import merged
 from toolkit.models.remote_code import remote_code_allowed
-from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
+from toolkit.models.resolve import ModelRef, below_adapters, require_policy, resolve, resolve_base
 from toolkit.models.reward_head import reward_head
 from toolkit.models.sharding import is_sharded
 from toolkit.recipe.training import Lora, ModelSection
@@ -33,14 +41,15 @@ NEW_HEADS = (SCORE_HEAD, "classifier", "pre_classifier", "pooler", "head")
 
 
 def load_policy(ref: ModelRef, section: ModelSection, *, dtype: torch.dtype | None = None) -> Any:
-    """A causal language model, in evaluation mode, without dropout. An adapter stays unmerged on its base.
+    """A causal language model, in evaluation mode, without dropout. An adapter stays unmerged on its base, into which
+    adapters below it are merged.
 
     Raises ModelError where it cannot be read, is a reward model, or has weights that are not finite.
     """
     require_policy(ref)
     dtype = dtype or torch_dtype(section.dtype)
     if ref.kind == "adapter":
-        model = _with_adapter(load_policy(resolve_base(Path(ref.path)), section, dtype=dtype), ref)
+        model = _with_adapter(merged(load_policy(resolve_base(Path(ref.path)), section, dtype=dtype)), ref)
     else:
         model = _from_pretrained(AutoModelForCausalLM, ref, section, dtype)
     check_finite(model, ref.spec)
@@ -128,14 +137,12 @@ def reads_pairs(ref: ModelRef) -> bool:
     """Whether a reward model, or a model to start one from, is an encoder, which reads a pair of texts."""
     if ref.kind == "ensemble":
         return all(reads_pairs(resolve(str(Path(ref.path) / name))) for name in reward_head(ref.path).members)
-    if ref.kind == "adapter":
-        return reads_pairs(resolve_base(Path(ref.path)))
-    return is_encoder(read_config(ref))
+    return is_encoder(read_config(below_adapters(ref)))
 
 
 def table_of_positions(ref: ModelRef) -> int | None:
     """:func:`toolkit.models.inspect.learned_positions` of a model whose weights are not loaded."""
-    whole = resolve_base(Path(ref.path)) if ref.kind == "adapter" else ref
+    whole = below_adapters(ref)
     config = read_config(whole)
     auto: Any = AutoModel
     try:
@@ -167,10 +174,22 @@ def attention(section: ModelSection) -> str:
 
 
 def _with_new_head(ref: ModelRef, section: ModelSection, dtype: torch.dtype, n_outputs: int = 1) -> Any:
-    """A language model with a new head in the place of its unembedding, or an encoder with a new head."""
-    return _from_pretrained(
-        AutoModelForSequenceClassification, ref, section, dtype, new_head=NEW_HEADS, num_labels=n_outputs
+    """A language model with a new head in the place of its unembedding, or an encoder with a new head.
+
+    An adapter is merged into the trunk: transformers would add it as one that training replaces.
+
+    Raises ModelError for the adapter of an encoder.
+    """
+    if ref.kind == "adapter" and reads_pairs(ref):
+        fix = "merge it first: PeftModel's merge_and_unload(), then save_pretrained()"
+        raise ModelError(f"{ref.spec!r} is an adapter on an encoder", where=ref.path, fix=fix)
+    whole = below_adapters(ref)
+    model = _from_pretrained(
+        AutoModelForSequenceClassification, whole, section, dtype, new_head=NEW_HEADS, num_labels=n_outputs
     )
+    if ref.kind == "adapter":
+        backbone(model).load_state_dict(backbone(merged(load_policy(ref, section, dtype=dtype))).state_dict())
+    return model
 
 
 def _from_pretrained(
@@ -306,11 +325,13 @@ def lora_config(lora: Lora, *, task: str, modules_to_save: list[str] | None = No
 
 
 def new_reward_model(ref: ModelRef, section: ModelSection, pad_token_id: int, seed: int, n_outputs: int = 1) -> Any:
-    """A reward model to train, from a causal language model or an encoder, with a new head of ``n_outputs``.
+    """A reward model to train, from a causal language model or an encoder, with a new head of ``n_outputs``. An adapter
+    is merged into its weights. Raises ModelError for a quantised model.
 
     A linear head has weights of std 1/sqrt(d+1), d being the hidden size (Huang et al. 2024, arXiv 2403.17031, detail
     11; Stiennon et al. 2020). A head of several layers, as encoders have it, starts as transformers starts it.
     """
+    refuse_quantised(ref, "reward_model.base")
     dtype = torch_dtype(section.dtype) if section.lora is not None else torch.float32
     torch.manual_seed(seed)  # for heads that are not linear
     model = _with_new_head(ref, section, dtype, n_outputs)

@@ -102,11 +102,10 @@ def resolve(spec: str, revision: str | None = None, above: frozenset[Path] = fro
     if spec == "smollm2-135m":
         gguf = _smollm2_file()
         return replace(_gguf(gguf), spec=spec) if gguf else resolve(SMOLLM2_HUB_ID, revision)
-    if spec.startswith("gguf:"):
-        path = Path(spec.removeprefix("gguf:")).expanduser()
-        if not path.is_file():
-            raise ModelError("there is no such GGUF file", where=str(path), fix="check the path after gguf:")
-        return _gguf(path)
+    if (file := _gguf_file(spec)) is not None:
+        if not file.is_file():
+            raise ModelError("there is no such GGUF file", where=str(file), fix="check the path after gguf:")
+        return _gguf(file)
     if len(spec) > LONGEST_NAME or "\0" in spec or not spec:
         raise ModelError(f"no model has the name {spec[:LONGEST_NAME]!r}", where="model name", fix="check the path")
     path = Path(spec).expanduser()
@@ -215,6 +214,13 @@ def resolve_base(adapter: Path, above: frozenset[Path] = frozenset()) -> ModelRe
     )
 
 
+def below_adapters(ref: ModelRef) -> ModelRef:
+    """The full model below an adapter, or below adapters on each other; a model without one as it is."""
+    while ref.kind == "adapter":
+        ref = resolve_base(Path(ref.path))
+    return ref
+
+
 def _fix_of_other_base(adapter: Path) -> str:
     run = _run_around(adapter)
     stage = "" if run is None else adapter.resolve().relative_to(run).parts[0]
@@ -226,7 +232,8 @@ def _fix_of_other_base(adapter: Path) -> str:
 def _base_elsewhere(adapter: Path, name: str, record: BaseRecord | None, above: frozenset[Path]) -> ModelRef | None:
     """An adapter's base that is not in the place ``name`` any more; None where it is not known to be another model."""
     # Weights that a name or a GGUF file stands for may lie in another cache, or another environment.
-    if record is not None and (record.spec in SHORT_NAMES or _is_gguf_file(record.spec)):
+    file = None if record is None else _gguf_file(record.spec)
+    if record is not None and (record.spec in SHORT_NAMES or (file is not None and file.is_file())):
         again = resolve(record.spec)
         return again if record.is_of(again) else None
     run = _run_around(adapter)
@@ -240,8 +247,9 @@ def _base_elsewhere(adapter: Path, name: str, record: BaseRecord | None, above: 
     return None
 
 
-def _is_gguf_file(spec: str) -> bool:
-    return spec.startswith("gguf:") and Path(spec.removeprefix("gguf:")).expanduser().is_file()
+def _gguf_file(spec: str) -> Path | None:
+    """The file that ``gguf:FILE`` names, which need not be there; None for other names."""
+    return Path(spec.removeprefix("gguf:")).expanduser() if spec.startswith("gguf:") else None
 
 
 def _run_around(adapter: Path) -> Path | None:

@@ -64,10 +64,9 @@ def _save(
     """``keep_updates``: round small changes so that their mean stays. Weights that all train are rounded to nearest, as
     autocast rounds them in training."""
     state = full_state(model)
-    if keep_updates:
-        state = {name: stochastically_rounded(weight, dtype, name) for name, weight in state.items()}
-    else:
-        state = {name: weight.to(dtype) for name, weight in state.items()}
+    for name, weight in state.items():
+        if weight.is_floating_point():  # counts and masks stay as they are
+            state[name] = stochastically_rounded(weight, dtype, name) if keep_updates else weight.to(dtype)
     if not written_elsewhere(model):
         model.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)

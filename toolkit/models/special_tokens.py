@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.models.batches import ids_of_texts
-from toolkit.models.rendering import rendered
+from toolkit.models.rendering import Markers, rendered
 
 # Some models' turns are opened by added tokens that are not marked as special. They are written like this.
 _LIKE_A_TURN = re.compile(r"<[|\uff5c].*[|\uff5c]>|</?(start|end)_of_\w+>")
@@ -96,17 +96,20 @@ class SpecialTokens:
         return match[0] == self.tokenizer.bos_token or match[0] in str(self.tokenizer.chat_template or "")
 
     @cached_property
-    def _end(self) -> str | None:
-        return next((name for name, i in self.names.items() if i == self.end_id), None)
+    def ends(self) -> tuple[str, ...]:
+        """How the tokens are written that end a response: the EOS, and the one that the chat template puts there."""
+        return tuple(end for end in Markers(self.tokenizer).ends if end in self.names)
 
     def ends_stand_in(self, texts: Sequence[str]) -> bool:
-        """Whether one of the texts may hold the end: they are looked through as one text, which is fast."""
-        return self._end is not None and self._end in "\n".join(texts)
+        """Whether one of the texts may hold an end: they are looked through as one text, which is fast."""
+        together = "\n".join(texts)
+        return any(end in together for end in self.ends)
 
     def without_end(self, text: str) -> str:
-        """A response without the token that it ends with, if it ends with the one that ends responses."""
-        end = self._end
-        return text.rstrip().removesuffix(end) if end and text.rstrip().endswith(end) else text
+        """A response without the ends that it ends with: some templates write their own, and then the EOS."""
+        while (end := next((end for end in self.ends if text.rstrip().endswith(end)), None)) is not None:
+            text = text.rstrip().removesuffix(end)
+        return text
 
     def text_ids(self, text: str, *, opening: bool = False) -> list[int]:
         """Ids of a text in which special tokens are text. ``opening``: with what the tokenizer puts before a text."""

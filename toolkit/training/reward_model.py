@@ -18,6 +18,7 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.process import step_trees
 from toolkit.errors import RecipeError
 from toolkit.files import read_json, write_json
+from toolkit.models.config import refuse_quantised
 from toolkit.models.encoding import TextEncoder, text_encoder
 from toolkit.models.inspect import best_device, learned_positions, torch_dtype
 from toolkit.models.load import (
@@ -227,6 +228,7 @@ def check_base(
     Raises a DuelError where the base cannot read the training data.
     """
     base = resolve(model.name, model.revision) if section.base is None else resolve(section.base)
+    refuse_quantised(base, "model.name" if section.base is None else "reward_model.base")
     tokenizer = load_tokenizer(base, model.chat_template if section.base is None else None)
     encoder = text_encoder(tokenizer, rows[0].prompt, base.spec, pair=reads_pairs(base))
     positions = table_of_positions(base)
