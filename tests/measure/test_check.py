@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from support.running import duel
 from transformers import AutoTokenizer
@@ -262,6 +263,20 @@ def test_bos_and_eos_of_a_tokenizer_that_adds_them(check: Check, stories_folder:
     ):
         kinds = rows_of(check(chat_rows(2), template, model=stories))
         assert kinds == expected
+
+
+def test_other_held_out_data_has_a_configuration_and_a_commit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None, str | None]] = []
+
+    def load_dataset(path: str, **options: Any) -> datasets.Dataset:
+        asked.append((path, options["name"], options["revision"]))
+        return datasets.Dataset.from_list(text_rows(2))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for held_out in ("c/d", "a/b"):
+        options = CheckOptions(SourceOptions(config="x", revision="v1"), held_out=held_out, held_out_split="test")
+        check_data("a/b", "tiny", options)
+    assert asked == [("a/b", "x", "v1"), ("c/d", None, None), ("a/b", "x", "v1"), ("a/b", "x", "v1")]
 
 
 def test_a_tokenizer_without_an_end(check: Check) -> None:

@@ -18,7 +18,12 @@ from toolkit.models.load import load_policy, load_reward_model, new_reward_model
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.models.save import save_policy
 from toolkit.models.tokenizer import check_vocabulary, eos_ids, load_tokenizer
+from toolkit.progress import Reporter
+from toolkit.recipe.files import load_recipe
 from toolkit.recipe.training import Lora, ModelSection
+from toolkit.runs.dry_run import describe
+from toolkit.stages import sft
+from toolkit.stages.contexts import SftContext, context_of
 
 pytestmark = pytest.mark.fault
 
@@ -160,6 +165,21 @@ def test_a_damaged_policy(model: Path, damage: Break) -> None:
 def test_a_damaged_reward_model(reward: Path, damage: Break) -> None:
     damage(reward)
     refused(lambda: load_reward_model(resolve(str(reward)), FP32), str(reward), fix=False)
+
+
+@pytest.mark.parametrize("of_adapter", [False, True])
+def test_a_quantised_model_is_not_trained(model: Path, adapter: Path, of_adapter: bool, tmp_path: Path) -> None:
+    """Its codes would be written as weights."""
+    edit_json(model / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    (adapter / "base.json").unlink()  # else the base is another than the adapter was trained on
+    ref = resolve(str(adapter if of_adapter else model))
+    error = refused(lambda: new_reward_model(ref, FP32, 0, seed=0), "is quantised")
+    assert error.where == "reward_model.base"
+    recipe = load_recipe("smoke", [f"model.name={ref.path}"])
+    context = context_of("sft", recipe.recipe)
+    assert isinstance(context, SftContext)
+    assert refused(lambda: sft.run(context, {}, tmp_path, Reporter(quiet=True)), "is quantised").where == "model.name"
+    refused(lambda: describe(recipe, tmp_path / "run"), "is quantised")
 
 
 @pytest.mark.parametrize("implementation", ["flash_attention_2", "no_such_attention"])

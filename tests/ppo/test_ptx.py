@@ -113,7 +113,7 @@ def test_the_sources_of_texts(tokenizer: Any, tmp_path: Path) -> None:
     held_out = [PreferenceRow(prompt_id("held out"), "held out", ["x", "y"], [])]
 
     def read(source: str, limits: tuple[int, int] = (20, 20)) -> list[str]:
-        trees = texts_of_source(source, held_out, encoder, limits, 0)
+        trees, _ = texts_of_source(source, held_out, encoder, limits, 0)
         return sorted(tokenizer.decode(tree.prompt_ids + tree.response_ids[0]) for tree in trees)
 
     end = tokenizer.eos_token
@@ -123,7 +123,7 @@ def test_the_sources_of_texts(tokenizer: Any, tmp_path: Path) -> None:
     assert read(written(tmp_path / "t.jsonl", [{"text": "A long walk home."}, {"text": None}])) == [
         f"A long walk home.{end}"
     ]
-    [cut] = texts_of_source(str(tmp_path / "t.jsonl"), held_out, encoder, (1, 2), 0)
+    [cut], _ = texts_of_source(str(tmp_path / "t.jsonl"), held_out, encoder, (1, 2), 0)
     assert len(cut.prompt_ids) == 1 and len(cut.response_ids[0]) == 2
     pairs = [
         {"prompt": "The film", "completion": " was good."},
@@ -135,6 +135,50 @@ def test_the_sources_of_texts(tokenizer: Any, tmp_path: Path) -> None:
     assert read(written(tmp_path / "c.jsonl", labelled)) == [f"The film was good.{end}"]
 
 
+def test_held_out_prompts_are_known_in_any_kind_and_by_their_group(tokenizer: Any, tmp_path: Path) -> None:
+    """Texts beside training data that is messages become messages, as `ppo.prompts` does with them."""
+    held = [{"role": "user", "content": "Held out"}]
+    held_out = [PreferenceRow(prompt_id(held), held, ["x", "y"], [], group="one talk")]
+    encoder = text_encoder(tokenizer, held)
+    pairs = [
+        {"prompt": "Held out", "chosen": "Yes.", "rejected": "No."},
+        {"prompt": "Much like it", "chosen": "Yes.", "rejected": "No.", "group": "one talk"},
+        {"prompt": "Another", "chosen": "Yes.", "rejected": "No.", "group": "two"},
+    ]
+    completions = [{"prompt": p["prompt"], "completion": " Yes.", "group": p.get("group")} for p in pairs]
+    expected = encoder.encode([{"role": "user", "content": "Another"}], ["Yes."], 40).tree
+    for rows in (pairs, completions):
+        trees, line = texts_of_source(written(tmp_path / "t.jsonl", rows), held_out, encoder, (40, 40), 0)
+        assert trees == [expected] and line.endswith(
+            "1 texts of " + str(tmp_path / "t.jsonl") + "; left out: 2 held out"
+        )
+    # Transcripts are read as the training data is: as messages, or as text.
+    talk = "\n\nHuman: Held out\n\nAssistant:"
+    transcripts = [
+        {"chosen": f"\n\nHuman: {q}\n\nAssistant: Yes.", "rejected": f"\n\nHuman: {q}\n\nAssistant: No."}
+        for q in ("Held out", "Another")
+    ]
+    source = written(tmp_path / "h.jsonl", transcripts)
+    assert texts_of_source(source, held_out, encoder, (40, 40), 0)[0] == [expected]
+    of_text = [PreferenceRow(prompt_id(talk), talk, ["x", "y"], [])]
+    [tree], _ = texts_of_source(source, of_text, text_encoder(tokenizer, talk), (40, 40), 0)
+    assert tokenizer.decode(tree.prompt_ids) == "\n\nHuman: Another\n\nAssistant:"
+
+
+def test_of_a_prompt_without_comparisons_no_text_is_mixed_in(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "The film", "responses": [" was good.", " was bad."], "comparisons": []},
+        {"prompt": "The soup", "responses": [" was hot.", " was cold."], "comparisons": [{"winner": 1, "loser": 0}]},
+    ]
+    encoder = text_encoder(tokenizer, "The film")
+    source = written(tmp_path / "t.jsonl", rows)
+    trees, line = texts_of_source(source, [], encoder, (40, 40), 0)
+    assert trees == [encoder.encode("The soup", [" was cold."], 40).tree]
+    assert line.endswith("left out: 1 without a preferred response")
+    read = [PreferenceRow("a", "The film", [" was good.", " was bad."], [])]
+    assert imitated_texts(read, "preferred", encoder, 40, 0) == []
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -143,6 +187,7 @@ def test_the_sources_of_texts(tokenizer: Any, tmp_path: Path) -> None:
         ([{"text": "a"}, {"text": 3}], "line 2"),
         ([{"prompt": "a", "completion": ["b"]}], "line 1"),
         ([{"prompt": "a", "completion": [{"role": "user", "content": "b"}]}], "assistant"),
+        ([{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}], "the prompt is chat messages"),
     ],
 )
 def test_wrong_sources_name_the_place(rows: list[dict[str, Any]], message: str, tokenizer: Any, tmp_path: Path) -> None:

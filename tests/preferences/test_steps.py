@@ -219,3 +219,35 @@ def test_sides_are_whole_prompts_and_parquet_gives_back_equal_solutions(tmp_path
     chat = replace(solutions[0], prompt=[{"role": "user", "content": "q"}], labels=[None], n_shared=0)
     solutions_to_parquet([chat, *solutions[1:]], tmp_path / "steps.parquet")
     assert solutions_from_parquet(tmp_path / "steps.parquet") == [chat, *solutions[1:]]
+
+
+def solution(name: str, group: str = "") -> Solution:
+    return Solution(name, name, ["s"], [True], group=group)
+
+
+def test_a_prompt_of_the_preference_data_takes_its_side_and_its_group_with_it() -> None:
+    names = [f"p{k}" for k in range(60)]
+    train, held_out = [(name, "") for name in names[:20]], [(name, "") for name in names[20:40]]
+    sides = split_solutions([solution(name) for name in names], 0.5, 0, train, held_out)
+    of_train, of_eval = ({s.prompt_id for s in side} for side in sides)
+    assert set(names[:20]) <= of_train and set(names[20:40]) <= of_eval
+    assert of_train & set(names[40:]) and of_eval & set(names[40:])
+    assert [s.prompt_id for side in sides for s in side if s.prompt_id in names[40:]] == [
+        s.prompt_id for side in split_solutions([solution(name) for name in names[40:]], 0.5, 0) for s in side
+    ]
+    # Whole groups: of the preference data, and of a prompt that is in both. One that is on both sides is held out.
+    grouped = [solution("a", "x"), solution("b", "x"), solution("c", "y"), solution("d", "y"), solution("e", "y")]
+    sides = split_solutions(grouped, 0.0, 0, [("p", "z"), ("c", "")], [("q", "x"), ("d", "")])
+    assert [[s.prompt_id for s in side] for side in sides] == [["c"], ["a", "b", "d", "e"]]
+
+
+def test_rows_of_steps_name_groups_that_are_held_out_whole(tmp_path: Path) -> None:
+    rows = [GOOD | {"prompt": f"p{k}", "group": f"talk {k // 4}"} for k in range(120)]
+    solutions = read_steps(file_of(tmp_path, *rows)).solutions
+    train, held_out = ({s.group for s in side} for side in split_solutions(solutions, 0.3, 0))
+    assert not train & held_out and len(train) + len(held_out) == 30 and held_out
+    marked = {"input": "3+1? Step 1: 4 ки", "label": "3+1? Step 1: 4 +", "group": 7}
+    for row in (marked, candidate([], "a", 1) | {"group": 7}):
+        assert [s.group for s in read_steps(file_of(tmp_path, row)).solutions] == ["7"]
+    with pytest.raises(DataError, match="group 'b' here and 'a' in another row of the same prompt.*\n.*line 2"):
+        read_steps(file_of(tmp_path, GOOD | {"group": "a"}, GOOD | {"labels": [True, True], "group": "b"}))

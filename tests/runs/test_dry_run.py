@@ -132,7 +132,8 @@ def test_steps_count_prompts_for_the_engine_and_pairs_for_trl() -> None:
     size = [f"{stage}.per_device_train_batch_size=1" for stage in ("sft", "reward_model", "dpo")]
     size += [f"{stage}.num_train_epochs=2" for stage in ("sft", "reward_model", "dpo")]
     recipe = load_recipe("smoke", [*size, "dpo.trainer=trl"]).recipe
-    assert training_steps(recipe, rows) == {"sft": 6, "reward_model": 4, "dpo": 4}
+    assert training_steps(recipe, rows) == {"sft": 4, "reward_model": 4, "dpo": 4}  # of r nothing is preferred
+    assert training_steps(load_recipe("smoke", [*size, "sft.train_on=all"]).recipe, rows)["sft"] == 6
     off = load_recipe("smoke", [*size, "sft.enabled=false"]).recipe
     assert training_steps(off, rows) == {"sft": 0, "reward_model": 4, "dpo": 4}
 

@@ -209,6 +209,10 @@ def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     assert source_fingerprint("owner/name", "v1") == "commit of owner/name at v1"
     assert source_fingerprint("owner/gone", "v1") == "v1" and source_fingerprint("owner/gone", None) == "unpinned"
+    settings = ["data.source=owner/name", "data.revision=v1", "data.eval_source=owner/other", "model.name=tiny"]
+    contents = outside_fingerprints("data", load_recipe("smoke", settings).recipe)
+    assert contents["data.source (content)"] == "commit of owner/name at v1"
+    assert contents["data.eval_source (content)"] == "commit of owner/other at None"
 
 
 # ---------------------------------------------------------------- which run

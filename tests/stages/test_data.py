@@ -156,3 +156,93 @@ def test_the_held_out_split_of_a_saved_data_set_is_taken(tmp_path: Path, names: 
     assert questions["train"] == [f"Question {k}?" for k in range(10)] and report["n_overlap"] == 2
     with pytest.raises(DataError, match="no split 'validation'"):
         data.read_sides(section.model_copy(update={"eval_split": "validation"}), 0)
+
+
+def lines(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return str(path)
+
+
+def asked(*questions: str, chat: bool = False) -> list[dict[str, Any]]:
+    prompts: list[Prompt] = [[{"role": "user", "content": q}] if chat else q for q in questions]
+    return [{"prompt": prompt, "chosen": "Yes.", "rejected": "No."} for prompt in prompts]
+
+
+def test_text_and_messages_on_two_sides_are_refused(tmp_path: Path) -> None:
+    """A prompt of both would stay on both: its text is not found among messages."""
+    shared = [f"Question {k}" for k in range(4)]
+    source = lines(tmp_path / "train.jsonl", asked(*shared, "Another"))
+    section = DataSection(source=source, eval_source=lines(tmp_path / "eval.jsonl", asked(*shared, chat=True)))
+    with pytest.raises(DataError, match="are plain text, and the held-out ones chat messages") as caught:
+        data.read_sides(section, 0)
+    assert "train.jsonl" in caught.value.where and "data.conversational: true" in caught.value.fix
+    sides, report = data.read_sides(section.model_copy(update={"conversational": True}), 0)
+    assert [row.prompt for row in sides["train"]] == [[{"role": "user", "content": "Another"}]]
+    assert report["n_overlap"] == 4
+
+
+def test_one_transcript_that_is_no_conversation_does_not_hide_the_others(tmp_path: Path) -> None:
+    def talks(*beginnings: str) -> list[dict[str, Any]]:
+        return [{"chosen": f"{b}\n\nAssistant: Yes.", "rejected": f"{b}\n\nAssistant: No."} for b in beginnings]
+
+    shared = [f"\n\nHuman: Question {k}" for k in range(4)]
+    source = lines(tmp_path / "train.jsonl", talks(*shared, "\n\nHuman: Another"))
+    odd = lines(tmp_path / "eval.jsonl", talks(*shared, "\n\nAssistant: Hello.\n\nHuman: Hi"))
+    section = DataSection(source=source, eval_source=odd)
+    with pytest.raises(DataError, match="are chat messages, and the held-out ones plain text"):
+        data.read_sides(section, 0)
+    for conversational in (True, False):
+        sides, report = data.read_sides(section.model_copy(update={"conversational": conversational}), 0)
+        assert len(sides["train"]) == 1 and report["n_overlap"] == 4
+
+
+def test_configuration_and_commit_belong_to_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[str, Any, Any, Any]] = []
+
+    def reading(source: str, **options: Any) -> Any:
+        read.append((source, options["config"], options["revision"], options["annotators"]))
+        return read_preferences("reviews")
+
+    monkeypatch.setattr(data, "read_preferences", reading)
+    section = DataSection(source="a/b", config="c", revision="v1", annotators=["x"], eval_source="d/e")
+    for eval_source, own in (("d/e", (None, None)), ("a/b", ("c", "v1"))):
+        with pytest.raises(DataError, match="among the held-out ones"):
+            data.read_sides(section.model_copy(update={"eval_source": eval_source, "eval_split": "test"}), 0)
+        assert read[-2:] == [("a/b", "c", "v1", ["x"]), (eval_source, *own, ["x"])]
+
+
+def test_training_data_without_comparisons_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    """But for a reward model of steps, beside which DPO may compare its own samples."""
+    rows = [
+        {"prompt": f"Question {k}", "responses": [" Yes.", " No."], "comparisons": [[0, 1]] if k == 0 else []}
+        for k in range(40)
+    ]
+    for row in rows[:1]:
+        row["comparisons"] = [{"winner": 0, "loser": 1, "annotator": "ann"}]
+    held_out = rows[:2]
+    names = {"source": lines(tmp_path / "a.jsonl", rows), "eval_source": lines(tmp_path / "b.jsonl", held_out)}
+    section = DataSection(**names, annotators=["ann"])
+    model, out = TokenizerSettings("tiny", None, None, False), tmp_path / "out"
+    out.mkdir()
+    context = DataContext(data=section, data_seed=0, model=model, reward_model=StepSource("preference", None))
+    with pytest.raises(DataError, match="no training prompt has a comparison by ann") as caught:
+        data.run(context, {}, out, Reporter(quiet=True))
+    assert caught.value.where == names["source"]
+    data.check_compared("train", {"n_comparisons": 0}, section, "process")
+    data.check_compared("eval", {"n_comparisons": 0}, section, "preference")
+
+
+def test_steps_of_held_out_groups_do_not_train(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{**r, "group": f"talk {k // 5}"} for k, r in enumerate(asked(*(f"Question {k}" for k in range(100))))]
+    steps = [
+        {"prompt": f"Question {k}{more}", "completions": ["a"], "labels": [True], "group": f"talk {k // 5}"}
+        for k in range(100)
+        for more in ("", " again")
+    ]
+    section = DataSection(source=lines(tmp_path / "a.jsonl", rows), eval_fraction=0.3)
+    sides, _ = data.read_sides(section, 0)
+    source = lines(tmp_path / "steps.jsonl", steps)
+    within, report, _ = data.step_sides(source, section, 0, sides, text_encoder(tokenizer, ""))
+    for name in data.SIDES:
+        assert {s.group for s in within[name]} == {r.group for r in sides[name]}
+    assert sum(report[name]["n_prompts"] for name in data.SIDES) == 200  # none is left out

@@ -203,9 +203,9 @@ def test_the_options_of_the_updates_reach_the_stage(small_run: Path, tmp_path: P
     assert not (small_run / "ppo" / "completions.jsonl").exists()
     tokenizer = load_tokenizer(resolve(str(small_run / "sft" / "model")))
     rows = from_parquet(inputs["data"] / "train.parquet")
-    assert len(ppo.read_texts(context, inputs["data"], tokenizer)) == len(rows)
+    assert len(ppo.read_texts(context, inputs["data"], tokenizer, Reporter(quiet=True))) == len(rows)
     file = tmp_path / "texts.txt"
     file.write_text("A long walk home.\n", encoding="utf-8")
     named = context_with(*SMALL_SETTINGS, "ppo.ptx_coef=0.5", f"ppo.ptx_texts={file}")
-    assert len(ppo.read_texts(named, inputs["data"], tokenizer)) == 1
-    assert ppo.read_texts(context_with(*SMALL_SETTINGS), inputs["data"], tokenizer) == []
+    assert len(ppo.read_texts(named, inputs["data"], tokenizer, Reporter(quiet=True))) == 1
+    assert ppo.read_texts(context_with(*SMALL_SETTINGS), inputs["data"], tokenizer, Reporter(quiet=True)) == []

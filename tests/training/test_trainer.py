@@ -11,16 +11,18 @@ from support.comparisons import examples
 from support.small_trainers import LORA, LORA_FP32, assert_equal, build, losses, settings_of, trained
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from toolkit.errors import DataError
 from toolkit.models.load import load_policy, trainable
 from toolkit.progress import Reporter
 from toolkit.recipe.training import DpoSection
-from toolkit.training.batch import PairBatch, collate
+from toolkit.training.batch import Example, PairBatch, collate
 from toolkit.training.callbacks import SaveAtKl, StageProgress
 from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.length import total_steps
 from toolkit.training.milestones import TOLERANCE, KlMilestones, MilestonePolicy
 from toolkit.training.trainer import (
     SimilarLengths,
+    items_of,
     milestone_steps,
     seed_everything,
     train_to_end,
@@ -223,3 +225,10 @@ def test_examples_of_like_lengths_come_together_as_transformers_has_them(n: int,
         sampler.set_epoch(epoch)
         generator = torch.Generator().manual_seed(2 * 100_003 + epoch)
         assert list(sampler) == get_length_grouped_indices(lengths, batch_size, generator=generator)
+
+
+@pytest.mark.parametrize(("trainer", "says"), [("engine", "no comparison to train on"), ("trl", "is a tie")])
+def test_nothing_to_train_on_is_the_datas_fault(make_trees: Any, trainer: Any, says: str) -> None:
+    ties = [Example(tree, [(0, 1, 0.5, 1.0)]) for tree in make_trees(2, seed=1)]
+    with pytest.raises(DataError, match=says):
+        items_of(DpoSection(trainer=trainer), ties if trainer == "trl" else [])

@@ -47,20 +47,28 @@ def read_prompts(
     """
     prompts: dict[str, UnlabelledPrompt] = {}
     for item in _of_source(source, split, limit, seed):
-        prompt = item.prompt
-        if conversational and isinstance(prompt, str):
-            prompt = parse_transcript(prompt) or [{"role": "user", "content": prompt}]
-        elif conversational is False and not isinstance(prompt, str):
-            raise DataError(
-                "the prompt is chat messages, and those of the training data are text",
-                where=item.where,
-                fix="write it as text, or set data.conversational: true",
-            )
+        prompt = of_kind(item.prompt, conversational, item.where)
         prompts.setdefault(canonical_prompt(prompt), replace(item, prompt=prompt))
     if not prompts:
         raise DataError("there is no prompt", where=source, fix="put one prompt on each line")
     _check_one_kind(list(prompts.values()))
     return list(prompts.values())[:limit]
+
+
+def of_kind(prompt: Prompt, conversational: bool | None, where: str) -> Prompt:
+    """A text as messages where the prompts have to be ``conversational``; a transcript has several. None takes either.
+
+    Raises DataError for messages where they have to be text.
+    """
+    if conversational and isinstance(prompt, str):
+        return parse_transcript(prompt) or [{"role": "user", "content": prompt}]
+    if conversational is False and not isinstance(prompt, str):
+        raise DataError(
+            "the prompt is chat messages, and those of the training data are text",
+            where=where,
+            fix="write it as text, or set data.conversational: true",
+        )
+    return prompt
 
 
 def _of_source(source: str, split: str, limit: int | None, seed: int) -> Iterator[UnlabelledPrompt]:

@@ -247,9 +247,17 @@ def contradictions(labelled: Sequence[LabelledPair], source_rows: Sequence[int])
 
 
 def imitated(row: PreferenceRow, train_on: str) -> list[int]:
-    """Indices of the responses that SFT imitates: all, or the one with the most wins (of equal ones, the first)."""
+    """Indices of the responses that SFT imitates: all, or the one with the most wins (of equal ones, the first).
+
+    None of a prompt that nobody compared the responses of is preferred.
+
+    >>> imitated(PreferenceRow("", "", ["a", "b"], []), "preferred")
+    []
+    """
     if train_on == "all":
         return list(range(len(row.responses)))
+    if not row.comparisons:
+        return []
     wins = [0.0] * len(row.responses)
     for pair in pairs(row):
         wins[pair.i] += pair.p * pair.weight

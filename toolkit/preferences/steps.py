@@ -18,11 +18,12 @@ from typing import Any
 from toolkit.errors import DataError
 from toolkit.files import write_row_groups
 from toolkit.preferences import splits
-from toolkit.preferences.cells import RecordError, cell, excerpt, prompt_cell, type_name
+from toolkit.preferences.cells import RecordError, cell, excerpt, name_cell, prompt_cell, type_name
+from toolkit.preferences.columns import GROUP
 from toolkit.preferences.loading import SourceRecords, load, local_path, parquet_rows, read_file
 from toolkit.preferences.reading import column_names
 from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, row_error
-from toolkit.preferences.rows import PreferenceRow, Prompt, Record, canonical_prompt, prompt_id
+from toolkit.preferences.rows import Prompt, Record, canonical_prompt, prompt_id
 from toolkit.preferences.step_layouts import (
     MARK,
     RATINGS,
@@ -49,7 +50,8 @@ class Solution:
     """A prompt and a solution in steps. ``labels[k]`` says whether step k is right; None where nobody judged it.
 
     The first ``n_shared`` steps are those of an earlier solution of the prompt, with its labels. They count there, and
-    not again here. ``source_row`` is the 1-based row (of JSON lines the line) that the solution ends in.
+    not again here. ``source_row`` is the 1-based row (of JSON lines the line) that the solution ends in. Prompts of one
+    ``group`` are held out together; "" for a prompt that is a group by itself.
     """
 
     prompt_id: str
@@ -58,6 +60,7 @@ class Solution:
     labels: list[bool | None]
     n_shared: int = 0
     source_row: int = 0
+    group: str = ""
 
     @property
     def counted(self) -> list[int]:
@@ -130,7 +133,8 @@ def read_steps(source: str, *, split: str = "train") -> StepData:
 
     Raises:
         DataError: no such source, another layout, steps without labels, as many labels as there are no steps, a label
-            that is none, an empty step, no label at all, or texts and conversations in one data set. It names the row.
+            that is none, an empty step, no label at all, texts and conversations in one data set, or two groups of one
+            prompt. It names the row.
     """
     shipped = shipped_steps().get(source)
     loaded = (
@@ -148,6 +152,7 @@ def read_steps(source: str, *, split: str = "train") -> StepData:
     else:
         solutions, n_neutral, n_unclear = _prm800k(loaded, names, layout)
     _check_one_kind(loaded, solutions)
+    _check_groups(loaded, solutions)
     solutions, n_duplicates, n_contradictions = with_shared(solutions)
     counted = [solution.labels[k] for solution in solutions for k in solution.counted]
     report = StepReport(
@@ -231,7 +236,7 @@ def _stepwise_record(record: Record, prompts: str, column: str) -> Solution:
     if not steps:
         raise RecordError("the row has no steps", column=column, fix="leave the row out")
     read = [_label(value, k) for k, value in enumerate(labels, start=1)]
-    return Solution(prompt_id(prompt), prompt, steps, read)
+    return Solution(prompt_id(prompt), prompt, steps, read, group=name_cell(record, GROUP))
 
 
 def _label(value: object, number: int) -> bool | None:
@@ -247,10 +252,11 @@ def _label(value: object, number: int) -> bool | None:
 # ---------------------------------------------------------------------------------------------------- PRM800K's layout
 @dataclass
 class _Problem:
-    """The candidates of one prompt: the labels of the paths of steps, each with the row that it comes from."""
+    """The candidates of one prompt: the labels of the paths of steps, each with its group and its row."""
 
     prompt: Prompt
     label: dict[tuple[str, ...], bool | None] = field(default_factory=dict)
+    group: dict[tuple[str, ...], str] = field(default_factory=dict)
     row: dict[tuple[str, ...], int] = field(default_factory=dict)
 
 
@@ -267,7 +273,7 @@ def _prm800k(loaded: SourceRecords, names: set[str], layout: str) -> tuple[list[
     n_neutral = n_unclear = 0
     for number, record in loaded.records:
         try:
-            candidates = candidates_of(record)
+            candidates, group = candidates_of(record), name_cell(record, GROUP)
         except UnclearRecordError:
             n_unclear += 1
             continue
@@ -281,6 +287,7 @@ def _prm800k(loaded: SourceRecords, names: set[str], layout: str) -> tuple[list[
                 problem.label[path] = None if rating is None else RATINGS[rating]
                 n_neutral += rating == 0
             problem.row.setdefault(path, number)
+            problem.group.setdefault(path, group)
     return [solution for problem in problems.values() for solution in _paths(problem)], n_neutral, n_unclear
 
 
@@ -297,6 +304,7 @@ def _paths(problem: _Problem) -> list[Solution]:
             list(path),
             [problem.label.get(path[: k + 1]) for k in range(len(path))],
             source_row=problem.row[path],
+            group=problem.group[path],
         )
         for path in ends
     ]
@@ -309,12 +317,13 @@ def _math_shepherd(loaded: SourceRecords) -> tuple[list[Solution], int]:
     for number, record in loaded.records:
         try:
             prompt, steps, labels = marked_steps(record)
+            group = name_cell(record, GROUP)
         except UnclearRecordError:
             n_unclear += 1
             continue
         except RecordError as error:
             raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
-        solution = Solution(prompt_id(prompt), prompt, steps, labels, source_row=number)
+        solution = Solution(prompt_id(prompt), prompt, steps, labels, source_row=number, group=group)
         _check_texts(loaded, number, solution)
         solutions.append(solution)
     return solutions, n_unclear
@@ -342,6 +351,15 @@ def _check_one_kind(loaded: SourceRecords, solutions: Iterable[Solution]) -> Non
     if len(first) == 2:
         what = f"{loaded.unit} {first[True]} holds chat messages, {loaded.unit} {first[False]} holds plain text"
         raise DataError(f"conversational and plain prompts in one data set: {what}", where=loaded.name)
+
+
+def _check_groups(loaded: SourceRecords, solutions: Iterable[Solution]) -> None:
+    first: dict[str, str] = {}
+    for solution in solutions:
+        earlier = first.setdefault(solution.prompt_id, solution.group)
+        if earlier != solution.group:
+            what = f"group {solution.group!r} here and {earlier!r} in another row of the same prompt"
+            raise row_error(loaded, solution.source_row, what, column=GROUP, fix="the same group in all of them")
 
 
 def with_shared(solutions: Iterable[Solution]) -> tuple[list[Solution], int, int]:
@@ -373,14 +391,37 @@ def with_shared(solutions: Iterable[Solution]) -> tuple[list[Solution], int, int
 
 # ---------------------------------------------------------------------------------------------------- sides
 def split_solutions(
-    solutions: Sequence[Solution], eval_fraction: float, seed: int
+    solutions: Sequence[Solution],
+    eval_fraction: float,
+    seed: int,
+    train: Sequence[tuple[str, str]] = (),
+    held_out: Sequence[tuple[str, str]] = (),
 ) -> tuple[list[Solution], list[Solution]]:
-    """``(train, eval)`` by whole prompts, by the hash that splits preference data: a prompt of both is on one side."""
-    ids = dict.fromkeys(solution.prompt_id for solution in solutions)
-    _, held_out = splits.split_rows([PreferenceRow(i, "", [], []) for i in ids], eval_fraction, seed)
-    out = {row.prompt_id for row in held_out}
-    train, evaluation = ([s for s in solutions if (s.prompt_id in out) == side] for side in (False, True))
-    return train, evaluation
+    """``(train, eval)`` by whole prompts. ``train`` and ``held_out`` are (prompt_id, group) of the preference data.
+
+    A prompt of the preference data is on the side that it has there, and so is every other one of its group; of a group
+    with prompts on both sides the others are held out. What is left is split as preference data is.
+    """
+    known = [(name, group, is_out) for is_out, keys in ((False, train), (True, held_out)) for name, group in keys]
+    groups = {solution.prompt_id: solution.group for solution in solutions}
+    is_held_out = {name: is_out for name, _, is_out in known}
+    group_is_held_out = dict[str, bool]()
+    of_both = [(group, is_held_out[name]) for name, group in groups.items() if name in is_held_out]
+    for group, is_out in [*((group, is_out) for _, group, is_out in known), *of_both]:
+        if group:
+            group_is_held_out[group] = group_is_held_out.get(group, False) or is_out
+    free = []
+    for name, group in groups.items():
+        if name not in is_held_out and group in group_is_held_out:
+            is_held_out[name] = group_is_held_out[group]
+        elif name not in is_held_out:
+            free.append((name, group))
+    _, chosen = splits.split_places(free, eval_fraction, seed)
+    is_held_out |= {free[k][0]: True for k in chosen}
+    sides: tuple[list[Solution], list[Solution]] = [], []
+    for solution in solutions:
+        sides[is_held_out.get(solution.prompt_id, False)].append(solution)
+    return sides
 
 
 def as_prompts_of(solutions: Sequence[Solution], conversational: bool, source: str) -> list[Solution]:
@@ -416,6 +457,7 @@ def solutions_to_parquet(solutions: Sequence[Solution], path: Path) -> None:
             ("labels", pa.list_(pa.bool_())),
             ("n_shared", pa.int32()),
             ("source_row", pa.int64()),
+            ("group", pa.string()),
         ]
     )
     records: list[Mapping[str, Any]] = [

@@ -28,12 +28,18 @@ class DataSection(Section):
         "reviews", description="Preference data: a shipped name, a .jsonl(.gz)/.json/.csv/.parquet file, or a hub id."
     )
     config: str | None = Field(
-        None, description="Configuration of a hub data set, or a folder in it (data_dir). A file ignores it."
+        None,
+        description="Configuration of a hub data set, or a folder in it (data_dir). A file ignores it, and so does "
+        "another eval_source.",
     )
     split: str = Field("train", description="Split of a hub data set. A file ignores it.")
-    revision: str | None = Field(None, description="Git revision of a hub data set. A file ignores it.")
+    revision: str | None = Field(
+        None, description="Git revision of a hub data set. A file ignores it, and so does another eval_source."
+    )
     eval_source: str | None = Field(
-        None, description="Held-out data from another source; null takes eval_split, or holds out eval_fraction."
+        None,
+        description="Held-out data from another source, with the columns, conversational and annotators of source; "
+        "null takes eval_split, or holds out eval_fraction.",
     )
     eval_split: str | None = Field(
         None,

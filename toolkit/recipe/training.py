@@ -71,7 +71,8 @@ class SftSection(Training):
         True, description="Fine-tune the model first; false starts both arms from the model as it is."
     )
     train_on: Literal["preferred", "all"] = Field(
-        "preferred", description="Responses to imitate: the most preferred one of each prompt, or all."
+        "preferred",
+        description="Responses to imitate: the most preferred one of each prompt with a comparison, or all.",
     )
     learning_rate: PositiveFloat = Field(2e-4, description="Learning rate of AdamW at its peak.")
 
@@ -282,7 +283,8 @@ class PpoSection(Arm):
     ptx_texts: str | None = Field(
         None,
         description="Source of the texts of ptx_coef: rows with a `text`, rows with `prompt` and `completion`, "
-        "preference data, or a .txt file with a text in each line. null takes the responses that SFT imitates.",
+        "preference data, or a .txt file with a text in each line. null takes the responses that SFT imitates. "
+        "Held-out prompts and their groups are left out.",
     )
     log_completions_steps: PositiveInt | None = Field(
         None,

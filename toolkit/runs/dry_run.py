@@ -12,10 +12,10 @@ from toolkit.judging.templates import check_template_of
 from toolkit.measure.check.check import CheckOptions, check_with
 from toolkit.measure.check.rows import SourceOptions
 from toolkit.measure.check.tokens import Limits
-from toolkit.models.config import read_config
+from toolkit.models.config import read_config, refuse_quantised
 from toolkit.models.encoding import TextEncoder, text_encoder
 from toolkit.models.remote_code import remote_code
-from toolkit.models.resolve import ModelRef, require_policy, resolve, resolve_base
+from toolkit.models.resolve import ModelRef, below_adapters, require_policy, resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ppo.prompts import PromptIds
 from toolkit.ppo.schedule import Schedule
@@ -34,7 +34,7 @@ from toolkit.runs.plan import plan_stages
 from toolkit.runs.reward_data import check_reward_data
 from toolkit.runs.rounds import check_labelled_data, check_labelling
 from toolkit.runs.store import RunFolder
-from toolkit.stages.data import SIDES, limit_notes, limited, read_sides, step_sides
+from toolkit.stages.data import SIDES, check_compared, limit_notes, limited, read_sides, step_sides
 from toolkit.training.length import limit_of, step_size, total_steps
 
 GIB = 2**30
@@ -85,10 +85,12 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
     sides, report = read_sides(section, recipe.data_seed)
     ref = resolve(recipe.model.name, recipe.model.revision)
     require_policy(ref)
+    refuse_quantised(ref, "model.name")
     tokenizer = load_tokenizer(ref, recipe.model.chat_template)
     encoder = text_encoder(tokenizer, sides["train"][0].prompt, recipe.model.name)
     within = {name: limited(name, sides[name], encoder, section, recipe.data_seed) for name in SIDES}
     rows, counts = within["train"]
+    check_compared("train", counts, section, recipe.reward_model.kind)
     if recipe.rounds is not None and recipe.rounds.number > 1:
         check_labelling(recipe.rounds)
         check_labelled_data(recipe.rounds, rows)
@@ -165,6 +167,7 @@ def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow], processes: int
     An item of a step is a prompt with all its comparisons; for TRL's trainers it is a pair with a winner.
     """
     compared = [pairs for row in rows if (pairs := splits.pairs(row))]
+    imitated = len(compared) if recipe.sft.train_on == "preferred" else len(rows)
     items_of_dpo = recipe.dpo.trainer if recipe.dpo.online is None else "online"
     items = {
         "online": len(rows),
@@ -177,7 +180,7 @@ def training_steps(recipe: Recipe, rows: Sequence[PreferenceRow], processes: int
         baseline["rft"] = total_steps(recipe.rft, n_prompts, processes)
     return {
         **baseline,
-        "sft": total_steps(recipe.sft, len(rows), processes) if recipe.sft.enabled else 0,
+        "sft": total_steps(recipe.sft, imitated, processes) if recipe.sft.enabled else 0,
         "reward_model": total_steps(recipe.reward_model, items[recipe.reward_model.trainer], processes),
         "dpo": total_steps(recipe.dpo, items[items_of_dpo], processes),
     }
@@ -203,8 +206,7 @@ def differences_of_plan(
 
 def model_config(ref: ModelRef) -> Any:
     """The configuration of a model's text part; of an adapter, its base's."""
-    whole = resolve_base(Path(ref.path)) if ref.kind == "adapter" else ref
-    return read_config(whole).get_text_config()
+    return read_config(below_adapters(ref)).get_text_config()
 
 
 def memory_estimate(recipe: Recipe, config: Any, prompt_tokens: float) -> dict[str, float]:

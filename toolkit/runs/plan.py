@@ -155,8 +155,9 @@ def outside_fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
     """Fingerprints of what a kind of stage reads from outside the run: data, models, files of judgements."""
     if stage == "data":
         sources = {"data.source": recipe.data.source, "data.eval_source": recipe.data.eval_source}
+        revision = {recipe.data.source: recipe.data.revision}
         contents = {
-            f"{name} (content)": source_fingerprint(source, recipe.data.revision)
+            f"{name} (content)": source_fingerprint(source, revision.get(source))
             for name, source in sources.items()
             if source
         }

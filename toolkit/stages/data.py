@@ -42,7 +42,7 @@ CHUNK = 1024  # rows that are tokenised together
 def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes ``train.parquet``, ``eval.parquet``, ``report.json``, and for a process reward model both sides' steps.
 
-    Raises DataError where a side is empty.
+    Raises DataError where a side is empty, or has nothing that the arms could learn.
     """
     section = context.data
     sides, report = read_sides(section, context.data_seed)
@@ -54,6 +54,7 @@ def run(context: DataContext, inputs: dict[str, Path], out: Path, reporter: Repo
         write = partial(to_parquet, path=out / f"{name}.parquet")
         _, counts = limited(name, sides[name], encoder, section, context.data_seed, write)
         report[name] = counts
+        check_compared(name, counts, section, context.reward_model.kind)
         reporter.line(
             f"{name}: {counts['n_prompts']} prompts, {counts['n_responses']} responses, {counts['n_comparisons']} "
             "comparisons"
@@ -82,16 +83,14 @@ def step_sides(
     solutions = as_prompts_of(data.solutions, encoder.conversational, source)
     report = {**asdict(data.report), "source_fingerprint": data.fingerprint}
     within: dict[str, list[Solution]] = {}
-    for name, side in zip(SIDES, split_solutions(solutions, section.eval_fraction, seed), strict=True):
-        # What the policies learned from must not test the rewards, and the other way round.
-        others = {row.prompt_id for row in sides["eval" if name == "train" else "train"]}
-        apart = [solution for solution in side if solution.prompt_id not in others]
-        within[name] = limited_solutions(apart, asked_prompts(name, section), seed, encoder, section.max_prompt_tokens)
+    # What the policies learned from must not test the rewards, and the other way round.
+    known = [[(row.prompt_id, row.group) for row in sides[name]] for name in SIDES]
+    for name, side in zip(SIDES, split_solutions(solutions, section.eval_fraction, seed, *known), strict=True):
+        within[name] = limited_solutions(side, asked_prompts(name, section), seed, encoder, section.max_prompt_tokens)
         report[name] = {
             "n_prompts": len({solution.prompt_id for solution in within[name]}),
             "n_solutions": len(within[name]),
             "n_labels": sum(len(solution.counted) for solution in within[name]),
-            "n_other_side": len(side) - len(apart),
         }
         if not report[name]["n_labels"]:
             raise DataError(
@@ -129,12 +128,13 @@ def limited_solutions(
 def read_sides(section: DataSection, seed: int) -> tuple[dict[str, Sequence[PreferenceRow]], dict[str, Any]]:
     """The rows of ``train`` and ``eval``, and the reader's counts. A prompt is never on both sides.
 
-    Raises DataError where the data cannot be read, or either side has no prompt.
+    Raises DataError where the data cannot be read, either side has no prompt, or one is text and the other messages.
     """
     data = _read(section, section.source, section.split)
     report = {**data.report.to_dict(), "source": section.source, "source_fingerprint": data.fingerprint}
     if (part := held_out_part(section)) is not None:
         held_out = _read(section, *part)
+        _check_one_kind(section, data, held_out)
         train = splits.places_apart(data.rows.keys(), held_out.rows.keys())
         report |= {"n_overlap": len(data.rows) - len(train), "eval_fingerprint": held_out.fingerprint}
         if not train:
@@ -158,16 +158,42 @@ def _groups(data: PreferenceData) -> str:
     return f" in {data.report.n_groups} groups, whole ones," if data.report.n_groups else ""
 
 
+def _check_one_kind(section: DataSection, data: PreferenceData, held_out: PreferenceData) -> None:
+    """Raises DataError where a text would never be found among messages: a prompt of both sides would stay on both."""
+    if data.report.conversational == held_out.report.conversational:
+        return
+    kinds = {True: "chat messages", False: "plain text"}
+    raise DataError(
+        f"the training prompts are {kinds[data.report.conversational]}, and the held-out ones "
+        f"{kinds[held_out.report.conversational]}",
+        where=f"{data.report.source}, {held_out.report.source}",
+        fix="data.conversational: true reads both as messages; false leaves transcripts as text",
+    )
+
+
 def _read(section: DataSection, source: str, split: str) -> PreferenceData:
+    own = source == section.source  # another data set has neither its configurations nor its commits
     return read_preferences(
         source,
         split=split,
-        config=section.config,
-        revision=section.revision,
+        config=section.config if own else None,
+        revision=section.revision if own else None,
         columns=section.columns,
         conversational=section.conversational,
         annotators=section.annotators,
     )
+
+
+def check_compared(side: str, counts: Mapping[str, int], section: DataSection, kind: str) -> None:
+    """Raises DataError for training data without comparisons, which a reward model of this ``kind`` learns from."""
+    if side == "train" and kind != "process" and not counts["n_comparisons"]:
+        whose = f" by {', '.join(section.annotators)}" if section.annotators is not None else ""
+        raise DataError(
+            f"no training prompt has a comparison{whose}: {counts}",
+            where=section.source,
+            fix="take more of the data (data.train_prompts, data.max_responses, data.annotators), or label it first: "
+            "duel label",
+        )
 
 
 def read_through(rows: Iterable[PreferenceRow]) -> None:
@@ -295,7 +321,8 @@ def _counted(
 ) -> Iterator[PreferenceRow]:
     """The rows with their first responses. ``counts`` gets those over the cut responses and their pairs."""
     most = section.max_responses if section.max_responses is not None else sys.maxsize
-    _ = encoder.lead, encoder.end_id  # these ask the chat template, which only the main thread can interrupt
+    # These ask the chat template, which only the main thread can interrupt.
+    _ = encoder.lead, encoder.end_id, encoder.special_tokens.ends
 
     def tokenised() -> Iterator[tuple[list[PreferenceRow], list[PreferenceRow], CountedResponses]]:
         for whole in one_ahead(chunks(rows, CHUNK)):

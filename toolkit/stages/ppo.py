@@ -79,7 +79,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
         target = section.target_length or preferred_length(context, inputs["data"], tokenizer)
         reporter.line(f"ppo: the reward is a response's length, with a target of {target:.4g} tokens")
         reward_function = length_reward(target)
-    texts = read_texts(context, inputs["data"], tokenizer)
+    texts = read_texts(context, inputs["data"], tokenizer, reporter)
     schedule = Schedule(prompts, section, context.seed, distributed.launched_processes())
     steps, stopped_at = len(schedule), -1
 
@@ -218,7 +218,7 @@ def take_completions(trainer: PPOLoop, out: Path) -> None:
         written.replace(out / COMPLETIONS_FILE)
 
 
-def read_texts(context: PpoContext, data: Path, tokenizer: PreTrainedTokenizerBase) -> list[Tree]:
+def read_texts(context: PpoContext, data: Path, tokenizer: PreTrainedTokenizerBase, reporter: Reporter) -> list[Tree]:
     """The texts that ``ppo.ptx_coef`` mixes in; none where it is 0."""
     if not context.ppo.ptx_coef:
         return []
@@ -229,7 +229,9 @@ def read_texts(context: PpoContext, data: Path, tokenizer: PreTrainedTokenizerBa
         return imitated_texts(rows, context.sft.train_on, encoder, limits.max_response_tokens, context.seed)
     held_out = from_parquet(data / "eval.parquet")
     lengths = (limits.max_prompt_tokens, limits.max_response_tokens)
-    return texts_of_source(source, held_out, encoder, lengths, context.seed)
+    texts, line = texts_of_source(source, held_out, encoder, lengths, context.seed)
+    reporter.line(f"ppo: {line}")
+    return texts
 
 
 def preferred_length(context: PpoContext, data: Path, tokenizer: PreTrainedTokenizerBase) -> float:

@@ -12,8 +12,9 @@ import torch
 
 from toolkit.engine import distributed
 from toolkit.engine.engine import Engine
-from toolkit.errors import DivergedError
-from toolkit.models.encoding import Tree, text_encoder
+from toolkit.errors import DataError, DivergedError
+from toolkit.models.config import refuse_quantised
+from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.inspect import torch_dtype
 from toolkit.models.load import load_policy, trainable
 from toolkit.models.merged import merged
@@ -22,6 +23,7 @@ from toolkit.models.save import merge_and_save
 from toolkit.models.sharding import gathered, placed
 from toolkit.models.tokenizer import check_vocabulary, load_tokenizer
 from toolkit.preferences import splits
+from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.stages.contexts import SftContext
@@ -42,9 +44,14 @@ LIKELIHOOD_EXAMPLES = 16
 
 
 def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes ``model/``: all weights in ``model.dtype``. With ``sft.enabled`` off, they are those of the base model."""
+    """Writes ``model/``: all weights in ``model.dtype``. With ``sft.enabled`` off, they are those of the base model.
+
+    Raises ModelError for a quantised base, DataError where there is nothing to imitate, DivergedError where training
+    ends worse than guessing.
+    """
     section = context.sft
     ref = resolve(context.model.name, context.model.revision)
+    refuse_quantised(ref, "model.name")
     tokenizer = load_tokenizer(ref, context.model.chat_template)
     dtype = torch_dtype(context.model.dtype)
     policy = load_policy(ref, context.model, dtype=None if context.model.lora else torch.float32)
@@ -59,12 +66,9 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
 
     rows = from_parquet(inputs["data"] / "train.parquet")
     encoder = text_encoder(tokenizer, rows[0].prompt, ref.spec)
-    examples = []
-    for row in rows:
-        imitated = [row.responses[i] for i in splits.imitated(row, section.train_on)]
-        encoded = encoder.encode(row.prompt, imitated, context.data.max_response_tokens)
-        examples.append(Example(encoded.tree, []))
-
+    examples = imitated_examples(rows, section.train_on, encoder, context.data.max_response_tokens)
+    if n_left_out := len(rows) - len(examples):
+        reporter.line(f"sft: of {n_left_out} of {len(rows)} prompts no response is preferred: they are left out")
     steps = total_steps(section, len(examples))
     seed_everything(context.seed)
     policy = trainable(policy, context.model.lora, task="CAUSAL_LM")
@@ -81,6 +85,23 @@ def run(context: SftContext, inputs: dict[str, Path], out: Path, reporter: Repor
         merge_and_save(policy, tokenizer, out / "model", dtype)
     tokens = trained_tokens(section, steps, examples)
     return {"tokens": tokens, "history": progress.history, "n_examples": len(examples), "steps": steps}
+
+
+def imitated_examples(
+    rows: Sequence[PreferenceRow], train_on: str, encoder: TextEncoder, max_response_tokens: int
+) -> list[Example]:
+    """The rows with the responses that SFT imitates; those without any are left out. Raises DataError for none."""
+    examples = []
+    for row in rows:
+        if imitated := [row.responses[i] for i in splits.imitated(row, train_on)]:
+            examples.append(Example(encoder.encode(row.prompt, imitated, max_response_tokens).tree, []))
+    if not examples:
+        raise DataError(
+            "no training prompt has a comparison, so none has a preferred response",
+            where="sft.train_on",
+            fix="all, which imitates every response, or data with comparisons",
+        )
+    return examples
 
 
 def nats_per_token(engine: Engine, trees: Sequence[Tree]) -> float:

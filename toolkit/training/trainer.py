@@ -21,6 +21,7 @@ from transformers import (
 
 from toolkit.engine.distributed import all_items, all_max, all_sum, reduce_gradients
 from toolkit.engine.engine import Engine
+from toolkit.errors import DataError
 from toolkit.models.encoding import Tree
 from toolkit.models.inspect import precision, torch_dtype
 from toolkit.models.resolve import resolve, training_record
@@ -44,8 +45,17 @@ def trained_tokens(section: Training, steps: int, examples: Sequence[Example]) -
 
 
 def items_of(section: DpoSection | RewardModelSection, examples: Sequence[Example]) -> int:
-    """How many items an epoch has: prompts with all their responses, or for TRL's trainer pairs with a winner."""
-    return sum(example.n_with_winner for example in examples) if section.trainer == "trl" else len(examples)
+    """How many items an epoch has: prompts with all their responses, or for TRL's trainer pairs with a winner.
+
+    Raises DataError where it has none.
+    """
+    n = sum(example.n_with_winner for example in examples) if section.trainer == "trl" else len(examples)
+    if not n:
+        what = (
+            "every comparison is a tie, of which TRL's trainer learns nothing" if examples else "there is no comparison"
+        )
+        raise DataError(f"{what} to train on", where="the training data", fix="train on data with preferences")
+    return n
 
 
 def prompts_seen(section: DpoSection | RewardModelSection, steps: int, examples: Sequence[Example]) -> int:

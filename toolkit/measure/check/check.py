@@ -100,7 +100,7 @@ def check_with(data: str, ref: ModelRef, tokenizer: Any, options: CheckOptions) 
     lengths.check(rows, collector)
     repeats.check(rows)
     annotators.check(rows, collector)
-    check_leak(rows, _held_out(options), read.unit, collector)
+    check_leak(rows, _held_out(data, options), read.unit, collector)
     if options.likelihood and rows:
         from toolkit.measure.check.likelihood import LikelihoodSample, check_likelihood
 
@@ -134,8 +134,10 @@ class _TextChecks:
         return [f"{n_long} left out of a run: the prompt has {limit}"] if n_long else []
 
 
-def _held_out(options: CheckOptions) -> CheckedRows | None:
+def _held_out(data: str, options: CheckOptions) -> CheckedRows | None:
     if options.held_out is None:
         return None
     source = replace(options.source, split=options.held_out_split or options.source.split)
+    if options.held_out != data:  # which has configurations and a commit of its own
+        source = replace(source, config=None, revision=None)
     return read_rows(options.held_out, source, None, None).rows
