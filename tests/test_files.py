@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -29,12 +31,32 @@ from toolkit.files import (
     folder_fingerprint,
     imported_modules,
     is_hub_id,
+    is_locked,
+    locked,
     package_code_fingerprint,
     parse_json,
     read_json,
     write_json,
     write_table,
 )
+
+# ---------------------------------------------------------------- locks
+
+
+def test_one_that_only_asks_refuses_nobody(tmp_path: Path) -> None:
+    """It has the lock for an instant: duel watch asks every two seconds."""
+    path = tmp_path / ".lock"
+    with path.open("a") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.02, fcntl.flock, [asking, fcntl.LOCK_UN])
+        timer.start()
+        with locked(path):
+            assert is_locked(path)
+        timer.join()
+        fcntl.flock(asking, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError), locked(path):
+            pass
+
 
 # ---------------------------------------------------------------- fingerprints
 

@@ -178,16 +178,26 @@ def _module_file(module: str, package: Path) -> Path:
 
 # ---------------------------------------------------------------- locks
 
+ASKED_S = 0.1  # by then one that only asks has long let go
+
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock file, alone or with others who share it. Raises BlockingIOError where another process holds it.
 
-    The system lets go of it when the process ends, however it ends.
+    The system lets go of it when the process ends, however it ends. One that only asks (:func:`is_locked`) has it for
+    an instant, which is waited for.
     """
+    patience = time.monotonic() + ASKED_S
     while True:
         with path.open("a") as handle:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(ASKED_S / 20)
+                continue
             if _is_at(handle, path):
                 yield
                 return
@@ -224,21 +234,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
     not exist yet.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(partial)  # of a process that was killed
+    remove(partial)  # of a process that was killed
     try:
         yield partial
         os.replace(partial, path)
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 def remove_partials(folder: Path, pattern: str) -> None:
     """Remove what killed processes left of :func:`atomic_write`. The caller knows that nobody writes there now."""
     for path in list(folder.glob(pattern)):
-        _remove(path)
+        remove(path)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

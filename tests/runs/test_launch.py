@@ -11,24 +11,24 @@ from support.running import SMALL, duel, duel_process
 
 from toolkit.errors import RecipeError
 from toolkit.recipe.files import load_recipe
-from toolkit.runs.launch import check_sharded, for_this_machine, launch_of, number_of_processes
+from toolkit.runs.launch import check_sharded, for_this_machine, launch_of
 from toolkit.stages.__main__ import check_processes
 
 
 def test_how_many_processes_the_arguments_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert number_of_processes(()) == 1
-    assert number_of_processes(["--num_processes", "3"]) == number_of_processes(["--num-processes=3"]) == 3
+    assert launch_of(()).processes == 1
+    assert launch_of(["--num_processes", "3"]).processes == launch_of(["--num-processes=3"]).processes == 3
     config = tmp_path / "accelerate.yaml"
     config.write_text("distributed_type: MULTI_GPU\nnum_processes: 4\n")
-    assert number_of_processes(["--config_file", str(config)]) == 4
-    assert number_of_processes([f"--config_file={config}", "--num_processes", "2"]) == 2
+    assert launch_of(["--config_file", str(config)]).processes == 4
+    assert launch_of([f"--config_file={config}", "--num_processes", "2"]).processes == 2
     monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(tmp_path / "none"))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
-    assert number_of_processes(["--mixed_precision", "bf16"]) == 8
+    assert launch_of(["--mixed_precision", "bf16"]).processes == 8
     with pytest.raises(RecipeError, match="no such file"):
-        number_of_processes(["--config_file", str(tmp_path / "none")])
+        launch_of(["--config_file", str(tmp_path / "none")])
     with pytest.raises(RecipeError, match="0 processes"):
-        number_of_processes(["--num_processes", "0"])
+        launch_of(["--num_processes", "0"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from support.damage import DAMAGES
 from support.running import environment
 
+from toolkit.engine.facts import peak_memory
 from toolkit.errors import DataError, RecipeError, StoreError
 from toolkit.files import read_json, write_json, write_table
 from toolkit.judging.records import Judgement, write_judgements
@@ -23,7 +24,7 @@ from toolkit.recipe.files import load_recipe
 from toolkit.runs import pipeline
 from toolkit.runs.attempts import AttemptsClock
 from toolkit.runs.dry_run import describe
-from toolkit.runs.facts import PACKAGES, machine, peak_memory, versions
+from toolkit.runs.facts import PACKAGES, machine, versions
 from toolkit.runs.pipeline import RunOptions, cost, run
 from toolkit.runs.plan import STAGE_NAMES
 from toolkit.runs.store import refuse_damaged
@@ -133,6 +134,14 @@ def test_until_and_only(ran: dict[str, Any], tmp_path: Path) -> None:
         go(tmp_path, only="ppo")
 
 
+def test_one_stage_that_is_forced_takes_its_inputs_from_the_shelf(ran: dict[str, Any], tmp_path: Path) -> None:
+    go(tmp_path)
+    go(tmp_path, "dpo.beta=0.9")
+    ran.clear()
+    go(tmp_path, only="evaluate", force=True)
+    assert list(ran) == ["evaluate"]
+
+
 @pytest.mark.parametrize("options", [{"until": "reward_model"}, {"only": "reward_model"}, {"target": "sft"}])
 def test_what_a_finished_run_has_stays_recorded(ran: dict[str, Any], tmp_path: Path, options: dict[str, Any]) -> None:
     """Also the stages behind those that were asked for; those of other settings do not."""
@@ -187,6 +196,8 @@ def test_a_launched_stage_gets_the_same_context(
         request = read_json(Path(own[0]))
         asked[request["stage"]] = request
         write_json(Path(own[0]).with_name("answer.json"), {"tokens": 3, "processes": 2})
+        for rank in (0, 1):
+            write_json(Path(own[0]).with_name(f"peak-{rank}.json"), {"peak_gib": 7.5 + rank})
         if request["stage"] == "evaluate":
             sys.modules["toolkit.stages.evaluate"].run(None, {}, Path(own[0]).parent, Reporter(quiet=True))
         return 0
@@ -204,6 +215,10 @@ def test_a_launched_stage_gets_the_same_context(
         assert not (tmp_path / "two" / name / "request.json").exists()
         assert request["processes"] == 2
     assert manifest["stages"]["dpo"]["tokens"] == 3 and manifest["processes"] == 2
+    assert manifest["launch"] == ["--num_processes", "2"]
+    # The memory of the processes, and not of the one that launched them; the stages that run here have their own.
+    assert {name for name, stage in manifest["stages"].items() if stage["peak_gib"] == 8.5} == set(asked)
+    assert not list((tmp_path / "two" / "dpo").glob("peak-*"))
     # One process has other results: nothing that two have trained stands for them.
     ran.clear()
     assert go(tmp_path / "two", *sets)["processes"] == 1
@@ -307,10 +322,13 @@ def test_cost_by_arm() -> None:
     found = cost(stages)
     assert [row["stage"] for row in found["stages"]] == ["sft", "reward_model", "ppo"]
     assert found["arms"] == {
-        "shared": {"wall_s": 1.0, "tokens": 10, "peak_gib": 0.5, "response_tokens_trained": None},
-        "rm_ppo": {"wall_s": 6.0, "tokens": 20, "peak_gib": 0.7, "response_tokens_trained": 340},
-        "dpo": {"wall_s": 0, "tokens": 0, "peak_gib": 0.0, "response_tokens_trained": None},
+        "shared": {"wall_s": 1.0, "peak_gib": 0.5, "response_tokens_trained": None},
+        "rm_ppo": {"wall_s": 6.0, "peak_gib": 0.7, "response_tokens_trained": 340},
+        "dpo": {"wall_s": 0, "peak_gib": 0.0, "response_tokens_trained": None},
     }
+    assert "same reward model" not in found["sentence"]
+    online = stage("dpo", 3.0, 0.5) | {"fields": {"input reward_model": "k"}}
+    assert "DPO 3 s beside the same reward model, which" in cost(stages | {"dpo": online})["sentence"]
     del stages["reward_model"]["response_tokens_trained"]  # as a stage of an earlier duel
     assert cost(stages)["arms"]["rm_ppo"]["response_tokens_trained"] is None
 

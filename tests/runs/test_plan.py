@@ -36,7 +36,8 @@ def plan(folder: Path, *sets: str) -> list[PlannedStage]:
 def finish(folder: Path, planned: PlannedStage) -> None:
     run = RunFolder(folder)
     run.work_dir(planned.spec.name, planned.key).mkdir(parents=True)
-    run.finish(planned.spec.name, planned.key, {"fields": planned.fields})
+    (run.work_dir(planned.spec.name, planned.key) / "result").write_text(planned.key)
+    run.finish(planned.spec.name, planned.key, {"fields": planned.fields}, planned.inputs)
 
 
 # ---------------------------------------------------------------- keys
@@ -229,6 +230,19 @@ def test_states_and_what_changed(tmp_path: Path) -> None:
     assert other["dpo"].state.changed == ("dpo.beta",) and other["evaluate"].state.changed == ("input dpo",)
     finish(tmp_path, other["dpo"])
     assert {p.spec.name: p.state.status for p in plan(tmp_path)}["dpo"] == "shelved"
+
+
+def test_what_comes_from_the_shelf_counts_as_it_will_be(tmp_path: Path) -> None:
+    """After another setting, going back takes everything from the shelf: the inputs are there again by then."""
+    for planned in plan(tmp_path):
+        finish(tmp_path, planned)
+    for planned in plan(tmp_path, "dpo.beta=0.3"):
+        if planned.state.status != "cached":
+            finish(tmp_path, planned)
+    back = plan(tmp_path)
+    assert [planned.state.status for planned in back] == ["cached"] * 4 + ["shelved"] * 3
+    assert stages_to_run(back, "evaluate", None) == ["evaluate", "dpo"]
+    assert stages_to_run(back, "report", None) == ["report", "dpo", "evaluate"]
 
 
 def test_only_and_until(tmp_path: Path) -> None:

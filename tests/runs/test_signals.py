@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from support.running import ROOT, SMALL, command, duel, duel_process, environment
 
+from toolkit.cli import main
 from toolkit.runs.store import WORKERS_LOCK, RunFolder
 
 pytestmark = [pytest.mark.fault, pytest.mark.e2e]
@@ -44,6 +45,20 @@ def test_a_signal_ends_a_run_in_words(
     assert process.returncode == code
     assert stderr.splitlines()[-1] == f"{word}; run the same command again to continue" and "Traceback" not in stderr
     assert json.loads((out / "manifest.json").read_text(encoding="utf-8"))["status"] == "interrupted"
+
+
+def test_an_interrupted_force_goes_on_without_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With it, the same command would remove its work."""
+    for words, said in (
+        (["run", "smoke", "--force"], "run the same command without --force to continue"),
+        (["run", "smoke", "--", "--force"], "run the same command again to continue"),
+        (["report", "run", "--force"], "run the same command again to continue"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["duel", *words])
+        assert main._interruption(KeyboardInterrupt()) == 130
+        assert capsys.readouterr().err == f"\ninterrupted; {said}\n"
 
 
 IN_A_DESTRUCTOR = """

@@ -16,6 +16,7 @@ from toolkit.files import (
     read_json,
     write_json,
 )
+from toolkit.runs import store
 from toolkit.runs.store import SCHEMA_VERSION, STAGE_FILE, RunFolder, StageState
 from toolkit.storage.integrity import refuse_changed
 
@@ -120,17 +121,71 @@ def test_a_stage_whose_input_was_computed_again_to_other_files_is_stale(tmp_path
 
     finished(run, "sft", "k1", "first")
     dpo(run)
-    assert run.state("dpo", "k2", FIELDS, ["sft"]).status == "cached"
+    assert run.state("dpo", "k2", FIELDS, run.digests(["sft"])).status == "cached"
     finished(run, "sft", "k1", "first")
-    assert run.state("dpo", "k2", FIELDS, ["sft"]).status == "cached"
+    assert run.state("dpo", "k2", FIELDS, run.digests(["sft"])).status == "cached"
     finished(run, "sft", "k1", "other")
-    assert run.state("dpo", "k2", FIELDS, ["sft"]) == StageState("dpo", "k2", "stale", ("input sft",))
+    assert run.state("dpo", "k2", FIELDS, run.digests(["sft"])) == StageState("dpo", "k2", "stale", ("input sft",))
     finished(other, "sft", "k1", "other")
     dpo(other)
     assert run.adopt("dpo", "k2", [other.root], ["sft"])
-    assert run.state("dpo", "k2", FIELDS, ["sft"]).status == "cached"
+    assert run.state("dpo", "k2", FIELDS, run.digests(["sft"])).status == "cached"
     finished(run, "sft", "k1", "third")
     assert not run.adopt("dpo", "k2", [other.root], ["sft"])
+
+
+def test_a_result_on_the_shelf_survives_one_with_its_key_that_read_other_inputs(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+
+    def dpo(text: str) -> None:
+        run.work_dir("dpo", "k2").mkdir(parents=True, exist_ok=True)
+        (run.work_dir("dpo", "k2") / "result.txt").write_text(text)
+        run.finish("dpo", "k2", {"fields": FIELDS}, ["sft"])
+
+    finished(run, "sft", "k1", "first")
+    dpo("of first")
+    os.rename(run.stage_dir("dpo"), tmp_path / "right")
+    finished(run, "sft", "k1", "other")
+    dpo("of other")
+    finished(run, "sft", "k1", "first")
+    (tmp_path / ".shelf").mkdir(exist_ok=True)
+    os.rename(tmp_path / "right", run.shelf_dir("dpo", "k2"))
+    assert run.state("dpo", "k2", FIELDS, run.digests(["sft"])).status == "shelved"
+    run.unshelve("dpo", "k2")
+    assert result(run, "dpo") == "of first"
+    assert run.state("dpo", "k2", FIELDS, run.digests(["sft"])).status == "cached"
+    assert (run.shelf_dir("dpo", "k2") / "result.txt").read_text() == "of other"
+
+
+@pytest.mark.parametrize("killed", ["listed", "write_sealed", "_put"])
+def test_a_kill_behind_the_last_step_loses_nothing(
+    killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what the stage resumes from, nor a stage that has its record."""
+    run = RunFolder(tmp_path)
+    work = run.work_dir("sft", "k1")
+    (work / "trainer" / "checkpoint-8").mkdir(parents=True)
+    (work / "trainer" / "checkpoint-8" / "state").write_text("all steps")
+    (work / "attempts.json").write_text('{"wall_s": 9.0}')
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run if killed == "_put" else store, killed, kill)
+        with pytest.raises(KeyboardInterrupt):
+            finished(run, "sft", "k1")
+    assert (work / "trainer" / "checkpoint-8" / "state").is_file() and (work / "attempts.json").is_file()
+    assert run.state("sft", "k1", FIELDS).status == "partial"
+    if killed == "_put":
+        assert run.take_finished("sft", "k1")
+    else:
+        assert not run.take_finished("sft", "k1")
+        run.finish("sft", "k1", {"fields": FIELDS})
+    assert run.state("sft", "k1", FIELDS).status == "cached" and not work.exists()
+    assert sorted(path.name for path in run.stage_dir("sft").iterdir()) == ["result.txt", STAGE_FILE]
+    record = run.record("sft")
+    assert record is not None and list(record["files"]) == ["result.txt"]
 
 
 def test_the_record_of_an_earlier_version_has_no_list_of_files(tmp_path: Path) -> None:

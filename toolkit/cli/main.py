@@ -71,10 +71,15 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def own_words() -> list[str]:
+    """The words of the command line, without those behind ``--``."""
+    words = sys.argv[1:]
+    return words[: words.index("--")] if "--" in words else words
+
+
 def exit_code() -> int:
     """Run the command; show an error as a message."""
-    words = sys.argv[1:]
-    debug = "--debug" in (words[: words.index("--")] if "--" in words else words)
+    debug = "--debug" in own_words()
     try:
         cli.main(standalone_mode=False)
         return 0
@@ -138,7 +143,11 @@ def _deliver_again(ignored: sys.UnraisableHookArgs) -> None:
 def _interruption(error: BaseException) -> int:
     terminated = _stems_from(error, Terminated)
     word = "terminated" if terminated else "interrupted"
-    print(f"\n{word}; run the same command again to continue", file=sys.stderr)
+    again = "run the same command again to continue"
+    command = next((word for word in own_words() if not word.startswith("-")), "")
+    if command == "run" and "--force" in own_words():  # it would run finished stages again
+        again = "run the same command without --force to continue"
+    print(f"\n{word}; {again}", file=sys.stderr)
     return TERMINATED if terminated else INTERRUPTED
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from toolkit.errors import StoreError
 from toolkit.files import atomic_write, read_json
 
-ATTEMPTS_FILE = "attempts.json"
 # What the clock of a killed attempt loses at most.
 WRITTEN_EVERY_S = 1.0
 

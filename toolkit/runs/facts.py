@@ -1,17 +1,11 @@
-"""Facts about a run that its numbers may depend on: versions, machine, and the memory it took."""
+"""Facts about a run that its numbers may depend on: versions and machine."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib.metadata
 import os
 import platform
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,42 +41,6 @@ def machine() -> dict[str, Any]:
         has = set(fields.get("flags", "").split())
         described["instructions"] = [flag for flag in INSTRUCTIONS if flag in has]
     return described
-
-
-@dataclass
-class PeakMemory:
-    gib: float = 0.0
-
-
-@contextmanager
-def peak_memory() -> Iterator[PeakMemory]:
-    """Measures the peak memory of what runs inside, which is known once that has ended.
-
-    On an accelerator it is the allocator's peak. On a CPU it is the resident set's: Linux lets a process reset its
-    high-water mark; elsewhere it is the peak since the process began.
-    """
-    gc.collect()
-    # Without a stage that imported torch there is nothing on an accelerator; importing it here would take seconds.
-    cuda = "torch" in sys.modules and sys.modules["torch"].cuda.is_available()
-    if cuda:
-        sys.modules["torch"].cuda.reset_peak_memory_stats()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    peak = PeakMemory()
-    try:
-        yield peak
-    finally:
-        if cuda:
-            peak.gib = sys.modules["torch"].cuda.max_memory_allocated() / 2**30
-        elif sys.platform == "linux":
-            status = Path("/proc/self/status").read_text()
-            peak.gib = int(status.split("VmHWM:")[1].split()[0]) / 2**20
-        else:
-            import resource
-
-            unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB on the other systems
-            peak.gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def environment() -> dict[str, Any]:

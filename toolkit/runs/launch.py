@@ -141,11 +141,6 @@ def _sharding(arguments: Sequence[str], parsed: Any, section: Mapping[str, Any],
     return {"reshard_after_forward": value(RESHARD) not in ("false", "shard_grad_op", "no_reshard")}
 
 
-def number_of_processes(arguments: Sequence[str]) -> int:
-    """How many processes ``accelerate launch`` starts with these arguments. Raises as :func:`launch_of`."""
-    return launch_of(arguments).processes
-
-
 def check_sharded(recipe: Recipe, stages: Collection[str]) -> None:
     """Raises RecipeError where one of these stages cannot train with sharded models."""
     kinds = {kind_of(stage) for stage in stages}

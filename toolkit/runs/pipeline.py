@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.engine.facts import compute
+from toolkit.engine.facts import PEAK_FILE, compute, peak_memory
 from toolkit.errors import RecipeError, StoreError
 from toolkit.evals.implicit_reward import defined_by
 from toolkit.files import copy_whole, read_json, write_json, write_text
@@ -26,8 +26,8 @@ from toolkit.recipe.arms import planned_differences
 from toolkit.recipe.files import LoadedRecipe, resolved_yaml
 from toolkit.recipe.rounds import kind_of
 from toolkit.recipe.schema import Recipe
-from toolkit.runs.attempts import ATTEMPTS_FILE, AttemptsClock
-from toolkit.runs.facts import machine, peak_memory, versions
+from toolkit.runs.attempts import AttemptsClock
+from toolkit.runs.facts import machine, versions
 from toolkit.runs.kinds import RUN_FILES, refuse_others_folder
 from toolkit.runs.launch import Launch, accelerate_launch, check_sharded, launch_of
 from toolkit.runs.machines import announce, follow, leading
@@ -35,7 +35,16 @@ from toolkit.runs.plan import PlannedStage, plan_stages, stages_to_run
 from toolkit.runs.precision import slow_precision
 from toolkit.runs.reward_data import check_reward_data, needs_check
 from toolkit.runs.rounds import check_labelled_data, check_labelling, labels_in_all, labels_spent
-from toolkit.runs.store import MANIFEST_FILE, RECIPE_FILE, REPORT_FILE, RESULTS_FILE, SCHEMA_VERSION, TABLES, RunFolder
+from toolkit.runs.store import (
+    ATTEMPTS_FILE,
+    MANIFEST_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    SCHEMA_VERSION,
+    TABLES,
+    RunFolder,
+)
 from toolkit.stages.contexts import Context, to_json
 from toolkit.storage.collecting import imports_left_out
 from toolkit.storage.integrity import described, write_sealed
@@ -52,11 +61,11 @@ class RunOptions:
     """What a command asks of a run, beside the recipe.
 
     ``only`` and ``until`` name stages; ``target`` names one that runs with what it reads, and without the other arm.
-    ``force`` runs stages again that are done. ``reuse`` are other run folders whose equal stages are taken over.
-    ``say_reused=False`` leaves out the lines about stages that are there. ``launch`` are arguments of
-    ``accelerate launch`` for the stages that train, sample or score. ``command`` is recorded in the manifest.
-    ``before_stage`` is called before a stage's code is imported, so that a run whose stages are all there imports none
-    of it.
+    ``force`` runs stages again that are done; with ``only`` that one alone. ``reuse`` are other run folders whose equal
+    stages are taken over. ``say_reused=False`` leaves out the lines about stages that are there. ``launch`` are
+    arguments of ``accelerate launch`` for the stages that train, sample or score. ``command`` is recorded in the
+    manifest. ``before_stage`` is called before a stage's code is imported, so that a run whose stages are all there
+    imports none of it.
     """
 
     only: str | None = None
@@ -101,7 +110,7 @@ def _run(loaded: LoadedRecipe, out: Path, reporter: Reporter, options: RunOption
         check_settings(loaded, stages, names, options, launch)
         if (slow := slow_precision(loaded)) and set(missing(stages, names, options)) - {"data", "report"}:
             reporter.once(slow)
-        with recorded(out, new_manifest(loaded, stages, options.command, processes)) as manifest:
+        with recorded(out, new_manifest(loaded, stages, options.command, processes, options.launch)) as manifest:
             manifest["files"] = {RECIPE_FILE: described(out / RECIPE_FILE)}
             for number, planned in enumerate(stages, start=1):
                 name, position = planned.spec.name, f"{number}/{len(stages)}"
@@ -131,8 +140,17 @@ def check_settings(
 
 def missing(stages: Sequence[PlannedStage], names: Sequence[str], options: RunOptions) -> list[str]:
     """Those of these stages that have no result, or have to run in any case."""
-    there = () if options.force else ("cached", "shelved")
-    return [s.spec.name for s in stages if s.spec.name in names and s.state.status not in there]
+    return [stage.spec.name for stage in stages if stage.spec.name in names and will_run(stage, options)]
+
+
+def will_run(planned: PlannedStage, options: RunOptions) -> bool:
+    """Whether a stage that is asked for has to run."""
+    return forced(planned.spec.name, options) or planned.state.status not in ("cached", "shelved")
+
+
+def forced(name: str, options: RunOptions) -> bool:
+    """Whether a stage runs although it is there: what a single named stage reads only comes from the shelf."""
+    return options.force and options.only in (None, name)
 
 
 def stages_to_come(stages: Sequence[PlannedStage], names: Sequence[str], options: RunOptions) -> set[str]:
@@ -172,9 +190,13 @@ def note_earlier_layout(folder: RunFolder, reporter: Reporter) -> None:
 
 
 def new_manifest(
-    loaded: LoadedRecipe, stages: Sequence[PlannedStage], command: Sequence[str], processes: int = 1
+    loaded: LoadedRecipe,
+    stages: Sequence[PlannedStage],
+    command: Sequence[str],
+    processes: int = 1,
+    launch: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The manifest of a run that begins, whose training stages ``processes`` share."""
+    """The manifest of a run that begins, whose training stages ``processes`` share, started with ``launch``."""
     return {
         "schema_version": SCHEMA_VERSION,
         "name": loaded.recipe.name,
@@ -185,6 +207,7 @@ def new_manifest(
         "keys": {planned.spec.name: planned.key for planned in stages},
         "seed": loaded.recipe.seed,
         "processes": processes,
+        "launch": list(launch),
         "implicit_reward": defined_by({"loss_type": loaded.recipe.dpo.loss_type}, loaded.recipe.dpo.beta).words,
         "arm_differences": [difference.as_dict() for difference in planned_differences(loaded.recipe)],
         "versions": versions(),
@@ -215,10 +238,11 @@ def recorded(out: Path, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def complete(planned: PlannedStage, folder: RunFolder, reporter: Reporter, options: RunOptions) -> None:
     """Leave the stage finished in the run folder: as it is, from the shelf, from another run, or by running it."""
     name, key = planned.spec.name, planned.key
-    state = folder.state(name, key, planned.fields, planned.inputs)
+    state = folder.state(name, key, planned.fields, folder.digests(planned.inputs))
     if state.damage:
         reporter.line(f"damaged, and computed again: {state.damage}")
-    if not options.force and (where := reused(planned, folder, state.status, options)):
+    again = forced(name, options)
+    if not again and (where := reused(planned, folder, state.status, options)):
         if options.say_reused:
             reporter.line(where)
         return
@@ -226,22 +250,26 @@ def complete(planned: PlannedStage, folder: RunFolder, reporter: Reporter, optio
         settings = [field for field in state.changed if not field.startswith("input ")]
         reporter.line("runs again, changed: " + ", ".join(settings or state.changed))
     work = folder.work_dir(name, key)
-    if options.force:
+    if again:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     record = run_and_measure(planned, folder, work, reporter, options)
     folder.finish(name, key, record, planned.inputs)
-    reporter.line(f"done in {duration(record['wall_s'])}, peak {record['peak_gib']:.2f} GiB")
+    several = f" (the largest of {n} processes)" if (n := record["metrics"].get("processes", 1)) > 1 else ""
+    reporter.line(f"done in {duration(record['wall_s'])}, peak {record['peak_gib']:.2f} GiB{several}")
 
 
 def reused(planned: PlannedStage, folder: RunFolder, status: str, options: RunOptions) -> str:
     """Put the stage into the run folder from wherever it is. Returns where it was; empty if it must run."""
     name, key = planned.spec.name, planned.key
     if status == "cached":
+        folder.remove_to_resume(name)
         return "cached"
     if status == "shelved":
         folder.unshelve(name, key)
         return "cached (an earlier result with these settings)"
+    if folder.take_finished(name, key, planned.inputs):
+        return "cached (it had ended when the run was stopped)"
     taken = folder.adopt(name, key, list(options.reuse), planned.inputs)
     return "taken from another run with the same settings" if taken else ""
 
@@ -258,14 +286,12 @@ def run_and_measure(
     started = time.time()
     with peak_memory() as peak, AttemptsClock(work / ATTEMPTS_FILE) as clock:
         metrics = runner(name, planned.context, inputs, work, reporter)
-    clock.file.unlink(missing_ok=True)
-    shutil.rmtree(work / "trainer", ignore_errors=True)  # the trainer's checkpoints are there to resume from
     return {
         "fields": planned.fields,
         "arm": planned.spec.arm,
         "started": started,
         "wall_s": round(clock.seconds(), 3),
-        "peak_gib": round(peak.gib, 3),
+        "peak_gib": round(metrics.pop("peak_gib", peak.gib), 3),  # of launched processes, theirs
         "tokens": int(metrics.pop("tokens", 0)),
         "versions": versions(),
         "compute": metrics.pop("compute", {}),
@@ -307,6 +333,7 @@ def launched(arguments: Sequence[str]) -> Runner:
             "trust_remote_code": remote_code_allowed(),
         }
         write_json(file, request)
+        _peaks(work)  # those of an attempt that was killed
         announce(work.parents[1], file, launch)
         code = accelerate_launch(arguments, "toolkit.stages", [str(file.resolve())])
         if code or not answer.is_file():
@@ -318,9 +345,19 @@ def launched(arguments: Sequence[str]) -> Runner:
         metrics = read_json(answer)
         file.unlink()
         answer.unlink()
-        return dict(metrics)
+        peaks = _peaks(work)
+        return {**metrics, "peak_gib": max(peaks)} if peaks else dict(metrics)
 
     return run_launched
+
+
+def _peaks(work: Path) -> list[float]:
+    """The peak memory of each launched process, in GiB; their files are removed."""
+    files = list(work.glob(PEAK_FILE.format("*")))
+    peaks = [float(read_json(file)["peak_gib"]) for file in files]
+    for file in files:
+        file.unlink()
+    return peaks
 
 
 # ---------------------------------------------------------------- the run folder's own files
@@ -330,7 +367,8 @@ def enter(planned: PlannedStage, folder: RunFolder, loaded: LoadedRecipe, manife
     """Enter a stage that is there into the manifest, and put what the user looks for at the top of the run folder."""
     stage = planned.spec.name
     record = folder.record(stage)
-    if record is not None and folder.state(stage, planned.key, planned.fields, planned.inputs).status == "cached":
+    digests = folder.digests(planned.inputs)
+    if record is not None and folder.state(stage, planned.key, planned.fields, digests).status == "cached":
         entry = {name: value for name, value in record.items() if name not in ("metrics", "inputs", "files")}
         if TRAINED in record["metrics"]:
             entry[TRAINED] = record["metrics"][TRAINED]
@@ -372,9 +410,9 @@ def publish(folder: RunFolder, loaded: LoadedRecipe, manifest: dict[str, Any]) -
 def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Seconds, tokens and peak memory by stage, and by arm (an arm's own stages; shared ones apart).
 
-    A stage counts in ``tokens`` what it works on, which differs from stage to stage. ``response_tokens_trained`` of an
-    arm is one measure for all: a response token counts once for each training pass over it. It is None where a stage
-    has no record of it.
+    A stage counts in ``tokens`` what it works on, which differs from stage to stage, so that an arm has no sum of them.
+    ``response_tokens_trained`` of an arm is one measure for all: a response token counts once for each training pass
+    over it. It is None where a stage has no record of it.
     """
     rows = [
         {"stage": name, "arm": s["arm"], "wall_s": s["wall_s"], "tokens": s["tokens"], "peak_gib": s["peak_gib"]}
@@ -388,12 +426,14 @@ def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             continue
         arms[arm] = {
             "wall_s": round(sum(row["wall_s"] for row in of_arm), 3),
-            "tokens": sum(row["tokens"] for row in of_arm),
             "peak_gib": max((row["peak_gib"] for row in of_arm), default=0.0),
             TRAINED: _response_tokens_trained([stages[row["stage"]] for row in of_arm]),
         }
     labels = labels_in_all(stages)
-    return {"stages": rows, "arms": arms, "sentence": cost_sentence(arms)} | ({"labels": labels} if labels else {})
+    # "fields" has what a stage read: DPO reads the reward model where that labels its samples
+    reads_rm = "input reward_model" in stages.get("dpo", {}).get("fields", {})
+    sentence = cost_sentence(arms, dpo_reads_rm=reads_rm)
+    return {"stages": rows, "arms": arms, "sentence": sentence} | ({"labels": labels} if labels else {})
 
 
 def _response_tokens_trained(stages: Sequence[Mapping[str, Any]]) -> int | None:
@@ -402,8 +442,10 @@ def _response_tokens_trained(stages: Sequence[Mapping[str, Any]]) -> int | None:
     return sum(int(stage[TRAINED]) for stage in stages)
 
 
-def cost_sentence(arms: Mapping[str, Mapping[str, Any]]) -> str:
+def cost_sentence(arms: Mapping[str, Mapping[str, Any]], *, dpo_reads_rm: bool = False) -> str:
     """What the arms took, without what they share. The tokens are left out where those of an arm are not known.
+
+    ``dpo_reads_rm``: the reward model, whose cost is counted with RM + PPO, labels DPO's samples.
 
     >>> ppo = {"wall_s": 230.0, "response_tokens_trained": 51_000}
     >>> dpo = {"wall_s": 40.0, "response_tokens_trained": 900}
@@ -414,9 +456,12 @@ def cost_sentence(arms: Mapping[str, Mapping[str, Any]]) -> str:
     'They trained on 51,000 and 900 response tokens (each pass counts).'
     >>> cost_sentence({"rm_ppo": ppo | {"response_tokens_trained": None}, "dpo": dpo})
     'RM + PPO took 230 s (its reward model included), DPO 40 s.'
+    >>> cost_sentence({"rm_ppo": ppo | {"response_tokens_trained": None}, "dpo": dpo}, dpo_reads_rm=True)
+    'RM + PPO took 230 s (its reward model included), DPO 40 s beside the same reward model, which labels its samples.'
     """
     ppo, dpo = (arms[arm] for arm in ("rm_ppo", "dpo"))
-    sentence = f"RM + PPO took {ppo['wall_s']:,.0f} s (its reward model included), DPO {dpo['wall_s']:,.0f} s."
+    beside = " beside the same reward model, which labels its samples" if dpo_reads_rm else ""
+    sentence = f"RM + PPO took {ppo['wall_s']:,.0f} s (its reward model included), DPO {dpo['wall_s']:,.0f} s{beside}."
     tokens = [arm[TRAINED] for arm in (ppo, dpo)]
     if None in tokens:
         return sentence

@@ -123,7 +123,7 @@ def plan_stages(
     trains, with the number of processes that share it and whether they hold shards: a stage that was stopped does not
     go on from checkpoints of the other form.
     """
-    keys: dict[str, str] = {}
+    keys, digests = dict[str, str](), dict[str, str]()
     stages = []
     for spec in stages_of(n_rounds(loaded.recipe), rft=loaded.recipe.rft is not None):
         context = context_of(spec.name, loaded.recipe)
@@ -140,7 +140,11 @@ def plan_stages(
             if sharded:
                 fields["sharded"] = True
         key = keys[spec.name] = fingerprint(fields)
-        stages.append(PlannedStage(spec, reads, context, key, fields, folder.state(spec.name, key, fields, inputs)))
+        read = {name: digests[name] for name in inputs if name in digests}
+        state = folder.state(spec.name, key, fields, read)
+        if state.digest is not None:  # of the result that the run will have, which may be on the shelf now
+            digests[spec.name] = state.digest
+        stages.append(PlannedStage(spec, reads, context, key, fields, state))
     return stages
 
 

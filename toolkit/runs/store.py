@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import BusyError, StoreError
-from toolkit.files import fingerprint, flat, is_locked, locked, remove_partials
+from toolkit.files import fingerprint, flat, is_locked, locked, remove, remove_partials
+from toolkit.progress import TRAINER_FOLDER
 from toolkit.storage import integrity
 from toolkit.storage.integrity import differences, in_words, is_list, listed, read_sealed, write_sealed
 from toolkit.storage.locks import held
@@ -36,6 +37,9 @@ STUDY_FILE = "study.json"
 TRIALS_FILE = "trials.json"
 TABLE_FILE = "table.parquet"
 FAILURE_FILE = "failed.json"
+# Of a stage that goes on: checkpoints of its trainer, and the time of its attempts.
+ATTEMPTS_FILE = "attempts.json"
+TO_RESUME = (TRAINER_FOLDER, ATTEMPTS_FILE)
 SWEEP_FILE = "sweep.json"  # its settings, and the folder and the verdict of each run
 SCORES_FOLDER = "scores"
 # Fields of the two documents of a run that readers take for granted, with their types; and those that hold objects.
@@ -123,7 +127,7 @@ def refuse_study(folder: Path, fix: str) -> None:
 @dataclass(frozen=True)
 class StageState:
     """What is on disk for a stage. ``changed`` names the fields that differ from what ran last, ``damage`` says what is
-    wrong with the files of a finished one.
+    wrong with the files of a finished one. ``digest`` is the hash over the files of a cached or shelved result.
     """
 
     stage: str
@@ -131,6 +135,7 @@ class StageState:
     status: str  # "cached" | "shelved" | "partial" | "missing" | "stale" | "damaged"
     changed: tuple[str, ...] = ()
     damage: str = ""
+    digest: str | None = field(default=None, compare=False)
 
 
 def is_manifest(path: Path) -> bool:
@@ -219,12 +224,14 @@ class RunFolder:
         """The finished stage's record, or None."""
         return read_record(self.stage_dir(stage))
 
-    def state(self, stage: str, key: str, fields: Mapping[str, Any], inputs: Sequence[str] = ()) -> StageState:
+    def state(
+        self, stage: str, key: str, fields: Mapping[str, Any], digests: Mapping[str, str] | None = None
+    ) -> StageState:
         """Whether this stage with this key is there, and whole. ``fields`` are what the key is made of.
 
-        ``inputs`` are the stages that it reads: one that was computed from other files than theirs is stale.
+        ``digests`` are those of the stages that it reads: one that was computed from other files than theirs is stale.
         """
-        digests = self.digests(inputs)
+        digests = digests or {}
         changed: tuple[str, ...] = ()
         try:
             record = self.record(stage)
@@ -235,12 +242,12 @@ class RunFolder:
             if damage := _damage(self.stage_dir(stage), record):
                 return StageState(stage, key, "damaged", damage=damage)
             if not changed:
-                return StageState(stage, key, "cached")
+                return StageState(stage, key, "cached", digest=_digest(record))
         elif record is not None:
             old, new = flat(record["fields"]), flat(fields)
             changed = tuple(sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)))
-        if _holds(self.shelf_dir(stage, key), key, digests):
-            return StageState(stage, key, "shelved", changed)
+        if (shelved := _held(self.shelf_dir(stage, key), key, digests)) is not None:
+            return StageState(stage, key, "shelved", changed, digest=_digest(shelved))
         if self.work_dir(stage, key).is_dir():
             return StageState(stage, key, "partial", changed)
         return StageState(stage, key, "stale" if record is not None else "missing", changed)
@@ -250,11 +257,11 @@ class RunFolder:
         digests = {}
         for stage in stages:
             try:
-                record = self.record(stage) or {}
+                digest = _digest(self.record(stage) or {})
             except StoreError:
                 continue  # it is damaged, and runs again first
-            if is_list(record.get("files")):
-                digests[stage] = fingerprint(record["files"])
+            if digest is not None:
+                digests[stage] = digest
         return digests
 
     def refuse_foreign(self, stage: str) -> None:
@@ -308,31 +315,47 @@ class RunFolder:
         os.rename(self.stage_dir(stage), target)
 
     def unshelve(self, stage: str, key: str) -> None:
-        """Take an earlier result from the shelf, and put the present one there."""
-        self.shelve(stage)
-        os.rename(self.shelf_dir(stage, key), self.stage_dir(stage))
+        """Take an earlier result from the shelf, and put the present one there.
+
+        The present one may have the same key, and have read other inputs.
+        """
+        work = self.work_dir(stage, key)
+        shutil.rmtree(work, ignore_errors=True)
+        os.rename(self.shelf_dir(stage, key), work)
+        self._put(stage, work)
 
     def adopt(self, stage: str, key: str, others: list[Path], inputs: Sequence[str] = ()) -> bool:
         """Take an equal finished stage from another run folder, by hard links where the disk allows."""
         digests = self.digests(inputs)
         for other in others:
             for folder in (other / stage, other / ".shelf" / f"{stage}-{key}"):
-                if _holds(folder, key, digests):
+                if _held(folder, key, digests) is not None:
                     work = self.work_dir(stage, key)
                     shutil.rmtree(work, ignore_errors=True)
-                    shutil.copytree(folder, work, copy_function=_link_or_copy)
+                    shutil.copytree(folder, work, ignore=_to_resume_of(folder), copy_function=_link_or_copy)
                     self._put(stage, work)
                     return True
         return False
 
     def finish(self, stage: str, key: str, record: Mapping[str, Any], inputs: Sequence[str] = ()) -> None:
-        """Make the work folder the finished stage, with its record and the list of its files, by one rename."""
+        """Make the work folder the finished stage, with its record and the list of its files, by one rename.
+
+        What the stage resumes from goes once that is done: a kill before it loses nothing.
+        """
         work = self.work_dir(stage, key)
         remove_partials(work, "**/.*.partial")
         record = {"schema_version": SCHEMA_VERSION, "stage": stage, "key": key, **record}
-        files = {"inputs": self.digests(inputs), "files": listed(work, [STAGE_FILE])}
+        files = {"inputs": self.digests(inputs), "files": listed(work, [STAGE_FILE, *TO_RESUME])}
         write_sealed(work / STAGE_FILE, record | files)
         self._put(stage, work)
+
+    def take_finished(self, stage: str, key: str, inputs: Sequence[str] = ()) -> bool:
+        """Put a work folder in its place that was finished when a kill came. Returns whether there was one."""
+        work = self.work_dir(stage, key)
+        if _held(work, key, self.digests(inputs)) is None:
+            return False
+        self._put(stage, work)
+        return True
 
     def _put(self, stage: str, work: Path) -> None:
         """Move a folder to the place of the finished stage, and what is there to the shelf."""
@@ -348,11 +371,17 @@ class RunFolder:
         else:
             others = self.set_aside(stage)
         os.rename(work, self.stage_dir(stage))
+        self.remove_to_resume(stage)
         for path, name in others:
             place = self.stage_dir(stage) / name
             if not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(path, place)
+
+    def remove_to_resume(self, stage: str) -> None:
+        """Remove what the stage would have resumed from: a kill can leave it in a finished one."""
+        for name in TO_RESUME:
+            remove(self.stage_dir(stage) / name)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -379,15 +408,27 @@ def _changed_inputs(record: Mapping[str, Any], digests: Mapping[str, str]) -> tu
     return tuple(f"input {name}" for name, digest in digests.items() if read.get(name, digest) != digest)
 
 
-def _holds(folder: Path, key: str, digests: Mapping[str, str]) -> bool:
-    """Whether a folder is the finished stage with this key, whole, and computed from inputs with these digests."""
+def _digest(record: Mapping[str, Any]) -> str | None:
+    """A hash over the files of a finished stage; None where its record does not list them."""
+    files = record.get("files")
+    return fingerprint(files) if is_list(files) else None
+
+
+def _held(folder: Path, key: str, digests: Mapping[str, str]) -> dict[str, Any] | None:
+    """The record of a folder that is the finished stage with this key, whole, and computed from inputs with these
+    digests; None for any other folder."""
     try:
         record = read_record(folder)
     except StoreError:
-        return False
-    return (
-        record is not None and _is(record, key) and not _changed_inputs(record, digests) and not _damage(folder, record)
-    )
+        return None
+    if record is None or not _is(record, key) or _changed_inputs(record, digests) or _damage(folder, record):
+        return None
+    return record
+
+
+def _to_resume_of(stage: Path) -> Callable[[str, list[str]], Collection[str]]:
+    """For ``copytree``: what another run may be removing from a stage that it has just finished."""
+    return lambda folder, _: TO_RESUME if Path(folder) == stage else ()
 
 
 def _link_or_copy(source: str, target: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
-from toolkit.engine.facts import compute
+from toolkit.engine.facts import PEAK_FILE, compute, peak_memory
 from toolkit.errors import DuelError, RecipeError
 from toolkit.files import read_json, write_json
 from toolkit.models.remote_code import remote_code
@@ -49,11 +50,13 @@ def run_stage(file: Path, run_folder: Path) -> int:
             join_group()
             processes = world()[1]
             sharding = Sharding(**request["sharding"]) if request["sharding"] is not None else None
-            with remote_code(request["trust_remote_code"]), sharded_training(sharding):
+            with peak_memory() as peak, remote_code(request["trust_remote_code"]), sharded_training(sharding):
                 metrics = stage.run(context, inputs, file.parent, reporter)
     except DuelError as error:
         print(f"error: {error.render()}", file=sys.stderr)
         return 2
+    if file.is_file():  # the stage goes on; the command that launched the processes reads these files
+        write_json(file.parent / PEAK_FILE.format(os.environ.get("RANK", "0")), {"peak_gib": peak.gib})
     if writes:
         write_json(file.parent / "answer.json", {**metrics, "processes": processes, "compute": compute()})
     leave_group()

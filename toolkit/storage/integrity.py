@@ -26,10 +26,14 @@ FileList = dict[str, dict[str, Any]]
 
 
 def listed(folder: Path, leave_out: Collection[str] = ()) -> FileList:
-    """All files below a folder as they are now, without those whose paths are in ``leave_out``."""
+    """All files below a folder as they are now, without the files and outermost folders in ``leave_out``."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: described(path) for name, path in names.items() if name not in leave_out}
+    return {
+        name: described(path)
+        for name, path in names.items()
+        if name not in leave_out and name.partition("/")[0] not in leave_out
+    }
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -92,8 +96,6 @@ def read_sealed(path: Path, *, fix: str = "remove it and run again") -> dict[str
     Raises StoreError, with this ``fix``, where it is damaged.
     """
     document = read_json(path, fix=fix)
-    if not isinstance(document, dict):
-        raise StoreError("this file is damaged: it holds no JSON object", where=str(path), fix=fix)
     seal = document.pop(SEAL, None)
     if seal is not None and seal != _seal(document):
         what = "this file is damaged: it was changed after it was written"
