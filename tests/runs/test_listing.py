@@ -75,7 +75,7 @@ def test_verdicts_of_earlier_settings_are_not_shown(root: Path, tmp_path: Path) 
 def test_diff(root: Path, tmp_path: Path) -> None:
     found = diff_runs(root / "first", root / "sweep" / "second")
     assert found["settings"] == {"seed": [0, 1], "dpo.beta": [0.1, 0.2]}
-    assert found["versions"] == {} and set(found["stages"].values()) == {True}
+    assert found["versions"] == {} and {entry["equal"] for entry in found["stages"].values()} == {None}
     manifest = json.loads((root / "first" / "manifest.json").read_text())
     for name, processes in (("one", 1), ("two", 2)):
         write_json(tmp_path / name / "manifest.json", manifest | {"processes": processes})
@@ -92,6 +92,33 @@ def test_diff(root: Path, tmp_path: Path) -> None:
     assert not any("@" in name for name in rows)
     text = diff_tables(found)
     assert "dpo.beta" in text and f"{rate['win_rate']:.1%} ({rate['ci_low']:.1%} to {rate['ci_high']:.1%})" in text
+
+
+def test_stages_are_compared_by_their_results_and_a_judge_may_have_an_address(root: Path, tmp_path: Path) -> None:
+    """Equal settings on two machines can give other weights."""
+    judge = "openai:m@http://localhost:1/v1"
+    for name in ("one", "two"):
+        folder = write_run(tmp_path / name, judge_names=(judge, "rm"))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for stage, record in manifest["stages"].items():
+            record["outputs"] = {"model.safetensors": "same" if stage == "sft" else name}
+        del manifest["stages"]["dpo" if name == "two" else "ppo"]
+        write_json(folder / "manifest.json", manifest)
+    found = diff_runs(tmp_path / "one", tmp_path / "two")
+    assert [stage for stage, entry in found["stages"].items() if entry["equal"]] == ["sft"]
+    assert found["stages"]["data"]["files_that_differ"] == ["model.safetensors"]
+    assert (found["stages"]["dpo"]["missing_in"], found["stages"]["ppo"]["missing_in"]) == ("second", "first")
+    text = diff_tables(found)
+    assert "stages with the same result: sft\n" in text
+    assert f"stages that {tmp_path / 'two'} does not have: dpo\n" in text
+    names = [row["name"] for row in found["results"]]
+    assert f"rm_ppo over dpo, judge {judge}" in names and not any(name.startswith("rm_ppo@") for name in names)
+
+
+def test_a_rate_by_a_training_signal_alone_is_no_result(tmp_path: Path) -> None:
+    write_run(tmp_path / "signals", gold=False)
+    (row,) = list_runs(tmp_path)
+    assert row["winner"] == "undecided" and {row[name] for name in ("judge", "win_rate", "ci_low")} == {None}
 
 
 def test_where_there_is_no_run(root: Path, tmp_path: Path) -> None:
@@ -142,7 +169,8 @@ def test_a_study_is_listed_as_one_and_its_trials_inside_it_alone(tmp_path: Path)
     write_json(folder / "study.json", document | {"provenance": {"started": started, "finished": started + 60}})
     [row] = (row for row in list_runs(root) if row["kind"] == "study")
     best = document["verdict"]["best"]
-    assert (row["status"], row["winner"], row["wall_s"]) == ("done", document["verdict"]["winner"], 60)
+    assert (row["status"], row["winner"]) == ("done", document["verdict"]["winner"])
+    assert row["wall_s"] == 339.5  # of the run that both trials took their stages from, and not of the last call
     assert (row["win_rate"], row["ci_low"], row["ci_high"]) == (best["win_rate"], best["ci_low"], best["ci_high"])
     assert f"{best['win_rate']:.1%}  {best['ci_low']:.1%} to {best['ci_high']:.1%}" in runs_table([row])
     # another call began, and was interrupted: what is written is of the earlier one

@@ -12,8 +12,16 @@ from support.running import duel
 from toolkit.cli.tables import rerun_tables
 from toolkit.engine.facts import compute
 from toolkit.errors import RecipeError
+from toolkit.files import write_json
+from toolkit.progress import Reporter
+from toolkit.recipe.files import load_recipe
+from toolkit.runs import rerun as rerunning
 from toolkit.runs.facts import machine
-from toolkit.runs.rerun import FORMS, compare_outputs, recipe_of
+from toolkit.runs.listing import compare_outputs
+from toolkit.runs.pipeline import RunOptions, new_manifest
+from toolkit.runs.plan import plan_stages
+from toolkit.runs.rerun import FORMS, recipe_of
+from toolkit.runs.store import RunFolder
 from toolkit.storage.integrity import read_sealed, write_sealed
 
 
@@ -56,7 +64,7 @@ def test_bad_input_is_told_in_words(small_run: Path, tmp_path: Path) -> None:
     assert "rlhf-duel" in str(caught.value.fix)
 
 
-@pytest.mark.parametrize("changed", [*FORMS, "processes", "one stage", "one word"])
+@pytest.mark.parametrize("changed", [*FORMS, "processes", "launch", "one stage", "one word"])
 def test_a_manifest_with_a_field_of_another_form_is_refused(changed: str, small_run: Path, tmp_path: Path) -> None:
     manifest = read_sealed(small_run / "manifest.json")
     if changed == "one stage":
@@ -74,11 +82,49 @@ def test_stages_without_hashes_are_not_called_equal() -> None:
     def sides(*outputs: dict[str, str] | None) -> list[dict[str, dict[str, Any]]]:
         return [{"sft": {} if side is None else {"outputs": side}} for side in outputs]
 
-    assert compare_outputs(*sides({"a": "1"}, {"a": "1"})) == {"sft": {"equal": True, "files_that_differ": []}}
-    assert compare_outputs(*sides({"a": "1"}, {"a": "2"})) == {"sft": {"equal": False, "files_that_differ": ["a"]}}
-    assert compare_outputs(*sides({"a": "1"}, {"b": "1"}))["sft"]["files_that_differ"] == ["a", "b"]
-    assert compare_outputs(*sides(None, {"a": "1"})) == {"sft": {"equal": None, "files_that_differ": []}}
+    def entry(equal: bool | None, *names: str, missing_in: str | None = None) -> dict[str, Any]:
+        return {"sft": {"equal": equal, "files_that_differ": list(names), "missing_in": missing_in}}
+
+    assert compare_outputs(*sides({"a": "1"}, {"a": "1"})) == entry(True)
+    assert compare_outputs(*sides({"a": "1"}, {"a": "2"})) == entry(False, "a")
+    assert compare_outputs(*sides({"a": "1"}, {"b": "1"})) == entry(False, "a", "b")
+    assert compare_outputs(*sides(None, {"a": "1"})) == compare_outputs(*sides(None, None)) == entry(None)
     assert compare_outputs(*sides({}, {})) == {}
+    [one] = sides({"a": "1"})
+    assert compare_outputs(one, {}) == entry(None, missing_in="second")
+    assert compare_outputs({}, one) == entry(None, missing_in="first")
+
+
+@pytest.mark.parametrize(
+    ("finished", "asked"),
+    [
+        (["data", "sft", "dpo"], {"target": "dpo"}),  # a study's trial
+        (["data", "sft", "reward_model", "ppo"], {"target": "ppo"}),
+        (["data", "sft", "reward_model", "ppo", "dpo"], {"until": "dpo"}),
+        (["data", "sft", "reward_model", "dpo"], {"until": "dpo"}),
+        ([], {}),
+    ],
+)
+def test_what_the_original_finished_is_run_again_as_it_was_launched(
+    finished: list[str], asked: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the original is a rerun, whose command names a manifest alone."""
+    loaded, launch = load_recipe("smoke"), ["--num_processes", "2"]
+    stages = plan_stages(loaded, RunFolder(tmp_path / "first"), 2)
+    manifest = new_manifest(loaded, stages, ["duel", "rerun", "runs/first"], 2, launch)
+    records = {planned.spec.name: {"fields": planned.fields} for planned in stages if planned.spec.name in finished}
+    write_json(tmp_path / "first" / "manifest.json", manifest | {"stages": records})
+    taken: list[RunOptions] = []
+
+    def run(*arguments: Any) -> dict[str, Any]:
+        taken.append(arguments[-1])
+        return manifest | {"stages": records}
+
+    monkeypatch.setattr(rerunning, "run", run)
+    rerunning.rerun(tmp_path / "first", tmp_path / "again", Reporter(quiet=True), RunOptions())
+    [options] = taken
+    assert {name: value for name in ("target", "until") if (value := getattr(options, name)) is not None} == asked
+    assert options.launch == launch
 
 
 def test_the_facts_that_bits_depend_on() -> None:

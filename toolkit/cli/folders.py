@@ -19,7 +19,11 @@ MAX_SAMPLES = click.option(
 
 @click.command()
 @click.argument("folder", type=PATH, nargs=-1, required=True, shell_complete=complete_runs)
-@click.option("--out", type=PATH, help="File to write; the default is FOLDER/report.html.")
+@click.option(
+    "--out",
+    type=PATH,
+    help="File to write; the default is report.html in FOLDER, or report-side-by-side.html in the first of several.",
+)
 @click.option("--title", help="Title of the page.")
 @MAX_SAMPLES
 @FORCE
@@ -94,7 +98,7 @@ def rerun(ctx: click.Context, /, manifest: Path, out: Path | None, launch: tuple
 
     options = RunOptions(launch=launch, command=["duel", *sys.argv[1:]])
     compared = run_again(manifest, out, reporter_of(ctx), options)
-    emit(compared) if as_json else print(rerun_tables(compared))
+    emit(compared) if as_json else say(rerun_tables(compared))
 
 
 @click.command()

@@ -65,8 +65,14 @@ def diff_tables(difference: Mapping[str, Any]) -> str:
         for name, values in difference[key].items():
             sheet.add_row(name, *("-" if value is None else str(value) for value in values))
         parts.append(text_of(sheet) if sheet.rows else f"{title}: none")
-    same = [stage for stage, equal in difference["stages"].items() if equal]
+    stages = difference["stages"]
+    same = [stage for stage, entry in stages.items() if entry["equal"]]
     parts.append(f"stages with the same result: {', '.join(same) or 'none'}")
+    if unknown := [stage for stage, entry in stages.items() if entry["equal"] is entry["missing_in"] is None]:
+        parts.append(f"stages without hashes of their results: {', '.join(unknown)}")
+    for side, folder in (("first", first), ("second", second)):
+        if lacking := [stage for stage, entry in stages.items() if entry["missing_in"] == side]:
+            parts.append(f"stages that {folder} does not have: {', '.join(lacking)}")
     results = Sheet("Results (each interval is of one run alone)", ["", first, second])
     for row in difference["results"]:
         results.add_row(row["name"], *(_with_interval(row[side]) for side in ("first", "second")))

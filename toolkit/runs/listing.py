@@ -33,7 +33,8 @@ _log = logging.getLogger(__name__)
 def list_runs(root: Path) -> list[dict[str, Any]]:
     """A row for each run and each study below ``root``, the latest first. Raises StoreError where there is no folder.
 
-    A study counts its trials as ``stages``; they have rows of their own where ``root`` is the study's folder.
+    A study counts its trials as ``stages``, and the time of their stages as ``wall_s``; they have rows of their own
+    where ``root`` is the study's folder.
 
     ``status`` is running, done, partial, failed or interrupted; a run that was killed counts as interrupted. A run in a
     layout that is not known, or with files that cannot be read, has no row, and a warning in the log names it.
@@ -82,6 +83,8 @@ def _row(folder: Path, root: Path, manifest: Mapping[str, Any]) -> dict[str, Any
     if "evaluate" in manifest["stages"] and (folder / RESULTS_FILE).is_file():
         refuse_changed(folder / RESULTS_FILE)
         verdict = read_document(folder / RESULTS_FILE)["verdict"]
+    # A rate by a judge that may not decide is no result. A run of an earlier duel does not list its judges.
+    rate = verdict if verdict.get("judges", True) else {}
     waiting = [stage for stage in manifest["keys"] if stage not in manifest["stages"]]
     return {
         "run": _name(folder, root),
@@ -95,10 +98,7 @@ def _row(folder: Path, root: Path, manifest: Mapping[str, Any]) -> dict[str, Any
         "started": manifest["started"],
         "wall_s": round(sum(stage["wall_s"] for stage in manifest["stages"].values()), 3),
         "winner": verdict.get("winner"),
-        "judge": verdict.get("judge"),
-        "win_rate": verdict.get("win_rate"),
-        "ci_low": verdict.get("ci_low"),
-        "ci_high": verdict.get("ci_high"),
+        **{name: rate.get(name) for name in ("judge", "win_rate", "ci_low", "ci_high")},
     }
 
 
@@ -126,11 +126,21 @@ def _study_row(folder: Path, root: Path) -> dict[str, Any]:
         "stages_done": progress.n_trained if progress is not None else n_recorded,
         "stages": len(progress.trials) if progress is not None else n_recorded,
         "started": started,
-        "wall_s": round(finished - written.get("started", finished), 3),
+        "wall_s": _trained_s(folder) if progress is not None else round(finished - written.get("started", finished), 3),
         "winner": verdict.get("winner") if done else None,
         "judge": None,
         **{name: best.get(name) if done else None for name in ("win_rate", "ci_low", "ci_high")},
     }
+
+
+def _trained_s(folder: Path) -> float:
+    """The seconds of all stages of a study's trials, over all calls; one that several trials share counts once."""
+    seconds = dict[tuple[Any, ...], float]()
+    for path in (folder / TRIALS_FOLDER).glob(f"*/{MANIFEST_FILE}"):
+        for stage, record in read_json(path).get("stages", {}).items():
+            if "wall_s" in record:
+                seconds[stage, record.get("key"), record.get("started")] = record["wall_s"]
+    return round(sum(seconds.values()), 3)
 
 
 def status(folder: Path, manifest: Mapping[str, Any]) -> str:
@@ -144,18 +154,17 @@ def diff_runs(first: Path, second: Path) -> dict[str, Any]:
     """What differs between two runs: ``settings``, ``versions``, ``stages`` and ``results``.
 
     ``settings`` (with ``processes``, the number that trained) and ``versions`` map names to the two values, None where
-    a run has none. ``stages`` maps each stage to
-    whether both have the same result of it. ``results`` has rows {name, first, second} with an estimate on each side,
-    whose interval is over the held-out prompts of its own run. Raises StoreError where there is no run.
+    a run has none. ``stages`` is what :func:`compare_outputs` says of each stage of either run. ``results`` has rows
+    {name, first, second} with an estimate on each side, whose interval is over the held-out prompts of its own run.
+    Raises StoreError where there is no run.
     """
     manifests = [read_manifest(folder) for folder in (first, second)]
     settings = [flat(manifest["recipe"]) | {"processes": manifest.get("processes")} for manifest in manifests]
-    keys = [manifest["keys"] for manifest in manifests]
     return {
         "runs": [str(first), str(second)],
         "settings": differences(*settings),
         "versions": differences(*(manifest["versions"] for manifest in manifests)),
-        "stages": {stage: keys[0][stage] == keys[1].get(stage) for stage in keys[0]},
+        "stages": compare_outputs(*(manifest["stages"] for manifest in manifests)),
         "results": estimates_of(*(_read_results(folder) for folder in (first, second))),
     }
 
@@ -176,6 +185,26 @@ def _read_results(folder: Path) -> dict[str, Any]:
     return read_document(path) if path.is_file() else {"win_rates": [], "policies": [], "cost": {"arms": {}}}
 
 
+def compare_outputs(
+    first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Stage -> ``equal``, ``files_that_differ`` and ``missing_in``, by the hashes of weights and tables of two runs.
+
+    ``equal`` is None for a stage of which a side has no hashes. ``missing_in`` is ``first`` or ``second`` where only
+    the other has the stage. A stage without weights and tables, as the report, is left out where both have it.
+    """
+    compared = {}
+    for stage in dict.fromkeys([*first, *second]):
+        then, now = (side.get(stage, {}).get("outputs") for side in (first, second))
+        if then == {} == now:
+            continue
+        names = sorted(differences(then, now)) if then and now else []
+        lacks = "first" if stage not in first else "second" if stage not in second else None
+        equal = not names if then and now else None
+        compared[stage] = {"equal": equal, "files_that_differ": names, "missing_in": lacks}
+    return compared
+
+
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Name -> the two values, where they differ; None where a side has none."""
     names = dict.fromkeys([*first, *second])
@@ -183,14 +212,18 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
 
 
 def estimates_of(*runs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every number that at least one of the two runs has, in the order of the first."""
+    """Every number that at least one of the two runs has, in the order of the first; none of checkpoints."""
     sides: list[dict[str, dict[str, Any]]] = []
     for results in runs:
         estimates: dict[str, dict[str, Any]] = {}
         for row in results["win_rates"]:
+            if "@" in row["policy"] or "@" in row["baseline"]:  # a checkpoint; the name of a judge may have one, too
+                continue
             name = f"{row['policy']} over {row['baseline']}, judge {row['judge']}"
             estimates[name] = _estimate("rate", row["win_rate"], row)
         for row in results["policies"]:
+            if "@" in row["policy"]:
+                continue
             for key in ESTIMATES:
                 unit = "rate" if key == "eos_rate" else "number"
                 estimates[f"{row['policy']}: {key}"] = _estimate(unit, row[key]["value"], row[key])
@@ -200,7 +233,7 @@ def estimates_of(*runs: Mapping[str, Any]) -> list[dict[str, Any]]:
         for arm, cost in (results.get("cost") or {}).get("arms", {}).items():
             estimates[f"{arm}: wall_s"] = _estimate("number", cost["wall_s"], {})
         sides.append({name: entry for name, entry in estimates.items() if entry["value"] is not None})
-    names = [name for name in dict.fromkeys([*sides[0], *sides[1]]) if "@" not in name]
+    names = dict.fromkeys([*sides[0], *sides[1]])
     return [{"name": name, "first": sides[0].get(name), "second": sides[1].get(name)} for name in names]
 
 

@@ -17,9 +17,9 @@ from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.schema import Recipe, leaves
 from toolkit.runs.facts import machine, versions
 from toolkit.runs.launch import launch_of
-from toolkit.runs.listing import differences, estimates_of
+from toolkit.runs.listing import compare_outputs, differences, estimates_of
 from toolkit.runs.pipeline import RunOptions, run
-from toolkit.runs.plan import PlannedStage, plan_stages
+from toolkit.runs.plan import PlannedStage, plan_stages, with_inputs
 from toolkit.runs.store import MANIFEST_FILE, RESULTS_FILE, RunFolder, read_document, refuse_study
 
 # The fields of a manifest that are read here, and their types.
@@ -53,14 +53,16 @@ def rerun(original: Path, out: Path | None, reporter: Reporter, options: RunOpti
         raise StoreError("this is the original's folder", where=str(target), fix="name another one with --out")
     launch = options.launch or _launch(manifest)
     processes, sharded = int(manifest.get("processes") or 1), launch_of(launch).sharding is not None
+    planned = plan_stages(loaded, RunFolder(target), processes, sharded=sharded)
     before = {
         "versions": differences(manifest["versions"], versions()),
         "machine": {k: v for k, v in differences(manifest["machine"], machine()).items() if k in MACHINE},
-        "inputs": changed_inputs(manifest, plan_stages(loaded, RunFolder(target), processes, sharded=sharded)),
+        "inputs": changed_inputs(manifest, planned),
     }
     for line in in_words(before):
         reporter.line(line)
-    again = run(loaded, target, reporter, replace(options, launch=launch, until=_last_stage(manifest)))
+    until, one_stage = _asked(manifest, planned)
+    again = run(loaded, target, reporter, replace(options, launch=launch, until=until, target=one_stage))
     stages = compare_outputs(manifest["stages"], again["stages"])
     known = [stage["equal"] for stage in stages.values() if stage["equal"] is not None]
     return {
@@ -93,8 +95,10 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _of_another_form(manifest: Mapping[str, Any]) -> Iterator[str]:
     """The fields that are not of the type that is computed with here. A copy of a manifest can have any name."""
     yield from (name for name, kind in FORMS.items() if not isinstance(manifest[name], kind))
-    if not all(isinstance(word, str) for word in manifest["command"]):
-        yield "command"
+    for name in ("command", "launch"):
+        words = manifest.get(name, [])
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            yield name
     processes = manifest.get("processes") or 1
     if not isinstance(processes, int) or processes < 1:
         yield "processes"
@@ -121,17 +125,23 @@ def recipe_of(manifest: Mapping[str, Any], path: Path) -> LoadedRecipe:
 
 
 def _launch(manifest: Mapping[str, Any]) -> Sequence[str]:
-    """The arguments of ``accelerate launch`` that the original had."""
+    """The arguments of ``accelerate launch`` that the original had. Earlier versions have them in the command alone."""
+    if "launch" in manifest:
+        return list(manifest["launch"])
     command = list(manifest["command"])
     return command[command.index("--") + 1 :] if "--" in command else ()
 
 
-def _last_stage(manifest: Mapping[str, Any]) -> str | None:
-    """Where the original ended before its last stage, the last one that it finished."""
+def _asked(manifest: Mapping[str, Any], stages: Sequence[PlannedStage]) -> tuple[str | None, str | None]:
+    """(``until``, ``target``) for the stages that the original finished: one of them, or none for all stages.
+
+    A study's trial has one arm: the last stage that it finished, and what that reads.
+    """
     finished = [stage for stage in manifest["keys"] if stage in manifest["stages"]]
-    if not finished:
-        return None
-    return None if len(finished) == len(manifest["keys"]) else finished[-1]
+    if not finished or len(finished) == len(manifest["keys"]):
+        return None, None
+    alone = set(finished) == set(with_inputs(stages, finished[-1]))
+    return (None, finished[-1]) if alone else (finished[-1], None)
 
 
 def changed_inputs(manifest: Mapping[str, Any], stages: Sequence[PlannedStage]) -> dict[str, list[str]]:
@@ -152,22 +162,6 @@ def in_words(before: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines += [f"{name}: {old} then, {new} now" for name, (old, new) in before["machine"].items()]
     lines += [f"stage {stage}: changed since: {', '.join(names)}" for stage, names in before["inputs"].items()]
     return lines or ["versions, processor, code, data and models are those of the original"]
-
-
-def compare_outputs(
-    first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Stage -> ``equal`` and ``files_that_differ``: by the hashes of weights and tables in two manifests' stages.
-
-    ``equal`` is None for a stage without any on one side.
-    """
-    compared = {}
-    for stage in first:
-        then, now = (side.get(stage, {}).get("outputs") for side in (first, second))
-        if then or now:
-            names = sorted(differences(then, now)) if then and now else []
-            compared[stage] = {"equal": not names if then and now else None, "files_that_differ": names}
-    return compared
 
 
 def _compute(
