@@ -152,6 +152,19 @@ def test_a_second_run_is_all_cached_and_a_changed_field_reruns_what_follows(run_
     }
 
 
+def test_a_run_up_to_the_evaluation_prints_its_results(run_folder: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    shutil.rmtree(run / "report")
+    sentence = json.loads((run / "results.json").read_text())["verdict"]["sentence"].split()[:6]
+    for option in ("--until", "--only"):
+        words = ("run", "smoke", "--out", str(run), *SMALL, option, "evaluate")
+        text = duel(*words).stdout
+        assert " ".join(sentence) in " ".join(text.split()) and "report: " not in text and "duel study" in text
+        document = json.loads(duel(*words, "--json").stdout)
+        assert document["status"] == "partial" and document["verdict"]["sentence"].split()[:6] == sentence
+    assert duel("run", "smoke", "--out", str(run), *SMALL, "--until", "dpo").stdout == ""
+
+
 def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
     """Until the run in another process has written a file of that name."""
     deadline = time.monotonic() + 300

@@ -60,6 +60,16 @@ def test_bad_input_ends_with_two(tmp_path: Path) -> None:
     assert "name a RECIPE with a section `study`, or a --table" in duel("study", check=2).stderr
 
 
+@pytest.mark.fault
+def test_the_recipe_is_read_with_its_settings(tmp_path: Path) -> None:
+    """One that needs them is no wrong recipe; a study replaces nothing."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: mine\nmodel: tiny\ndpo: {loss_type: ipo, label_smoothing: 0.1}\n")
+    done = duel("study", str(recipe), "--set", "dpo.label_smoothing=0", "--seeds", "2", check=2)
+    assert "study" in done.stderr and "label_smoothing" not in done.stderr
+    assert "--force is for a --table" in duel("study", "study-tiny", "--force", check=2).stderr
+
+
 def test_report_writes_the_page_of_a_study(table: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pilot"
     duel("study", "--table", str(table), "--out", str(folder))

@@ -10,10 +10,12 @@ import datasets
 import pytest
 from transformers import LlamaConfig
 
+from toolkit.errors import StoreError
 from toolkit.models.resolve import resolve
 from toolkit.preferences.rows import Comparison, PreferenceRow
 from toolkit.recipe.files import load_recipe
 from toolkit.runs.dry_run import describe, memory_estimate, model_config, render, training_steps
+from toolkit.runs.pipeline import RunOptions
 from toolkit.runs.plan import STAGE_NAMES
 
 FEW = ("data.train_prompts=20", "data.eval_prompts=5", "data.max_responses=3", "data.max_response_tokens=12")
@@ -78,13 +80,26 @@ def test_findings_in_the_data_are_listed(tmp_path: Path) -> None:
 
 
 def test_processes_count_in_the_steps(tmp_path: Path, described: dict[str, Any]) -> None:
-    doubled = describe(load_recipe("smoke", FEW), tmp_path / "new", ["--num_processes", "2"])
+    doubled = describe(load_recipe("smoke", FEW), tmp_path / "new", RunOptions(launch=["--num_processes", "2"]))
     steps, alone = ({stage["stage"]: stage["steps"] for stage in run["stages"]} for run in (doubled, described))
     recipe = load_recipe("smoke").recipe
     assert (doubled["processes"], described["processes"]) == (2, 1)
     assert steps["ppo"] == alone["ppo"] // 2 and doubled["ppo_rollouts"] == described["ppo_rollouts"] // 2
     assert steps["dpo"] == -(-20 // (2 * recipe.dpo.per_device_train_batch_size)) * recipe.dpo.num_train_epochs
     assert "2 processes train" in render(doubled) and "processes train" not in render(described)
+
+
+def test_it_says_which_stages_are_asked_for(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke", FEW)
+    until = describe(recipe, tmp_path / "new", RunOptions(until="sft"))
+    assert [stage["stage"] for stage in until["stages"] if stage["asked"]] == ["data", "sft"]
+    [dpo] = (line for line in render(until).splitlines() if line.strip().startswith("dpo "))
+    assert dpo.split() == ["dpo", "not", "asked", "for"]
+    only = describe(recipe, tmp_path / "new", RunOptions(only="data", force=True))
+    assert [(stage["stage"], stage["state"]) for stage in only["stages"] if stage["asked"]] == [("data", "forced")]
+    assert {stage["state"] for stage in only["stages"] if not stage["asked"]} == {"missing"}
+    with pytest.raises(StoreError, match="needs data, sft"):
+        describe(recipe, tmp_path / "new", RunOptions(only="dpo"))
 
 
 def test_a_budget_takes_the_place_of_the_steps(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from support.small_models import save_bert
 from toolkit.recipe.files import load_recipe
 from toolkit.runs import calibration, estimate
 from toolkit.runs.calibration import Passes, Speed, calibrate
+from toolkit.runs.pipeline import RunOptions
+from toolkit.runs.plan import plan_stages
+from toolkit.runs.store import RunFolder
 
 FEW = ("data.train_prompts=20", "data.eval_prompts=5", "data.max_responses=3", "data.max_response_tokens=12")
 
@@ -67,6 +70,22 @@ def test_each_stage_counts_its_own_tokens(tmp_path: Path, monkeypatch: pytest.Mo
     fewer = seconds(monkeypatch, tmp_path / "new", sampled, pool, "evaluate.checkpoint_prompts=2")
     less = 3 * (n_checkpoints * mean + longest)
     assert sampling["evaluate"] - fewer["evaluate"] == pytest.approx(less, abs=0.2)
+
+
+def test_the_stages_that_are_left_are_those_of_as_many_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = load_recipe("smoke", FEW), RunFolder(tmp_path)
+    for planned in plan_stages(recipe, folder, 2)[:2]:
+        folder.work_dir(planned.spec.name, planned.key).mkdir(parents=True)
+        folder.finish(planned.spec.name, planned.key, {"fields": planned.fields}, planned.inputs)
+    monkeypatch.setattr(estimate, "calibrate", lambda *_: Speed(0.0, 1.0, 0.0, 0.0))
+    monkeypatch.setattr(estimate, "read_data", lambda *_: read_once())
+    for launch, parts in ((["--num_processes", "2"], ["reward_model"]), ([], ["sft", "reward_model"])):
+        options = RunOptions(until="reward_model", launch=launch)
+        described = estimate.estimate(recipe, tmp_path, options=options)
+        assert [part["part"] for part in described["parts"]] == parts
+        assert ("by a single process" in estimate.render("smoke", described)) == bool(launch)
 
 
 def test_every_member_of_an_ensemble_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +159,7 @@ def test_the_base_of_a_reward_model_is_timed_by_itself(
 def test_a_stage_that_is_there_takes_no_time(small_run: Path) -> None:
     command = ["run", "smoke", "--out", str(small_run), *SMALL, "--estimate", "--dry-run", "--json"]
     described = json.loads(duel(*command).stdout)
-    assert described["estimate"] == {"seconds": 0.0, "parts": [], "without": []}
+    assert described["estimate"] == {"seconds": 0.0, "processes": 1, "parts": [], "without": []}
 
 
 def test_the_first_lines_of_a_run_say_what_it_does_and_how_long(tmp_path: Path) -> None:
@@ -173,7 +192,7 @@ def test_only_the_stages_that_would_run_count(tmp_path: Path, small_run: Path, m
     monkeypatch.setattr(estimate, "calibrate", lambda *_: Speed(1.0, 0.0, 0.0, 0.0))
 
     def parts(out: Path, sets: list[str], **options: Any) -> list[str]:
-        estimated = estimate.estimate(load_recipe("smoke", sets), out, **options)
+        estimated = estimate.estimate(load_recipe("smoke", sets), out, options=RunOptions(**options))
         return [part["part"] for part in estimated["parts"]]
 
     assert parts(tmp_path / "new", [*FEW], until="sft") == ["data", "sft"]

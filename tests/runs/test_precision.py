@@ -36,7 +36,7 @@ def test_auto_is_decided_before_a_run_and_recorded(dtype: str, monkeypatch: pyte
     written = tmp_path / "resolved.yaml"
     written.write_text(resolved_yaml(loaded), encoding="utf-8")
     assert load_recipe(str(written)).recipe == loaded.recipe
-    [job] = Sweep("quickstart", (), (), 1, tmp_path).jobs()
+    [job] = Sweep("quickstart", (), (), None, tmp_path).jobs()
     assert job.loaded.recipe.model.dtype == dtype
 
 

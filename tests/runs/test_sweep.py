@@ -12,8 +12,8 @@ from toolkit.runs.precision import load_for_run
 from toolkit.runs.sweep import Job, Sweep, others_of, parse_grid
 
 
-def jobs(*grid: str, seeds: int = 1, sets: tuple[str, ...] = (), out: Path = Path("out")) -> list[Job]:
-    return Sweep("smoke", sets, grid, seeds, out).jobs()
+def jobs(*grid: str, seeds: int | None = None, sets: tuple[str, ...] = (), out: Path = Path("out")) -> list[Job]:
+    return Sweep("smoke", sets, parse_grid(grid), seeds, out).jobs()
 
 
 def test_a_grid() -> None:
@@ -34,9 +34,42 @@ def test_grids_are_crossed_and_each_point_has_every_seed() -> None:
     assert found[-1].settings == {"dpo.beta": "0.5", "ppo.kl_coef": "0.2", "seed": "1"}
 
 
-def test_one_seed_is_the_recipes_own() -> None:
+def test_without_a_number_of_seeds_the_seed_is_the_recipes_own() -> None:
     [job] = jobs(sets=("seed=5",))
     assert (job.label, job.settings, job.loaded.recipe.seed) == ("default", {}, 5)
+    [job] = jobs(seeds=1)
+    assert (job.label, job.loaded.recipe.seed) == ("seed=0", 0)
+
+
+def test_a_grid_can_hold_lists() -> None:
+    found = jobs("evaluate.judges=[gold, rm],[gold]", "report.title='a, b',c")
+    assert [job.loaded.recipe.evaluate.judges for job in found] == [["gold", "rm"]] * 2 + [["gold"]] * 2
+    assert [job.loaded.recipe.report.title for job in found[:2]] == ["a, b", "c"]
+    assert parse_grid(["model.lora={r: 4, alpha: 8},null"]) == [("model.lora", ["{r: 4, alpha: 8}", "null"])]
+    assert parse_grid(["report.title=it's,its"]) == [("report.title", ["it's", "its"])]
+
+
+@pytest.mark.parametrize(
+    ("grid", "seeds", "sets", "said"),
+    [
+        (["seed=5,6"], 2, (), "the seed is given, and 2 seeds are asked for"),
+        ([], 2, ("seed=7",), "the seed is given, and 2 seeds are asked for"),
+        ([], 0, (), "0 seeds are no run"),
+        (["dpo.beta=0.1", "dpo.beta=0.5"], None, (), "dpo.beta has two grids"),
+        (["dpo.beta=0.1,0.5,0.10"], None, (), "the same recipe: dpo.beta=0.1 and dpo.beta=0.10"),
+    ],
+)
+def test_what_would_be_dropped_in_silence_is_refused(
+    grid: list[str], seeds: int | None, sets: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said) as refused:
+        jobs(*grid, seeds=seeds, sets=sets)
+    assert refused.value.fix
+
+
+def test_a_setting_without_values_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"the grid of dpo\.beta has no values"):
+        Sweep("smoke", (), [("dpo.beta", [])], None, Path("out")).jobs()
 
 
 def test_folders_are_names_that_a_disk_takes() -> None:

@@ -112,7 +112,7 @@ def sweep(
     recipe: str | Path,
     grid: Mapping[str, Sequence[Any]],
     *,
-    seeds: int = 1,
+    seeds: int | None = None,
     data: Data | None = None,
     out: str | Path | None = None,
     settings: Settings | None = None,
@@ -125,7 +125,7 @@ def sweep(
     Args:
         recipe: a file, or the name of a shipped recipe.
         grid: dotted names of the recipe to lists of values, such as ``{"dpo.beta": [0.05, 0.1]}``.
-        seeds: each point is run with the seeds 0 to ``seeds`` - 1.
+        seeds: each point is run with the seeds 0 to ``seeds`` - 1, in place of the recipe's seed.
         data: replaces ``data.source``, as in :func:`run`.
         out: the folder of the runs; the default is ``runs/NAME-sweep``.
         settings: dotted names to values that hold at every point.
@@ -147,7 +147,7 @@ def sweep(
     one_of("engine", engine, ENGINES)
     name = load_recipe(str(recipe), [f"{key}={one_line(value)}" for key, value in (settings or {}).items()]).recipe.name
     sets, folder = _sets_and_folder(recipe, settings, data, out or Path("runs") / f"{name}-sweep")
-    points = [f"{key}={','.join(one_line(value) for value in values)}" for key, values in grid.items()]
+    points = [(key, [one_line(value) for value in values]) for key, values in grid.items()]
     planned, asked = Sweep(str(recipe), sets, points, seeds, folder), task_resources(resources or {})
     rows = run_sweep(planned, reporter or Reporter(), engine=engine, resources=asked)
     return Result({"runs": rows, "out": str(folder)}, [sweep_sheet(rows)], main="runs")
@@ -258,7 +258,8 @@ def write_report(
 
     Args:
         folders: folders of runs or sweeps, or the folder of one study.
-        out: the file to write; the default is ``report.html`` in the first folder.
+        out: the file to write; the default is ``report.html`` in the folder, for several folders
+            ``report-side-by-side.html`` in the first one.
         title: of the page.
         max_samples: the largest number of prompts whose samples are shown, by default the recipe's.
         force: overwrite a file that duel did not write.

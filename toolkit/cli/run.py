@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from toolkit.cli.options import (
 if TYPE_CHECKING:
     from toolkit.progress import Reporter
     from toolkit.recipe.files import LoadedRecipe
+    from toolkit.runs.pipeline import RunOptions
 
 
 @click.command(context_settings={"allow_interspersed_args": True})
@@ -74,31 +74,31 @@ def run(
     from toolkit.runs.pipeline import RunOptions
     from toolkit.runs.pipeline import run as run_recipe
     from toolkit.runs.precision import load_for_run
-    from toolkit.runs.store import RESULTS_FILE, read_document
+    from toolkit.runs.store import REPORT_FILE, RESULTS_FILE, read_document
 
     loaded = load_for_run(recipe, sets)
     out = out or Path("runs") / loaded.recipe.name
     reporter = reporter_of(ctx)
-    estimated = _estimated(loaded, out, options, reporter, show=not as_json) if estimate else {}
+    asked = RunOptions(**options, command=["duel", *sys.argv[1:]])
+    estimated = _estimated(loaded, out, asked, reporter, show=not as_json) if estimate else {}
     if dry_run:
         from toolkit.runs.dry_run import describe, render
 
-        described = describe(loaded, out, options["launch"])
+        described = describe(loaded, out, asked)
         if as_json:
             emit({**described, **estimated})
             return
         plan, heading, example = render(described).partition("first training example")  # the example stays as it is
         say(wrapped(plan) + heading + example)
         return
-    command = ["duel", *sys.argv[1:]]
-    manifest = run_recipe(loaded, out, reporter, RunOptions(**options, command=command))
-    order, until = list(manifest["keys"]), options["until"]
-    asked = until not in order[: order.index("evaluate")]
-    results = read_document(out / RESULTS_FILE) if asked and manifest["status"] == "done" else {}
+    manifest = run_recipe(loaded, out, reporter, asked)
+    order, last = list(manifest["keys"]), asked.only or asked.until or "report"
+    evaluated = "evaluate" in manifest["stages"] and order.index(last) >= order.index("evaluate")
+    results = read_document(out / RESULTS_FILE) if evaluated else {}
     judged = bool(results and results["verdict"]["judges"])
     said, study = next_study(recipe, loaded.recipe, judged, sets)
     accuracy = None
-    if "reward_model" in (options["until"], options["only"]):
+    if last == "reward_model":
         from toolkit.measure.held_out import held_out_accuracy
 
         accuracy = held_out_accuracy(out, loaded.recipe, reporter)
@@ -109,19 +109,21 @@ def run(
         shown = ("verdict", "next", "win_rates", "temperatures", "cost", "warnings")
         emit({**facts, **{key: results[key] for key in shown if key in results}})
     elif results:
-        say(result_tables(results))
-        say(f"\nreport: {out / 'report.html'}\n\n{wrapped(said)}\n{study}")  # the command is whole, to be copied
+        say(f"{result_tables(results)}\n")
+        if "report" in manifest["stages"]:
+            say(f"report: {out / REPORT_FILE}\n")
+        say(f"{wrapped(said)}\n{study}")  # the command is whole, to be copied
     elif accuracy is not None:
         say(held_out_line(accuracy))
 
 
 def _estimated(
-    loaded: LoadedRecipe, out: Path, options: Mapping[str, Any], reporter: Reporter, *, show: bool
+    loaded: LoadedRecipe, out: Path, options: RunOptions, reporter: Reporter, *, show: bool
 ) -> dict[str, Any]:
     """``{"estimate": ...}`` of what is left of a run, which is shown, too."""
     from toolkit.runs.estimate import estimate, render
 
-    estimated = estimate(loaded, out, reporter, **{name: options[name] for name in ("only", "until", "force")})
+    estimated = estimate(loaded, out, reporter, options)
     if show:
         say(render(loaded.recipe.name, estimated) + "\n")
     return {"estimate": estimated}
@@ -215,10 +217,8 @@ def recipes_copy(name: str, target: Path | None, force: bool) -> None:
 @click.option(
     "--seeds",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
     metavar="N",
-    help="Run each combination with the seeds 0 to N-1.",
+    help="Run each combination with the seeds 0 to N-1, in place of the recipe's seed.",
 )
 @click.option(
     "--engine",
@@ -243,16 +243,17 @@ def sweep(
     ray_gpus: float | None,
     ray_memory: float | None,
     as_json: bool,
-    **options: Any,
+    grid: tuple[str, ...],
+    seeds: int | None,
 ) -> None:
     """Run RECIPE with every combination of some settings. Equal stages are computed once."""
     from toolkit.cli.tables import sweep_table
     from toolkit.recipe.files import load_recipe
     from toolkit.runs.engines import TaskResources
-    from toolkit.runs.sweep import Sweep, run_sweep
+    from toolkit.runs.sweep import Sweep, parse_grid, run_sweep
 
     out = out or Path("runs") / f"{load_recipe(recipe, sets).recipe.name}-sweep"
-    planned = Sweep(recipe, sets, out=out, **options)
+    planned = Sweep(recipe, sets, parse_grid(grid), seeds, out)
     resources = TaskResources(ray_cpus, ray_gpus, ray_memory)
     rows = run_sweep(planned, reporter_of(ctx), engine=engine, resources=resources)
     if as_json:

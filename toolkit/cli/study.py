@@ -85,6 +85,8 @@ def study(
             raise click.UsageError(f"{', '.join(wrong or ['--engine'])} is for a RECIPE: a --table was run already")
         _of_table(table, kl_limit, out, force, as_json)
         return
+    if force:
+        raise click.UsageError("--force is for a --table: a study of a RECIPE goes on, and replaces nothing")
     assert recipe is not None
     options = {"study.seeds": seeds, "study.trials": trials, "study.kl_limit": kl_limit}
     changes = [f"{name}={value}" for name, value in options.items() if value is not None]
@@ -107,9 +109,11 @@ def _of_recipe(
     from toolkit.runs.engines import TaskResources
     from toolkit.runs.study.trials import StudyPlan
 
-    if load_recipe(recipe).recipe.study is None:  # not made by --seeds alone
-        sets = tuple(text for text in sets if not text.startswith(("study.seeds=", "study.trials=", "study.kl_limit=")))
-    plan = StudyPlan(recipe, sets, out or Path("runs") / load_recipe(recipe, sets).recipe.name)
+    given = tuple(text for text in sets if not text.startswith(("study.seeds=", "study.trials=", "study.kl_limit=")))
+    loaded = load_recipe(recipe, given)
+    if loaded.recipe.study is None:  # not made by --seeds alone
+        sets = given
+    plan = StudyPlan(recipe, sets, out or Path("runs") / loaded.recipe.name)
     reporter = reporter_of(ctx)
     if dry_run:
         from toolkit.runs.study.dry_run import describe, render

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
+from toolkit.errors import nearest
 from toolkit.files import is_hub_id
 from toolkit.recipe.judge_specs import judge_problem, shown_judge
 from toolkit.recipe.ppo_conflicts import Conflict, ppo_conflicts
@@ -100,6 +101,9 @@ def rollout_conflicts(ppo: PpoSection) -> Iterator[Conflict]:
     for name in ("max_steps", "num_train_epochs"):
         if getattr(ppo, name) != Training.model_fields[name].default:
             yield Conflict("PPO is as long as ppo.total_episodes says", "leave it out", (name,))
+    if ppo.target_length is not None and ppo.reward != "length":
+        what, fix = "the target length would not count: it belongs to reward: length", "reward: length, or leave it out"
+        yield Conflict(what, fix, ("target_length", "reward"))
     if ppo.total_episodes < batch and not budget_keys(ppo):
         yield Conflict(
             f"{ppo.total_episodes} episodes do not fill one rollout of {batch} responses",
@@ -245,6 +249,11 @@ def evaluate_conflicts(evaluate: EvaluateSection) -> Iterator[Conflict]:
     if evaluate.temperature in evaluate.temperatures:
         what = f"the judged samples have the temperature {evaluate.temperature} already"
         yield Conflict(what, "leave it out of evaluate.temperatures", ("temperature", "temperatures"))
+    primary, judges = evaluate.primary_judge, evaluate.judges
+    recorded = any(judge.startswith("file:") for judge in judges)  # a file names its judges itself
+    if primary is not None and judges and primary not in judges and not recorded:
+        what = f"evaluate.primary_judge: {shown_judge(primary)!r} is not in evaluate.judges"
+        yield Conflict(what, nearest(primary, judges), ("primary_judge", "judges"))
     repeated = [value for value, times in Counter(evaluate.temperatures).items() if times > 1]
     if repeated:
         what = f"evaluate.temperatures: {', '.join(map(str, repeated))} is there twice"

@@ -30,7 +30,8 @@ from toolkit.recipe.rounds import kind_of, most_labels, n_rounds, stage_of
 from toolkit.recipe.schema import DataSection, Recipe
 from toolkit.runs.kinds import RUN_FILES, refuse_others_folder
 from toolkit.runs.launch import check_sharded, launch_of
-from toolkit.runs.plan import plan_stages
+from toolkit.runs.pipeline import RunOptions, forced, missing
+from toolkit.runs.plan import plan_stages, stages_to_run
 from toolkit.runs.reward_data import check_reward_data
 from toolkit.runs.rounds import check_labelled_data, check_labelling
 from toolkit.runs.store import RunFolder
@@ -46,6 +47,7 @@ STATES = {
     "stale": "runs again",
     "missing": "runs",
     "damaged": "runs again (damaged)",
+    "forced": "runs again (--force)",
 }
 # Logits are made for this many tokens at once, in fp32, with their gradient and softmax beside them.
 LOGIT_TOKENS, LOGIT_COPIES = 1024, 3
@@ -57,31 +59,33 @@ OPTIMISER_BYTES = 16
 PROCESS_GIB = 0.6
 
 
-def describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str] = ()) -> dict[str, Any]:
+def describe(loaded: LoadedRecipe, out: Path, options: RunOptions | None = None) -> dict[str, Any]:
     """Stages with their state, counts of tokens and steps, an estimate of memory, findings about the data, and a
     rendered example.
 
-    ``launch`` are arguments of ``accelerate launch``: its processes count in the steps and in the keys.
+    ``options`` are those of the run: which stages it asks for, and with how many processes. ``asked`` of a stage says
+    whether it is among them.
 
     Raises what planning the stages and reading the data raise, and StoreError where a run in this folder would refuse
-    its layout, and what :func:`toolkit.judging.records.check_recorded_names` raises.
+    its layout or what was asked for, and what :func:`toolkit.judging.records.check_recorded_names` raises.
     """
     with remote_code(loaded.recipe.model.trust_remote_code):
-        return _describe(loaded, out, launch)
+        return _describe(loaded, out, options or RunOptions())
 
 
-def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[str, Any]:
+def _describe(loaded: LoadedRecipe, out: Path, options: RunOptions) -> dict[str, Any]:
     recipe, section = loaded.recipe, loaded.recipe.data
     refuse_others_folder(out, "run", RUN_FILES)
     earlier_layout = RunFolder(out).earlier_version()
-    launched = launch_of(launch)
+    launched = launch_of(options.launch)
     processes = launched.processes
     check_recorded_names(recipe.evaluate.judges)
     check_template_of(recipe.evaluate.judges, recipe.evaluate.judge.template)
     stages = plan_stages(loaded, RunFolder(out), processes, sharded=launched.sharding is not None)
+    asked = stages_to_run(stages, options.only, options.until)
+    again = [name for name in asked if forced(name, options)]
     if launched.sharding is not None:
-        to_come = [planned.spec.name for planned in stages if planned.state.status not in ("cached", "shelved")]
-        check_sharded(recipe, to_come)
+        check_sharded(recipe, missing(stages, asked, options))
     sides, report = read_sides(section, recipe.data_seed)
     ref = resolve(recipe.model.name, recipe.model.revision)
     require_policy(ref)
@@ -115,7 +119,8 @@ def _describe(loaded: LoadedRecipe, out: Path, launch: Sequence[str]) -> dict[st
         "stages": [
             {
                 "stage": planned.spec.name,
-                "state": planned.state.status,
+                "asked": planned.spec.name in asked,
+                "state": "forced" if planned.spec.name in again else planned.state.status,
                 "changed": [name for name in planned.state.changed if not name.startswith("input ")],
                 "damage": planned.state.damage,
                 "steps": steps.get(planned.spec.name),
@@ -255,7 +260,8 @@ def render(described: dict[str, Any]) -> str:
         steps = f"  {stage['steps']} steps" if stage["steps"] is not None else ""
         steps = f"  until {stage['until']}" if stage["until"] is not None else steps
         steps = f"  at most {counted(stage['labels'], 'label')} for each arm" if stage["labels"] is not None else steps
-        lines.append(f"  {stage['stage']:{width}} {STATES[stage['state']]:24}{steps}{why}")
+        state = f"{STATES[stage['state']]:24}{steps}{why}" if stage["asked"] else "not asked for"
+        lines.append(f"  {stage['stage']:{width}} {state}")
     for side in SIDES:
         counts = described["data"][side]
         lines.append(

@@ -20,6 +20,8 @@ from toolkit.recipe.files import LoadedRecipe
 from toolkit.recipe.rounds import kind_of
 from toolkit.recipe.schema import Recipe
 from toolkit.runs.calibration import calibrate
+from toolkit.runs.launch import launch_of
+from toolkit.runs.pipeline import RunOptions, missing
 from toolkit.runs.plan import plan_stages, stages_to_run
 from toolkit.runs.stage_times import TrainingRows, evaluation_seconds, training_seconds
 from toolkit.runs.store import RunFolder
@@ -41,26 +43,24 @@ def estimate(
     loaded: LoadedRecipe,
     out: Path,
     reporter: Reporter | None = None,
-    *,
-    only: str | None = None,
-    until: str | None = None,
-    force: bool = False,
+    options: RunOptions | None = None,
 ) -> dict[str, Any]:
     """``seconds`` of the ``parts``: the stages that would run in ``out``. It loads the model and times a few passes.
 
-    ``only``, ``until`` and ``force`` are those of the run. ``without`` names what has no estimate: stages of other
-    kinds, further temperatures, and judges that ask a model of their own.
+    ``options`` are those of the run. The seconds are those of one process, also where several ``processes`` share the
+    work. ``without`` names what has no estimate: stages of other kinds, further temperatures, and judges that ask a
+    model of their own.
 
     Raises what planning the stages and reading the data raise, and ModelError where the model cannot be loaded.
     """
-    recipe, folder = loaded.recipe, RunFolder(out)
+    recipe, folder, options = loaded.recipe, RunFolder(out), options or RunOptions()
+    launch = launch_of(options.launch)
     with remote_code(recipe.model.trust_remote_code):
-        planned = plan_stages(loaded, folder)
+        planned = plan_stages(loaded, folder, launch.processes, sharded=launch.sharding is not None)
         stages = {stage.spec.name: stage.state.status for stage in planned}
-        asked = stages_to_run(planned, only, until)
-        left = [name for name in asked if force or stages[name] not in ("cached", "shelved")]
+        left = missing(planned, stages_to_run(planned, options.only, options.until), options)
         if not left:
-            return {"seconds": 0.0, "parts": [], "without": []}
+            return {"seconds": 0.0, "processes": launch.processes, "parts": [], "without": []}
         if reporter is not None:
             reporter.line(f"timing {recipe.model.name} on this machine: seconds, or a minute where it is slow")
         require_policy(resolve(recipe.model.name, recipe.model.revision))
@@ -77,6 +77,7 @@ def estimate(
     parts = [{"part": name, "seconds": round(seconds[name], 1)} for name in left if name in seconds]
     return {
         "seconds": round(sum(seconds[name] for name in left if name in seconds), 1),
+        "processes": launch.processes,
         "parts": parts,
         "without": [
             *(name for name in left if name not in seconds and kind_of(name) != "report"),
@@ -116,4 +117,6 @@ def render(name: str, estimated: Mapping[str, Any]) -> str:
     lines += [
         f"  {part['part']:13} {rough_duration(part['seconds']):>8}  {WORK[part['part']]}" for part in estimated["parts"]
     ]
+    if estimated["processes"] > 1:
+        lines.append(f"  by a single process: the {estimated['processes']} that share the work take less")
     return "\n".join(lines + [f"  without the time of {part}" for part in estimated["without"]])

@@ -38,37 +38,66 @@ class Job:
 def parse_grid(grid: Sequence[str]) -> list[tuple[str, list[str]]]:
     """The settings of a grid, each with its values. Raises RecipeError for what is not KEY=VALUE,VALUE.
 
-    >>> parse_grid(["dpo.beta=0.05,0.1"])
-    [('dpo.beta', ['0.05', '0.1'])]
+    Commas inside brackets and quotes belong to a value.
+
+    >>> parse_grid(["dpo.beta=0.05,0.1", "evaluate.judges=[gold, rm],[gold]"])
+    [('dpo.beta', ['0.05', '0.1']), ('evaluate.judges', ['[gold, rm]', '[gold]'])]
     """
     axes = []
     for text in grid:
         key, equals, listed = text.partition("=")
-        values = [value.strip() for value in listed.split(",") if value.strip()]
+        values = [value.strip() for value in _split(listed) if value.strip()]
         if not equals or not key.strip() or not values:
             raise RecipeError(f"{text!r} is no grid", where="--grid", fix="write it as dpo.beta=0.05,0.1,0.5")
         axes.append((key.strip(), values))
     return axes
 
 
+def _split(listed: str) -> list[str]:
+    """The values between commas that are neither in brackets nor in quotes."""
+    values, depth, quote = [""], 0, ""
+    for character in listed:
+        if character == "," and depth == 0 and not quote:
+            values.append("")
+            continue
+        values[-1] += character
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'" and not values[-1][:-1].strip():  # inside a word it is an apostrophe
+            quote = character
+        elif character in "[{":
+            depth += 1
+        elif character in "]}":
+            depth -= 1
+    return values
+
+
 @dataclass(frozen=True)
 class Sweep:
-    """A recipe with settings, the grid over it, and how many seeds each point runs with. Its runs lie below ``out``."""
+    """A recipe with settings, the grid over it, and how many seeds each point runs with. Its runs lie below ``out``.
+
+    ``grid`` has (setting, values), each value as ``--set`` takes it. Without ``seeds`` the seed is the recipe's.
+    """
 
     recipe: str
     sets: Sequence[str]
-    grid: Sequence[str]
-    seeds: int
+    grid: Sequence[tuple[str, Sequence[str]]]
+    seeds: int | None
     out: Path
 
     def jobs(self) -> list[Job]:
-        """A job for every point of the grid and every seed. Raises RecipeError where one of them is no valid recipe."""
-        axes = parse_grid(self.grid)
-        keys = [key for key, _ in axes]
-        jobs = []
-        for values in product(*(values for _, values in axes)):
-            for seed in range(self.seeds):
-                settings = dict(zip(keys, values, strict=True)) | ({"seed": str(seed)} if self.seeds > 1 else {})
+        """A job for every point of the grid and every seed.
+
+        Raises RecipeError where one of them is no valid recipe, where two are the same, and where the seeds or the
+        values of a setting are given twice.
+        """
+        self._refuse_unclear()
+        keys = [key for key, _ in self.grid]
+        seeds: list[dict[str, str]] = [{}] if self.seeds is None else [{"seed": str(n)} for n in range(self.seeds)]
+        jobs: list[Job] = []
+        for values in product(*(values for _, values in self.grid)):
+            for seed in seeds:
+                settings = dict(zip(keys, values, strict=True)) | seed
                 changes = [f"{key}={value}" for key, value in settings.items()]
                 label = ",".join(changes) or "default"
                 name = label.replace("/", "_")
@@ -76,8 +105,29 @@ class Sweep:
                 sets = [*self.sets, *changes]
                 given = (word for text in sets for word in ("--set", text))
                 command = ["duel", "run", self.recipe, *given, "--out", str(folder)]
-                jobs.append(Job(label, settings, load_for_run(self.recipe, sets), folder, command))
+                loaded = load_for_run(self.recipe, sets)
+                if same := next((job.label for job in jobs if job.loaded.recipe == loaded.recipe), None):
+                    what = f"two points of the grid are the same recipe: {same} and {label}"
+                    raise RecipeError(what, where="--grid", fix="give each value once")
+                jobs.append(Job(label, settings, loaded, folder, command))
         return jobs
+
+    def _refuse_unclear(self) -> None:
+        """Raises RecipeError for what a later word would replace in silence, and for no values or seeds at all."""
+        keys = [key for key, _ in self.grid]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            what = f"{twice} has two grids"
+            raise RecipeError(what, where="--grid", fix=f"one with all values: --grid {twice}=VALUE,VALUE")
+        if empty := next((key for key, values in self.grid if not values), None):
+            raise RecipeError(f"the grid of {empty} has no values", where="--grid", fix="give it one, or leave it out")
+        if self.seeds is None:
+            return
+        if self.seeds < 1:
+            raise RecipeError(f"{self.seeds} seeds are no run", where="seeds", fix="1 or more")
+        if "seed" in keys or any(text.partition("=")[0].strip() == "seed" for text in self.sets):
+            what = f"the seed is given, and {self.seeds} seeds are asked for"
+            fix = "leave out one of them; --grid seed=5,6 runs these seeds"
+            raise RecipeError(what, where="--seeds", fix=fix)
 
 
 def run_sweep(
