@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from toolkit.cli.tables import judging_tables
 from toolkit.judging import win_rates
 from toolkit.judging.records import Judgement
+from toolkit.report.run_sheets import sweep_sheet
 from toolkit.report.sheets import missing_estimates
 
 
@@ -39,6 +42,18 @@ def test_policies_are_named_from_the_folder_that_they_share() -> None:
 def test_names_without_a_common_folder_stay(policies: tuple[str, ...]) -> None:
     text = tables(*policies)
     assert "Policies in" not in text and all(policy in text for policy in policies)
+
+
+def test_a_sweep_shows_the_rates_of_the_judge_that_decides() -> None:
+    def point(judge: str | None, judges: dict[str, float]) -> dict[str, Any]:
+        rates = {"rm": {"win_rate": 0.9}, "gold": {"win_rate": 0.6}, "llm:m": {"win_rate": 0.4}}
+        frontier = [{"policy": arm, "kl_nats": 1.0, "win_rate_over_sft": rates} for arm in ("rm_ppo", "dpo")]
+        verdict = {"judge": judge, "judges": judges, "winner": "undecided"}
+        return {"settings": {"dpo.beta": "0.1"}, "frontier": frontier, "verdict": verdict}
+
+    rows = [point("gold", {"gold": 0.5}), point("rm", {}), point("all judges", {"gold": 0.5, "llm:m": 0.5})]
+    shown = [row[1:4] for row in sweep_sheet(rows).rows]
+    assert shown == [("60.0%", "60.0%", "gold"), ("-", "-", "-"), ("50.0%", "50.0%", "mean of gold, llm:m")]
 
 
 def judged(*lengths: tuple[int, int]) -> list[Judgement]:

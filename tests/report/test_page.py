@@ -54,6 +54,23 @@ def test_the_numbers_are_those_of_results_json(run):
     assert text_of(html, "win-rates").count("vs SFT") + 2 == len(results["win_rates"])  # 2 judges on the arms
 
 
+def test_the_confidence_of_the_intervals_has_all_its_digits(copy, run):
+    results = json.loads((copy / "results.json").read_text())
+    results["recipe"]["evaluate"]["confidence"] = 0.975
+    (copy / "results.json").write_text(json.dumps(results))
+    assert "its 97.5% interval over prompts" in " ".join(build(copy).split())
+    assert "its 95% or 97.5% interval over prompts" in " ".join(build(run, copy).split())
+
+
+def test_tokens_that_differ_in_kind_are_not_added_up(run):
+    results = json.loads((run / "results.json").read_text())["cost"]
+    assert not any("tokens" in arm for arm in results["arms"].values())
+    cost = text_of(build(run), "cost")
+    assert "response tokens trained" in cost and "33,000" in cost and "24,000" in cost
+    total = sum(row["tokens"] for row in results["stages"])
+    assert f"{total:,}" not in cost and "in all 5m 39s –" in cost
+
+
 def test_data_model_and_seed_are_in_the_title_or_below_it(run, no_gold, copy):
     below = '\n<p class="subject">reviews, tiny, seed 0</p>'
     assert f"<h1>Smoke test: DPO and RM + PPO on the tiny model</h1>{below}" in build(run)  # the recipe's title

@@ -112,6 +112,10 @@ def test_the_frontier_starts_at_sft_and_follows_training(run):
     high = rows["rm_ppo"]["gold_reward"]["ci_high"] - rows["rm_ppo"]["gold_reward"]["value"]
     assert ppo["error_y"]["array"][-1] == pytest.approx(high)
     assert "step 10" in ppo["text"][1] and "nats" in ppo["text"][1]
+    last = rows["rm_ppo"]  # both bars are intervals
+    bars = (ppo["error_x"]["array"][-1], ppo["error_x"]["arrayminus"][-1])
+    assert bars == pytest.approx((last["kl_ci_high"] - last["kl_nats"], last["kl_nats"] - last["kl_ci_low"]))
+    assert f"KL {last['kl_nats']:.2f} ({last['kl_ci_low']:.2f} to {last['kl_ci_high']:.2f}) nats" in ppo["text"][-1]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from plotly.offline import get_plotlyjs
 from support.report_page import ALL_SECTIONS, build, data_of, sections, text_of
 
 from toolkit.errors import StoreError
-from toolkit.report import reading
+from toolkit.report import plots, reading
+from toolkit.report.figures import overlaid
 from toolkit.report.writing import write_page
 
 
@@ -69,12 +70,26 @@ def test_runs_side_by_side_stand_in_one_frontier_each_with_its_dash(run, no_gold
     assert "all-frontier-gold_reward" in figures  # one of the runs has gold
 
 
+def test_a_judges_figure_has_the_runs_that_it_judged(run, no_gold):
+    """The first judge of one is gold, that of the other is rm."""
+    together = overlaid({folder.name: plots.frontier(reading.read_run(folder)) for folder in (run, no_gold)})
+    runs_of = {figure.title: {trace["meta"] for trace in figure.traces} for figure in together}
+    title = "Win rate over SFT against KL, judge "
+    assert {name.removeprefix(title): runs for name, runs in runs_of.items() if name.startswith(title)} == {
+        "gold": {"run"},
+        "rm": {"run", "other"},
+        "implicit": {"other"},
+    }
+    assert len({figure.id for figure in together}) == len(together)
+
+
 def test_every_figure_of_two_runs_is_one_but_for_the_margins_which_share_their_axes(run, no_gold):
     page = build(run, no_gold)
     figures = data_of(page, "figure-data")["figures"]
     alone = data_of(build(run), "figure-data")["figures"]
     assert {name for name in figures if name.startswith("run")} == {"run0-margins", "run1-margins"}
-    assert {name.removeprefix("run0-") for name in alone} - {"margins"} == {
+    names = {*alone, *data_of(build(no_gold), "figure-data")["figures"]}
+    assert {name.removeprefix("run0-") for name in names} - {"margins"} == {
         name.removeprefix("all-") for name in figures if name.startswith("all-")
     }
     first, second = (figures[f"run{k}-margins"] for k in (0, 1))

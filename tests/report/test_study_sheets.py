@@ -38,10 +38,17 @@ def test_what_would_decide_is_there_where_it_is_known(better: dict[str, Any]) ->
     document["verdict"]["needed"]["best"] |= {"finding": "undecided", "n_prompts": 1234, "n_seeds": None}
     document["verdict"]["needed"]["matched_kl"] |= {"finding": "no practical difference"}
     assert by_title(document)[title].rows == [
-        ("best against best", "undecided", "1,234", "-"),
-        ("equal KL", "no difference", "-", "-"),
-        ("equal training tokens", "decided", "-", "-"),
+        ("Best against best", "undecided", "1,234", "-"),
+        ("At equal KL", "no difference", "-", "-"),
+        ("At equal training tokens", "decided", "-", "-"),
     ]
+
+
+def test_a_probability_is_never_certain(better: dict[str, Any]) -> None:
+    document = copy.deepcopy(better)
+    document["verdict"]["best"]["probability"], document["verdict"]["matched_kl"]["probability"] = 0.9999, 0.0001
+    rows = next(sheet for title, sheet in by_title(document).items() if title.startswith("RM + PPO against DPO")).rows
+    assert [row[-1] for row in rows[:2]] == [">0.99", "<0.01"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from toolkit.files import fingerprint
+
 Trace = dict[str, Any]
 """One Plotly trace."""
 Layout = dict[str, Any]
@@ -27,6 +29,11 @@ class Figure:
     id: str = ""
 
 
+def of_judge(name: str, judge: str) -> str:
+    """The name of a judge's figure: figures of several runs are joined by name, and their judges may differ."""
+    return f"{name}-{fingerprint(judge)}"
+
+
 def axis(title: str, **more: Any) -> Layout:
     return {"title": {"text": title}, **more}
 
@@ -43,11 +50,6 @@ def interval_bars(points: Sequence[tuple[float, Mapping[str, Any]]], color: str)
     down = [None if e["ci_low"] is None else value - e["ci_low"] for value, e in points]
     bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
     return bars | {"color": f"{color}/0.45", "thickness": 1, "width": 3}
-
-
-def error_bars(errors: Sequence[float | None], color: str) -> Trace:
-    """Symmetric error bars."""
-    return {"type": "data", "array": list(errors), "color": f"{color}/0.45", "thickness": 1, "width": 3}
 
 
 def rounded(values: Iterable[float]) -> list[float]:

@@ -41,6 +41,24 @@ def count(value: float | None, *, absent: str = ABSENT) -> str:
     return absent if value is None else f"{value:,.0f}"
 
 
+def confidence_level(value: float) -> str:
+    """The confidence of intervals, with all its digits.
+
+    >>> confidence_level(0.95), confidence_level(0.975)
+    ('95%', '97.5%')
+    """
+    return f"{100 * value:g}%"
+
+
+def dollars(value: float) -> str:
+    """A price in dollars: two digits behind the point, and more where they would say nothing.
+
+    >>> dollars(12.5), dollars(0.1452), dollars(0.00412), dollars(0)
+    ('$12.50', '$0.15', '$0.0041', '$0.00')
+    """
+    return f"${value:,.2f}" if value >= 0.1 or value == 0 else f"${value:.2g}" if value >= 1e-4 else "<$0.0001"
+
+
 def probability(value: float | None, *, absent: str = ABSENT) -> str:
     """Two digits of a probability, which is never 0 or 1.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from toolkit.evals.summary import TableRow, grouped
 from toolkit.preferences.samples import by_policy
-from toolkit.report.figures import Figure, Layout, Trace, axis, error_bars, interval_bars, level, rounded
+from toolkit.report.figures import Figure, Layout, Trace, axis, interval_bars, level, of_judge, rounded
 from toolkit.report.names import ARM_NAMES, REWARD_COLOR, REWARDS, color, policy_name
 from toolkit.report.numbers import interval, number, percent
 from toolkit.report.reading import ResultRow, Run
@@ -25,14 +25,14 @@ Form = Callable[[float], str]
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A policy in a figure against KL. ``estimate`` has the interval of ``y``."""
+    """A policy in a figure against KL. ``kl`` has the interval of ``kl_nats``, ``estimate`` that of ``y``."""
 
     policy: str
     arm: str
     kind: str  # sft, checkpoint, final or best_of_n; "start" is SFT as the first point of an arm's line
     step: int
     kl_nats: float
-    kl_standard_error: float | None
+    kl: Mapping[str, Any]
     y: float
     estimate: Mapping[str, Any]
 
@@ -43,12 +43,14 @@ _SIZE = {"final": 11, "start": 0, "best_of_n": 9}
 
 def frontier(run: Run) -> list[Figure]:
     """Each reward, and each judge's win rate over SFT, against KL: both arms with their checkpoints, and best-of-n."""
-    rows = run.results.get("frontier", [])
+    ends = ("ci_low", "ci_high")
+    of_kl = {row["policy"]: {end: row.get(f"kl_{end}") for end in ends} for row in run.results["policies"]}
+    rows = [row | {"kl": of_kl.get(row["policy"], dict.fromkeys(ends))} for row in run.results.get("frontier", [])]
     if not any(row["arm"] in ("rm_ppo", "dpo") for row in rows):
         return []
     judges = dict.fromkeys(judge for row in rows for judge in row["win_rate_over_sft"])
     figures = [_reward_frontier(rows, reward) for reward in REWARDS]
-    figures += [_win_rate_frontier(rows, judge, f"frontier-win-{k}") for k, judge in enumerate(judges)]
+    figures += [_win_rate_frontier(rows, judge) for judge in judges]
     return [figure for figure in figures if figure is not None]
 
 
@@ -62,7 +64,7 @@ def _reward_frontier(rows: Sequence[ResultRow], reward: str) -> Figure | None:
     return Figure(f"frontier-{reward}", title, alt, _curves(points, number), _against_kl(label))
 
 
-def _win_rate_frontier(rows: Sequence[ResultRow], judge: str, name: str) -> Figure | None:
+def _win_rate_frontier(rows: Sequence[ResultRow], judge: str) -> Figure | None:
     points = [
         _point(row, rate["win_rate"], rate)
         for row in rows
@@ -77,11 +79,11 @@ def _win_rate_frontier(rows: Sequence[ResultRow], judge: str, name: str) -> Figu
     layout["yaxis"] |= {"tickformat": ".0%"}
     layout["shapes"] = [level(0.5)]
     title = f"Win rate over SFT against KL, judge {judge}"
-    return Figure(name, title, alt, _curves(start + points, percent), layout)
+    return Figure(of_judge("frontier-win", judge), title, alt, _curves(start + points, percent), layout)
 
 
 def _point(row: ResultRow, y: float, estimate: Mapping[str, Any]) -> FrontierPoint:
-    kl = (row["kl_nats"], row.get("kl_standard_error"))
+    kl = (row["kl_nats"], row["kl"])
     return FrontierPoint(row["policy"], row["arm"], row["kind"], row["step"], *kl, y, estimate)
 
 
@@ -122,7 +124,7 @@ def _trace(points: Sequence[FrontierPoint], name: str, shade: str, form: Form, *
         "name": name,
         "x": [point.kl_nats for point in points],
         "y": [point.y for point in points],
-        "error_x": error_bars([point.kl_standard_error for point in points], shade),
+        "error_x": interval_bars([(point.kl_nats, point.kl) for point in points], shade),
         "error_y": interval_bars([(point.y, point.estimate) for point in points], shade),
         "text": [_hover(point, form) for point in points],
         "hovertemplate": "%{text}<extra></extra>",
@@ -132,13 +134,16 @@ def _trace(points: Sequence[FrontierPoint], name: str, shade: str, form: Form, *
 
 
 def _hover(point: FrontierPoint, form: Form) -> str:
-    low, high = point.estimate.get("ci_low"), point.estimate.get("ci_high")
-    bounds = f" ({interval(low, high, form)})" if low is not None and high is not None else ""
-    error = f" ± {number(point.kl_standard_error, 2)}" if point.kl_standard_error else ""
-    kl = f"KL{' at most' if point.kind == 'best_of_n' else ''} {number(point.kl_nats, 2)}{error} nats"
+    of_kl = _bounds(point.kl, lambda value: number(value, 2)) if point.kind not in ("sft", "start") else ""
+    kl = f"KL{' at most' if point.kind == 'best_of_n' else ''} {number(point.kl_nats, 2)}{of_kl} nats"
     name = "SFT (start)" if point.kind == "start" else policy_name(point.policy)
     step = f", step {point.step}" if point.kind == "final" and point.step else ""
-    return f"<b>{name}{step}</b><br>{form(point.y)}{bounds}<br>{kl}"
+    return f"<b>{name}{step}</b><br>{form(point.y)}{_bounds(point.estimate, form)}<br>{kl}"
+
+
+def _bounds(estimate: Mapping[str, Any], form: Form) -> str:
+    low, high = estimate.get("ci_low"), estimate.get("ci_high")
+    return f" ({interval(low, high, form)})" if low is not None and high is not None else ""
 
 
 def _in_words(points: Sequence[FrontierPoint], form: Form) -> str:

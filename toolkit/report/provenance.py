@@ -82,10 +82,12 @@ class StageCost:
 
 @dataclass(frozen=True)
 class ArmCost:
+    """``trained`` are response tokens, once for each pass over them. The tokens of stages have no sum."""
+
     label: str
     arm: str
     time: str
-    tokens: int
+    trained: int | None
     peak_gib: float
     stages: str
 
@@ -122,12 +124,14 @@ def cost(run: Run) -> Cost | None:
     for arm, part in recorded["arms"].items():
         label = "shared by both arms" if arm == "shared" else ARM_NAMES.get(arm, arm)
         labels = ", ".join(stage.label for stage in stages if stage.arm == arm)
-        arms.append(ArmCost(label, arm, duration(part["wall_s"]), part["tokens"], part["peak_gib"], labels))
+        arms.append(
+            ArmCost(label, arm, duration(part["wall_s"]), part.get("response_tokens_trained"), part["peak_gib"], labels)
+        )
     total = ArmCost(
         label="in all",
         arm="",
         time=duration(sum(part["wall_s"] for part in recorded["arms"].values())),
-        tokens=sum(arm.tokens for arm in arms),
+        trained=None,
         peak_gib=max(arm.peak_gib for arm in arms),
         stages="",
     )

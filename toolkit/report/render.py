@@ -15,7 +15,16 @@ from plotly.offline import get_plotlyjs
 
 from toolkit.report.figures import Figure
 from toolkit.report.names import PALETTE
-from toolkit.report.numbers import count, length_control_name, number, p_value, percent, probability
+from toolkit.report.numbers import (
+    confidence_level,
+    count,
+    dollars,
+    length_control_name,
+    number,
+    p_value,
+    percent,
+    probability,
+)
 
 HERE = Path(__file__).parent
 
@@ -64,7 +73,9 @@ def render(
     environment.filters |= {
         "percent": partial(percent, absent=""),
         "number": typeset,
+        "confidence": confidence_level,
         "count": partial(count, absent=""),
+        "dollars": dollars,
         "p": partial(p_value, absent=""),
         "probability": partial(probability, absent=""),
         "length_control_name": length_control_name,

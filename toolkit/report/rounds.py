@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from toolkit.evals.verdict import ARMS
-from toolkit.report.figures import Figure, Trace, axis, interval_bars, level
+from toolkit.report.figures import Figure, Trace, axis, interval_bars, level, of_judge
 from toolkit.report.names import ARM_NAMES, REWARDS, color
 from toolkit.report.numbers import number, percent
 from toolkit.report.reading import ResultRow, Run
@@ -20,7 +20,7 @@ Estimate = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RoundRow:
-    """An arm at the end of a round. ``rate`` is its win rate over SFT by the first judge."""
+    """An arm at the end of a round. ``rate`` is its win rate over SFT by the table's judge."""
 
     round: int
     arm: str
@@ -45,7 +45,7 @@ def round_table(results: Mapping[str, Any]) -> RoundTable | None:
     rounds: Sequence[ResultRow] = results.get("rounds", [])
     if not rounds:
         return None
-    judge = next(iter(rounds[-1]["rm_ppo"]["win_rate_over_sft"]), "")
+    judge = _judge(results.get("verdict", {}), list(rounds[-1]["rm_ppo"]["win_rate_over_sft"]))
     reward = "gold_reward" if rounds[-1]["rm_ppo"]["gold_reward"]["value"] is not None else "explicit_reward"
     rows = [
         RoundRow(entry["round"], arm, ARM_NAMES[arm], entry[arm], _kl(entry[arm]), _rate(entry[arm], judge))
@@ -53,6 +53,16 @@ def round_table(results: Mapping[str, Any]) -> RoundTable | None:
         for arm in ARMS
     ]
     return RoundTable(rows, judge, rounds[-1]["judge"], (reward, REWARDS[reward]))
+
+
+def _judge(verdict: Mapping[str, Any], judges: Sequence[str]) -> str:
+    """The judge of the verdict, or the first of those that are averaged for it; a training signal where none decides.
+
+    >>> _judge({"judge": "all judges", "judges": {"gold": 0.5, "llm:m": 0.6}}, ["rm", "gold", "llm:m"])
+    'gold'
+    """
+    deciding = [str(verdict.get("judge")), *verdict.get("judges", {}), *judges]
+    return next((judge for judge in deciding if judge in judges), "")
 
 
 def _kl(row: ResultRow) -> Estimate:
@@ -73,9 +83,9 @@ def round_figures(run: Run) -> list[Figure]:
         _figure(rounds, f"rounds-{key}", f"{REWARDS[key].capitalize()} by round", REWARDS[key], itemgetter(key), number)
         for key in ("gold_reward", "explicit_reward")
     ]
-    for place, judge in enumerate(rounds[-1]["rm_ppo"]["win_rate_over_sft"]):
+    for judge in rounds[-1]["rm_ppo"]["win_rate_over_sft"]:
         title, rate = f"Win rate over SFT by round, judge {judge}", partial(_rate, judge=judge)
-        drawn.append(_figure(rounds, f"rounds-win-{place}", title, "win rate over SFT", rate, percent))
+        drawn.append(_figure(rounds, of_judge("rounds-win", judge), title, "win rate over SFT", rate, percent))
     drawn.append(_figure(rounds, "rounds-kl", "KL to SFT by round", "KL to SFT, nats per response", _kl, number))
     title = "Accuracy of each arm's reward on its own fresh samples"
     drawn.append(_figure(rounds, "rounds-fresh", title, "accuracy", itemgetter("fresh_accuracy"), percent))

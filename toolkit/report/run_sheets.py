@@ -6,24 +6,52 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from toolkit.evals.verdict import ARMS
 from toolkit.progress import duration
+from toolkit.report.names import ARM_NAMES
 from toolkit.report.numbers import interval, number, percent
 from toolkit.report.sheets import Sheet
 
-WINNERS = {"rm_ppo": "RM + PPO", "dpo": "DPO", "undecided": "undecided", None: "-"}
-
 
 def sweep_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
-    """``duel sweep``."""
-    sheet = Sheet("Sweep", ["settings", "RM + PPO over SFT", "DPO over SFT", "KL RM + PPO", "KL DPO", "verdict"])
+    """``duel sweep``. The win rates are by the judge of the verdict; there are none where no judge may decide."""
+    columns = ["RM + PPO over SFT", "DPO over SFT", "judge", "KL RM + PPO", "KL DPO", "verdict"]
+    sheet = Sheet("Sweep", ["settings", *columns])
     for row in rows:
         final = {point["policy"]: point for point in row["frontier"]}
-        rates = [next(iter(final[arm]["win_rate_over_sft"].values()), None) for arm in ("rm_ppo", "dpo")]
-        kl = [number(final[arm]["kl_nats"], 2) for arm in ("rm_ppo", "dpo")]
+        judges = deciding(row["verdict"])
+        shares = [percent(_mean_rate(final[arm]["win_rate_over_sft"], judges)) for arm in ARMS]
+        kl = [number(final[arm]["kl_nats"], 2) for arm in ARMS]
         settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items()) or "default"
-        shares = [percent(rate["win_rate"] if rate else None) for rate in rates]
-        sheet.add_row(settings, *shares, *kl, WINNERS[row["verdict"]["winner"]])
+        judge = judges[0] if len(judges) == 1 else f"mean of {', '.join(judges)}" if judges else "-"
+        sheet.add_row(settings, *shares, judge, *kl, winner(row["verdict"]["winner"]))
     return sheet
+
+
+def deciding(verdict: Mapping[str, Any]) -> list[str]:
+    """The judges that a verdict rests on: one, several that are averaged, or none that may decide.
+
+    >>> deciding({"judge": "gold", "judges": {"gold": 0.6, "llm:m": 0.4}})
+    ['gold']
+    >>> deciding({"judge": "all judges", "judges": {"gold": 0.6, "llm:m": 0.4}})
+    ['gold', 'llm:m']
+    >>> deciding({"judge": "rm", "judges": {}})
+    []
+    """
+    judges = list(verdict["judges"])
+    return [verdict["judge"]] if verdict["judge"] in judges else judges
+
+
+def _mean_rate(rates: Mapping[str, Mapping[str, Any]], judges: Sequence[str]) -> float | None:
+    """The win rate by these judges; None where one of them has none."""
+    values = [rates[judge]["win_rate"] if judge in rates else None for judge in judges]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if values and len(known) == len(values) else None
+
+
+def winner(name: str | None) -> str:
+    """The better arm for readers."""
+    return "-" if name is None else ARM_NAMES.get(name, name)
 
 
 def runs_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
@@ -37,5 +65,5 @@ def runs_sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
         stages = f"{row['stages_done']}/{row['stages']}" + (" trials" if row["kind"] == "study" else "")
         seed = "-" if row["seed"] is None else str(row["seed"])
         cells = (row["run"], row["recipe"] or "-", seed, status, stages, duration(row["wall_s"]), started)
-        sheet.add_row(*cells, WINNERS[row["winner"]], percent(row["win_rate"]), within, row["judge"] or "-")
+        sheet.add_row(*cells, winner(row["winner"]), percent(row["win_rate"]), within, row["judge"] or "-")
     return sheet

@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.evals.words import ARM_NAMES, on_fewer_prompts, policy_name
 from toolkit.report.folding import folded, terminal_width
-from toolkit.report.numbers import count, interval, length_control_name, number, p_value, percent
+from toolkit.report.numbers import confidence_level, count, interval, length_control_name, number, p_value, percent
 from toolkit.report.rounds import RoundTable, round_table
 from toolkit.report.temperatures import TemperatureTable, temperature_table
 
@@ -63,7 +63,7 @@ def interval_heading(confidence: float) -> str:
     >>> interval_heading(0.95)
     '95% interval'
     """
-    return f"{100 * confidence:g}% interval"
+    return f"{confidence_level(confidence)} interval"
 
 
 def win_rate_sheet(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95, *, title: str = "Win rates") -> Sheet:

@@ -16,14 +16,6 @@ from toolkit.report.study_progress import CURVES, StudyProgress, TrialProgress, 
 from toolkit.runs.store import STUDY_FILE, RunFolder
 
 MOST_POINTS = 200  # of a line
-STATE_WORDS = {
-    "waiting": "waiting",
-    "training": "training",
-    "begun": "begun",
-    "failed": "failed",
-    "trained": "trained",
-    "measured": "measured",
-}
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,6 @@ def progress_page(folder: Path, version: str) -> str:
         rows=setting_rows(study),
         failed=[trial for trial in study.trials if trial.state == "failed"],
         arm_name=arm_name,
-        words=STATE_WORDS,
         plots=figures,
     )
 
