@@ -384,6 +384,35 @@ def test_off_policy_needs_the_model(tmp_path: Path) -> None:
     assert finding.n_rows == 3 and "nats per token" in finding.example and "in 3 rows" in finding.example
 
 
+def test_rows_of_one_prompt_are_one_for_off_policy(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    rows = [row | {"prompt": "Question?"} for row in text_rows(4, chosen=" zqxj kvwp qqq", rejected=" xxyz zzkq")]
+    rows = [row | {"chosen": row["chosen"] + f" q{k}" * k} for k, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    [finding] = [
+        f for f in check_data(str(path), "tiny", CheckOptions(likelihood=4)).findings if f.kind == "off_policy"
+    ]
+    assert "in 4 rows" in finding.example and "interval" not in finding.example
+
+
+def test_an_annotator_who_is_not_there_is_an_error(check: Check, tmp_path: Path) -> None:
+    rows = annotated(12, lambda i, name: name == "c")
+    assert "annotator" not in rows_of(check(rows, source=SourceOptions(annotators=["a", "b"])))
+    with pytest.raises(DataError, match="no comparison by annotator 'bb'"):
+        check(rows, source=SourceOptions(annotators=["a", "bb"]))
+    with pytest.raises(DataError, match="in the first 3 rows"):
+        check(rows, source=SourceOptions(annotators=["d"]), limit=3)
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in text_rows(3)))
+    options = {"source": SourceOptions(annotators=["a"]), "held_out": str(held_out)}
+    assert rows_of(check(rows, **options))["leak"] == (1, 2, 3)  # whoever compared the held-out ones
+
+
+def test_pairs_of_one_prompt_are_one_for_annotators(check: Check) -> None:
+    rows = [row | {"prompt": "Question?"} for row in annotated(12, lambda i, name: name == "c")]
+    assert "annotator" not in rows_of(check(rows))
+
+
 def test_findings_do_not_depend_on_how_many_rows_are_looked_at_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,7 +137,8 @@ class _TextChecks:
 def _held_out(data: str, options: CheckOptions) -> CheckedRows | None:
     if options.held_out is None:
         return None
-    source = replace(options.source, split=options.held_out_split or options.source.split)
+    # Its prompts alone count, so others may have compared its responses.
+    source = replace(options.source, split=options.held_out_split or options.source.split, annotators=None)
     if options.held_out != data:  # which has configurations and a commit of its own
         source = replace(source, config=None, revision=None)
     return read_rows(options.held_out, source, None, None).rows

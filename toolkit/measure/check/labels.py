@@ -151,7 +151,8 @@ class Annotators:
 
     def check(self, rows: CheckedRows, collector: Collector) -> None:
         units = self._units()
-        odd = odd_annotators(units)
+        first_places = np.frombuffer(units.places, np.int64)[np.frombuffer(units.ends, np.int64)[:-1]]
+        odd = odd_annotators(units, rows.keys[first_places])
         numbers = array("q")
         for annotator in odd:
             for k, judged in enumerate(units):

@@ -13,6 +13,7 @@ import torch
 from toolkit.engine.engine import Engine
 from toolkit.engine.tree import TreeBatch
 from toolkit.evals.intervals import bootstrap_mean
+from toolkit.evals.winrate import average_within_prompt
 from toolkit.evals.words import counted
 from toolkit.measure.check.findings import Collector
 from toolkit.measure.check.stored import CheckedRow
@@ -23,6 +24,7 @@ from toolkit.models.load import load_policy
 from toolkit.models.rendering import TemplateRefusesError
 from toolkit.models.resolve import ModelRef
 from toolkit.models.tokenizer import check_vocabulary
+from toolkit.preferences.rows import canonical_prompt
 from toolkit.recipe.training import ModelSection
 
 # Nats per token that the responses are less likely than the model's own samples before that is worth a word.
@@ -49,8 +51,8 @@ def check_likelihood(
     """Compare each response's surprise with what the model expects of its own samples, in nats per token.
 
     The expected surprise of a sample is the entropy of the model's distribution: at each token of a response the
-    difference of the two is zero in the mean for text that the model wrote, and above it for other text. A row counts
-    once; the interval is over rows.
+    difference of the two is zero in the mean for text that the model wrote, and above it for other text. A prompt
+    counts once, with the mean of its rows; the interval is over prompts.
     """
     drawn = sorted(random.Random(sample.seed).sample(range(len(rows)), min(sample.n_rows, len(rows))))
     trees, scored = [], []
@@ -83,7 +85,7 @@ def check_likelihood(
     totals = [np.array(values).sum(axis=0) for values in engine.map_responses(trees, surprises)]
     excess = [float((surprise - entropy) / n) for surprise, entropy, n in totals]
     surprise_mean = float(sum(total[0] for total in totals) / sum(total[2] for total in totals))
-    estimate = bootstrap_mean(excess)
+    estimate = bootstrap_mean(average_within_prompt([canonical_prompt(row.prompt) for row in scored], excess)[1])
     mean, low = estimate.value or 0.0, estimate.ci_low
     if mean < WORTH_SAYING or (low is not None and low <= 0.0):
         return

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, nearest
 from toolkit.evals.words import counted
 from toolkit.measure.check.findings import Collector, excerpt
 from toolkit.measure.check.stored import CheckedRow, CheckedRows, texts_of
@@ -52,7 +52,8 @@ class ReadRows:
 def read_rows(source: str, options: SourceOptions, limit: int | None, collector: Collector | None) -> ReadRows:
     """The first ``limit`` rows of a source, in its order. Findings about the records go to the collector.
 
-    Raises DataError where the source cannot be read, and where none of its rows can be.
+    Raises DataError where the source cannot be read, where none of its rows can be, and for an annotator who is asked
+    for and compared nothing.
     """
     loaded, recognised = recognised_source(
         source,
@@ -84,6 +85,7 @@ def read_rows(source: str, options: SourceOptions, limit: int | None, collector:
             where=loaded.name,
             fix="check which columns hold the prompt and the responses; --column maps their names",
         )
+    reader.check_annotators()
     n_rows = len(loaded.records) if limit is None else min(limit, len(loaded.records))
     return ReadRows(loaded.unit, n_rows, reader.rows, reader.notes())
 
@@ -117,6 +119,7 @@ class _RowReader:
         self.blank, self.unparsable, self.unlabelled = array("q"), array("q"), array("q")
         self.single: Sequence[int] = ()
         self.later_turns, self.repeat_prompt = array("q"), array("q")
+        self.annotators = set[str]()
 
     def read(self) -> None:
         """Raises _NoConversationError for a transcript that stays text, unless they all do."""
@@ -124,6 +127,7 @@ class _RowReader:
             (self.messages if isinstance(datum.prompt, list) else self.texts).append(number)
             if datum.n_unlabelled:
                 self.unlabelled.append(number)
+            self.annotators |= {c.annotator for c in datum.comparisons if c.annotator}
             row = _checked_row(len(self.rows), number, datum, self.options.annotators)
             if not row.last_turn.strip() or not all(map(str.strip, row.responses)):
                 self.blank.append(number)
@@ -133,6 +137,14 @@ class _RowReader:
                 self.later_turns.append(number)
             if all(text.startswith(row.last_turn) for text in row.responses):
                 self.repeat_prompt.append(number)
+
+    def check_annotators(self) -> None:
+        """Raises DataError for an annotator whose comparisons are wanted and who has none."""
+        for name in self.options.annotators or ():
+            if name not in self.annotators:
+                among = f" in the first {self.limit} rows" if self.limit is not None else ""
+                fix = nearest(name, self.annotators) or "these rows name no annotators"
+                raise DataError(f"no comparison by annotator {name!r}{among}", where=self.loaded.name, fix=fix)
 
     def _data(self) -> Iterator[tuple[int, Datum]]:
         records = islice(self.loaded.records, self.limit)
