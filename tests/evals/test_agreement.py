@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -8,6 +10,7 @@ from toolkit.errors import DataError
 from toolkit.evals.agreement import (
     LOG_Z_WARNING,
     cohen_kappa,
+    compare_on_samples,
     compare_rewards,
     krippendorff_alpha,
     pairwise_accuracy,
@@ -132,3 +135,24 @@ def test_bad_rewards_are_refused() -> None:
         pairwise_accuracy([(0, 0, 1, 1.0, 1.0)], [[0.0, np.nan]])
     with pytest.raises(DataError, match="different numbers"):
         compare_rewards(["p"], [], [[0.0, 1.0]], [[0.0, 1.0, 2.0]])
+
+
+def test_samples_of_a_collapsed_policy_are_judged_where_they_differ() -> None:
+    """Three of four samples are equal: the rewards are right about all that can be ordered."""
+    ids = [f"p{k}" for k in range(30)]
+    texts = [["same", "same", "other", "same"] for _ in ids]
+    rewards = [np.array([1.0, 1.0, 2.0, 1.0]) + k for k in range(30)]
+    result: Any = compare_on_samples(ids, texts, rewards, rewards, [list(r) for r in rewards], n_resamples=50)
+    assert [result[name]["value"] for name in ("accuracy_explicit", "accuracy_implicit", "agreement")] == [1.0] * 3
+    assert (result["n_pairs"], result["n_pairs_equal"], result["n_pairs_gold_tied"]) == (90, 90, 0)
+    alike: Any = compare_on_samples(ids[:2], [["a", "a"]] * 2, [[1.0, 1.0]] * 2, [[1.0, 2.0]] * 2, [None] * 2)
+    assert (alike["n_pairs"], alike["n_pairs_equal"], alike["agreement"]["value"]) == (0, 2, None)
+
+
+def test_samples_of_equal_or_unknown_gold_are_in_no_accuracy() -> None:
+    texts = [["a", "b", "c"], ["a", "b", "c"]]
+    rewards = [[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]
+    result: Any = compare_on_samples(["p", "q"], texts, rewards, rewards, [[5.0, 5.0, 0.0], None], n_resamples=50)
+    assert (result["accuracy_explicit"]["value"], result["accuracy_explicit"]["n"]) == (1.0, 1)
+    assert (result["n_pairs"], result["n_pairs_equal"], result["n_pairs_gold_tied"]) == (6, 0, 1)
+    assert result["agreement"]["n"] == 2

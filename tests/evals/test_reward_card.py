@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -28,6 +29,7 @@ from toolkit.evals.reward_card import (
     card_flags,
     compared_pairs,
     margin_quantiles,
+    margin_scale,
     reward_card,
 )
 
@@ -245,12 +247,30 @@ def test_labels_alone_give_a_card_without_gold() -> None:
     assert card["best_of_4"]["accuracy"]["n"] > 100
 
 
+def test_a_comparison_of_weight_two_is_two_comparisons() -> None:
+    data = simulated(9, n=40)
+    rewards = [g + 0.02 * length for g, length in zip(gold_of(data), data.features["length"], strict=True)]
+    heavy = [c for c in data.comparisons if c[1] == 0]
+    weighted = replace(data, comparisons=[(*c[:4], 2.0 if c in heavy else 1.0) for c in data.comparisons])
+    repeated = replace(data, comparisons=[*data.comparisons, *heavy])
+    one, other = (compared_pairs(labels, rewards) for labels in (weighted, repeated))
+    for topic in ("length", "format"):
+        a, b = (figures(list(feature_bias(pairs, topic, FAST).values())) for pairs in (one, other))
+        assert len(a) == len(b) > 10
+        for figure, twin in zip(a, b, strict=True):
+            assert figure == pytest.approx(twin, rel=1e-6, nan_ok=True)
+    assert margin_scale(weighted, rewards) == pytest.approx(margin_scale(repeated, rewards))
+    assert margin_scale(weighted, rewards) != pytest.approx(margin_scale(data, rewards))
+
+
 def test_sources_are_judged_apart() -> None:
     data = simulated(6, noise=0.0)
     rewards = [g if source == "a" else -g for g, source in zip(gold_of(data), data.sources or (), strict=True)]
     [a, b] = reward_card(data, rewards, **FAST)["by_source"]
     assert (a["source"], a["accuracy"]["value"], a["accuracy_without"]["value"]) == ("a", 1.0, 0.0)
     assert (b["source"], b["accuracy"]["value"], b["accuracy_without"]["value"]) == ("b", 0.0, 1.0)
+    unknown = replace(data, sources=["a" if source == "a" else None for source in data.sources or ()])
+    assert [row["source"] for row in reward_card(unknown, rewards, **FAST)["by_source"]] == ["a"]
 
 
 # ---------------------------------------------------------------- margins

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from scipy.special import expit
 
 from toolkit.errors import DataError
+from toolkit.evals.intervals import bootstrap_statistic
 from toolkit.evals.rm_quality import (
     calibration,
     expected_calibration_error,
@@ -176,3 +178,46 @@ def test_rows_of_one_prompt_are_resampled_together() -> None:
         width, of_whole, of_apart = (r[name]["ci_high"] - r[name]["ci_low"] for r in (once, whole, apart))
         assert of_whole == pytest.approx(width, rel=0.1) and of_apart < width / 2
     assert whole["n_prompts"] == n
+
+
+def whole_grid(margin: Any, p: Any, centre: float, n_resamples: int) -> Any:
+    """The temperature's estimate by all 501 steps of the grid, as the docstring of ``calibration`` says."""
+    log_t = np.log(centre) + 0.02 * np.arange(-250, 251)
+    columns = [np.logaddexp(0.0, margin / t) - p * margin / t for t in np.exp(log_t)]
+
+    def best(*losses: Any) -> Any:
+        found = []
+        for loss in np.stack(losses, axis=-1):
+            k = int(loss.argmin())
+            if not 0 < k < 500:
+                found.append(np.nan)
+                continue
+            below, at, above = loss[k - 1 : k + 2]
+            found.append(np.exp(log_t[k] + 0.02 * 0.5 * (below - above) / (below - 2.0 * at + above)))
+        return np.array(found)
+
+    return bootstrap_statistic(columns, best, n_resamples=n_resamples)
+
+
+@pytest.mark.parametrize(("n", "scale"), [(12, 1.0), (40, 3.0), (400, 0.5), (3000, 1.0)])
+def test_the_temperatures_interval_is_that_of_the_whole_grid(n: int, scale: float) -> None:
+    comparisons, rewards = calibrated(n, scale, seed=1)
+    margin, p = np.array([r[0] for r in rewards]), np.array([c[3] for c in comparisons])
+    temperature = fit_temperature(margin, p, np.ones(n))
+    assert temperature is not None
+    found = calibration(comparisons, rewards, n_resamples=200)["temperature"]
+    expected = whole_grid(margin, p, temperature, 200)
+    assert (expected.ci_low is None) == (n == 12)  # too few: some resamples have no wrong pair
+    for bound, of_all in ((found["ci_low"], expected.ci_low), (found["ci_high"], expected.ci_high)):
+        assert bound == (None if of_all is None else pytest.approx(of_all, rel=1e-9))
+
+
+def test_the_grid_takes_little_memory() -> None:
+    """All of it would be 501 numbers for each of the 20,000 comparisons, 80 MB, several times."""
+    comparisons, rewards = calibrated(20_000, 1.0)
+    calibration(comparisons[:50], rewards[:50], n_resamples=2)  # what is imported and kept
+    tracemalloc.start()
+    calibration(comparisons, rewards, n_resamples=20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support import run_folder
 from support.run_folder import write_run
 
 from toolkit.evals.summary import overoptimization_by_arm
@@ -75,3 +77,18 @@ def test_a_checkpoint_of_fewer_prompts_is_compared_with_sft_on_these() -> None:
     assert [row["implicit_reward"] for row in ppo["rows"]] == [None] * 4
     assert ppo["fits"]["gold_reward"]["rl"]["n"] == 4
     assert ppo["fits"]["implicit_reward"] == {"rl": None, "reason": "the reward is not known"}
+
+
+def test_pairs_of_equal_gold_are_in_no_accuracy_against_gold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward that is gold, on prompts half of which have equal gold rewards, where it is anything."""
+    made = run_folder._held_out
+
+    def half_tied(*args: Any) -> Any:
+        rewards, comparisons = made(*args)
+        for row in rewards:
+            row["gold_reward"] = row["explicit_reward"] if int(row["prompt_id"], 16) % 2 else 0.0
+        return rewards, comparisons
+
+    monkeypatch.setattr(run_folder, "_held_out", half_tied)
+    results = read_json(run_folder.write_run(tmp_path / "run") / "results.json")
+    assert results["rm_quality"]["explicit"]["accuracy_against_gold"]["value"] == 1.0

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,8 +17,11 @@ from toolkit import implicit_rewards
 from toolkit.engine import cache
 from toolkit.engine.engine import Engine
 from toolkit.errors import DuelError, ModelError, RecipeError
+from toolkit.measure.reading import ReadingOptions, read
+from toolkit.measure.summary import summarise_rewards
 from toolkit.models.resolve import ModelRef
 from toolkit.models.save import write_training_record
+from toolkit.models.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.fault
 
@@ -80,6 +84,16 @@ def test_results_that_are_not_numbers_are_never_kept(tiny: Any, make_trees: Any,
     with pytest.raises(ModelError, match="not finite"):
         next(results.logps(make_trees(3), advance=lambda n: None))
     assert not list(tmp_path.glob("*.npy"))
+
+
+def test_rewards_that_are_not_numbers_are_counted(tmp_path: Path, tiny_ref: ModelRef) -> None:
+    data = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"A film {k}", "chosen": " good", "rejected": " bad"} for k in range(2)]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    reading = read(str(data), load_tokenizer(tiny_ref), "tiny", ReadingOptions())
+    rewards = [np.array([1.0, 0.0]), np.array([float("inf"), 0.0])]
+    with pytest.raises(ModelError, match="1 of 4 scores are no finite numbers"):
+        summarise_rewards(reading, rewards, [tiny_ref], 0.0)
 
 
 def test_a_damaged_file_of_results_is_named_and_computed_again(caplog: pytest.LogCaptureFixture) -> None:

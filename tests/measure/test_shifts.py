@@ -12,7 +12,13 @@ import pytest
 from support.running import duel
 
 from toolkit.evals.agreement import pairwise_accuracy
-from toolkit.measure.shifts import TEXT_SHIFTS
+from toolkit.measure import explicit
+from toolkit.measure.reading import ReadingOptions, read
+from toolkit.measure.shifts import TEXT_SHIFTS, shifts_of
+from toolkit.models.load import new_reward_model
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.progress import Reporter
+from toolkit.recipe.training import ModelSection
 
 PAIRS = [
     {"prompt": f"The {noun} number {k} was", "chosen": f" {'very ' * k}good. I liked it.", "rejected": " bad. It hurt."}
@@ -75,11 +81,52 @@ def test_a_shifted_file_has_the_rewards_that_it_has_alone(tmp_path: Path) -> Non
 def test_rows_of_other_prompts_are_paired_by_their_place_or_not_at_all(tmp_path: Path) -> None:
     translated = [{**row, "prompt": f"Das war {k}:"} for k, row in enumerate(PAIRS)]
     others = write(tmp_path / "others.jsonl", translated[:3])
-    by_row, apart = rewards(
-        tmp_path, f"--shift=german:{write(tmp_path / 'german.jsonl', translated)}", f"--shift=others:{others}"
-    )["shifts"]
-    assert (by_row["n"], by_row["n_paired_prompts"]) == (8, 8)
-    assert (apart["n"], apart["n_paired_prompts"]) == (3, 0)
+    longer = write(tmp_path / "longer.jsonl", [*translated, {**PAIRS[0], "prompt": "Und noch eins:"}])
+    some = write(tmp_path / "some.jsonl", [*PAIRS[:2], *translated[2:]])
+    german = write(tmp_path / "german.jsonl", translated)
+    files = {"german": german, "others": others, "longer": longer, "some": some}
+    data = write(tmp_path / "pairs.jsonl", PAIRS)
+    words = ["--policy=tiny", "--reference=none", f"--data={data}", "--json", f"--out={tmp_path / 'r.parquet'}"]
+    done = duel("rewards", *words, *(f"--shift={name}:{file}" for name, file in files.items()))
+    by_row, apart, more, by_prompt = json.loads(done.stdout)["shifts"]
+    assert (by_row["n"], by_row["n_paired_prompts"], by_row["paired_by"]) == (8, 8, "row")
+    assert (apart["n"], apart["n_paired_prompts"], apart["paired_by"]) == (3, 0, None)
+    assert (more["n"], more["n_paired_prompts"], more["paired_by"]) == (9, 0, None)
+    assert (by_prompt["n"], by_prompt["n_paired_prompts"], by_prompt["paired_by"]) == (2, 2, "prompt")
+    for line in (
+        "shift german: 8 prompts, paired with the data by row\n",
+        "shift longer: 9 prompts, not paired with the data",
+        "shift some: 2 prompts, paired with the data by prompt; 6 are left out\n",
+    ):
+        assert line in done.stderr
+
+
+def test_both_rewards_read_shifted_texts_as_they_read_the_data(tmp_path: Path, tiny_ref: Any) -> None:
+    """Cut at the limit; what is in the data as a file has the same figures."""
+    tokenizer = load_tokenizer(tiny_ref)
+    model = new_reward_model(tiny_ref, ModelSection(dtype="float32"), int(tokenizer.pad_token_id), 0)
+    model.save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    upper = [{**row, "chosen": row["chosen"].upper(), "rejected": row["rejected"].upper()} for row in PAIRS]
+    own = write(tmp_path / "upper.jsonl", upper)
+    limit = ("--max-response-tokens=7", f"--rm={tmp_path / 'rm'}")
+    case, mine = rewards(tmp_path, "--shift=case", f"--shift=mine:{own}", *limit)["shifts"]
+    assert case["explicit"]["value"] is not None and {**case, "name": ""} == {**mine, "name": ""}
+
+
+@pytest.mark.parametrize("name", TEXT_SHIFTS)
+def test_policy_and_reward_model_read_the_same_shifted_text(name: str, tmp_path: Path, tiny_ref: Any) -> None:
+    tokenizer = load_tokenizer(tiny_ref)
+    options = ReadingOptions(max_response_tokens=7)
+    reading = read(str(write(tmp_path / "pairs.jsonl", PAIRS)), tokenizer, "tiny", options)
+    [shift] = shifts_of([name], reading, tokenizer, "tiny", options, Reporter(quiet=True))
+    end = reading.encoder.end_id
+    for row in shift.rows:
+        tree = row.encoded.tree
+        assert explicit._read_by(reading.encoder, row, 7) == tree
+        assert all(len(ids) <= 7 for ids in tree.response_ids)
+        if name == "truncated":
+            assert all(ids[-1] != end for ids in tree.response_ids)
 
 
 @pytest.mark.parametrize(

@@ -376,10 +376,11 @@ def _implicit_against_explicit(check: Mapping[str, Any]) -> list[Sheet]:
             sheet.add_row(f"{row['low']:.3g}", f"{row['high']:.3g}", str(row["n_pairs"]), *shares)
         sheets.append(sheet)
     if "samples" in check:
-        sheet = Sheet("On samples of", ["", "pairs", "explicit", "implicit", "agreement", "kappa"])
+        sheet = Sheet("On samples of", ["", "pairs", "equal texts", "explicit", "implicit", "agreement", "kappa"])
         for policy, row in check["samples"].items():
             shares = [percent(row[measure]["value"] if measure in row else None) for measure in measures]
-            sheet.add_row(policy, str(row["n_pairs"]), *shares, number(row["cohen_kappa"]["value"]))
+            equal = str(row.get("n_pairs_equal", "-"))  # an earlier duel counted them among the pairs
+            sheet.add_row(policy, str(row["n_pairs"]), equal, *shares, number(row["cohen_kappa"]["value"]))
         sheets.append(sheet)
     return sheets
 

@@ -7,6 +7,7 @@ probability p (1/2 is a tie). Rewards are one array (K,) per prompt, in fp64.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -196,15 +197,17 @@ def compare_rewards(
     explicit: Sequence[ArrayLike],
     implicit: Sequence[ArrayLike],
     *,
+    labelled: Sequence[Comparison] | None = None,
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, EstimateDict | str | int]:
     """How far an implicit reward agrees with an explicit one, within prompts.
 
-    ``accuracy_explicit`` and ``accuracy_implicit`` are measured against the labels. ``agreement`` is the share of
-    compared pairs that both rewards order alike (a tie in one of them counts half), and ``cohen_kappa`` is that share
-    corrected for chance. ``spearman`` and ``kendall`` are means of within-prompt rank correlations.
+    ``accuracy_explicit`` and ``accuracy_implicit`` are measured against the labels, of the comparisons in ``labelled``
+    where not all have one. ``agreement`` is the share of compared pairs that both rewards order alike (a tie in one of
+    them counts half), and ``cohen_kappa`` is that share corrected for chance. ``spearman`` and ``kendall`` are means of
+    within-prompt rank correlations.
     ``margin_correlation`` is Pearson's correlation of the margins of compared pairs, and ``margin_slope`` the slope of
     implicit on explicit margins. Both are about zero.
 
@@ -220,11 +223,12 @@ def compare_rewards(
     bootstrap: BootstrapOptions = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     options: _PromptOptions = {"prompt_ids": prompt_ids, **bootstrap}
     x, y = margins(explicit, prompt, i, j), margins(implicit, prompt, i, j)
+    labelled = comparisons if labelled is None else labelled
     return {
         "n_prompts": len(np.unique(clusters)),
         "n_pairs": len(prompt),
-        "accuracy_explicit": estimate_dict(pairwise_accuracy(comparisons, explicit, **options)),
-        "accuracy_implicit": estimate_dict(pairwise_accuracy(comparisons, implicit, **options)),
+        "accuracy_explicit": estimate_dict(pairwise_accuracy(labelled, explicit, **options)),
+        "accuracy_implicit": estimate_dict(pairwise_accuracy(labelled, implicit, **options)),
         "agreement": estimate_dict(order_agreement(comparisons, explicit, implicit, **options)),
         "cohen_kappa": estimate_dict(_order_kappa(x, y, weight, clusters, bootstrap)),
         "spearman": estimate_dict(within_prompt_correlation(explicit, implicit, method="spearman", **options)),
@@ -393,8 +397,14 @@ def comparisons_by_reward(comparisons: Sequence[Comparison], reward: Sequence[Ar
     return [(q, i, j, _preference(values[q][i], values[q][j]), weight) for q, i, j, _, weight in comparisons]
 
 
+def decided(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons whose label is no tie."""
+    return [comparison for comparison in comparisons if comparison[3] != 0.5]
+
+
 def compare_on_samples(
     prompt_ids: Sequence[str],
+    texts: Sequence[Sequence[str]],
     explicit: Sequence[ArrayLike],
     implicit: Sequence[ArrayLike],
     gold: Sequence[Sequence[float | None] | None],
@@ -407,15 +417,23 @@ def compare_on_samples(
 
     The labels come from the gold reward. Where it is not known there are no accuracies. The implicit reward generalises
     worse than an explicit one outside its training distribution (Lin et al. 2024, arXiv 2409.03650): samples show that.
+
+    Pairs of equal ``texts`` [K] are left out, because no reward can order them: ``n_pairs_equal`` counts them. The
+    accuracies also leave out pairs of equal gold rewards, ``n_pairs_gold_tied`` of the others.
     """
     pairs: list[Comparison] = []
-    for p, values in enumerate(explicit):
-        n = len(np.asarray(values))
-        known = gold[p] or [None] * n
-        pairs += [(p, i, j, _preference(known[i], known[j]), 1.0) for i in range(n) for j in range(i + 1, n)]
-    result = compare_rewards(
-        prompt_ids, pairs, explicit, implicit, n_resamples=n_resamples, confidence=confidence, seed=seed
-    )
+    n_equal = n_tied = 0
+    for p, of_prompt in enumerate(texts):
+        known = gold[p] or [None] * len(of_prompt)
+        for i, j in combinations(range(len(of_prompt)), 2):
+            if of_prompt[i] == of_prompt[j]:
+                n_equal += 1
+                continue
+            n_tied += known[i] is not None and known[i] == known[j]
+            pairs.append((p, i, j, _preference(known[i], known[j]), 1.0))
+    options: BootstrapOptions = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
+    result = compare_rewards(prompt_ids, pairs, explicit, implicit, labelled=decided(pairs), **options)
+    result |= {"n_pairs_equal": n_equal, "n_pairs_gold_tied": n_tied}
     if not any(gold):
         return {name: value for name, value in result.items() if not name.startswith("accuracy")}
     return result

@@ -77,6 +77,8 @@ def feature_bias(pairs: ComparedPairs, name: str, options: BootstrapOptions) -> 
     - ``coefficient``: of the feature in a least-squares regression of the margin on all features, all in units of
       their root mean square; ``reference_coefficient``: the same for the reference;
     - ``excess_if_noisy``: c - r * g, and ``excess_if_partial``: r * c - g, in the words of this module.
+
+    All of them weigh each pair as its comparison.
     """
     z = pairs.features[name]
     differs = z != 0.0
@@ -110,7 +112,7 @@ def feature_bias(pairs: ComparedPairs, name: str, options: BootstrapOptions) -> 
         "overstated": estimate_dict(overstated),
         "accuracy_more_preferred": _where(cluster, more * right, more, options),
         "accuracy_less_preferred": _where(cluster, less * right, less, options),
-        "log_odds": estimate_dict(_log_odds(cluster, z[differs], pairs.margin[differs], options)),
+        "log_odds": estimate_dict(_log_odds(cluster, z[differs], pairs.margin[differs], weight, options)),
         **_linear(pairs, name, options),
     }
 
@@ -153,18 +155,21 @@ def _where(cluster: NDArray[np.int64], part: Floats, whole: Floats, options: Boo
     return estimate_dict(bootstrap_share(cluster[inside], part[inside], whole[inside], **options))
 
 
-def _log_odds(cluster: NDArray[np.int64], z: Floats, margin: Floats, options: BootstrapOptions) -> Estimate:
+def _log_odds(
+    cluster: NDArray[np.int64], z: Floats, margin: Floats, weight: Floats, options: BootstrapOptions
+) -> Estimate:
     """The logistic coefficient; its interval comes from one Newton step of each resample."""
     choice = agreement_with_preference(margin, np.ones_like(margin))
     if len(z) == 0 or np.all((choice - 0.5) * z > 0.0) or np.all((choice - 0.5) * z < 0.0):
         return NO_ESTIMATE
-    x = z / np.sqrt(np.mean(z**2))
+    weight = weight / weight.mean()  # so that one small ridge suits all
+    x = z / np.sqrt(np.mean(weight * z**2))
     try:
-        slope = float(fit_l2_logistic(x[:, None], choice, np.ones((1, len(x))), np.array([1e-6]), 1e-9)[0, 0])
+        slope = float(fit_l2_logistic(x[:, None], choice, weight[None], np.array([1e-6]), 1e-9)[0, 0])
     except ArithmeticError:
         return NO_ESTIMATE
     q = expit(slope * x)
-    sums = sums_by_prompt(cluster, (choice - q) * x, q * (1.0 - q) * x**2)
+    sums = sums_by_prompt(cluster, weight * (choice - q) * x, weight * q * (1.0 - q) * x**2)
 
     def one_step(score: Floats, information: Floats) -> Floats:
         return np.where(information > 0.0, slope + score / np.where(information > 0.0, information, 1.0), np.nan)
@@ -184,9 +189,10 @@ def _linear(pairs: ComparedPairs, name: str, options: BootstrapOptions) -> dict[
         return dict.fromkeys(names, estimate_dict(NO_ESTIMATE))
     columns = [pairs.margin, reference, *(pairs.features[key] for key in varying)]
     # in units of about one, so that one small ridge suits all
-    columns = [column / np.sqrt(np.mean(column**2)) for column in columns]
+    columns = [column / np.sqrt(np.average(column**2, weights=pairs.weight)) for column in columns]
     k, at = len(columns), varying.index(name)
-    sums = sums_by_prompt(pairs.clusters, *(columns[a] * columns[b] for a in range(k) for b in range(k)))
+    products = (pairs.weight * columns[a] * columns[b] for a in range(k) for b in range(k))
+    sums = sums_by_prompt(pairs.clusters, *products)
 
     def figures(*moments: Floats) -> dict[str, Floats]:
         product = np.stack(moments, axis=-1).reshape(-1, k, k)

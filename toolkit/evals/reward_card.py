@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, ndtri
+from scipy.special import ndtri
 
 from toolkit.evals.agreement import (
     Comparison,
@@ -19,6 +19,7 @@ from toolkit.evals.agreement import (
     agreement_with_preference,
     comparison_columns,
     comparisons_by_reward,
+    decided,
     estimate_dict,
     margins,
     order_agreement,
@@ -35,7 +36,7 @@ from toolkit.evals.intervals import (
     ratio,
     sums_by_prompt,
 )
-from toolkit.evals.rm_quality import calibration, rm_quality
+from toolkit.evals.rm_quality import calibration, confidence_bins, rm_quality
 from toolkit.evals.style_matrix import style_matrix
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -61,7 +62,8 @@ class CardData:
     """Labelled responses, by prompt.
 
     ``comparisons`` are (prompt, i, j, p, weight). ``features`` has for each of ``LIKED`` a value for each response.
-    ``gold`` are the true rewards, None for a prompt where they are not known. ``sources`` names where a prompt is from.
+    ``gold`` are the true rewards, None for a prompt where they are not known. ``sources`` names where a prompt is from,
+    None where that is not known.
     ``styled`` are RM-Bench's rows. ``judged`` are a judge's scores, which measure the best of n beside gold, and
     ``best_of`` is its largest n; None goes as far as the pools reach.
     """
@@ -70,7 +72,7 @@ class CardData:
     comparisons: Sequence[Comparison]
     features: Mapping[str, Sequence[ArrayLike]]
     gold: Sequence[ArrayLike | None]
-    sources: Sequence[str] | None = None
+    sources: Sequence[str | None] | None = None
     styled: Sequence[StyledResponses] = ()
     judged: Sequence[ArrayLike] | None = None
     best_of: int | None = None
@@ -165,9 +167,9 @@ def _style_section(data: CardData, rewards: Sequence[ArrayLike], options: Bootst
 
 
 def margin_scale(data: CardData, rewards: Sequence[ArrayLike]) -> float:
-    """The root mean square of the compared pairs' margins."""
-    prompt, i, j, _, _ = comparison_columns(data.comparisons, rewards)
-    return float(np.sqrt(np.mean(margins(rewards, prompt, i, j) ** 2)))
+    """The root mean square of the compared pairs' margins, by the weights of the comparisons."""
+    prompt, i, j, _, weight = comparison_columns(data.comparisons, rewards)
+    return float(np.sqrt(np.average(margins(rewards, prompt, i, j) ** 2, weights=weight)))
 
 
 def best_responses(data: CardData) -> list[int | None]:
@@ -190,13 +192,11 @@ def best_responses(data: CardData) -> list[int | None]:
 
 
 def _reliability(pairs: ComparedPairs, options: BootstrapOptions) -> list[dict[str, Any]]:
-    """Ten bins of the confidence max(q, 1 - q), each with its mean confidence and its accuracy, without empty bins."""
-    confidence = expit(np.abs(pairs.margin))
+    """The bins of :func:`confidence_bins` that are not empty, each with its mean confidence and its accuracy."""
+    confidence, bins, edges = confidence_bins(pairs.margin)
     right = agreement_with_preference(pairs.margin, pairs.p)
-    edges = np.linspace(0.5, 1.0, 11)
-    bins = np.clip(((confidence - 0.5) * 20.0).astype(np.int64), 0, 9)
     rows = []
-    for k in range(10):
+    for k in range(len(edges) - 1):
         inside = bins == k
         if inside.any():
             w, cluster = pairs.weight[inside], pairs.clusters[inside]
@@ -270,14 +270,14 @@ def _gold_section(data: CardData, rewards: Sequence[ArrayLike], options: Bootstr
     scored, gold, ids = _known(data, rewards)
     if not gold:
         return None
-    decided = [c for c in all_pairs(gold) if c[3] != 0.5]
+    pairs = all_pairs(gold)
     position = {k: n for n, k in enumerate(data.with_gold)}
     labels = [(position[k], i, j, p, w) for k, i, j, p, w in data.comparisons if k in position]
     return {
-        "accuracy": estimate_dict(pairwise_accuracy(decided, scored, prompt_ids=ids, **options)),
+        "accuracy": estimate_dict(pairwise_accuracy(decided(pairs), scored, prompt_ids=ids, **options)),
         "spearman": estimate_dict(within_prompt_correlation(scored, gold, prompt_ids=ids, **options)),
         "kendall": estimate_dict(within_prompt_correlation(scored, gold, method="kendall", prompt_ids=ids, **options)),
-        "same_order": estimate_dict(order_agreement(all_pairs(gold), scored, gold, prompt_ids=ids, **options)),
+        "same_order": estimate_dict(order_agreement(pairs, scored, gold, prompt_ids=ids, **options)),
         "labels_accuracy": estimate_dict(pairwise_accuracy(labels, gold, prompt_ids=ids, **options)),
     }
 
@@ -302,7 +302,7 @@ def _judged_section(
 def _source_section(
     data: CardData, rewards: Sequence[ArrayLike], options: BootstrapOptions
 ) -> list[dict[str, Any]] | None:
-    """For each source the accuracy on it, and the accuracy on all others."""
+    """For each source the accuracy on it, and the accuracy on all other comparisons."""
     if data.sources is None:
         return None
     ids = list(data.prompt_ids)
@@ -312,8 +312,7 @@ def _source_section(
         return estimate_dict(pairwise_accuracy(chosen, rewards, prompt_ids=ids, **options))
 
     rows = []
-    sources = np.asarray(data.sources)
-    for name in sorted(set(data.sources)):
-        here = sources == name
+    for name in sorted({source for source in data.sources if source is not None}):
+        here = np.array([source == name for source in data.sources])
         rows.append({"source": name, "accuracy": accuracy(here), "accuracy_without": accuracy(~here)})
     return rows

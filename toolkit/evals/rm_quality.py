@@ -6,7 +6,6 @@ A reward is read as Bradley-Terry: P(i preferred to j) = sigmoid(r_i - r_j).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +36,8 @@ from toolkit.evals.label_references import label_references
 
 _BINS = 10
 _ROUNDING = 1e-12  # of a sum's terms, relative: sums that should be 0 are nearer to it
+_GRID_STEP, _GRID_REACH = 0.02, 250  # of the log of a resample's temperature: steps, and how many to either side
+_GRID_START = 4  # steps that are tried first
 _STEEPEST = 1e300  # the largest margin over the temperature, of those that are tried
 
 
@@ -45,18 +46,26 @@ def _log_loss(margin: Floats, p: Floats, weight: Floats) -> float:
     return float(np.sum(weight * (np.logaddexp(0.0, margin) - p * margin)) / weight.sum())
 
 
+def confidence_bins(margin: Floats, n_bins: int = _BINS) -> tuple[Floats, NDArray[np.int64], Floats]:
+    """The confidence max(q, 1-q) of margins (m,), the number (m,) of the bin it is in, and the edges of the bins.
+
+    The bins are equally wide over [0.5, 1], the range of a confidence.
+    """
+    confidence = expit(np.abs(margin))
+    bins = np.clip(((confidence - 0.5) * 2.0 * n_bins).astype(np.int64), 0, n_bins - 1)
+    return confidence, bins, np.linspace(0.5, 1.0, n_bins + 1)
+
+
 def reliability_curve(
     margin: ArrayLike, p: ArrayLike, weight: ArrayLike, *, n_bins: int = _BINS
 ) -> list[dict[str, float | int | None]]:
-    """Bins of the confidence max(q, 1-q): weighted mean confidence, accuracy, share and count.
+    """The bins of :func:`confidence_bins`: weighted mean confidence, accuracy, share and count.
 
-    The bins are equally wide over [0.5, 1], the range of a confidence. An empty bin has None for its means.
+    An empty bin has None for its means.
     """
     margin_M, p_M, w_M = (np.asarray(a, dtype=np.float64) for a in (margin, p, weight))
-    confidence = expit(np.abs(margin_M))
+    confidence, bins, edges = confidence_bins(margin_M, n_bins)
     right = agreement_with_preference(margin_M, p_M)
-    bins = _bin(confidence, n_bins)
-    edges = np.linspace(0.5, 1.0, n_bins + 1)
     rows: list[dict[str, float | int | None]] = []
     for k in range(n_bins):
         inside = bins == k
@@ -143,7 +152,8 @@ def calibration(
 
     An expected calibration error is biased upwards where bins hold few comparisons; resampling does not remove that.
     The temperature is that of :func:`fit_temperature`, None where none fits. Each resample's is the minimum of the log
-    loss over a grid in steps of 2% about it, refined by a parabola; there is no interval where too many have none.
+    loss over a grid in steps of 2% about it, refined by a parabola; there is no interval where too many have none. Of
+    the grid only as much is computed as the resamples need: all of it would be 501 values for each comparison.
 
     Raises:
         DataError: comparisons and rewards that do not fit each other, or no comparisons.
@@ -154,14 +164,14 @@ def calibration(
     clusters = prompt_clusters(prompt_ids, len(rewards))[prompt]
     margin = margins(rewards, prompt, i, j)
 
+    options: BootstrapOptions = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
+
     def over_prompts(fn: Callable[..., Floats], *columns: Floats) -> EstimateDict:
-        sums = sums_by_prompt(clusters, *columns)
-        return estimate_dict(bootstrap_statistic(sums, fn, n_resamples=n_resamples, confidence=confidence, seed=seed))
+        return estimate_dict(bootstrap_statistic(sums_by_prompt(clusters, *columns), fn, **options))
 
     loss = np.logaddexp(0.0, margin) - p * margin
-    probability = expit(np.abs(margin))
+    probability, bins, _ = confidence_bins(margin)
     right = agreement_with_preference(margin, p)
-    bins = _bin(probability, _BINS)
     temperature = fit_temperature(margin, p, weight)
     gaps = [weight * (bins == k) * (right - probability) for k in range(_BINS)]
     return {
@@ -169,40 +179,63 @@ def calibration(
         "brier": over_prompts(ratio, weight * _brier(margin, p), weight),
         "ece": over_prompts(_ece_of_sums, weight, *gaps),
         # not the grid's value, which lies some 1e-4 of it beside the one that `rm_quality` has
-        "temperature": over_prompts(*_temperature_by_grid(margin, p, weight, temperature)) | {"value": temperature},
+        "temperature": _temperature_interval(clusters, margin, p, weight, temperature, options)
+        | {"value": temperature},
     }
-
-
-def _bin(confidence: Floats, n_bins: int) -> NDArray[np.int64]:
-    """The number (m,) of the bin over [0.5, 1] that a confidence (m,) lies in."""
-    return np.clip(((confidence - 0.5) * 2.0 * n_bins).astype(np.int64), 0, n_bins - 1)
 
 
 def _ece_of_sums(weight: Floats, *gaps: Floats) -> Floats:
     return np.asarray(np.sum([np.abs(gap) for gap in gaps], axis=0) / weight, dtype=np.float64)
 
 
-def _temperature_by_grid(margin: Floats, p: Floats, weight: Floats, centre: float | None) -> tuple[Any, ...]:
-    """``fn`` and the columns of :func:`bootstrap_statistic` for the best temperature, NaN at the ends of the grid.
+def _temperature_interval(
+    clusters: NDArray[np.int64],
+    margin: Floats,
+    p: Floats,
+    weight: Floats,
+    centre: float | None,
+    options: BootstrapOptions,
+) -> EstimateDict:
+    """The best temperature by the grid, NaN where its minimum is at an end of the grid.
 
-    ``centre`` is the best temperature of all comparisons, None where none fits.
+    ``centre`` is the best temperature of all comparisons, None where none fits. The loss is convex in 1/T, so that a
+    minimum inside a part of the grid is that of the whole: the part grows until every resample's lies inside.
     """
     if centre is None:
-        return (lambda total: np.full_like(total, np.nan), weight)
-    log_t = np.log(centre) + 0.02 * np.arange(-250, 251)
-    columns = [weight * (np.logaddexp(0.0, margin / t) - p * margin / t) for t in np.exp(log_t)]
+        estimate = bootstrap_statistic(
+            sums_by_prompt(clusters, weight), lambda total: np.full_like(total, np.nan), **options
+        )
+        return estimate_dict(estimate)
+    reach = _GRID_START
+    while True:
+        log_t = np.log(centre) + _GRID_STEP * np.arange(-reach, reach + 1)
+        columns = (weight * (np.logaddexp(0.0, margin / t) - p * margin / t) for t in np.exp(log_t))
+        sums = [sums_by_prompt(clusters, column)[0] for column in columns]
+        grid = _Grid(log_t)
+        estimate = bootstrap_statistic(sums, grid.best, **options)
+        if reach == _GRID_REACH or not grid.left:
+            return estimate_dict(estimate)
+        reach = min(2 * reach, _GRID_REACH)
 
-    def fn(*losses: Floats) -> Floats:
+
+class _Grid:
+    """Temperatures with the logs ``log_t`` (G,). ``left`` says whether some minimum was at an end of them."""
+
+    def __init__(self, log_t: Floats) -> None:
+        self.log_t, self.left = log_t, False
+
+    def best(self, *losses: Floats) -> Floats:
+        """The temperatures (B,) of the least losses, G times (B,)."""
         loss_BG = np.stack(losses, axis=-1)
-        best = np.clip(loss_BG.argmin(axis=-1), 1, len(log_t) - 2)
+        least = loss_BG.argmin(axis=-1)
+        best = np.clip(least, 1, len(self.log_t) - 2)
+        self.left |= bool(np.any(best != least))
         rows = np.arange(len(loss_BG))
         below, at, above = (loss_BG[rows, best + step] for step in (-1, 0, 1))
         bend = below - 2.0 * at + above
         inside = (at <= below) & (at <= above) & (bend > 0.0)
         shift = np.where(inside, 0.5 * (below - above) / np.where(inside, bend, 1.0), np.nan)
-        return np.asarray(np.exp(log_t[best] + 0.02 * shift), dtype=np.float64)
-
-    return (fn, *columns)
+        return np.asarray(np.exp(self.log_t[best] + _GRID_STEP * shift), dtype=np.float64)
 
 
 def rm_quality(

@@ -15,6 +15,7 @@ from toolkit.evals.agreement import (
     compare_on_samples,
     compare_rewards,
     comparisons_by_reward,
+    decided,
     estimate_dict,
     pairwise_accuracy,
 )
@@ -65,7 +66,7 @@ def summarise(
         "implicit": rm_quality(comparisons, implicit, lengths=lengths, **options),
     }
     if gold is not None:
-        by_gold = comparisons_by_reward(comparisons, gold)
+        by_gold = decided(comparisons_by_reward(comparisons, gold))  # of a tie no order is right
         for part, values in ((quality["explicit"], explicit), (quality["implicit"], implicit)):
             part["accuracy_against_gold"] = estimate_dict(pairwise_accuracy(by_gold, values, **options))
         quality["gold"] = {"accuracy": estimate_dict(pairwise_accuracy(comparisons, gold, **options))}
@@ -300,9 +301,9 @@ def _on_samples(samples: Sequence[TableRow], options: BootstrapOptions) -> dict[
             continue
         columns = {
             name: [[row[name] for row in rows] for rows in usable.values()]
-            for name in ("explicit_reward", "implicit_reward", "gold_reward")
+            for name in ("response", "explicit_reward", "implicit_reward", "gold_reward")
         }
         gold = [None if None in values else values for values in columns["gold_reward"]]
-        explicit, implicit = columns["explicit_reward"], columns["implicit_reward"]
-        out[label] = compare_on_samples(list(usable), explicit, implicit, gold, **options)
+        texts, explicit, implicit = (columns[name] for name in ("response", "explicit_reward", "implicit_reward"))
+        out[label] = compare_on_samples(list(usable), texts, explicit, implicit, gold, **options)
     return out

@@ -16,8 +16,8 @@ from toolkit.files import write_tables
 from toolkit.measure.once import once
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.passes import StoredPass
-from toolkit.measure.reading import DATA, EncodedRow, Reading, ReadingOptions, read
-from toolkit.measure.summary import summarise_rewards
+from toolkit.measure.reading import DATA, UNENDED, EncodedRow, Reading, ReadingOptions, read
+from toolkit.measure.summary import check_finite, summarise_rewards
 from toolkit.models.encoding import TextEncoder, Tree, text_encoder
 from toolkit.models.load import reads_pairs
 from toolkit.models.resolve import ModelRef, resolve
@@ -128,9 +128,14 @@ def score_reading(
 def _scores(
     ref: ModelRef, trees: Sequence[Tree], tokenizer: Any, scoring: ScoringOptions, work: Path, reporter: Reporter
 ) -> list[NDArray[np.float64]]:
-    """[K] rewards of each tree's responses, whose ids are the reward model's own."""
+    """[K] rewards of each tree's responses, whose ids are the reward model's own.
+
+    Raises ModelError for one that is not finite.
+    """
     blocks = StoredPass(ref, "reward model", trees, tokenizer, work, scoring).scores(reporter)
-    return [of_row for block in blocks for of_row in block]
+    rewards = [of_row for block in blocks for of_row in block]
+    check_finite(rewards, ref.spec)
+    return rewards
 
 
 def _read_by(encoder: TextEncoder, row: EncodedRow, max_response_tokens: int) -> Tree:
@@ -138,4 +143,6 @@ def _read_by(encoder: TextEncoder, row: EncodedRow, max_response_tokens: int) ->
     prompt, responses, cut = row.row.prompt, row.row.responses, row.encoded.truncated
     if row.origin == DATA:
         return encoder.encode(prompt, responses, max_response_tokens).tree
+    if row.origin == UNENDED:
+        return encoder.encode_samples(prompt, responses, cut, max_response_tokens)
     return encoder.as_sampled(prompt, responses, row.encoded.tree.response_ids, cut)

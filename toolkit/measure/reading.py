@@ -33,6 +33,7 @@ SAMPLE_COLUMNS = ["prompt_id", "policy", "arm", "kind", "response", "response_id
 # Whose samples are compared together, by arm; the names are those of a run's results.
 SAMPLE_ORIGINS = {"base": "sft and base", "sft": "sft and base", "rm_ppo": "PPO", "dpo": "DPO"}
 DATA = "data"
+UNENDED = "data, without an end"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class ReadingOptions:
 class EncodedRow:
     """A prompt with responses, as text and as token ids.
 
-    ``origin`` is "data" for the data's responses, or says whose samples they are ("PPO"). ``writers[k]`` is the policy
+    ``origin`` is ``DATA`` for the data's responses, ``UNENDED`` where their ends were taken away, or says whose samples
+    they are ("PPO"). ``writers[k]`` is the policy
     that wrote response k, or "data"; ``sources[k]`` the file and the row where it is.
     """
 

@@ -165,12 +165,13 @@ def implicit_rewards(
     started = time.monotonic()
     out.parent.mkdir(parents=True, exist_ok=True)
     pair = resolve_pair(policy, reference, options, reporter)
+    models = [pair.policy, *([resolve(options.rm)] if options.rm else [])]
     reading = read(data, pair.tokenizer, policy, reading_options, reporter=reporter)
     if options.samples is not None:
         reading = with_samples(reading, Path(options.samples))
     if options.shifts and not reading.comparisons:
         raise DataError("the data has no comparison to shift", where=data, fix="leave --shift out")
-    shifts = shifts_of(options.shifts, reading, pair.tokenizer, policy, reading_options)
+    shifts = shifts_of(options.shifts, reading, pair.tokenizer, policy, reading_options, reporter)
     work = out.with_name(f".{out.name}.partial")
 
     # One model in memory at a time; the last pass writes each block's rows as they are complete.
@@ -194,7 +195,6 @@ def implicit_rewards(
     implicit = _write_table(blocks, _schema(reading, options, pair), work / out.name)
     distributed.barrier()  # the others read the blocks too
 
-    models = [pair.policy, *([resolve(options.rm)] if options.rm else [])]
     summary = summarise_rewards(reading, implicit, models, started)
     computed = {"policy": policy_pass.n_computed, "reference": reference_pass.n_computed if reference_pass else 0}
     summary |= {**pair.facts(), "out": str(out), "warning": LOG_Z_WARNING, "responses_computed": computed}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,12 +40,21 @@ def disagreements_path(out: Path) -> Path:
     return out.with_suffix(".disagreements.jsonl")
 
 
+def check_finite(rewards: Rewards, model: str) -> None:
+    """Raises ModelError for rewards that are not finite, with the number of them."""
+    missing = sum(int(np.count_nonzero(~np.isfinite(values))) for values in rewards)
+    if missing:
+        total = sum(map(len, rewards))
+        raise ModelError(f"{missing} of {total} scores are no finite numbers", where=model, fix="score every response")
+
+
 def summarise_rewards(reading: Reading, rewards: Rewards, models: Sequence[ModelRef], started: float) -> dict[str, Any]:
     """Counts, speed, and the quality of ``rewards`` on the data's comparisons.
 
     ``models`` are those that give the rewards: ``n_trained_prompts`` of the data's prompts were in their training.
     ``started`` is when the command began, on the monotonic clock. Raises ModelError for rewards that are not finite.
     """
+    check_finite(rewards, ", ".join(model.spec for model in models))
     comparisons, n = reading.comparisons, reading.n_data
     n_responses = sum(len(values) for values in rewards)
     seconds = time.monotonic() - started
@@ -70,9 +78,6 @@ def summarise_rewards(reading: Reading, rewards: Rewards, models: Sequence[Model
         accuracy: Any = quality["accuracy"]
         summary |= {"accuracy": accuracy["value"], "accuracy_ci": [accuracy["ci_low"], accuracy["ci_high"]]}
         summary["quality"] = quality
-    not_finite = sum(not math.isfinite(value) for values in rewards[:n] for value in values)
-    if not_finite:
-        raise ModelError(f"{not_finite} rewards are not finite", where="policy, reference or reward model")
     return summary | {"seconds": round(seconds, 3), "responses_per_second": round(n_responses / seconds, 3)}
 
 
@@ -122,6 +127,7 @@ def _on_samples(reading: Reading, explicit: Rewards, implicit: Rewards, origin: 
     at = [p for p, row in enumerate(reading.rows) if row.origin == origin]
     return compare_on_samples(
         [reading.rows[p].row.prompt_id for p in at],
+        [reading.rows[p].row.responses for p in at],
         [explicit[p] for p in at],
         [implicit[p] for p in at],
         [reading.rows[p].row.gold for p in at],

@@ -302,12 +302,22 @@ class TextEncoder:
         ids, truncated = self.responses(responses, max_response_tokens)
         return Encoded(Tree(self.prompt(prompt), ids), truncated)
 
-    def encode_samples(self, prompt: Prompt, responses: Sequence[str], truncated: Sequence[bool]) -> Tree:
-        """One prompt and what a model sampled for it, of any length: a truncated response gets no end."""
-        ids, _ = self.responses(responses, sys.maxsize)
+    def encode_samples(
+        self,
+        prompt: Prompt,
+        responses: Sequence[str],
+        truncated: Sequence[bool],
+        max_response_tokens: int = sys.maxsize,
+    ) -> Tree:
+        """One prompt and what a model sampled for it, cut at ``max_response_tokens``.
+
+        A truncated response gets no end.
+        """
+        ids, without_end = self.responses(responses, max_response_tokens)
         # An empty response has no token to be read at, so it keeps its end even if it was cut.
         samples = [
-            (response[:-1] or response) if cut else response for response, cut in zip(ids, truncated, strict=True)
+            (response[:-1] or response) if cut and not at_limit else response
+            for response, cut, at_limit in zip(ids, truncated, without_end, strict=True)
         ]
         return Tree(self.prompt(prompt), samples)
 
