@@ -12,8 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from support.running import duel
 
+import toolkit
+from toolkit.errors import DuelError
+from toolkit.measure.options import ScoringOptions
+from toolkit.measure.reading import ReadingOptions
+from toolkit.measure.rm_card import CardOptions, rm_card
 from toolkit.preferences import splits
 from toolkit.preferences.reading import read_preferences
+from toolkit.progress import Reporter
 
 SCORERS = """
 def characters(prompts, completions, **columns):
@@ -129,6 +135,66 @@ def test_sources_come_from_a_column_and_labels_from_gold(tmp_path: Path) -> None
     assert "neither comparisons nor gold rewards" in duel("rm-card", "gold", "--data", str(data), check=2).stderr
 
 
+def test_a_column_of_many_values_is_no_source(tmp_path: Path) -> None:
+    """And a missing value is none."""
+    records = [
+        {"prompt": f"Hotel {k} was", "chosen": " clean.", "rejected": " bad.", "source": f"https://site/{k}"}
+        | {"domain": None if k % 3 == 0 else "", "category": None if k % 3 == 0 else f"c{k % 3}"}
+        for k in range(60)
+    ]
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(records))
+    by_source = card("gold", "--data", str(data), "--by", "category")["explicit"]["by_source"]
+    assert [(row["source"], row["accuracy"]["n"]) for row in by_source] == [("c1", 20), ("c2", 20)]
+    assert [row["accuracy_without"]["n"] for row in by_source] == [40, 40]
+    wrong = duel("rm-card", "gold", "--data", str(data), "--by", "source", check=2).stderr
+    assert "it has 60" in wrong and "column with 1 to 50 values" in wrong
+    assert "it has 0" in duel("rm-card", "gold", "--data", str(data), "--by", "domain", check=2).stderr
+    assert card("gold", "--data", str(data))["explicit"]["by_source"] == by_source  # of the first column with sources
+    assert len(card("gold", "--data", str(data), "--limit", "20")["explicit"]["by_source"]) == 20
+
+
+@pytest.mark.usefixtures("scorers")
+@pytest.mark.parametrize(
+    "words",
+    [("--by", "domian"), ("--judge", "llm:tiny"), ("--judge", "rm:nothing"), ("--judge", "rm"), ("--best-of", "7"),
+     ("--judge", "python:card_scorers:silent"), ("--best-of", "2", "--data", "pairs.jsonl")],
+)  # fmt: skip
+def test_what_is_wrong_shows_before_anything_is_scored(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [{"prompt": f"p{k}", "chosen": "good", "rejected": "bad"} for k in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+    def scored(*args: Any) -> None:
+        raise AssertionError("the model scored")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("toolkit.measure.rm_card.card_rewards", scored)
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    best_of = int(given["--best-of"]) if "--best-of" in given else None
+    options = CardOptions(by=given.get("--by"), judge=given.get("--judge"), best_of=best_of)
+    data, reading = given.get("--data", "reviews"), ReadingOptions(limit=3)
+    with pytest.raises(DuelError):
+        rm_card("gold", data, options, reading, ScoringOptions(), reporter=Reporter(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data", "reviews", "--beta", "0.5"), "--beta"),
+        (("--data", "reviews", "--any-reference"), "--any-reference"),
+        (("--steps", "steps.jsonl", "--beta", "0.5"), "--beta"),
+        (("--steps", "steps.jsonl", "--judge", "gold"), "--judge"),
+        (("--steps", "steps.jsonl", "--best-of", "2"), "--best-of"),
+        (("--steps", "steps.jsonl", "--plain"), "--plain"),
+        (("--steps", "steps.jsonl", "--by", "source"), "--by"),
+    ],
+)
+def test_options_without_effect_are_refused(words: tuple[str, ...], message: str) -> None:
+    assert f"where: {message}\n" in duel("rm-card", "gold", *words, check=2).stderr
+
+
 @pytest.mark.usefixtures("scorers")
 def test_wrong_scorers_are_named(tmp_path: Path) -> None:
     shared = ["--data", "reviews", "--limit", "3"]
@@ -138,14 +204,12 @@ def test_wrong_scorers_are_named(tmp_path: Path) -> None:
 
 
 def test_records_and_python_give_the_same_card(tmp_path: Path) -> None:
-    from toolkit import rm_card
-
     records = [
         {"prompt": f"Hotel {k} was", "responses": [" clean and quiet.", " bad.", f" by lake {k}."], "scores": [3, 1, 2]}
         for k in range(12)
     ]
     (tmp_path / "rows.json").write_text(json.dumps(records))
-    made = rm_card("gold", records)
+    made = toolkit.rm_card("gold", records)
     by_command = card("gold", "--data", str(tmp_path / "rows.json"))
     assert dict(made) | {"data": ""} == by_command | {"data": ""}
     assert "Accuracy on the labels" in str(made) and made["reference"] == "labels"

@@ -90,3 +90,13 @@ def test_a_file_of_the_users_in_the_truths_place_stays(annotators: Path, tmp_pat
     assert truth.read_text() == "mine" and not out.exists()
     duel(*words, "--force")
     assert recorded_truth(out) is not None and "done already" in duel(*words).stderr
+
+
+def test_annotators_who_tie_everywhere_have_no_agreement(tmp_path: Path) -> None:
+    (tmp_path / "two.json").write_text('[{"name": "a"}, {"name": "b"}]')
+    data = tmp_path / "tied.jsonl"
+    row = {"prompt": "The soup was", "responses": [" cold.", " warm."], "gold": [1, 1]}
+    data.write_text(json.dumps({**row, "comparisons": [{"winner": 0, "loser": 1}]}) + "\n")
+    out = tmp_path / "labels.jsonl.gz"
+    summary = simulated(tmp_path / "two.json", data, out)
+    assert summary["agreement_of_two_annotators"] is None and summary["n_comparisons"] > 0

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.engine import cache
-from toolkit.errors import ModelError, RecipeError
+from toolkit.errors import RecipeError
 from toolkit.files import module_fingerprint
 from toolkit.judging.options import JudgeOptions
-from toolkit.judging.scorers import score
+from toolkit.judging.scorers import judge_identity, score
 from toolkit.measure.explicit import score_reading
 from toolkit.measure.opinion_probe import opinion_rows
 from toolkit.measure.options import ScoringOptions
 from toolkit.measure.passes import StoredPass
-from toolkit.measure.reading import DATA, EncodedRow, Reading, ReadingOptions, read, read_data, reading_counts
+from toolkit.measure.reading import (
+    DATA,
+    EncodedRow,
+    EncodedRows,
+    Reading,
+    ReadingOptions,
+    read,
+    read_data,
+    reading_counts,
+)
 from toolkit.measure.rewards import PolicyPair, RewardOptions, resolve_pair
+from toolkit.measure.summary import check_finite
 from toolkit.models.load import reads_pairs
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.progress import Reporter
+from toolkit.recipe.judge_specs import judge_problem, shown_judge
+from toolkit.storage.lazy import Computed
 
 Rewards = list[NDArray[np.float64]]  # by row: [K], one reward for each response
 
@@ -39,7 +51,7 @@ class CardRows:
     reference.
     """
 
-    rows: list[PreferenceRow]
+    rows: Sequence[PreferenceRow]
     probes: list[PreferenceRow]
     counts: dict[str, int]
     reading: Reading | None
@@ -105,13 +117,14 @@ def card_rows(
         read_whole = read_data(data, reading, reporter)
         rows = splits.limit(read_whole.rows, reading.limit, 0)
         return CardRows(rows, opinion_rows(rows), reading_counts(read_whole.report), None, None)
-    rows = [row.row for row in tokens.rows]
-    probes = opinion_rows(rows)
-    encoded = [
+    of_data = Computed(tokens.rows, lambda row: row.row)
+    probes = opinion_rows(of_data)
+    encoded = (
         EncodedRow(row, tokens.encoder.encode(row.prompt, row.responses, reading.max_response_tokens), DATA, [DATA] * 2)
         for row in probes
-    ]
-    return CardRows(rows, probes, tokens.counts, replace(tokens, rows=[*tokens.rows, *encoded]), pair)
+    )
+    both = replace(tokens, rows=EncodedRows.of(chain(tokens.rows, encoded)))
+    return CardRows(of_data, probes, tokens.counts, both, pair)
 
 
 def card_rewards(
@@ -136,7 +149,7 @@ def card_rewards(
 def _scored(rewards: Rewards, n: int, model: str) -> Scored:
     """The rewards of the data's ``n`` rows, and of the probes. Raises ModelError for one that is not finite."""
     for of_rows in (rewards[:n], rewards[n:]):
-        _check_finite(of_rows, model)
+        check_finite(of_rows, model)
     return Scored(rewards[:n], rewards[n:])
 
 
@@ -146,11 +159,20 @@ def _by_function(model: str, rows: Sequence[PreferenceRow], scoring: ScoringOpti
     return [np.array(values, dtype=np.float64) for values in scores]
 
 
+def check_scores(judge: str) -> None:
+    """Raises RecipeError for a judge that does not score or is not written as one is, ModelError for one whose model is
+    missing."""
+    if judge.partition(":")[0] not in ("gold", "python", "rm", "implicit") or judge_problem(judge) is not None:
+        fix = "use gold, rm:MODEL, implicit:POLICY,REFERENCE or python:MODULE:FUNCTION"
+        raise RecipeError(f"{shown_judge(judge)!r} does not score responses", where="--judge", fix=fix)
+    judge_identity(judge)
+
+
 def judge_scores(judge: str, rows: Sequence[PreferenceRow], scoring: ScoringOptions) -> Rewards:
     """A judge's scores of all responses. Raises RecipeError for a judge that does not score, ModelError for a score
     that is not finite."""
     scores = _by_function(judge, rows, scoring)
-    _check_finite(scores, judge)
+    check_finite(scores, judge)
     return scores
 
 
@@ -180,10 +202,3 @@ def _sums(stored: StoredPass, reporter: Reporter) -> list[list[float]]:
         for block in stored.logps(reporter)
         for of_row in block
     ]
-
-
-def _check_finite(rewards: Rewards, model: str) -> None:
-    missing = sum(not math.isfinite(value) for values in rewards for value in values)
-    if missing:
-        total = sum(map(len, rewards))
-        raise ModelError(f"{missing} of {total} scores are no finite numbers", where=model, fix="score every response")

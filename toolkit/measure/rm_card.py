@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError, StoreError, nearest
+import numpy as np
+
+from toolkit.errors import DataError, RecipeError, StoreError, nearest
 from toolkit.evals.agreement import LOG_Z_WARNING, Comparison
+from toolkit.evals.best_of_pool import check_pools
 from toolkit.evals.feature_bias import LEAST_COEFFICIENT, LEAST_OVERSTATED, MOST
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.reward_card import CardData, StyledResponses, all_pairs, card_flags, margin_scale, reward_card
@@ -23,6 +26,7 @@ from toolkit.measure.card_scores import (
     Scored,
     card_rewards,
     card_rows,
+    check_scores,
     is_function,
     judge_scores,
     scorer_identity,
@@ -32,7 +36,7 @@ from toolkit.measure.options import ScoringOptions
 from toolkit.measure.reading import ReadingOptions
 from toolkit.measure.rewards import RewardOptions
 from toolkit.preferences import splits
-from toolkit.preferences.loading import load, local_path
+from toolkit.preferences.loading import SourceRecords, load, local_path
 from toolkit.preferences.rows import PreferenceRow, Record, prompt_id
 from toolkit.preferences.simulate import feature
 from toolkit.progress import Reporter
@@ -42,6 +46,7 @@ from toolkit.runs.store import RunFolder
 SCORES_FILE = "scores.parquet"
 # The columns that say where a row is from; the first that the data has counts.
 SOURCE_COLUMNS = ("source", "subset", "domain", "dataset", "category")
+MOST_SOURCES = 50  # a column with more values is an identifier, and its values are no sources
 ALARM = (
     f"A flag is a coefficient of a feature, of at least {LEAST_COEFFICIENT:g}, that lies beyond what the reference "
     "(gold, else the labels) explains: beyond both r * g, as noise would weaken it, and g / r, as a small model would "
@@ -57,8 +62,8 @@ class CardOptions:
 
     ``implicit`` is POLICY,REFERENCE, whose implicit reward stands beside the explicit one; ``beta`` None takes the one
     that the policy was trained with. ``by`` names the column that says where a row is from; None takes the first of
-    ``SOURCE_COLUMNS`` that is there. ``judge`` scores the responses that the rewards pick as the best of n, beside
-    gold; ``best_of`` is the largest n. ``seed`` is that of the resamples.
+    ``SOURCE_COLUMNS`` that is there with at most ``MOST_SOURCES`` values. ``judge`` scores the responses that the
+    rewards pick as the best of n, beside gold; ``best_of`` is the largest n. ``seed`` is that of the resamples.
     """
 
     implicit: str | None = None
@@ -87,8 +92,10 @@ def rm_card(
     score again what it has scored.
 
     Raises DataError for data without comparisons and gold rewards, ModelError for a model that gives no finite scores,
-    StoreError where ``out`` has the card of something else, or files that no card wrote.
+    RecipeError for options that do not go together and for a judge that does not score, StoreError where ``out`` has
+    the card of something else, or files that no card wrote.
     """
+    check_options(options)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return _card(model, data, options, reading_options, scoring, Path(folder), reporter)[0]
@@ -104,6 +111,17 @@ def rm_card(
         write_json(out / CARD_FILE, card)  # before the table: it says whose that is
         write_table(table, out / SCORES_FILE)
     return card
+
+
+def check_options(options: CardOptions) -> None:
+    """Raises RecipeError for settings of an implicit reward that is not there, and for a judge that does not score."""
+    if options.implicit is None:
+        for name, given in (("--beta", options.beta is not None), ("--any-reference", options.any_reference)):
+            if given:
+                fix = "name the policy and its reference with --implicit, or leave it out"
+                raise RecipeError("only an implicit reward has this setting", where=name, fix=fix)
+    if options.judge is not None:
+        check_scores(options.judge)
 
 
 def content_of(source: str, path: Path) -> str:
@@ -135,15 +153,15 @@ def _card(
     """The card, and the table of scores."""
     of_pair = RewardOptions(beta=options.beta, any_reference=options.any_reference)
     rows = card_rows(model, data, options.implicit, of_pair, reading_options, reporter)
-    rewards = card_rewards(model, rows, reading_options.max_response_tokens, scoring, work, reporter)
-    records = [record for _, record in sorted(_records(data, reading_options.split).items())]
+    # What can be wrong shows before a model scores, which takes long.
     sources = _sources(data, reading_options.split, options.by, rows.rows)
     labelled, labels = card_data(rows.rows, sources, data)
-    judged = judge_scores(options.judge, rows.rows, scoring) if options.judge is not None else None
-    if options.best_of is not None and judged is None and not labelled.with_gold:
-        fix = "name a judge with --judge"
-        raise DataError("the data has no gold rewards to measure the best of n by", where=data, fix=fix)
-    styled = styled_responses(rows.rows, records)
+    _check_best_of(options, labelled, data)
+    styled = styled_responses(rows.rows, (record for _, record in _records(data, reading_options.split).records))
+    judged = judge_scores(options.judge, rows.rows, scoring) if options.judge and is_function(options.judge) else None
+    rewards = card_rewards(model, rows, reading_options.max_response_tokens, scoring, work, reporter)
+    if options.judge is not None and judged is None:
+        judged = judge_scores(options.judge, rows.rows, scoring)
     labelled = replace(labelled, styled=styled, judged=judged, best_of=options.best_of)
     intervals: BootstrapOptions = {**DEFAULT_INTERVALS, "seed": options.seed}
     gold_scale = margin_scale(labelled, [row.gold or [] for row in rows.rows]) if shipped_gold(rows.rows) else None
@@ -186,6 +204,18 @@ def _card(
     return card, _table(rows.rows, rewards, sources)
 
 
+def _check_best_of(options: CardOptions, labelled: CardData, data: str) -> None:
+    """Raises DataError where nothing measures the best of n, or where a prompt that counts has fewer responses."""
+    if options.best_of is None:
+        return
+    sizes = [len(np.asarray(of_prompt)) for of_prompt in labelled.features["length"]]
+    at = labelled.with_gold if options.judge is None else range(len(sizes))
+    if not at:
+        fix = "name a judge with --judge"
+        raise DataError("the data has no gold rewards to measure the best of n by", where=data, fix=fix)
+    check_pools([sizes[k] for k in at], [labelled.prompt_ids[k] for k in at], options.best_of)
+
+
 def _trained_prompts(model: str, rows: CardRows) -> int:
     """How many of the data's prompts one of the card's models was trained on."""
     models = judging_models(f"rm:{model}") if not is_function(model) else []
@@ -194,7 +224,7 @@ def _trained_prompts(model: str, rows: CardRows) -> int:
     return seen_in_training(models, (row.prompt_id for row in rows.rows))
 
 
-def card_data(rows: Sequence[PreferenceRow], sources: Sequence[str] | None, data: str) -> tuple[CardData, str]:
+def card_data(rows: Sequence[PreferenceRow], sources: Sequence[str | None] | None, data: str) -> tuple[CardData, str]:
     """The rows as the card's statistics take them, and whose labels count: the data's, or those of its gold rewards.
 
     A response's length is in characters; its format and agreement are the features that simulated annotators like.
@@ -223,9 +253,8 @@ def card_data(rows: Sequence[PreferenceRow], sources: Sequence[str] | None, data
     return CardData(ids, comparisons, features, [row.gold for row in rows], sources), labels
 
 
-def _records(data: str, split: str) -> dict[int, Record]:
-    """The records of the source, by their numbers."""
-    return dict(load(data, split=split, config=None, revision=None).records)
+def _records(data: str, split: str) -> SourceRecords:
+    return load(data, split=split, config=None, revision=None)
 
 
 def styled_responses(rows: Sequence[PreferenceRow], records: Iterable[Record]) -> list[StyledResponses]:
@@ -250,22 +279,39 @@ def _texts(cell: object) -> list[str]:
     return [item for item in cell if isinstance(item, str)] if isinstance(cell, list) else []
 
 
-def _sources(data: str, split: str, by: str | None, rows: Sequence[PreferenceRow]) -> list[str] | None:
-    """Where each row is from, by a column of its first record. None where the data has no such column.
+def _sources(data: str, split: str, by: str | None, rows: Sequence[PreferenceRow]) -> list[str | None] | None:
+    """Where each row is from, by a column of its first record; None where that is missing.
 
-    Raises DataError where the column that was asked for is not there.
+    Without ``by`` it is the first of ``SOURCE_COLUMNS`` with 1 to ``MOST_SOURCES`` values. None for the whole where the
+    data has no such column.
+
+    Raises DataError where the column that was asked for is not there, or has none or more values.
     """
-    records = _records(data, split)
-    columns = {str(name) for record in records.values() for name in record}
-    column = by if by is not None else next((name for name in SOURCE_COLUMNS if name in columns), None)
-    if column is None:
+    columns = SOURCE_COLUMNS if by is None else (by,)
+    at = {row.source_row for row in rows}
+    names = set[str]()
+    values: dict[str, dict[int, str | None]] = {column: {} for column in columns}
+    for number, record in _records(data, split).records:
+        names.update(map(str, record))
+        if number in at:
+            for column, of_rows in values.items():
+                value = record.get(column)
+                of_rows[number] = None if value in (None, "") else str(value)
+    for column in columns:
+        if 0 < len({*values[column].values()} - {None}) <= MOST_SOURCES:
+            return [values[column][row.source_row] for row in rows]
+    if by is None:
         return None
-    if column not in columns:
-        raise DataError(f"the data has no column {column!r}", where=data, fix=nearest(column, columns))
-    return [str(records[row.source_row].get(column)) for row in rows]
+    if by not in names:
+        raise DataError(f"the data has no column {by!r}", where=data, fix=nearest(by, names))
+    n = len({*values[by].values()} - {None})
+    fix = f"name a column with 1 to {MOST_SOURCES} values"
+    raise DataError(f"each value of {by!r} would be a source, and it has {n:,}", where=data, fix=fix)
 
 
-def _table(rows: Sequence[PreferenceRow], rewards: CardRewards, sources: Sequence[str] | None) -> list[dict[str, Any]]:
+def _table(
+    rows: Sequence[PreferenceRow], rewards: CardRewards, sources: Sequence[str | None] | None
+) -> list[dict[str, Any]]:
     """One row for each response."""
     table = []
     for k, row in enumerate(rows):

@@ -73,7 +73,7 @@ def simulate_data(
     else:
         write_json(_truth_file(out), truth)
         write_native(rows, out)
-    several = len(annotators) > 1
+    agree = agreement(rows) if len(annotators) > 1 else None
     return {
         "out": str(out),
         "n_prompts": len(rows),
@@ -81,7 +81,7 @@ def simulate_data(
         "n_responses": sum(len(row.responses) for row in rows),
         "n_comparisons": sum(len(row.comparisons) for row in rows),
         "annotators": ", ".join(annotator.name for annotator in annotators),
-        "agreement_of_two_annotators": round(agreement(rows), 4) if several else None,
+        "agreement_of_two_annotators": None if agree is None else round(agree, 4),
         "gold": simulated.gold,
     }
 

@@ -22,8 +22,8 @@ from toolkit.measure.process import (
     process_results,
 )
 from toolkit.measure.reading import ReadingOptions
-from toolkit.measure.rewards import RewardOptions, resolve_pair
-from toolkit.measure.rm_card import CardOptions, content_of, refuse_other
+from toolkit.measure.rewards import PolicyPair, RewardOptions, resolve_pair
+from toolkit.measure.rm_card import CardOptions, check_options, content_of, refuse_other
 from toolkit.models.encoding import TextEncoder
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
@@ -52,11 +52,19 @@ def step_card(
 
     A folder that has this card already is not computed again. ``reading.limit`` counts prompts.
 
-    Raises ModelError for a model that is no process reward model, DataError for steps that cannot be read, StoreError
-    where ``out`` has the card of something else, or files that no card wrote.
+    Raises ModelError for a model that is no process reward model, DataError for steps that cannot be read, RecipeError
+    for options that it does not have, StoreError where ``out`` has the card of something else, or files that no card
+    wrote.
     """
-    if options.by is not None:
-        raise RecipeError("steps are not told apart by their source", where="--by", fix="leave it out")
+    check_options(options)
+    for name, given in (
+        ("--by", options.by is not None),
+        ("--judge", options.judge is not None),
+        ("--best-of", options.best_of is not None),
+        ("--plain", reading.plain),
+    ):
+        if given:
+            raise RecipeError("the card of steps has no such setting", where=name, fix="leave it out")
     if out is None:
         return _card(model, steps, options, reading, scoring, reporter)[0]
     content = content_of(steps, step_source_path(steps))
@@ -86,6 +94,7 @@ def _card(
     """The card, and a row for each step."""
     ref = resolve(model)
     head = process_head(ref)
+    pair = _implicit_pair(options, reporter)
     data = read_steps(steps, split=reading.split)
     for warning in data.report.warnings():
         reporter.line(f"{steps}: {warning}")
@@ -95,12 +104,7 @@ def _card(
     how = StepScoring(scoring.model, reading.max_response_tokens, scoring.batch_tokens)
     explicit = explicit_steps(ref, solutions, how, reporter)
     implicit, words = None, None
-    if options.implicit is not None:
-        wanted = RewardOptions(beta=options.beta, any_reference=options.any_reference)
-        pair = resolve_pair(*split_pair(options.implicit), wanted, reporter)
-        if pair.reference is None:
-            what = "a running sum of log pi alone falls with every token"
-            raise RecipeError(what, where="--implicit", fix="name the reference that the policy was trained against")
+    if pair is not None and pair.reference is not None:
         words = f"running sums of beta * log(pi / pi_ref), with beta = {pair.reward.beta:g}"
         implicit = implicit_steps(
             pair.policy, pair.reference, pair.reward.beta, head.separator, solutions, how, reporter
@@ -121,6 +125,21 @@ def _card(
         **process_results(explicit, implicit, intervals),
     }
     return card, _table(explicit, implicit)
+
+
+def _implicit_pair(options: CardOptions, reporter: Reporter) -> PolicyPair | None:
+    """The policy and the reference of the implicit reward, where one is asked for.
+
+    Raises RecipeError where it has no reference, and what :func:`resolve_pair` raises.
+    """
+    if options.implicit is None:
+        return None
+    wanted = RewardOptions(beta=options.beta, any_reference=options.any_reference)
+    pair = resolve_pair(*split_pair(options.implicit), wanted, reporter)
+    if pair.reference is None:
+        what = "a running sum of log pi alone falls with every token"
+        raise RecipeError(what, where="--implicit", fix="name the reference that the policy was trained against")
+    return pair
 
 
 def limited(solutions: Sequence[Solution], encoder: TextEncoder, reading: ReadingOptions, steps: str) -> list[Solution]:

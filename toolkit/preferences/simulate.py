@@ -172,10 +172,10 @@ def simulate_preferences(
     return rows
 
 
-def agreement(rows: Sequence[PreferenceRow]) -> float:
+def agreement(rows: Sequence[PreferenceRow]) -> float | None:
     """Share of pairs on which two annotators prefer the same response, over all pairs of annotators.
 
-    Pairs that one of the two calls a tie are left out. Raises ValueError where no pair remains.
+    Pairs that one of the two calls a tie are left out. None where no pair remains.
     """
     same = total = 0
     for row in rows:
@@ -188,6 +188,4 @@ def agreement(rows: Sequence[PreferenceRow]) -> float:
             for a, b in combinations(sorted(winners), 2):
                 total += 1
                 same += winners[a] == winners[b]
-    if not total:
-        raise ValueError("no pair of responses was judged by two annotators")
-    return same / total
+    return same / total if total else None
