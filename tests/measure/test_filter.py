@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import gzip
 import io
 import json
@@ -237,6 +238,37 @@ def test_from_python_records_are_filtered_as_files_are(tmp_path: Path, judge: st
     assert "false positives" in str(result) and lines(tmp_path / "out.jsonl")[0]["id"] == 9
 
 
+def test_labels_of_a_table_are_numbers_with_a_point(tmp_path: Path, judge: str) -> None:
+    """As pandas writes 0 and 1 where a label is missing."""
+    calibrate = saved(tmp_path / "labels.csv", [{**row, "label": float(row["label"])} for row in labelled()])
+    result = filter_rows(rows(), judge, calibrate=calibrate, fpr=0.05, out=tmp_path / "out.jsonl")
+    assert (result["threshold"], result["n_kept"]) == (38.0, 1)
+
+
+def test_columns_that_nobody_reads_stay_as_they_are(tmp_path: Path, judge: str) -> None:
+    calibrate = write(tmp_path / "labels.jsonl", labelled())
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text("".join(json.dumps({**row, "note": "half a pair: \ud83d"}) + "\n" for row in rows()))
+    filter_rows(odd, judge, calibrate=calibrate, fpr=0.05, out=tmp_path / "out.jsonl")
+    assert lines(tmp_path / "out.jsonl")[0] == {**rows()[9], "note": "half a pair: \ud83d", "score": 39.0}
+    when = datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC)
+    source = saved(tmp_path / "times", [{**row, "when": when} for row in rows()])
+    filter_rows(source, judge, calibrate=calibrate, fpr=0.05, out=tmp_path / "times.jsonl")
+    assert lines(tmp_path / "times.jsonl")[0]["when"] == "2026-01-02 03:04:00+00:00"
+    source = saved(tmp_path / "bytes", [{**row, "image": b"x"} for row in rows()])
+    with pytest.raises(DataError, match="a value of type bytes"):
+        filter_rows(source, judge, calibrate=calibrate, fpr=0.05, out=tmp_path / "bytes.jsonl")
+
+
+def test_columns_with_names_of_their_own(tmp_path: Path, judge: str) -> None:
+    asked = [{"problem": row["prompt"], "text": row["response"]} for row in rows()]
+    known = [{"problem": row["prompt"], "text": row["completion"], "ok": row["label"]} for row in labelled()]
+    files = [f"--data={write(tmp_path / 'a.jsonl', asked)}", f"--calibrate={write(tmp_path / 'b.jsonl', known)}"]
+    columns = ["--column=prompt=problem", "--column=response=text", "--column=label=ok"]
+    duel("filter", f"--judge={judge}", *files, *columns, "--fpr=0.05", f"--out={tmp_path / 'out.jsonl'}")
+    assert lines(tmp_path / "out.jsonl") == [{**asked[9], "score": 39.0}]
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -255,6 +287,13 @@ def test_from_python_records_are_filtered_as_files_are(tmp_path: Path, judge: st
         ({"data": [*rows(3), {"prompt": "p", "response": "nan"}]}, "the score is nan.*row 4"),
         ({"data": [{**rows()[0], "score": 1}]}, "has a column 'score'"),
         ({"data": [*rows(2), {"prompt": [{"role": "user", "content": "p"}], "response": "r"}]}, "partly.*row 3"),
+        ({"options": ["--column=reply=response"]}, "no format has a column 'reply'"),
+        ({"options": ["--column=prompt=qestion"]}, "no file has a column 'qestion'"),
+        ({"options": ["--column=chosen=id"]}, "single responses has no column 'chosen'"),
+        (
+            {"data": [{"prompt": f"Q{k}", "response_a": "a", "response_b": "b", "label": k % 2} for k in range(9)]},
+            "every label in 'label' is 0 or 1",
+        ),
         ({"options": ["--judge=llm:tiny"]}, "does not score responses"),
         ({"options": ["--out=kept.parquet"]}, "another format than the data"),
         ({"options": ["--fpr=5"]}, "5"),

@@ -136,16 +136,16 @@ def test_a_card_is_of_compared_responses(tmp_path: Path) -> None:
 
 
 def test_what_is_no_single_response(tmp_path: Path) -> None:
-    assert read_single_responses(jsonl(tmp_path / "p.jsonl", PAIRS), "train", text_only=False) is None
+    assert read_single_responses(jsonl(tmp_path / "p.jsonl", PAIRS), "train") is None
     odd = jsonl(tmp_path / "o.jsonl", [{"prompt": "a", "response": 3}])
     with pytest.raises(DataError, match="expected text"):
-        read_single_responses(odd, "train", text_only=False)
+        read_single_responses(odd, "train")
     blank = jsonl(tmp_path / "b.jsonl", [{"prompt": "a", "response": " "}])
     with pytest.raises(DataError, match="no usable row of 1"):
-        read_single_responses(blank, "train", text_only=False)
+        read_single_responses(blank, "train")
     transcript = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "response": " Hello"}
-    read = read_single_responses(jsonl(tmp_path / "t.jsonl", [transcript]), "train", text_only=False)
-    assert read is not None and read.rows[0].prompt == [{"role": "user", "content": "Hi"}]
+    read = read_single_responses(jsonl(tmp_path / "t.jsonl", [transcript]), "train")
+    assert read is not None and read.rows[0].prompt == transcript["prompt"]  # as beside chosen and rejected
 
 
 def test_rows_of_responses(tmp_path: Path) -> None:

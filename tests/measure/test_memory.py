@@ -193,8 +193,8 @@ def pair_of(folder: Path, n: int) -> object:
         lambda folder, n: outputs_to_judge([samples(folder, n)], policy=None, baseline=None, limit=None),
         pair_of,
         lambda folder, n: read_responses(PromptSelection(str(samples(folder, n)))),
-        lambda folder, n: read_single_responses(str(samples(folder, n)), "train", text_only=False),
-        lambda folder, n: read_single_responses(singles(folder, n), "train", text_only=False),
+        lambda folder, n: read_single_responses(str(samples(folder, n)), "train"),
+        lambda folder, n: read_single_responses(singles(folder, n), "train"),
     ],
     ids=["systems", "a pair", "to label", "to score", "rows to score"],
 )

@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.measure.reading import DATA, EncodedRow, EncodedRows, Reading, ReadingOptions, read
+from toolkit.errors import ModelError
+from toolkit.measure.reading import DATA, EncodedRow, EncodedRows, Reading, ReadingOptions, read, read_data
 from toolkit.models.encoding import Encoded, Tree, text_encoder
+from toolkit.models.load import new_reward_model
+from toolkit.models.prompt_kind import trained_on_messages
 from toolkit.models.resolve import resolve
+from toolkit.models.reward_head import RewardHead
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.preferences.rows import Comparison, PreferenceRow
+from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt
+from toolkit.recipe.training import ModelSection
 
 
 def test_encoded_rows_are_a_sequence_of_equal_rows() -> None:
@@ -82,3 +87,46 @@ def test_peak_memory_of_scoring_is_flat_in_the_rows(tmp_path: Path) -> None:
         tokens.append(n_tokens)
     held = 8 * (tokens[1] - tokens[0]) / 1024  # KiB that pointers to the ids alone would take
     assert peaks[1] - peaks[0] < 0.5 * held + 60_000
+
+
+TRANSCRIPT = "\n\nHuman: Hi\n\nAssistant:"
+
+
+@pytest.mark.parametrize("rows", ["pairs", "single"])
+@pytest.mark.parametrize("trained", [True, False, None])
+def test_prompts_are_of_the_kind_that_a_model_was_trained_on(tmp_path: Path, rows: str, trained: bool | None) -> None:
+    def written(name: str, record: dict[str, str]) -> str:
+        path = tmp_path / name
+        path.write_text(json.dumps(record) + "\n")
+        return str(path)
+
+    answers = {"response": " a"} if rows == "single" else {"chosen": " a", "rejected": " b"}
+    text = written("text.jsonl", {"prompt": "Hi", **answers})
+    column = written("column.jsonl", {"prompt": TRANSCRIPT, **answers})
+    whole = written("whole.jsonl", {name: TRANSCRIPT + text for name, text in answers.items()})
+
+    def prompt(source: str, **options: bool) -> Prompt:
+        [row] = read_data(source, ReadingOptions(**options), trained=trained, singles=True).rows
+        return row.prompt
+
+    messages = [{"role": "user", "content": "Hi"}]
+    assert prompt(text) == (messages if trained else "Hi")
+    assert prompt(column) == (messages if trained else TRANSCRIPT)
+    assert prompt(column, plain=True) == TRANSCRIPT
+    if rows == "pairs":
+        assert prompt(whole) == (TRANSCRIPT if trained is False else messages)
+
+
+def test_what_a_model_was_trained_on_lies_beside_its_weights(tmp_path: Path) -> None:
+    assert trained_on_messages(resolve("tiny")) is None
+    folder = tmp_path / "rm"
+    new_reward_model(resolve("tiny"), ModelSection(dtype="float32"), 0, 0).save_pretrained(folder)
+    assert trained_on_messages(resolve(str(folder))) is None
+    for conversational in (True, False):
+        RewardHead(conversational=conversational).write(folder)
+        assert trained_on_messages(resolve(str(folder))) is conversational
+    for file, words in (("reward_head.json", {"mean": 0.0}), ("duel.json", {})):
+        (folder / file).write_text(json.dumps({**words, "conversational": "yes"}))
+        with pytest.raises(ModelError, match="conversational must be true or false"):
+            trained_on_messages(resolve(str(folder)))
+        (folder / file).unlink()

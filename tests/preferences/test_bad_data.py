@@ -92,6 +92,42 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "winner's name": (PAIR | {"winner": "A"}, PAIR | {"winner": "C"}, "label 'C'", "winner"),
     "probability": (PAIR | {"probability": 1}, PAIR | {"probability": 1.5}, "not between 0 and 1", "probability"),
     "choice of two": (PAIR | {"choice": 1}, PAIR | {"choice": 2}, "choice 2 is neither 0 nor 1", "choice"),
+    "rank as a word": (
+        {"prompt": "p", "responses": ["x", "y"], "ranking": ["1", "0"]},
+        {"prompt": "p", "responses": ["x", "y"], "ranking": ["1", "first"]},
+        "is not an order of 2 responses",
+        "ranking",
+    ),
+    "one-hot word": (
+        PAIR | {"winner_model_a": "True", "winner_model_b": "False", "winner_tie": ""},
+        PAIR | {"winner_model_a": "yes", "winner_model_b": "False", "winner_tie": ""},
+        "'winner_model_a' holds 'yes', expected 1 or 0",
+        "winner_model_a",
+    ),
+    "score of a pair": (
+        PAIR | {"score_1": "4", "score_2": "n/a"},
+        PAIR | {"score_1": "4/5", "score_2": "2"},
+        "'score_1' holds '4/5', expected a finite number",
+        "score_1",
+    ),
+    "score of an answer": (
+        {"prompt": "p", "answers": [{"answer": "x", "score": 1}, {"answer": "y", "score": None}]},
+        {"prompt": "p", "answers": [{"answer": "x", "score": 1}, {"answer": "y", "score": "4/5"}]},
+        "'answers' holds '4/5'",
+        "answers",
+    ),
+    "score of a completion": (
+        {"prompt": "p", "completions": [{"response": "x", "overall_score": 1}, {"response": "y", "overall_score": 2}]},
+        {"prompt": "p", "completions": [{"response": "x", "overall_score": "low"}] * 2},
+        "'overall_score' holds 'low'",
+        "overall_score",
+    ),
+    "margin of a label": (
+        PAIR | {"label": 1, "margin": 1},
+        PAIR | {"label": 1, "margin": "wide"},
+        "'margin' holds 'wide'",
+        "margin",
+    ),
     "labels too few": (
         {"prompt": "p", "responses": ["x", "y", "z"], "labels": [1, 2, 0]},
         {"prompt": "p", "responses": ["x", "y", "z"], "labels": [1, 2]},
@@ -195,6 +231,16 @@ def test_labels_counted_from_zero_are_refused(tmp_path: Path) -> None:
     assert "every label in 'label' is 0 or 1" in error.what
     data = read_preferences(str(tmp_path / "bad.jsonl"), columns={"choice": "label"})
     assert [row.comparisons[0].winner for row in data.rows] == [k % 2 for k in range(20)]
+
+
+@pytest.mark.parametrize("labels", [[0] * 8, ["0", 0.0] * 4, [0, 1] * 4])
+def test_from_eight_labels_on_none_may_be_0_or_1_alone(tmp_path: Path, labels: list[Any]) -> None:
+    records = [PAIR | {"prompt": str(k), "label": label} for k, label in enumerate(labels)]
+    assert "every label in 'label' is 0" in refused(tmp_path / "bad.jsonl", lines(records)).what
+    (tmp_path / "few.jsonl").write_bytes(lines(records[:7]))
+    assert read_preferences(str(tmp_path / "few.jsonl")).report.n_ties >= 3
+    (tmp_path / "wins.jsonl").write_bytes(lines([record | {"label": 1} for record in records]))
+    assert read_preferences(str(tmp_path / "wins.jsonl")).report.n_ties == 0
 
 
 def test_unknown_annotator(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.preference_files import conversations, endings, quick, read_records, texts, words
 
+from toolkit.errors import DataError
 from toolkit.preferences.parsing import common_prefix_length, parse_transcript
 from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.rows import (
@@ -193,6 +194,44 @@ def test_implicit_prompt_of_plain_texts(tmp_path: Path, prompt: str, endings: li
 def test_implicit_prompt_ends_at_a_word(tmp_path: Path, chosen: str, rejected: str, prompt: str) -> None:
     row = read_records(tmp_path, [{"chosen": chosen, "rejected": rejected}]).rows[0]
     assert (row.prompt, [prompt + r for r in row.responses]) == (prompt, [chosen, rejected])
+
+
+@pytest.mark.parametrize(
+    ("columns", "answers", "named"),
+    [
+        ({"problem": "Q{k}?"}, ("The answer is {k}.", "The sky is blue."), "'problem'"),
+        ({"riddle": "What has {k} legs and no head?"}, ("A table.", "No idea."), "'riddle'"),
+        ({"riddle": "What has {k} legs and no head?"}, ("The table.", "The idea."), "'riddle'"),  # one prompt for all
+        ({"context": "Some text {k}."}, ("A table.", "No idea."), "'context'"),
+    ],
+)
+def test_texts_beside_an_unknown_prompt_have_no_implicit_one(
+    tmp_path: Path, columns: dict[str, str], answers: tuple[str, str], named: str
+) -> None:
+    texts = {**columns, "chosen": answers[0], "rejected": answers[1]}
+    records = [{name: text.format(k=k) for name, text in texts.items()} for k in range(6)]
+    with pytest.raises(DataError, match="no column is known to hold the prompt") as caught:
+        read_records(tmp_path, records)
+    [name] = columns
+    assert named in caught.value.fix and f"columns: {{prompt: {name}}}" in caught.value.fix
+    assert read_records(tmp_path, records, columns={"prompt": name}).rows[0].prompt == columns[name].format(k=0)
+
+
+def test_other_columns_leave_the_implicit_prompt(tmp_path: Path) -> None:
+    """Ids, sources, scores, categories; and remarks, where the texts do begin with prompts."""
+    records = [
+        {"chosen": f"Question {k}: why? Because.", "rejected": f"Question {k}: why? No.", "id": f"a8f3-{k}",
+         "source": "a web page", "score_chosen": 4.5, "model": f"model-{k % 2}", "task": "short answers", "n": k,
+         "rationale": f"The first of {k} is better than the other.", "problem": None}
+        for k in range(6)
+    ]  # fmt: skip
+    data = read_records(tmp_path, records)
+    assert [row.prompt for row in data.rows] == [f"Question {k}: why?" for k in range(6)]
+    names = "'id', 'source', 'score_chosen', 'model', 'task', 'n', 'rationale', 'problem'"
+    assert data.report.warnings() == [f"columns that are not read: {names}"]
+    transcripts = [{**r, "task": f"x{k}", "chosen": f"\n\nHuman: a{k}\n\nAssistant: b",
+                    "rejected": f"\n\nHuman: a{k}\n\nAssistant: c"} for k, r in enumerate(records)]  # fmt: skip
+    assert read_records(tmp_path, transcripts).report.format == "chosen/rejected transcripts"
 
 
 # ------------------------------------------------------------------------------------------------- K responses

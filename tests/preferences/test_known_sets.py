@@ -188,6 +188,39 @@ def test_one_hot_columns_without_a_1_are_unlabelled(tmp_path: Path) -> None:
     assert [(pair.i, pair.j, pair.p) for pair in pairs(data.rows[0])] == [(0, 1, 0.0)]
 
 
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_one_hot_columns_of_words(tmp_path: Path, ending: str) -> None:
+    """A table writes booleans as True and False."""
+    wins = [("True", "False", "False"), ("false", "true", "false"), ("0.0", "0", "1.0"), ("", "", "")]
+    names = ("winner_model_a", "winner_model_b", "winner_tie")
+    records = [
+        {"prompt": f"Q{k}", "response_a": "a", "response_b": "b", **dict(zip(names, of, strict=True))}
+        for k, of in enumerate(wins)
+    ]
+    data = read_records(tmp_path, records, ending)
+    assert [[pair.p for pair in pairs(row)] for row in data.rows] == [[1.0], [0.0], [0.5], []]
+    assert data.report.n_unlabelled == 1
+
+
+def test_a_ranking_of_words_is_one_of_numbers(tmp_path: Path) -> None:
+    record = {"prompt": "Q", "responses": ["a", "b", "c"], "ranking": ["2", "0", "1"]}
+    [row] = read_records(tmp_path, [record]).rows
+    assert row == read_records(tmp_path, [{**record, "ranking": [2, 0, 1]}]).rows[0]
+
+
+def test_margins_of_labelled_and_scored_pairs(tmp_path: Path) -> None:
+    pair = {"response_a": "a", "response_b": "b", "margin": 0.5}
+    records = [{"prompt": f"Q{k}", **pair, "label": label} for k, label in enumerate(("A", "B", "tie", 1.25))]
+    data = read_records(tmp_path, records)
+    assert [[c.margin for c in row.comparisons] for row in data.rows] == [[0.5], [0.5], [0, 0], [0, 0]]
+    assert data.rows[1].comparisons[0][:2] == (1, 0) and data.report.ignored_columns == ()
+    scored = read_records(tmp_path, [{"prompt": "Q", **pair, "score_a": 1, "score_b": 3}])
+    assert [c.margin for c in scored.rows[0].comparisons] == [0.5]
+    listed = {"prompt": "Q", "responses": ["a", "b", "c"], "scores": [1, 2, 3], "margin": 0.5}
+    report = read_records(tmp_path, [listed]).report  # whose margin it is nobody can say
+    assert report.warnings() == ["columns that are not read: 'margin'"]
+
+
 # ------------------------------------------------------------------------------------------------- system and history
 def test_a_system_column_stays_unread_with_plain_text(tmp_path: Path) -> None:
     records = KNOWN_SETS["Intel/orca_dpo_pairs"].records

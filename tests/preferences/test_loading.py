@@ -71,3 +71,66 @@ def test_parquet_that_cannot_be_read_is_told_in_words(
         with pytest.raises(DataError, match=words) as error:
             read_preferences(str(path))
         assert error.value.fix and str(path) in error.value.where
+
+
+CHAT = [{"role": "user", "content": "Why?"}]
+SIDES = {
+    name: [*CHAT, {"role": "assistant", "content": text}] for name, text in (("chosen", "yes"), ("rejected", "no"))
+}
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet", "saved", "folder of CSV", "folder of JSON lines"])
+@pytest.mark.parametrize("held", [True, False])
+def test_texts_that_are_json_of_messages_are_messages(
+    kind: str, held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    if not held:
+        monkeypatch.setattr("toolkit.preferences.loading.HELD_BYTES", 0)
+    records = [{name: json.dumps(value) for name, value in SIDES.items()}] * 2
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    path = tmp_path / (f"a{kind}" if kind.startswith(".") else "folder")
+    if kind == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    elif kind == "saved":
+        datasets.Dataset.from_list(records).save_to_disk(str(path))
+    elif kind == ".json":
+        path.write_text(json.dumps(records))
+    elif kind == ".jsonl":
+        path.write_text(text)
+    else:
+        path.mkdir()
+        if kind == "folder of CSV":
+            datasets.Dataset.from_list(records).to_csv(str(path / "train.csv"))
+        else:
+            (path / "train.jsonl").write_text(text)
+    [row] = read_preferences(str(path)).rows
+    assert (row.prompt, row.responses) == (CHAT, ["yes", "no"])
+
+
+def test_json_of_messages_in_every_row_or_in_none(tmp_path: Path) -> None:
+    path, record = tmp_path / "a.jsonl", {name: json.dumps(value) for name, value in SIDES.items()}
+    asked = {"prompt": "[{} is a list", "chosen": json.dumps(["a", "b"]), "rejected": "[]"}
+
+    def write(*records: dict[str, Any]) -> str:
+        path.write_text("".join(json.dumps(each) + "\n" for each in records))
+        return str(path)
+
+    assert read_preferences(write(asked)).rows[0].responses == [
+        asked["chosen"],
+        "[]",
+    ]  # a file with lists has texts too
+    one = {"prompt": "p", "chosen": record["chosen"], "rejected": "[x]"}  # and text elsewhere in its column
+    assert read_preferences(write(one, one | {"chosen": "a"})).rows[0].responses[0] == record["chosen"]
+    with pytest.raises(DataError, match="expected JSON of messages") as caught:
+        read_preferences(write(*[record] * 100, record | {"rejected": "none"}))
+    assert caught.value.where == f"{path}, line 101, column 'rejected'"
+    with pytest.raises(DataError, match="lists as Python writes them"):
+        read_preferences(write(*[{name: str(value) for name, value in SIDES.items()}] * 3))
+    mapped = {"good": record["chosen"], "bad": record["rejected"]}
+    [row] = read_preferences(write(mapped), columns={"chosen": "good", "rejected": "bad"}).rows
+    assert (row.prompt, row.responses) == (CHAT, ["yes", "no"])

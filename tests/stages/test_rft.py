@@ -16,6 +16,7 @@ from toolkit.errors import RecipeError
 from toolkit.files import read_json
 from toolkit.models.encoding import Tree
 from toolkit.models.load import load_policy, load_reward_model
+from toolkit.models.prompt_kind import trained_on_messages
 from toolkit.models.resolve import resolve, training_record
 from toolkit.models.reward_head import reward_head
 from toolkit.preferences.samples import by_prompt, read_samples
@@ -78,6 +79,8 @@ def test_a_run_compares_it_with_sft_and_both_arms(small_run: Path, tmp_path: Pat
     done = duel("run", "smoke", "--out", str(out), *SMALL, "--set=rft={n: 2, learning_rate: 1.0e-3}")
     for stage in ("data", "sft", "reward_model", "ppo", "dpo"):
         assert f"{stage}] cached" in done.stderr
+    trained = [trained_on_messages(resolve(str(out / arm / "model"))) for arm in ("reward_model", "ppo", "dpo", "rft")]
+    assert trained == [False] * 4  # its prompts are text
     results = read_json(out / "results.json")
     [row] = [row for row in results["policies"] if row["policy"] == "rft"]
     assert row["kind"] == "final" and row["kl_nats"] != 0 and row["n_prompts"] == 12

@@ -25,7 +25,7 @@ from toolkit.preferences.cells import RecordError, excerpt, name_cell, prompt_ce
 from toolkit.preferences.loading import SourceRecords, local_path, read_file
 from toolkit.preferences.refusals import in_words
 from toolkit.preferences.rows import Record, prompt_id
-from toolkit.preferences.stream import RESPONSES
+from toolkit.preferences.single_rows import RESPONSES
 
 _COUNTS = [f"{side}_{name}" for side in ("policy", "baseline") for name in FEATURES]
 # Of a Parquet file of judgements: how the intervals of its win rates were computed.

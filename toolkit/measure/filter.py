@@ -24,6 +24,8 @@ from toolkit.judging.judge import check_judge
 from toolkit.judging.options import JudgeOptions
 from toolkit.measure.once import once
 from toolkit.measure.options import ScoringOptions
+from toolkit.models.prompt_kind import trained_on_messages
+from toolkit.models.resolve import resolve
 from toolkit.preferences.parsing import Datum
 from toolkit.preferences.rows import prompt_id
 from toolkit.preferences.stream import (
@@ -32,9 +34,10 @@ from toolkit.preferences.stream import (
     Chunk,
     RowFile,
     RowReader,
-    column_of,
+    check_columns,
     group_of,
     join_rows,
+    no_column,
     row_file,
     row_reader,
     write_rows,
@@ -51,8 +54,8 @@ CALIBRATION = "calibration.json"
 class FilterOptions:
     """``calibrate`` are labelled rows, ``fpr`` the target rate as a fraction of one.
 
-    ``columns`` maps prompt, response and label to the names that they have in the data. ``plain`` leaves transcripts as
-    text. ``split`` is that of data sets on the hub.
+    ``columns`` maps the columns of a format, and ``label``, to the names that they have in the data. ``plain`` leaves
+    transcripts as text. ``split`` is that of data sets on the hub.
     """
 
     calibrate: str
@@ -100,12 +103,13 @@ def filter_rows(
     """
     check_judge(judge)
     dropped = dropped_path(out)
-    stream = _Stream(row_file(data, options.split), row_file(options.calibrate, options.split), options, out)
+    files = (row_file(data, options.split), row_file(options.calibrate, options.split))
+    stream = _Stream(*files, options, out, _trained_on_messages(judge))
     stream.check_names()
     work = out.with_name(f".{out.name}.partial")
     _open_work(work, fingerprint([scorers.judge_identity(judge), stream.identity(), scoring.dtype]))
     scorer = _LazyScorer(judge, JudgeOptions(scoring.model, token_budget=scoring.batch_tokens))
-    threshold = _calibrated(stream.calibration, options, scorer, work, reporter)
+    threshold = _calibrated(stream.labels, options.fpr, scorer, work, reporter)
     reporter.line(f"keep what scores above {threshold.threshold:g}")
     counts = _filter(stream, threshold.threshold, scorer, work, reporter)
     summary = threshold.as_dict() | counts | {"judge": judge, "out": str(out), "dropped": str(dropped)}
@@ -123,10 +127,27 @@ def filter_rows(
 class _Stream:
     """The files of one call and how they are read."""
 
-    def __init__(self, data: RowFile, calibration: RowFile, options: FilterOptions, out: Path) -> None:
+    def __init__(
+        self, data: RowFile, calibration: RowFile, options: FilterOptions, out: Path, trained: bool | None
+    ) -> None:
         self.data, self.calibration = data, calibration
         self.options, self.out = options, out
-        self.reader = row_reader(data, options.columns, text_only=options.plain)
+        self.reader, self.labels = (self._reader(file, trained) for file in (data, calibration))
+        further: set[str] = set()
+        if not self.labels.is_preference:
+            names = {str(name) for record in calibration.sample() for name in record}
+            if LABEL not in self.labels.columns and LABEL not in names:
+                raise no_column(calibration, LABEL, options.columns)
+            further.add(LABEL)
+        check_columns(options.columns, [self.reader, self.labels], further)
+
+    def _reader(self, file: RowFile, trained: bool | None) -> RowReader:
+        """Reads prompts of the kind that the judge was ``trained`` on, as :func:`toolkit.measure.reading.read_data`."""
+        columns = self.options.columns
+        reader = row_reader(file, columns, conversational=False if self.options.plain else trained or None)
+        if trained is False and reader.conversational and reader.recognised.name.endswith("transcripts"):
+            return row_reader(file, columns, conversational=False)
+        return reader
 
     def identity(self) -> list[Any]:
         """What the result depends on beside the judge."""
@@ -146,6 +167,14 @@ class _Stream:
                 where=str(self.data.path),
                 fix="rename or remove it",
             )
+
+
+def _trained_on_messages(judge: str) -> bool | None:
+    """What :func:`trained_on_messages` says of a judge's reward model or policy; None for other judges."""
+    kind, _, rest = judge.partition(":")
+    if kind not in ("rm", "implicit"):
+        return None
+    return trained_on_messages(resolve(rest.partition(",")[0].strip() if kind == "implicit" else rest))
 
 
 class _LazyScorer:
@@ -195,15 +224,13 @@ def _open_work(work: Path, key: str) -> None:
 # ---------------------------------------------------------------- calibration
 
 
-def _calibrated(
-    file: RowFile, options: FilterOptions, scorer: _LazyScorer, work: Path, reporter: Reporter
-) -> FilterThreshold:
+def _calibrated(reader: RowReader, fpr: float, scorer: _LazyScorer, work: Path, reporter: Reporter) -> FilterThreshold:
     """The threshold; the scores behind it are kept for a call that continues."""
     stored = work / CALIBRATION
     if not stored.is_file():
-        write_json(stored, _scored_labels(file, options, scorer, reporter))
+        write_json(stored, _scored_labels(reader, scorer, reporter))
     known = _calibration(work)
-    return filter_threshold(known["scores"], known["good"], known["groups"], options.fpr)
+    return filter_threshold(known["scores"], known["good"], known["groups"], fpr)
 
 
 def _calibration(work: Path) -> dict[str, Any]:
@@ -211,20 +238,13 @@ def _calibration(work: Path) -> dict[str, Any]:
     return dict(read_json(work / CALIBRATION))
 
 
-def _scored_labels(
-    file: RowFile, options: FilterOptions, scorer: _LazyScorer, reporter: Reporter
-) -> dict[str, list[Any]]:
+def _scored_labels(reader: RowReader, scorer: _LazyScorer, reporter: Reporter) -> dict[str, list[Any]]:
     """``scores``, labels (``good``) and ``groups`` of the labelled responses, and the ``prompt_ids`` of all prompts.
 
     Of preference data those that win more than they lose are good, those that lose more are bad; the others are left
     out, and so are rows that cannot be scored.
     """
-    reader = row_reader(file, options.columns, text_only=options.plain)
-    column = ""
-    if not reader.is_preference:
-        sample = file.sample()
-        names = tuple(dict.fromkeys(str(name) for record in sample for name in record))
-        column = column_of(file, sample, names, LABEL, (LABEL,), options.columns)
+    file = reader.file
     scores, good, groups, ids = list[float](), list[bool](), list[str](), dict[str, None]()
     with reporter.task("calibrate", file.n_rows()) as task:
         for chunk in file.chunks(CHUNK):
@@ -234,7 +254,7 @@ def _scored_labels(
                 labels = (
                     _net_wins(datum)
                     if reader.is_preference
-                    else [1.0 if reader.label(number, chunk.records[number - chunk.first], column) else -1.0]
+                    else [1.0 if reader.label(number, chunk.records[number - chunk.first]) else -1.0]
                 )
                 for net, score in zip(labels, of_row, strict=True):
                     if net:

@@ -18,7 +18,9 @@ from toolkit.evals.agreement import Comparison
 from toolkit.measure.responses import say_left_out
 from toolkit.measure.single_responses import read_single_responses
 from toolkit.models.encoding import Encoded, TextEncoder, Tree, text_encoder
+from toolkit.models.prompt_kind import trained_on_messages
 from toolkit.models.rendering import refusals_at
+from toolkit.models.resolve import resolve
 from toolkit.preferences import splits
 from toolkit.preferences.loading import place_in
 from toolkit.preferences.reading import DataReport, PreferenceData, read_preferences
@@ -40,7 +42,8 @@ UNENDED = "data, without an end"
 class ReadingOptions:
     """Which rows of the data are read, and how long their texts may be, in tokens.
 
-    ``plain`` reads "Human: ... Assistant: ..." transcripts as text, for models without a chat template.
+    ``plain`` reads "Human: ... Assistant: ..." transcripts as text, for models without a chat template. Without it a
+    model of duel gets prompts of the kind that it was trained on, where that can be.
     """
 
     split: str = "train"  # of a data set on the hub
@@ -138,9 +141,30 @@ class Reading:
         ]
 
 
-def read_data(data: str, options: ReadingOptions, reporter: Reporter | None = None) -> PreferenceData:
-    """The data as text, all of it. Raises DataError where it cannot be read."""
-    preferences = read_preferences(data, split=options.split, conversational=False if options.plain else None)
+def read_data(
+    data: str,
+    options: ReadingOptions,
+    reporter: Reporter | None = None,
+    *,
+    trained: bool | None = None,
+    singles: bool = False,
+    compared: bool = False,
+) -> PreferenceData:
+    """The data as text, all of it; with ``singles`` also rows of one response, ``compared`` as :func:`read` has it.
+
+    A model that was ``trained`` on messages gets text prompts as messages, and one that was trained on text gets
+    transcripts as text. Raises DataError where the data cannot be read.
+    """
+
+    def rows(conversational: bool | None) -> PreferenceData:
+        found = None
+        if singles:
+            found = read_single_responses(data, options.split, conversational=conversational, compared=compared)
+        return found or read_preferences(data, split=options.split, conversational=conversational)
+
+    preferences = rows(False if options.plain else trained or None)
+    if trained is False and preferences.report.conversational and preferences.report.format.endswith("transcripts"):
+        preferences = rows(False)
     say_left_out(data, preferences.report, reporter)
     return preferences
 
@@ -163,10 +187,8 @@ def read(
 
     Raises DataError where no prompt is left.
     """
-    singles = read_single_responses(data, options.split, text_only=options.plain, compared=compared)
-    if singles is not None:
-        say_left_out(data, singles.report, reporter)
-    preferences = singles if singles is not None else read_data(data, options, reporter)
+    trained = trained_on_messages(resolve(spec))
+    preferences = read_data(data, options, reporter, trained=trained, singles=True, compared=compared)
     encoder = text_encoder(tokenizer, preferences.rows[0].prompt, spec, pair=pair)
     stored, at = Spill(), dict[int, int]()  # place of a row in the data -> among those that are stored
     n_long = n_truncated = 0

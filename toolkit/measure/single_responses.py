@@ -15,18 +15,25 @@ import numpy as np
 
 from toolkit.errors import DataError
 from toolkit.evals.distinct import equals
-from toolkit.measure.outputs import output_columns, output_of
 from toolkit.measure.responses import prompts_of_run
 from toolkit.preferences import formats, splits
-from toolkit.preferences.cells import RecordError, name_cell
-from toolkit.preferences.columns import GROUP, Format
-from toolkit.preferences.loading import SourceRecords, load, local_path
+from toolkit.preferences.cells import RecordError, odd_one, two_groups
+from toolkit.preferences.columns import Columns, Format
+from toolkit.preferences.loading import SourceRecords, load, local_path, place_in
 from toolkit.preferences.merging import FIRST_ROWS
-from toolkit.preferences.parsing import by_value, parse_transcript
-from toolkit.preferences.reading import SAMPLE, DataReport, PreferenceData, column_names, parse_record
-from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
+from toolkit.preferences.parsing import by_value
+from toolkit.preferences.reading import (
+    SAMPLE,
+    DataReport,
+    PreferenceData,
+    as_conversation,
+    column_names,
+    parse_record,
+)
+from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, refused
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, SampleTable, is_samples, table_samples
+from toolkit.preferences.single_rows import RESPONSES, response_rows
 from toolkit.preferences.stored import StoredRows
 from toolkit.storage.lazy import Computed
 from toolkit.storage.spilled import Spill
@@ -42,13 +49,15 @@ class Single(NamedTuple):
     score: float | None = None
 
 
-def read_single_responses(source: str, split: str, *, text_only: bool, compared: bool = False) -> PreferenceData | None:
+def read_single_responses(
+    source: str, split: str, *, conversational: bool | None = None, compared: bool = False
+) -> PreferenceData | None:
     """The responses of a source whose rows hold one response each, by prompt; every row is one response.
 
     Responses to one prompt are compared with each other by their scores, where the rows are known to have such
     (``Format.one_response``). None for other preference data, and with ``compared`` for such rows too: their responses
-    that nothing is compared with are of no use then. Transcripts become messages where all of them can be, unless
-    ``text_only``. Blank rows are left out, and counted. The rows wait on disk.
+    that nothing is compared with are of no use then. Prompts are read as a run reads them, ``conversational`` included
+    (:func:`toolkit.preferences.reading.read_preferences`). Blank rows are left out, and counted. The rows wait on disk.
 
     Raises DataError for a wrong row, and for a source without a usable one.
     """
@@ -57,19 +66,19 @@ def read_single_responses(source: str, split: str, *, text_only: bool, compared:
         file = path / SAMPLES_FILE if path.is_dir() else path
         return _together(_stored(_of_samples(path, file)), str(file), "samples")
     loaded = load(source, split=split, config=None, revision=None)
-    names = column_names(loaded)
-    recognised = formats.recognise(names, [record for _, record in loaded.records[:SAMPLE]], text_only=text_only)
-    if recognised is not None and recognised.one_response and not compared:
-        stored = _stored(_of_scored_rows(loaded, recognised))
-    elif recognised is None and {"response", "output", "completion", "answer"} & {*names}:
-        stored = _stored(_of_rows(loaded))
-    else:
+    columns = Columns(column_names(loaded), [record for _, record in loaded.records[:SAMPLE]])
+    text_only = conversational is False
+    recognised = formats.recognise(columns.names, columns.sample, text_only=text_only)
+    if recognised is None and columns.first(RESPONSES):
+        recognised = response_rows(columns, text_only=text_only)
+        if recognised is None:
+            fix = "rows need prompt and response, or instruction and output; or name a run's samples.parquet"
+            what = f"no column holds the prompt: the columns are {in_words(columns.names)}"
+            raise DataError(what, where=loaded.name, fix=fix)
+    elif recognised is None or not recognised.one_response or compared:
         return None
-    singles: Sequence[Single] = stored
-    if not text_only and _are_transcripts(single.prompt for single in stored):
-        singles = Computed(stored, _with_messages)
-    kind = recognised.name if recognised is not None else "single responses"
-    return replace(_together(singles, loaded.name, kind), fingerprint=loaded.fingerprint or "")
+    stored = _stored(_of_rows(loaded, recognised, conversational))
+    return replace(_together(stored, loaded.name, recognised.name), fingerprint=loaded.fingerprint or "")
 
 
 def _stored(singles: Iterable[Single]) -> Sequence[Single]:
@@ -77,23 +86,6 @@ def _stored(singles: Iterable[Single]) -> Sequence[Single]:
     for single in singles:
         stored.append(tuple(single))
     return Computed(range(len(stored)), lambda place: Single(*stored[place]))
-
-
-def _are_transcripts(prompts: Iterable[Prompt]) -> bool:
-    """Whether there are prompts of text, and all of them can be read as messages."""
-    n = 0
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            if parse_transcript(prompt) is None:
-                return False
-            n += 1
-    return n > 0
-
-
-def _with_messages(single: Single) -> Single:
-    if not isinstance(single.prompt, str):
-        return single
-    return single._replace(prompt=parse_transcript(single.prompt) or single.prompt)
 
 
 def _of_samples(path: Path, file: Path) -> Iterator[Single]:
@@ -105,26 +97,14 @@ def _of_samples(path: Path, file: Path) -> Iterator[Single]:
         yield Single(number, prompt, sample.response, group)
 
 
-def _of_rows(loaded: SourceRecords) -> Iterator[Single]:
-    columns = output_columns(loaded)
+def _of_rows(loaded: SourceRecords, recognised: Format, conversational: bool | None) -> Iterator[Single]:
     for number, record in loaded.records:
         try:
-            _, prompt, response = output_of(record, columns)
-            group = name_cell(record, GROUP)
+            datum = as_conversation(recognised, parse_record(recognised, record), conversational)
         except RecordError as error:
-            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
-        check_unicode(loaded, number, [*prompt_texts(prompt), response], str(columns["response"]))
-        yield Single(number, prompt, response, group)
-
-
-def _of_scored_rows(loaded: SourceRecords, recognised: Format) -> Iterator[Single]:
-    for number, record in loaded.records:
-        try:
-            datum = parse_record(recognised, record)
-        except RecordError as error:
-            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+            raise refused(loaded, number, error) from error
         [response] = datum.responses
-        check_unicode(loaded, number, [*prompt_texts(datum.prompt), response], "response")
+        check_unicode(loaded, number, [*prompt_texts(datum.prompt), response], "prompt or response")
         yield Single(number, datum.prompt, response, datum.group, datum.score)
 
 
@@ -149,6 +129,10 @@ def _together(singles: Sequence[Single], name: str, kind: str) -> PreferenceData
     n_comparisons = n_ties = n_unjudged = n_unlabelled = 0
     for places in equals(np.frombuffer(keys, np.int64)):
         of_prompt = [singles[usable[place]] for place in places.tolist()]
+        groups = [single.group for single in of_prompt]
+        if (k := odd_one(groups)) is not None:
+            error = two_groups(groups[k], groups[0])
+            raise DataError(error.what, where=place_in(name, of_prompt[k].number), fix=error.fix)
         row = _row(of_prompt)
         stored.add(row, [single.number for single in of_prompt])
         judged = splits.labelled_pairs(row.comparisons)

@@ -123,7 +123,9 @@ def _check_header(path: Path, *, floats: bool) -> None:
 
 def check_training_record(record: Mapping[str, Any], where: str) -> None:
     """Raises ModelError where what a policy was trained with has a value of another type."""
-    beta, step = record.get("beta"), record.get("step")
+    beta, step, conversational = (record.get(name) for name in ("beta", "step", "conversational"))
+    if not (conversational is None or isinstance(conversational, bool)):
+        raise ModelError("conversational must be true or false", where=where, fix=FIX)
     if beta is not None and not (type(beta) in (int, float) and math.isfinite(beta)):
         raise ModelError("beta must be a finite number", where=where, fix=FIX)
     if step is not None and type(step) is not int:

@@ -52,7 +52,8 @@ class RewardHead:
     ``mean`` is subtracted from the score, and ``means`` (M of them, or none) from the outputs before they are combined.
     ``outputs`` names them where there are several: heads of one model, by annotator or number, or ``members``, folders
     of reward models. ``annotator`` is the output that is the score by itself; "" combines all of them. With
-    ``process`` it is a process reward model, whose one output is the solution score.
+    ``process`` it is a process reward model, whose one output is the solution score. ``conversational`` says whether it
+    was trained on prompts that are messages; None where that is not known.
     """
 
     mean: float = 0.0
@@ -64,6 +65,7 @@ class RewardHead:
     uwo_lambda: float = 0.5
     annotator: str = ""
     process: ProcessHead | None = None
+    conversational: bool | None = None
 
     @property
     def n_outputs(self) -> int:
@@ -126,6 +128,9 @@ def _head(values: Mapping[str, Any]) -> RewardHead:
         raise ValueError(f"there is no solution score {process['solution_score']!r}")
     if process is not None and not (isinstance(process["separator"], str) and process["separator"].strip(" ")):
         raise ValueError("the separator of steps must be a text")
+    conversational = values.get("conversational")
+    if not (conversational is None or isinstance(conversational, bool)):
+        raise ValueError("conversational must be true or false")
     annotator, uwo_lambda = values.get("annotator", ""), values.get("uwo_lambda", 0.5)
     if combine not in get_args(Combination):
         raise ValueError(f"there is no combination {combine!r}")
@@ -151,6 +156,7 @@ def _head(values: Mapping[str, Any]) -> RewardHead:
         process=None
         if process is None
         else ProcessHead(process["separator"], process["solution_score"], bool(process.get("conversational"))),
+        conversational=conversational,
     )
 
 

@@ -15,6 +15,7 @@ _ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assis
 _FIRST = ("a", "1", "first", "model_a", "model_1", "response_a", "response_1", "output_1")
 _SECOND = ("b", "2", "second", "model_b", "model_2", "response_b", "response_2", "output_2")
 _TIED = ("0", "tie", "tie (bothbad)", "tie(bothbad)", "both bad", "both_bad", "bothbad", "draw", "equal")
+_NO_SCORE = ("", "n/a", "na", "nan", "none", "null")
 _P_FIRST = dict.fromkeys(_FIRST, 1.0) | dict.fromkeys(_SECOND, 0.0) | dict.fromkeys(_TIED, 0.5)
 
 
@@ -167,6 +168,21 @@ def name_cell(record: Record, column: str) -> str:
     return name
 
 
+def odd_one(groups: Sequence[str]) -> int | None:
+    """The place of the first of a prompt's groups that is not the first one. None where all are equal.
+
+    >>> odd_one(["a", "a", "b"]), odd_one(["", ""])
+    (2, None)
+    """
+    return next((k for k, group in enumerate(groups) if group != groups[0]), None)
+
+
+def two_groups(here: str, earlier: str) -> RecordError:
+    """The error of a prompt in two groups, which cannot both be held out as a whole."""
+    what = f"group {here!r} here and {earlier!r} earlier for the same prompt"
+    return RecordError(what, column="group", fix="the same group in all rows of a prompt")
+
+
 # ---------------------------------------------------------------------------------------------------- numbers
 def read_number(value: object, column: str) -> float:
     number = None if isinstance(value, str) else parsed_number(value)
@@ -212,6 +228,17 @@ def parsed_number(value: object) -> float | None:
     except (ValueError, OverflowError):  # an integer can be larger than every float
         return None
     return number if math.isfinite(number) else None
+
+
+def score_of(value: object, column: str) -> float | None:
+    """The score in a cell, which is text in CSV; of a boolean 0 or 1. None for a missing one."""
+    if is_missing(value) or (isinstance(value, str) and value.strip().lower() in _NO_SCORE):
+        return None
+    number = float(value) if isinstance(value, bool) else parsed_number(value)
+    if number is None:
+        what = f"{column!r} holds {excerpt(value)}, expected a finite number"
+        raise RecordError(what, column=column, fix="a number alone (4, not 4/5), or an empty cell where there is none")
+    return number
 
 
 # ---------------------------------------------------------------------------------------------------- labels
@@ -261,6 +288,16 @@ def read_signed(value: object, column: str) -> float | None:
         fix = "a number from -3 (the first response is much better) to 3 (the second is)"
         raise RecordError(f"{column} {excerpt(value)} is no strength of a preference", column=column, fix=fix)
     return 0.5 if parsed == 0 else float(parsed < 0)
+
+
+def read_flag(value: object, column: str) -> bool:
+    """Whether a cell of one-hot columns says yes: 1 or true. An empty cell says no."""
+    word = "0" if is_missing(value) else str(value).strip().lower()
+    flag = {"true": 1.0, "false": 0.0}.get(word, parsed_number(word))
+    if flag not in (0, 1):
+        fix = "1 or true in one of the columns of the winner, 0 or false in the others"
+        raise RecordError(f"{column!r} holds {excerpt(value)}, expected 1 or 0", column=column, fix=fix)
+    return flag == 1
 
 
 def read_choice(value: object, column: str) -> float | None:

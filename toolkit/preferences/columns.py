@@ -10,6 +10,12 @@ from toolkit.preferences.parsing import ANNOTATOR_COLUMN, CHOICES, PROBABILITIES
 from toolkit.preferences.rows import Record
 
 PROMPTS = ("prompt", "instruction", "question", "input", "query")
+# Names that the prompt's column has in data where no format reads it.
+PROMPT_LIKE = frozenset(
+    ("problem", "task", "request", "post", "user", "message", "context", "history", "dialogue", "dialog", "article")
+    + ("input_text", "source_text", "prompt_text", "text_prompt", "question_text", "query_text", "instruction_text")
+    + ("user_input", "user_prompt", "user_query", "user_message", "document", "prompt_str", "questions", "prompts")
+)
 # The prompt of two responses or more, where none of PROMPTS is there: SHP's and HelpSteer3's.
 CONTEXTS = ("history", "context")
 # The messages before the two responses, where those are no whole conversations.

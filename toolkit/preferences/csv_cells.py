@@ -15,6 +15,7 @@ from typing import Any
 
 from toolkit.errors import DataError
 from toolkit.files import parse_json
+from toolkit.preferences.cells import RecordError, excerpt
 from toolkit.preferences.columns import LABELS, PROMPTS, is_known_column
 from toolkit.preferences.rows import Record
 
@@ -88,6 +89,33 @@ def with_json(rows: Iterable[tuple[int, Record]], name: str) -> Iterator[tuple[i
     columns = _json_columns(first, name)
     for number, record in chain(first, remaining):
         yield number, {column: _read(column, value, columns, name, number) for column, value in record.items()}
+
+
+def message_columns(records: Sequence[Record], name: str) -> frozenset[str]:
+    """The known columns of texts that are all JSON of messages, by the first records of data that has lists of its own.
+
+    Raises DataError for a column of messages as Python writes them.
+    """
+    rows = list(enumerate(records[:FIRST_ROWS], start=1))
+    names = dict.fromkeys(str(column) for _, record in rows for column in record)
+    return frozenset(n for n in names if is_known_column(n) and _all_fit(rows, (n,), MESSAGES, name))
+
+
+def read_messages(record: Record, columns: frozenset[str]) -> Record:
+    """The record with messages in the place of their JSON. Raises RecordError for a text that is none."""
+    if not columns:
+        return record
+    return {name: _messages(value, name) if name in columns else value for name, value in record.items()}
+
+
+def _messages(value: object, column: str) -> object:
+    if not isinstance(value, str) or not value.strip():
+        return value
+    messages = _json(value)
+    if not MESSAGES.fits(messages):
+        fix = "JSON of chat messages in every row of the column, or in none"
+        raise RecordError(f"{column!r} holds {excerpt(value)}, expected JSON of messages", column=column, fix=fix)
+    return messages
 
 
 def _read(column: str, value: Any, columns: frozenset[str], name: str, number: int) -> Any:

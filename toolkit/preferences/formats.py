@@ -8,22 +8,33 @@ are merged by :mod:`toolkit.preferences.merging`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from toolkit.preferences import layouts, parsing
+from toolkit.preferences.cells import RecordError
 from toolkit.preferences.columns import (
     CONTEXTS,
     LABELS,
     ONE_HOT,
     PAIRS,
+    PROMPT_LIKE,
     SCORE_PAIRS,
     SHP_PAIR,
     SIDES,
     VALUE_COLUMNS,
     Columns,
     Format,
+    is_known_column,
 )
-from toolkit.preferences.parsing import ANNOTATOR_COLUMN, ASSISTANT_TURN, CHOICES, PROBABILITIES, SIGNED
+from toolkit.preferences.parsing import (
+    ANNOTATOR_COLUMN,
+    ASSISTANT_TURN,
+    CHOICES,
+    PROBABILITIES,
+    SIGNED,
+    NoSharedPromptError,
+)
 from toolkit.preferences.rows import Record
 
 FORMATS = {
@@ -55,7 +66,7 @@ def recognise(names: Iterable[str], sample: Sequence[Record], *, text_only: bool
     for recogniser in (*recognisers, *more, _compared_pair, layouts.scored_rows):
         recognised = recogniser(columns)
         if recognised is not None:
-            recognised = layouts.with_ties(recognised, columns)
+            recognised = layouts.with_margin(layouts.with_ties(recognised, columns), columns)
             return recognised if text_only else layouts.in_context(recognised, columns)
     return None
 
@@ -91,7 +102,36 @@ def _chosen_rejected(columns: Columns) -> Format | None:
         texts = [record.get(name) for name in sides]
         if all(isinstance(text, str) and ASSISTANT_TURN in text and "Human:" in text for text in texts):
             return Format("chosen/rejected transcripts", used, parsing.transcripts)
+    if unnamed_prompts(columns):
+        return None
     return Format("chosen/rejected, implicit prompt", used, parsing.implicit_prompt)
+
+
+def unnamed_prompts(columns: Columns) -> list[str]:
+    """Columns that could hold the prompts of texts in ``chosen`` and ``rejected``, where no column has a known name.
+
+    They hold a text in every row, mostly distinct ones, and have the name of a prompt; or texts of several words, where
+    the beginnings that chosen and rejected share are no prompts: few rows have one, or many have the same.
+    """
+    if not columns.has(*SIDES[0]) or columns.prompts or any(map(columns.holds_list, SIDES[0])):
+        return []
+    names = [name for name in columns.names if name in PROMPT_LIKE or not is_known_column(name)]
+    texts = {name: [text for cell in columns.cells(name) if isinstance(cell, str) and (text := cell.strip())]
+             for name in names}  # fmt: skip
+    n = len(columns.sample)
+    distinct = {name: of for name, of in texts.items() if len(of) == n and 2 * len({*of}) > n}
+    named = [name for name in distinct if name.lower() in PROMPT_LIKE]
+    wordy = [name for name, of in distinct.items() if 2 * sum(len(text.split()) >= 3 for text in of) > n]
+    return named or (wordy if wordy and not _share_prompts(columns.sample) else [])
+
+
+def _share_prompts(sample: Sequence[Record]) -> bool:
+    """Whether most chosen and rejected texts begin with a prompt, and most of these differ."""
+    prompts = []
+    for record in sample:
+        with suppress(NoSharedPromptError, RecordError):
+            prompts.append(parsing.implicit_prompt(record).prompt)
+    return 2 * len(prompts) > len(sample) and 2 * len({*map(str, prompts)}) > len(prompts)
 
 
 def _summaries(columns: Columns) -> Format | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +15,14 @@ from toolkit.preferences.cells import (
     cell,
     json_texts,
     list_cell,
+    margin_cell,
     messages_from,
     name_cell,
-    parsed_number,
+    odd_one,
     prompt_cell,
+    score_of,
     text_cell,
+    two_groups,
 )
 from toolkit.preferences.columns import Format
 from toolkit.preferences.parsing import Datum, NoSharedPromptError, is_empty
@@ -78,17 +81,15 @@ def valued_answers(record: Record, *, prompts: Sequence[str], column: str, text:
         raise RecordError(f"{column!r} must hold objects with {text!r} and {value!r}", column=column)
     texts = [text_cell(item, text) for item in items]
     sign = -1.0 if value == "rank" else 1.0
-    values = [None if (number := parsed_number(item.get(value))) is None else sign * number for item in items]
+    scores = [score_of(item.get(value), column) for item in items]
+    values = [None if score is None else sign * score for score in scores]
     return parsing.by_value(prompt_cell(record, prompts), texts, values, name_cell(record, "annotator"))
 
 
 def scored_row(record: Record, *, prompts: Sequence[str], score: str) -> Datum:
     """One response with its score, which is higher for a better one."""
-    value = record.get(score)
-    number = parsed_number(value)
-    if number is None and value not in (None, ""):
-        raise RecordError(f"{score!r} holds {value!r}, expected a finite number", column=score)
-    return Datum(prompt_cell(record, prompts), [text_cell(record, "response")], [], score=number)
+    value = score_of(record.get(score), score)
+    return Datum(prompt_cell(record, prompts), [text_cell(record, "response")], [], score=value)
 
 
 class Joined(NamedTuple):
@@ -103,8 +104,11 @@ class Joined(NamedTuple):
     empty: Sequence[int]
 
 
-def joined(data: Iterable[tuple[int, Datum]]) -> Joined:
-    """The records, which wait on disk, joined by their prompts."""
+def joined(data: Iterable[tuple[int, Datum]], refused: Callable[[int, RecordError], Exception]) -> Joined:
+    """The records, which wait on disk, joined by their prompts.
+
+    Raises what ``refused`` makes of a record's number and error, for a prompt in two groups.
+    """
     stored, numbers, keys, empty = Spill(), array("q"), array("q"), array("q")
     for number, datum in data:
         if is_empty(datum):
@@ -115,15 +119,24 @@ def joined(data: Iterable[tuple[int, Datum]]) -> Joined:
         keys.append(hash(canonical_prompt(datum.prompt)))
     key_of = np.frombuffer(keys, np.int64)
     single = array("q", (numbers[places[0]] for places in equals(key_of) if len(places) == 1))
-    together = (places.tolist() for places in equals(key_of) if len(places) > 1)
-    return Joined((_compared(numbers[places[0]], [stored[k] for k in places]) for places in together), single, empty)
+
+    def compared() -> Iterator[tuple[int, Datum]]:
+        for places in equals(key_of):
+            if len(places) > 1:
+                records = [stored[place] for place in places.tolist()]
+                groups = [record[3] for record in records]
+                if (k := odd_one(groups)) is not None:
+                    raise refused(numbers[places[k]], two_groups(groups[k], groups[0]))
+                yield numbers[places[0]], _compared(records)
+
+    return Joined(compared(), single, empty)
 
 
-def _compared(number: int, records: Sequence[tuple[Prompt, str, float | None, str]]) -> tuple[int, Datum]:
+def _compared(records: Sequence[tuple[Prompt, str, float | None, str]]) -> Datum:
     """The responses to one prompt, each compared with each by its score."""
     prompt, _, _, group = records[0]
     compared = parsing.by_value(prompt, [record[1] for record in records], [record[2] for record in records], "")
-    return number, compared._replace(group=group)
+    return compared._replace(group=group)
 
 
 def in_context(record: Record, *, recognised: Format, system: str | None, history: str | None) -> Datum:
@@ -137,7 +150,8 @@ def in_context(record: Record, *, recognised: Format, system: str | None, histor
         prompt, responses = messages, [text.strip() for text in responses]
     elif isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    prompt = [*_turns(record, history), *prompt]
+    n_system = int(bool(prompt) and prompt[0]["role"] == "system")
+    prompt = [*prompt[:n_system], *_turns(record, history), *prompt[n_system:]]
     text = text_cell(record, system) if system and system in record else ""
     first = prompt[0] if prompt else {}
     if text.strip() and first.get("role") != "system":
@@ -154,6 +168,15 @@ def with_ties(record: Record, *, recognised: Format) -> Datum:
         return datum
     comparisons = [tied for c in datum.comparisons for tied in soft_comparisons(c.winner, c.loser, 0.5, c.annotator)]
     return datum._replace(comparisons=comparisons)
+
+
+def with_margin(record: Record, *, recognised: Format) -> Datum:
+    """What the format reads; ``margin`` is that of the preferred response, where one of two is preferred."""
+    datum = recognised.parse(record)
+    margin = margin_cell(record)
+    if not margin or len({(c.winner, c.loser) for c in datum.comparisons}) != 1:  # a tie or a soft label has both
+        return datum
+    return datum._replace(comparisons=[c._replace(margin=margin) for c in datum.comparisons])
 
 
 def _turns(record: Record, history: str | None) -> list[Message]:

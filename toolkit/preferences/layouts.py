@@ -127,5 +127,13 @@ def with_ties(recognised: Format, columns: Columns) -> Format:
     return replace(recognised, columns=recognised.columns | {"status"}, parse=parse)
 
 
+def with_margin(recognised: Format, columns: Columns) -> Format:
+    """The format with the margins of a column of their own, where each record compares two responses."""
+    if recognised.name not in ("labelled pair", "scored pair", "summaries") or not columns.has("margin"):
+        return recognised
+    parse = partial(layout_parsing.with_margin, recognised=recognised)
+    return replace(recognised, columns=recognised.columns | {"margin"}, parse=parse)
+
+
 def _says(cell: object) -> bool:
     return isinstance(cell, str) and bool(cell.strip())

@@ -22,7 +22,8 @@ from pydantic_core import from_json
 
 from toolkit.errors import DataError, nearest
 from toolkit.files import file_hash, is_hub_id, parse_json, read_json
-from toolkit.preferences.csv_cells import with_json
+from toolkit.preferences.cells import RecordError
+from toolkit.preferences.csv_cells import FIRST_ROWS, message_columns, read_messages, with_json
 from toolkit.preferences.rows import Record
 from toolkit.storage.integrity import refuse_changed
 
@@ -66,7 +67,34 @@ def shipped_path(name: str) -> Path | None:
 
 
 def load(source: str, *, split: str, config: str | None, revision: str | None, checked: bool = True) -> SourceRecords:
-    """The records of a source. ``checked``: as :func:`read_file` has it."""
+    """The records of a source, with messages in the place of texts that are JSON of them. ``checked``: as
+    :func:`read_file` has it.
+    """
+    return messages_read(_load(source, split=split, config=config, revision=revision, checked=checked))
+
+
+def messages_read(loaded: SourceRecords) -> SourceRecords:
+    """The records with messages in the known columns of which every text, in the first rows, is JSON of messages.
+
+    Raises DataError for such columns as Python writes them, and for a later text that is no such JSON.
+    """
+    columns = message_columns([record for _, record in loaded.records[:FIRST_ROWS]], loaded.name)
+    if not columns:
+        return loaded
+
+    def read() -> Iterator[tuple[int, Record]]:
+        for number, record in loaded.records:
+            try:
+                yield number, read_messages(record, columns)
+            except RecordError as error:
+                where = f"{loaded.place(number)}, column {error.column!r}"
+                raise DataError(error.what, where=where, fix=error.fix) from error
+
+    in_file = isinstance(loaded.records, FileRecords)
+    return replace(loaded, records=FileRecords(read) if in_file else list(read()))
+
+
+def _load(source: str, *, split: str, config: str | None, revision: str | None, checked: bool) -> SourceRecords:
     shipped = shipped_names()
     if source in shipped:
         with resources.as_file(resources.files("toolkit.preferences") / "assets" / shipped[source]) as path:
@@ -403,7 +431,9 @@ def _read_hub(
     except errors as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"cannot load the data set: {lines[0][:500]}", where=where, fix=_hub_fix(error)) from error
-    return SourceRecords(source, "row", list(enumerate(records, start=1)))
+    rows = enumerate(records, start=1)
+    is_csv = data.info.builder_name == "csv"  # which has no lists
+    return SourceRecords(source, "row", list(with_json(rows, source) if is_csv else rows))
 
 
 def _check_saved(folder: Path) -> None:

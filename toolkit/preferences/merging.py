@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from toolkit.preferences import splits
-from toolkit.preferences.columns import GROUP
+from toolkit.preferences.cells import two_groups
 from toolkit.preferences.loading import SourceRecords
 from toolkit.preferences.parsing import ASSISTANT_TURN, Datum, is_empty, last_turn
-from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
+from toolkit.preferences.refusals import check_unicode, prompt_texts, refused, row_error
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, canonical_prompt
 from toolkit.preferences.stored import StoredRows
 from toolkit.storage.spilled import Spill
@@ -109,8 +109,7 @@ class _Records:
             self.group_of.append(group)
         elif self.group_of[place] != group:
             earlier = list(self.groups)[self.group_of[place]]
-            what = f"group {datum.group!r} here and {earlier!r} earlier for the same prompt"
-            raise row_error(loaded, number, what, column=GROUP, fix="the same group in all rows of a prompt")
+            raise refused(loaded, number, two_groups(datum.group, earlier))
         self.contents.append(hash((place, *responses, *comparisons)))
         for text, gold in zip(responses, datum.gold, strict=False) if datum.gold else ():
             known = self.gold.setdefault((place, hashlib.sha256(text.encode()).digest()[:16]), gold)

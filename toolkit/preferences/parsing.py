@@ -10,6 +10,7 @@ from typing import NamedTuple
 from toolkit.preferences.cells import (
     RecordError,
     cell,
+    excerpt,
     list_cell,
     margin_cell,
     messages_from,
@@ -18,11 +19,13 @@ from toolkit.preferences.cells import (
     parsed_number,
     prompt_cell,
     read_choice,
+    read_flag,
     read_index,
     read_label,
     read_number,
     read_probability,
     read_signed,
+    score_of,
     text_cell,
     texts_cell,
     type_name,
@@ -101,10 +104,11 @@ def scored(record: Record, *, prompts: Sequence[str], column: str) -> Datum:
     """Responses with ``ranks``, a ``ranking`` or ``scores``, as ``column`` says."""
     responses = texts_cell(record, "responses")
     if column == "ranking":
-        ranking = list_cell(record, column)
-        if sorted(map(str, ranking)) != sorted(map(str, range(len(responses)))):
+        listed = list_cell(record, column)
+        ranking = [number for item in listed if (number := parsed_number(item)) is not None]  # "2" is 2
+        if len(ranking) < len(listed) or sorted(ranking) != list(range(len(responses))):
             fix = f"each of 0..{len(responses) - 1} once, the best response's index first"
-            what = f"ranking {ranking} is not an order of {len(responses)} responses"
+            what = f"ranking {excerpt(listed)} is not an order of {len(responses)} responses"
             raise RecordError(what, column=column, fix=fix)
         values: list[float | None] = [-float(ranking.index(k)) for k in range(len(responses))]
     else:
@@ -119,7 +123,7 @@ def scored_completions(record: Record, *, prompts: Sequence[str]) -> Datum:
     if not all(isinstance(item, Mapping) for item in items):
         raise RecordError("'completions' must hold objects with a response and a score", column="completions")
     responses = [text_cell(item, "response") for item in items]
-    columns = [[parsed_number(item.get(name)) for item in items] for name in ("overall_score", "fine-grained_score")]
+    columns = [[score_of(item.get(name), name) for item in items] for name in ("overall_score", "fine-grained_score")]
     values = next((column for column in columns if None not in column), [None] * len(items))
     return by_value(prompt_cell(record, prompts), responses, values, "")
 
@@ -194,14 +198,13 @@ def compared_pair(record: Record, *, prompts: Sequence[str], pair: tuple[str, st
 
 def verdict_of(record: Record, columns: tuple[str, ...]) -> float | None:
     """P(first preferred) of two scores, or of three columns (first, second, tie) of which one is 1. None: no label."""
-    values = [parsed_number(float(v) if isinstance(v := record.get(name), bool) else v) for name in columns]
     if len(columns) == 3:
-        first, second, tie = (value == 1 for value in values)
+        first, second, tie = (read_flag(record.get(name), name) for name in columns)
         if first + second + tie > 1:
             what = f"more than one of {', '.join(columns)} is 1"
             raise RecordError(what, column=columns[0], fix="1 in one of them, 0 in the others")
         return 0.5 + 0.5 * (first - second) if first or second or tie else None
-    left, right = values
+    left, right = (score_of(record.get(name), name) for name in columns)
     return None if left is None or right is None else 1.0 if left > right else 0.5 if left == right else 0.0
 
 

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.errors import DataError
 from toolkit.preferences import formats, splits
-from toolkit.preferences.cells import RecordError, name_cell, prompt_cell
-from toolkit.preferences.columns import GROUP, PROMPTS, Columns, Format
+from toolkit.preferences.cells import RecordError, two_groups
+from toolkit.preferences.columns import Columns, Format
 from toolkit.preferences.loading import SourceRecords, decoded, load, local_path
 from toolkit.preferences.parsing import last_turn, parse_transcript
 from toolkit.preferences.reading import SAMPLE, column_names, parse_record, read_preferences
-from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
+from toolkit.preferences.refusals import check_unicode, prompt_texts, refused
 from toolkit.preferences.rows import PreferenceRow, Prompt, canonical_prompt, prompt_id
+from toolkit.preferences.single_rows import prompt_columns, prompt_rows
 from toolkit.preferences.stored import StoredRows
-
-# The columns that hold the prompts of a file without preferences; the first that is there counts.
-COLUMNS = (*PROMPTS, "messages")
 
 
 @dataclass(frozen=True)
 class UnlabelledPrompt:
-    """A prompt; ``group`` names others that are much like it, "" for none. ``where`` is its place in its source."""
+    """A prompt; ``group`` names others that are much like it, "" for none.
+
+    ``where`` is its place in its source, and ``number`` that of its row or line there.
+    """
 
     prompt: Prompt
     group: str = ""
     where: str = field(default="", compare=False)
+    number: int = field(default=0, compare=False)
 
 
 def read_prompts(
@@ -36,17 +38,17 @@ def read_prompts(
     """The prompts of a source, each once, in their order. Blank ones are left out.
 
     ``source`` is preference data as :func:`toolkit.preferences.reading.read_preferences` takes it, data in the same
-    kinds of files whose rows have one of ``COLUMNS`` and no preferences (``input`` follows ``instruction``), or a
-    ``.txt`` file with a prompt in each line.
-    ``conversational`` says what the prompts have to be: chat messages, or text; a text becomes the user's message. None
-    takes either, but one of them in all rows. Of ``limit`` prompts preference data gives those with the lowest hash of
-    (``seed``, prompt), and any other source its first ones.
+    kinds of files whose rows have a prompt and no preferences (:mod:`toolkit.preferences.single_rows`), or a ``.txt``
+    file with a prompt in each line.
+    ``conversational`` says what the prompts have to be: chat messages, or text, without system texts and earlier turns
+    in further columns; a text becomes the user's message. None takes either, but one of them in all rows. Of ``limit``
+    prompts preference data gives those with the lowest hash of (``seed``, prompt), and any other source its first ones.
 
     Raises:
         DataError: no such source, no prompt in it, a wrong row, or messages where text is needed.
     """
     prompts: dict[str, UnlabelledPrompt] = {}
-    for item in _of_source(source, split, limit, seed):
+    for item in _of_source(source, conversational, split, limit, seed):
         prompt = of_kind(item.prompt, conversational, item.where)
         prompts.setdefault(canonical_prompt(prompt), replace(item, prompt=prompt))
     if not prompts:
@@ -71,54 +73,54 @@ def of_kind(prompt: Prompt, conversational: bool | None, where: str) -> Prompt:
     return prompt
 
 
-def _of_source(source: str, split: str, limit: int | None, seed: int) -> Iterator[UnlabelledPrompt]:
+def _of_source(
+    source: str, conversational: bool | None, split: str, limit: int | None, seed: int
+) -> Iterator[UnlabelledPrompt]:
     path = local_path(source)
     if path.suffix.lower() == ".txt" and path.is_file():
         yield from _of_lines(path)
         return
     loaded = load(source, split=split, config=None, revision=None)
-    names = column_names(loaded)
-    columns = Columns(names).prompts or tuple(name for name in COLUMNS if name in names)[:1]
-    recognised = formats.recognise(names, [record for _, record in loaded.records[:SAMPLE]])
-    if recognised is not None and recognised.one_response:
-        rows = splits.limit(_of_one_response(loaded, recognised), limit, seed)
-    elif recognised is not None or not columns:
-        rows = splits.limit(read_preferences(source, split=split).rows, limit, seed)
-    else:
-        yield from _of_rows(loaded, columns)
+    columns = Columns(column_names(loaded), [record for _, record in loaded.records[:SAMPLE]])
+    text_only = conversational is False
+    recognised = formats.recognise(columns.names, columns.sample, text_only=text_only)
+    alone = prompt_rows(columns, text_only=text_only) if recognised is None else None
+    if alone is not None:
+        yield from _of_rows(loaded, alone, prompt_columns(columns)[0])
         return
-    yield from (UnlabelledPrompt(row.prompt, row.group, loaded.place(row.source_row)) for row in rows)
+    rows: Sequence[PreferenceRow]
+    if recognised is not None and recognised.one_response:
+        rows = _stored(_of_rows(loaded, recognised))
+    else:
+        rows = read_preferences(source, split=split, conversational=False if text_only else None).rows
+    for row in splits.limit(rows, limit, seed):
+        yield UnlabelledPrompt(row.prompt, row.group, loaded.place(row.source_row), row.source_row)
 
 
-def _of_rows(loaded: SourceRecords, columns: Sequence[str]) -> Iterator[UnlabelledPrompt]:
-    """The prompts of rows without preferences."""
-    column = columns[0]
+def _of_rows(loaded: SourceRecords, recognised: Format, needed: str | None = None) -> Iterator[UnlabelledPrompt]:
+    """The prompts of rows that compare nothing by themselves; blank ones are left out. ``needed`` is not to be null."""
     for number, record in loaded.records:
         try:
-            if record.get(column, "") is None:
-                raise RecordError(f"{column!r} is null", column=column, fix="leave the row out")
-            prompt, group = prompt_cell(record, columns), name_cell(record, GROUP)
-        except RecordError as error:
-            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
-        texts = prompt_texts(prompt)
-        check_unicode(loaded, number, texts, column)
-        if texts and texts[-1].strip():
-            yield UnlabelledPrompt(prompt, group, loaded.place(number))
-
-
-def _of_one_response(loaded: SourceRecords, recognised: Format) -> Sequence[PreferenceRow]:
-    """The prompts of rows with one response each, also those that no second row has."""
-    rows, seen = StoredRows(), set[str]()
-    for number, record in loaded.records:
-        try:
+            if needed is not None and record.get(needed, "") is None:
+                raise RecordError(f"{needed!r} is null", column=needed, fix="leave the row out")
             datum = parse_record(recognised, record)
         except RecordError as error:
-            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
-        check_unicode(loaded, number, prompt_texts(datum.prompt), "prompt")
-        name = prompt_id(datum.prompt)
-        if name not in seen and last_turn(datum.prompt).strip():
-            seen.add(name)
-            rows.add(PreferenceRow(name, datum.prompt, [], [], None, number, datum.group), [])
+            raise refused(loaded, number, error) from error
+        check_unicode(loaded, number, prompt_texts(datum.prompt), needed or "prompt")
+        if last_turn(datum.prompt).strip():
+            yield UnlabelledPrompt(datum.prompt, datum.group, loaded.place(number), number)
+
+
+def _stored(prompts: Iterable[UnlabelledPrompt]) -> Sequence[PreferenceRow]:
+    """Each prompt once, on disk."""
+    rows, seen = StoredRows(), dict[str, str]()
+    for item in prompts:
+        name = prompt_id(item.prompt)
+        if name not in seen:
+            rows.add(PreferenceRow(name, item.prompt, [], [], None, item.number, item.group), [])
+        if item.group != seen.setdefault(name, item.group):
+            error = two_groups(item.group, seen[name])
+            raise DataError(error.what, where=item.where, fix=error.fix)
     return rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,11 +20,11 @@ from toolkit.preferences.cells import RecordError, name_cell, parsed_number
 from toolkit.preferences.columns import GROUP, KNOWN_COLUMNS, Columns, Format, is_known_column
 from toolkit.preferences.csv_cells import CSV, with_json
 from toolkit.preferences.layout_parsing import joined
-from toolkit.preferences.loading import FileRecords, SourceRecords, load
+from toolkit.preferences.loading import FileRecords, SourceRecords, load, messages_read
 from toolkit.preferences.merging import FIRST_ROWS, merge
 from toolkit.preferences.parsing import Datum, NoSharedPromptError, parse_transcript
-from toolkit.preferences.refusals import check_label_base, no_usable_row, row_error, unknown_format
-from toolkit.preferences.rows import PreferenceRow, Prompt, Record, row_to_dict
+from toolkit.preferences.refusals import check_label_base, in_words, no_usable_row, refused, row_error, unknown_format
+from toolkit.preferences.rows import PreferenceRow, Record, row_to_dict
 from toolkit.preferences.stored import StoredRows
 from toolkit.preferences.unseen import UNSEEN_COLUMNS, unseen_parts
 
@@ -116,6 +116,8 @@ def data_warnings(report: Mapping[str, Any]) -> list[str]:
     ['2 rows left out: a prompt or response is empty (first: 3, 8)']
     >>> data_warnings({"n_identical": 1})
     ['1 comparison left out: both responses are the same text']
+    >>> data_warnings({"ignored_columns": ("id", "source")})
+    ["columns that are not read: 'id', 'source'"]
     """
     sentences = []
     for name, text in _WARNINGS.items():
@@ -125,6 +127,9 @@ def data_warnings(report: Mapping[str, Any]) -> list[str]:
             sentences.append(f"{_number_of(report[name], text)}{first}")
     for name, n in (report.get("unseen") or {}).items():
         sentences.append(_number_of(n, f"row|rows with {name}, which no model here sees: only text is read"))
+    unseen = {*(report.get("unseen") or {})}
+    if unread := [name for name in report.get("ignored_columns", ()) if f"column {name!r}" not in unseen]:
+        sentences.append(f"columns that are not read: {in_words(unread)}")
     return sentences
 
 
@@ -289,7 +294,8 @@ def _parse(loaded: SourceRecords, recognised: Format, tally: _Tally) -> Iterator
     blank ones, and of those that have no other response to be compared with. Raises DataError for a wrong record.
     """
     if recognised.one_response:
-        together, tally.single, tally.empty = joined(_parsed(loaded, recognised, tally))
+        data = _parsed(loaded, recognised, tally)
+        together, tally.single, tally.empty = joined(data, partial(refused, loaded))
         yield from together
         return
     n_single, first_single = 0, (0, 0)
@@ -318,7 +324,7 @@ def _parsed(loaded: SourceRecords, recognised: Format, tally: _Tally) -> Iterato
         except NoSharedPromptError:
             tally.unparsable.append(number)
         except RecordError as error:
-            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+            raise refused(loaded, number, error) from error
         else:
             yield number, datum
 
@@ -328,22 +334,17 @@ def _conversations(
 ) -> Iterator[tuple[int, Datum]]:
     """The data of all records, as :func:`as_conversation` has them, one after the other."""
     if conversational is None and recognised.name.endswith("transcripts"):
-        # One transcript that cannot be read as messages makes all of them text.
-        data = _parse(loaded, recognised, _Tally())
-        conversational = (
-            all(isinstance(datum.prompt, list) or parse_transcript(datum.prompt) is not None for _, datum in data)
-            or None
-        )
-        if conversational is None:
-            yield from _parse(loaded, recognised, tally)
-            return
-    if conversational is None and not recognised.name.endswith("transcripts"):  # they stay as they are
+        conversational = are_messages(datum for _, datum in _parse(loaded, recognised, _Tally())) or None
+    if conversational is None:  # they stay as they are
         yield from _parse(loaded, recognised, tally)
         return
-    for item in _parse(loaded, recognised, tally):
-        converted, unparsable = as_conversation(loaded, recognised, [item], conversational)
-        yield from converted
-        tally.unparsable += unparsable
+    for number, datum in _parse(loaded, recognised, tally):
+        try:
+            yield number, as_conversation(recognised, datum, conversational)
+        except NoSharedPromptError:
+            tally.unparsable.append(number)
+        except RecordError as error:
+            raise refused(loaded, number, error) from error
 
 
 def parse_record(recognised: Format, record: Record) -> Datum:
@@ -359,38 +360,33 @@ def _group(record: Record) -> str:
     return name_cell(record, GROUP)
 
 
-def as_conversation(
-    loaded: SourceRecords, recognised: Format, data: list[tuple[int, Datum]], conversational: bool | None
-) -> tuple[list[tuple[int, Datum]], list[int]]:
-    """Text prompts as messages where the user wants that, or where all are transcripts that can be parsed.
+def are_messages(transcripts: Iterable[Datum]) -> bool:
+    """Whether all of these transcripts can be read as messages: one that cannot makes all of them text."""
+    return all(isinstance(datum.prompt, list) or parse_transcript(datum.prompt) is not None for datum in transcripts)
 
-    Also returns the numbers of the transcripts that cannot be parsed.
+
+def as_conversation(recognised: Format, datum: Datum, conversational: bool | None) -> Datum:
+    """A text prompt as messages where the user wants that, and a transcript unless the user does not.
+
+    A transcript that is no conversation stays text where ``conversational`` is None.
+
+    Raises NoSharedPromptError for such a one where it is True, RecordError for messages where it is False.
     """
-    if conversational is False:
-        number = next((number for number, datum in data if isinstance(datum.prompt, list)), None)
-        if number is not None:
+    prompt, transcripts = datum.prompt, recognised.name.endswith("transcripts")
+    if isinstance(prompt, list):
+        if conversational is False:
             fix = "leave conversational unset: this data needs a chat template"
-            raise row_error(loaded, number, "conversational=False, but the prompt is chat messages", fix=fix)
-        return data, []
-    transcripts = recognised.name.endswith("transcripts")
-    if not transcripts and not conversational:
-        return data, []
-    converted: list[tuple[int, Datum]] = []
-    unparsable: list[int] = []
-    for number, datum in data:
-        if isinstance(datum.prompt, list):
-            converted.append((number, datum))
-        elif (messages := parse_transcript(datum.prompt)) is not None:
-            responses = [response.strip() for response in datum.responses]
-            converted.append((number, datum._replace(prompt=messages, responses=responses)))
-        elif not transcripts:
-            prompt: Prompt = [{"role": "user", "content": datum.prompt}]
-            converted.append((number, datum._replace(prompt=prompt)))
-        elif conversational is None:
-            return data, []
-        else:
-            unparsable.append(number)
-    return converted, unparsable
+            raise RecordError("conversational=False, but the prompt is chat messages", fix=fix)
+        return datum
+    if conversational is False or not (transcripts or conversational):
+        return datum
+    if (messages := parse_transcript(prompt)) is not None:
+        return datum._replace(prompt=messages, responses=[response.strip() for response in datum.responses])
+    if not transcripts:
+        return datum._replace(prompt=[{"role": "user", "content": prompt}])
+    if conversational:
+        raise NoSharedPromptError("the transcript cannot be read as messages")
+    return datum
 
 
 def _only_annotators(
@@ -429,21 +425,28 @@ def _of_one_kind(loaded: SourceRecords, data: Iterable[tuple[int, Datum]]) -> It
 
 def _renamed(loaded: SourceRecords, columns: Mapping[str, str]) -> SourceRecords:
     """The records with ``columns`` (a format's column -> the data's column) applied."""
-    present = {str(name) for _, record in loaded.records[:SAMPLE] for name in record}
+    check_mapping(columns, column_names(loaded), loaded.name)
+
+    def rename() -> Iterator[tuple[int, Record]]:
+        return ((number, with_columns(record, columns)) for number, record in loaded.records)
+
+    if loaded.name.lower().endswith(CSV):  # under their new names columns may hold lists
+        return replace(loaded, records=FileRecords(lambda: with_json(rename(), loaded.name)))
+    return messages_read(replace(loaded, records=FileRecords(rename)))
+
+
+def check_mapping(columns: Mapping[str, str], present: Collection[str], where: str) -> None:
+    """Raises DataError for a column that no format has, and for one that is not there."""
     for wanted, name in columns.items():
         if not is_known_column(wanted):
             fix = nearest(wanted, KNOWN_COLUMNS)
-            raise DataError(f"columns.{wanted}: no format has a column {wanted!r}", where=loaded.name, fix=fix)
+            raise DataError(f"columns.{wanted}: no format has a column {wanted!r}", where=where, fix=fix)
         if name not in present:
-            raise DataError(f"columns.{wanted}: no column {name!r}", where=loaded.name, fix=nearest(name, present))
-    rename = partial(_with_columns, loaded.records, columns)
-    if loaded.name.lower().endswith(CSV):  # under their new names columns may hold lists
-        return replace(loaded, records=FileRecords(lambda: with_json(rename(), loaded.name)))
-    return replace(loaded, records=FileRecords(rename))
+            raise DataError(f"columns.{wanted}: no column {name!r}", where=where, fix=nearest(name, present))
 
 
-def _with_columns(records: Iterable[tuple[int, Record]], columns: Mapping[str, str]) -> Iterator[tuple[int, Record]]:
+def with_columns(record: Record, columns: Mapping[str, str]) -> Record:
+    """The record with ``columns`` (a format's column -> the data's column) applied."""
     mapped = set(columns.values())
-    for number, record in records:
-        rest = {key: value for key, value in record.items() if key not in mapped and key not in columns}
-        yield number, {wanted: record[name] for wanted, name in columns.items() if name in record} | rest
+    rest = {key: value for key, value in record.items() if key not in mapped and key not in columns}
+    return {wanted: record[name] for wanted, name in columns.items() if name in record} | rest

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from toolkit.errors import DataError
-from toolkit.preferences.cells import is_missing, parsed_number
+from toolkit.preferences.cells import RecordError, is_missing, parsed_number
 from toolkit.preferences.columns import KNOWN_COLUMNS, Columns, is_known_column
-from toolkit.preferences.formats import FORMATS
+from toolkit.preferences.formats import FORMATS, unnamed_prompts
 from toolkit.preferences.loading import SourceRecords
 from toolkit.preferences.rows import Prompt
 
-MIN_LABELS = 8  # fewer that are all 0 or 1 may be wins of the first response and ties
+MIN_LABELS = 8  # fewer that are all 0 or 1 may well be ties, and wins of the first response
 FIRST_COLUMNS = 20  # that an error lists
 MOST_LABELS = 7  # different values of a column that could be a label
 LONGEST_LABEL = 20  # characters of one
@@ -41,10 +41,16 @@ def row_error(loaded: SourceRecords, number: int, what: str, *, column: str = ""
     return DataError(what, where=where, fix=fix)
 
 
-def check_label_base(loaded: SourceRecords, labels: Sequence[str], *, mappable: bool) -> None:
-    """Refuse labels that are all 0 or 1: read as 1 = first and 0 = tie they would lose every second win.
+def refused(loaded: SourceRecords, number: int, error: RecordError) -> DataError:
+    """The error of a record that cannot be read, with its place."""
+    return row_error(loaded, number, error.what, column=error.column, fix=error.fix)
 
-    ``mappable``: another column of the format can hold them.
+
+def check_label_base(loaded: SourceRecords, labels: Sequence[str], *, mappable: bool) -> None:
+    """Refuse ``MIN_LABELS`` labels or more that are all 0, or all 0 or 1.
+
+    Read as 1 = first and 0 = tie they would lose every second win, or all of them. ``mappable``: another column of the
+    format can hold them.
     """
     if not labels:
         return
@@ -54,7 +60,7 @@ def check_label_base(loaded: SourceRecords, labels: Sequence[str], *, mappable: 
             of_record = record.get(column)
             values += of_record if isinstance(of_record, list) else [of_record]
     numbers = [_label_number(value) for value in values if not is_missing(value)]
-    if len(numbers) >= MIN_LABELS and set(numbers) == {0.0, 1.0}:
+    if len(numbers) >= MIN_LABELS and 0.0 in numbers and set(numbers) <= {0.0, 1.0}:
         column = labels[0]
         fix = "write 1 where the first response is preferred, 2 where the second is, 0 or null where neither is"
         if mappable:
@@ -62,7 +68,8 @@ def check_label_base(loaded: SourceRecords, labels: Sequence[str], *, mappable: 
                 f"if 0 = first and 1 = second, map it: columns: {{choice: {column}}}; if 1 = the first is better and "
                 f"0 = the second, columns: {{probability: {column}}}; otherwise {fix}"
             )
-        what = f"every label in {column!r} is 0 or 1, but 1 = first, 2 = second, 0 = tie is expected"
+        said = "0 or 1" if 1.0 in numbers else "0"
+        what = f"every label in {column!r} is {said}, but 1 = first, 2 = second, 0 = tie is expected"
         raise DataError(what, where=loaded.name, fix=fix)
 
 
@@ -86,6 +93,10 @@ def no_usable_row(loaded: SourceRecords, counts: Mapping[str, Any]) -> DataError
 
 def unknown_format(name: str, columns: Columns) -> DataError:
     """The error of columns that no format has: what the data is instead, or which of its columns could hold what."""
+    if unnamed := unnamed_prompts(columns):
+        name_it = f"columns: {{prompt: {unnamed[0]}}} (--column prompt={unnamed[0]})"
+        fix = f"{in_words(unnamed)} could be the prompt: {name_it}. If both texts begin with it, remove that column"
+        return DataError("no column is known to hold the prompt of 'chosen' and 'rejected'", where=name, fix=fix)
     known = "".join(f"\n           {label}: {text}" for label, text in FORMATS.items())
     fix = _other_data(columns) or _misspelled(columns) or _candidates(columns)
     return DataError(

@@ -9,30 +9,40 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, time, timedelta
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, nearest
 from toolkit.files import file_hash, fingerprint, parse_json
 from toolkit.preferences import formats
-from toolkit.preferences.cells import RecordError, cell, excerpt, messages_from, name_cell, prompt_cell, text_cell
-from toolkit.preferences.columns import GROUP, Format
-from toolkit.preferences.csv_cells import CSV
-from toolkit.preferences.loading import PARQUET_KEY, SourceRecords, csv_records, load, local_path, shipped_path
-from toolkit.preferences.parsing import Datum, NoSharedPromptError, parse_transcript
-from toolkit.preferences.prompts import COLUMNS as PROMPTS
-from toolkit.preferences.reading import parse_record
-from toolkit.preferences.refusals import in_words
-from toolkit.preferences.rows import Prompt, Record, canonical_prompt
+from toolkit.preferences.cells import RecordError, excerpt, parsed_number
+from toolkit.preferences.columns import GROUP, SIDES, Columns, Format
+from toolkit.preferences.csv_cells import CSV, message_columns, read_messages
+from toolkit.preferences.loading import (
+    PARQUET_KEY,
+    ROWS_AT_ONCE,
+    FileRecords,
+    SourceRecords,
+    csv_records,
+    load,
+    local_path,
+    shipped_path,
+)
+from toolkit.preferences.parsing import Datum, NoSharedPromptError, is_empty
+from toolkit.preferences.reading import are_messages, as_conversation, check_mapping, parse_record, with_columns
+from toolkit.preferences.refusals import check_label_base, in_words, prompt_texts, unknown_format
+from toolkit.preferences.rows import Record, canonical_prompt
+from toolkit.preferences.single_rows import RESPONSES, response_rows
 from toolkit.storage.integrity import refuse_changed
 
-RESPONSES = ("response", "completion", "output", "answer")
 LABEL = "label"
-_WORDS = {"true": True, "false": False, "1": True, "0": False, "good": True, "bad": False}
-_WORDS |= {"chosen": True, "rejected": False}
+_WORDS = {"true": True, "false": False, "good": True, "bad": False, "chosen": True, "rejected": False}
+_FLAGS = {1.0: True, 0.0: False}
 SAMPLE = 100
 # The column with the scores of all responses of a row of preference data.
 RESPONSE_SCORES = "response_scores"
@@ -70,7 +80,7 @@ class RowFile:
         """Changes with the rows."""
         if self.loaded is None:
             return file_hash(self.path)
-        return self.loaded.fingerprint or fingerprint([record for _, record in self.loaded.records])
+        return self.loaded.fingerprint or fingerprint([repr(record) for _, record in self.loaded.records])
 
     def n_rows(self) -> int:
         if self.loaded is not None:
@@ -189,49 +199,64 @@ def row_file(source: str, split: str = "train") -> RowFile:
 class RowReader:
     """Reads the prompt and the responses of each row of one file; made by :func:`row_reader`.
 
-    ``transcripts`` reads "Human: ... Assistant:" prompts as messages.
+    ``columns`` maps a format's columns to those of the file.
     """
 
     file: RowFile
-    parse: Callable[[Record], Datum]
-    transcripts: bool
-    is_preference: bool
+    recognised: Format
+    columns: Mapping[str, str]
+    conversational: bool | None
+    messages: frozenset[str] = frozenset()  # of the columns, those of texts that are JSON of chat messages
+
+    @property
+    def is_preference(self) -> bool:
+        """Whether a row has responses that are compared with each other."""
+        return not self.recognised.one_response
+
+    def record(self, record: Record) -> Record:
+        """A record with the format's names of columns, and with messages where their JSON is."""
+        return read_messages(with_columns(record, self.columns) if self.columns else record, self.messages)
 
     def read(self, number: int, record: Record) -> Datum | None:
         """None for a row that cannot be scored: a blank prompt or response, or responses that share no prompt.
 
         Raises DataError for a wrong row, with its place.
         """
+        datum = self.parsed(number, self.record(record))
+        if datum is None or not datum.responses or is_empty(datum):
+            return None
+        for text in (*prompt_texts(datum.prompt), *datum.responses):
+            if max(text, default="") >= "\ud800" and not _is_unicode(text):
+                raise DataError(
+                    "half of a Unicode surrogate pair, which no tokenizer takes", where=self.file.place(number)
+                )
+        return datum
+
+    def parsed(self, number: int, record: Record) -> Datum | None:
+        """What a row of :meth:`records` says; None where its responses share no prompt. Raises DataError for a wrong
+        one.
+        """
         try:
-            datum = self.parse(record)
+            return as_conversation(self.recognised, parse_record(self.recognised, record), self.conversational)
         except NoSharedPromptError:
             return None
         except RecordError as error:
             raise DataError(error.what, where=self.file.place(number, error.column), fix=error.fix) from error
-        prompt: Prompt | None = datum.prompt
-        if self.transcripts and isinstance(datum.prompt, str):
-            prompt = parse_transcript(datum.prompt)
-        texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt or []]
-        if not texts or not texts[-1].strip() or not all(text.strip() for text in datum.responses):
-            return None
-        if not datum.responses:
-            return None
-        for text in (*texts, *datum.responses):
-            if max(text) >= "\ud800" and not _is_unicode(text):
-                raise DataError(
-                    "half of a Unicode surrogate pair, which no tokenizer takes", where=self.file.place(number)
-                )
-        assert prompt is not None
-        return datum._replace(prompt=prompt)
 
-    def label(self, number: int, record: Record, column: str) -> bool:
-        """Raises DataError for a label that is neither good nor bad."""
-        value = record.get(column)
-        known = _WORDS.get(str(int(value) if isinstance(value, float) and value in (0, 1) else value).strip().lower())
+    def records(self) -> Iterator[tuple[int, Record]]:
+        """All rows of the file, each with its number."""
+        for chunk in self.file.chunks(ROWS_AT_ONCE):
+            yield from ((number, self.record(record)) for number, record in enumerate(chunk.records, chunk.first))
+
+    def label(self, number: int, record: Record) -> bool:
+        """Whether the label of a row says good. Raises DataError where it says neither good nor bad."""
+        value = self.record(record).get(LABEL)
+        number_in_it = parsed_number(value)  # "1.0" of a CSV file too
+        known = _WORDS.get(str(value).strip().lower()) if number_in_it is None else _FLAGS.get(number_in_it)
         if known is None:
             raise DataError(
                 f"the label {excerpt(value)} is neither good nor bad",
-                where=self.file.place(number, column),
+                where=self.file.place(number, self.columns.get(LABEL, LABEL)),
                 fix="1, true, good or chosen; 0, false, bad or rejected; leave rows without a label out",
             )
         return known
@@ -245,75 +270,70 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def row_reader(file: RowFile, columns: Mapping[str, str], *, text_only: bool) -> RowReader:
-    """The reader of a file by the columns of its first rows. ``columns`` maps prompt and response to other names.
+def row_reader(file: RowFile, columns: Mapping[str, str], *, conversational: bool | None = None) -> RowReader:
+    """The reader of a file by the columns of its first rows. ``columns`` maps a format's columns to those of the data.
 
-    Transcripts are read as messages where all of the first rows can be; ``text_only`` leaves them as text.
+    Rows are read as a run reads them (:func:`toolkit.preferences.reading.read_preferences`), ``conversational``
+    included: transcripts become messages where all of the file can.
 
-    Raises DataError where no column is known to hold the response or the prompt, with the columns that could.
+    Raises DataError where no column is known to hold the response or the prompt, with the columns that could; for a
+    column in ``columns`` that no format has; and for labels that no format has.
     """
-    sample = file.sample()
+    check_mapping(columns, columns.values(), str(file.path))
+    first = file.sample()
+    there = {str(name) for record in first for name in record}
+    mapped = {wanted: name for wanted, name in columns.items() if name in there}
+    sample = [with_columns(record, mapped) for record in first]
+    messages = message_columns(sample, str(file.path))
+    sample = [read_messages(record, messages) for record in sample]
+    found = Columns(tuple(dict.fromkeys(str(name) for record in sample for name in record)), sample)
+    text_only = conversational is False
+    recognised = formats.recognise(found.names, sample, text_only=text_only)
+    if recognised is None or recognised.one_response:
+        recognised = response_rows(found, text_only=text_only)
+    if recognised is None:
+        if found.has(*SIDES[0]):
+            raise unknown_format(str(file.path), found)
+        what = "prompt" if found.first(RESPONSES) else "response"
+        raise no_column(file, what, columns)
+    reader = RowReader(file, recognised, mapped, conversational, messages)
+    if recognised.labels:
+        loaded = SourceRecords(str(file.path), "row", FileRecords(reader.records))
+        check_label_base(loaded, recognised.labels, mappable=recognised.name == "labelled pair")
+    if conversational is None and recognised.name.endswith("transcripts"):
+        said = (reader.parsed(number, record) for number, record in reader.records())
+        return replace(reader, conversational=are_messages(datum for datum in said if datum is not None))
+    return reader
+
+
+def no_column(file: RowFile, what: str, columns: Mapping[str, str]) -> DataError:
+    """The error of a file in which no column is known to hold ``what``; names the columns that could."""
+    asked, sample = columns.get(what), file.sample()
     names = tuple(dict.fromkeys(str(name) for record in sample for name in record))
-    recognised = None if "response" in columns else formats.recognise(names, sample, text_only=text_only)
-    if recognised is not None and not recognised.one_response:
-        parse, is_preference = _parser_of(recognised), True
-    else:
-        response = column_of(file, sample, names, "response", RESPONSES, columns)
-        prompt = column_of(file, sample, names, "prompt", PROMPTS, columns)
-        parse, is_preference = _single(prompt, response), False
-    reader = RowReader(file, parse, False, is_preference)
-    if text_only:
-        return reader
-    data = [datum for k, record in enumerate(sample, 1) if (datum := reader.read(k, record)) is not None]
-    texts = [datum.prompt for datum in data if isinstance(datum.prompt, str)]
-    transcripts = bool(texts) and all(parse_transcript(text) is not None for text in texts)
-    return replace(reader, transcripts=transcripts)
-
-
-def _parser_of(recognised: Format) -> Callable[[Record], Datum]:
-    return lambda record: parse_record(recognised, record)
-
-
-def _single(prompt: str, response: str) -> Callable[[Record], Datum]:
-    """Reads a row with one response, which is a text or one message of the assistant."""
-
-    def parse(record: Record) -> Datum:
-        value = cell(record, response)
-        if isinstance(value, list):
-            messages = messages_from(value, response)
-            if [message["role"] for message in messages] != ["assistant"]:
-                raise RecordError(f"{response!r} is not one message of the assistant", column=response)
-            text = messages[0]["content"]
-        else:
-            text = text_cell(record, response)
-        return Datum(prompt_cell(record, [prompt]), [text], [], group=name_cell(record, GROUP))
-
-    return parse
-
-
-def column_of(
-    file: RowFile,
-    sample: Sequence[Record],
-    names: Sequence[str],
-    what: str,
-    known: Iterable[str],
-    columns: Mapping[str, str],
-) -> str:
-    """The column that holds ``what``: the one that ``columns`` names, or the first of ``known`` that is there."""
-    asked = columns.get(what)
-    if asked in names and asked is not None:
-        return asked
-    name = next((name for name in known if name in names), None)
-    if name is not None and asked is None:
-        return name
     fits = _could_be_label if what == LABEL else _could_be_text
     candidates = [name for name in names if all(fits(record.get(name)) for record in sample)]
     listed = f"could be: {', '.join(candidates)}" if candidates else f"its columns are {in_words(names)}"
-    raise DataError(
+    return DataError(
         f"there is no column {asked!r}" if asked else f"no column is known to hold the {what}",
         where=str(file.path),
         fix=f"name it with --column {what}=NAME; {listed}",
     )
+
+
+def check_columns(columns: Mapping[str, str], readers: Sequence[RowReader], further: Collection[str]) -> None:
+    """Raises DataError for an entry of ``columns`` that none of these readers uses, or only as ``further`` columns."""
+    where = "--column"
+    used = {GROUP, *further}.union(*(reader.recognised.columns for reader in readers))
+    for wanted, name in columns.items():
+        if not any(wanted in reader.columns for reader in readers):
+            names = {str(column) for reader in readers for record in reader.file.sample() for column in record}
+            raise DataError(
+                f"no file has a column {name!r}", where=f"{where} {wanted}={name}", fix=nearest(name, names)
+            )
+        if wanted not in used:
+            formats_ = " and ".join(dict.fromkeys(reader.recognised.name for reader in readers))
+            fix = f"columns that are read: {', '.join(sorted(used))}"
+            raise DataError(f"{formats_} has no column {wanted!r}", where=f"{where} {wanted}={name}", fix=fix)
 
 
 def _could_be_text(value: object) -> bool:
@@ -321,7 +341,7 @@ def _could_be_text(value: object) -> bool:
 
 
 def _could_be_label(value: object) -> bool:
-    return str(value).strip().lower() in {*_WORDS, "0.0", "1.0"}
+    return str(value).strip().lower() in _WORDS or parsed_number(value) in _FLAGS
 
 
 def group_of(datum: Datum) -> str:
@@ -347,7 +367,24 @@ def write_rows(chunk: Chunk, at: Sequence[int], columns: Mapping[str, Sequence[A
     with path.open("w", encoding="utf-8") as out:
         for k in at:
             record = {**chunk.records[k], **{name: values[k] for name, values in columns.items()}}
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+            out.write(_json_line(record, chunk.first + k) + "\n")
+
+
+def _json_line(record: Record, number: int) -> str:
+    """A record as JSON. Dates and times become text. Raises DataError for bytes and what else JSON does not have."""
+    try:
+        line = json.dumps(record, ensure_ascii=False, default=_text_of)
+    except TypeError as error:
+        fix = "remove the column, or name a Parquet file with it"
+        raise DataError(f"JSON lines cannot hold what the row has: {error}", where=f"row {number}", fix=fix) from error
+    # half of a surrogate pair in a column that nobody reads is in the file as it came, escaped
+    return line if line.isascii() or _is_unicode(line) else json.dumps(record, default=_text_of)
+
+
+def _text_of(value: object) -> str:
+    if isinstance(value, date | time | timedelta | Decimal):
+        return str(value)
+    raise TypeError(f"a value of type {type(value).__name__}")
 
 
 def join_rows(parts: Sequence[Path], path: Path, name: str) -> None:

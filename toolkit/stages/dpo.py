@@ -221,6 +221,7 @@ def run(context: DpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             **facts,
             **(budget or spending).facts(),
             arm="dpo",
+            conversational=encoder.conversational,
             beta=section.beta,
             loss_type=section.loss_type,
             implicit_reward=defined_by({"loss_type": section.loss_type}, section.beta).words,

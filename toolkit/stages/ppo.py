@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.engine import distributed
 from toolkit.errors import RecipeError
 from toolkit.files import read_json
-from toolkit.models.encoding import Tree, text_encoder
+from toolkit.models.encoding import Tree, is_conversation, text_encoder
 from toolkit.models.inspect import inner, torch_dtype
 from toolkit.models.resolve import resolve
 from toolkit.models.reward_head import CENTRING_PROMPTS, SampleLaw, reward_head
@@ -89,6 +89,7 @@ def run(context: PpoContext, inputs: dict[str, Path], out: Path, reporter: Repor
             **facts,
             **(budget or spending).facts(),
             arm="rm_ppo",
+            conversational=is_conversation(prompts[0].prompt),
             beta=section.kl_coef,
             reference_fingerprint=sft.fingerprint,
             reward=section.reward,

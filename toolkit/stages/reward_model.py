@@ -64,7 +64,7 @@ def run(context: RewardModelContext, inputs: dict[str, Path], out: Path, reporte
     for member in members:
         seed_everything(member.seed)
         took.append(training.train(member, len(members)))
-    head = one_model(section.combine, members, head, training)
+    head = replace(one_model(section.combine, members, head, training), conversational=encoder.conversational)
     if head.members:
         tokenizer.save_pretrained(out / "model")
         head.write(out / "model")  # what makes it an ensemble, before it is centred

@@ -87,6 +87,7 @@ def run(context: RftContext, inputs: dict[str, Path], out: Path, reporter: Repor
             step=steps,
             **spending.facts(),
             arm="rft",
+            conversational=encoder.conversational,
             n=section.n,
             reference_fingerprint=sft.fingerprint,
             reward_model_fingerprint=resolve(str(reward)).fingerprint,

@@ -6,6 +6,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -19,6 +20,7 @@ from toolkit.preferences.layout_parsing import joined
 from toolkit.preferences.loading import SourceRecords
 from toolkit.preferences.parsing import ASSISTANT_TURN, Datum, NoSharedPromptError
 from toolkit.preferences.reading import as_conversation, parse_record, recognised_source
+from toolkit.preferences.refusals import refused
 from toolkit.preferences.rows import Record
 from toolkit.preferences.unseen import unseen_parts
 
@@ -152,17 +154,22 @@ class _RowReader:
             (number, datum) for number, record in records if (datum := self.records.read(number, record)) is not None
         )
         if self.recognised.one_response:
-            data, self.single, empty = joined(data)
+            data, self.single, empty = joined(data, partial(refused, self.loaded))
             self.blank.extend(empty)
         if self.transcripts_stay:
             yield from data
             return
-        for item in data:
-            as_read, unparsable = as_conversation(self.loaded, self.recognised, [item], self.options.conversational)
-            if self._decides and isinstance(as_read[0][1].prompt, str):
+        for number, datum in data:
+            try:
+                as_read = as_conversation(self.recognised, datum, self.options.conversational)
+            except NoSharedPromptError:
+                self.unparsable.append(number)
+                continue
+            except RecordError as error:
+                raise refused(self.loaded, number, error) from error
+            if self._decides and isinstance(as_read.prompt, str):
                 raise _NoConversationError
-            self.unparsable.extend(unparsable)
-            yield from as_read
+            yield number, as_read
 
     @property
     def _decides(self) -> bool:
