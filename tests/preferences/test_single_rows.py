@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from toolkit.errors import DataError
+from toolkit.measure.options import PromptSelection
 from toolkit.measure.outputs import read_outputs
+from toolkit.measure.responses import read_responses
 from toolkit.measure.single_responses import read_single_responses
 from toolkit.preferences.prompts import read_prompts
 from toolkit.preferences.reading import read_preferences
@@ -58,6 +60,9 @@ def test_every_reader_has_the_prompt_of_a_run(tmp_path: Path, case: str) -> None
     assert [(row.prompt, row.responses) for row in read_preferences(pair).rows] == [(prompt, [" yes", " no"])]
     for source in (pair, single, alone):
         assert [item.prompt for item in read_prompts(source)] == [prompt], source
+    listed = written(tmp_path / "listed.jsonl", {**columns, "responses": [" yes", " no"]})
+    [answered] = read_responses(PromptSelection(data=listed))
+    assert (answered.prompt, answered.responses) == (prompt, [" yes", " no"])
     singles = read_single_responses(single, "train")
     assert singles is not None and [(row.prompt, row.responses) for row in singles.rows] == [(prompt, [" yes"])]
     assert by_filter(pair) == [(prompt, [" yes", " no"])]

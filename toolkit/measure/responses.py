@@ -12,13 +12,14 @@ import numpy as np
 from toolkit.evals.distinct import equals
 from toolkit.measure.options import PromptSelection
 from toolkit.preferences import formats, splits
-from toolkit.preferences.cells import RecordError, name_cell, prompt_cell, texts_cell
-from toolkit.preferences.columns import GROUP
+from toolkit.preferences.cells import RecordError, odd_one, two_groups
+from toolkit.preferences.columns import Columns, Format
 from toolkit.preferences.loading import SourceRecords, load, local_path
-from toolkit.preferences.reading import DataReport, column_names, read_preferences
-from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
+from toolkit.preferences.reading import SAMPLE, DataReport, column_names, parse_record, read_preferences
+from toolkit.preferences.refusals import check_unicode, prompt_texts, refused
 from toolkit.preferences.rows import PreferenceRow, Prompt, canonical_prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, SampleTable, table_samples
+from toolkit.preferences.single_rows import list_rows
 from toolkit.preferences.stored import StoredRows
 from toolkit.preferences.tables import from_parquet
 from toolkit.preferences.views import RowsAt
@@ -49,11 +50,11 @@ def has_responses(selection: PromptSelection) -> bool:
     if path.suffix.lower() == ".txt":
         return False
     loaded = load(selection.data, split=selection.split, config=None, revision=None)
-    return _recognised(loaded) or _unlabelled(loaded)
+    return _recognised(loaded) or _unlabelled(loaded) is not None
 
 
 def read_responses(selection: PromptSelection, reporter: Reporter | None = None) -> Sequence[Answered]:
-    """The prompts and responses of preference data, whose own labels are not read; of rows with ``prompt`` and a list
+    """The prompts and responses of preference data, whose own labels are not read; of rows with a prompt and a list
     ``responses``; or of all policies in a run folder's ``samples.parquet``. They wait on disk. The reporter says which
     rows of preference data are left out.
 
@@ -69,8 +70,8 @@ def _rows(selection: PromptSelection, reporter: Reporter | None) -> Sequence[Pre
     rows: StoredRows | None = None
     if local_path(selection.data).suffix.lower() != ".txt":
         loaded = load(selection.data, split=selection.split, config=None, revision=None)
-        if not _recognised(loaded) and _unlabelled(loaded):
-            rows = _of_rows(loaded)
+        if not _recognised(loaded) and (unlabelled := _unlabelled(loaded)) is not None:
+            rows = _of_rows(loaded, unlabelled)
     if rows is None:
         preferences = read_preferences(selection.data, split=selection.split)
         say_left_out(selection.data, preferences.report, reporter)
@@ -97,22 +98,26 @@ def _samples_file(path: Path) -> Path | None:
 
 
 def _recognised(loaded: SourceRecords) -> bool:
-    return formats.recognise(column_names(loaded), [record for _, record in loaded.records[:100]]) is not None
+    columns = _columns(loaded)
+    return formats.recognise(columns.names, columns.sample) is not None
 
 
-def _unlabelled(loaded: SourceRecords) -> bool:
-    return {"prompt", "responses"} <= set(column_names(loaded))
+def _unlabelled(loaded: SourceRecords) -> Format | None:
+    return list_rows(_columns(loaded))
 
 
-def _of_rows(loaded: SourceRecords) -> StoredRows:
-    """Rows of ``prompt`` and ``responses`` without labels; rows of one prompt are merged."""
+def _columns(loaded: SourceRecords) -> Columns:
+    return Columns(column_names(loaded), [record for _, record in loaded.records[:SAMPLE]])
+
+
+def _of_rows(loaded: SourceRecords, unlabelled: Format) -> StoredRows:
+    """Rows of a prompt and ``responses`` without labels; rows of one prompt are merged."""
     records, keys = Spill(), array("q")
     for number, record in loaded.records:
         try:
-            prompt, responses = prompt_cell(record, ["prompt"]), texts_cell(record, "responses")
-            group = name_cell(record, GROUP)
+            prompt, responses, *_, group, _ = parse_record(unlabelled, record)
         except RecordError as error:
-            raise row_error(loaded, number, error.what, column=error.column, fix=error.fix) from error
+            raise refused(loaded, number, error) from error
         check_unicode(loaded, number, prompt_texts(prompt), "prompt")
         check_unicode(loaded, number, responses, "responses")
         records.append((prompt, responses, number, group))
@@ -121,6 +126,9 @@ def _of_rows(loaded: SourceRecords) -> StoredRows:
     for places in equals(np.frombuffer(keys, np.int64)):
         of_prompt = [records[place] for place in places.tolist()]
         prompt, _, number, group = of_prompt[0]
+        groups = [record[3] for record in of_prompt]
+        if (k := odd_one(groups)) is not None:
+            raise refused(loaded, of_prompt[k][2], two_groups(groups[k], group))
         responses = [text for record in of_prompt for text in record[1]]
         rows.add(PreferenceRow(prompt_id(prompt), prompt, responses, [], None, number, group), [])
     return rows

@@ -1,4 +1,4 @@
-"""Rows that compare nothing: of a prompt alone, or of a prompt and one response.
+"""Rows that compare nothing: of a prompt alone, of a prompt and one response, or of a prompt and a list of them.
 
 Their prompt is made up as that of preference data is: ``input`` follows ``instruction``, and a system text and earlier
 turns in columns of their own stand before it, so that a row has the prompt that a run on the same columns has.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from toolkit.preferences import layouts
-from toolkit.preferences.cells import RecordError, cell, messages_from, prompt_cell, text_cell
+from toolkit.preferences.cells import RecordError, cell, messages_from, prompt_cell, text_cell, texts_cell
 from toolkit.preferences.columns import Columns, Format
 from toolkit.preferences.parsing import Datum
 from toolkit.preferences.rows import Record
@@ -43,6 +43,15 @@ def response_rows(columns: Columns, *, text_only: bool = False) -> Format | None
     return found if text_only else layouts.in_context(found, columns)
 
 
+def list_rows(columns: Columns) -> Format | None:
+    """The format of rows with a prompt and a list ``responses`` that nothing compares. None for other columns."""
+    prompts = prompt_columns(columns)
+    if not prompts or not columns.has("responses"):
+        return None
+    parse = partial(_listed, prompts=prompts)
+    return layouts.in_context(Format("unlabelled responses", frozenset([*prompts, "responses"]), parse), columns)
+
+
 def prompt_columns(columns: Columns) -> tuple[str, ...]:
     """The columns that make up the prompt of such rows; () where there is none."""
     return columns.prompts or tuple(columns.present("messages"))
@@ -50,6 +59,10 @@ def prompt_columns(columns: Columns) -> tuple[str, ...]:
 
 def _datum(record: Record, *, prompts: tuple[str, ...], response: str | None) -> Datum:
     return Datum(prompt_cell(record, prompts), [] if response is None else [response_cell(record, response)], [])
+
+
+def _listed(record: Record, *, prompts: tuple[str, ...]) -> Datum:
+    return Datum(prompt_cell(record, prompts), texts_cell(record, "responses"), [])
 
 
 def response_cell(record: Record, column: str) -> str:
