@@ -29,7 +29,7 @@ from toolkit.models.encoding import TextEncoder, Tree
 from toolkit.models.load import new_reward_model
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.preferences.steps import Solution
+from toolkit.preferences.solutions import Solution
 from toolkit.recipe.training import ModelSection
 
 

@@ -51,6 +51,10 @@ def test_an_adapter_saw_the_prompts_of_its_run_and_of_its_bases(model: Path, tmp
     (tmp_path / "later" / "data").mkdir()
     write_table([{"prompt_id": "z"}], tmp_path / "later" / "data" / "train.parquet")
     assert trained_prompts(resolve(str(adapter))) == {"a", "b", "c", "z"}
+    above = tmp_path / "above"
+    above.mkdir()
+    write_json(above / "adapter_config.json", {"base_model_name_or_path": str(adapter)})
+    assert trained_prompts(resolve(str(above))) == {"a", "b", "c", "z"}
 
 
 def test_judges_that_saw_the_prompts_are_named_with_how_many(model: Path) -> None:

@@ -176,7 +176,8 @@ def test_of_a_prompt_without_comparisons_no_text_is_mixed_in(tokenizer: Any, tmp
     assert trees == [encoder.encode("The soup", [" was cold."], 40).tree]
     assert line.endswith("left out: 1 without a preferred response")
     read = [PreferenceRow("a", "The film", [" was good.", " was bad."], [])]
-    assert imitated_texts(read, "preferred", encoder, 40, 0) == []
+    with pytest.raises(DataError, match="no training prompt has a preferred response"):
+        imitated_texts(read, "preferred", encoder, 40, 0)
 
 
 @pytest.mark.parametrize(

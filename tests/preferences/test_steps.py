@@ -11,13 +11,8 @@ from typing import Any
 import pytest
 
 from toolkit.errors import DataError
-from toolkit.preferences.steps import (
-    Solution,
-    read_steps,
-    solutions_from_parquet,
-    solutions_to_parquet,
-    split_solutions,
-)
+from toolkit.preferences.solutions import Solution, solutions_from_parquet, solutions_to_parquet, split_solutions
+from toolkit.preferences.steps import read_steps
 
 REAL = os.environ.get("DUEL_REAL_DATA")
 GOOD = {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}

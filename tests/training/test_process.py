@@ -14,7 +14,7 @@ from support.small_models import assert_same_gradients, classifier, engine, grad
 from toolkit.engine.process import StepTree
 from toolkit.errors import DataError
 from toolkit.models.encoding import Tree
-from toolkit.preferences.steps import Solution
+from toolkit.preferences.solutions import Solution
 from toolkit.recipe.training import Training
 from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.process import StepExample, StepTrainer, step_batches, step_examples, step_loss

@@ -21,7 +21,7 @@ from toolkit.engine.tree import TreeBatch
 from toolkit.errors import DataError, ModelError
 from toolkit.evals.process import ScoredSolution
 from toolkit.models.encoding import TextEncoder, Tree
-from toolkit.preferences.steps import Solution
+from toolkit.preferences.solutions import Solution
 
 Advance = Callable[[int], None]
 StepProbabilities = list[tuple[int, float]]

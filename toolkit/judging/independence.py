@@ -47,8 +47,9 @@ def trained_prompts(ref: ModelRef) -> set[str]:
     """Ids of the prompts that a model was trained on, where it lies in a run folder of duel or is an adapter on a model
     there; none where that is not known."""
     folders = [Path(ref.path)]
-    if ref.kind == "adapter":
-        folders.append(Path(resolve_base(Path(ref.path)).path))
+    while ref.kind == "adapter":
+        ref = resolve_base(Path(ref.path))
+        folders.append(Path(ref.path))
     runs = {
         parent
         for folder in folders

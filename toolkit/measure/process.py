@@ -33,7 +33,7 @@ from toolkit.models.load import load_policy
 from toolkit.models.resolve import ModelRef
 from toolkit.models.reward_head import ProcessHead, RewardHead, reward_head
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.preferences.steps import Solution
+from toolkit.preferences.solutions import Solution
 from toolkit.progress import Reporter
 from toolkit.recipe.training import ModelSection
 

@@ -29,7 +29,8 @@ from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.preferences.steps import Solution, as_prompts_of, read_steps, step_source_path
+from toolkit.preferences.solutions import Solution, as_prompts_of
+from toolkit.preferences.steps import read_steps, step_source_path
 from toolkit.progress import Reporter
 from toolkit.runs.kinds import CARD_FILE, refuse_others_folder
 from toolkit.runs.store import RunFolder

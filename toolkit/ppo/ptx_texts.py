@@ -26,12 +26,18 @@ TEXT, PROMPT, COMPLETION = "text", "prompt", "completion"
 def imitated_texts(
     rows: Sequence[PreferenceRow], train_on: str, encoder: TextEncoder, max_response_tokens: int, seed: int
 ) -> list[Tree]:
-    """A prompt with one response for each response that SFT imitates, in a random order."""
+    """A prompt with one response for each response that SFT imitates, in a random order.
+
+    Raises DataError where it imitates none.
+    """
     trees = [
         encoder.encode(row.prompt, [row.responses[i]], max_response_tokens).tree
         for row in rows
         for i in imitated(row, train_on)
     ]
+    if not trees:
+        fix = "sft.train_on: all, or name ppo.ptx_texts"
+        raise DataError("no training prompt has a preferred response to mix in", where="ppo.ptx_coef", fix=fix)
     random.Random(f"{seed}/ptx").shuffle(trees)
     return trees
 

@@ -22,7 +22,7 @@ from toolkit.ppo.schedule import Schedule
 from toolkit.preferences import splits
 from toolkit.preferences.reading import data_warnings
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.preferences.steps import Solution
+from toolkit.preferences.solutions import Solution
 from toolkit.recipe.arms import ArmDifference, Measured, planned_differences
 from toolkit.recipe.checks import held_out_part
 from toolkit.recipe.files import LoadedRecipe

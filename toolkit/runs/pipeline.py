@@ -19,7 +19,7 @@ from toolkit.files import copy_whole, read_json, write_json, write_text
 from toolkit.judging.records import check_recorded_names
 from toolkit.judging.templates import check_template_of
 from toolkit.models.remote_code import remote_code, remote_code_allowed
-from toolkit.preferences.steps import solutions_from_parquet
+from toolkit.preferences.solutions import solutions_from_parquet
 from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter, RunLog, Trackers, duration
 from toolkit.recipe.arms import planned_differences

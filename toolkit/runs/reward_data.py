@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from toolkit.preferences.annotators import annotators_of
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.preferences.steps import Solution
+from toolkit.preferences.solutions import Solution
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.training import RewardModelSection
 

@@ -27,7 +27,8 @@ from toolkit.preferences import splits
 from toolkit.preferences.loading import place_in
 from toolkit.preferences.reading import PreferenceData, data_warnings, read_preferences
 from toolkit.preferences.rows import PreferenceRow, Prompt
-from toolkit.preferences.steps import Solution, as_prompts_of, read_steps, solutions_to_parquet, split_solutions
+from toolkit.preferences.solutions import Solution, as_prompts_of, solutions_to_parquet, split_solutions
+from toolkit.preferences.steps import read_steps
 from toolkit.preferences.tables import to_parquet
 from toolkit.preferences.views import RowsAt, chunks, first_responses, one_ahead, prompt_of
 from toolkit.progress import Reporter

@@ -53,7 +53,7 @@ from toolkit.preferences import splits
 from toolkit.preferences.gold import gold_is_known
 from toolkit.preferences.rows import PreferenceRow
 from toolkit.preferences.samples import write_samples
-from toolkit.preferences.steps import solutions_from_parquet
+from toolkit.preferences.solutions import solutions_from_parquet
 from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.arms import labels_difference, trained_differences

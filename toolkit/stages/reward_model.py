@@ -24,7 +24,7 @@ from toolkit.models.sharding import shards
 from toolkit.models.tokenizer import load_tokenizer, reads_the_same
 from toolkit.preferences.fresh import write_fresh_rewards
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.preferences.steps import solutions_from_parquet
+from toolkit.preferences.solutions import solutions_from_parquet
 from toolkit.preferences.tables import from_parquet
 from toolkit.progress import Reporter
 from toolkit.recipe.rounds import kind_of, round_of

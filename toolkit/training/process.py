@@ -14,7 +14,7 @@ from toolkit.engine.engine import Engine
 from toolkit.engine.process import StepTree, token_scores
 from toolkit.engine.tree import TreeBatch
 from toolkit.errors import DataError
-from toolkit.preferences.steps import Solution
+from toolkit.preferences.solutions import Solution
 from toolkit.training.batch import Example
 from toolkit.training.trainer import EngineTrainer
 

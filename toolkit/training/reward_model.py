@@ -37,7 +37,7 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences import splits
 from toolkit.preferences.annotators import annotators_of
 from toolkit.preferences.rows import PreferenceRow
-from toolkit.preferences.steps import Solution
+from toolkit.preferences.solutions import Solution
 from toolkit.progress import Reporter
 from toolkit.recipe.training import ModelSection, RewardModelSection
 from toolkit.training.batch import Example, PairBatch, examples_of
