@@ -68,6 +68,8 @@ def test_the_recipe_is_read_with_its_settings(tmp_path: Path) -> None:
     done = duel("study", str(recipe), "--set", "dpo.label_smoothing=0", "--seeds", "2", check=2)
     assert "study" in done.stderr and "label_smoothing" not in done.stderr
     assert "--force is for a --table" in duel("study", "study-tiny", "--force", check=2).stderr
+    twice = duel("study", "study-tiny", "--set", "study.kl_limit=3", "--kl-limit", "2", check=2).stderr
+    assert "study.kl_limit is given twice, by --set and by --kl-limit" in " ".join(twice.split())
 
 
 def test_report_writes_the_page_of_a_study(table: Path, tmp_path: Path) -> None:

@@ -89,6 +89,10 @@ def study(
         raise click.UsageError("--force is for a --table: a study of a RECIPE goes on, and replaces nothing")
     assert recipe is not None
     options = {"study.seeds": seeds, "study.trials": trials, "study.kl_limit": kl_limit}
+    for name in (name for name, value in options.items() if value is not None):
+        if any(text.partition("=")[0].strip() == name for text in sets):
+            option = name.removeprefix("study.").replace("_", "-")
+            raise click.UsageError(f"{name} is given twice, by --set and by --{option}")
     changes = [f"{name}={value}" for name, value in options.items() if value is not None]
     on_ray = engine, (ray_cpus, ray_gpus, ray_memory)
     _of_recipe(ctx, recipe, (*sets, *changes), out, on_ray, dry_run=dry_run, as_json=as_json)
