@@ -231,7 +231,8 @@ def test_samples_beside_the_data(tokenizer: Any, tmp_path: Path) -> None:
 def test_shifted_texts(tokenizer: Any, tmp_path: Path) -> None:
     def shift(n: int) -> object:
         reading = read(pairs(tmp_path, n), tokenizer, "tiny", ReadingOptions())
-        shifts = shifts_of(["case", f"same:{pairs(tmp_path, n)}"], reading, tokenizer, "tiny", ReadingOptions())
+        specs = ["case", f"same:{pairs(tmp_path, n)}"]
+        shifts = shifts_of(specs, reading, tokenizer, "tiny", ReadingOptions(), QUIET)
         return shifts, together(shifts, reading)
 
     assert growth(shift) < LENGTH

@@ -89,7 +89,7 @@ def rm_card(
     """The card as one document; with ``out`` it is written there (``card.json``), with the scores as a table.
 
     ``model`` is a reward model, ``gold``, or ``python:MODULE:FUNCTION``. Run again with the same ``out``, it does not
-    score again what it has scored.
+    score again what a reward model and ``implicit`` have scored; functions and ``judge`` score anew.
 
     Raises DataError for data without comparisons and gold rewards, ModelError for a model that gives no finite scores,
     RecipeError for options that do not go together and for a judge that does not score, StoreError where ``out`` has
