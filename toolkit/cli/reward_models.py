@@ -31,7 +31,7 @@ from toolkit.cli.options import FORCE, JSON, PATH, POSITIVE, SEED, SPLIT, emit, 
     "columns",
     multiple=True,
     metavar="KNOWN=NAME",
-    help="The column NAME holds the prompt, response or label. Can be given several times.",
+    help="The column NAME holds the prompt, response, label or another KNOWN column. Can be given several times.",
 )
 @SPLIT
 @click.option("--plain", is_flag=True, help="Read transcripts as text, for models without a chat template.")
