@@ -43,6 +43,19 @@ def test_orders_are_judged_apart_and_together() -> None:
     assert result.accuracy["value"] == 0.75
 
 
+def test_what_is_half_judged_counts_in_its_order_alone() -> None:
+    """A judge that always takes the first failed in order 1: what is left of it would be right on every prompt."""
+    gold = opinions("gold", [1, 1, 1, 1])
+    whole = opinions("x", [1, 0], order=0) + opinions("x", [1, 0], order=1)
+    half = [Opinion(f"p{k}", AB, "x", 1.0, 0, half=True) for k in (2, 3)]
+    [result] = agreement(gold, whole, half, reference="gold").against_reference
+    assert (result.accuracy["value"], result.n, result.n_all, result.same_verdict["value"]) == (0.5, 2, 2, 0.5)
+    assert result.by_order[0] is not None and result.by_order[0]["value"] == 0.75
+    other = opinions("y", [1, 1, 1, 1])
+    [pair] = agreement(other, whole, half).pairs
+    assert pair.n == 2
+
+
 def test_equals_the_plain_tables() -> None:
     rng = np.random.default_rng(0)
     judged = {name: rng.choice([0.0, 0.5, 1.0], 80, p=[0.4, 0.2, 0.4]) for name in "xyz"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from support.running import duel
 
 from toolkit.errors import DataError
 from toolkit.evals.winrate import win_rate
-from toolkit.judging.records import read_judgements, read_recorded
+from toolkit.judging.records import Judgement, read_judgements, read_recorded, text_measures
 from toolkit.judging.win_rates import winrate_report
 
 
@@ -72,12 +73,40 @@ def test_prompts_that_came_in_both_orders_by_chance_drop_no_other(tmp_path: Path
     def battle(prompt: str, left: str, right: str) -> dict[str, Any]:
         return {"question_id": prompt, "model_a": left, "model_b": right, "winner": "model_a"}
 
-    drawn = [battle("p0", "x", "y"), battle("p0", "y", "x"), *(battle(f"p{k}", "x", "y") for k in range(1, 6))]
+    drawn = [battle("p0", "x", "y"), battle("p0", "y", "x")]
+    drawn += [battle(f"p{k}", *("xy" if k % 2 else "yx")) for k in range(1, 6)]
     [row] = winrate_report([jsonl(tmp_path / "b.jsonl", drawn)], n_resamples=50)["win_rates"]
-    assert (row["n_prompts"], row["n_judged"], row["win_rate"]) == (6, 6, (0.5 + 5) / 6)
+    assert (row["n_prompts"], row["n_judged"], row["win_rate"], row["first_slot_rate"]) == (6, 6, (0.5 + 3) / 6, 1.0)
     planned = [battle(f"p{k}", *pair) for k in range(5) for pair in (("x", "y"), ("y", "x"))][:-1]
     [row] = winrate_report([jsonl(tmp_path / "b.jsonl", planned)], n_resamples=50)["win_rates"]
     assert (row["n_prompts"], row["n_judged"], row["position_consistency"]) == (5, 4, 0.0)  # p4 lacks an order
+
+
+def test_a_judge_that_likes_the_left_side_is_no_win_rate(tmp_path: Path) -> None:
+    """It saw x on the left on all prompts, and y there too on some: the orders say that these alone are judged."""
+    sides = [(k, pair) for k in range(50) for pair in ("xy", "yx")[: 2 if k < 20 else 1]]
+    rows = [{"question_id": f"p{k}", "model_a": a, "model_b": b, "winner": "model_a"} for k, (a, b) in sides]
+    [row] = winrate_report([jsonl(tmp_path / "b.jsonl", rows)], n_resamples=50)["win_rates"]
+    assert (row["n_prompts"], row["n_judged"], row["win_rate"], row["first_slot_rate"]) == (50, 20, 0.5, 1.0)
+    own = [
+        {"prompt_id": f"p{k}", "policy": "x", "baseline": "y", "judge": "recorded", "preference": float(a == "x"),
+         "order": int(a == "y")} for k, (a, _) in sides
+    ]  # fmt: skip
+    assert winrate_report([jsonl(tmp_path / "own.jsonl", own)], n_resamples=50)["win_rates"] == [row]
+
+
+def test_a_prompts_own_id_comes_before_its_text(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Go on.", "prompt_id": f"turn {k}", "model_a": "a", "model_b": "b", "winner": "model_a"}
+        for k in range(3)
+    ]
+    assert [prompt for prompt, _, _ in summary(tmp_path, rows)] == ["turn 0", "turn 1", "turn 2"]
+    for row in rows:
+        row["question"] = row.pop("prompt")
+    assert len({prompt for prompt, _, _ in summary(tmp_path, rows, columns={"prompt": "question"})}) == 1
+    rows[1]["prompt_id"] = ""
+    with pytest.raises(DataError, match="'prompt_id' is empty"):
+        summary(tmp_path, rows)
 
 
 def test_chosen_and_rejected_responses_stood_in_no_order(tmp_path: Path) -> None:
@@ -254,6 +283,32 @@ def test_the_command_prints_what_votes_correct(tmp_path: Path) -> None:
     assert "Corrected by people's votes" in shown and "30 of 60" in shown
 
 
+def test_columns_are_mapped_in_the_files_that_have_them(tmp_path: Path) -> None:
+    judged, votes = files(tmp_path)
+    command = ["winrate", str(judged), f"--human={votes}", "--json"]
+    expected = json.loads(duel(*command).stdout)["prediction_powered"]
+    for file, name in ((votes, "who"), (judged, "decided")):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        jsonl(file, [{name: row["winner"], **{k: v for k, v in row.items() if k != "winner"}} for row in rows])
+        assert json.loads(duel(*command, f"--column=winner={name}").stdout)["prediction_powered"] == expected
+        assert "there is no column 'whom'" in duel(*command, "--column=winner=whom", check=2).stderr
+        jsonl(file, rows)
+
+
+def test_votes_on_a_prompts_text_are_known_by_the_responses(tmp_path: Path) -> None:
+    """A run's conversation has the id of its messages, and a vote that of their text."""
+    judged, votes = tmp_path / "judged.jsonl", tmp_path / "votes.jsonl"
+    texts = [(f"{k} is it.", f"It is {k}.") for k in range(30)]
+    rows = [Judgement(f"id {k}", "x", "y", "j", float(k % 3 > 0), **text_measures(*texts[k])) for k in range(30)]
+    jsonl(judged, [asdict(row) for row in rows])
+    jsonl(votes, [
+        {"prompt": f"p{k}", "model_a": "y", "model_b": "x", "response_a": b, "response_b": a, "winner": "AB"[k % 2]}
+        for k, (a, b) in enumerate(texts[:20])
+    ])  # fmt: skip
+    [row] = winrate_report([judged], human=votes, n_resamples=50)["prediction_powered"]
+    assert (row["n_human"], row["n_judge_only"], row["human_win_rate"]) == (20, 10, 0.5)
+
+
 def test_votes_on_other_systems_or_prompts_are_refused(tmp_path: Path) -> None:
     judged, _ = files(tmp_path)
     other = jsonl(tmp_path / "o.jsonl", [{"prompt": "p1", "model_a": "v", "model_b": "w", "winner": "A"}])
@@ -280,7 +335,7 @@ def test_a_pair_with_few_votes_is_left_out_by_name(tmp_path: Path) -> None:
 
 
 def test_the_prompts_of_texts_and_messages_are_one() -> None:
-    from toolkit.judging.battles import plain_prompt
+    from toolkit.judging.prompt_ids import plain_prompt
 
     assert plain_prompt([{"role": "user", "content": QUESTIONS[0]}]) == QUESTIONS[0]
     longer = [{"role": "system", "content": "s"}, {"role": "user", "content": QUESTIONS[0]}]

@@ -149,12 +149,10 @@ def test_llmbar_both_orders(tmp_path: Path) -> None:
             for c in ("winner_noswap", "winner_swap")
         }
         assert [part["value"] for part in against["by_order"]] == pytest.approx([np.mean(v) for v in right.values()])
-        verdicts = [
-            np.sign(np.mean([1.0 if int(float(r[c])) == 1 else -1.0 for c in right if r[c]]))
-            for r in mine
-            if any(r[c] for c in right)
-        ]
-        truth = [1.0 if r["label"] == "1" else -1.0 for r in mine if any(r[c] for c in right)]
+        whole = [r for r in mine if all(r[c] for c in right)]  # the win rate is over these, too
+        verdicts = [np.sign(np.mean([1.0 if int(float(r[c])) == 1 else -1.0 for c in right])) for r in whole]
+        truth = [1.0 if r["label"] == "1" else -1.0 for r in whole]
+        assert against["n_all"] == len(whole)
         assert against["cohen_kappa"]["value"] == pytest.approx(cohen_kappa_score(verdicts, truth), abs=1e-9)
         assert against["accuracy"]["ci_low"] <= against["accuracy"]["value"] <= against["accuracy"]["ci_high"]
     gpt4 = report["Natural/GPT-4/CoT"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 
 from toolkit.evals.training_signals import TRAINING_SIGNALS
-from toolkit.judging import scorers
+from toolkit.judging import alpaca_eval, scorers
 from toolkit.judging.judge import ask_judges
 from toolkit.judging.options import JudgeOptions
+from toolkit.judging.prompt_ids import ids_of_prompts
 from toolkit.judging.recorded import MIN_SAME_ANSWERS, MatchedJudgements, matched, signals_by_answers
-from toolkit.judging.records import Judgement, turned, write_judgements
+from toolkit.judging.records import Judgement, read_judgements, text_measures, turned, write_judgements
 from toolkit.judging.responses import PolicyResponses
+from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.progress import Reporter
 from toolkit.recipe.training import ModelSection
 
@@ -87,3 +90,30 @@ def test_one_judgement_and_several_are_said_alike() -> None:
         "votes: of 1,200 judgements 1,100 are of other responses to these prompts and were left out",
         "votes: of 1,200 judgements 1 does not record which responses it is of, and was taken by prompt and policy",
     ]
+
+
+def test_a_vote_on_the_text_of_a_question_is_one_on_its_conversation(tmp_path: Path) -> None:
+    """Files of battles have the id of a text, AlpacaEval's annotations another; a run has that of its messages."""
+    chats: list[Prompt] = [[{"role": "user", "content": f"Why {p}?"}] for p in range(N)]
+    chats[1] = [{"role": "system", "content": "Be brief."}, *chats[1]]
+    responses = PolicyResponses([prompt_id(chat) for chat in chats], chats, TEXTS)
+    battles = [
+        {"prompt": f"Why {p}?", "model_a": "rm_ppo", "model_b": "dpo", "response_a": TEXTS["rm_ppo"][p][0],
+         "response_b": TEXTS["dpo"][p][0], "winner": "model_a", "judge": "ann"} for p in range(N)
+    ]  # fmt: skip
+    file = tmp_path / "votes.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in battles))
+    result = matched(read_judgements([file]), responses)
+    assert (len(result.matching), result.n_elsewhere) == (N - 1, 1)  # a system message makes another prompt
+    assert {j.prompt_id for j in result.matching} == {*responses.prompt_ids} - {responses.prompt_ids[1]}
+    own = [
+        Judgement(key, "rm_ppo", "dpo", "gold", 1.0, **text_measures(TEXTS["rm_ppo"][p][0], TEXTS["dpo"][p][0]))
+        for p, key in enumerate(responses.prompt_ids)
+    ]
+    alpaca_eval.write_annotations(own, responses, tmp_path / "annotations.json")
+    result = matched(read_judgements([tmp_path / "annotations.json"]), responses)
+    assert [j.prompt_id for j in result.matching] == responses.prompt_ids and result.notes("a") == []
+
+
+def test_one_text_of_two_prompts_names_neither() -> None:
+    assert ids_of_prompts([("p", "Why?"), ("q", "Why?")]) == {"p": "p", "q": "q"}

@@ -210,3 +210,20 @@ def test_a_folder_and_no_files_are_refused(tmp_path: Path) -> None:
 def test_values_that_are_no_names_or_numbers_are_refused(tmp_path: Path, more: dict[str, Any], match: str) -> None:
     with pytest.raises(DataError, match=match):
         win_rates_of([jsonl(tmp_path / "j.jsonl", [{**judgement("a", 1.0), **more}])])
+
+
+def test_an_empty_cell_is_a_missing_value(tmp_path: Path) -> None:
+    """In CSV as null is in JSONL: a judgement that failed, and a prompt without a slice."""
+    header = "prompt_id,policy,baseline,judge,preference,order,topic\n"
+    (tmp_path / "j.csv").write_text(header + "p,a,b,j,1,,cars\nq,a,b,j,,,cars\n")
+    [row] = win_rates_of([tmp_path / "j.csv"], n_resamples=50)
+    assert (row["n_prompts"], row["n_judged"], row["n_failed"]) == (2, 1, 1)
+    assert [r["slice"] for r in win_rates_of([tmp_path / "j.csv"], by="topic", n_resamples=50)] == [None, "topic=cars"]
+    (tmp_path / "j.csv").write_text(header + "p,a,b,j,1,,cars\nq,a,b,j,0,,\n")
+    null = jsonl(tmp_path / "j.jsonl", [judgement("p", 1.0, topic="cars"), judgement("q", 0.0, topic=None)])
+    for file in (tmp_path / "j.csv", null):
+        with pytest.raises(DataError, match="the column 'topic' is empty"):
+            win_rates_of([file], by="topic", n_resamples=50)
+    (tmp_path / "topics.csv").write_text("prompt_id,topic\np,cars\nq,\n")
+    with pytest.raises(DataError, match="a row needs its prompt and 'topic'"):
+        win_rates_of([tmp_path / "j.csv"], by="topic", attributes=tmp_path / "topics.csv", n_resamples=50)

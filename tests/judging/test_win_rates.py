@@ -321,3 +321,40 @@ def test_votes_in_an_order_that_was_drawn_all_count(n_twice: int) -> None:
     # a judge that was asked in both orders, and whose answers in one of them are missing
     [row] = win_rates.win_rates([v for v in votes if v.order == 0 or int(v.prompt_id[1:]) < n_twice])
     assert row.n_judged == n_twice
+
+
+def test_position_is_over_pairs_that_a_judge_saw() -> None:
+    """Of equal texts nobody is asked: their ties made a judge that always takes the first look consistent."""
+
+    def both(prompt: int, *texts: str, preferences: tuple[float, float]) -> list[Judgement]:
+        measures = text_measures(*texts)
+        return [Judgement(f"p{prompt}", "a", "b", "j", p, order, **measures) for order, p in enumerate(preferences)]
+
+    equal = [j for k in range(8) for j in both(k, "same", "same", preferences=(0.5, 0.5))]
+    other = [j for k in range(8, 10) for j in both(k, "one", "two", preferences=(1.0, 0.0))]
+    [row] = win_rates.win_rates([*equal, *other], n_resamples=50)
+    assert (row.n_judged, row.win_rate, row.position_consistency, row.first_slot_rate) == (10, 0.5, 0.0, 1.0)
+    [row] = win_rates.win_rates(equal, n_resamples=50)
+    assert (row.n_judged, row.position_consistency, row.first_slot_rate) == (8, None, None)
+
+
+def test_agreement_leaves_out_what_the_win_rate_calls_not_judged() -> None:
+    gold = [Judgement(f"p{k}", "a", "b", "gold", 1.0) for k in range(10)]
+    llm = [Judgement(f"p{k}", "a", "b", "llm", 1.0 - order, order) for k in range(4) for order in (0, 1)]
+    for k in range(4, 10):  # it always takes the first, and failed on these in the second order
+        llm += [Judgement(f"p{k}", "a", "b", "llm", 1.0, 0), Judgement(f"p{k}", "a", "b", "llm", None, 1, error="cut")]
+    report = win_rates.report([*gold, *llm], n_resamples=50)
+    assert report["win_rates"][1]["n_judged"] == 4
+    [against] = report["judge_agreement"]["against_reference"]
+    assert (against["accuracy"]["value"], against["n"], against["n_all"]) == (0.5, 4, 4)
+    assert against["by_order"][0]["value"] == 1.0
+
+
+def test_options_without_what_they_need_are_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "j.jsonl", judgements())
+    with pytest.raises(DataError, match="a file of attributes, and no attribute"):
+        win_rates.winrate_report([file], attributes=tmp_path / "nothing.jsonl")
+    with pytest.raises(DataError, match="judge 'glod' judged nothing here"):
+        win_rates.winrate_report([file], reference="glod")
+    with pytest.raises(DataError, match="'gold' is the only judge"):
+        win_rates.winrate_report([file], reference="gold")

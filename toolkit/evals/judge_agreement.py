@@ -24,13 +24,18 @@ Unit = tuple[str, tuple[str, str]]
 
 @dataclass(frozen=True)
 class Opinion:
-    """One judgement. ``preference`` in [0, 1] is for the first policy; ``order`` is the order of presentation."""
+    """One judgement. ``preference`` in [0, 1] is for the first policy; ``order`` is the order of presentation.
+
+    ``half``: the judge failed on the same pair in the other order. Such an opinion counts in ``by_order`` alone: in
+    one order the judge's taste for a place counts as its preference.
+    """
 
     prompt_id: str
     policies: tuple[str, str]
     judge: str
     preference: float
     order: int | None = None
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ def judge_agreement(
     position = {unit: k for k, unit in enumerate(units)}
     prompts_U = np.array([prompt for prompt, _ in units])
     opinions_of = {judge: [o for o in opinions if o.judge == judge] for judge in judges}
-    verdicts = {judge: _verdicts(opinions_of[judge], position) for judge in judges}
+    whole = {judge: [o for o in of_judge if not o.half] for judge, of_judge in opinions_of.items()}
+    verdicts = {judge: _verdicts(whole[judge], position) for judge in judges}
     others = [judge for judge in judges if judge != reference]
     options: BootstrapOptions = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
 
@@ -123,7 +129,7 @@ def judge_agreement(
         truth = {unit: verdicts[str(reference)][k] for unit, k in position.items()}
         judged = opinions_of[judge]
         first, second = (_accuracy([o for o in judged if o.order == order], truth, options)[0] for order in (0, 1))
-        overall, n = _accuracy(judged, truth, options)
+        overall, n = _accuracy(whole[judge], truth, options)
         if overall is not None:
             against.append(Accuracy(judge, overall, (first, second), same, kappa, n, n_all))
     return JudgeAgreement(tuple(judges), reference, tuple(pairs), alpha, tuple(against))

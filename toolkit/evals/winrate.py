@@ -38,7 +38,8 @@ class WinRate:
       (with AlpacaEval's table) or ``length_only``; ``*_reason`` says why there is no estimate.
     - ``slice`` names the prompts that the row is over; None means all of them.
     - ``position_consistency`` is the share of prompts, judged in both orders, with the same verdict (win, tie, loss) in
-      both. ``first_slot_rate`` is the mean preference for the response shown first: 0.5 without position bias.
+      both. ``first_slot_rate`` is the mean preference for the response shown first: 0.5 without position bias. Both are
+      over pairs of different texts.
     - ``detectable_effect`` is the distance from one half that these prompts find in 80% of runs at the 0.05 level.
     """
 

@@ -8,18 +8,21 @@ prompt have one ``prompt_id``: orders and repeats inside a prompt are one unit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from toolkit.errors import DataError, nearest
+from toolkit.judging.prompt_ids import plain_prompt
 from toolkit.preferences.cells import RecordError, cell, excerpt, is_missing, messages_from, name_cell, prompt_cell
 from toolkit.preferences.columns import CONTEXTS, ONE_HOT, PAIRS, PROMPTS, SCORE_PAIRS, Columns
 from toolkit.preferences.formats import label_columns
 from toolkit.preferences.loading import SourceRecords
 from toolkit.preferences.parsing import ANNOTATOR_COLUMN, CHOICES, PROBABILITIES, SIGNED, label_reader, verdict_of
-from toolkit.preferences.refusals import check_label_base, row_error
-from toolkit.preferences.rows import Prompt, Record, prompt_id
+from toolkit.preferences.refusals import check_label_base, in_words, row_error
+from toolkit.preferences.rows import Record, prompt_id
 
-PROMPT_IDS = ("question_id", "prompt_id", "uid", "instruction_id", "qid", "id", "idx")
+# duel's own name first: whoever gives it names the prompt, whatever its text.
+PROMPT_IDS = ("prompt_id", "question_id", "uid", "instruction_id", "qid", "id", "idx")
 SYSTEM_PAIRS = (
     ("model_a", "model_b"),
     ("model_1", "model_2"),
@@ -127,6 +130,30 @@ def battle_rows(loaded: SourceRecords) -> tuple[list[tuple[int, Row]], ColumnsRe
     )
 
 
+def with_known_columns(files: Sequence[SourceRecords], columns: Mapping[str, str]) -> list[SourceRecords]:
+    """The records with ``columns`` (a known name -> the file's name) applied, in the files that have them.
+
+    Raises DataError for a name that no file has.
+    """
+    present = [{str(name) for _, record in loaded.records[:100] for name in record} for loaded in files]
+    for name in columns.values():
+        if not any(name in of_file for of_file in present):
+            where = in_words([loaded.name for loaded in files])
+            raise DataError(f"there is no column {name!r}", where=where, fix=nearest(name, set().union(*present)))
+    out = []
+    for loaded, of_file in zip(files, present, strict=True):
+        names = {name: known for known, name in columns.items() if name in of_file}
+        # What has the name of a mapped column is not read; in battles a prompt that was named goes before its id.
+        no_ids = "prompt" in names.values() and not {"policy", "baseline"} <= of_file
+        hidden = {*names.values(), *(PROMPT_IDS[:1] if no_ids else ())} - names.keys()
+        records: list[tuple[int, Record]] = [
+            (number, {names.get(key, key): value for key, value in record.items() if key not in hidden})
+            for number, record in loaded.records
+        ]
+        out.append(replace(loaded, records=records) if names else loaded)
+    return out
+
+
 # ---------------------------------------------------------------------------------------------------- layouts
 def _games_layout(columns: Columns) -> _Layout | None:
     """Arena-Hard's games, and MT-bench's judgements by a model, in both orders."""
@@ -147,7 +174,7 @@ def _pair_layout(columns: Columns) -> _Layout | None:
         names = ("cmp_key",)
     if names is None:
         return None
-    prompt = columns.first((*PROMPTS, *CONTEXTS, "conversation_a", *PROMPT_IDS)) or ""
+    prompt = columns.first((PROMPT_IDS[0], *PROMPTS, *CONTEXTS, "conversation_a", *PROMPT_IDS[1:])) or ""
     judge = columns.first(JUDGES) or ""
     if systems is not None and systems[0].startswith("chosen"):
         always: dict[str, Verdict] = {"": lambda record: 1.0}
@@ -188,14 +215,11 @@ def _prompt_id(record: Record, column: str) -> str:
         messages = messages_from(record.get(column) or [], column)
         return prompt_id(next((m["content"] for m in messages if m["role"] == "user"), ""))
     if column in PROMPT_IDS:
-        return name_cell(record, column)
+        name = name_cell(record, column)
+        if not name:  # all such rows would be one prompt
+            raise RecordError(f"{column!r} is empty", column=column, fix="give each row the id of its prompt")
+        return name
     return prompt_id(plain_prompt(prompt_cell(record, [column, "input"] if column == "instruction" else [column])))
-
-
-def plain_prompt(prompt: Prompt) -> Prompt:
-    """A prompt of one user's message as its text, so that a text and a message of it are one prompt."""
-    single = not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user"
-    return prompt[0]["content"] if single and not isinstance(prompt, str) else prompt
 
 
 def _answer(record: Record, column: str) -> str | None:
@@ -257,21 +281,9 @@ def _with_orders(rows: Sequence[Row], layout: _Layout) -> str:
             order = None if order is None else 1 - order
         row["order"] = order
         row["error"] = "no verdict recorded" if row["preference"] is None else ""
-    if layout.games is None and _in_both_orders_by_chance(rows):
-        for row in rows:
-            row["order"] = None
     judges = {row["judge"] for row in rows}
     if len(judges) <= MOST_JUDGES:
         return ""
     for row in rows:
         row["source"], row["judge"] = row["judge"], f"{len(judges)} judges"
     return f"{len(judges)} judges in {layout.judge!r} are read as one"
-
-
-def _in_both_orders_by_chance(rows: Sequence[Row]) -> bool:
-    """Whether a judge saw some pairs in both orders and most in one: orders were drawn, and no pair lacks another."""
-    orders: dict[tuple[object, ...], set[int]] = {}
-    for row in rows:
-        orders.setdefault((row["judge"], row["policy"], row["baseline"], row["prompt_id"]), set()).add(row["order"])
-    n_both = sum(len(seen) == 2 for seen in orders.values())
-    return 0 < n_both < len(orders) / 2

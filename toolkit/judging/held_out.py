@@ -13,7 +13,8 @@ from toolkit.evals.judge_tests import JudgeTest, LabelledPair, Preferences, judg
 from toolkit.files import fingerprint
 from toolkit.judging import llm, scorers
 from toolkit.judging.options import JudgeOptions
-from toolkit.judging.records import Judgement, preference_by_score, read_judgements, response_hash
+from toolkit.judging.prompt_ids import ids_of_prompts
+from toolkit.judging.records import Judgement, mean_of_all, preference_by_score, read_judgements, response_hash
 from toolkit.judging.responses import PolicyResponses
 from toolkit.preferences import splits
 from toolkit.preferences.rows import PreferenceRow
@@ -132,9 +133,11 @@ def _recorded(judgements: Sequence[Judgement], pairs: Sequence[HeldOutPair]) -> 
 
     Judgements in the same order of presentation are averaged.
     """
+    names = ids_of_prompts((pair.row.prompt_id, pair.row.prompt) for pair in pairs)
     by_texts: dict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
-        by_texts[judgement.prompt_id, judgement.policy_hash, judgement.baseline_hash].append(judgement)
+        prompt = names.get(judgement.prompt_id, judgement.prompt_id)
+        by_texts[prompt, judgement.policy_hash, judgement.baseline_hash].append(judgement)
     out: list[Preferences] = []
     for pair in pairs:
         first, second = (response_hash(text) for text in pair.texts)
@@ -144,10 +147,5 @@ def _recorded(judgements: Sequence[Judgement], pairs: Sequence[HeldOutPair]) -> 
         for j in by_texts[pair.row.prompt_id, second, first]:
             order = None if j.order is None else 1 - j.order
             by_order[order].append(None if j.preference is None else 1.0 - j.preference)
-        out.append(tuple(_mean(values) for values in by_order.values()))
+        out.append(tuple(mean_of_all(values) for values in by_order.values()))
     return out
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None

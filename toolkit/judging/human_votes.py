@@ -35,14 +35,19 @@ def corrected_win_rates(
 ) -> Corrected:
     """A row for each (policy, baseline, judge) with the votes of people on ``MIN_HUMAN`` of its prompts or more.
 
-    ``preferences`` gives the preference of each prompt: orders, repeats and people are averaged inside it.
+    ``preferences`` gives the preference of each prompt: orders, repeats and people are averaged inside it. A vote whose
+    prompt has another id here is known by the two responses, where their texts were recorded.
 
     Raises DataError where no (policy, baseline, judge) has enough votes.
     """
+    judged = {(j.policy, j.baseline, j.prompt_id) for j in judgements}
+    prompt_of = _prompts_by_responses(judgements)
     by_pair: dict[Key, list[Judgement]] = defaultdict(list)
     for vote in votes:
         vote = replace(vote, source=vote.source or vote.judge, judge=POOLED)
         for seen in (vote, turned(vote)):
+            if (seen.policy, seen.baseline, seen.prompt_id) not in judged:
+                seen = replace(seen, prompt_id=prompt_of.get(_responses(seen), seen.prompt_id))
             by_pair[seen.policy, seen.baseline].append(seen)
     groups: dict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
@@ -61,6 +66,19 @@ def corrected_win_rates(
     if not corrected.rows:
         raise _too_few(corrected, judgements, votes)
     return corrected
+
+
+def _responses(j: Judgement) -> tuple[str, ...]:
+    return j.policy, j.baseline, j.policy_hash, j.baseline_hash
+
+
+def _prompts_by_responses(judgements: Sequence[Judgement]) -> dict[tuple[str, ...], str]:
+    """The prompt of two responses, where they were recorded and are those to one prompt alone."""
+    prompts: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for j in judgements:
+        if j.policy_hash and j.baseline_hash:
+            prompts[_responses(j)].add(j.prompt_id)
+    return {responses: prompt for responses, of in prompts.items() if len(of) == 1 for prompt in of}
 
 
 def _too_few(corrected: Corrected, judgements: Sequence[Judgement], votes: Sequence[Judgement]) -> DataError:

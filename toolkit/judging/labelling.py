@@ -9,6 +9,7 @@ from toolkit.judging.judge import judge_pairs
 from toolkit.judging.llm import Usage
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.principles import Labelling, label_rows
+from toolkit.judging.records import mean_of_all
 from toolkit.judging.responses import PolicyResponses
 from toolkit.preferences import splits
 from toolkit.preferences.rows import Prompt
@@ -58,13 +59,7 @@ def label_pairs(judge: str, pairs: Sequence[SamplePair], options: JudgeOptions, 
     orders: dict[str, list[float | None]] = {number: [] for number in numbers}
     for judgement in judgements:
         orders[judgement.prompt_id].append(judgement.preference)
-    return PairLabels([_mean(of_pair) for of_pair in orders.values()], usage)
-
-
-def _mean(preferences: Sequence[float | None]) -> float | None:
-    """The mean over the orders of a pair; None where one of them failed."""
-    known = [value for value in preferences if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(preferences) else None
+    return PairLabels([mean_of_all(of_pair) for of_pair in orders.values()], usage)
 
 
 def label_by_principles(labelling: Labelling, pairs: Sequence[SamplePair], reporter: Reporter) -> PairLabels:

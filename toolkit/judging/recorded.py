@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from toolkit.evals.training_signals import TRAINING_SIGNALS
 from toolkit.evals.words import counted
 from toolkit.judging import scorers
+from toolkit.judging.prompt_ids import ids_of_prompts
 from toolkit.judging.records import Judgement, response_hash
 from toolkit.judging.responses import PolicyResponses, Scores
 
@@ -53,7 +54,12 @@ def _left_out(why: str) -> tuple[str, str]:
 
 
 def matched(judgements: Sequence[Judgement], responses: PolicyResponses) -> MatchedJudgements:
-    """Match recorded judgements with responses by the policies, the prompt and the hashes of both texts."""
+    """Match recorded judgements with responses by the policies, the prompt and the hashes of both texts.
+
+    A file may have a prompt under another id (:func:`toolkit.judging.prompt_ids.other_ids`): a vote on the text of a
+    question is one on the conversation that holds it alone. Those that match have the prompt's id here.
+    """
+    names = ids_of_prompts(zip(responses.prompt_ids, responses.prompts, strict=True))
     hashes = {
         (policy, prompt_id): {response_hash(text) for text in texts}
         for policy, of_prompt in responses.texts.items()
@@ -62,6 +68,8 @@ def matched(judgements: Sequence[Judgement], responses: PolicyResponses) -> Matc
     }
     matching, unverified, elsewhere, other_texts = [], 0, 0, 0
     for j in judgements:
+        if (here := names.get(j.prompt_id, j.prompt_id)) != j.prompt_id:
+            j = replace(j, prompt_id=here)
         sides = [
             (hashes.get((j.policy, j.prompt_id)), j.policy_hash),
             (hashes.get((j.baseline, j.prompt_id)), j.baseline_hash),

@@ -20,11 +20,12 @@ from toolkit.errors import DataError, RecipeError, StoreError, nearest
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.evals.style import FEATURES, style_of
 from toolkit.files import parse_json, table_metadata, write_columns
-from toolkit.judging.battles import ColumnsRead, battle_rows
-from toolkit.preferences.cells import RecordError, excerpt, name_cell, prompt_cell
+from toolkit.judging.battles import ColumnsRead, battle_rows, with_known_columns
+from toolkit.judging.prompt_ids import alpaca_eval_id, other_ids
+from toolkit.preferences.cells import RecordError, excerpt, is_missing, name_cell, prompt_cell
 from toolkit.preferences.loading import SourceRecords, local_path, read_file
 from toolkit.preferences.refusals import in_words
-from toolkit.preferences.rows import Record, prompt_id
+from toolkit.preferences.rows import prompt_id
 from toolkit.preferences.single_rows import RESPONSES
 
 _COUNTS = [f"{side}_{name}" for side in ("policy", "baseline") for name in FEATURES]
@@ -147,6 +148,21 @@ def preference_by_score(policy: float, baseline: float) -> float:
     return 1.0 if policy > baseline else 0.0 if policy < baseline else 0.5
 
 
+def preference_by_log_odds(log_odds: float) -> float:
+    """The probability with these log odds, such as a Bradley-Terry model's for a difference of rewards.
+
+    >>> preference_by_log_odds(0.0), preference_by_log_odds(-1000.0)
+    (0.5, 0.0)
+    """
+    return 1.0 / (1.0 + math.exp(-log_odds)) if log_odds > -700 else 0.0  # below, exp overflows
+
+
+def mean_of_all(preferences: Sequence[float | None]) -> float | None:
+    """The mean preference over the orders of a pair; None where one of them failed, and where there is none."""
+    known = [value for value in preferences if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(preferences) else None
+
+
 def write_judgements(
     judgements: Sequence[Judgement],
     path: Path,
@@ -195,9 +211,11 @@ def _intervals_of(path: Path) -> BootstrapOptions | None:
 
 @dataclass(frozen=True)
 class RecordedFiles:
-    """The judgements of files, and of those in other forms than duel's and AlpacaEval's which columns were read."""
+    """The judgements of files, the votes of people in a file beside them, and which columns were read from those in
+    other forms than duel's and AlpacaEval's."""
 
     judgements: list[Judgement]
+    votes: list[Judgement]
     columns_read: list[ColumnsRead]
 
 
@@ -207,7 +225,11 @@ def read_judgements(files: Sequence[str | Path], *, by: str | None = None) -> li
 
 
 def read_recorded(
-    files: Sequence[str | Path], *, by: str | None = None, columns: Mapping[str, str] | None = None
+    files: Sequence[str | Path],
+    *,
+    votes: str | Path | None = None,
+    by: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> RecordedFiles:
     """All judgements of ``files``, in the kinds of files that preference data has (``SUFFIXES`` of
     :mod:`toolkit.preferences.loading`).
@@ -215,59 +237,52 @@ def read_recorded(
     A row with ``generator_1`` and ``generator_2`` is AlpacaEval's: the policy is generator_2, the baseline generator_1,
     the preference is lowered by 1 (1..2 becomes 0..1), and 0 is a tie. A file that is reduced to lengths (``len_model``
     instead of ``output_2``) names its policy by the file's name. Other files are battles
-    (:mod:`toolkit.judging.battles`). ``by`` names a column, such as AlpacaEval's ``dataset``, that becomes each
-    judgement's ``group``. ``columns`` maps known names of columns to those of the files.
+    (:mod:`toolkit.judging.battles`). ``by`` names a column, such as AlpacaEval's ``dataset``, that becomes the
+    ``group`` of each judgement of ``files``. ``columns`` maps known names of columns to those of the files that have
+    them, ``votes`` among these.
 
     Raises:
-        DataError: a file that is missing, a folder, empty, unreadable, or with rows that are not judgements.
+        DataError: a file that is missing, a folder, empty, unreadable, or with rows that are not judgements; a name in
+            ``columns`` that no file has.
     """
     if not files:
         raise DataError(
             "no file of recorded judgements was named", fix="name at least one .parquet, .jsonl or .json file"
         )
-    judgements: list[Judgement] = []
-    taken: list[ColumnsRead] = []
-    for file in files:
-        path = Path(file)
-        loaded = _mapped(_load(path), columns or {})
-        if not loaded.records:
-            raise DataError("the file holds no judgements", where=str(path))
-        first = loaded.records[0][1]
-        in_our_form = all(name in first for name in _REQUIRED) or {"generator_1", "generator_2"} <= first.keys()
-        battles = None if in_our_form else battle_rows(loaded)
-        rows = loaded.records if battles is None else battles[0]
-        taken += [] if battles is None else [battles[1]]
-        # Of battles the rows are made of the records, which may be many and wait on disk.
-        records = dict(loaded.records) if battles is not None and by is not None else {}
-        for i, (number, row) in enumerate(rows):
-            where = loaded.place(number)
-            judgement = _judgement(row, i, path, where)
-            if by is not None:
-                record = row if battles is None else records[number]
-                if by not in record:
-                    raise DataError(f"there is no column {by!r}", where=where, fix=nearest(by, record))
-                if record[by] is None:
-                    fix = "give each row a value, such as unknown, or leave the rows out"
-                    raise DataError(f"the column {by!r} is empty", where=where, fix=fix)
-                judgement = replace(judgement, group=_value(record[by], by, where))
-            judgements.append(judgement)
-    return RecordedFiles(judgements, taken)
-
-
-def _mapped(loaded: SourceRecords, columns: Mapping[str, str]) -> SourceRecords:
-    """The records with ``columns`` (a known name -> the file's name) applied, in the files that have them."""
-    present = {str(name) for _, record in loaded.records[:100] for name in record}
-    for name in columns.values():
-        if name not in present:
-            raise DataError(f"there is no column {name!r}", where=loaded.name, fix=nearest(name, present))
-    if not columns:
-        return loaded
-    names = {name: known for known, name in columns.items()}
-    records: list[tuple[int, Record]] = [
-        (number, {names.get(key, key): value for key, value in record.items() if key in names or key not in columns})
-        for number, record in loaded.records
+    paths = [Path(file) for file in (*files, *([votes] if votes is not None else []))]
+    n = len(files)
+    loaded_files = with_known_columns([_load(path) for path in paths], columns or {})
+    read = [
+        _of_file(path, loaded, by if place < n else None)
+        for place, (path, loaded) in enumerate(zip(paths, loaded_files, strict=True))
     ]
-    return replace(loaded, records=records)
+    judgements, people = ([j for of_file, _ in part for j in of_file] for part in (read[:n], read[n:]))
+    return RecordedFiles(judgements, people, [taken for _, taken in read if taken is not None])
+
+
+def _of_file(path: Path, loaded: SourceRecords, by: str | None) -> tuple[list[Judgement], ColumnsRead | None]:
+    if not loaded.records:
+        raise DataError("the file holds no judgements", where=str(path))
+    first = loaded.records[0][1]
+    in_our_form = all(name in first for name in _REQUIRED) or {"generator_1", "generator_2"} <= first.keys()
+    battles = None if in_our_form else battle_rows(loaded)
+    rows = loaded.records if battles is None else battles[0]
+    # Of battles the rows are made of the records, which may be many and wait on disk.
+    records = dict(loaded.records) if battles is not None and by is not None else {}
+    judgements = []
+    for i, (number, row) in enumerate(rows):
+        where = loaded.place(number)
+        judgement = _judgement(row, i, path, where)
+        if by is not None:
+            record = row if battles is None else records[number]
+            if by not in record:
+                raise DataError(f"there is no column {by!r}", where=where, fix=nearest(by, record))
+            if is_missing(record[by]):
+                fix = "give each row a value, such as unknown, or leave the rows out"
+                raise DataError(f"the column {by!r} is empty", where=where, fix=fix)
+            judgement = replace(judgement, group=_value(record[by], by, where))
+        judgements.append(judgement)
+    return judgements, None if battles is None else battles[1]
 
 
 def check_recorded_names(specs: Sequence[str]) -> None:
@@ -300,22 +315,25 @@ def read_attributes(file: str | Path, by: str) -> dict[str, str]:
     path = Path(file)
     values: dict[str, str] = {}
     for where, row in _read_rows(path):
-        names = [name for name in ("prompt_id", "prompt", "instruction") if row.get(name) is not None]
-        if row.get(by) is None or not names:
+        names = [name for name in ("prompt_id", "prompt", "instruction") if not is_missing(row.get(name))]
+        if is_missing(row.get(by)) or not names:
             fix = nearest(by, row) if by not in row else "give prompt_id, prompt or instruction"
             raise DataError(f"a row needs its prompt and {by!r}", where=where, fix=fix)
         value = _value(row[by], by, where)
-        key = _name(row, "prompt_id", where) if names[0] == "prompt_id" else _prompt_id(row, names[0], where)
-        if values.setdefault(key, value) != value:
-            raise DataError(f"one prompt has {by} {values[key]!r} and {value!r}", where=where)
+        keys = [_name(row, "prompt_id", where)] if names[0] == "prompt_id" else _prompt_ids(row, names[0], where)
+        for key in keys:
+            if values.setdefault(key, value) != value:
+                raise DataError(f"one prompt has {by} {values[key]!r} and {value!r}", where=where)
     return values
 
 
-def _prompt_id(row: Mapping[str, object], column: str, where: str) -> str:
+def _prompt_ids(row: Mapping[str, object], column: str, where: str) -> list[str]:
+    """The ids that a row's prompt may have in judgements."""
     try:
-        return prompt_id(prompt_cell(row, [column]))
+        prompt = prompt_cell(row, [column])
     except RecordError as error:
         raise DataError(error.what, where=f"{where}, column {error.column!r}", fix=error.fix) from error
+    return [prompt_id(prompt), *other_ids(prompt)]
 
 
 def _read_rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
@@ -393,8 +411,7 @@ def _alpaca_eval_judgement(row: Mapping[str, object], position: int, path: Path,
     if "instruction_id" in row:
         identity = _name(row, "instruction_id", where)
     elif "instruction" in row:
-        instruction = _name(row, "instruction", where)
-        identity = hashlib.sha1(instruction.encode(), usedforsecurity=False).hexdigest()[:12]
+        identity = alpaca_eval_id(_name(row, "instruction", where))
     else:
         raise DataError("an annotation lacks its instruction", where=where, fix="keep instruction or instruction_id")
     # "swapped" means that output_2, the policy's, stood first
@@ -447,8 +464,8 @@ def _value(value: object, column: str, where: str) -> str:
 
 
 def _number(value: object, name: str, where: str) -> float | None:
-    """A finite float, or None for null and NaN. Raises DataError for anything that is not a number."""
-    if value is None:
+    """A finite float, or None for null, NaN and an empty cell. Raises DataError for what is no number."""
+    if is_missing(value):
         return None
     try:
         number = float(value)  # type: ignore[arg-type]
@@ -462,7 +479,7 @@ def _number(value: object, name: str, where: str) -> float | None:
 
 
 def _integer(value: object, name: str, where: str) -> int | None:
-    number = None if value == "" else _number(value, name, where)  # an empty cell of a CSV file
+    number = _number(value, name, where)
     if number is None:
         return None
     if number != int(number):

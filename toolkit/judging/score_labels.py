@@ -9,7 +9,7 @@ from typing import Literal
 
 from toolkit.judging.options import JudgeOptions
 from toolkit.judging.principles import Labelled
-from toolkit.judging.records import preference_by_score
+from toolkit.judging.records import preference_by_log_odds, preference_by_score
 from toolkit.judging.scorers import score
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt, prompt_id, soft_comparisons
 from toolkit.preferences.stored import StoredRows
@@ -44,18 +44,9 @@ def label_by_scores(
             if not (math.isfinite(first) and math.isfinite(second)):
                 n_failed += 1
                 continue
-            p = _probability(first - second) if soft else preference_by_score(first, second)
+            p = preference_by_log_odds(first - second) if soft else preference_by_score(first, second)
             n_tied += p == 0.5
             comparisons += soft_comparisons(i, j, p, judge)
         if comparisons:
             rows.add(PreferenceRow(prompt_id(prompt), prompt, texts, comparisons), [])
     return Labelled(rows, n_pairs, n_failed, n_tied, 0, None)
-
-
-def _probability(log_odds: float) -> float:
-    """The logistic function, without overflow.
-
-    >>> _probability(0.0), _probability(-1000.0)
-    (0.5, 0.0)
-    """
-    return 1.0 / (1.0 + math.exp(-log_odds)) if log_odds > -700 else 0.0

@@ -16,7 +16,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, nearest
 from toolkit.evals.intervals import DEFAULT_INTERVALS, Floats
 from toolkit.evals.judge_agreement import Opinion, judge_agreement
 from toolkit.evals.length_control import LengthTable
@@ -88,9 +88,12 @@ def winrate_report(
     those of the files; ``columns_read`` says what was read from files of battles.
 
     Raises:
-        DataError: as :func:`read_judgements` and :func:`report`; an attribute that a prompt lacks.
+        DataError: as :func:`read_recorded` and :func:`report`; an attribute that a prompt lacks, ``attributes`` without
+            ``by``.
     """
-    recorded = read_recorded(files, by=by if attributes is None else None, columns=columns)
+    if attributes is not None and by is None:
+        raise DataError("a file of attributes, and no attribute", where="--attributes", fix="name its column with --by")
+    recorded = read_recorded(files, votes=human, by=by if attributes is None else None, columns=columns)
     judgements = recorded.judgements
     options: IntervalOptions = {**(recorded_intervals(files) or DEFAULT_INTERVALS), **intervals}
     if by is not None and attributes is not None:
@@ -109,15 +112,12 @@ def winrate_report(
         reference=reference,
         **options,
     )
-    taken = recorded.columns_read
     if human is not None:
-        votes = read_recorded([human])
-        taken = [*taken, *votes.columns_read]
         confidence = options.get("confidence", DEFAULT_INTERVALS["confidence"])
-        corrected = corrected_win_rates(one_way(judgements), votes.judgements, by_prompt, confidence)
+        corrected = corrected_win_rates(one_way(judgements), recorded.votes, by_prompt, confidence)
         result |= {"prediction_powered": corrected.rows, "prediction_powered_left_out": corrected.left_out}
-    if taken:
-        result["columns_read"] = [asdict(columns_of_file) for columns_of_file in taken]
+    if recorded.columns_read:
+        result["columns_read"] = [asdict(columns_of_file) for columns_of_file in recorded.columns_read]
     return result
 
 
@@ -150,10 +150,16 @@ def report(
     with ``reference``, or with ``gold`` where that is one of them.
 
     Raises:
-        DataError: as :func:`win_rates`; an attribute with more than 50 values.
+        DataError: as :func:`win_rates`; an attribute with more than 50 values; a ``reference`` that judged nothing, or
+            that is the only judge.
     """
     judgements = one_way(judgements)
     judges = {j.judge for j in judgements}
+    if reference is not None and judges <= {reference}:
+        what = f"{reference!r} is the only judge, and there is no other to measure against it"
+        raise DataError(what, where="reference", fix="add a file of another judge, or leave --reference out")
+    if reference is not None and reference not in judges:
+        raise DataError(f"judge {reference!r} judged nothing here", where="reference", fix=nearest(reference, judges))
     _note_single_orders(judgements)
     with_pool = judgements + (_pooled(judgements) if pool_judges and len(judges) > 1 else [])
     rows = win_rates(with_pool, controls, **intervals)
@@ -238,12 +244,22 @@ def _ranking(judge: str, members: Sequence[Judgement], **intervals: Unpack[Inter
 def agreement_of(
     judgements: Sequence[Judgement], reference: str | None, **intervals: Unpack[IntervalOptions]
 ) -> dict[str, Any]:
-    """How far the judges agree with each other, and with ``reference``. Failed judgements are no opinions."""
-    opinions = [
-        Opinion(m.prompt_id, (m.policy, m.baseline), m.judge, m.preference, m.order)
-        for m in judgements
-        if m.preference is not None
-    ]
+    """How far the judges agree with each other, and with ``reference``. Failed judgements are no opinions.
+
+    What the win rate leaves out as half judged, a judge's agreement leaves out too (``_balance_orders``).
+    """
+    of_judge: dict[tuple[str, str], list[Judgement]] = defaultdict(list)
+    for m in judgements:
+        of_judge[m.judge, m.source].append(m)
+    opinions = []
+    for members in of_judge.values():
+        of_pairs = _places_by_pair(members)
+        half = {i for pair in _half_judged(members, of_pairs) for i in of_pairs[pair]}
+        opinions += [
+            Opinion(m.prompt_id, (m.policy, m.baseline), m.judge, m.preference, m.order, half=i in half)
+            for i, m in enumerate(members)
+            if m.preference is not None
+        ]
     return judge_agreement(opinions, reference=reference, **intervals).as_dict()
 
 
@@ -366,6 +382,19 @@ def _asked_in_both_orders(
     return asked
 
 
+def _half_judged(
+    members: Sequence[Judgement], of_pairs: Mapping[tuple[object, ...], Sequence[int]]
+) -> set[tuple[object, ...]]:
+    """The pairs that have a value in one order alone, of systems whose pairs the judge saw in both."""
+    both_orders = _asked_in_both_orders(members, of_pairs)
+    half = set()
+    for pair, at in of_pairs.items() if both_orders else ():
+        answered = {members[i].order for i in at if members[i].preference is not None}
+        if pair[:2] in both_orders and len(answered & {0, 1}) == 1:
+            half.add(pair)
+    return half
+
+
 def _balance_orders(members: Sequence[Judgement]) -> Floats:
     """The value of each pair of responses of one judge, as often as the pair was sampled; NaN for its other judgements.
 
@@ -379,15 +408,14 @@ def _balance_orders(members: Sequence[Judgement]) -> Floats:
     if len({(m.policy, m.baseline, m.prompt_id) for m in members}) == len(members):  # each was judged once
         return np.array([np.nan if m.preference is None else m.preference for m in members], dtype=np.float64)
     of_pairs = _places_by_pair(members)
-    both_orders = _asked_in_both_orders(members, of_pairs)
+    half = _half_judged(members, of_pairs)
     balanced = np.full(len(members), np.nan)
-    for (policy, baseline, *_), at in of_pairs.items():
+    for pair, at in of_pairs.items():
         by_order: dict[int | None, list[float]] = defaultdict(list)
         for i in at:
             if (preference := members[i].preference) is not None:
                 by_order[members[i].order].append(preference)
-        half = (policy, baseline) in both_orders and len(by_order.keys() & {0, 1}) == 1
-        if by_order and not half:
+        if by_order and pair not in half:
             value = _mean([_mean(by_order[order]) for order in sorted(by_order, key=str)])
             balanced[at[: _times_sampled(members, at)]] = value
     return balanced
@@ -417,7 +445,11 @@ def _note_single_orders(members: Sequence[Judgement]) -> None:
 
 
 def _positions(members: Sequence[Judgement]) -> tuple[float | None, float | None]:
-    """(share of prompts with the same verdict in both orders, mean preference for the first slot), None if unknown."""
+    """(share of prompts with the same verdict in both orders, mean preference for the first slot), None if unknown.
+
+    Over pairs of different texts: about equal ones no judge is asked, and their ties say nothing of it.
+    """
+    members = [m for m in members if not m.policy_hash or m.policy_hash != m.baseline_hash]
     if not {0, 1} <= {m.order for m in members if m.preference is not None}:
         return None, None
     by_order: tuple[dict[str, list[float]], dict[str, list[float]]] = (defaultdict(list), defaultdict(list))
