@@ -104,3 +104,11 @@ def test_an_endpoint_is_sent_no_turns_of_others() -> None:
     sent = without_turns(hostile)
     assert not any(token in sent for token in ("<|", "</s>", "[/INST]", "<<SYS>>", "<end_of_turn>", "<\uff5c"))
     assert sent.replace(" ", "") == hostile
+
+
+@pytest.mark.parametrize(("kind", "reply"), [("choice", "Some would say [[B]], but"), ("score", "Not [[3]], yet")])
+def test_a_reply_that_was_cut_has_no_verdict(kind: str, reply: str) -> None:
+    """What stands in double brackets before a cut may be a quotation: the verdict comes at the end."""
+    template = load_template(kind)
+    assert template.verdict(reply, cut=True) == (None, "cut at 512 tokens")
+    assert template.verdict(reply, cut=False)[0] in (0.0, 3.0)

@@ -38,7 +38,7 @@ class Question:
     first: str
     second: str = ""
     principle: str = ""  # what the judge shall go by, where its template shows a principle
-    model: str = ""  # the identity of the judge's model, where that lies on this machine
+    model: str = ""  # what computes the answers, where the judge's model lies on this machine
 
     @property
     def key(self) -> str:
@@ -136,6 +136,11 @@ class Memory:
             if row is not None and all(isinstance(n, int) for n in row):
                 prompt, completion = prompt + row[0], completion + row[1]
         return prompt, completion
+
+    def n_answers(self) -> int:
+        """How many answers are stored, failures not counted."""
+        [(n,)] = self.connection.execute("SELECT COUNT(*) FROM answers WHERE value IS NOT NULL").fetchall()
+        return int(n)
 
     def judges(self) -> list[str]:
         """All judges with an answer or a failure."""

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from toolkit.engine.fast.processor import AUTO, fastest_dtype
 from toolkit.errors import RecipeError
 from toolkit.files import fingerprint
 from toolkit.judging.answers import Answer, Keep, Question, Questions, remembering
@@ -22,6 +23,7 @@ from toolkit.judging.templates import Template, load_template
 from toolkit.models.resolve import cache_folder, resolve
 from toolkit.progress import Reporter
 from toolkit.recipe.schema import JudgeSettings
+from toolkit.recipe.training import ModelSection
 from toolkit.storage.lazy import Computed
 from toolkit.storage.locks import in_turn
 
@@ -62,13 +64,17 @@ def is_language_model(spec: str) -> bool:
     return spec.partition(":")[0] in ("llm", "openai")
 
 
-def model_identity(spec: str) -> str:
-    """The identity of the model behind ``llm:MODEL``: another model under the same name is asked again.
+def model_identity(spec: str, section: ModelSection) -> str:
+    """What computes the answers of ``llm:MODEL``: another model under the same name is asked again, and so is the same
+    one in another precision or with another attention.
 
     "" for ``openai:``, whose endpoint does not tell.
     """
     kind, _, name = spec.partition(":")
-    return resolve(name).identity if kind == "llm" else ""
+    if kind != "llm":
+        return ""
+    dtype = fastest_dtype() if section.dtype == AUTO else section.dtype
+    return fingerprint([resolve(name).identity, dtype, section.attn_implementation])
 
 
 def memory_file() -> Path:
@@ -97,7 +103,7 @@ def judge_pairs(
             fix="label data with it (duel label --principles), or name another template",
         )
     questions = Questions()
-    comparisons = list(_comparisons(spec, template, pairs, responses, questions))
+    comparisons = list(_comparisons(spec, template, pairs, responses, questions, options.model))
     answers, usage = ask_all(spec, template, questions, options, reporter)
     return [comparison.judged(answers) for comparison in comparisons], usage
 
@@ -133,9 +139,10 @@ def _comparisons(
     pairs: Sequence[tuple[str, str]],
     responses: PolicyResponses,
     questions: Questions,
+    section: ModelSection,
 ) -> Iterator[_Comparison]:
     """The comparisons of these pairs, whose questions are added to ``questions``."""
-    scored_alone, model = template.kind == "score", model_identity(spec)
+    scored_alone, model = template.kind == "score", model_identity(spec, section)
     for policy, baseline in pairs:
         for prompt_id, prompt, a, b in responses.paired(policy, baseline):
             for order in (None,) if scored_alone else (0, 1):

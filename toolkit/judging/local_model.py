@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from toolkit.engine.engine import Engine
 from toolkit.engine.sampling import SamplingParams, sample_responses
 from toolkit.judging.answers import Answer, Keep, Question
-from toolkit.judging.templates import Template, read_verdict
+from toolkit.judging.records import preference_by_log_odds
+from toolkit.judging.templates import Template
 from toolkit.models.encoding import TextEncoder, Tree
 from toolkit.models.inspect import best_device, torch_dtype
 from toolkit.models.load import load_policy
@@ -56,9 +56,8 @@ def _letter_probabilities(engine: Engine, encoder: TextEncoder, prompts: Sequenc
     letters = [encoder.tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "AB"]
     answers = []
     for ids, (a, b) in zip(prompts, engine.logps([Tree(ids, letters) for ids in prompts]), strict=True):
-        margin = float(a.double().sum() - b.double().sum())
-        value = 1 / (1 + math.exp(-margin)) if margin > -700 else 0.0
-        answers.append(Answer(value, prompt_tokens=len(ids)))
+        log_odds = float(a.double().sum() - b.double().sum())
+        answers.append(Answer(preference_by_log_odds(log_odds), prompt_tokens=len(ids)))
     return answers
 
 
@@ -66,16 +65,13 @@ def _replies(
     model: Any, encoder: TextEncoder, prompts: Sequence[list[int]], template: Template, dtype: Any
 ) -> list[Answer]:
     """The verdicts of greedy replies."""
-    assert template.kind != "logprob"
     params = SamplingParams(template.max_tokens, temperature=0.0)
     # Nothing is drawn at temperature 0, so the key does not matter.
     replies = sample_responses(model, encoder.tokenizer, prompts, lambda i, _: (i,), params, dtype=dtype)
     answers = []
     for ids, [reply] in zip(prompts, replies, strict=True):
         raw = encoder.decode(reply.ids)
-        value, error = read_verdict(template.kind, raw)
-        if value is None and reply.truncated:
-            error = f"cut at {template.max_tokens} tokens without a verdict"
+        value, error = template.verdict(raw, cut=reply.truncated)
         answers.append(Answer(value, raw, error, len(ids), len(reply.ids)))
     return answers
 

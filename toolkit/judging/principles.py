@@ -128,7 +128,7 @@ def label_rows(responses: Sequence[tuple[Prompt, Sequence[str]]], labelling: Lab
     """
     judge, template = labelling.judge, labelling.template()
     distinct = Computed(responses, lambda of: (of[0], list(dict.fromkeys(of[1]))))
-    asking = Asking(judge, template.fingerprint, model_identity(judge))
+    asking = Asking(judge, template.fingerprint, model_identity(judge, labelling.options.model))
     questions = Questions()
     pairs = [_asked(questions, labelling, asking, prompt, texts) for prompt, texts in distinct]
     answers, usage = ask_all(judge, template, questions, labelling.options, reporter)

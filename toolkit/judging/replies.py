@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.judging.answers import Answer
 from toolkit.judging.secrets import Redactor
-from toolkit.judging.templates import Template, read_verdict
+from toolkit.judging.templates import Template
 
 # Characters of a reply that are stored for people to read.
 LONGEST_RAW = 4000
@@ -54,9 +54,7 @@ def read_reply(body: bytes, template: Template, redact: Redactor) -> Answer:
             return Answer(None, raw, reason, *tokens)
         value, reason = weighted_choice(completion.top)
         return Answer(value, raw, reason, *tokens)
-    value, reason = read_verdict(template.kind, completion.text)
-    if value is None and completion.finish_reason == "length":
-        reason = f"cut at {template.max_tokens} tokens without a verdict"
+    value, reason = template.verdict(completion.text, cut=completion.finish_reason == "length")
     return Answer(value, raw, reason[:LONGEST_REASON], *tokens)
 
 

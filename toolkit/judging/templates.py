@@ -71,6 +71,14 @@ class Template:
             {"role": "user", "content": user},
         ]
 
+    def verdict(self, reply: str, *, cut: bool) -> tuple[float | None, str]:
+        """:func:`read_verdict` of a reply in words. One that was ``cut`` at the limit has none.
+
+        The verdict stands at the end: what is in double brackets before a cut may be a quotation or a first thought.
+        """
+        assert self.kind != "logprob"
+        return (None, f"cut at {self.max_tokens} tokens") if cut else read_verdict(self.kind, reply)
+
 
 def load_template(name_or_path: str) -> Template:
     """A shipped template by name, or a YAML file.
