@@ -22,7 +22,7 @@ from toolkit.judging.records import Judgement, write_judgements
 from toolkit.judging.responses import PolicyResponses
 from toolkit.judging.templates import load_template
 from toolkit.judging.win_rates import winrate_report
-from toolkit.measure.judge import SampledPair, judge_samples
+from toolkit.measure.judge import JudgedFiles, judge_outputs
 from toolkit.models.resolve import resolve
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.progress import Reporter
@@ -102,6 +102,15 @@ def test_another_model_under_the_same_name_is_asked_again(tmp_path: Path) -> Non
     assert n_answers() == 12
 
 
+def test_another_precision_or_attention_is_asked_again() -> None:
+    responses = PolicyResponses(["p0"], PROMPTS[:1], {name: texts[:1] for name, texts in TEXTS.items()})
+    sections = [ModelSection(dtype="float32"), ModelSection(dtype="bfloat16")]
+    sections += [ModelSection(dtype="float32", attn_implementation="eager")]
+    for n, section in enumerate([*sections, *sections], start=1):
+        judge_pairs("llm:tiny", [("a", "b")], responses, JudgeOptions(section), QUIET)
+        assert n_answers() == 2 * min(n, 3)
+
+
 def test_an_edited_template_is_another_question(tmp_path: Path) -> None:
     template = tmp_path / "t.yaml"
     for n, word in ((4, "better"), (8, "worse")):
@@ -168,8 +177,8 @@ def table(path: Path) -> Path:
 
 
 def rejudge(samples: Path, out: Path, judge: str = "gold", policy: str = "a", baseline: str = "b", **more: Any) -> Any:
-    pair, options = SampledPair(samples, policy, baseline), JudgeOptions(ModelSection(dtype="float32"))
-    return judge_samples(pair, judge, options, seed=0, out=out, reporter=QUIET, **more)
+    files, options = JudgedFiles([samples], policy, baseline), JudgeOptions(ModelSection(dtype="float32"))
+    return judge_outputs(files, judge, options, seed=0, out=out, reporter=QUIET, **more)
 
 
 def test_recorded_samples_before_another_judge(tmp_path: Path) -> None:
@@ -190,7 +199,11 @@ def test_recorded_samples_before_another_judge(tmp_path: Path) -> None:
     write_judgements([Judgement("p0", "a", "c", "me", 1.0)], tmp_path / "other.parquet")
     with pytest.raises(DataError, match="no judgement of 'a' against 'b'"):
         rejudge(samples, judged, judge=f"file:{tmp_path / 'other.parquet'}")
-    with pytest.raises(DataError, match="no policy 'ab'"):
+    [again] = rejudge(samples, judged, judge=f"file:{tmp_path / 'annotations.json'}")[
+        "win_rates"
+    ]  # reads what it wrote
+    assert (again["judge"], again["n_judged"], again["win_rate"]) == ("llm:tiny", 2, pytest.approx(row["win_rate"]))
+    with pytest.raises(DataError, match="there is no system 'ab'"):
         rejudge(samples, out, policy="ab")
     samples.unlink()
     with pytest.raises(DataError, match="no samples"):

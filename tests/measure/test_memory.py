@@ -25,7 +25,6 @@ from toolkit.judging.options import JudgeOptions
 from toolkit.judging.principles import Labelling, label_rows
 from toolkit.judging.responses import PolicyResponses
 from toolkit.measure import explicit, passes, rewards, summary
-from toolkit.measure.judge import SampledPair
 from toolkit.measure.options import PromptSelection, ScoringOptions
 from toolkit.measure.outputs import outputs_to_judge
 from toolkit.measure.reading import DATA, EncodedRow, EncodedRows, Reading, ReadingOptions, read, with_samples
@@ -182,21 +181,15 @@ def test_pairs_on_which_rewards_disagree(tokenizer: Any, tmp_path: Path, monkeyp
     assert growth(check) < LENGTH
 
 
-def pair_of(folder: Path, n: int) -> object:
-    pair = SampledPair(samples(folder, n), "a", "b")
-    return pair.responses(), pair.sources()
-
-
 @pytest.mark.parametrize(
     "make",
     [
         lambda folder, n: outputs_to_judge([samples(folder, n)], policy=None, baseline=None, limit=None),
-        pair_of,
         lambda folder, n: read_responses(PromptSelection(str(samples(folder, n)))),
         lambda folder, n: read_single_responses(str(samples(folder, n)), "train"),
         lambda folder, n: read_single_responses(singles(folder, n), "train"),
     ],
-    ids=["systems", "a pair", "to label", "to score", "rows to score"],
+    ids=["systems", "to label", "to score", "rows to score"],
 )
 def test_samples_that_are_read(make: Callable[[Path, int], object], tmp_path: Path) -> None:
     for n in COUNTS:

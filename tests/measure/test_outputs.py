@@ -14,11 +14,13 @@ import pytest
 from support.running import duel
 
 from toolkit.errors import DataError
+from toolkit.files import write_table
 from toolkit.judging.records import read_judgements
 from toolkit.judging.scorers import compare
 from toolkit.measure.outputs import outputs_to_judge, read_outputs
-from toolkit.preferences.rows import prompt_id
+from toolkit.preferences.rows import Comparison, PreferenceRow, prompt_id, readable
 from toolkit.preferences.samples import Sample, write_samples
+from toolkit.preferences.tables import to_parquet
 
 PROMPTS = ["Name a bird.", "Say hello.", "Count to three.", "Why?"]
 JUDGE = "def longer(prompts, completions, **_):\n    return list(map(len, completions))\n"
@@ -106,8 +108,8 @@ def test_several_samples_and_an_input_after_the_instruction(tmp_path: Path) -> N
     outputs = read_outputs([tmp_path / "a.json"])["m"]
     [only] = outputs.prompts.tolist()
     assert outputs.prompt(only) == "Sum\n\n1 2" and outputs.responses(only) == ["3", "three"]
-    assert outputs.source(f"{only:016x}", "three") == (str(tmp_path / "a.json"), 2)
-    assert outputs.source(f"{only:016x}", "four") is None
+    assert outputs.source(only, "three") == (str(tmp_path / "a.json"), 2)
+    assert outputs.source(only, "four") is None
 
 
 def test_recorded_samples_are_judged_as_they_were_sampled(tmp_path: Path) -> None:
@@ -186,3 +188,95 @@ def test_a_file_of_many_systems_takes_one_more_open_file(tmp_path: Path, monkeyp
         assert name == f"system {k}"
         assert [outputs.responses(prompt) for prompt in outputs.prompts] == [[f"{k} {p}"] for p in PROMPTS[:2]]
         assert [outputs.prompt(prompt) for prompt in outputs.prompts] == PROMPTS[:2]
+
+
+def chat_run(folder: Path) -> list[list[dict[str, str]]]:
+    """A run on conversations of one message: its samples show them as text, its data has the messages."""
+    chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    (folder / "data").mkdir()
+    to_parquet(
+        [PreferenceRow(prompt_id(chat), chat, ["a", "b"], [Comparison(0, 1)]) for chat in chats],
+        folder / "data" / "eval.parquet",
+    )
+    rows = [
+        Sample(prompt_id(chat), name, prompt=readable(chat), response=text, response_ids=[5, 6])
+        for name, texts in (("ppo", LONG), ("sft", SHORT))
+        for chat, text in zip(chats, texts, strict=True)
+    ]
+    columns = ["prompt_id", "policy", "sample_index", "prompt", "response", "response_ids", "truncated"]
+    write_samples(rows, folder / "samples.parquet", columns)
+    return chats
+
+
+def test_a_chat_run_is_judged_on_its_messages_and_under_its_ids(tmp_path: Path) -> None:
+    """A model that scores reads them with its chat template, and the judgements are of the run's prompts."""
+    chats = chat_run(tmp_path)
+    for pair in (("ppo", "sft"), (None, None)):
+        asked = outputs_to_judge([tmp_path], policy=pair[0], baseline=pair[1], limit=None)
+        assert list(asked.responses.prompts) == chats and asked.responses.ids is not None
+        assert asked.responses.prompt_ids == [prompt_id(chat) for chat in chats]
+        assert asked.sources("sft", prompt_id(chats[1]), SHORT[1]) == (str(tmp_path / "samples.parquet"), 6)
+    # Outputs of others have the prompts as texts: a model reads what the run has, whichever file is named first.
+    texts = alpaca(tmp_path / "other.json", "other", MIDDLE)
+    for files in ([texts, tmp_path], [tmp_path, texts]):
+        asked = outputs_to_judge(files, policy="ppo", baseline="other", limit=None)
+        assert list(asked.responses.prompts) == chats
+        assert asked.responses.prompt_ids == [prompt_id(chat) for chat in chats]
+    messages = plain(tmp_path / "messages.jsonl", MIDDLE, chats)
+    for files in ([texts, messages], [messages, texts]):
+        asked = outputs_to_judge(files, policy=None, baseline=None, limit=None)
+        assert list(asked.responses.prompts) == chats
+        assert asked.responses.prompt_ids == [prompt_id(prompt) for prompt in PROMPTS]
+
+
+def test_a_function_that_judges_a_chat_run_sees_messages(tmp_path: Path) -> None:
+    chat_run(tmp_path)
+    (tmp_path / "seen_judge.py").write_text(
+        "def f(prompts, completions, **_):\n    return [len(c) if isinstance(p, list) else None for p, c in "
+        "zip(prompts, completions)]\n"
+    )
+    command = ["judge", str(tmp_path), "--policy=ppo", "--baseline=sft", "--judge=python:seen_judge:f", "--json"]
+    [row] = json.loads(duel(*command, f"--out={tmp_path / 'j.parquet'}").stdout)["win_rates"]
+    assert (row["n_judged"], row["n_failed"], row["win_rate"]) == (4, 0, 1.0)
+
+
+def test_the_limit_counts_prompts_that_both_answered(tmp_path: Path, longer: str) -> None:
+    rows = [
+        Sample(prompt_id(p), name, prompt=p, response=text)
+        for name, texts, prompts in (("sft", SHORT, PROMPTS), ("base", LONG[:2], PROMPTS[2:]))
+        for p, text in zip(prompts, texts, strict=False)
+    ]
+    write_samples(rows, tmp_path / "samples.parquet", ["prompt_id", "policy", "sample_index", "prompt", "response"])
+    command = ["judge", str(tmp_path), "--policy=base", "--baseline=sft", f"--judge={longer}", "--json"]
+    done = json.loads(duel(*command, "--limit=2", f"--out={tmp_path / 'j.parquet'}").stdout)
+    assert done["win_rates"][0]["n_judged"] == 2
+    refused = duel(*command, "--policy=sft", f"--out={tmp_path / 'k.parquet'}", check=2)
+    assert "'sft' would be compared with itself" in refused.stderr
+
+
+def test_a_parquet_file_of_rows_is_read_as_any_other(tmp_path: Path, longer: str) -> None:
+    rows = [
+        {"prompt": p, "response": text, "generator": name}
+        for name, texts in (("l", LONG), ("s", SHORT))
+        for p, text in zip(PROMPTS, texts, strict=True)
+    ]
+    write_table(rows, tmp_path / "outs.parquet")
+    command = ["judge", str(tmp_path / "outs.parquet"), "--policy=l", "--baseline=s", f"--judge={longer}", "--json"]
+    assert json.loads(duel(*command, f"--out={tmp_path / 'j.parquet'}").stdout)["win_rates"][0]["win_rate"] == 1.0
+    # A table of samples goes by what it holds, not by its name.
+    chat_run(tmp_path)
+    moved = (tmp_path / "samples.parquet").rename(tmp_path / "kept.parquet")
+    assert outputs_to_judge([moved], policy=None, baseline=None, limit=None).responses.ids is not None
+
+
+def test_annotations_of_several_samples_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    rows = [{"prompt": PROMPTS[0], "response": text, "generator": name} for name in "ab" for text in ("x", "y")]
+    (tmp_path / "outs.json").write_text(json.dumps(rows))
+    (tmp_path / "never.py").write_text("def f(prompts, completions, **_):\n    raise SystemExit('asked')\n")
+    out, annotations = tmp_path / "j.parquet", tmp_path / "a.json"
+    command = ["judge", str(tmp_path / "outs.json"), "--judge=python:never:f", f"--out={out}"]
+    refused = duel(*command, f"--annotations={annotations}", check=2)
+    assert "'a' has 2 samples and 'b' 2 for one prompt" in refused.stderr and not out.exists()
+    compared = ["compare", "tiny", "tiny", "--data=reviews", "--judge=gold", f"--out={tmp_path / 'c'}", "--limit=2"]
+    refused = duel(*compared, "--samples-per-prompt=2", f"--annotations={annotations}", check=2)
+    assert "2 samples for a prompt" in refused.stderr and not list((tmp_path / "c").glob("samples-*"))

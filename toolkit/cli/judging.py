@@ -53,25 +53,17 @@ def judge(
     response.
     """
     from toolkit.cli.tables import judging_tables
-    from toolkit.measure.judge import JudgedFiles, SampledPair, ask_people, judge_outputs, judge_samples, one_pair
+    from toolkit.measure.judge import JudgedFiles, ask_people, judge_outputs
     from toolkit.measure.options import take
 
     if human == bool(judge):
         raise click.UsageError("name a judge with --judge, or ask people with --human")
     reporter = reporter_of(ctx)
-    outputs, asking = take(JudgedFiles, {**options, "files": files}), judge_options(options)
-    for name in ("policy", "baseline", "limit"):
-        options.pop(name)
+    options["files"] = files
+    outputs, asking = take(JudgedFiles, options), judge_options(options)
     voting = {name: options.pop(name) for name in ("annotator", "port")}
-    sampled = None
-    # Samples have the ids that were drawn, too: a reward model scores those.
-    is_table = files[0].is_dir() or files[0].name.endswith(".parquet")
-    if len(files) == 1 and is_table and outputs.policy and outputs.baseline:
-        sampled = SampledPair(files[0], outputs.policy, outputs.baseline, outputs.limit)
     if judge is None:
-        results = ask_people(sampled or one_pair(outputs, reporter), **voting, reporter=reporter, **options)
-    elif sampled is not None:
-        results = judge_samples(sampled, judge, asking, reporter=reporter, **options)
+        results = ask_people(outputs, **voting, reporter=reporter, **options)
     else:
         results = judge_outputs(outputs, judge, asking, reporter=reporter, **options)
     if as_json:

@@ -19,6 +19,22 @@ from toolkit.judging.responses import PolicyResponses
 from toolkit.preferences.rows import readable
 
 
+def check_samples(pairs: Sequence[tuple[str, str]], responses: PolicyResponses) -> None:
+    """Raises DataError where a policy of these pairs has several samples for a prompt: the format has one output."""
+    for policy, baseline in pairs:
+        for policy_texts, baseline_texts in zip(responses.texts[policy], responses.texts[baseline], strict=True):
+            _check_samples(policy, baseline, len(policy_texts), len(baseline_texts))
+
+
+def _check_samples(policy: str, baseline: str, n_policy: int, n_baseline: int) -> None:
+    if n_policy > 1 or n_baseline > 1:
+        raise DataError(
+            f"{policy!r} has {n_policy} samples and {baseline!r} {n_baseline} for one prompt",
+            where="AlpacaEval's annotations hold one output of each",
+            fix="export judgements of one sample per prompt",
+        )
+
+
 def annotation_rows(judgements: Sequence[Judgement], responses: PolicyResponses) -> list[dict[str, Any]]:
     """One object for each (policy, baseline, judge) and prompt: 1 + the mean preference over orders, seeds and repeats.
 
@@ -40,12 +56,7 @@ def annotation_rows(judgements: Sequence[Judgement], responses: PolicyResponses)
     for (policy, baseline, judge, prompt_id), members in groups.items():
         row = row_of[prompt_id]
         policy_texts, baseline_texts = responses.texts[policy][row], responses.texts[baseline][row]
-        if len(policy_texts) != 1 or len(baseline_texts) != 1:
-            raise DataError(
-                f"{policy!r} has {len(policy_texts)} samples and {baseline!r} {len(baseline_texts)} for one prompt",
-                where="AlpacaEval's annotations hold one output of each",
-                fix="export judgements of one sample per prompt",
-            )
+        _check_samples(policy, baseline, len(policy_texts), len(baseline_texts))
         by_order: dict[int | None, list[float]] = defaultdict(list)
         for m in members:
             if m.preference is not None:

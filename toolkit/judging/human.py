@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
@@ -14,7 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from toolkit.files import fingerprint
 from toolkit.judging.answers import Answer, Memory, Question, remembering
+from toolkit.judging.prompt_ids import plain_prompt
 from toolkit.judging.records import Judgement, text_measures
 from toolkit.judging.responses import PolicyResponses
 from toolkit.preferences.rows import readable
@@ -26,10 +27,28 @@ _LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Pair:
-    """Two responses to one prompt: whose they are, and what a person sees of them."""
+    """Two responses to one prompt: whose they are, and what a person sees of them. ``text`` is a prompt of one message
+    without its role."""
 
     blank: Judgement  # without a preference; its ``order`` says who stands first
     question: Question
+    text: str
+
+    def asked(self) -> list[tuple[int | None, Question]]:
+        """(order, question): how the pair is shown, and how earlier versions may have shown it and stored a vote."""
+        order, q = self.blank.order, self.question
+        questions = [replace(q, prompt=prompt) for prompt in dict.fromkeys((q.prompt, self.text))]
+        turned = [replace(question, first=q.second, second=q.first) for question in questions]
+        return [*((order, question) for question in questions), *((1 - (order or 0), question) for question in turned)]
+
+    def judged(self, answers: Mapping[str, Answer]) -> Judgement | None:
+        """The vote among these answers, however the pair was shown; None where there is none."""
+        for order, question in self.asked():
+            answer = answers.get(question.key)
+            if answer is not None and answer.value is not None:
+                preference = 1.0 - answer.value if order == 1 else answer.value
+                return replace(self.blank, order=order, preference=preference)
+        return None
 
 
 @dataclass(frozen=True)
@@ -42,32 +61,42 @@ class Ballots:
     seed: int
 
     def of(self, annotator: str) -> list[Pair]:
-        """Every pair of samples once. Seed and annotator fix the order of the pairs, and who stands first in each."""
-        rng = random.Random(f"{self.seed}/{annotator}")
+        """Every pair of samples once.
+
+        A hash of seed, annotator and the pair fixes where the pair stands among the others, and who stands first in
+        it: further prompts move neither. Samples with equal texts are one pair, and are voted on once.
+        """
         judge = f"human:{annotator}"
-        pairs = []
-        orders: dict[tuple[str, str, str], int] = {}
+        drawn: list[tuple[str, Pair]] = []
         for prompt_id, prompt, a, b in self.responses.paired(self.policy, self.baseline):
-            # Samples with equal texts are one pair, and are voted on once.
-            order = orders.setdefault((prompt_id, a, b), rng.randrange(2))
+            number = fingerprint([self.seed, annotator, prompt_id, a, b])
+            order = int(number, 16) % 2
             blank = Judgement(prompt_id, self.policy, self.baseline, judge, None, order, **text_measures(a, b))
-            pairs.append(Pair(blank, Question(judge, "vote", prompt, *((b, a) if order else (a, b)))))
-        rng.shuffle(pairs)
-        return pairs
+            question = Question(judge, "vote", readable(prompt), *((b, a) if order else (a, b)))
+            drawn.append((number, Pair(blank, question, readable(plain_prompt(prompt)))))
+        return [pair for _, pair in sorted(drawn, key=lambda entry: entry[0])]
 
 
 def votes(ballots: Ballots, memory: Memory) -> list[Judgement]:
     """The judgements of all annotators so far."""
-    out = []
+    judged = []
     for judge in memory.judges():
         pairs = ballots.of(judge.removeprefix("human:"))
-        answers = memory.answers(pair.question for pair in pairs)
-        for pair in pairs:
-            if pair.question.key in answers:
-                value = answers[pair.question.key].value
-                assert value is not None
-                out.append(replace(pair.blank, preference=1.0 - value if pair.blank.order == 1 else value))
-    return out
+        answers = _stored(pairs, memory)
+        judged += [pair.judged(answers) for pair in pairs]
+    return [judgement for judgement in judged if judgement is not None]
+
+
+def n_other_votes(ballots: Ballots, memory: Memory) -> int:
+    """How many stored votes are on other responses than those of the ballots, or on other prompts."""
+    judges = memory.judges()
+    of_ballots = sum(len(_stored(ballots.of(judge.removeprefix("human:")), memory)) for judge in judges)
+    return memory.n_answers() - of_ballots
+
+
+def _stored(pairs: Iterable[Pair], memory: Memory) -> dict[str, Answer]:
+    """The stored votes on pairs, by the key of their question."""
+    return memory.answers(question for pair in pairs for _, question in pair.asked())
 
 
 class AlreadyVotedError(Exception):
@@ -94,7 +123,7 @@ class Poll:
         """
         with self._lock:
             value, pair = _VALUES[verdict], self._pairs_of(annotator)[key]
-            if self.memory.answers([pair.question]):
+            if _stored([pair], self.memory):
                 raise AlreadyVotedError("this pair has a vote of yours already, and the first one counts")
             self.memory.keep(pair.question, Answer(value))
             return self._next_pair(annotator)
@@ -112,13 +141,14 @@ class Poll:
 
     def _next_pair(self, annotator: str) -> bytes:
         pairs = self._pairs_of(annotator)
-        answers = self.memory.answers(pair.question for pair in pairs.values())
-        question = next((pair.question for key, pair in pairs.items() if key not in answers), None)
+        answers = _stored(pairs.values(), self.memory)
+        left = [pair.question for pair in pairs.values() if pair.judged(answers) is None]
+        question = left[0] if left else None
         shown = None
         if question is not None:
-            prompt = readable(question.prompt)
-            shown = {"id": question.key, "prompt": prompt, "a": question.first, "b": question.second}
-        return json.dumps({"pair": shown, "annotator": annotator, "voted": len(answers), "total": len(pairs)}).encode()
+            shown = {"id": question.key, "prompt": question.prompt, "a": question.first, "b": question.second}
+        state = {"pair": shown, "annotator": annotator, "voted": len(pairs) - len(left), "total": len(pairs)}
+        return json.dumps(state).encode()
 
 
 class VoteHandler(LocalHandler):

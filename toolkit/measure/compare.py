@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.engine.sampling import SamplingParams
-from toolkit.errors import StoreError
+from toolkit.errors import DataError, StoreError
 from toolkit.evals.intervals import DEFAULT_INTERVALS, BootstrapOptions
 from toolkit.files import fingerprint, refuse_others_file, write_json
 from toolkit.judging import alpaca_eval, win_rates
@@ -39,13 +39,17 @@ def compare_policies(
 ) -> dict[str, Any]:
     """Writes ``samples-*.parquet``, ``judgements.parquet`` and ``results.json`` to ``out``, and returns the results.
 
-    ``annotations`` is a further file, in AlpacaEval's format. Rerunning continues: a policy's samples are stored under
+    ``annotations`` is a further file, in AlpacaEval's format. ``sample_files`` of the results names each policy's table
+    in ``out``. Rerunning continues: a policy's samples are stored under
     the fingerprint of all that they depend on. Judges read each response whole.
 
     Raises what reading the prompts, sampling and judging raise.
     """
     for judge in judges:
         check_judge(judge)  # before anything is sampled
+    if annotations is not None and params.n > 1:
+        what = f"{params.n} samples for a prompt, and AlpacaEval's annotations hold one output of each policy"
+        raise DataError(what, where="--annotations", fix="sample one for a prompt, or leave --annotations out")
     prompts = read_prompts(selection)
     samplers = [PolicySampler(policy, options.model, params) for policy in policies]
     names = [_file_name(sampler, prompts, selection.seed) for sampler in samplers]
@@ -69,13 +73,14 @@ def compare_policies(
         judgements = judged.judgements
         intervals: BootstrapOptions = {**DEFAULT_INTERVALS, "seed": selection.seed}
         write_judgements(judgements, out / JUDGEMENTS_FILE, intervals)
-        if annotations is not None:
-            alpaca_eval.write_annotations(judgements, responses, annotations)
         results: dict[str, Any] = {"schema_version": 1, "policies": list(policies)}
         results |= win_rates.report(judgements, controls=win_rates.RECORDED_CONTROLS, **intervals)
         results["judge_usage"] = [asdict(usage) for usage in judged.usages]
         results["warnings"] = judged.warnings
+        results["sample_files"] = {sampler.policy: name for sampler, name in zip(samplers, names, strict=True)}
         write_json(out / RESULTS_FILE, results)
+        if annotations is not None:
+            alpaca_eval.write_annotations(judgements, responses, annotations)
     return results
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import DataError, nearest
-from toolkit.judging.battles import plain_prompt
+from toolkit.files import table_columns
+from toolkit.judging.prompt_ids import plain_prompt
 from toolkit.judging.responses import PolicyResponses
 from toolkit.measure.responses import prompts_of_run
 from toolkit.preferences.cells import RecordError, excerpt, messages_from, name_cell, prompt_cell, text_cell
@@ -32,6 +33,7 @@ from toolkit.storage.spilled import Spill
 # (system, prompt's id, response) -> its file and row, None where they are not known
 SourceOfResponse = Callable[[str, str, str], tuple[str, int] | None]
 RESPONSES = ("response", "output", "completion", "answer")
+_SAMPLE = ("prompt_id", "policy", "sample_index", "prompt", "response")  # what every table of samples has
 # The column that names the system behind a row; AlpacaEval's is the first.
 SYSTEMS = ("generator", "policy", "model", "system_name")
 
@@ -40,25 +42,31 @@ class Outputs:
     """The responses of one system, in the order in which they were added. Texts wait on disk, in ``stored``, which the
     systems of a file share: each of their own would take an open file.
 
-    ``file`` and ``rows`` say where they are from. Of a run's samples the sampled token ids and whether the response ran
-    into the length limit are kept as well (``recorded``); texts alone have neither.
+    ``file`` and ``rows`` say where they are from. Samples have prompt ids of their own (``sampled``), and of a run's
+    samples the sampled token ids and whether the response ran into the length limit are kept as well (``recorded``);
+    texts alone have none of it.
+
+    A prompt goes by a number, the 16 hex digits of the id of its text (:func:`plain_prompt`), so that files with texts
+    and files with messages meet. Judges are given the prompt as it is.
     """
 
-    def __init__(self, name: str, stored: Spill, file: str = "", *, recorded: bool = False) -> None:
-        self.name, self.file, self.recorded = name, file, recorded
+    def __init__(
+        self, name: str, stored: Spill, file: str = "", *, sampled: bool = False, recorded: bool = False
+    ) -> None:
+        self.name, self.file, self.sampled, self.recorded = name, file, sampled, recorded
         self.rows = array("q")
-        self._prompt_of = array("Q")  # the 16 hex digits of its id
+        self._prompt_of = array("Q")
         self._stored = stored
         # Of each response: the place of its prompt, behind which are its text and what was recorded of it.
         self._at = array("q")
 
     def add(self, prompt: Prompt, response: str, row: int, sample: Sample | None = None) -> None:
-        shown = plain_prompt(prompt)
-        self._prompt_of.append(int(prompt_id(shown), 16))
+        plain_id = prompt_id(plain_prompt(prompt))
+        self._prompt_of.append(int(plain_id, 16))
         self.rows.append(row)
-        self._at.append(self._stored.append(shown))
+        self._at.append(self._stored.append((prompt, plain_id if sample is None else sample.prompt_id)))
         self._stored.append(response)
-        if sample is not None:
+        if self.recorded and sample is not None:
             self._stored.append((sample.response_ids, sample.truncated))
 
     @cached_property
@@ -81,9 +89,13 @@ class Outputs:
         return places[start : bisect_right(prompts, prompt, lo=start)]
 
     def prompt(self, prompt: int) -> Prompt:
-        """A prompt as it is shown."""
-        shown: Prompt = self._stored[self._at[self.places(prompt)[0]]]
-        return shown
+        """A prompt as the file has it."""
+        as_it_is: Prompt = self._stored[self._at[self.places(prompt)[0]]][0]
+        return as_it_is
+
+    def key(self, prompt: int) -> str:
+        """A prompt's id in judgements: of samples their own, else that of its text."""
+        return str(self._stored[self._at[self.places(prompt)[0]]][1])
 
     def responses(self, prompt: int) -> list[str]:
         return [self._response(place) for place in self.places(prompt)]
@@ -98,9 +110,9 @@ class Outputs:
     def truncated(self, prompt: int) -> list[bool]:
         return [self._stored[self._at[place] + 2][1] for place in self.places(prompt)]
 
-    def source(self, key: str, response: str) -> tuple[str, int] | None:
+    def source(self, prompt: int, response: str) -> tuple[str, int] | None:
         """The file and the first row of a response; None for one that is not here."""
-        places = self.places(int(key, 16))
+        places = self.places(prompt)
         row = next((self.rows[place] for place in places if self._response(place) == response), None)
         return None if row is None else (self.file, row)
 
@@ -149,6 +161,8 @@ def outputs_to_judge(
         if name is not None and name not in systems:
             where = in_words(list(map(str, files)))
             raise DataError(f"there is no system {name!r}", where=where, fix=nearest(name, systems))
+    if policy is not None and policy == baseline:
+        raise DataError(f"{policy!r} would be compared with itself", where="--baseline", fix="name another system")
     pairs = _pairs(list(systems), policy, baseline)
     if not pairs:
         fix = "name a second file, or one that holds several systems"
@@ -167,19 +181,33 @@ def outputs_to_judge(
     some_left = len(shared) < n_prompts
     notes = [f"{len(shared):,} of {n_prompts:,} prompts have a response of every system"] if some_left else []
     asked: list[int] = shared[:limit].tolist()
+    of_run = next((outputs for outputs in compared.values() if outputs.sampled), first)
+    keys = [of_run.key(number) for number in asked]
+    number_of = dict(zip(keys, asked, strict=True))
     recorded = all(outputs.recorded for outputs in compared.values())
     return JudgedOutputs(
         pairs,
         PolicyResponses(
-            [f"{number:016x}" for number in asked],
-            Computed(asked, first.prompt),
+            keys,
+            Computed(asked, lambda number: _prompt([*compared.values()], number)),
             {name: Computed(asked, of.responses) for name, of in compared.items()},
             ids={name: Computed(asked, of.ids) for name, of in compared.items()} if recorded else None,
             truncated={name: Computed(asked, of.truncated) for name, of in compared.items()} if recorded else None,
         ),
         notes,
-        lambda name, key, response: compared[name].source(key, response),
+        lambda name, key, response: compared[name].source(number_of[key], response),
     )
+
+
+def _prompt(systems: Sequence[Outputs], number: int) -> Prompt:
+    """A prompt as a run has it, whose models were trained on that; else as messages, where a file has them.
+
+    Which file is named first does not count.
+    """
+    prompts = [system.prompt(number) for system in sorted(systems, key=lambda system: not system.sampled)]
+    if any(system.sampled for system in systems):
+        return prompts[0]
+    return next((prompt for prompt in prompts if not isinstance(prompt, str)), prompts[0])
 
 
 def _pairs(names: Sequence[str], policy: str | None, baseline: str | None) -> list[tuple[str, str]]:
@@ -189,7 +217,7 @@ def _pairs(names: Sequence[str], policy: str | None, baseline: str | None) -> li
     ([('a', 'b'), ('c', 'b')], [('b', 'a'), ('b', 'c')], 3)
     """
     if policy is not None and baseline is not None:
-        return [(policy, baseline)] if policy != baseline else []
+        return [(policy, baseline)]
     if policy is not None:
         return [(policy, name) for name in names if name != policy]
     if baseline is not None:
@@ -203,22 +231,23 @@ def _of_file(file: Path) -> list[Outputs]:
         return _of_samples(path)
     if not path.is_file():
         raise DataError("no such file", where=str(path), fix="name a file of outputs, or a run folder")
+    if path.suffix == ".parquet" and {*_SAMPLE} <= table_columns(path, error=DataError):
+        return _of_samples(path)
     return _of_rows(read_file(path), path)
 
 
 def _of_samples(path: Path) -> list[Outputs]:
     """The policies of a run's samples."""
-    columns = ["prompt_id", "policy", "sample_index", "prompt", "response"]
-    samples = SampleTable(table_samples(path, columns, optional=("response_ids", "truncated")))
+    samples = SampleTable(table_samples(path, _SAMPLE, optional=("response_ids", "truncated")))
     recorded = all(sample.response_ids for sample in samples)  # a table of texts alone has none
     last = {sample.prompt_id: place for place, sample in enumerate(samples)}
     asked_of = prompts_of_run(path, last, lambda key: samples[last[key]].prompt)
     systems, stored = [], Spill()
     for name, places in places_by_policy(samples).items():
-        outputs = Outputs(name, stored, file=str(path), recorded=recorded)
+        outputs = Outputs(name, stored, file=str(path), sampled=True, recorded=recorded)
         for place in places:
             sample = samples[place]
-            outputs.add(asked_of(sample.prompt_id)[0], sample.response, place + 1, sample if recorded else None)
+            outputs.add(asked_of(sample.prompt_id)[0], sample.response, place + 1, sample)
         systems.append(outputs)
     return systems
 
