@@ -99,6 +99,8 @@ def test_compare_and_what_it_leaves_behind(small_run: Path, tmp_path: Path) -> N
     assert len(result["samples"]) == 8 and {row["policy"] for row in result["samples"]} == set(policies)
     written = toolkit.compare(*policies, data="reviews", out=tmp_path / "kept", **options)
     assert written == result and (tmp_path / "kept" / "judgements.parquet").is_file()
+    shorter = toolkit.compare(*policies, data="reviews", out=tmp_path / "kept", **{**options, "limit": 2})
+    assert len(shorter["samples"]) == 4  # not those of the earlier call, which lie there too
     assert f"{result['win_rates'][0]['win_rate']:.1%}" in result._repr_html_()
 
 

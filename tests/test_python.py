@@ -141,6 +141,20 @@ def test_a_model_in_memory_is_the_model_in_its_folder(small_run: Path) -> None:
         toolkit.score(3, PAIRS)  # type: ignore[arg-type]
 
 
+def test_win_rates_show_what_the_command_shows() -> None:
+    rows = [
+        {"prompt": f"p{k}", "model_a": a, "model_b": b, "judge": judge, "topic": f"t{k % 2}",
+         "winner": "AB"[(k * (3 if judge == "x" else 7)) % 5 > 2]}
+        for k in range(20) for a, b in ("mn", "mo", "no") for judge in "xy"
+    ]  # fmt: skip
+    result = toolkit.winrate(rows, by="topic", ranking=True, human=rows, confidence=0.9, bootstrap=100)
+    text = str(result)
+    assert "90% interval" in text and "95% interval" not in text and "m, topic=t0" in text
+    for title in ("Bradley-Terry, judge x", "Judges", "Corrected by people's votes"):
+        assert title in text, title
+    assert "records: prompt = prompt" in text
+
+
 def test_functions_judge_and_reward(tmp_path: Path) -> None:
     texts = {"short": "No.", "long": "Certainly not."}
     outputs = {name: [{"prompt": f"p{k}", "response": text} for k in range(3)] for name, text in texts.items()}

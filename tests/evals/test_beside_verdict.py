@@ -16,6 +16,7 @@ EQUAL = {"rm_ppo": 3.0, "dpo": 3.1}
 def row(judge: str, rate: float, spread: float = 0.04, p: float = 0.001, **more: Any) -> dict[str, Any]:
     return {
         **{"policy": "rm_ppo", "baseline": "dpo", "judge": judge, "slice": None, "n_judged": 200, "n_prompts": 200},
+        **{"n_failed": 0},
         **{"win": rate, "tie": 0.0, "loss": 1 - rate, "win_rate": rate, "p_value": p},
         **{"ci_low": rate - spread, "ci_high": rate + spread, "detectable_effect": 0.1, "lc_win_rate": None},
         **more,
@@ -49,8 +50,14 @@ def test_undecided_by_width() -> None:
 
 
 def test_too_few_prompts_were_judged() -> None:
-    step = next_step(row("gold", 0.7, n_judged=100))
+    step = next_step(row("gold", 0.7, n_judged=100, n_failed=100))
     assert step.startswith("Run again with --force --only evaluate")
+
+
+def test_recorded_judgements_of_some_prompts_do_not_grow_by_another_run() -> None:
+    votes = row("me", 0.7, n_judged=100, n_prompts=100)
+    step = next_step(votes, judging=Judging(n_prompts=200))
+    assert step.startswith("Judge more of the prompts: the recorded judgements are of 100 of 200 prompts.")
 
 
 def test_judges_that_disagree() -> None:

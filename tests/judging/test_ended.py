@@ -45,7 +45,8 @@ def test_an_arm_that_wins_by_the_other_ones_unfinished_texts_alone() -> None:
     [alone] = win_rates([j for j in judged("gold", WON)[40:]], seed=3)
     assert (row["ci_low"], row["ci_high"], row["p_value"]) == (alone.ci_low, alone.ci_high, alone.p_value)
     sentence = on_ended_responses(VERDICT, [row])
-    assert sentence.startswith(" On the 20 of 60 prompts where both arms ended their responses, RM + PPO wins 40.0% (")
+    assert sentence.startswith(" Where both responses of a pair ended, RM + PPO wins 40.0% (")
+    assert sentence.endswith(", on 20 of 60 judged prompts).")
 
 
 def test_several_judges_are_pooled_as_in_the_verdict() -> None:
@@ -59,7 +60,9 @@ def test_without_a_difference_or_without_such_prompts() -> None:
     assert rows[0]["win_rate"] == 0.8 and on_ended_responses(VERDICT, rows) == ""
     none = where_both_ended(judged("gold", WON), samples(*(("rm_ppo", p) for p in range(60))), ["gold"])
     assert none == []
-    assert on_ended_responses(VERDICT, none) == (" On none of the 60 judged prompts did both arms end their responses.")
+    assert (
+        on_ended_responses(VERDICT, none) == " In no pair on the 60 judged prompts did both arms end their responses."
+    )
     assert on_ended_responses({**VERDICT, "judges": {}}, none) == ""  # no judge decided
 
 
@@ -87,4 +90,5 @@ def test_a_prompt_counts_with_the_pairs_that_both_ended() -> None:
     [row] = where_both_ended(judgements, drawn, ["gold"])
     assert (row["win_rate"], row["n_judged"]) == (0.0, 60)
     sentence = on_ended_responses({**VERDICT, "win_rate": 0.5}, [row])
-    assert sentence.startswith(" On the pairs in which both arms ended their responses, RM + PPO wins 0.0%")
+    assert sentence.startswith(" Where both responses of a pair ended, RM + PPO wins 0.0%")
+    assert sentence.endswith(", on all 60 judged prompts).")

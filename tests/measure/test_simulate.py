@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.running import duel
 
+import toolkit
 from toolkit.measure.simulate import recorded_truth
 from toolkit.preferences.gold import gold_reward
 from toolkit.preferences.reading import read_preferences
@@ -100,3 +101,11 @@ def test_annotators_who_tie_everywhere_have_no_agreement(tmp_path: Path) -> None
     out = tmp_path / "labels.jsonl.gz"
     summary = simulated(tmp_path / "two.json", data, out)
     assert summary["agreement_of_two_annotators"] is None and summary["n_comparisons"] > 0
+
+
+def test_the_data_s_responses_are_labelled_unless_a_policy_is_named(tmp_path: Path) -> None:
+    """The command and the function alike: without --annotators the command sampled a policy of 135 M parameters."""
+    data, out = rows(tmp_path), tmp_path / "labels.parquet"
+    summary = json.loads(duel("simulate", "--data", str(data), "--out", str(out), "--json").stdout)
+    assert summary["n_responses"] == 4 and (recorded_truth(out) or {})["policy"] is None
+    assert toolkit.simulate(data, out=tmp_path / "again.parquet").n_responses == 4

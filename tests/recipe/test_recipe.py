@@ -336,6 +336,8 @@ def test_copy_recipe(tmp_path):
         (["model.lora.target_modules=[]"], "no layer gets an adapter"),
         (["evaluate.best_of_n=1"], "best of 1 is the policy itself"),
         (["evaluate.judges=[gold, gold]"], "is there twice"),
+        (["evaluate.judge.prompt_price_usd=2"], "counted with both prices"),
+        (["evaluate.judge.completion_price_usd=2"], "counted with both prices"),
         (["evaluate.temperatures=[0.7, 1.3, 0.7]"], "evaluate.temperatures: 0.7 is there twice"),
         (["evaluate.temperatures=[0.7, 1.0]"], "have the temperature 1.0 already"),
         (["evaluate.temperature=0.7", "evaluate.temperatures=[0.7]"], "have the temperature 0.7 already"),

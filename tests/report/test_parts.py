@@ -87,6 +87,8 @@ def test_the_row_of_all_judges_stands_among_the_win_rates(copy):
     html = build(copy)
     assert "all judges 61.8% 51.2 to 70.1" in re.sub(r" (loses|wins|½)", "", text_of(html, "win-rates"))
     assert "61.8%" in text_of(html, "verdict") and "None" not in text_of(html, "win-rates")
+    [row] = [row.rate for row in tables.win_rates(reading.read_run(copy)) if row.rate["judge"] == "all judges"]
+    assert row["n_failed"] is row["n_tied"] is None  # the verdict does not say
 
 
 def test_margins_are_turned_and_capped(run, monkeypatch):

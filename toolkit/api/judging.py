@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from toolkit.api.inputs import DTYPES, Data, Dtype, Inputs, Judge, Model, one_of, placed, quietly
 from toolkit.api.results import Result
 from toolkit.progress import Reporter
-from toolkit.report.sheets import win_rate_sheet
+from toolkit.report.judging_sheets import judging_notes, judging_sheets
 
 if TYPE_CHECKING:
     from toolkit.judging.options import JudgeOptions
@@ -73,9 +73,11 @@ def compare(
             out=target,
             reporter=reporter or Reporter(quiet=True),
         )
-        samples = [row for path in sorted(target.glob("samples-*.parquet")) for row in read_table(path)]
+        # Not those of earlier calls, which lie there too.
+        files = dict.fromkeys(comparison["sample_files"].values())
+        samples = [row for file in files for row in read_table(target / file)]
         values = inputs.named({**comparison, "samples": samples})
-        return Result(values, [win_rate_sheet(values["win_rates"])], main="win_rates")
+        return _judged(values)
 
 
 @quietly
@@ -135,7 +137,7 @@ def judge(
             force=force,
         )
         values = inputs.named({**report, "judgements": read_table(target)})
-        return Result(values, [win_rate_sheet(values["win_rates"])], main="win_rates")
+        return _judged(values)
 
 
 @quietly
@@ -208,7 +210,7 @@ def winrate(
             **intervals,
         )
     values = inputs.named(report)
-    return Result(values, [win_rate_sheet(values["win_rates"])], main="win_rates")
+    return _judged(values)
 
 
 @quietly
@@ -324,20 +326,25 @@ def simulate(
     """
     from toolkit.measure.annotators import read_annotators
     from toolkit.measure.options import PromptSelection
-    from toolkit.measure.responses import has_responses
-    from toolkit.measure.simulate import simulate_data
+    from toolkit.measure.simulate import policy_to_sample, simulate_data
     from toolkit.preferences.simulate import ANNOTATORS
 
     inputs = Inputs(Path(out))
     people = read_annotators(Path(annotators)) if isinstance(annotators, str | Path) else annotators or ANNOTATORS
     selection = PromptSelection(inputs.data(data), split, limit, seed)
     sampler = None
-    if policy is not None or not has_responses(selection):
-        model = _judge_options(dtype, None).model
-        sampler = _sampler(inputs.model(policy or "smollm2-135m"), model, (max_new_tokens, temperature, k))
+    model = _judge_options(dtype, None).model
+    named = policy_to_sample(None if policy is None else inputs.model(policy), selection)
+    if named is not None:
+        sampler = _sampler(named, model, (max_new_tokens, temperature, k))
     quiet = reporter or Reporter(quiet=True)
     summary = simulate_data(sampler, selection, list(people), out=Path(out), force=force, reporter=quiet)
     return Result(inputs.named(summary), [])
+
+
+def _judged(report: dict[str, Any]) -> Result:
+    """Win rates as the command shows them."""
+    return Result(report, judging_sheets(report), "\n".join(judging_notes(report)), main="win_rates")
 
 
 def _sampler(policy: str, model: ModelSection, params: tuple[int, float, int]) -> PolicySampler:

@@ -372,8 +372,8 @@ def label(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
 @click.command()
 @click.option(
     "--policy",
-    show_default="smollm2-135m",
-    help="Sample the responses from this policy; with --annotators the default is the data's responses, if it has any.",
+    show_default="the data's responses, if it has any, else smollm2-135m",
+    help="Sample the responses from this policy.",
 )
 @click.option("--data", required=True, help=PROMPTS)
 @click.option(
@@ -394,17 +394,14 @@ def simulate(ctx: click.Context, /, as_json: bool, policy: str | None, annotator
     from toolkit.cli.tables import simulation_table
     from toolkit.measure.annotators import read_annotators
     from toolkit.measure.options import PromptSelection, take
-    from toolkit.measure.responses import has_responses
-    from toolkit.measure.simulate import simulate_data
+    from toolkit.measure.simulate import policy_to_sample, simulate_data
     from toolkit.preferences.simulate import ANNOTATORS
     from toolkit.recipe.training import ModelSection
 
     reporter = reporter_of(ctx)
     people = read_annotators(annotators) if annotators is not None else list(ANNOTATORS)
     selection, model = take(PromptSelection, options), ModelSection(dtype=options.pop("dtype"))
-    if policy is None and (annotators is None or not has_responses(selection)):
-        policy = "smollm2-135m"
-    sampler = policy_sampler(policy, model, options)
+    sampler = policy_sampler(policy_to_sample(policy, selection), model, options)
     summary = simulate_data(sampler, selection, people, reporter=reporter, **options)
     emit(summary) if as_json else say(simulation_table(summary))
 

@@ -21,7 +21,7 @@ MOST_STEPS = 2
 def complete_verdict(result: dict[str, Any], ended: Sequence[Row], judging: Judging) -> None:
     """Add ``both_ended`` and ``next_step`` to the verdict of ``evaluation.json``, and what they say to its sentence.
 
-    ``ended`` are the win rates on the prompts where both arms ended their responses.
+    ``ended`` are the win rates on the pairs in which both arms ended their responses.
     """
     verdict = result["verdict"]
     verdict["both_ended"] = list(ended)
@@ -46,7 +46,7 @@ def _steps(result: Row, judging: Judging) -> Iterator[str]:
         yield "Take a recipe that is made to compare, such as quickstart, and your own data."
         return
     if verdict["n_judged"] < MIN_COVERAGE * verdict["n_prompts"]:
-        yield "Run again with --force --only evaluate: it asks what failed once more."
+        yield _for_more_judged(result)
     elif verdict["finding"] == "undecided":
         yield _for_a_decision(verdict)
     yield from _for_equal_kl(verdict.get("kl_nats", {}))
@@ -60,6 +60,16 @@ def _steps(result: Row, judging: Judging) -> Iterator[str]:
             yield f"{check}: read its samples{', and its win rate at equal length' if controlled else ''}."
     # On a terminal the line with the study's command follows (`next_study`): both say the same.
     yield "Repeat it over seeds and settings (duel study): this is one run."
+
+
+def _for_more_judged(result: Row) -> str:
+    verdict = result["verdict"]
+    of_arms = [row for row in result["win_rates"] if {row["policy"], row["baseline"]} == set(ARMS)]
+    if any(row["n_failed"] for row in of_arms if row["judge"] in verdict["judges"]):
+        return "Run again with --force --only evaluate: it asks what failed once more."
+    # Recorded judgements are of some prompts alone, and a further run finds no more of them.
+    judged = f"{verdict['n_judged']} of {counted(verdict['n_prompts'], 'prompt')}"
+    return f"Judge more of the prompts: the recorded judgements are of {judged}."
 
 
 def _for_a_decision(verdict: Row) -> str:
@@ -98,11 +108,13 @@ def on_ended_responses(verdict: Row, rows: Sequence[Row]) -> str:
         return ""
     row = next((row for row in rows if row["judge"] == verdict["judge"]), None)
     if row is None or not row["n_judged"]:
-        return f" On none of the {counted(verdict['n_judged'], 'judged prompt')} did both arms end their responses."
+        return f" In no pair on the {counted(verdict['n_judged'], 'judged prompt')} did both arms end their responses."
     of_all_prompts = row["n_judged"] >= verdict["n_judged"]
     if of_all_prompts and row["win_rate"] == verdict["win_rate"]:
         return ""
     interval = "no interval" if row["ci_low"] is None else f"{row['ci_low']:.1%} to {row['ci_high']:.1%}"
-    share = "the pairs in which" if of_all_prompts else f"the {row['n_judged']} of {verdict['n_judged']} prompts where"
-    share += " both arms ended their responses"
-    return f" On {share}, RM + PPO wins {row['win_rate']:.1%} ({interval})."
+    # A prompt counts with those of its pairs of samples that are left.
+    on = "all" if of_all_prompts else f"{row['n_judged']} of"
+    prompts = f"on {on} {counted(verdict['n_judged'], 'judged prompt')}"
+    wins = f"RM + PPO wins {row['win_rate']:.1%} ({interval}, {prompts})"
+    return f" Where both responses of a pair ended, {wins}."

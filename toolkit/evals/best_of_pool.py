@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from toolkit.errors import DataError
 from toolkit.evals.agreement import estimate_dict
-from toolkit.evals.best_of_n import MAX_N, best_of_n_weights
+from toolkit.evals.best_of_n import MAX_N, best_of_n_kl, best_of_n_weights
 from toolkit.evals.intervals import (
     NO_ESTIMATE,
     BootstrapOptions,
@@ -74,7 +74,7 @@ def values_of_best_of_n(
         rows.append(
             {
                 "n_responses": n,
-                "kl_bound_nats": math.log(n) - (n - 1) / n,
+                "kl_bound_nats": best_of_n_kl(n),
                 measure: estimate_dict(mean),
                 "gain": estimate_dict(gain),
                 "share_of_best_gain": estimate_dict(share),

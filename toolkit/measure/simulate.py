@@ -12,7 +12,7 @@ from toolkit.errors import DataError
 from toolkit.files import read_json, table_metadata, write_json
 from toolkit.measure.once import once
 from toolkit.measure.options import PromptSelection
-from toolkit.measure.responses import Answered, read_responses
+from toolkit.measure.responses import Answered, has_responses, read_responses
 from toolkit.measure.sampling import PolicySampler, sampled_responses
 from toolkit.preferences.rows import PreferenceRow, prompt_id, write_native
 from toolkit.preferences.simulate import ANNOTATORS, Annotator, agreement, simulate_preferences
@@ -20,6 +20,15 @@ from toolkit.preferences.tables import to_parquet
 from toolkit.progress import Reporter
 
 TRUTH_KEY = "duel.truth"
+
+
+DEFAULT_POLICY = "smollm2-135m"
+
+
+def policy_to_sample(policy: str | None, selection: PromptSelection) -> str | None:
+    """Whose responses are labelled: the named policy's; else None, the data's own, where it has any; else the default
+    policy's."""
+    return policy if policy is not None or has_responses(selection) else DEFAULT_POLICY
 
 
 @dataclass(frozen=True)

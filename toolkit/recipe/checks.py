@@ -243,7 +243,8 @@ def model_conflicts(model: ModelSection) -> Iterator[Conflict]:
 
 
 def evaluate_conflicts(evaluate: EvaluateSection) -> Iterator[Conflict]:
-    """Judges that are not written as a judge is, or twice; temperatures that are there twice; and a best of one."""
+    """Judges that are not written as a judge is, or twice; temperatures that are there twice; one price of two; and a
+    best of one."""
     if evaluate.best_of_n == 1:
         yield Conflict("best of 1 is the policy itself", "2 or more; 0 leaves it out", ("best_of_n",))
     if evaluate.temperature in evaluate.temperatures:
@@ -258,6 +259,11 @@ def evaluate_conflicts(evaluate: EvaluateSection) -> Iterator[Conflict]:
     if repeated:
         what = f"evaluate.temperatures: {', '.join(map(str, repeated))} is there twice"
         yield Conflict(what, "keep one of them", ("temperatures",))
+    if (evaluate.judge.prompt_price_usd is None) != (evaluate.judge.completion_price_usd is None):
+        what = "a judge's money is counted with both prices, and one is missing"
+        yield Conflict(
+            what, "name both (0 is a price), or none", ("judge.prompt_price_usd", "judge.completion_price_usd")
+        )
     for index, spec in enumerate(evaluate.judges):
         problem = judge_problem(spec)
         if problem:

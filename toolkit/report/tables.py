@@ -53,7 +53,7 @@ class Verdict:
     """The sentence in two parts, each judge's row of the two arms, and the sections that changed since.
 
     ``cost`` is what the arms took, ``next_step`` what to do next; both are empty where the run does not say. ``ended``
-    has each judge's row on the prompts where both arms ended their responses.
+    has each judge's row on the pairs in which both arms ended their responses.
     """
 
     headline: str
@@ -92,12 +92,15 @@ def _between_arms(row: ResultRow) -> bool:
 
 
 def _pooled(result: Mapping[str, Any], rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """The row of all judges together, where the verdict rests on it: it is no row of ``win_rates``."""
+    """The row of all judges together, where the verdict rests on it: it is no row of ``win_rates``.
+
+    What the verdict does not have of it, such as how many judgements failed, is None.
+    """
     if not rows or result.get("judge") is None or any(row["judge"] == result["judge"] for row in rows):
         return []
     numbers = {name: value for name, value in result.items() if name in rows[0]}
     arms = {"policy": "rm_ppo", "baseline": "dpo"}
-    return [dict.fromkeys(rows[0]) | {"n_failed": 0, "n_tied": 0} | numbers | arms]
+    return [dict.fromkeys(rows[0]) | numbers | arms]
 
 
 def _judges_that_may_not_decide(run: Run) -> set[str]:
