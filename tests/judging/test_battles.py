@@ -134,6 +134,19 @@ def test_a_crowd_of_judges_is_one(tmp_path: Path) -> None:
     assert recorded.columns_read[0].note == "12 judges in 'judge' are read as one"
 
 
+def test_a_crowds_places_were_drawn_whatever_one_of_it_saw(tmp_path: Path) -> None:
+    """One voter met a pair on both sides: their other votes count as those of all others do."""
+
+    def vote(who: int, prompt: int, left: str) -> dict[str, Any]:
+        right = "n" if left == "m" else "m"
+        return {"question_id": f"p{prompt}", "model_a": left, "model_b": right, "winner": "m", "judge": f"user_{who}"}
+
+    rows = [vote(0, 0, "m"), vote(0, 0, "n"), vote(0, 1, "m"), vote(0, 2, "m")]
+    rows += [vote(k, 10 + k, "mn"[k % 2]) for k in range(1, 13)]
+    [row] = winrate_report([jsonl(tmp_path / "b.jsonl", rows)], n_resamples=50)["win_rates"]
+    assert (row["judge"], row["n_prompts"], row["n_judged"], row["n_failed"]) == ("13 judges", 15, 15, 0)
+
+
 def test_arena_hards_games(tmp_path: Path) -> None:
     def game(score: str | None) -> dict[str, Any]:
         return {"user_prompt": "...", "judgment": "...", "score": score}

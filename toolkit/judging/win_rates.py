@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -248,9 +248,9 @@ def agreement_of(
 
     What the win rate leaves out as half judged, a judge's agreement leaves out too (``_balance_orders``).
     """
-    of_judge: dict[tuple[str, str], list[Judgement]] = defaultdict(list)
+    of_judge: dict[str, list[Judgement]] = defaultdict(list)
     for m in judgements:
-        of_judge[m.judge, m.source].append(m)
+        of_judge[m.judge].append(m)
     opinions = []
     for members in of_judge.values():
         of_pairs = _places_by_pair(members)
@@ -332,6 +332,9 @@ def _preferences(members: Sequence[Judgement]) -> Floats:
     by_judge: dict[str, list[int]] = defaultdict(list)
     for i, m in enumerate(members):
         by_judge[m.source].append(i)
+    asked = None
+    if len(by_judge) > 1 and members[0].judge != POOLED:  # a crowd: whether places were drawn shows in all of its votes
+        asked = _asked_in_both_orders(members, _places_by_pair(members))
     numbers = prompt_numbers(members)
     n = int(numbers.max()) + 1 if len(members) else 0
     # every prompt first, as not judged, so that it keeps its place
@@ -339,17 +342,18 @@ def _preferences(members: Sequence[Judgement]) -> Floats:
     values = [np.full(n, np.nan)]
     for at in by_judge.values():
         of_judge = members if len(at) == len(members) else [members[i] for i in at]
-        distinct, means = average_within_prompt(numbers[at], _balance_orders(of_judge))
+        distinct, means = average_within_prompt(numbers[at], _balance_orders(of_judge, asked))
         prompts.append(distinct)
         values.append(means)
     return average_within_prompt(np.concatenate(prompts), np.concatenate(values))[1]
 
 
 def _pair_of(judgement: Judgement) -> tuple[object, ...]:
-    """The two responses that were judged, by their hashes; by their lengths where no texts were recorded."""
+    """The two responses that were judged, by their hashes; by their lengths where no texts were recorded. And who of
+    several judged them."""
     j = judgement
     responses = (j.policy_hash, j.baseline_hash) if j.policy_hash else (j.policy_length, j.baseline_length)
-    return (j.policy, j.baseline, j.prompt_id, *responses)
+    return (j.policy, j.baseline, j.prompt_id, *responses, j.source)
 
 
 def _places_by_pair(members: Sequence[Judgement]) -> dict[tuple[object, ...], list[int]]:
@@ -383,10 +387,12 @@ def _asked_in_both_orders(
 
 
 def _half_judged(
-    members: Sequence[Judgement], of_pairs: Mapping[tuple[object, ...], Sequence[int]]
+    members: Sequence[Judgement],
+    of_pairs: Mapping[tuple[object, ...], Sequence[int]],
+    asked: Collection[tuple[object, object]] | None = None,
 ) -> set[tuple[object, ...]]:
-    """The pairs that have a value in one order alone, of systems whose pairs the judge saw in both."""
-    both_orders = _asked_in_both_orders(members, of_pairs)
+    """The pairs that have a value in one order alone, of systems whose pairs the judge saw in both (``asked``)."""
+    both_orders = _asked_in_both_orders(members, of_pairs) if asked is None else asked
     half = set()
     for pair, at in of_pairs.items() if both_orders else ():
         answered = {members[i].order for i in at if members[i].preference is not None}
@@ -395,7 +401,7 @@ def _half_judged(
     return half
 
 
-def _balance_orders(members: Sequence[Judgement]) -> Floats:
+def _balance_orders(members: Sequence[Judgement], asked: Collection[tuple[object, object]] | None = None) -> Floats:
     """The value of each pair of responses of one judge, as often as the pair was sampled; NaN for its other judgements.
 
     The value is the mean of the pair's orders. Judgements in one order are averaged first, so that both orders weigh
@@ -408,7 +414,7 @@ def _balance_orders(members: Sequence[Judgement]) -> Floats:
     if len({(m.policy, m.baseline, m.prompt_id) for m in members}) == len(members):  # each was judged once
         return np.array([np.nan if m.preference is None else m.preference for m in members], dtype=np.float64)
     of_pairs = _places_by_pair(members)
-    half = _half_judged(members, of_pairs)
+    half = _half_judged(members, of_pairs, asked)
     balanced = np.full(len(members), np.nan)
     for pair, at in of_pairs.items():
         by_order: dict[int | None, list[float]] = defaultdict(list)

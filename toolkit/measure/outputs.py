@@ -204,9 +204,10 @@ def _prompt(systems: Sequence[Outputs], number: int) -> Prompt:
 
     Which file is named first does not count.
     """
-    prompts = [system.prompt(number) for system in sorted(systems, key=lambda system: not system.sampled)]
-    if any(system.sampled for system in systems):
-        return prompts[0]
+    for system in systems:
+        if system.sampled:
+            return system.prompt(number)
+    prompts = [system.prompt(number) for system in systems]
     return next((prompt for prompt in prompts if not isinstance(prompt, str)), prompts[0])
 
 
