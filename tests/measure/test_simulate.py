@@ -9,7 +9,8 @@ import pytest
 from support.running import duel
 
 import toolkit
-from toolkit.measure.simulate import recorded_truth
+from toolkit.measure.options import PromptSelection
+from toolkit.measure.simulate import policy_to_sample, recorded_truth
 from toolkit.preferences.gold import gold_reward
 from toolkit.preferences.reading import read_preferences
 
@@ -103,9 +104,9 @@ def test_annotators_who_tie_everywhere_have_no_agreement(tmp_path: Path) -> None
     assert summary["agreement_of_two_annotators"] is None and summary["n_comparisons"] > 0
 
 
-def test_the_data_s_responses_are_labelled_unless_a_policy_is_named(tmp_path: Path) -> None:
-    """The command and the function alike: without --annotators the command sampled a policy of 135 M parameters."""
-    data, out = rows(tmp_path), tmp_path / "labels.parquet"
-    summary = json.loads(duel("simulate", "--data", str(data), "--out", str(out), "--json").stdout)
-    assert summary["n_responses"] == 4 and (recorded_truth(out) or {})["policy"] is None
-    assert toolkit.simulate(data, out=tmp_path / "again.parquet").n_responses == 4
+def test_who_writes_the_responses_where_no_policy_is_named(tmp_path: Path) -> None:
+    selection = PromptSelection(str(rows(tmp_path)))
+    assert policy_to_sample(None, selection, prefer_own=False) == "smollm2-135m"  # the command without --annotators
+    assert policy_to_sample(None, selection, prefer_own=True) is None
+    assert policy_to_sample("tiny", selection, prefer_own=True) == "tiny"
+    assert toolkit.simulate(rows(tmp_path), out=tmp_path / "own.parquet").n_responses == 4

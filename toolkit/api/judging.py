@@ -334,7 +334,7 @@ def simulate(
     selection = PromptSelection(inputs.data(data), split, limit, seed)
     sampler = None
     model = _judge_options(dtype, None).model
-    named = policy_to_sample(None if policy is None else inputs.model(policy), selection)
+    named = policy_to_sample(None if policy is None else inputs.model(policy), selection, prefer_own=True)
     if named is not None:
         sampler = _sampler(named, model, (max_new_tokens, temperature, k))
     quiet = reporter or Reporter(quiet=True)

@@ -372,8 +372,8 @@ def label(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
 @click.command()
 @click.option(
     "--policy",
-    show_default="the data's responses, if it has any, else smollm2-135m",
-    help="Sample the responses from this policy.",
+    show_default="smollm2-135m",
+    help="Sample the responses from this policy; with --annotators the default is the data's responses, if it has any.",
 )
 @click.option("--data", required=True, help=PROMPTS)
 @click.option(
@@ -401,7 +401,8 @@ def simulate(ctx: click.Context, /, as_json: bool, policy: str | None, annotator
     reporter = reporter_of(ctx)
     people = read_annotators(annotators) if annotators is not None else list(ANNOTATORS)
     selection, model = take(PromptSelection, options), ModelSection(dtype=options.pop("dtype"))
-    sampler = policy_sampler(policy_to_sample(policy, selection), model, options)
+    sampled = policy_to_sample(policy, selection, prefer_own=annotators is not None)
+    sampler = policy_sampler(sampled, model, options)
     summary = simulate_data(sampler, selection, people, reporter=reporter, **options)
     emit(summary) if as_json else say(simulation_table(summary))
 

@@ -25,10 +25,12 @@ TRUTH_KEY = "duel.truth"
 DEFAULT_POLICY = "smollm2-135m"
 
 
-def policy_to_sample(policy: str | None, selection: PromptSelection) -> str | None:
-    """Whose responses are labelled: the named policy's; else None, the data's own, where it has any; else the default
-    policy's."""
-    return policy if policy is not None or has_responses(selection) else DEFAULT_POLICY
+def policy_to_sample(policy: str | None, selection: PromptSelection, *, prefer_own: bool) -> str | None:
+    """Whose responses are labelled: those of the named policy; else, where they are preferred, the data's own if it has
+    any (None); else the default policy's."""
+    if policy is not None:
+        return policy
+    return None if prefer_own and has_responses(selection) else DEFAULT_POLICY
 
 
 @dataclass(frozen=True)
