@@ -152,6 +152,13 @@ def test_held_out_prompts_are_known_in_any_kind_and_by_their_group(tokenizer: An
         assert trees == [expected] and line.endswith(
             "1 texts of " + str(tmp_path / "t.jsonl") + "; left out: 2 held out"
         )
+    # A system text is of the prompt, as in the training data.
+    told = [{"role": "system", "content": "Be kind."}, *held]
+    row = {"prompt": "Held out", "completion": "Yes.", "system": "Be kind."}
+    source = written(tmp_path / "s.jsonl", [row, {**row, "prompt": "Another"}])
+    of_told = [PreferenceRow(prompt_id(told), told, ["x", "y"], [])]
+    [tree], _ = texts_of_source(source, of_told, encoder, (40, 40), 0)
+    assert tree == encoder.encode([told[0], {"role": "user", "content": "Another"}], ["Yes."], 40).tree
     # Transcripts are read as the training data is: as messages, or as text.
     talk = "\n\nHuman: Held out\n\nAssistant:"
     transcripts = [

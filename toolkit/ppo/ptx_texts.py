@@ -11,13 +11,15 @@ from toolkit.errors import DataError
 from toolkit.models.encoding import TextEncoder, Tree
 from toolkit.models.rendering import refusals_at
 from toolkit.preferences import formats
-from toolkit.preferences.cells import RecordError, messages_from, name_cell, prompt_cell, text_cell
-from toolkit.preferences.columns import GROUP
+from toolkit.preferences.cells import RecordError, messages_from, name_cell, text_cell
+from toolkit.preferences.columns import GROUP, Columns, Format
 from toolkit.preferences.loading import SourceRecords, decoded, load, local_path
+from toolkit.preferences.parsing import last_turn
 from toolkit.preferences.prompts import of_kind
-from toolkit.preferences.reading import SAMPLE, column_names, read_preferences
+from toolkit.preferences.reading import SAMPLE, column_names, parse_record, read_preferences
 from toolkit.preferences.refusals import check_unicode, prompt_texts, row_error
 from toolkit.preferences.rows import PreferenceRow, Prompt, Record, prompt_id
+from toolkit.preferences.single_rows import prompt_rows
 from toolkit.preferences.splits import imitated
 
 TEXT, PROMPT, COMPLETION = "text", "prompt", "completion"
@@ -105,7 +107,9 @@ def _texts(source: str, encoder: TextEncoder, max_text: int, max_response: int) 
         if TEXT not in names and not {PROMPT, COMPLETION} <= set(names):
             fix = "rows with text, rows with prompt and completion, preference data, or a .txt file"
             raise DataError(f"the columns are {sorted(names)}", where=f"ppo.ptx_texts: {source}", fix=fix)
-        yield from _of_records(loaded, encoder, max_text, max_response)
+        columns = Columns(names, [record for _, record in loaded.records[:SAMPLE]])
+        asked = prompt_rows(columns, text_only=not encoder.conversational)
+        yield from _of_records(loaded, asked, encoder, max_text, max_response)
         return
     # Transcripts stay text beside training data that is text; other data is what it is.
     leave = False if recognised.name.endswith("transcripts") else None
@@ -116,10 +120,12 @@ def _texts(source: str, encoder: TextEncoder, max_text: int, max_response: int) 
         yield _Text(tree, row.prompt_id, row.group)
 
 
-def _of_records(loaded: SourceRecords, encoder: TextEncoder, max_text: int, max_response: int) -> Iterator[_Text]:
+def _of_records(
+    loaded: SourceRecords, asked: Format | None, encoder: TextEncoder, max_text: int, max_response: int
+) -> Iterator[_Text]:
     for number, record in loaded.records:
         try:
-            prompt = prompt_cell(record, [PROMPT]) if COMPLETION in record else ""
+            prompt = parse_record(asked, record).prompt if asked is not None and COMPLETION in record else ""
             text = _completion(record) if COMPLETION in record else text_cell(record, TEXT)
             group = name_cell(record, GROUP)
         except RecordError as error:
@@ -127,7 +133,7 @@ def _of_records(loaded: SourceRecords, encoder: TextEncoder, max_text: int, max_
         check_unicode(loaded, number, [*prompt_texts(prompt), text], COMPLETION if COMPLETION in record else TEXT)
         if not text.strip():
             continue
-        if not prompt:
+        if not last_turn(prompt):
             yield _Text(_alone(text, encoder, max_text), group=group)
             continue
         place = loaded.place(number)
