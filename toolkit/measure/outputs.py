@@ -21,18 +21,18 @@ from toolkit.files import table_columns
 from toolkit.judging.prompt_ids import plain_prompt
 from toolkit.judging.responses import PolicyResponses
 from toolkit.measure.responses import prompts_of_run
-from toolkit.preferences.cells import RecordError, excerpt, messages_from, name_cell, prompt_cell, text_cell
+from toolkit.preferences.cells import RecordError, excerpt, name_cell, prompt_cell
 from toolkit.preferences.columns import PROMPTS
 from toolkit.preferences.loading import SourceRecords, read_file
 from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, row_error
 from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, Sample, SampleTable, places_by_policy, table_samples
+from toolkit.preferences.single_rows import RESPONSES, response_cell
 from toolkit.storage.lazy import Computed
 from toolkit.storage.spilled import Spill
 
 # (system, prompt's id, response) -> its file and row, None where they are not known
 SourceOfResponse = Callable[[str, str, str], tuple[str, int] | None]
-RESPONSES = ("response", "output", "completion", "answer")
 _SAMPLE = ("prompt_id", "policy", "sample_index", "prompt", "response")  # what every table of samples has
 # The column that names the system behind a row; AlpacaEval's is the first.
 SYSTEMS = ("generator", "policy", "model", "system_name")
@@ -299,13 +299,5 @@ def output_of(record: Mapping[str, Any], columns: Mapping[str, str | None]) -> t
     """(the system's name or "", the prompt, the response) of a row."""
     prompt_column, response_column = str(columns["prompt"]), str(columns["response"])
     used = [prompt_column, *(["input"] if prompt_column == "instruction" else [])]
-    value = record.get(response_column)
-    if isinstance(value, list):  # one message of the assistant
-        messages = messages_from(value, response_column)
-        if [message["role"] for message in messages] != ["assistant"]:
-            raise RecordError(f"{response_column!r} is not one message of the assistant", column=response_column)
-        response = messages[0]["content"]
-    else:
-        response = text_cell(record, response_column)
     name = name_cell(record, columns["system"]) if columns["system"] is not None else ""
-    return name, prompt_cell(record, used), response
+    return name, prompt_cell(record, used), response_cell(record, response_column)
