@@ -64,7 +64,6 @@ def test_the_confidence_of_the_intervals_has_all_its_digits(copy, run):
 
 def test_tokens_that_differ_in_kind_are_not_added_up(run):
     results = json.loads((run / "results.json").read_text())["cost"]
-    assert not any("tokens" in arm for arm in results["arms"].values())
     cost = text_of(build(run), "cost")
     assert "tokens trained" in cost and "33,000" in cost and "24,000" in cost
     total = sum(row["tokens"] for row in results["stages"])

@@ -322,9 +322,9 @@ def test_cost_by_arm() -> None:
     found = cost(stages)
     assert [row["stage"] for row in found["stages"]] == ["sft", "reward_model", "ppo"]
     assert found["arms"] == {
-        "shared": {"wall_s": 1.0, "peak_gib": 0.5, "response_tokens_trained": None},
-        "rm_ppo": {"wall_s": 6.0, "peak_gib": 0.7, "response_tokens_trained": 340},
-        "dpo": {"wall_s": 0, "peak_gib": 0.0, "response_tokens_trained": None},
+        "shared": {"wall_s": 1.0, "tokens": 10, "peak_gib": 0.5, "response_tokens_trained": None},
+        "rm_ppo": {"wall_s": 6.0, "tokens": 20, "peak_gib": 0.7, "response_tokens_trained": 340},
+        "dpo": {"wall_s": 0, "tokens": 0, "peak_gib": 0.0, "response_tokens_trained": None},
     }
     assert "same reward model" not in found["sentence"]
     online = stage("dpo", 3.0, 0.5) | {"fields": {"input reward_model": "k"}}

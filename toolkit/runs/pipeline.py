@@ -410,9 +410,9 @@ def publish(folder: RunFolder, loaded: LoadedRecipe, manifest: dict[str, Any]) -
 def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Seconds, tokens and peak memory by stage, and by arm (an arm's own stages; shared ones apart).
 
-    A stage counts in ``tokens`` what it works on, which differs from stage to stage, so that an arm has no sum of them.
-    ``response_tokens_trained`` of an arm is one measure for all: a response token counts once for each training pass
-    over it. It is None where a stage has no record of it.
+    A stage counts in ``tokens`` what it works on, which differs from stage to stage: the sum of an arm says how much
+    work was counted, and does not compare the arms. ``response_tokens_trained`` of an arm does: a response token counts
+    once for each training pass over it. It is None where a stage has no record of it.
     """
     rows = [
         {"stage": name, "arm": s["arm"], "wall_s": s["wall_s"], "tokens": s["tokens"], "peak_gib": s["peak_gib"]}
@@ -426,6 +426,7 @@ def cost(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             continue
         arms[arm] = {
             "wall_s": round(sum(row["wall_s"] for row in of_arm), 3),
+            "tokens": sum(row["tokens"] for row in of_arm),
             "peak_gib": max((row["peak_gib"] for row in of_arm), default=0.0),
             TRAINED: _response_tokens_trained([stages[row["stage"]] for row in of_arm]),
         }
