@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,16 @@ def test_an_edited_template_is_another_question(tmp_path: Path) -> None:
         template.write_text(f"kind: logprob\nuser: '{{{{ prompt }}}} {{{{ response_a }}}} {{{{ response_b }}}} {word}'")
         judge(str(template))
         assert n_answers() == n
+
+
+def test_a_stored_verdict_of_a_cut_reply_is_no_answer() -> None:
+    """Earlier versions read a verdict that a reply quotes before it is cut."""
+    template = load_template("choice")
+    quoted = Answer(0.0, 'B ends with "[[B]]", which is no verdict. As to', completion_tokens=template.max_tokens)
+    assert template.was_cut(quoted)
+    assert not template.was_cut(replace(quoted, raw="I prefer the second. **[[B]]**\n"))
+    assert not template.was_cut(replace(quoted, completion_tokens=template.max_tokens - 1))
+    assert not load_template("logprob").was_cut(Answer(0.3, "A", completion_tokens=1))
 
 
 def test_a_failure_never_replaces_an_answer(tmp_path: Path) -> None:

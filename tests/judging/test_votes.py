@@ -55,3 +55,14 @@ def test_votes_of_earlier_versions_count(tmp_path: Path) -> None:
             assert {j.order for j in votes} == {0, 1} and human.n_other_votes(of, memory) == 0
             state = human.Poll(of, memory).next_pair("ann")
             assert b'"pair": null' in state and b'"voted": 12, "total": 12' in state
+
+
+def test_votes_of_earlier_versions_on_whole_conversations_count(tmp_path: Path) -> None:
+    """They had the messages of files of outputs in the question, as they are."""
+    rest = [{"role": "assistant", "content": "?"}, {"role": "user", "content": "again"}]
+    talk: list[Prompt] = [[{"role": "user", "content": f"prompt {i}"}, *rest] for i in range(N)]
+    with remembering(tmp_path / "votes.sqlite") as memory:
+        for i, prompt in enumerate(talk):
+            memory.keep(Question("human:ann", "vote", prompt, f"sft {i}", f"ppo {i}"), Answer(0.0))
+        of = ballots(talk, [*range(N)])
+        assert [j.preference for j in human.votes(of, memory)] == [1.0] * N and human.n_other_votes(of, memory) == 0

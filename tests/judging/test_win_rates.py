@@ -323,6 +323,22 @@ def test_votes_in_an_order_that_was_drawn_all_count(n_twice: int) -> None:
     assert row.n_judged == n_twice
 
 
+def test_a_crowd_counts_alike_alone_and_among_judges() -> None:
+    """Three voters whose places were drawn: pooled, they looked like one judge that was asked in both orders."""
+    rng = np.random.default_rng(0)
+    crowd = [
+        Judgement(
+            f"p{p}", "a", "b", "3 judges", float(p % 3 > 0), int(rng.integers(2)), policy_hash=f"a{p}", source=who
+        )
+        for p in range(40)
+        for who in ("ann", "bob", "cem")
+    ]
+    gold = [Judgement(f"p{p}", "a", "b", "gold", float(p % 2), policy_hash=f"a{p}") for p in range(40)]
+    of_crowd, of_gold, pooled = win_rates.report([*crowd, *gold], pool_judges=True, n_resamples=50)["win_rates"]
+    assert (of_crowd["n_judged"], pooled["n_judged"], pooled["judge"]) == (40, 40, POOLED)
+    assert pooled["win_rate"] == pytest.approx((of_crowd["win_rate"] + of_gold["win_rate"]) / 2, abs=1e-12)
+
+
 def test_position_is_over_pairs_that_a_judge_saw() -> None:
     """Of equal texts nobody is asked: their ties made a judge that always takes the first look consistent."""
 

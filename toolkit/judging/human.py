@@ -18,7 +18,7 @@ from toolkit.judging.answers import Answer, Memory, Question, remembering
 from toolkit.judging.prompt_ids import plain_prompt
 from toolkit.judging.records import Judgement, text_measures
 from toolkit.judging.responses import PolicyResponses
-from toolkit.preferences.rows import readable
+from toolkit.preferences.rows import Prompt, readable
 from toolkit.report.server import LocalHandler, LocalServer, listening
 
 _VALUES = {"A": 1.0, "B": 0.0, "tie": 0.5}
@@ -27,17 +27,20 @@ _LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Pair:
-    """Two responses to one prompt: whose they are, and what a person sees of them. ``text`` is a prompt of one message
-    without its role."""
+    """Two responses to one prompt: whose they are, and what a person sees of them.
+
+    ``earlier`` is the prompt as earlier versions had it in the question: without the role of a single message, or as a
+    list of messages.
+    """
 
     blank: Judgement  # without a preference; its ``order`` says who stands first
     question: Question
-    text: str
+    earlier: tuple[Prompt, ...]
 
     def asked(self) -> list[tuple[int | None, Question]]:
         """(order, question): how the pair is shown, and how earlier versions may have shown it and stored a vote."""
         order, q = self.blank.order, self.question
-        questions = [replace(q, prompt=prompt) for prompt in dict.fromkeys((q.prompt, self.text))]
+        questions = [q, *(replace(q, prompt=prompt) for prompt in self.earlier if prompt != q.prompt)]
         turned = [replace(question, first=q.second, second=q.first) for question in questions]
         return [*((order, question) for question in questions), *((1 - (order or 0), question) for question in turned)]
 
@@ -73,7 +76,7 @@ class Ballots:
             order = int(number, 16) % 2
             blank = Judgement(prompt_id, self.policy, self.baseline, judge, None, order, **text_measures(a, b))
             question = Question(judge, "vote", readable(prompt), *((b, a) if order else (a, b)))
-            drawn.append((number, Pair(blank, question, readable(plain_prompt(prompt)))))
+            drawn.append((number, Pair(blank, question, (readable(plain_prompt(prompt)), plain_prompt(prompt)))))
         return [pair for _, pair in sorted(drawn, key=lambda entry: entry[0])]
 
 

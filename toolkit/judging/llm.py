@@ -168,7 +168,8 @@ def ask_all(
     # Of two processes with the same questions one asks, and the other finds the answers.
     turn = memory_file().with_name(f"asking-{fingerprint([spec, *sorted(questions.keys)])}.lock")
     with in_turn(turn, reporter.line), remembering(memory_file()) as memory:
-        answers = {key: _without_reply(answer) for key, answer in memory.each_answer(questions)}
+        stored = memory.each_answer(questions)
+        answers = {key: _without_reply(answer) for key, answer in stored if not template.was_cut(answer)}
         n_remembered, keys = len(answers), list(questions.keys)
         missing, spent = {key for key in keys if key not in answers}, [0, 0]
         n_new = len(missing)

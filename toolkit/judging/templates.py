@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from toolkit.errors import RecipeError
 from toolkit.files import fingerprint
+from toolkit.judging.answers import Answer
 from toolkit.judging.sandbox import TemplateError, check_template, render
 from toolkit.preferences.rows import Prompt, readable
 from toolkit.recipe.yaml_values import read_yaml
@@ -78,6 +79,15 @@ class Template:
         """
         assert self.kind != "logprob"
         return (None, f"cut at {self.max_tokens} tokens") if cut else read_verdict(self.kind, reply)
+
+    def was_cut(self, stored: Answer) -> bool:
+        """Whether a stored answer seems to come from a reply that was cut, which earlier versions read a verdict in.
+
+        The reason why a reply ended is not stored: such a one has as many tokens as there may be, and goes on behind
+        its verdict.
+        """
+        ends = stored.raw.rstrip(" .!*`\"')\n").endswith("]]")
+        return self.kind != "logprob" and stored.completion_tokens == self.max_tokens and not ends
 
 
 def load_template(name_or_path: str) -> Template:

@@ -36,6 +36,7 @@ from toolkit.judging.records import POOLED, Judgement, one_way, read_attributes,
 
 _log = logging.getLogger(__name__)
 
+_OF_JUDGE = "\0"  # in the source of a pooled judgement, between the judge and its own source
 _MOST_GROUPS = 50  # an attribute with more values is an identifier, and its values are no slices
 
 
@@ -305,13 +306,13 @@ def pooled_win_rate(
 
 
 def _pooled(judgements: Sequence[Judgement]) -> list[Judgement]:
-    """The judgements as those of all judges together.
+    """The judgements as those of all judges together, with the judge before the source: a crowd keeps its voters.
 
     Several judges' rows are sorted, since the bootstrap draws prompts by their place: which judge comes first must not
     move the interval. One judge's rows stay in place, so that the interval is that of the judge's row.
     """
-    pooled = [replace(j, judge=POOLED, source=j.judge) for j in judgements]
-    if len({j.source for j in pooled}) < 2:
+    pooled = [replace(j, judge=POOLED, source=f"{j.judge}{_OF_JUDGE}{j.source}") for j in judgements]
+    if len({j.judge for j in judgements}) < 2:
         return pooled
     return sorted(
         pooled,
@@ -328,21 +329,36 @@ def _with_holm(rows: Sequence[WinRate]) -> list[WinRate]:
 
 
 def _preferences(members: Sequence[Judgement]) -> Floats:
-    """The preference of each prompt, in order of first appearance: the mean over judges of the mean over orders."""
+    """The preference of each prompt, in order of first appearance: the mean over judges of :func:`_of_judge`."""
     by_judge: dict[str, list[int]] = defaultdict(list)
     for i, m in enumerate(members):
-        by_judge[m.source].append(i)
-    asked = None
-    if len(by_judge) > 1 and members[0].judge != POOLED:  # a crowd: whether places were drawn shows in all of its votes
-        asked = _asked_in_both_orders(members, _places_by_pair(members))
+        by_judge[m.source.partition(_OF_JUDGE)[0] if m.judge == POOLED else m.judge].append(i)
     numbers = prompt_numbers(members)
+    if len(by_judge) < 2:
+        return _of_judge(members, numbers)
+    n = int(numbers.max()) + 1
+    values = np.full((len(by_judge), n), np.nan)
+    for k, at in enumerate(by_judge.values()):
+        distinct = np.unique(numbers[at])
+        values[k, distinct] = _of_judge([members[i] for i in at], np.searchsorted(distinct, numbers[at]))
+    return average_within_prompt(np.tile(np.arange(n), len(by_judge)), values.ravel())[1]
+
+
+def _of_judge(members: Sequence[Judgement], numbers: NDArray[np.int64]) -> Floats:
+    """One judge's preference of each prompt by its number: the mean over sources of the mean over orders."""
+    by_source: dict[str, list[int]] = defaultdict(list)
+    for i, m in enumerate(members):
+        by_source[m.source].append(i)
+    asked = None
+    if len(by_source) > 1:  # a crowd: whether places were drawn shows in all of its votes
+        asked = _asked_in_both_orders(members, _places_by_pair(members))
     n = int(numbers.max()) + 1 if len(members) else 0
     # every prompt first, as not judged, so that it keeps its place
     prompts: list[NDArray[np.generic]] = [np.arange(n)]
     values = [np.full(n, np.nan)]
-    for at in by_judge.values():
-        of_judge = members if len(at) == len(members) else [members[i] for i in at]
-        distinct, means = average_within_prompt(numbers[at], _balance_orders(of_judge, asked))
+    for at in by_source.values():
+        of_source = members if len(at) == len(members) else [members[i] for i in at]
+        distinct, means = average_within_prompt(numbers[at], _balance_orders(of_source, asked))
         prompts.append(distinct)
         values.append(means)
     return average_within_prompt(np.concatenate(prompts), np.concatenate(values))[1]
