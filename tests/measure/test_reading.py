@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,17 @@ def test_what_a_model_was_trained_on_lies_beside_its_weights(tmp_path: Path) -> 
     for conversational in (True, False):
         RewardHead(conversational=conversational).write(folder)
         assert trained_on_messages(resolve(str(folder))) is conversational
+    (folder / "reward_head.json").unlink()
+    run = tmp_path / "run"
+    (run / "data").mkdir(parents=True)
+    (run / "manifest.json").write_text("{}")
+    for stage in ("sft", ".work"):  # as it lies in a run, and where the run keeps earlier results
+        shutil.copytree(folder, run / stage / "model")
+    assert trained_on_messages(resolve(str(run / "sft" / "model"))) is None
+    for conversational in (True, False):
+        (run / "data" / "report.json").write_text(json.dumps({"conversational": conversational}))
+        assert trained_on_messages(resolve(str(run / "sft" / "model"))) is conversational
+        assert trained_on_messages(resolve(str(run / ".work" / "model"))) is None
     for file, words in (("reward_head.json", {"mean": 0.0}), ("duel.json", {})):
         (folder / file).write_text(json.dumps({**words, "conversational": "yes"}))
         with pytest.raises(ModelError, match="conversational must be true or false"):

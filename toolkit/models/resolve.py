@@ -222,7 +222,7 @@ def below_adapters(ref: ModelRef) -> ModelRef:
 
 
 def _fix_of_other_base(adapter: Path) -> str:
-    run = _run_around(adapter)
+    run = run_around(adapter)
     stage = "" if run is None else adapter.resolve().relative_to(run).parts[0]
     if stage.startswith(".") or not stage:  # outside a run, or an earlier result on its shelf
         return "put the base back as it was, or train the adapter again"
@@ -236,7 +236,7 @@ def _base_elsewhere(adapter: Path, name: str, record: BaseRecord | None, above: 
     if record is not None and (record.spec in SHORT_NAMES or (file is not None and file.is_file())):
         again = resolve(record.spec)
         return again if record.is_of(again) else None
-    run = _run_around(adapter)
+    run = run_around(adapter)
     if run is None:
         return None
     sft = resolve(str(run / "sft" / "model"), above=above)
@@ -252,9 +252,9 @@ def _gguf_file(spec: str) -> Path | None:
     return Path(spec.removeprefix("gguf:")).expanduser() if spec.startswith("gguf:") else None
 
 
-def _run_around(adapter: Path) -> Path | None:
-    """The run folder with an SFT policy that an adapter lies in."""
-    parents = adapter.resolve().parents
+def run_around(model: Path) -> Path | None:
+    """The run folder with an SFT policy that a model lies in."""
+    parents = model.resolve().parents
     return next((p for p in parents if (p / "manifest.json").is_file() and (p / "sft" / "model").is_dir()), None)
 
 
