@@ -30,6 +30,7 @@ from toolkit.preferences.reading import read_preferences
 from toolkit.preferences.stream import row_file
 from toolkit.recipe.training import ModelSection
 
+USER = {"role": "user", "content": "Why?"}
 JUDGE = """
 def count(prompts, completions, **_):
     print("a line that is no JSON")
@@ -287,6 +288,10 @@ def test_columns_with_names_of_their_own(tmp_path: Path, judge: str) -> None:
         ({"data": [*rows(3), {"prompt": "p", "response": "nan"}]}, "the score is nan.*row 4"),
         ({"data": [{**rows()[0], "score": 1}]}, "has a column 'score'"),
         ({"data": [*rows(2), {"prompt": [{"role": "user", "content": "p"}], "response": "r"}]}, "partly.*row 3"),
+        (
+            {"data": [{"prompt": json.dumps([USER]), "response": "r"}] * 100 + [{"prompt": "plain", "response": "z"}]},
+            "'prompt' holds 'plain', expected JSON of messages.*row 101, column 'prompt'",
+        ),
         ({"options": ["--column=reply=response"]}, "no format has a column 'reply'"),
         ({"options": ["--column=prompt=qestion"]}, "no file has a column 'qestion'"),
         ({"options": ["--column=chosen=id"]}, "single responses has no column 'chosen'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import tempfile
@@ -72,6 +73,25 @@ def test_two_files_of_two_kinds(tmp_path: Path, longer: str) -> None:
     assert [j.preference for j in read_judgements([out])] == [1.0, 0.0, 1.0, 0.5]
     again = json.loads(duel("winrate", str(out), "--json").stdout)
     assert again["win_rates"][0]["ci_low"] == row["ci_low"]
+
+
+def test_prompts_of_messages_in_a_csv_file_and_in_texts_of_json_lines(tmp_path: Path, longer: str) -> None:
+    chat = [json.dumps([{"role": "system", "content": "Be kind."}, {"role": "user", "content": p}]) for p in PROMPTS]
+    first = tmp_path / "a.csv"
+    with first.open("w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "response"), *zip(chat, LONG, strict=True)])
+    second = plain(tmp_path / "b.jsonl", SHORT, chat)
+    out = tmp_path / "j.parquet"
+    duel("judge", str(first), str(second), f"--judge={longer}", f"--out={out}")
+    assert [j.preference for j in read_judgements([out])] == [1.0] * 4
+    # recorded judgements name the prompt by the same text
+    row = {"policy": "a", "baseline": "b", "judge": "j", "preference": 1.0, "winner": "model_a"}
+    ids = []
+    for prompt in (chat[0], json.loads(chat[0])):
+        path = tmp_path / "votes.jsonl"
+        path.write_text(json.dumps({"prompt": prompt, "model_a": "a", "model_b": "b", **row}) + "\n")
+        ids += [j.prompt_id for j in read_judgements([path])]
+    assert ids[0] == ids[1]
 
 
 def test_three_systems_each_with_each_or_all_with_one(tmp_path: Path, longer: str) -> None:

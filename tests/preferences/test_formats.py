@@ -222,12 +222,13 @@ def test_other_columns_leave_the_implicit_prompt(tmp_path: Path) -> None:
     records = [
         {"chosen": f"Question {k}: why? Because.", "rejected": f"Question {k}: why? No.", "id": f"a8f3-{k}",
          "source": "a web page", "score_chosen": 4.5, "model": f"model-{k % 2}", "task": "short answers", "n": k,
-         "user": f"ann-{k}", "rationale": f"The first of {k} is better than the other.", "problem": None}
+         "user": f"ann-{k}", "rationale": f"The first of {k} is better than the other.", "problem": None,
+         "document": f"doc {k} of words"}
         for k in range(6)
     ]  # fmt: skip
     data = read_records(tmp_path, records)
     assert [row.prompt for row in data.rows] == [f"Question {k}: why?" for k in range(6)]
-    names = "'id', 'source', 'score_chosen', 'model', 'task', 'n', 'user', 'rationale', 'problem'"
+    names = "'id', 'source', 'score_chosen', 'model', 'task', 'n', 'user', 'rationale', 'problem', 'document'"
     assert data.report.warnings() == [f"columns that are not read: {names}"]
     transcripts = [{**r, "task": f"x{k}", "chosen": f"\n\nHuman: a{k}\n\nAssistant: b",
                     "rejected": f"\n\nHuman: a{k}\n\nAssistant: c"} for k, r in enumerate(records)]  # fmt: skip

@@ -216,6 +216,16 @@ def test_margins_of_labelled_and_scored_pairs(tmp_path: Path) -> None:
     assert data.rows[1].comparisons[0][:2] == (1, 0) and data.report.ignored_columns == ()
     scored = read_records(tmp_path, [{"prompt": "Q", **pair, "score_a": 1, "score_b": 3}])
     assert [c.margin for c in scored.rows[0].comparisons] == [0.5]
+    signed = [  # the first score minus the second; that of a tie or without a label is not read
+        {"prompt": f"S{k}", **pair, "score_a": a, "score_b": 2, "margin": margin}
+        for k, (a, margin) in enumerate([(1, -1.0), (5, 3.0), (2, "none"), (None, -9)])
+    ]
+    rows = read_records(tmp_path, signed).rows
+    assert [[(c.winner, c.margin) for c in row.comparisons] for row in rows] == [
+        [(1, 1.0)], [(0, 3.0)], [(0, 0), (1, 0)], [],
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"(?s)margin -1.0 says that the second response is better.*column 'margin'"):
+        read_records(tmp_path, [{**signed[0], "score_a": 3}])
     listed = {"prompt": "Q", "responses": ["a", "b", "c"], "scores": [1, 2, 3], "margin": 0.5}
     report = read_records(tmp_path, [listed]).report  # whose margin it is nobody can say
     assert report.warnings() == ["columns that are not read: 'margin'"]

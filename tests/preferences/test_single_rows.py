@@ -90,6 +90,17 @@ def test_transcripts_are_messages_where_all_of_a_file_are(tmp_path: Path) -> Non
     assert len(read) == 102 and read[0] == (TRANSCRIPT, [" chosen 0.", " rejected 0."]) and read[-1][0] == odd
 
 
+def test_texts_that_stay_texts_leave_messages_as_they_are(tmp_path: Path) -> None:
+    """Of rows of one response, and in the filter; a run refuses messages then."""
+    single = written(tmp_path / "single.jsonl", {"prompt": [USER], "response": " yes"})
+    scored = written(tmp_path / "scored.jsonl", *({"prompt": [USER], "response": " yes", "score": k} for k in (1, 2)))
+    for source in (single, scored):
+        assert read_single_responses(source, "train", conversational=False).rows[0].prompt == [USER]  # type: ignore[union-attr]
+        assert by_filter(source, conversational=False)[0] == ([USER], [" yes"])
+    with pytest.raises(DataError, match="conversational=False, but the prompt is chat messages"):
+        read_preferences(scored, conversational=False)
+
+
 def test_mapped_columns_are_read_as_a_run_reads_them(tmp_path: Path) -> None:
     pair = {"problem": "Why?", "good": " yes", "bad": " no", "prompt": "something else"}
     columns = {"prompt": "problem", "chosen": "good", "rejected": "bad"}

@@ -23,7 +23,7 @@ from toolkit.files import parse_json, table_metadata, write_columns
 from toolkit.judging.battles import ColumnsRead, battle_rows, with_known_columns
 from toolkit.judging.prompt_ids import alpaca_eval_id, other_ids
 from toolkit.preferences.cells import RecordError, excerpt, is_missing, name_cell, prompt_cell
-from toolkit.preferences.loading import SourceRecords, local_path, read_file
+from toolkit.preferences.loading import SourceRecords, local_path, messages_read, read_file
 from toolkit.preferences.refusals import in_words
 from toolkit.preferences.rows import prompt_id
 from toolkit.preferences.single_rows import RESPONSES
@@ -347,7 +347,7 @@ def _load(path: Path) -> SourceRecords:
         raise DataError("a folder, not a file of judgements", where=str(path), fix="name the files inside it")
     if not local_path(str(path)).is_file():
         raise DataError("no such file", where=str(path), fix="check the path")
-    return read_file(path)
+    return messages_read(read_file(path))
 
 
 def _judgement(row: Mapping[str, Any], position: int, path: Path, where: str) -> Judgement:

@@ -23,7 +23,7 @@ from toolkit.judging.responses import PolicyResponses
 from toolkit.measure.responses import prompts_of_run
 from toolkit.preferences.cells import RecordError, excerpt, name_cell, prompt_cell
 from toolkit.preferences.columns import PROMPTS
-from toolkit.preferences.loading import SourceRecords, read_file
+from toolkit.preferences.loading import SourceRecords, messages_read, read_file
 from toolkit.preferences.refusals import check_unicode, in_words, prompt_texts, row_error
 from toolkit.preferences.rows import Prompt, prompt_id
 from toolkit.preferences.samples import SAMPLES_FILE, Sample, SampleTable, places_by_policy, table_samples
@@ -234,7 +234,7 @@ def _of_file(file: Path) -> list[Outputs]:
         raise DataError("no such file", where=str(path), fix="name a file of outputs, or a run folder")
     if path.suffix == ".parquet" and {*_SAMPLE} <= table_columns(path, error=DataError):
         return _of_samples(path)
-    return _of_rows(read_file(path), path)
+    return _of_rows(messages_read(read_file(path)), path)
 
 
 def _of_samples(path: Path) -> list[Outputs]:

@@ -100,7 +100,9 @@ def _of_samples(path: Path, file: Path) -> Iterator[Single]:
 def _of_rows(loaded: SourceRecords, recognised: Format, conversational: bool | None) -> Iterator[Single]:
     for number, record in loaded.records:
         try:
-            datum = as_conversation(recognised, parse_record(recognised, record), conversational)
+            datum = parse_record(recognised, record)
+            if conversational is not False:  # texts stay as they are then, and so do messages, which a run refuses
+                datum = as_conversation(recognised, datum, conversational)
         except RecordError as error:
             raise refused(loaded, number, error) from error
         [response] = datum.responses

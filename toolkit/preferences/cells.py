@@ -210,13 +210,18 @@ def read_index(value: object, n: int, name: str) -> int:
 
 def margin_cell(record: Record, column: str = "margin") -> float:
     """The ``margin`` of a record, 0 where there is none. Errors name ``column``."""
-    value = record.get("margin")
-    if isinstance(value, str):  # a cell of a CSV file
-        value = None if not value.strip() else value if (number := parsed_number(value)) is None else number
-    margin = 0.0 if value is None else read_number(value, column)
+    margin = signed_margin(record, column)
     if margin < 0:
         raise RecordError(f"margin {margin} is negative", column=column, fix="swap the two responses, or leave it out")
     return margin
+
+
+def signed_margin(record: Record, column: str = "margin") -> float:
+    """The ``margin`` of a record, which may be negative; 0 where there is none. Errors name ``column``."""
+    value = record.get("margin")
+    if isinstance(value, str):  # a cell of a CSV file
+        value = None if not value.strip() else value if (number := parsed_number(value)) is None else number
+    return 0.0 if value is None else read_number(value, column)
 
 
 def parsed_number(value: object) -> float | None:

@@ -110,9 +110,8 @@ def _chosen_rejected(columns: Columns) -> Format | None:
 def unnamed_prompts(columns: Columns) -> list[str]:
     """Columns that could hold the prompts of texts in ``chosen`` and ``rejected``, where no column has a known name.
 
-    They hold a text in every row, mostly distinct ones, and have the name of a prompt (single words, which could be ids
-    or names, are none where the answers seem to begin with prompts); or they hold texts of several words, where the
-    beginnings that chosen and rejected share are no prompts: few rows have one, or many have the same.
+    They hold a text in every row, mostly distinct ones, and have the name of a prompt, or hold texts of several words.
+    There are none where chosen and rejected begin with prompts: most rows share a beginning, and most of these differ.
     """
     if not columns.has(*SIDES[0]) or columns.prompts or any(map(columns.holds_list, SIDES[0])):
         return []
@@ -121,15 +120,10 @@ def unnamed_prompts(columns: Columns) -> list[str]:
              for name in names}  # fmt: skip
     n = len(columns.sample)
     distinct = {name: of for name, of in texts.items() if len(of) == n and 2 * len({*of}) > n}
-    if not distinct:
+    if not distinct or _share_prompts(columns.sample):
         return []
-
-    def of_words(name: str, least: int) -> bool:
-        return 2 * sum(len(text.split()) >= least for text in distinct[name]) > n
-
-    share = _share_prompts(columns.sample)
-    named = [name for name in distinct if name.lower() in PROMPT_LIKE and (of_words(name, 2) or not share)]
-    return named or [name for name in distinct if of_words(name, 3) and not share]
+    named = [name for name in distinct if name.lower() in PROMPT_LIKE]
+    return named or [name for name, of in distinct.items() if 2 * sum(len(text.split()) >= 3 for text in of) > n]
 
 
 def _share_prompts(sample: Sequence[Record]) -> bool:

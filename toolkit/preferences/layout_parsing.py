@@ -15,12 +15,12 @@ from toolkit.preferences.cells import (
     cell,
     json_texts,
     list_cell,
-    margin_cell,
     messages_from,
     name_cell,
     odd_one,
     prompt_cell,
     score_of,
+    signed_margin,
     text_cell,
     two_groups,
 )
@@ -171,12 +171,21 @@ def with_ties(record: Record, *, recognised: Format) -> Datum:
 
 
 def with_margin(record: Record, *, recognised: Format) -> Datum:
-    """What the format reads; ``margin`` is that of the preferred response, where one of two is preferred."""
+    """What the format reads, with the size of ``margin`` where one of the two responses is preferred.
+
+    The margin may be the first response's score minus the second's. Raises RecordError for one below 0 where the first
+    is preferred.
+    """
     datum = recognised.parse(record)
-    margin = margin_cell(record)
-    if not margin or len({(c.winner, c.loser) for c in datum.comparisons}) != 1:  # a tie or a soft label has both
+    orders = {(c.winner, c.loser) for c in datum.comparisons}
+    if len(orders) != 1:  # a tie or a soft label has both
         return datum
-    return datum._replace(comparisons=[c._replace(margin=margin) for c in datum.comparisons])
+    margin = signed_margin(record)
+    if margin < 0 and orders == {(0, 1)}:
+        what = f"margin {margin} says that the second response is better, but the first one is preferred"
+        fix = "the difference first minus second, or its size alone"
+        raise RecordError(what, column="margin", fix=fix)
+    return datum._replace(comparisons=[c._replace(margin=abs(margin)) for c in datum.comparisons])
 
 
 def _turns(record: Record, history: str | None) -> list[Message]:

@@ -213,16 +213,23 @@ class RowReader:
         """Whether a row has responses that are compared with each other."""
         return not self.recognised.one_response
 
-    def record(self, record: Record) -> Record:
-        """A record with the format's names of columns, and with messages where their JSON is."""
-        return read_messages(with_columns(record, self.columns) if self.columns else record, self.messages)
+    def record(self, number: int, record: Record) -> Record:
+        """A record with the format's names of columns, and with messages where their JSON is.
+
+        Raises DataError for a text that is none in a column of such JSON.
+        """
+        try:
+            return read_messages(with_columns(record, self.columns) if self.columns else record, self.messages)
+        except RecordError as error:
+            column = self.columns.get(error.column, error.column)
+            raise DataError(error.what, where=self.file.place(number, column), fix=error.fix) from error
 
     def read(self, number: int, record: Record) -> Datum | None:
         """None for a row that cannot be scored: a blank prompt or response, or responses that share no prompt.
 
         Raises DataError for a wrong row, with its place.
         """
-        datum = self.parsed(number, self.record(record))
+        datum = self.parsed(number, self.record(number, record))
         if datum is None or not datum.responses or is_empty(datum):
             return None
         for text in (*prompt_texts(datum.prompt), *datum.responses):
@@ -237,7 +244,10 @@ class RowReader:
         one.
         """
         try:
-            return as_conversation(self.recognised, parse_record(self.recognised, record), self.conversational)
+            datum = parse_record(self.recognised, record)
+            if self.conversational is False:  # texts stay as they are, and so do messages, which a run refuses then
+                return datum
+            return as_conversation(self.recognised, datum, self.conversational)
         except NoSharedPromptError:
             return None
         except RecordError as error:
@@ -246,11 +256,13 @@ class RowReader:
     def records(self) -> Iterator[tuple[int, Record]]:
         """All rows of the file, each with its number."""
         for chunk in self.file.chunks(ROWS_AT_ONCE):
-            yield from ((number, self.record(record)) for number, record in enumerate(chunk.records, chunk.first))
+            yield from (
+                (number, self.record(number, record)) for number, record in enumerate(chunk.records, chunk.first)
+            )
 
     def label(self, number: int, record: Record) -> bool:
         """Whether the label of a row says good. Raises DataError where it says neither good nor bad."""
-        value = self.record(record).get(LABEL)
+        value = self.record(number, record).get(LABEL)
         number_in_it = parsed_number(value)  # "1.0" of a CSV file too
         known = _WORDS.get(str(value).strip().lower()) if number_in_it is None else _FLAGS.get(number_in_it)
         if known is None:
