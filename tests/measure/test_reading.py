@@ -6,16 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from toolkit.errors import ModelError
+from toolkit.measure import sampling
+from toolkit.measure.options import PromptSelection
 from toolkit.measure.reading import DATA, EncodedRow, EncodedRows, Reading, ReadingOptions, read, read_data
 from toolkit.models.encoding import Encoded, Tree, text_encoder
 from toolkit.models.load import new_reward_model
 from toolkit.models.prompt_kind import trained_on_messages
-from toolkit.models.resolve import resolve
+from toolkit.models.resolve import TRAINING_RECORD_FILE, resolve
 from toolkit.models.reward_head import RewardHead
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.preferences.rows import Comparison, PreferenceRow, Prompt
@@ -116,6 +119,19 @@ def test_prompts_are_of_the_kind_that_a_model_was_trained_on(tmp_path: Path, row
     assert prompt(column, plain=True) == TRANSCRIPT
     if rows == "pairs":
         assert prompt(whole) == (TRANSCRIPT if trained is False else messages)
+
+
+@pytest.mark.parametrize("kinds", [(None, True), (True, False), (False, None), (None, None)])
+def test_policies_are_asked_as_they_were_trained(tmp_path: Path, kinds: tuple[bool | None, ...]) -> None:
+    """A policy trained on messages continued the bare text of a prompt in ``compare``, ``label`` and ``simulate``."""
+    (tmp_path / "prompts.txt").write_text("Hi\n")
+    refs = [replace(resolve("tiny"), path=str(tmp_path / str(k))) for k in range(len(kinds))]
+    for ref, conversational in zip(refs, kinds, strict=True):
+        Path(ref.path).mkdir()
+        record = {} if conversational is None else {"conversational": conversational}
+        (Path(ref.path) / TRAINING_RECORD_FILE).write_text(json.dumps(record))
+    [(_, prompt)] = sampling.read_prompts(PromptSelection(str(tmp_path / "prompts.txt")), refs)
+    assert prompt == ([{"role": "user", "content": "Hi"}] if kinds == (None, True) else "Hi")
 
 
 def test_what_a_model_was_trained_on_lies_beside_its_weights(tmp_path: Path) -> None:

@@ -50,13 +50,14 @@ def compare_policies(
     if annotations is not None and params.n > 1:
         what = f"{params.n} samples for a prompt, and AlpacaEval's annotations hold one output of each policy"
         raise DataError(what, where="--annotations", fix="sample one for a prompt, or leave --annotations out")
-    prompts = read_prompts(selection)
     samplers = [PolicySampler(policy, options.model, params) for policy in policies]
+    refs = [sampler.ref for sampler in samplers]
+    prompts = read_prompts(selection, refs)
     names = [_file_name(sampler, prompts, selection.seed) for sampler in samplers]
     refuse_others_folder(out, "comparison", (JUDGEMENTS_FILE, RESULTS_FILE))
     if annotations is not None:
         refuse_others_file(annotations, force=None, ours=alpaca_eval.is_ours)
-    with RunFolder(out).lock(), refusals_in(selection):
+    with RunFolder(out).lock(), refusals_in(selection, refs):
         samples = {
             sampler.policy: _samples(sampler, prompts, selection.seed, out / name, reporter)
             for sampler, name in zip(samplers, names, strict=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.errors import DataError
 from toolkit.measure.options import PromptSelection
 from toolkit.measure.responses import Answered
+from toolkit.models.prompt_kind import trained_on_messages
 from toolkit.models.rendering import TemplateRefusesError
 from toolkit.models.resolve import ModelRef, resolve
 from toolkit.preferences.prompts import UnlabelledPrompt
@@ -27,25 +28,39 @@ if TYPE_CHECKING:
 SAMPLE_COLUMNS = ("prompt_id", "policy", "sample_index", "response", "response_ids", "n_tokens", "truncated")
 
 
-def read_prompts(selection: PromptSelection) -> list[tuple[str, Prompt]]:
-    """(prompt id, prompt) of any source of prompts (:func:`toolkit.preferences.prompts.read_prompts`).
+def read_prompts(selection: PromptSelection, policies: Sequence[ModelRef]) -> list[tuple[str, Prompt]]:
+    """(prompt id, prompt) of any source of prompts (:func:`toolkit.preferences.prompts.read_prompts`), as the policies
+    read them (:func:`_as_messages`).
 
     Raises DataError where there is no prompt, or a row that is none.
     """
-    return [(prompt_id(item.prompt), item.prompt) for item in _selected(selection)]
+    return [(prompt_id(item.prompt), item.prompt) for item in _selected(selection, policies)]
 
 
-def _selected(selection: PromptSelection) -> list[UnlabelledPrompt]:
-    return prompts_of_any_source(selection.data, split=selection.split, limit=selection.limit, seed=selection.seed)
+def _selected(selection: PromptSelection, policies: Sequence[ModelRef]) -> list[UnlabelledPrompt]:
+    return prompts_of_any_source(
+        selection.data,
+        split=selection.split,
+        limit=selection.limit,
+        seed=selection.seed,
+        conversational=_as_messages(policies),
+    )
+
+
+def _as_messages(policies: Sequence[ModelRef]) -> bool | None:
+    """True where texts become messages: a policy was trained on messages, and none on text. None: prompts stay."""
+    known = {trained_on_messages(ref) for ref in policies}
+    return True if True in known and False not in known else None
 
 
 @contextmanager
-def refusals_in(selection: PromptSelection) -> Iterator[None]:
+def refusals_in(selection: PromptSelection, policies: Sequence[ModelRef]) -> Iterator[None]:
     """Inside it, a chat template that refuses one of these prompts is a DataError that names its row."""
     try:
         yield
     except TemplateRefusesError as error:
-        items = prompts_of_any_source(selection.data, split=selection.split)
+        conversational = _as_messages(policies)
+        items = prompts_of_any_source(selection.data, split=selection.split, conversational=conversational)
         place = next((item.where for item in items if item.prompt == error.messages), "")
         raise DataError(error.what, where=place or f"{selection.data}: {error.where}", fix=error.fix) from error
 
@@ -119,9 +134,9 @@ def sampled_responses(
 
     Raises what reading the prompts and sampling raise.
     """
-    asked = _selected(selection)
+    asked = _selected(selection, [sampler.ref])
     prompts = [(prompt_id(item.prompt), item.prompt) for item in asked]
-    with refusals_in(selection):
+    with refusals_in(selection, [sampler.ref]):
         samples = sample(sampler, prompts, seed=selection.seed, purpose=purpose, reporter=reporter)
     return [
         Answered(item.prompt, [s.response for s in of_prompt], group=item.group)
