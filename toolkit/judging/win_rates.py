@@ -330,29 +330,25 @@ def _with_holm(rows: Sequence[WinRate]) -> list[WinRate]:
 
 def _preferences(members: Sequence[Judgement]) -> Floats:
     """The preference of each prompt, in order of first appearance: the mean over judges of :func:`_of_judge`."""
+    numbers = prompt_numbers(members)
+    n = int(numbers.max()) + 1 if len(members) else 0
+    if not members or members[0].judge != POOLED:
+        return _of_judge(members, numbers, n)
     by_judge: dict[str, list[int]] = defaultdict(list)
     for i, m in enumerate(members):
-        by_judge[m.source.partition(_OF_JUDGE)[0] if m.judge == POOLED else m.judge].append(i)
-    numbers = prompt_numbers(members)
-    if len(by_judge) < 2:
-        return _of_judge(members, numbers)
-    n = int(numbers.max()) + 1
-    values = np.full((len(by_judge), n), np.nan)
-    for k, at in enumerate(by_judge.values()):
-        distinct = np.unique(numbers[at])
-        values[k, distinct] = _of_judge([members[i] for i in at], np.searchsorted(distinct, numbers[at]))
-    return average_within_prompt(np.tile(np.arange(n), len(by_judge)), values.ravel())[1]
+        by_judge[m.source.partition(_OF_JUDGE)[0]].append(i)
+    values = [_of_judge([members[i] for i in at], numbers[at], n) for at in by_judge.values()]
+    return average_within_prompt(np.tile(np.arange(n), len(values)), np.concatenate(values))[1]
 
 
-def _of_judge(members: Sequence[Judgement], numbers: NDArray[np.int64]) -> Floats:
-    """One judge's preference of each prompt by its number: the mean over sources of the mean over orders."""
+def _of_judge(members: Sequence[Judgement], numbers: NDArray[np.int64], n: int) -> Floats:
+    """One judge's preference (n,) of each prompt by its number: the mean over sources of the mean over orders."""
     by_source: dict[str, list[int]] = defaultdict(list)
     for i, m in enumerate(members):
         by_source[m.source].append(i)
     asked = None
     if len(by_source) > 1:  # a crowd: whether places were drawn shows in all of its votes
         asked = _asked_in_both_orders(members, _places_by_pair(members))
-    n = int(numbers.max()) + 1 if len(members) else 0
     # every prompt first, as not judged, so that it keeps its place
     prompts: list[NDArray[np.generic]] = [np.arange(n)]
     values = [np.full(n, np.nan)]
